@@ -1,0 +1,29 @@
+"""The exceptions of llmaccel.
+
+Every error that llmaccel raises on purpose is an `LLMAccelError`. Each also derives from the builtin
+exception that a caller would expect, so `except ValueError` keeps working.
+"""
+
+
+class LLMAccelError(Exception):
+    """Base of all llmaccel exceptions."""
+
+
+class ConfigError(LLMAccelError, ValueError):
+    """A constructor argument or a model configuration value is wrong; the message names it."""
+
+
+class LoadError(LLMAccelError):
+    """A checkpoint or tokenizer file is missing, truncated, or contradicts itself."""
+
+
+class MemoryPlanError(LLMAccelError, MemoryError):
+    """The model, its cache and its workspace do not fit; the message gives what would."""
+
+
+class RequestError(LLMAccelError, ValueError):
+    """One request is invalid; other requests are not affected."""
+
+
+class UnsupportedError(LLMAccelError):
+    """A feature, option or model architecture that llmaccel knows it cannot serve."""
