@@ -56,6 +56,12 @@ static void cpu_relax(void)
 #endif
 }
 
+/* Epochs wrap around. */
+static int reached(uint32_t now, uint32_t want)
+{
+    return (int32_t)(now - want) >= 0;
+}
+
 static void signal_set(la_signal *s, uint32_t epoch)
 {
     atomic_store(&s->epoch, epoch);
@@ -64,11 +70,11 @@ static void signal_set(la_signal *s, uint32_t epoch)
     }
 }
 
-/* Returns when the epoch is `want`. Epochs wrap; equality is enough since nobody runs ahead by two. */
+/* Returns when the epoch is `want` or later: thread 0 may already have started the next run. */
 static void signal_wait(la_signal *s, uint32_t want, int spin)
 {
     for (int i = 0; i < spin; i++) {
-        if (atomic_load_explicit(&s->epoch, memory_order_acquire) == want) {
+        if (reached(atomic_load_explicit(&s->epoch, memory_order_acquire), want)) {
             return;
         }
         cpu_relax();
@@ -76,7 +82,7 @@ static void signal_wait(la_signal *s, uint32_t want, int spin)
     atomic_fetch_add(&s->sleepers, 1);
     for (;;) {
         uint32_t now = atomic_load(&s->epoch);
-        if (now == want) {
+        if (reached(now, want)) {
             break;
         }
         syscall(SYS_futex, &s->epoch, FUTEX_WAIT_PRIVATE, now, NULL, NULL, 0);
