@@ -126,8 +126,8 @@ typedef struct la_backend_ops {
     la_status (*probe_read)(la_backend *b, size_t bytes, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
     /* Packs all units of w, by all threads; w->data is set and freed by the caller. */
-    void (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
-                 int paired);
+    la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
+                      int paired);
     /* fn on every thread that takes part in a step. */
     void (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
     /* Scratch a workspace must offer for T tokens. */

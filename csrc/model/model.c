@@ -179,7 +179,7 @@ static la_status matrix_set(la_model *m, la_matrix *dst, const la_source *parts,
             goto done;
         }
         int split = fresh.n_parts > 1;
-        m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts, paired);
+        LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts, paired));
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
