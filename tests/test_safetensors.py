@@ -377,3 +377,25 @@ def test_mutated_indexes(tmp_path):
     valid = index.read_bytes()
     for mutated in mutations(valid, FUZZ_COUNT, seed=12):
         check_survives(lambda path: open_safetensors(path.parent), index, mutated)
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_nothing_stays_open(tmp_path):
+    write_shards(tmp_path)
+    write_index(tmp_path, GOOD_MAP)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(file_bytes({"a": entry("U8", [4], 0, 3)}, b"123"))
+
+    def maps_and_files() -> tuple[int, int]:
+        with open("/proc/self/maps") as maps:
+            mapped = sum(".safetensors" in line for line in maps)
+        return mapped, len(os.listdir("/proc/self/fd"))
+
+    before = maps_and_files()
+    opened = open_safetensors(tmp_path)
+    assert maps_and_files()[0] == before[0] + 2  # both shards; the index is not kept
+    opened.close()
+    for _ in range(20):
+        open_safetensors(tmp_path).close()
+        refused(tmp_path, bad.read_bytes())
+    assert maps_and_files() == before
