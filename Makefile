@@ -25,7 +25,9 @@ WITH_MODEL = if [ -f "$(MODEL)" ]; then export LLMACCEL_SMOLLM2="$(abspath $(MOD
 ifdef CI
 export LLMACCEL_WERROR ?= 1
 endif
-dev check asan ubsan tsan: export LLMACCEL_WERROR := 1
+dev check: export LLMACCEL_WERROR := 1
+# Instrumented code draws warnings of its own.
+asan ubsan tsan: export LLMACCEL_WERROR := 0
 
 .PHONY: help demo test test-all dev build fetch lint format asan ubsan tsan bench check wheel clean
 .DELETE_ON_ERROR:
