@@ -3,8 +3,8 @@
     python benchmarks/engine.py [--gguf SmolLM2.gguf] [--models smollm2,qwen2.5-0.5b] [--repeats 5]
 
 Two models: SmolLM2-135M-Instruct from its GGUF file (as quantized there), and the shape of
-Qwen2.5-0.5B in bf16 with random weights. For each, at batch 1 and 16: prefill of 512 tokens a request
-to its first token, then decode of 64 tokens a request after a 128-token prompt.
+Qwen2.5-0.5B in bf16 with random weights. For each, at batch 1 and 16: prefill of 512 tokens a
+request to its first token, then decode of 64 tokens a request after a 128-token prompt.
 
 Shares. Decode at batch 1 reads every weight once a token: (weight bytes a token x tok/s) over the
 read bandwidth probed right before and after. Prefill is arithmetic: 2 operations per weight and
