@@ -48,6 +48,7 @@ LA_INLINE void vi_storeu(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); 
 LA_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 LA_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 LA_INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
@@ -73,6 +74,13 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
     r = _mm256_blendv_epi8(r, _mm256_or_si256(vi_shr(u, 16), vi_set1(0x40)), nan);
     r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
+}
+LA_INLINE void vi_store_act(int8_t *p, const vi q[2])
+{
+    vi w = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
+    __m128i b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(b, order));
 }
 
 #endif

@@ -46,6 +46,7 @@ LA_INLINE void vi_storeu(void *p, vi a) { _mm512_storeu_si512(p, a); }
 LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 LA_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
@@ -70,6 +71,11 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
     __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
     r = _mm512_mask_or_epi32(r, nan, vi_shr(u, 16), vi_set1(0x40));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
+}
+LA_INLINE void vi_store_act(int8_t *p, const vi q[1])
+{
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[0]), order));
 }
 
 #endif

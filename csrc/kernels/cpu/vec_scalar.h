@@ -49,6 +49,7 @@ LA_INLINE void vi_storeu(void *p, vi a) { memcpy(p, &a, sizeof a); }
 LA_INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 LA_INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 LA_INLINE vi vi_and(vi a, vi b) { return a & b; }
+LA_INLINE vi vi_or(vi a, vi b) { return a | b; }
 LA_INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
 LA_INLINE vi vi_shl(vi a, int n) { return (vi)((uint32_t)a << n); }
 LA_INLINE vi vi_shr(vi a, int n) { return (vi)((uint32_t)a >> n); } /* zeros come in */
@@ -70,5 +71,16 @@ LA_INLINE vf v_bits(vi a)
 LA_INLINE vf v_load_f16(const uint16_t *p) { return la_f16_to_f32(*p); }
 LA_INLINE vf v_load_bf16(const uint16_t *p) { return la_bf16_to_f32(*p); }
 LA_INLINE void v_store_bf16(uint16_t *p, vf a) { *p = la_f32_to_bf16(a); }
+
+/* 16 integers in -128..127 as bytes, in the order 0 4 1 5 2 6 3 7 inside each 8 (LA_ACT_I8 rows). */
+LA_INLINE void vi_store_act(int8_t *p, const vi q[16])
+{
+    for (int b = 0; b < 16; b += 8) {
+        for (int i = 0; i < 4; i++) {
+            p[b + 2 * i] = (int8_t)q[b + i];
+            p[b + 2 * i + 1] = (int8_t)q[b + i + 4];
+        }
+    }
+}
 
 #endif
