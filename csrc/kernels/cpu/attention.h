@@ -3,15 +3,20 @@
  * Owns the writing of page slots (layouts drawn in kernels.h) and the fma tile of attention_core.h:
  * bf16 lines are split into even and odd values by shift and mask, so any level reads the same bytes.
  * Invariant: V slots without a token are finite zeros, K slots without one may hold anything.
- * Included by the isa_*.c files after sample.h; attention_bf16.h replaces attend_bf16 where the dot is.
+ * Included by the isa_*.c files, which call fill_attention; attention_bf16.h replaces attend_bf16 where the dot is.
  */
 #ifndef LA_ATTENTION_H
 #define LA_ATTENTION_H
 
 #include "attention_core.h"
 
-/* Blocks of a tile: rows * blocks * 16 / VL accumulators stay in 32 (AVX-512) or 16 registers. */
-#define ATTEND_BLOCKS(rows) (VL == 16 ? 4 : VL == 8 && (rows) <= 3 ? 2 : 1)
+/* Blocks of a tile, and its most rows: accumulators, lines, a broadcast and a mask stay in 32
+ * (AVX-512) or 16 registers; gcc spills at one row more. */
+#define ATTEND_BLOCKS(rows) (VL == 16 ? 4 : VL == 8 && (rows) <= 2 ? 2 : 1)
+enum {
+    ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1,
+    ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5
+};
 
 LA_INLINE void attend_tile(const int rows, const int blocks, const int pair, const attend_panel *p,
                            int first)
@@ -74,13 +79,15 @@ LA_INLINE void attend_rows(const int rows, const int pair, const attend_panel *p
 
 LA_INLINE void attend_panel_fma(const int pair, const attend_panel *p)
 {
-#if LA_VEC_LANES > 1
+#if defined(LA_VEC_AVX2) || defined(LA_VEC_AVX512)
     switch (p->rows) {
     case 2: attend_rows(2, pair, p); return;
     case 3: attend_rows(3, pair, p); return;
     case 4: attend_rows(4, pair, p); return;
     case 5: attend_rows(5, pair, p); return;
+#if defined(LA_VEC_AVX512)
     case 6: attend_rows(6, pair, p); return;
+#endif
     default: break;
     }
 #endif
@@ -102,14 +109,17 @@ static void attend_row_f32(const float *x, int d, void *a)
     memcpy(a, x, (size_t)d * sizeof(float));
 }
 
+/* Writes whole vectors: a row of A has room for d rounded up to 16 values. */
 static void attend_row_split(const float *x, int d, void *a)
 {
     float *q = a;
-    for (int i = 0; i < d; i++) {
-        q[i] = la_bf16_to_f32(la_f32_to_bf16(x[i]));
+    uint16_t h[VL];
+    for (int i = 0; i < d; i += VL) {
+        v_store_bf16(h, d - i >= VL ? v_loadu(x + i) : v_loadn(x + i, d - i));
+        v_storeu(q + i, v_load_bf16(h));
     }
     if (d % 2 != 0) {
-        q[d] = 0.0f;
+        q[d] = 0.0f; /* one lane does not pad */
     }
 }
 
@@ -131,13 +141,14 @@ LA_INLINE vf attend_weights_split(vf p, void *a, int t)
 
 static void attend_f32(const la_attend_args *g)
 {
-    static const attend_form form = {1, 4, attend_panel_f32, attend_row_f32, attend_weights_f32};
+    static const attend_form form = {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, attend_row_f32,
+                                     attend_weights_f32};
     attend_run(g, &form);
 }
 
 static void attend_bf16(const la_attend_args *g)
 {
-    static const attend_form form = {2, 4, attend_panel_split, attend_row_split,
+    static const attend_form form = {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, attend_row_split,
                                      attend_weights_split};
     attend_run(g, &form);
 }

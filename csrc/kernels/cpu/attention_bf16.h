@@ -12,9 +12,9 @@
 
 LA_INLINE void attend_dot_tile(const int rows, const int blocks, const attend_panel *p, int first)
 {
-    __m512 acc[6][4];
+    __m512 acc[ATTEND_ROWS][4];
     __m512i line[4];
-    const int32_t *a[6];
+    const int32_t *a[ATTEND_ROWS];
     size_t block_bytes = (size_t)p->steps * ATTEND_LINE;
     const uint8_t *b = p->b + (size_t)first * block_bytes;
     LA_UNROLL
@@ -75,14 +75,11 @@ static void attend_panel_dot(const attend_panel *p)
     }
 }
 
+/* Writes whole vectors: a row of A has room for d rounded up to 16 values. */
 static void attend_row_dot(const float *x, int d, void *a)
 {
-    uint16_t *q = a;
-    for (int i = 0; i < d; i++) {
-        q[i] = la_f32_to_bf16(x[i]);
-    }
-    if (d % 2 != 0) {
-        q[d] = 0;
+    for (int i = 0; i < d; i += 16) {
+        v_store_bf16((uint16_t *)a + i, d - i >= 16 ? v_loadu(x + i) : v_loadn(x + i, d - i));
     }
 }
 
@@ -95,7 +92,7 @@ LA_INLINE vf attend_weights_dot(vf p, void *a, int t)
 
 static void attend_bf16_dot(const la_attend_args *g)
 {
-    static const attend_form form = {2, 2, attend_panel_dot, attend_row_dot, attend_weights_dot};
+    static const attend_form form = {6, 2, 2, attend_panel_dot, attend_row_dot, attend_weights_dot};
     attend_run(g, &form);
 }
 

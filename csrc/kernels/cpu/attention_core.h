@@ -8,6 +8,7 @@
  *     a0     c   c   c   c       up to 6 rows: 24 accumulators, 4 lines, 1 broadcast of 32 registers
  *     ..     c   c   c   c
  *
+ * Fewer rows where more would spill: see the forms.
  * Invariant: an element of C is one chain over the steps in order and a row meets the pages in order,
  * each as 64 whole tokens; so a row's bits depend on that row alone, whatever tile it sits in.
  * Included by attention.h and attention_bf16.h, which supply the tile and the forms of A.
@@ -15,19 +16,20 @@
 #ifndef LA_ATTENTION_CORE_H
 #define LA_ATTENTION_CORE_H
 
-#include "rows.h"
+#include "../kernels.h"
+#include "vec_math.h"
 
 enum {
-    ATTEND_MAX_ROWS = 64,            /* of a call */
-    ATTEND_ROWS = VL == 1 ? 1 : 6,   /* of a tile */
-    ATTEND_LINE = 64                 /* bytes */
+    ATTEND_MAX_ROWS = 64, /* of a call */
+    ATTEND_ROWS = 6,      /* of a tile, at most */
+    ATTEND_LINE = 64      /* bytes */
 };
 
 /* One product: some rows, all blocks. */
 typedef struct attend_panel {
-    int rows;                       /* 1..ATTEND_ROWS */
-    const void *a[6];               /* row of A in the form the tile reads */
-    float *c[6];                    /* row of C, [16 n_blocks] */
+    int rows;                       /* at most those of the form */
+    const void *a[ATTEND_ROWS];               /* row of A in the form the tile reads */
+    float *c[ATTEND_ROWS];            /* row of C, [16 n_blocks] */
     const uint8_t *b;               /* [n_blocks][steps][64 bytes] */
     int n_blocks;
     int steps;
@@ -36,6 +38,7 @@ typedef struct attend_panel {
 
 /* What differs between fp32 pages, bf16 pages by shift and mask, and bf16 pages by the dot. */
 typedef struct attend_form {
+    int rows;                                   /* of a tile, 1..ATTEND_ROWS */
     int pair;                                   /* values of A per line: 1, or 2 for bf16 */
     int bytes;                                  /* of a value of A */
     void (*panel)(const attend_panel *p);
@@ -149,7 +152,7 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
 LA_INLINE void attend_product(const attend_form *f, const attend_span *span, int n, const char *a,
                               size_t a_pitch, float *c, int c_pitch, attend_panel *p)
 {
-    int tiles = (n + ATTEND_ROWS - 1) / ATTEND_ROWS;
+    int tiles = (n + f->rows - 1) / f->rows;
     for (int t = 0; t < tiles; t++) {
         int from = n * t / tiles;
         p->rows = n * (t + 1) / tiles - from;

@@ -1,51 +1,14 @@
-/* rows.h - kernels over one row: norms, activations, rotation, softcap, and exp for all of them.
+/* rows.h - kernels over one row: norms, sums of rows, activations, rotation, softcap.
  *
- * Owns v_exp and what is built on it. Invariants: an element's bits depend on its value alone, not on
- * its lane; sums run in 16 fixed lanes joined by v_sum16; every level runs the same operations, so
- * results are equal bit for bit across levels. No libm in a loop. Included by each isa_*.c file
- * after vec.h, and by attention and sampling for v_exp.
+ * Invariants: an element's bits depend on its value alone, not on its lane; sums run in 16 fixed lanes
+ * joined by v_sum16; every level runs the same operations, so results are equal bit for bit across
+ * levels. Included by the isa_*.c files, which call fill_rows.
  */
 #ifndef LA_ROWS_H
 #define LA_ROWS_H
 
 #include "../kernels.h"
-#include "vec.h"
-
-/* exp(x) = s (1 + q): returns q, |q| < 0.42, and s = 2^n; s is 0 below -87.7 and infinite above 88.4.
- * NaN gives a NaN q. */
-LA_INLINE vf v_exp_split(vf x, vf *s)
-{
-    /* min and max keep a NaN in their second operand */
-    x = v_min(v_set1(89.0f), v_max(v_set1(-88.0f), x));
-    vf n = v_round(v_mul(x, v_set1(1.44269504f)));
-    vf r = v_fnma(n, v_set1(0.693359375f), x); /* ln 2 in two parts; the first has 9 bits */
-    r = v_fnma(n, v_set1(-2.12194440e-4f), r);
-    /* Minimax on +-ln(2)/2: 3e-9 of exp */
-    vf p = v_fma(r, v_set1(0x1.6a23d0p-10f), v_set1(0x1.123a20p-7f));
-    p = v_fma(r, p, v_set1(0x1.5558f2p-5f));
-    p = v_fma(r, p, v_set1(0x1.555492p-3f));
-    p = v_fma(r, p, v_set1(0x1.fffffcp-2f));
-    *s = v_bits(vi_shl(vi_add(vi_from_f(n), vi_set1(127)), 23));
-    return v_fma(v_mul(r, r), p, r);
-}
-
-/* exp within 1.1 ulp; exactly 1 at 0, exactly 0 below -87.7, infinity above 88.4. */
-LA_INLINE vf v_exp(vf x)
-{
-    vf s;
-    vf q = v_exp_split(x, &s);
-    return v_mul(s, v_add(v_set1(1.0f), q));
-}
-
-/* tanh, relative error 3e-7: expm1(-2|x|) has no cancellation, so small x need no branch. */
-LA_INLINE vf v_tanh(vf x)
-{
-    vf s;
-    vf q = v_exp_split(v_mul(v_set1(-2.0f), v_abs(x)), &s);
-    vf em1 = v_fma(s, q, v_sub(s, v_set1(1.0f)));
-    vf t = v_div(em1, v_add(v_set1(2.0f), em1)); /* -tanh |x|, never positive */
-    return v_gt_select(v_zero(), x, t, v_sub(v_zero(), t));
-}
+#include "vec_math.h"
 
 LA_INLINE vf v_silu(vf x)
 {
@@ -87,24 +50,6 @@ LA_INLINE vf v_act(const int act, vf x)
                                    : v_max(v_zero(), x);
 }
 
-/* 16 values from p, the last 16 - n of them `pad` */
-LA_INLINE void rows_load16(const float *p, int n, float pad, vf x[LA_LANES16])
-{
-    if (n >= 16) {
-        for (int i = 0; i < LA_LANES16; i++) {
-            x[i] = v_loadu(p + i * VL);
-        }
-        return;
-    }
-    float t[16];
-    for (int i = 0; i < 16; i++) {
-        t[i] = i < n ? p[i] : pad;
-    }
-    for (int i = 0; i < LA_LANES16; i++) {
-        x[i] = v_loadu(t + i * VL);
-    }
-}
-
 static void rms_norm(const float *x, const float *w, float eps, float *y, int D)
 {
     vf sum[LA_LANES16], v[LA_LANES16];
@@ -112,7 +57,7 @@ static void rms_norm(const float *x, const float *w, float eps, float *y, int D)
         sum[j] = v_zero();
     }
     for (int i = 0; i < D; i += 16) {
-        rows_load16(x + i, D - i, 0.0f, v);
+        v_load16(x + i, D - i, 0.0f, v);
         for (int j = 0; j < LA_LANES16; j++) {
             sum[j] = v_fma(v[j], v[j], sum[j]);
         }
@@ -135,7 +80,7 @@ static void layer_norm(const float *x, const float *w, const float *b, float eps
         sum[j] = v_zero();
     }
     for (int i = 0; i < D; i += 16) {
-        rows_load16(x + i, D - i, 0.0f, v);
+        v_load16(x + i, D - i, 0.0f, v);
         for (int j = 0; j < LA_LANES16; j++) {
             sum[j] = v_add(v[j], sum[j]);
         }
@@ -146,7 +91,7 @@ static void layer_norm(const float *x, const float *w, const float *b, float eps
         sum[j] = v_zero();
     }
     for (int i = 0; i < D; i += 16) {
-        rows_load16(x + i, D - i, mean, v);
+        v_load16(x + i, D - i, mean, v);
         for (int j = 0; j < LA_LANES16; j++) {
             vf c = v_sub(v[j], m);
             sum[j] = v_fma(c, c, sum[j]);

@@ -2,12 +2,13 @@
  *
  * Invariants: a NaN is never chosen while another value is there; ties go to the lowest index; every
  * level gives the same bits. Rows are read once, in blocks that stay in L1 for a second look.
- * Included by each isa_*.c file after rows.h; called by the sampler on the pool.
+ * Included by the isa_*.c files, which call fill_sample.
  */
 #ifndef LA_SAMPLE_H
 #define LA_SAMPLE_H
 
-#include "rows.h"
+#include "../kernels.h"
+#include "vec_math.h"
 
 enum { SAMPLE_BLOCK = 256, SAMPLE_SUM = 4096 };
 
@@ -68,7 +69,7 @@ static double sum_exp(const float *x, float max, int n)
             sum[j] = v_zero();
         }
         for (int i = b; i < end; i += 16) {
-            rows_load16(x + i, end - i, -INFINITY, v);
+            v_load16(x + i, end - i, -INFINITY, v);
             for (int j = 0; j < LA_LANES16; j++) {
                 sum[j] = v_add(v_exp(v_sub(v[j], m)), sum[j]);
             }
