@@ -86,7 +86,7 @@ LA_INLINE void attend_panel_fma(const int pair, const attend_panel *p)
     case 4: attend_rows(4, pair, p); return;
     case 5: attend_rows(5, pair, p); return;
 #if defined(LA_VEC_AVX512)
-    case 6: attend_rows(6, pair, p); return;
+    case 6: attend_rows(6, 1, p); return; /* fp32 pages only */
 #endif
     default: break;
     }
