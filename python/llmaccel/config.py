@@ -11,8 +11,6 @@ Called by the loader (llm.py), by models/families.py and by the tests; imports n
 from __future__ import annotations
 
 import json
-import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,8 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError
-
-_LOG = logging.getLogger("llmaccel")
 
 MAX_LAYERS = 4096
 MAX_D_MODEL = 1 << 20
@@ -83,6 +79,7 @@ class ModelConfig:
     max_position_embeddings: int
     eos_token_ids: list[int]
     bos_token_id: int | None
+    slots: tuple[str, ...] = ()     # the slots that the checkpoint fills
     gguf: bool = False
     activation: str = "f32"     # la_act_form: "f32", "bf16", "i8"; the loader replaces it
     kv_dtype: str = "F32"       # la_dtype: "F32", "BF16"; the loader replaces it
@@ -294,8 +291,3 @@ def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None)
     if "rope_theta" in overrides and "rope_parameters" not in overrides and isinstance(inner, dict):
         merged["rope_parameters"] = {k: v for k, v in inner.items() if k != "rope_theta"}
     return merged
-
-
-def is_finite(value: float) -> bool:
-    """Whether `value` is a finite float32."""
-    return math.isfinite(f32(value))
