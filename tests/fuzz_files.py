@@ -23,8 +23,9 @@ _SLACK_BYTES = 128 * 1024
 
 _LENGTHS = (0, 1, 2, 7, 8, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40,
             2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
-_TEXTS = (b"-1", b"1e9", b"0.5", b"null", b"NaN", b"[[[[", b"{{{{", b'"a":', b'"\\ud800"', b"\xff\xfe",
-          b"\x00", b"}", b"]", b",", b'"', b"9" * 30, b"18446744073709551616", b'"dtype":"F32",')
+_TEXTS = (b"-1", b"1e9", b"0.5", b"null", b"NaN", b"[[[[", b"{{{{", b'"a":', b'"\\ud800"',
+          b"\xff\xfe", b"\x00", b"}", b"]", b",", b'"', b"9" * 30, b"18446744073709551616",
+          b'"dtype":"F32",')
 
 
 def mutations(valid: bytes, count: int, seed: int) -> Iterator[bytes]:
@@ -55,7 +56,8 @@ def _mutate(data: bytearray, source: random.Random) -> None:
             value = int.from_bytes(data[at : at + width], "little") + source.randint(-9, 9)
         data[at : at + width] = (value % 2 ** (8 * width)).to_bytes(width, "little")
     elif fault == 4:  # inserted bytes: text that JSON stumbles over, or noise
-        data[at:at] = source.choice((source.choice(_TEXTS), source.randbytes(source.randint(1, 40))))
+        noise = source.randbytes(source.randint(1, 40))
+        data[at:at] = source.choice((source.choice(_TEXTS), noise))
     elif fault == 5:  # a range repeated: duplicate keys, shifted fields
         data[at:at] = data[at : at + source.randint(1, 80)]
     elif fault == 6:  # a range lost
@@ -68,7 +70,7 @@ def _mutate(data: bytearray, source: random.Random) -> None:
 
 
 def check_survives(open_file: Callable[[Path], Checkpoint], path: Path, data: bytes) -> bool:
-    """Write `data` to `path` and open it; returns whether it was accepted. Fails on any other end."""
+    """Write `data` to `path` and open it; returns whether it was accepted. Any other end fails."""
     path.write_bytes(data)
     tracemalloc.start()
     try:

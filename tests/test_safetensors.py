@@ -1,5 +1,6 @@
 """The safetensors reader: against the `safetensors` package, and on files that lie."""
 
+import gc
 import json
 import os
 import struct
@@ -136,7 +137,7 @@ def test_rows_of_block_formats():
 
 
 def test_boolean_bytes_are_checked():
-    with pytest.raises(LoadError, match="'mask': BOOL data holds values other"):
+    with pytest.raises(LoadError, match="'mask': BOOL bytes other than 0 and 1"):
         RawTensor("mask", "BOOL", (2,), np.array([1, 2], np.uint8)).numpy()
 
 
@@ -296,12 +297,12 @@ A = '"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
     ('{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}}', "more than 8"),
     ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,4]}}', "U8 [3] needs 3 bytes"),
     ('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}', "F32 [4] needs 16 bytes"),
-    ('{"a":{"dtype":"F4","shape":[7],"data_offsets":[0,4]}}', "7 elements are no multiple of the 2"),
+    ('{"a":{"dtype":"F4","shape":[7],"data_offsets":[0,4]}}', "7 elements are no multiple"),
     ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0]}}', "[0] are not [begin, end]"),
     ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,2,4]}}', "a list of more than 2"),
     ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}}', "[4, 0] are outside"),
     ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}', "[4, 8] are outside the 4"),
-    ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}', "'a' leaves a hole: it starts at byte 1"),
+    ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}', "'a' leaves a hole: it starts at"),
     ('{"__metadata__":{"a":1},' + A + "}", "expected '\"', found '1'"),
     ('{"__metadata__":null,' + A + "}", "expected '{', found 'n'"),
     ('{"\\ud800":{}}', "half of a surrogate pair"),
@@ -330,7 +331,8 @@ def test_long_names_are_cut_in_messages(tmp_path):
 def test_space_and_order_are_free(tmp_path):
     header = ('{ "b" : {"data_offsets" :[ 4 , 6 ] ,"shape":[ ],\n"dtype":"I16"},\t'
               '"__metadata__":{"caf\\u00e9":"\u00fc"}, "a":{"shape":[4,0],"dtype":"F32",'
-              '"data_offsets":[4,4]}, "\\u0063":{"dtype":"U8","data_offsets":[0,4],"shape":[2,2]}}   ')
+              '"data_offsets":[4,4]}, '
+              '"\\u0063":{"dtype":"U8","data_offsets":[0,4],"shape":[2,2]}}   ')
     (tmp_path / "model.safetensors").write_bytes(file_bytes(header, b"\1\2\3\4\5\0"))
     opened = open_safetensors(tmp_path)
     assert opened.names() == ["b", "a", "c"]
@@ -339,7 +341,9 @@ def test_space_and_order_are_free(tmp_path):
     assert opened["c"].numpy().tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("filler", [b"[],", b'"a":{},', b'{"', b'"a",', b"[", b"9", b" ", b'"\\u00e9'])
+@pytest.mark.parametrize("filler", [
+    b"[],", b'"a":{},', b'{"', b'"a",', b"[", b"9", b" ", b'"\\u00e9',
+])
 def test_hostile_headers_cost_no_memory(tmp_path, filler):
     size = 2_000_000
     path = tmp_path / "bad.safetensors"
@@ -355,8 +359,8 @@ def test_hostile_headers_cost_no_memory(tmp_path, filler):
 def test_mutated_files(tmp_path):
     names = ("embed.weight", "layers.0.attn.weight", "norm.bias", "mask")
     header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, dtype, shape in zip(names, ("F16", "BF16", "F64", "BOOL"), ([6, 4], [3, 5], [7], [2, 2]),
-                                  strict=True):
+    kinds = (("F16", [6, 4]), ("BF16", [3, 5]), ("F64", [7]), ("BOOL", [2, 2]))
+    for name, (dtype, shape) in zip(names, kinds, strict=True):
         size = int(np.prod(shape)) * BLOCKS[dtype][1]
         header[name] = entry(dtype, shape, len(data), len(data) + size)
         data += bytes(i % 2 for i in range(size))
@@ -387,6 +391,7 @@ def test_nothing_stays_open(tmp_path):
     bad.write_bytes(file_bytes({"a": entry("U8", [4], 0, 3)}, b"123"))
 
     def maps_and_files() -> tuple[int, int]:
+        gc.collect()  # pytest's record of an exception and the frame that holds it are a cycle
         with open("/proc/self/maps") as maps:
             mapped = sum(".safetensors" in line for line in maps)
         return mapped, len(os.listdir("/proc/self/fd"))

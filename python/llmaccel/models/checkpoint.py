@@ -2,12 +2,12 @@
 
 Owns the table of storage formats (elements and bytes per block), the mapping of a file into memory,
 and the two types `RawTensor` and `Checkpoint`. Nothing here decodes a block format and nothing is
-copied: a tensor is a uint8 view into the file, and NumPy's base reference keeps the map alive for as
-long as any view of it lives, so a `Checkpoint` may be closed while its tensors are still in use.
+copied: a tensor is a uint8 view into the file, and NumPy's base reference keeps the map alive for
+as long as any view of it lives, so a `Checkpoint` may be closed while its tensors are in use.
 
-Invariant: a `RawTensor` holds exactly the bytes that its dtype and shape require, and they lie inside
-the map. The readers (safetensors.py, gguf.py) check that before they build one, because files are
-untrusted; the weight loader and the packer rely on it.
+Invariant: a `RawTensor` holds exactly the bytes that its dtype and shape require, and they lie
+inside the map. The readers (safetensors.py, gguf.py) check that before they build one, because
+files are untrusted; the weight loader and the packer rely on it.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ _SHOWN_CHARACTERS = 96
 
 
 def quoted(name: str) -> str:
-    """`name` from an untrusted file as it appears in a message: escaped, and cut where it is long."""
+    """`name` from an untrusted file as messages show it: escaped, and cut where it is long."""
     if len(name) > _SHOWN_CHARACTERS:
         return f"{name[:_SHOWN_CHARACTERS]!a}... ({len(name)} characters)"
     return ascii(name)
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes that a tensor occupies; ValueError if `shape` overflows or does not fill whole blocks."""
+    """Bytes that a tensor occupies; ValueError if `shape` overflows or fills no whole blocks."""
     elements_per_block, bytes_per_block = BLOCKS[dtype]
     elements, bound = 1, 1
     for extent in shape:
@@ -111,9 +111,9 @@ def map_file(path: Path) -> np.ndarray:
 class RawTensor:
     """One tensor as it is stored.
 
-    name: as in the file. dtype: a key of `BLOCKS`. shape: row-major, rows first ([N, K] for a linear
-    layer's weight, whatever the file's own order). data: uint8, 1-D, a read-only view of the mapped
-    file; its address has only the alignment that the file gives it.
+    name: as in the file. dtype: a key of `BLOCKS`. shape: row-major, rows first ([N, K] for a
+    linear layer's weight, whatever the file's own order). data: uint8, 1-D, a read-only view
+    of the mapped file; its address has only the alignment that the file gives it.
     """
 
     name: str
@@ -153,7 +153,7 @@ class RawTensor:
                 f"tensor {quoted(self.name)}: {self.dtype} is a block format, not plain numbers"
             )
         if self.dtype == "BOOL" and self.data.size and self.data.max() > 1:
-            raise LoadError(f"tensor {quoted(self.name)}: BOOL data holds values other than 0 and 1")
+            raise LoadError(f"tensor {quoted(self.name)}: BOOL bytes other than 0 and 1")
         return self.data.view(_NUMPY[self.dtype]).reshape(self.shape)
 
     def float32(self) -> np.ndarray:

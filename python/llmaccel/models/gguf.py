@@ -1,4 +1,4 @@
-"""Opens GGUF files, single and split: metadata as Python values, tensors as views of the mapped file.
+"""Opens GGUF files, single and split: metadata as Python values, tensors as views of the file.
 
 Reads versions 2 and 3, little-endian. Every length and count in the file is compared with the bytes
 that are left before anything of that size is built, so a lying file fails at once and cheaply; the
@@ -6,8 +6,8 @@ few things that cost more memory than their bytes in the file (keys, tensors, ne
 capped. Numeric arrays become NumPy arrays and string arrays lists, in one tight loop: a vocabulary
 has 150,000 strings and lies on the cold-start path.
 
-Invariant: every tensor of the returned `GGUFFile` lies inside its mapped file and overlaps no other.
-Called by the model loader and by the tokenizer, which needs the metadata alone.
+Invariant: every tensor of the returned `GGUFFile` lies inside its mapped file and overlaps no
+other. Called by the model loader and by the tokenizer, which needs the metadata alone.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def open_gguf(path: str | Path) -> GGUFFile:
 
 def _join(path: Path, opened: GGUFFile, stem: str, count: int) -> GGUFFile:
     """All `count` parts as one file; `opened` is the part at `path`."""
-    files = [path.with_name(f"{stem}-{part:05d}-of-{count:05d}.gguf") for part in range(1, count + 1)]
+    names = (f"{stem}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
+    files = [path.with_name(name) for name in names]
     for file in files:
         if not file.exists():
             raise LoadError(f"{file}: the part is missing; {path.name} is one of {count}")
@@ -137,7 +138,9 @@ def _is_integer(value: Any) -> bool:
 
 def _brief(value: Any) -> str:
     """A metadata value in a message."""
-    return str(value) if isinstance(value, int | float | None) else f"of type {type(value).__name__}"
+    if isinstance(value, int | float | None):
+        return str(value)
+    return f"of type {type(value).__name__}"
 
 
 class _Reader:
@@ -258,7 +261,8 @@ def _read_file(path: Path) -> GGUFFile:
     alignment = _alignment(path, metadata)
     infos = _read_infos(reader, tensor_count)
     start = min(-(-reader.pos // alignment) * alignment, data.size)
-    return GGUFFile(path, _locate(path, infos, data[start:], alignment), metadata, version, alignment)
+    tensors = _locate(path, infos, data[start:], alignment)
+    return GGUFFile(path, tensors, metadata, version, alignment)
 
 
 def _read_version(reader: _Reader) -> int:

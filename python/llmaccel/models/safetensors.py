@@ -5,8 +5,8 @@ and the data, which the tensors must cover without overlap, hole or remainder. T
 a scanner that accepts only that shape of JSON: it stops at the first wrong character, so a hostile
 header costs no more memory than its own bytes, cannot recurse, and cannot repeat a key.
 
-Invariant: every tensor of the returned `Checkpoint` lies inside its mapped file. Called by the model
-loader; the bytes stay in the file (see checkpoint.py).
+Invariant: every tensor of the returned `Checkpoint` lies inside its mapped file. Called by the
+model loader; the bytes stay in the file (see checkpoint.py).
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _MAX_INDEX_DEPTH = 8
 
 # The dtypes of this format: the table of storage formats also has GGUF's block formats.
 _DTYPES = frozenset({
-    "F64", "F32", "F16", "BF16", "C64", "I8", "I16", "I32", "I64", "U8", "U16", "U32", "U64", "BOOL",
+    "F64", "F32", "F16", "BF16", "C64", "BOOL", "I8", "I16", "I32", "I64",
+    "U8", "U16", "U32", "U64",
     "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
 })
 
@@ -77,7 +78,7 @@ def open_safetensors(path: str | Path) -> Checkpoint:
 
 
 class _Scanner:
-    """Reads JSON left to right, the part these files need; LoadError at the first wrong character."""
+    """Reads the JSON these files need, left to right; LoadError at the first wrong character."""
 
     def __init__(self, raw: bytes, where: str) -> None:
         self.where = where
