@@ -1,0 +1,175 @@
+/* dtype.h - number formats: what a checkpoint stores, what a packed weight holds, what rows are converted to.
+ *
+ * Owns the enumerations and the scalar conversions every other room shares. Invariant: a la_format
+ * plus (N, K) decides every byte offset of a packed weight; nothing else does. Used by kernels
+ * (which see no other base header), by model/pack.c and by the Python layer.
+ */
+#ifndef LA_DTYPE_H
+#define LA_DTYPE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+/* Element types of checkpoint tensors. Block types carry GGUF's published layouts. */
+typedef enum la_dtype {
+    LA_F32 = 0,
+    LA_F16,
+    LA_BF16,
+    LA_Q4_0,
+    LA_Q4_1,
+    LA_Q5_0,
+    LA_Q5_1,
+    LA_Q8_0,
+    LA_Q2_K,
+    LA_Q3_K,
+    LA_Q4_K,
+    LA_Q5_K,
+    LA_Q6_K,
+    LA_DTYPE_COUNT
+} la_dtype;
+
+/* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
+ * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0.
+ * I8: q in 0..255, zero 128 always (so the signed code is q - 128). */
+typedef enum la_pack {
+    LA_PACK_F32 = 0,
+    LA_PACK_F16,
+    LA_PACK_BF16,
+    LA_PACK_I8,
+    LA_PACK_I4,
+    LA_PACK_COUNT
+} la_pack;
+
+/* How activation rows enter a product. */
+typedef enum la_act_form {
+    LA_ACT_F32 = 0, /* fp32 */
+    LA_ACT_BF16,    /* bf16 round-to-nearest-even */
+    LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (LA_ACT_PERM) */
+    LA_ACT_FORM_COUNT
+} la_act_form;
+
+typedef struct la_format {
+    uint8_t pack;       /* la_pack */
+    uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
+    uint8_t has_offset; /* groups carry an offset */
+    uint8_t pad;
+    int32_t group;      /* k per group: 16, 32, 64, 128; 0 for float packs. The last may be shorter */
+} la_format;
+
+enum { LA_UNIT = 32 };      /* output columns of a unit */
+enum { LA_PAGE = 64 };      /* tokens of a KV page */
+enum { LA_CHUNK = 256 };    /* tokens of an attention chunk, on absolute positions */
+
+/* Per activation row and group: what folds need. 16 bytes. */
+typedef struct la_act_meta {
+    float scale;    /* value of one int8 step; 1 for bf16 rows */
+    float sum;      /* sum of the row's converted values in the group, fp32 */
+    int32_t isum;   /* I8: sum of the int8 codes; 0 for bf16 rows */
+    int32_t pad;
+} la_act_meta;
+
+static inline float la_bf16_to_f32(uint16_t h)
+{
+    uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Round to nearest even; NaN stays a quiet NaN. */
+static inline uint16_t la_f32_to_bf16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    if ((u & 0x7fffffffu) > 0x7f800000u) {
+        return (uint16_t)((u >> 16) | 0x40u);
+    }
+    return (uint16_t)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+/* Exact for every fp16 code, subnormals and NaN included. */
+static inline float la_f16_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
+    uint32_t exp = (h >> 10) & 0x1fu;
+    uint32_t man = h & 0x3ffu;
+    uint32_t u;
+    float f;
+    if (exp == 0) {
+        f = (float)man * 0x1p-24f;
+        memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    else if (exp == 31) {
+        u = sign | 0x7f800000u | (man << 13);
+    }
+    else {
+        u = sign | ((exp + 112u) << 23) | (man << 13);
+    }
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Round to nearest even, overflow to infinity. */
+static inline uint16_t la_f32_to_f16(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint32_t sign = (u >> 16) & 0x8000u;
+    uint32_t a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) {
+        return (uint16_t)(sign | 0x7e00u);
+    }
+    if (a >= 0x477ff000u) { /* rounds to 2^16 or more */
+        return (uint16_t)(sign | 0x7c00u);
+    }
+    if (a < 0x38800000u) { /* subnormal in fp16: let the fp32 adder round */
+        float t;
+        memcpy(&t, &a, 4);
+        t += 0.5f; /* one ulp of 0.5 is 2^-24, the smallest fp16 step */
+        uint32_t r;
+        memcpy(&r, &t, 4);
+        return (uint16_t)(sign | (r - 0x3f000000u));
+    }
+    uint32_t r = a + 0xfffu + ((a >> 13) & 1u);
+    return (uint16_t)(sign | ((r - 0x38000000u) >> 13));
+}
+
+/* Bytes of one group's scales and offsets in a unit; 0 for float packs. */
+static inline size_t la_format_header(la_format f)
+{
+    size_t one = LA_UNIT * (f.scale_type == LA_F16 ? 2u : 4u);
+    return f.group == 0 ? 0 : f.has_offset ? 2 * one : one;
+}
+
+/* Bytes of codes (grouped) or values (float) that k of a unit take; grouped k is padded to 8. */
+static inline size_t la_format_codes(la_format f, int k)
+{
+    size_t n = (size_t)k;
+    switch (f.pack) {
+    case LA_PACK_F32:
+        return n * 128;
+    case LA_PACK_I8:
+        return (n + 7) / 8 * 256;
+    case LA_PACK_I4:
+        return (n + 7) / 8 * 128;
+    default:
+        return (n + 1) / 2 * 128;
+    }
+}
+
+/* Bytes of a unit (32 columns) of K; a multiple of 64. */
+static inline size_t la_format_unit(la_format f, int K)
+{
+    size_t groups = f.group == 0 ? 0 : ((size_t)K + (size_t)f.group - 1) / (size_t)f.group;
+    return groups * la_format_header(f) + la_format_codes(f, K);
+}
+
+/* Code that stands for zero. */
+static inline int la_format_zero(la_format f)
+{
+    return f.pack == LA_PACK_I8 ? 128 : f.has_offset ? 0 : 8;
+}
+
+#endif

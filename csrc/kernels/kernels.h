@@ -1,0 +1,167 @@
+/* kernels.h - the CPU kernel list: one line per kernel is its contract.
+ *
+ * Every kernel is row-independent: a row's bits depend on that row's inputs only, never on how many
+ * rows ride along, on the caller's thread or on how work was split. Tails are handled inside.
+ * Nothing here allocates, fails or keeps state. Pointers are not aliased unless a line says so.
+ * la_kernels_select() fills a table bottom-up: scalar fills every slot, each level up to the one
+ * asked for overwrites what it does better. Called by model/backend_cpu.c and by the tests.
+ */
+#ifndef LA_KERNELS_H
+#define LA_KERNELS_H
+
+#include <stddef.h>
+
+#include "../base/dtype.h"
+
+/* Levels in order; each includes those before it. */
+typedef enum la_isa {
+    LA_ISA_SCALAR = 0,
+    LA_ISA_AVX2,   /* AVX2 + FMA + F16C */
+    LA_ISA_AVX512, /* + F, BW, VL, DQ */
+    LA_ISA_VNNI,   /* + VNNI, VBMI */
+    LA_ISA_BF16,   /* + BF16 */
+    LA_ISA_COUNT
+} la_isa;
+
+/* One granule of y = x W^T: c[m][32*u + j] = sum_k a[m][k] * w[32*u + j][k], folds in fixed k order.
+ * Layout of a unit (32 columns, all K), steps of 128 bytes, see model/pack.h for the writer:
+ *   F32  step = 1 k : [32 n] fp32                                  K steps
+ *   F16  step = 2 k : [32 n][2 k] fp16, BF16 the same in bf16       ceil(K/2) steps, tail k is 0
+ *   I8   per group: scales [32], offsets [32] if any (F16: 64 bytes each, F32: 128), then
+ *        steps of 4 k: [32 n][4 k] u8 = q + 128; k of step s inside each 8: {0,4,1,5} for even s,
+ *        {2,6,3,7} for odd s
+ *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
+ *        k = 2*(p%4) + p/4 of the 8
+ *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
+typedef struct la_gemm {
+    const uint8_t *w;         /* first unit of the granule, 64-byte aligned */
+    size_t w_pitch;           /* bytes from one unit to the next */
+    int n_units;              /* 1..8 */
+    int K;                    /* true K */
+    la_format f;
+    const uint8_t *a;         /* [M] rows of a_pitch bytes, 64-byte aligned, zero-padded to 64 bytes */
+    size_t a_pitch;
+    const la_act_meta *meta;  /* [M][ceil(K/group)] for grouped packs, else NULL */
+    int M;
+    float *c;                 /* [M][ldc], 64-byte aligned; scratch between K blocks, then the result */
+    int ldc;                  /* >= 32 * n_units, multiple of 16 */
+    const uint8_t *next;      /* what this thread reads next (prefetch hint), or NULL */
+    size_t next_bytes;
+} la_gemm;
+
+/* Attention of R query rows over one 256-token chunk of one kv head; partial result of a softmax.
+ * Page of one kv head, K: F32 [4 sub][d][16 tok]; BF16 [4 sub][ceil(d/2)][16 tok][2 d].
+ *                      V: F32 [ceil(d/16)][64 tok][16 d]; BF16 [ceil(d/16)][32 pairs][16 d][2 tok].
+ * A token t of the chunk counts for row r iff t <= row_pos[r] and (window == 0 or t > row_pos[r] - window).
+ * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
+ * V of tokens that do not count is finite (pages are cleared when they are first written). */
+typedef struct la_attend_args {
+    const float *q;           /* [R] rows of ldq floats, [d] used, unscaled */
+    int ldq;
+    int R;                    /* 1..64 */
+    int d;
+    const int *row_pos;       /* [R] absolute position of the row's token */
+    const uint8_t *const *k_pages;  /* [n_pages] this kv head's K block of each page */
+    const uint8_t *const *v_pages;  /* [n_pages] */
+    int n_pages;              /* 1..4 */
+    int first;                /* absolute position of the chunk's first token */
+    int window;               /* 0: none */
+    float scale;
+    float softcap;            /* 0: off */
+    float *m;                 /* [R] out: running maximum, -INFINITY if nothing counted */
+    float *l;                 /* [R] out: sum of exp */
+    float *o;                 /* [R][ldo] out: unnormalised */
+    int ldo;                  /* d rounded up to 16 */
+    void *scratch;            /* la_attend_scratch(R, d) bytes, 64-byte aligned */
+} la_attend_args;
+
+static inline size_t la_attend_scratch(int R, int d)
+{
+    /* S [R][64] fp32, P [R][64] fp32, q converted [R][d + 32] fp32 */
+    return ((size_t)R * 64 * 2 + (size_t)R * ((size_t)d + 32)) * sizeof(float) + 256;
+}
+
+/* X(slot, type of result, (arguments)) */
+#define LA_KERNELS(X)                                                                             \
+    /* y = x / rms(x) * w; statistics in 16 fixed lanes */                                        \
+    X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))               \
+    /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                 \
+    X(layer_norm, void,                                                                           \
+      (const float *x, const float *w, const float *b, float eps, float *y, int D))               \
+    /* y += x * s; y may be x */                                                                  \
+    X(add_scaled, void, (const float *x, float s, float *y, int n))                               \
+    /* y += b */                                                                                  \
+    X(add, void, (const float *b, float *y, int n))                                               \
+    /* y = act(gate) * up, act: LA_GATE_* of llmaccel.h as int; y may be gate */                  \
+    X(act_mul, void, (int act, const float *gate, const float *up, float *y, int n))              \
+    /* y = act(x); y may be x */                                                                  \
+    X(act, void, (int act, const float *x, float *y, int n))                                      \
+    /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                        \
+    X(rope, void, (float *x, const float *cos, const float *sin, int d_rope, int interleaved))    \
+    /* x = c * tanh(x * s / c); c == 0: x *= s */                                                 \
+    X(softcap, void, (float *x, float s, float c, int n))                                         \
+    /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                    \
+    X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))       \
+    X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))           \
+    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */ \
+    X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))   \
+    X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))  \
+    X(attend_f32, void, (const la_attend_args *a))                                                \
+    X(attend_bf16, void, (const la_attend_args *a))                                               \
+    /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                             \
+    X(attend_merge, void,                                                                         \
+      (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                 \
+    /* o = o / l, 0 where l is 0 */                                                               \
+    X(attend_finish, void, (const float *o, float l, float *out, int d))                          \
+    /* largest value and its lowest index */                                                      \
+    X(argmax, int, (const float *x, int n, float *max))                                           \
+    /* sum of exp(x - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 blocks, double total */ \
+    X(sum_exp, double, (const float *x, float max, int n))                                        \
+    /* y = exp(x - max) ; y may be x */                                                           \
+    X(exp_sub, void, (const float *x, float max, float *y, int n))                                \
+    /* indices of x[i] > thr, ascending, at most cap; returns how many there are */               \
+    X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))               \
+    /* row n of a unit as fp32 [K] */                                                             \
+    X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))             \
+    X(gemm_f32_f32, void, (const la_gemm *g))                                                     \
+    X(gemm_f16_f32, void, (const la_gemm *g))                                                     \
+    X(gemm_bf16_bf16, void, (const la_gemm *g))                                                   \
+    X(gemm_i8_bf16, void, (const la_gemm *g))                                                     \
+    X(gemm_i8_i8, void, (const la_gemm *g))                                                       \
+    X(gemm_i4_bf16, void, (const la_gemm *g))                                                     \
+    X(gemm_i4_i8, void, (const la_gemm *g))                                                       \
+    /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */ \
+    X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                 \
+    X(probe_f32, float, (int64_t n))                                                              \
+    X(probe_bf16, float, (int64_t n))                                                             \
+    X(probe_i8, float, (int64_t n))
+
+typedef struct la_kernels {
+#define LA_KERNEL_SLOT(name, result, args) result(*name) args;
+    LA_KERNELS(LA_KERNEL_SLOT)
+#undef LA_KERNEL_SLOT
+} la_kernels;
+
+/* Operations (2 per multiply-add) of one round of a probe slot of this level; 0 if the level has no such
+ * instruction (the slot then runs a lower level's). */
+typedef struct la_probe_ops {
+    int f32, bf16, i8;
+} la_probe_ops;
+
+/* Fills the table for `isa`; which[i] (in slot order, may be NULL) is the level each slot came from. */
+void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which);
+/* Number of slots and their names, in order. */
+int la_kernels_count(void);
+const char *la_kernels_name(int slot);
+/* Was this level compiled in? (cpuid is model/backend_cpu.c's business through base/cpu.h.) */
+int la_kernels_have(la_isa isa);
+la_probe_ops la_kernels_probe_ops(la_isa isa);
+
+/* One file per level, kernels/cpu/isa_<level>.c. Only table.c calls these. */
+void la_kernels_fill_scalar(la_kernels *t);
+void la_kernels_fill_avx2(la_kernels *t);
+void la_kernels_fill_avx512(la_kernels *t);
+void la_kernels_fill_vnni(la_kernels *t);
+void la_kernels_fill_bf16(la_kernels *t);
+
+#endif

@@ -1,0 +1,257 @@
+/* llmaccel.h - the public C interface of the llmaccel core.
+ *
+ * Ownership, in five sentences:
+ * (1) `create`/`open` gives and `free`/`close` takes; freeing NULL is a no-op; on failure *out is NULL.
+ * (2) Pointers you pass are borrowed for the call; those kept longer say KEPT.
+ * (3) Pointers you get are valid until the next call on the same object.
+ * (4) An engine dies before its model, a model before its backend; the caller sees to the order.
+ * (5) Nothing here exits, aborts, prints or keeps mutable globals; errors are a la_status and a
+ *     thread-local message.
+ *
+ * Dimension letters: T tokens, D model, H heads, K kv heads, d head size, F ffn, V vocab, L layers.
+ */
+#ifndef LLMACCEL_H
+#define LLMACCEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/dtype.h"
+
+typedef enum la_status {
+    LA_OK = 0,
+    LA_ERR_ARGUMENT,    /* a value is out of range; the message names it */
+    LA_ERR_SHAPE,       /* a tensor does not have the shape the model asks for */
+    LA_ERR_MEMORY,      /* an allocation or reservation failed */
+    LA_ERR_UNSUPPORTED, /* known, but not available in this build, backend or format */
+    LA_ERR_REQUEST,     /* one request is invalid; nothing else is affected */
+    LA_ERR_STATE,       /* the object is not in a state that allows the call */
+    LA_ERR_SYSTEM       /* the operating system refused something */
+} la_status;
+
+/* The message of the calling thread's last failed call; "" if none. */
+const char *la_last_error(void);
+
+typedef struct la_backend la_backend;
+typedef struct la_model la_model;
+typedef struct la_engine la_engine;
+
+/* ---- backend: where the arithmetic runs ---------------------------------------------------- */
+
+typedef struct la_backend_info {
+    const char *name;   /* "cpu" */
+    const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16" */
+    int n_threads;      /* threads of the pool, the caller included */
+    int n_cpus;         /* processors this process may use (affinity and cgroup quota) */
+    const char *const *slots;    /* kernel slot names, NULL-terminated */
+    const char *const *slot_isa; /* ISA chosen for each slot, same order */
+} la_backend_info;
+
+/* name: "cpu". isa: NULL or "auto" for the best present, else the highest level to use.
+ * n_threads: 0 for one per usable processor. */
+la_status la_backend_open(const char *name, const char *isa, int n_threads, la_backend **out);
+void la_backend_close(la_backend *b);
+void la_backend_describe(const la_backend *b, la_backend_info *out);
+
+/* Reads of `bytes` of fresh memory by all threads, best of several patterns; GB/s (1e9). */
+la_status la_backend_probe_read(la_backend *b, size_t bytes, double *gb_per_s);
+/* Peak of one dot instruction on all threads; operations (2 per multiply-add) per second / 1e9.
+ * what: "f32", "bf16", "int8". Unsupported where the ISA lacks it. */
+la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per_s);
+
+/* ---- model: named tensors to logits ---------------------------------------------------------- */
+
+enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
+enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU };
+enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW };
+enum { LA_MAX_ROPE_TABLES = 2 };
+
+typedef struct la_layer_desc {
+    int window; /* sliding window: a token sees the last `window` tokens, itself included; 0: all */
+    int rope;   /* index of the rope table; -1: no rotation in this layer */
+} la_layer_desc;
+
+/* One row of a family table, in numbers. A feature that is off is a neutral value or an unset tensor. */
+typedef struct la_model_desc {
+    int n_layers;       /* L */
+    int d_model;        /* D */
+    int n_heads;        /* H */
+    int n_kv_heads;     /* K, divides H */
+    int d_head;         /* d, up to 256; H*d need not be D */
+    int d_ffn;          /* F */
+    int n_vocab;        /* V */
+    int max_len;        /* positions the rope tables (and pos_embed) cover */
+    int norm;           /* LA_NORM_* */
+    float norm_eps;
+    int act;            /* LA_GATE_* */
+    int gated;          /* 1: act(gate) * up; 0: act(up) */
+    int parallel;       /* 1: x + attn(n1(x)) + ffn(n2(x)) (GPT-NeoX) */
+    int qk_norm;        /* LA_QK_NORM_*: before the rotation, per head or over the whole row */
+    int d_rope;         /* rotated dimensions of a head, even, <= d; 0: none */
+    int rope_interleaved;   /* pairs (2i, 2i+1) instead of (i, i + d_rope/2) */
+    float attn_scale;   /* multiplies q.k */
+    float attn_softcap; /* c * tanh(s / c); 0: off */
+    float logit_softcap;    /* the same on logits; 0: off */
+    float logit_scale;  /* multiplies logits, before the softcap */
+    float embed_scale;  /* multiplies embeddings */
+    float residual_scale;   /* multiplies each block's output before it is added */
+    int activation;     /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
+    int kv_dtype;       /* LA_F32 or LA_BF16 */
+    const la_layer_desc *layers;                     /* [L] */
+    const float *rope_inv_freq[LA_MAX_ROPE_TABLES];  /* [d_rope/2] each, or NULL */
+    float rope_scale[LA_MAX_ROPE_TABLES];            /* multiplies cos and sin (yarn, longrope) */
+} la_model_desc;
+
+/* Tensor slots. Matrices are [N, K] row-major (rows are outputs); vectors are fp32 after the set. */
+typedef enum la_slot {
+    /* whole model; layer is ignored */
+    LA_EMBED = 0,       /* [V, D] */
+    LA_POS_EMBED,       /* [max positions >= max_len, D]; unset: none */
+    LA_FINAL_NORM,      /* [D] */
+    LA_FINAL_NORM_BIAS, /* [D] */
+    LA_HEAD,            /* [V, D]; unset: tied to LA_EMBED */
+    LA_HEAD_BIAS,       /* [V] */
+    /* per layer */
+    LA_ATTN_NORM,       /* [D]; unset: the block reads x itself (OLMo-2) */
+    LA_ATTN_NORM_BIAS,  /* [D] */
+    LA_QKV,             /* parts q [H*d, D], k [K*d, D], v [K*d, D] */
+    LA_QKV_BIAS,        /* parts [H*d], [K*d], [K*d] */
+    LA_Q_NORM,          /* [d] for HEAD, [H*d] for ROW */
+    LA_K_NORM,          /* [d] for HEAD, [K*d] for ROW */
+    LA_O,               /* [D, H*d] */
+    LA_O_BIAS,          /* [D] */
+    LA_ATTN_POST_NORM,  /* [D]; norm of the block's output before it is added */
+    LA_FFN_NORM,        /* [D] */
+    LA_FFN_NORM_BIAS,   /* [D] */
+    LA_GATE_UP,         /* gated: parts gate [F, D], up [F, D]; else part up [F, D] */
+    LA_GATE_UP_BIAS,    /* parts [F] (, [F]) */
+    LA_DOWN,            /* [D, F] */
+    LA_DOWN_BIAS,       /* [D] */
+    LA_FFN_POST_NORM,   /* [D] */
+    LA_SLOT_COUNT
+} la_slot;
+
+/* One checkpoint tensor, or a run of its rows. data may be NULL where only sizes are asked. */
+typedef struct la_source {
+    const void *data;   /* rows one after another, no padding between them */
+    size_t bytes;       /* of data */
+    la_dtype dtype;
+    int rows;           /* N (vectors: 1) */
+    int cols;           /* K */
+} la_source;
+
+typedef struct la_limits {
+    int max_seqs;           /* sequences in a step */
+    int max_batch_tokens;   /* tokens in a step */
+    int max_len;            /* tokens of a sequence, prompt and output; <= desc max_len */
+    int64_t kv_pages;       /* cap of the page pool */
+} la_limits;
+
+typedef struct la_plan {
+    size_t kv_page_bytes;       /* one 64-token page, all layers */
+    size_t workspace_bytes;     /* activations, logits tile, tables, scheduler arrays */
+    size_t rope_bytes;
+} la_plan;
+
+/* Numbers only; loads nothing. */
+la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, la_plan *out);
+/* Packed bytes of one slot filled from these parts (data ignored) when the model keeps `weights`. */
+la_status la_model_weight_bytes(const la_model_desc *desc, la_dtype weights, la_slot slot,
+                                const la_source *parts, int n_parts, size_t *bytes);
+
+/* weights: LA_F32 dequantizes everything, LA_BF16 and LA_F16 convert float tensors and keep grouped ones,
+ * LA_DTYPE_COUNT keeps each tensor's own form. The desc is copied. */
+la_status la_model_create(la_backend *b, const la_model_desc *desc, la_dtype weights,
+                          la_model **out);
+/* Packs parts into the slot, by all threads; replaces what the slot held. */
+la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *parts, int n_parts);
+/* Checks that every tensor the desc needs is set; the model can run afterwards. */
+la_status la_model_finish(la_model *m);
+void la_model_free(la_model *m);
+size_t la_model_bytes(const la_model *m);          /* resident packed bytes */
+/* Bytes that one decoded token reads: every weight once, the head once, embedding rows not. */
+size_t la_model_token_bytes(const la_model *m);
+la_slot la_slot_from_name(const char *name);        /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
+const char *la_slot_name(la_slot slot);
+
+/* ---- engine: requests to tokens --------------------------------------------------------------- */
+
+typedef struct la_sampling {
+    float temperature;          /* 0: argmax */
+    float top_p;                /* (0, 1] */
+    float min_p;                /* [0, 1] */
+    int top_k;                  /* 0: all */
+    float presence_penalty;     /* generated tokens */
+    float frequency_penalty;    /* generated tokens */
+    float repetition_penalty;   /* prompt and generated tokens; 1: off */
+    uint64_t seed;              /* counter RNG key; branch b draws from (seed, b, position) */
+    int min_tokens;
+    int max_tokens;             /* 0 allowed: score only */
+    int logprobs;               /* -1: none; 0: the sampled token; k: k best and the sampled */
+    int prompt_logprobs;        /* the same for prompt tokens */
+    const int32_t *stop_ids;    /* [n_stop] end the sequence; masked until min_tokens */
+    int n_stop;
+    const int32_t *bias_ids;    /* [n_bias] */
+    const float *bias;          /* [n_bias] */
+    int n_bias;
+    const int32_t *allowed;     /* [n_allowed]; 0: all */
+    int n_allowed;
+    const int32_t *bad;         /* bad words: sequences one after another */
+    const int32_t *bad_len;     /* [n_bad] length of each */
+    int n_bad;
+} la_sampling;
+
+typedef struct la_request {
+    const int32_t *prompt;      /* [n_prompt], at least one */
+    int n_prompt;
+    la_sampling sampling;       /* arrays are copied */
+    int n_branches;             /* continuations that share the prompt's pages (vLLM's n) */
+    const int32_t *suffix;      /* teacher-forced continuations, one after another, or NULL */
+    const int *suffix_len;      /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
+    float *logits;              /* KEPT until the request ends: [n_prompt, V], or NULL */
+    int priority;               /* lower runs first */
+    double timeout;             /* seconds from the call; <= 0: none */
+} la_request;
+
+enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
+enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
+
+typedef struct la_event {
+    int64_t request;        /* what la_engine_add gave */
+    int branch;
+    int kind;               /* LA_EVENT_* */
+    int position;           /* index of the token in prompt + suffix or output */
+    int32_t token;          /* FINISH: the stop id that ended it, or -1 */
+    int reason;             /* FINISH: LA_FINISH_* */
+    float logprob;          /* of token; raw, before temperature. NaN if not asked */
+    int rank;               /* of token, from 1; 0 if not asked */
+    int n_top;
+    const int32_t *top_ids;     /* [n_top] best first */
+    const float *top_logprobs;  /* [n_top] */
+} la_event;
+
+typedef struct la_engine_stats {
+    int running, waiting;       /* sequences */
+    int64_t pages_cap, pages_committed, pages_used;
+    size_t kv_bytes;            /* committed */
+    size_t workspace_bytes;
+    int64_t steps, prompt_tokens, output_tokens, recomputed_tokens, preemptions;
+    int64_t step_allocations;   /* heap allocations made inside la_engine_step: stays 0 */
+    int last_step_tokens;
+    double last_step_seconds;
+} la_engine_stats;
+
+la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out);
+void la_engine_free(la_engine *e);
+/* Any thread, any time. Validates, copies, returns an id > 0. */
+la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
+/* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */
+la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
+/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do. */
+la_status la_engine_step(la_engine *e, const la_event **events, int *n);
+int la_engine_has_work(la_engine *e);
+void la_engine_get_stats(la_engine *e, la_engine_stats *out);
+/* Test hook: forces the n youngest running sequences to be preempted before the next step. */
+la_status la_engine_preempt(la_engine *e, int n);
+
+#endif

@@ -1,0 +1,84 @@
+/* model.h - what the engine sees of a model: a step, its KV pages, its workspace.
+ *
+ * Owns the contract between engine/ (requests, integers) and model/ (tensors). Invariant: everything
+ * that can be wrong was checked when the model or the request was admitted; la_model_forward
+ * returns nothing. Called by engine/engine.c.
+ */
+#ifndef LA_MODEL_H
+#define LA_MODEL_H
+
+#include "../llmaccel.h"
+
+/* The page pool of one engine: a reserved mapping, committed from page 0 upwards. */
+typedef struct la_kv la_kv;
+/* Activations, logits tile and per-thread scratch of one engine, sized by limits. */
+typedef struct la_workspace la_workspace;
+
+la_backend *la_model_backend(const la_model *m);
+const la_model_desc *la_model_desc_of(const la_model *m);
+int la_model_ready(const la_model *m);
+
+la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out);
+void la_kv_free(la_kv *kv);
+/* Makes pages 0 .. n-1 usable (n never beyond max_pages). Rounds up to a slab. */
+la_status la_kv_commit(la_kv *kv, int64_t n);
+/* Gives back committed pages from n on, rounded up to a slab. */
+void la_kv_trim(la_kv *kv, int64_t n);
+int64_t la_kv_committed(const la_kv *kv);
+size_t la_kv_page_bytes(const la_kv *kv);
+/* Copies page src to page dst, all layers. */
+void la_kv_copy(la_kv *kv, int32_t src, int32_t dst);
+
+la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);
+void la_workspace_free(la_workspace *w);
+size_t la_workspace_bytes(const la_workspace *w);
+
+/* The tokens of one sequence in a step: positions first_pos .. first_pos + n_tokens - 1. */
+typedef struct la_span {
+    int first_token;        /* index into la_batch.tokens */
+    int n_tokens;
+    int first_pos;          /* tokens already in the pages */
+    const int32_t *pages;   /* [ceil((first_pos + n_tokens) / 64)] */
+} la_span;
+
+/* One row of logits that is wanted, what to do with it and where results go. Order of operations:
+ * raw logprobs -> allowed -> banned -> bias -> penalties -> temperature -> min_p -> top_k -> top_p. */
+typedef struct la_sample_row {
+    int token;                  /* index into la_batch.tokens */
+    int32_t target;             /* >= 0: report this token's logprob, draw nothing; -1: draw; -2: neither (logits only) */
+    float temperature, top_p, min_p;
+    int top_k;                  /* 0: all */
+    float presence, frequency, repetition;
+    const int32_t *seen_ids;    /* [n_seen] distinct ids of prompt and output, for penalties */
+    const int32_t *seen_counts; /* [n_seen] times generated; 0: prompt only */
+    int n_seen;
+    const int32_t *bias_ids;
+    const float *bias;
+    int n_bias;
+    const uint32_t *allowed;    /* [ceil(V/32)] bit mask, or NULL */
+    const int32_t *ban_ids;     /* [n_ban] probability 0 */
+    int n_ban;
+    uint64_t seed, stream, counter; /* counter RNG: key, branch, position */
+    int n_top;                  /* best logprobs wanted; -1: no logprobs at all */
+    /* results, written by the step */
+    int32_t *out_token;         /* the draw (target < 0) */
+    float *out_logprob;         /* raw logprob of target or the draw, when n_top >= 0 */
+    int *out_rank;              /* from 1 */
+    int32_t *top_ids;           /* [n_top] best first, ties by lower id */
+    float *top_logprobs;        /* [n_top] */
+    float *logits;              /* [V] raw logits copied here, or NULL */
+} la_sample_row;
+
+typedef struct la_batch {
+    int n_tokens;               /* T <= limits.max_batch_tokens */
+    const int32_t *tokens;      /* [T] */
+    int n_spans;                /* <= limits.max_seqs */
+    const la_span *spans;
+    int n_rows;                 /* <= T */
+    la_sample_row *rows;
+} la_batch;
+
+/* Runs the transformer on every thread of the backend's pool and fills the rows' results. */
+void la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
+
+#endif
