@@ -67,18 +67,26 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     }
 }
 
+/* Threads take heads, not rows: the first token of a page clears what later ones write. */
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
-    int end = la_cpu_share(qkv.n, c->tid + 1, c->nth);
-    for (int t = la_cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
-        float *row = qkv.p + (int64_t)t * qkv.ld;
-        if (d->qk_norm == LA_QK_NORM_ROW) {
+    if (d->qk_norm == LA_QK_NORM_ROW) {
+        int end = la_cpu_share(qkv.n, c->tid + 1, c->nth);
+        for (int t = la_cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
+            float *row = qkv.p + (int64_t)t * qkv.ld;
             norm_head(c, w->q_norm, row, d->n_heads * d->d_head);
             norm_head(c, w->k_norm, row + d->n_heads * d->d_head, d->n_kv_heads * d->d_head);
         }
-        la_cpu_finish_heads(c, layer, t, row, 0, d->n_heads + 2 * d->n_kv_heads, q);
+        la_cpu_barrier(c);
+    }
+    int heads = d->n_heads + 2 * d->n_kv_heads;
+    int first = la_cpu_share(heads, c->tid, c->nth);
+    int n = la_cpu_share(heads, c->tid + 1, c->nth) - first;
+    for (int t = 0; t < qkv.n; t++) {
+        float *row = qkv.p + (int64_t)t * qkv.ld + first * d->d_head;
+        la_cpu_finish_heads(c, layer, t, row, first, n, q);
     }
     la_cpu_barrier(c);
 }

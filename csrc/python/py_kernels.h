@@ -12,6 +12,8 @@
 
 /* Adds the functions of py_kernels.c to the module; 0, or -1 with an exception set. */
 int py_kernels_register(PyObject *module);
+/* Adds the functions of py_kernels_rows.c. */
+int py_kernels_rows_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */
 int py_kernels_isa(const char *name, la_kernels *out);

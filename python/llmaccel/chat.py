@@ -1,11 +1,11 @@
 """Chat templates: finding them beside a checkpoint and rendering them.
 
-A template is rendered as Hugging Face does it (sandboxed Jinja with trim_blocks, lstrip_blocks, loop
-controls, `tojson` without escapes, `raise_exception`, `strftime_now`, the `generation` tag), so the text
-equals what the model was trained on.
-Invariant: a template is untrusted code. It sees plain JSON data only, it may spend a bounded number of loop
-turns and characters, and whatever goes wrong in it becomes a RequestError that names chat_template.
-Called by tokenize.py (`Tokenizer.apply_chat_template`, `load_tokenizer`); Jinja is imported on first use.
+A template is rendered as Hugging Face does it (sandboxed Jinja with trim_blocks, lstrip_blocks,
+loop controls, `tojson` without escapes, `raise_exception`, `strftime_now`, the `generation` tag),
+so the text equals what the model was trained on. Invariant: a template is untrusted code. It sees
+plain JSON data only, it may spend a bounded number of loop turns and characters, and whatever goes
+wrong in it becomes a RequestError that names chat_template. Called by tokenize.py
+(`Tokenizer.apply_chat_template`, `load_tokenizer`); Jinja is imported on first use.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ def _check_chars(count: int) -> None:
         raise OverflowError(f"a string or list longer than {MAX_OUTPUT_CHARS}")
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Finding templates
 
 
 def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Templates:
     """Collect the chat templates of a checkpoint folder by name; {} when there is none.
 
-    A file `chat_template.jinja` wins over `chat_template.json`, which wins over the `chat_template` of
-    tokenizer_config.json (a string, or a list of {"name", "template"}). Files in `chat_templates/` and
-    `additional_chat_templates/` add templates named after them. The unnamed template is "default".
-    Raises LoadError when a template is no text or the list is malformed.
+    A file `chat_template.jinja` wins over `chat_template.json`, which wins over the `chat_template`
+    of tokenizer_config.json (a string, or a list of {"name", "template"}). Files in
+    `chat_templates/` and `additional_chat_templates/` add templates named after them. The unnamed
+    template is "default". Raises LoadError when a template is no text or the list is malformed.
     """
     found = _templates_of_config(tokenizer_config.get("chat_template"), folder)
     as_json = folder / "chat_template.json"
@@ -88,14 +88,16 @@ def _templates_of_config(value: Any, where: Path) -> Templates:
 def _read_text(file: Path) -> str:
     try:
         if file.stat().st_size > 4 * MAX_TEMPLATE_CHARS:
-            raise LoadError(f"{file}: chat_template file is larger than {4 * MAX_TEMPLATE_CHARS} bytes")
+            raise LoadError(
+                f"{file}: chat_template file is larger than {4 * MAX_TEMPLATE_CHARS} bytes"
+            )
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise LoadError(f"{file}: cannot read the chat_template: {error}") from error
 
 
 def resolve_chat_template(value: str | Path) -> str:
-    """Turn the `chat_template=` argument (Jinja source, or the path of a file with it) into source."""
+    """Source of the `chat_template=` argument, which is Jinja source or a file's path."""
     if isinstance(value, Path) or (isinstance(value, str) and not set(value) & set("{\n")):
         file = Path(value)
         if not file.is_file():
@@ -107,7 +109,7 @@ def resolve_chat_template(value: str | Path) -> str:
 
 
 def select_chat_template(templates: Templates, wanted: str | None, has_tools: bool) -> str:
-    """Choose the template of one request: a name, literal source, "tool_use" for tools, or the default."""
+    """The template of one request: by name, literal, "tool_use" for tools, or the default."""
     if wanted is not None:
         return templates.get(wanted) or resolve_chat_template(wanted)
     if has_tools and "tool_use" in templates:
@@ -122,7 +124,7 @@ def select_chat_template(templates: Templates, wanted: str | None, has_tools: bo
     raise RequestError("this tokenizer has no chat_template; pass chat_template=")
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rendering
 
 
@@ -136,15 +138,18 @@ def render_chat(
 ) -> str:
     """Render one conversation to text.
 
-    `messages` are dicts with a role; keys whose value is None are dropped. `variables` is all else the
-    template sees: tools, documents (None when not given), bos_token, and the caller's own names.
-    `continue_final_message` leaves the last message open: True for its content, or the name of a field.
-    Raises RequestError, naming chat_template, for invalid messages and for anything the template does wrong.
+    `messages` are dicts with a role; keys whose value is None are dropped. `variables` is all else
+    the template sees: tools, documents (None when not given), bos_token, and the caller's own
+    names. `continue_final_message` leaves the last message open: True for its content, or the name
+    of a field. Raises RequestError, naming chat_template, for invalid messages and for anything the
+    template does wrong.
     """
     if continue_final_message and add_generation_prompt:
         raise RequestError("continue_final_message and add_generation_prompt exclude each other")
     chat = _plain_messages(messages)
-    values = {name: _plain(value, name) for name, value in variables.items() if name != "strftime_now"}
+    values = {
+        name: _plain(value, name) for name, value in variables.items() if name != "strftime_now"
+    }
     for name in ("tools", "documents"):
         _check_dicts(values.setdefault(name, None), name)
     clock = variables.get("strftime_now")
@@ -176,8 +181,12 @@ def _run(template: str, values: Mapping[str, Any]) -> str:
     except jinja2.TemplateError as error:
         raise RequestError(f"chat_template: {error}") from error
     except (OverflowError, MemoryError, RecursionError) as error:
-        raise RequestError(f"chat_template does too much: {error or type(error).__name__}") from error
-    except Exception as error:  # a template may raise anything: KeyError, TypeError, ZeroDivisionError
+        raise RequestError(
+            f"chat_template does too much: {error or type(error).__name__}"
+        ) from error
+    except (
+        Exception
+    ) as error:  # a template may raise anything: KeyError, TypeError, ZeroDivisionError
         raise RequestError(f"chat_template failed with {type(error).__name__}: {error}") from error
 
 
@@ -199,7 +208,9 @@ def _plain(value: Any, name: str) -> Any:
         return int.__int__(value)
     if isinstance(value, float):
         return float.__float__(value)
-    raise RequestError(f"chat_template: {name} holds a {type(value).__name__}; only JSON data can be rendered")
+    raise RequestError(
+        f"chat_template: {name} holds a {type(value).__name__}; only JSON data can be rendered"
+    )
 
 
 def _plain_messages(messages: Any) -> list[dict[str, Any]]:
@@ -248,12 +259,14 @@ def _cut_after_final(text: str, final: str) -> str:
     tag = _CONTINUE_TAG.strip()
     at = text.rfind(tag)
     if at < 0 or final.strip() not in text:
-        raise RequestError("continue_final_message: the chat_template drops the end of the final message")
+        raise RequestError(
+            "continue_final_message: the chat_template drops the end of the final message"
+        )
     kept = text[:at]
     return kept if text.startswith(_CONTINUE_TAG, at) else kept.rstrip()
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The environment
 
 
@@ -265,9 +278,9 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
     class Generation(Extension):
-        """`{% generation %}` marks assistant text for training; rendering passes its body through."""
+        """`{% generation %}` marks assistant text for training; its body passes through."""
 
-        tags = {"generation"}
+        tags = frozenset(("generation",))
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
@@ -299,7 +312,10 @@ def _environment() -> Any:
     env.filters["_metered"] = _metered
     env.filters["_concat"] = _concat
     env.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, range=_range, namespace=Namespace
+        raise_exception=_raise_exception,
+        strftime_now=_strftime_now,
+        range=_range,
+        namespace=Namespace,
     )
     return env
 
@@ -312,14 +328,17 @@ def _compile(template: str) -> Any:
         raise OverflowError(f"its source is longer than {MAX_TEMPLATE_CHARS} characters")
     env = _environment()
     tree = env.parse(template)
-    # Plain loops and `~` compile to bare Python, which no sandbox hook sees: route them through filters.
+    # Plain loops and `~` compile to bare Python, which no sandbox hook sees: route them through
+    # filters.
     for loop in list(tree.find_all(nodes.For)):
         loop.iter = _through(nodes, loop.iter, "_metered")
     return env.from_string(_route_concat(nodes, tree))
 
 
 def _through(nodes: Any, node: Any, name: str) -> Any:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno, environment=node.environment)
+    return nodes.Filter(
+        node, name, [], [], None, None, lineno=node.lineno, environment=node.environment
+    )
 
 
 def _route_concat(nodes: Any, node: Any) -> Any:
@@ -327,7 +346,11 @@ def _route_concat(nodes: Any, node: Any) -> Any:
         if isinstance(value, nodes.Node):
             setattr(node, field, _route_concat(nodes, value))
         elif isinstance(value, list):
-            setattr(node, field, [_route_concat(nodes, v) if isinstance(v, nodes.Node) else v for v in value])
+            setattr(
+                node,
+                field,
+                [_route_concat(nodes, v) if isinstance(v, nodes.Node) else v for v in value],
+            )
     if isinstance(node, nodes.Concat):
         parts = nodes.List(node.nodes, lineno=node.lineno, environment=node.environment)
         return _through(nodes, parts, "_concat")
@@ -379,7 +402,7 @@ def _check_bits(count: int) -> None:
 
 
 def _check_format(text: str) -> None:
-    """Refuse a field width that would pad the result beyond the limit ("%999999999d", "{:>999999999}")."""
+    """Refuse a field width that would pad beyond the limit ("%999999999d", "{:>999999999}")."""
     digits = 0
     for char in text:
         digits = digits + 1 if char.isdigit() else 0

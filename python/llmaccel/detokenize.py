@@ -1,11 +1,11 @@
 """Ids to text, for a whole sequence at once or as the ids arrive.
 
-Owns the translation of a tokenizer's decoder into bytes per token: nearly every decoder of a language model
-(byte-level, SentencePiece with byte fallback, Metaspace) is "concatenate the tokens' bytes, then read them as
-UTF-8", and in that form a stream and a one-shot decode are the same function.
-Invariant: the chunks of a StreamDecoder joined are `decode` of all its ids, every chunk is whole UTF-8, and
-U+FFFD stands only where the bytes themselves are invalid.
-Called by tokenize.py (`Tokenizer.decode`) and by the engine's output path (StreamDecoder).
+Owns the translation of a tokenizer's decoder into bytes per token: nearly every decoder of a
+language model (byte-level, SentencePiece with byte fallback, Metaspace) is "concatenate the tokens'
+bytes, then read them as UTF-8", and in that form a stream and a one-shot decode are the same
+function. Invariant: the chunks of a StreamDecoder joined are `decode` of all its ids, every chunk
+is whole UTF-8, and U+FFFD stands only where the bytes themselves are invalid. Called by tokenize.py
+(`Tokenizer.decode`) and by the engine's output path (StreamDecoder).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @lru_cache(maxsize=1)
 def byte_of_char() -> dict[str, int]:
-    """The printable stand-in of each byte in byte-level BPE vocabularies (GPT-2's table), inverted."""
+    """The byte behind each printable stand-in of byte-level BPE vocabularies (GPT-2's table)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
@@ -52,9 +52,9 @@ def byte_token_value(token: str) -> int | None:
 class ByteRules:
     """How a token string becomes bytes, and what the start of a text loses.
 
-    replace: substrings to exchange; byte_level: characters stand for bytes; byte_fallback: "<0xNN>" tokens
-    are bytes; strip: up to this many leading spaces go; drop_first: a metaspace character that the first
-    token loses ("" for none).
+    replace: substrings to exchange; byte_level: characters stand for bytes; byte_fallback: "<0xNN>"
+    tokens are bytes; strip: up to this many leading spaces go; drop_first: a metaspace character
+    that the first token loses ("" for none).
     """
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ class ByteRules:
 
 
 def read_decoder(backend: Any) -> ByteRules | None:
-    """Translate the decoder of a `tokenizers.Tokenizer`; None for one that is more than bytes per token."""
+    """Translate the decoder of a backend; None for one that is more than bytes per token."""
     if backend.decoder is None:
         return None
     state = json.loads(backend.decoder.__getstate__())
@@ -92,7 +92,12 @@ def read_decoder(backend: Any) -> ByteRules | None:
         kind = step.get("type")
         if kind == "ByteLevel" and len(steps) == 1:
             rules.byte_level = True
-        elif kind == "Replace" and not fused and not rules.byte_fallback and "String" in step["pattern"]:
+        elif (
+            kind == "Replace"
+            and not fused
+            and not rules.byte_fallback
+            and "String" in step["pattern"]
+        ):
             rules.replace.append((step["pattern"]["String"], step["content"]))
         elif kind == "ByteFallback" and not fused:
             rules.byte_fallback = True
@@ -111,13 +116,13 @@ def read_decoder(backend: Any) -> ByteRules | None:
 class StreamDecoder:
     """The incremental detokenizer of one sequence.
 
-    `push(ids)` returns the text that became certain, always whole UTF-8 and possibly ""; `finish()` returns
-    the rest, where an incomplete character at the end becomes U+FFFD. `prompt_ids` are the ids before the
-    sequence: after a prompt with text in it, the first word keeps its leading space, as it would in a decode of
-    prompt and sequence together.
-    `skip_special_tokens` leaves special tokens out. `spaces_between_special_tokens=False` joins neighbouring
-    special tokens where the tokenizer's own decoder puts spaces between tokens; most decoders put none.
-    Raises RequestError for a negative id or one that is no integer; ids beyond the vocabulary give no text.
+    `push(ids)` returns the text that became certain, always whole UTF-8 and possibly ""; `finish()`
+    returns the rest, where an incomplete character at the end becomes U+FFFD. `prompt_ids` are the
+    ids before the sequence: after a prompt with text in it, the first word keeps its leading space,
+    as it would in a decode of prompt and sequence together. `skip_special_tokens` leaves special
+    tokens out. `spaces_between_special_tokens=False` joins neighbouring special tokens where the
+    tokenizer's own decoder puts spaces between tokens; most decoders put none. Raises RequestError
+    for a negative id or one that is no integer; ids beyond the vocabulary give no text.
     """
 
     def __init__(
@@ -150,7 +155,11 @@ class _ByteStream:
     """A decoder that is bytes per token: the incremental UTF-8 reader holds what is incomplete."""
 
     def __init__(
-        self, tokenizer: Tokenizer, rules: ByteRules, skipped: frozenset[int] | set[int], started: bool
+        self,
+        tokenizer: Tokenizer,
+        rules: ByteRules,
+        skipped: frozenset[int] | set[int],
+        started: bool,
     ) -> None:
         self._tokenizer = tokenizer
         self._skipped = skipped
@@ -165,7 +174,9 @@ class _ByteStream:
                 continue
             piece = self._tokenizer.token_bytes(token_id)
             if self._drop_first and self._tokenizer.knows(token_id):
-                token = self._tokenizer.convert_ids_to_tokens(token_id).replace(self._drop_first, "")
+                token = self._tokenizer.convert_ids_to_tokens(token_id).replace(
+                    self._drop_first, ""
+                )
                 piece = token.encode("utf-8", "replace")
                 self._drop_first = ""
             pieces.append(piece)
@@ -185,7 +196,7 @@ class _ByteStream:
 
 
 class _LibraryStream:
-    """Any other decoder (WordPiece, none): `tokenizers` steps it, and a last full decode gives the rest."""
+    """Any other decoder (WordPiece, none): `tokenizers` steps it; a full decode ends it."""
 
     def __init__(
         self, tokenizer: Tokenizer, skipped: frozenset[int] | set[int], spaces: bool
@@ -228,7 +239,9 @@ def check_id(token_id: Any) -> int:
     try:
         value = token_id.__index__()
     except AttributeError:
-        raise RequestError(f"a token id must be an integer, got {type(token_id).__name__}") from None
+        raise RequestError(
+            f"a token id must be an integer, got {type(token_id).__name__}"
+        ) from None
     if value < 0:
         raise RequestError(f"a token id must not be negative, got {value}")
     return value

@@ -1,16 +1,17 @@
 """Text to ids and back: one Tokenizer over every vocabulary format.
 
-Owns `load_tokenizer` (which files of a folder make a tokenizer) and `Tokenizer`, which carries the names that
-transformers gave these methods and behaves as transformers does: added tokens match inside a text, special ones
-may be left out of a decode, a rendered chat is encoded without adding BOS again.
-Invariant: immutable after construction and safe to use from several threads. Encoding is done by the `tokenizers`
-package; decoding by detokenize.py, so that streamed and one-shot text are the same.
-Called by llm.py, params.py (stop strings, bad words) and the command line.
+Owns `load_tokenizer` (which files of a folder make a tokenizer) and `Tokenizer`, which carries the
+names that transformers gave these methods and behaves as transformers does: added tokens match
+inside a text, special ones may be left out of a decode, a rendered chat is encoded without adding
+BOS again. Invariant: immutable after construction and safe to use from several threads. Encoding is
+done by the `tokenizers` package; decoding by detokenize.py, so that streamed and one-shot text are
+the same. Called by llm.py, params.py (stop strings, bad words) and the command line.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ _HUB_PATTERNS = (
 
 
 class Encoding(dict[str, Any]):
-    """The result of calling a tokenizer: `input_ids` and `attention_mask`, by key or by attribute."""
+    """What calling a tokenizer gives: `input_ids` and `attention_mask`, as keys or attributes."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -57,7 +58,7 @@ class Encoding(dict[str, Any]):
 
 
 class Tokenizer:
-    """A vocabulary with its special tokens and chat templates; made by `load_tokenizer` or `from_gguf`."""
+    """A vocabulary, its special tokens and chat templates; see `load_tokenizer`, `from_gguf`."""
 
     def __init__(self, parts: convert.Parts) -> None:
         backend = parts.backend
@@ -68,10 +69,17 @@ class Tokenizer:
         self._templates = dict(parts.templates)
         self._split_special = parts.split_special
         self._prefix_space = parts.prefix_space
-        self._set_post_processor(parts.add_bos, parts.add_eos)
+        self._affixes = self._set_post_processor(parts.add_bos, parts.add_eos)
         added = backend.get_added_tokens_decoder()
         self._special_ids = frozenset(i for i, token in added.items() if token.special)
         self._added_text = tuple(token.content for token in added.values())
+        self._segment_encoder = parts.segment_encoder
+        longest_first = sorted(
+            (t.content for t in added.values() if t.special), key=len, reverse=True
+        )
+        self._special_pattern = (
+            re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        )
         self._known = self._id_bound()
         self._rules = read_decoder(backend)
         self._bytes: dict[int, bytes] = {}
@@ -81,56 +89,82 @@ class Tokenizer:
         self._stop_ids = tuple(parts.stop_ids or ([] if eos is None else [eos]))
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any], *, chat_template: str | Path | None = None) -> Tokenizer:
-        """Build from GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`), lists or NumPy arrays.
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], *, chat_template: str | Path | None = None
+    ) -> Tokenizer:
+        """Build from GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`).
 
-        Raises LoadError for missing or contradicting keys, UnsupportedError (naming it) for an unknown
-        `tokenizer.ggml.model` or `tokenizer.ggml.pre`.
+        Arrays may be lists or NumPy arrays.
+
+        Raises LoadError for missing or contradicting keys, UnsupportedError (naming it) for an
+        unknown `tokenizer.ggml.model` or `tokenizer.ggml.pre`.
         """
         parts = convert.from_gguf_metadata(metadata)
         _override_template(parts, chat_template)
         return cls(parts)
 
-    def _set_post_processor(self, add_bos: bool | None, add_eos: bool | None) -> None:
+    def _set_post_processor(
+        self, add_bos: bool | None, add_eos: bool | None
+    ) -> tuple[list[int], list[int]]:
+        """Make the backend add BOS/EOS as told; return the ids that go before and after a text."""
         if add_bos is None and add_eos is None:
-            return
+            return [], []
         from tokenizers import processors
 
-        bos = self.bos_token if add_bos else None
-        eos = self.eos_token if add_eos else None
-        ids = [(t, self._backend.token_to_id(t)) for t in (bos, eos) if t is not None]
-        if any(token_id is None for _, token_id in ids):
-            raise LoadError(f"add_bos_token/add_eos_token: {ids} is not in the vocabulary")
-        before, after = ([bos] if bos is not None else []), ([eos] if eos is not None else [])
+        before = [self.bos_token] if add_bos and self.bos_token is not None else []
+        after = [self.eos_token] if add_eos and self.eos_token is not None else []
+        ids = {token: self._backend.token_to_id(token) for token in (*before, *after)}
         single = [*before, "$A", *after]
         self._backend.post_processor = processors.TemplateProcessing(
-            single=single, pair=[*single, *before, "$B:1", *after], special_tokens=list(dict(ids).items())
+            single=single, pair=[*single, *before, "$B:1", *after], special_tokens=list(ids.items())
         )
+        return [ids[token] for token in before], [ids[token] for token in after]
 
     def _id_bound(self) -> int:
         return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    # -- encoding -----------------------------------------------------------------------------------------
+    # -- encoding ----------------------------------------------------------------------------------
 
     def encode(
-        self, text: str, add_special_tokens: bool = True, *, split_special_tokens: bool | None = None
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        *,
+        split_special_tokens: bool | None = None,
     ) -> list[int]:
         """Token ids of a text.
 
-        `add_special_tokens` adds BOS/EOS where the tokenizer does so. `split_special_tokens=True` treats
-        special tokens written in the text as plain text (default: what the tokenizer's config says).
-        Raises RequestError when `text` is no string or holds a lone surrogate.
+        `add_special_tokens` adds BOS/EOS where the tokenizer does so. `split_special_tokens=True`
+        treats special tokens written in the text as plain text (default: what the tokenizer's
+        config says). Raises RequestError when `text` is no string or holds a lone surrogate.
         """
         if not isinstance(text, str):
             raise RequestError(f"text to encode must be a string, got {type(text).__name__}")
         split = self._split_special if split_special_tokens is None else split_special_tokens
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "text to encode is not valid Unicode (it holds a lone surrogate)"
+            ) from error
+        if self._segment_encoder is not None:
+            return self._encode_segments(text, add_special_tokens, split)
         backend = self._plain_backend() if split else self._backend
         if self._prefix_space and text and (split or not text.startswith(self._added_text)):
             text = " " + text
-        try:
-            return backend.encode(text, add_special_tokens=add_special_tokens).ids
-        except (TypeError, UnicodeEncodeError) as error:
-            raise RequestError("text to encode is not valid Unicode (it holds a lone surrogate)") from error
+        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def _encode_segments(self, text: str, add_special_tokens: bool, split: bool) -> list[int]:
+        """Encode by the segment encoder, between the special tokens that the text writes out."""
+        assert self._segment_encoder is not None
+        ids = [] if not add_special_tokens else list(self._affixes[0])
+        parts = [text] if split or not self._special_pattern else self._special_pattern.split(text)
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids.append(self._backend.token_to_id(part))
+            elif part:
+                ids += self._segment_encoder(part)
+        return ids + (list(self._affixes[1]) if add_special_tokens else [])
 
     def __call__(
         self,
@@ -143,16 +177,21 @@ class Tokenizer:
     ) -> Encoding:
         """Encode one text or a list of texts.
 
-        Returns `input_ids` and `attention_mask`: lists of ints, or lists of such lists for a list of texts.
-        `truncation=True` cuts each at `max_length` ids.
+        Returns `input_ids` and `attention_mask`: lists of ints, or lists of such lists for a list
+        of texts. `truncation=True` cuts each at `max_length` ids.
         """
         if truncation and (max_length is None or max_length < 0):
             raise RequestError(f"truncation needs a max_length of at least 0, got {max_length}")
         limit = max_length if truncation else None
         if isinstance(text, str):
-            ids = self.encode(text, add_special_tokens, split_special_tokens=split_special_tokens)[:limit]
+            ids = self.encode(text, add_special_tokens, split_special_tokens=split_special_tokens)[
+                :limit
+            ]
             return Encoding(input_ids=ids, attention_mask=[1] * len(ids))
-        batch = [self.encode(t, add_special_tokens, split_special_tokens=split_special_tokens) for t in text]
+        batch = [
+            self.encode(t, add_special_tokens, split_special_tokens=split_special_tokens)
+            for t in text
+        ]
         batch = [ids[:limit] for ids in batch]
         return Encoding(input_ids=batch, attention_mask=[[1] * len(ids) for ids in batch])
 
@@ -167,7 +206,7 @@ class Tokenizer:
                 self._plain.encode_special_tokens = True
             return self._plain
 
-    # -- decoding -----------------------------------------------------------------------------------------
+    # -- decoding ----------------------------------------------------------------------------------
 
     def decode(
         self,
@@ -176,10 +215,10 @@ class Tokenizer:
         *,
         clean_up_tokenization_spaces: bool = False,
     ) -> str:
-        """Text of a list of ids. Ids beyond the vocabulary (padding of the model's head) give no text.
+        """Text of a list of ids; ids beyond the vocabulary (a padded head has them) give none.
 
-        `clean_up_tokenization_spaces` removes the space before punctuation and English contractions.
-        Raises RequestError for a negative id or one that is no integer.
+        `clean_up_tokenization_spaces` removes the space before punctuation and English
+        contractions. Raises RequestError for a negative id or one that is no integer.
         """
         ids = [token_ids] if hasattr(token_ids, "__index__") else token_ids
         checked = [check_id(i) for i in ids]
@@ -200,7 +239,9 @@ class Tokenizer:
     ) -> list[str]:
         """`decode` of each sequence."""
         return [
-            self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces)
+            self.decode(
+                ids, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces
+            )
             for ids in sequences
         ]
 
@@ -208,7 +249,9 @@ class Tokenizer:
         """The bytes that one token adds inside a text; b"" for an id beyond the vocabulary."""
         found = self._bytes.get(token_id)
         if found is None:
-            token = self._backend.id_to_token(check_id(token_id)) if token_id < self._known else None
+            token = (
+                self._backend.id_to_token(check_id(token_id)) if token_id < self._known else None
+            )
             if token is None:
                 found = b""
             elif self._rules is None:
@@ -219,22 +262,24 @@ class Tokenizer:
         return found
 
     def token_text(self, token_id: int) -> str:
-        """`token_bytes` as text, with U+FFFD for a part of a character (the `decoded_token` of logprobs)."""
+        """`token_bytes` as text, U+FFFD for part of a character (`decoded_token` of logprobs)."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
-    # -- vocabulary ---------------------------------------------------------------------------------------
+    # -- vocabulary --------------------------------------------------------------------------------
 
     def convert_ids_to_tokens(
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
-    ) -> str | None | list[str | None]:
+    ) -> str | list[str | None] | None:
         """Token strings as the vocabulary spells them; None for an id beyond it."""
         if hasattr(ids, "__index__"):
             value = check_id(ids)
             return self._backend.id_to_token(value) if value < self._known else None
-        kept = (i for i in map(check_id, ids) if not (skip_special_tokens and i in self._special_ids))
+        kept = (
+            i for i in map(check_id, ids) if not (skip_special_tokens and i in self._special_ids)
+        )
         return [self._backend.id_to_token(i) if i < self._known else None for i in kept]
 
-    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | None | list[int | None]:
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
         """Ids of token strings; the unknown token's id (or None) for a string that is no token."""
         if isinstance(tokens, str):
             token_id = self._backend.token_to_id(tokens)
@@ -274,7 +319,7 @@ class Tokenizer:
         """The decoder as bytes per token, None where it is something else (see detokenize.py)."""
         return self._rules
 
-    # -- special tokens -----------------------------------------------------------------------------------
+    # -- special tokens ----------------------------------------------------------------------------
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
@@ -298,23 +343,35 @@ class Tokenizer:
 
     @property
     def stop_token_ids(self) -> list[int]:
-        """Ids that end a generation as far as the tokenizer knows: EOS; of a GGUF also end of turn and message."""
+        """Ids that end a generation: EOS; of a GGUF also end of turn and end of message."""
         return list(self._stop_ids)
 
     def _named_id(self, name: str) -> int | None:
         token = self._special.get(name)
         return None if token is None else self._backend.token_to_id(token)
 
-    bos_token = property(lambda self: self._special.get("bos_token"), doc="Begin-of-text token or None.")
-    eos_token = property(lambda self: self._special.get("eos_token"), doc="End-of-text token or None.")
+    bos_token = property(
+        lambda self: self._special.get("bos_token"), doc="Begin-of-text token or None."
+    )
+    eos_token = property(
+        lambda self: self._special.get("eos_token"), doc="End-of-text token or None."
+    )
     pad_token = property(lambda self: self._special.get("pad_token"), doc="Padding token or None.")
     unk_token = property(lambda self: self._special.get("unk_token"), doc="Unknown token or None.")
-    bos_token_id = property(lambda self: self._named_id("bos_token"), doc="Id of bos_token or None.")
-    eos_token_id = property(lambda self: self._named_id("eos_token"), doc="Id of eos_token or None.")
-    pad_token_id = property(lambda self: self._named_id("pad_token"), doc="Id of pad_token or None.")
-    unk_token_id = property(lambda self: self._named_id("unk_token"), doc="Id of unk_token or None.")
+    bos_token_id = property(
+        lambda self: self._named_id("bos_token"), doc="Id of bos_token or None."
+    )
+    eos_token_id = property(
+        lambda self: self._named_id("eos_token"), doc="Id of eos_token or None."
+    )
+    pad_token_id = property(
+        lambda self: self._named_id("pad_token"), doc="Id of pad_token or None."
+    )
+    unk_token_id = property(
+        lambda self: self._named_id("unk_token"), doc="Id of unk_token or None."
+    )
 
-    # -- chat ---------------------------------------------------------------------------------------------
+    # -- chat --------------------------------------------------------------------------------------
 
     @property
     def chat_template(self) -> str | dict[str, str] | None:
@@ -329,6 +386,7 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        *,
         add_generation_prompt: bool = False,
         continue_final_message: bool | str = False,
         tokenize: bool = True,
@@ -337,40 +395,32 @@ class Tokenizer:
     ) -> Any:
         """Render messages ({"role", "content", ...} dicts) by the chat template and encode them.
 
-        Returns ids; text when `tokenize=False`; an `Encoding` when `return_dict=True`. Further keyword
-        arguments are variables of the template. A list of conversations gives a list of results.
-        Raises RequestError, naming chat_template or the message, for whatever cannot be rendered.
+        Returns ids; text when `tokenize=False`; an `Encoding` when `return_dict=True`. Further
+        keyword arguments are variables of the template. A list of conversations gives a list of
+        results. Raises RequestError, naming chat_template or the message, for whatever cannot be
+        rendered.
         """
-        if isinstance(conversation, (list, tuple)) and conversation and isinstance(conversation[0], (list, tuple)):
-            options = dict(add_generation_prompt=add_generation_prompt, return_dict=False, **kwargs)
-            results = [
-                self.apply_chat_template(
-                    one,
-                    tools,
-                    documents,
-                    chat_template,
-                    continue_final_message=continue_final_message,
-                    tokenize=tokenize,
-                    **options,
-                )
-                for one in conversation
-            ]
-            if not (tokenize and return_dict):
-                return results
-            return Encoding(input_ids=results, attention_mask=[[1] * len(ids) for ids in results])
         template = chat.select_chat_template(self._templates, chat_template, tools is not None)
-        text = chat.render_chat(
-            template,
-            conversation,
-            {**self._special, **kwargs, "tools": tools, "documents": documents},
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
+        variables = {**self._special, **kwargs, "tools": tools, "documents": documents}
+        batched = isinstance(conversation, (list, tuple)) and any(
+            isinstance(entry, (list, tuple)) for entry in conversation
         )
+        texts = [
+            chat.render_chat(
+                template,
+                messages,
+                variables,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for messages in (conversation if batched else [conversation])
+        ]
+        text = texts if batched else texts[0]
         if not tokenize:
             return text
         # The template wrote its special tokens, BOS included.
-        ids = self.encode(text, add_special_tokens=False, split_special_tokens=False)
-        return Encoding(input_ids=ids, attention_mask=[1] * len(ids)) if return_dict else ids
+        encoding = self(text, add_special_tokens=False, split_special_tokens=False)
+        return encoding if return_dict else encoding.input_ids
 
 
 def _clean_up(text: str) -> str:
@@ -379,7 +429,7 @@ def _clean_up(text: str) -> str:
     return text
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Loading
 
 
@@ -390,11 +440,11 @@ def load_tokenizer(
 
     A folder is searched for tokenizer.json, a SentencePiece or rank file (tokenizer.model, *.model,
     *.tiktoken), vocab.json with merges.txt, or one GGUF, in this order; tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json give special tokens and the chat template. A single file
-    stands for itself: nothing beside it is read. `chat_template` (Jinja source or a file) replaces the
-    templates found; `revision` applies to hub names.
-    Raises LoadError (files missing, damaged, contradicting) or UnsupportedError (a kind that cannot be
-    converted exactly), naming the file.
+    special_tokens_map.json and added_tokens.json give special tokens and the chat template. A
+    single file stands for itself: nothing beside it is read. `chat_template` (Jinja source or a
+    file) replaces the templates found; `revision` applies to hub names. Raises LoadError (files
+    missing, damaged, contradicting) or UnsupportedError (a kind that cannot be converted exactly),
+    naming the file.
     """
     found = Path(path)
     if not found.exists():
@@ -410,7 +460,11 @@ def _override_template(parts: convert.Parts, chat_template: str | Path | None) -
 
 
 def _download(name: str, revision: str | None) -> Path:
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or Path(name).suffix in (".json", ".model", ".gguf"):
+    if (
+        name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+        or Path(name).suffix in (".json", ".model", ".gguf")
+    ):
         raise LoadError(f"tokenizer {name!r}: no such file or folder")
     from huggingface_hub import snapshot_download
 
@@ -418,7 +472,8 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
     except Exception as error:  # the hub's own errors, and whatever its transport raises
         raise LoadError(
-            f"tokenizer {name!r}: no such file or folder, and not available from the Hugging Face hub: {error}"
+            f"tokenizer {name!r}: no such file or folder, and not available from the Hugging Face "
+            f"hub: {error}"
         ) from error
 
 
@@ -444,8 +499,8 @@ def _find_vocabulary(folder: Path) -> Path:
     if found:
         return found[0]
     raise LoadError(
-        f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, *.tiktoken, vocab.json with merges.txt, "
-        "or a GGUF)"
+        f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, *.tiktoken, vocab.json "
+        "with merges.txt, or a GGUF)"
     )
 
 
@@ -462,8 +517,7 @@ def _from_file(file: Path, config: Mapping[str, Any], bare: bool) -> convert.Par
     if head.startswith(b"GGUF"):
         from .models.gguf import open_gguf
 
-        with open_gguf(file) as gguf:
-            return convert.from_gguf_metadata(gguf.metadata)
+        return convert.from_gguf_metadata(open_gguf(file).metadata)
     if convert.looks_like_ranks(head):
         return convert.from_ranks(file, config)
     return convert.from_sentencepiece(file, config, bare)
@@ -479,7 +533,7 @@ def _from_tokenizer_json(file: Path) -> convert.Parts:
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], bool]:
-    """tokenizer_config.json, completed by the older special_tokens_map.json and added_tokens.json."""
+    """tokenizer_config.json, and the older special_tokens_map.json and added_tokens.json."""
     config: dict[str, Any] = {}
     read = 0
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -494,12 +548,14 @@ def _read_configs(folder: Path) -> tuple[dict[str, Any], bool]:
         content = convert.read_json(added)
         if not isinstance(content, dict):
             raise LoadError(f"{added}: not a JSON object")
-        config["added_tokens_decoder"] = {str(i): {"content": token} for token, i in content.items()}
+        config["added_tokens_decoder"] = {
+            str(i): {"content": token} for token, i in content.items()
+        }
     return config, read > 0
 
 
 def _apply_config(parts: convert.Parts, config: Mapping[str, Any], folder: Path) -> None:
-    """Added tokens, named special tokens and flags of tokenizer_config.json onto what the vocabulary gave."""
+    """Put what tokenizer_config.json says onto what the vocabulary gave."""
     where = str(folder / "tokenizer_config.json")
     for name in _SPECIAL_NAMES:
         if name in config:
@@ -561,4 +617,6 @@ def _register_special(backend: Any, wanted: list[str]) -> None:
     special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
     fresh = [text for text in dict.fromkeys(wanted) if text not in special]
     if fresh:
-        backend.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in fresh])
+        backend.add_special_tokens(
+            [AddedToken(text, normalized=False, special=True) for text in fresh]
+        )

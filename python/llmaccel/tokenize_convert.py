@@ -1,12 +1,12 @@
-"""Vocabulary files to `tokenizers` pipelines: merges, SentencePiece models, rank files, GGUF metadata.
+"""Vocabulary files to `tokenizers` pipelines: merges, SentencePiece, rank files, GGUF.
 
-Each builder returns `Parts`; tokenize.py wraps them. The conversions are exact where they are offered:
-a rank file or SentencePiece BPE model merges the adjacent pair whose concatenation ranks best, and whenever two
-neighbours have become (l, r), that is the one way to their concatenation, so listing every split of every token
-as a merge in order of the token's rank gives `tokenizers` the same choices in the same order.
-Invariant: files are untrusted. Lengths, ids and counts are checked before use; what cannot be converted exactly
-raises UnsupportedError instead of coming out nearly right.
-Called by tokenize.py.
+Each builder returns `Parts`; tokenize.py wraps them. The conversions are exact where they are
+offered: a rank file or SentencePiece BPE model merges the adjacent pair whose concatenation ranks
+best, and whenever two neighbours have become (l, r), that is the one way to their concatenation, so
+listing every split of every token as a merge in order of the token's rank gives `tokenizers` the
+same choices in the same order. Invariant: files are untrusted. Lengths, ids and counts are checked
+before use; what cannot be converted exactly raises UnsupportedError instead of coming out nearly
+right. Called by tokenize.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,12 @@ class Parts:
     """What a builder found.
 
     backend: the `tokenizers.Tokenizer`. special: named special tokens ("bos_token" -> "<s>").
-    add_bos, add_eos: whether sequences get them; None leaves the backend's own post-processor in charge.
-    prefix_space: a text that does not begin with an added token gets a leading space (SentencePiece's dummy
-    prefix). split_special: special tokens written in a text are plain text by default.
-    stop_ids: end-of-text, end-of-turn and end-of-message ids. templates: chat templates by name.
+    add_bos, add_eos: whether sequences get them; None leaves the backend's own post-processor in
+    charge. prefix_space: a text that does not begin with an added token gets a leading space
+    (SentencePiece's dummy prefix). split_special: special tokens written in a text are plain text
+    by default. stop_ids: end-of-text, end-of-turn and end-of-message ids. templates: chat templates
+    by name. segment_encoder: encodes text between special tokens in the backend's place, which then
+    only knows the names.
     """
 
     backend: Any
@@ -59,10 +62,11 @@ class Parts:
     split_special: bool = False
     stop_ids: list[int] = field(default_factory=list)
     templates: dict[str, str] = field(default_factory=dict)
+    segment_encoder: Callable[[str], list[int]] | None = None
 
 
 def tokenizer_class(config: Mapping[str, Any]) -> str:
-    """The tokenizer class a config names, without the "Fast" of its Rust twin; "" when it names none."""
+    """The tokenizer class a config names, without the "Fast" of its Rust twin, or ""."""
     name = config.get("tokenizer_class") or ""
     return name.removesuffix("Fast") if isinstance(name, str) else ""
 
@@ -95,16 +99,22 @@ def add_tokens(backend: Any, tokens: Iterable[tuple[int, Any]], where: str) -> N
     for token_id, token in sorted(tokens, key=lambda pair: pair[0]):
         known = backend.token_to_id(token.content)
         if known is None and token_id > size + MAX_ADDED_GAP:
-            raise LoadError(f"{where}: added token {token.content!r} has id {token_id}, vocabulary is {size}")
+            raise LoadError(
+                f"{where}: added token {token.content!r} has id {token_id}, vocabulary is {size}"
+            )
         while known is None and size < token_id:
             batch.append(AddedToken(f"<|reserved_token_{size}|>", normalized=False, special=True))
             size += 1
         size += known is None
         batch.append(token)
         if known is not None and known != token_id:
-            raise LoadError(f"{where}: added token {token.content!r} has id {known} and id {token_id}")
+            raise LoadError(
+                f"{where}: added token {token.content!r} has id {known} and id {token_id}"
+            )
         if known is None and size != token_id + 1:
-            raise LoadError(f"{where}: added token {token.content!r} claims id {token_id}, which is taken")
+            raise LoadError(
+                f"{where}: added token {token.content!r} claims id {token_id}, which is taken"
+            )
     backend.add_tokens(batch)
 
 
@@ -121,7 +131,7 @@ def split_merges(pieces: Iterable[str], vocab: Mapping[str, Any]) -> list[tuple[
     return merges
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # vocab.json + merges.txt
 
 
@@ -134,8 +144,8 @@ def from_vocab_merges(vocab_file: Path, merges_file: Path, config: Mapping[str, 
     if rule is None:
         known = ", ".join(sorted(CLASS_RULES))
         raise UnsupportedError(
-            f"{vocab_file.parent}: tokenizer_class {name!r} with vocab.json and merges.txt is not known "
-            f"(known: {known}); a tokenizer.json would carry its rules"
+            f"{vocab_file.parent}: tokenizer_class {name!r} with vocab.json and merges.txt is not "
+            f"known (known: {known}); a tokenizer.json would carry its rules"
         )
     try:
         model = models.BPE.from_file(str(vocab_file), str(merges_file))
@@ -149,7 +159,7 @@ def from_vocab_merges(vocab_file: Path, merges_file: Path, config: Mapping[str, 
     return Parts(backend, special, add_bos=False, add_eos=False)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Rank files (tiktoken)
 
 _RANK_LINE = re.compile(rb"^[A-Za-z0-9+/]+=* \d+\s*$")
@@ -161,7 +171,7 @@ def looks_like_ranks(head: bytes) -> bool:
 
 
 def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
-    """A byte-level BPE from a tiktoken rank file; special tokens come from tokenizer_config.json."""
+    """A byte-level BPE from a tiktoken rank file; special tokens come from the config."""
     from tokenizers import Tokenizer, models
 
     ranks = _read_ranks(file)
@@ -172,8 +182,8 @@ def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
     )
     if rule is None:
         raise UnsupportedError(
-            f"{file}: a rank file does not say how it splits text, and neither its name nor its {len(ranks)} "
-            "ranks are known; a tokenizer.json would carry the rule"
+            f"{file}: a rank file does not say how it splits text, and neither its name nor its "
+            f"{len(ranks)} ranks are known; a tokenizer.json would carry the rule"
         )
     chars = char_of_byte()
     table = {byte: chars[byte] for byte in range(256)}
@@ -198,12 +208,14 @@ def _read_ranks(file: Path) -> dict[bytes, int]:
             raise LoadError(f"{file}, line {number}: not a base64 token and its rank") from error
         if not token or len(token) > MAX_TOKEN_BYTES or len(ranks) == ranks_before:
             raise LoadError(f"{file}, line {number}: an empty, oversized or repeated token")
-    if len(set(ranks.values())) != len(ranks) or (ranks and max(ranks.values()) >= len(ranks) + MAX_ADDED_GAP):
+    if len(set(ranks.values())) != len(ranks) or (
+        ranks and max(ranks.values()) >= len(ranks) + MAX_ADDED_GAP
+    ):
         raise LoadError(f"{file}: ranks repeat or are far larger than their number")
     return ranks
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # SentencePiece models
 
 
@@ -215,13 +227,13 @@ class Pieces:
     score: list[float]
     kind: list[int]
     unk_id: int
-    unigram: bool = False
     byte_fallback: bool = False
     add_dummy_prefix: bool = True
-    remove_extra_whitespace: bool = False
-    charsmap: bytes = b""
     special: dict[str, str] = field(default_factory=dict)
-    # GGUF: user-defined tokens stand as they occur in a text (before spaces are escaped) and merge like others.
+    # Why `tokenizers` cannot give the same ids; "" when it can.
+    inexact: str = ""
+    # GGUF: user-defined tokens stand as they occur in a text (before spaces are escaped) and merge
+    # like others.
     raw_symbols: bool = False
     rstrip: frozenset[str] = frozenset()  # added tokens that swallow the white space after them
 
@@ -282,18 +294,27 @@ def _piece(data: Any, where: str) -> tuple[str, float, int]:
             score = struct.unpack("<f", value)[0]
         elif number == 3:
             kind = value if isinstance(value, int) else 0
-    if not text or len(text) > MAX_TOKEN_BYTES or score != score or not NORMAL <= kind <= BYTE:
+    if not text or len(text) > MAX_TOKEN_BYTES or math.isnan(score) or not NORMAL <= kind <= BYTE:
         raise LoadError(f"{where}: piece {text[:40]!r} has no valid text, score or type")
     return text, score, kind
 
 
 # Fields of TrainerSpec and NormalizerSpec that change what a model encodes to.
-_TRAINER = {3: "model_type", 24: "suffix", 35: "byte_fallback", 40: "unk", 41: "bos", 42: "eos", 43: "pad"}
+_TRAINER = {
+    3: "model_type",
+    24: "suffix",
+    35: "byte_fallback",
+    40: "unk",
+    41: "bos",
+    42: "eos",
+    43: "pad",
+}
 _NORMALIZER = {2: "charsmap", 3: "add_dummy_prefix", 4: "remove_extra", 5: "escape"}
+_BPE = 2
 
 
 def read_sentencepiece(data: bytes, where: str) -> Pieces:
-    """Parse a SentencePiece `ModelProto`. Raises LoadError for damage, UnsupportedError for word models."""
+    """Parse a SentencePiece `ModelProto`. Raises LoadError when it is damaged or no such model."""
     pieces: list[tuple[str, float, int]] = []
     spec: dict[str, Any] = {"model_type": 1, "unk": 0, "bos": 1, "eos": 2, "pad": -1}
     spec.update(add_dummy_prefix=1, remove_extra=1, escape=1)
@@ -302,73 +323,113 @@ def read_sentencepiece(data: bytes, where: str) -> Pieces:
             pieces.append(_piece(value, where))
         elif number in (2, 3) and isinstance(value, memoryview):
             names = _TRAINER if number == 2 else _NORMALIZER
-            spec.update({names[n]: v for n, v in _fields(value, where) if n in names})
+            for key, setting in _fields(value, where):
+                if key in names:
+                    if isinstance(setting, int) == (names[key] == "charsmap"):
+                        raise LoadError(f"{where}: {names[key]} has the wrong type")
+                    spec[names[key]] = setting
     if not pieces:
         raise LoadError(f"{where}: not a SentencePiece model (no pieces)")
-    if spec["model_type"] not in (1, 2):
-        raise UnsupportedError(f"{where}: SentencePiece model type {spec['model_type']} (word or char models)")
-    if spec.get("suffix") or not spec["escape"]:
-        raise UnsupportedError(f"{where}: SentencePiece models with white space as a suffix or unescaped")
-    ids = {name: spec[name] - (1 << 64) if spec[name] >> 63 else spec[name] for name in ("unk", "bos", "eos", "pad")}
+    ids = {
+        name: spec[name] - (1 << 64 if spec[name] >> 63 else 0)
+        for name in ("unk", "bos", "eos", "pad")
+    }
     if not 0 <= ids["unk"] < len(pieces):
         raise LoadError(f"{where}: the unknown piece has id {ids['unk']} of {len(pieces)}")
     text, score, kind = map(list, zip(*pieces, strict=True))
-    special = {f"{name}_token": text[i] for name, i in ids.items() if 0 <= i < len(text)}
-    return Pieces(
+    found = Pieces(
         text,
         score,
         kind,
         ids["unk"],
-        unigram=spec["model_type"] == 1,
         byte_fallback=bool(spec.get("byte_fallback")),
         add_dummy_prefix=bool(spec["add_dummy_prefix"]),
-        remove_extra_whitespace=bool(spec["remove_extra"]),
-        charsmap=bytes(spec.get("charsmap", b"")),
-        special=special,
+        special={f"{name}_token": text[i] for name, i in ids.items() if 0 <= i < len(text)},
     )
+    found.inexact = _why_inexact(found, spec)
+    return found
+
+
+def _why_inexact(pieces: Pieces, spec: Mapping[str, Any]) -> str:
+    """What in a model `tokenizers` would encode differently from sentencepiece, or ""."""
+    if spec["model_type"] != _BPE:
+        return "is not of the BPE type"
+    if len(spec.get("charsmap", b"")) or spec["remove_extra"]:
+        return "normalizes its text"
+    if spec.get("suffix") or not spec["escape"]:
+        return "has white space as a suffix or unescaped"
+    if UNUSED in pieces.kind:
+        return "has unused pieces"
+    merged = [i for i, kind in enumerate(pieces.kind) if kind == NORMAL and len(pieces.text[i]) > 1]
+    if len({pieces.score[i] for i in merged}) != len(merged):
+        return "has pieces of equal score"
+    letters = {
+        text
+        for text, kind in zip(pieces.text, pieces.kind, strict=True)
+        if kind == NORMAL and len(text) == 1
+    }
+    if not letters.issuperset("".join(pieces.text[i] for i in merged)):
+        return "has pieces with characters that are no pieces"
+    return ""
 
 
 def from_sentencepiece(file: Path, config: Mapping[str, Any], bare: bool) -> Parts:
-    """A SentencePiece model; `bare` when no tokenizer_config.json stands beside it."""
-    pieces = read_sentencepiece(file.read_bytes(), str(file))
-    if isinstance(config.get("add_prefix_space"), bool):
+    """A SentencePiece model; `bare` when no tokenizer_config.json stands beside it.
+
+    Models that `tokenizers` cannot follow exactly are encoded by the sentencepiece package;
+    UnsupportedError says so where it is not installed.
+    """
+    data = file.read_bytes()
+    pieces = read_sentencepiece(data, str(file))
+    encoder = _library_encoder(file, data, pieces.inexact) if pieces.inexact else None
+    if encoder is None and isinstance(config.get("add_prefix_space"), bool):
         pieces.add_dummy_prefix = config["add_prefix_space"]
-    # Up to 2023 every segment between special tokens was prefixed; `legacy: false` marks those that are not.
-    each = pieces.add_dummy_prefix and (
-        pieces.remove_extra_whitespace or (not bare and config.get("legacy", True) is not False)
-    )
-    backend = build_sentencepiece(pieces, prefix_each=each, where=str(file))
+    # Up to 2023 every segment between special tokens was prefixed; `legacy: false` marks those that
+    # are not.
+    each = pieces.add_dummy_prefix and not bare and config.get("legacy", True) is not False
     bos = pieces.special.get("bos_token")
-    add_bos = bos is not None and pieces.kind[pieces.text.index(bos)] == CONTROL and not pieces.unigram
     return Parts(
-        backend,
+        build_sentencepiece(pieces, prefix_each=each, where=str(file)),
         pieces.special,
-        add_bos=add_bos,
+        add_bos=bos is not None and pieces.kind[pieces.text.index(bos)] == CONTROL,
         add_eos=False,
         prefix_space=pieces.add_dummy_prefix and not each,
         split_special=bare,
+        segment_encoder=encoder,
     )
+
+
+def _library_encoder(file: Path, data: bytes, reason: str) -> Callable[[str], list[int]]:
+    try:
+        from sentencepiece import SentencePieceProcessor
+    except ImportError:
+        raise UnsupportedError(
+            f"{file}: this SentencePiece model {reason}, so it needs the sentencepiece package "
+            "(pip install llmaccel[sentencepiece])"
+        ) from None
+    try:
+        return SentencePieceProcessor(model_proto=data).encode
+    except Exception as error:  # the package raises RuntimeError and others
+        raise LoadError(f"{file}: {error}") from error
 
 
 def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any:
     """Assemble the backend: model, normalizer, decoder, control pieces as special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
-    backend = Tokenizer(_sentencepiece_model(pieces, where))
-    steps: list[Any] = []
-    if pieces.charsmap:
-        try:
-            steps.append(normalizers.Precompiled(pieces.charsmap))
-        except Exception as error:
-            raise LoadError(f"{where}: the normalization table is damaged: {error}") from error
-    if pieces.remove_extra_whitespace:
-        from tokenizers import Regex
-
-        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if prefix_each:
-        steps.append(normalizers.Prepend(METASPACE))
-    steps.append(normalizers.Replace(" ", METASPACE))
-    backend.normalizer = normalizers.Sequence(steps)
+    vocab = {text: token_id for token_id, text in enumerate(pieces.text)}
+    if len(vocab) != len(pieces.text):
+        raise LoadError(f"{where}: a token occurs twice in the vocabulary")
+    model = models.BPE(
+        vocab=vocab,
+        merges=[] if pieces.inexact else _sentencepiece_merges(pieces),
+        unk_token=pieces.text[pieces.unk_id],
+        fuse_unk=True,
+        byte_fallback=pieces.byte_fallback,
+    )
+    backend = Tokenizer(model)
+    prefix = [normalizers.Prepend(METASPACE)] if prefix_each else []
+    backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", METASPACE)])
     tail = [decoders.Strip(" ", 1, 0)] if pieces.add_dummy_prefix else []
     backend.decoder = decoders.Sequence(
         [decoders.Replace(METASPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *tail]
@@ -377,7 +438,8 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     for token_id, (text, kind) in enumerate(zip(pieces.text, pieces.kind, strict=True)):
         if kind in (CONTROL, UNKNOWN, USER_DEFINED):
             special = kind != USER_DEFINED
-            # Symbols are matched after spaces became metaspaces, unless a prefix would be put before them as well.
+            # Symbols are matched after spaces became metaspaces, unless a prefix would be put
+            # before them as well.
             normalized = not (special or prefix_each or pieces.raw_symbols)
             flags = {"normalized": normalized, "special": special, "rstrip": text in pieces.rstrip}
             added.append((token_id, AddedToken(text, **flags)))
@@ -385,31 +447,15 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     return backend
 
 
-def _sentencepiece_model(pieces: Pieces, where: str) -> Any:
-    from tokenizers import models
-
-    vocab = {text: token_id for token_id, text in enumerate(pieces.text)}
-    if len(vocab) != len(pieces.text):
-        raise LoadError(f"{where}: a token occurs twice in the vocabulary")
-    if UNUSED in pieces.kind and any(len(t) > 1 for t, k in zip(pieces.text, pieces.kind, strict=True) if k == UNUSED):
-        raise UnsupportedError(f"{where}: SentencePiece models with unused pieces; use their tokenizer.json")
-    if pieces.unigram:
-        scored = list(zip(pieces.text, pieces.score, strict=True))
-        return models.Unigram(scored, unk_id=pieces.unk_id, byte_fallback=pieces.byte_fallback)
+def _sentencepiece_merges(pieces: Pieces) -> list[tuple[str, str]]:
     merging = (NORMAL, USER_DEFINED) if pieces.raw_symbols else (NORMAL,)
     ranked = [i for i, kind in enumerate(pieces.kind) if kind in merging]
-    normal = {pieces.text[i] for i in ranked}
+    mergeable = {pieces.text[i] for i in ranked}
     ranked.sort(key=lambda i: (-pieces.score[i], i))
-    return models.BPE(
-        vocab=vocab,
-        merges=split_merges((pieces.text[i] for i in ranked), normal),
-        unk_token=pieces.text[pieces.unk_id],
-        fuse_unk=True,
-        byte_fallback=pieces.byte_fallback,
-    )
+    return split_merges((pieces.text[i] for i in ranked), mergeable)
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # GGUF metadata
 
 # End-of-turn tokens by name, for files written before `tokenizer.ggml.eot_token_id` existed.
@@ -440,7 +486,9 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Parts:
     stops = [get.token_id(f"{key}_token_id") for key in ("eos", "eot", "eom")]
     if stops[1] is None:
         named = (parts.backend.token_to_id(name) for name in _TURN_ENDS)
-        stops[1] = next((i for i in named if i is not None and get.kinds[i] in (CONTROL, USER_DEFINED)), None)
+        stops[1] = next(
+            (i for i in named if i is not None and get.kinds[i] in (CONTROL, USER_DEFINED)), None
+        )
     parts.stop_ids = list(dict.fromkeys(i for i in stops if i is not None))
     parts.templates = _gguf_templates(metadata)
     return parts
@@ -482,7 +530,9 @@ class _Gguf:
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise LoadError(f"GGUF: tokenizer.ggml.{key} is not an array")
         if length is not None and len(value) != length:
-            raise LoadError(f"GGUF: tokenizer.ggml.{key} has {len(value)} entries for {length} tokens")
+            raise LoadError(
+                f"GGUF: tokenizer.ggml.{key} has {len(value)} entries for {length} tokens"
+            )
         return list(value)
 
     def token_id(self, key: str) -> int | None:
@@ -501,14 +551,16 @@ def _gguf_bpe(get: _Gguf) -> Parts:
     from tokenizers import AddedToken, Tokenizer, models
 
     pre = get.metadata.get("tokenizer.ggml.pre", "default")
-    rule = GGUF_RULES.get(pre)
+    rule = GGUF_RULES.get(pre) if isinstance(pre, str) else None
     if rule is None:
         known = ", ".join(sorted(GGUF_RULES))
         raise UnsupportedError(f"GGUF: tokenizer.ggml.pre {pre!r} is not known (known: {known})")
     merges = [_merge_of(line) for line in get.array("merges")]
     try:
         model = models.BPE(vocab=get.vocab, merges=merges, ignore_merges=rule.ignore_merges)
-    except Exception:  # `tokenizers` refuses merges that make no token; they cannot occur in an output either
+    except (
+        Exception
+    ):  # `tokenizers` refuses merges that make no token; they cannot occur in an output either
         vocab = get.vocab
         merges = [m for m in merges if m[0] in vocab and m[1] in vocab and m[0] + m[1] in vocab]
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)

@@ -1,11 +1,10 @@
 r"""The split rules of byte-level BPE vocabularies: facts that no vocabulary file carries.
 
-A rank file, a vocab.json or a GGUF holds tokens and merges only; how text is cut into words before merging is
-known by a name: the `tokenizer.ggml.pre` of a GGUF, the tokenizer class of a Hugging Face folder, or the name
-or size of a rank file.
-Invariant: an unknown name is never guessed; the caller reports it.
-Called by tokenize_convert.py. A pattern list is applied in order, each pattern to every piece the earlier ones
-left; what lies between two matches is a piece of its own.
+A rank file, a vocab.json or a GGUF holds tokens and merges only; how text is cut into words before
+merging is known by a name: the `tokenizer.ggml.pre` of a GGUF, the tokenizer class of a Hugging
+Face folder, or the name or size of a rank file. Invariant: an unknown name is never guessed; the
+caller reports it. Called by tokenize_convert.py. A pattern list is applied in order, each pattern
+to every piece the earlier ones left; what lies between two matches is a piece of its own.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 LLAMA3 = rf"{_SUFFIX}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}"
 QWEN2 = rf"{_SUFFIX}|{_WORD}|\p{{N}}|{_TAIL}"
 QWEN35 = (
-    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
 _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
@@ -30,7 +29,8 @@ O200K = (
     rf"|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
 )
 TEKKEN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|{_TAIL_SLASH}"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
+    rf"|\p{{N}}|{_TAIL_SLASH}"
 )
 _GPT2_DIGITS = (r"\p{N}", GPT2)
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
@@ -41,7 +41,8 @@ _DEEPSEEK3 = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 _CJK = "[一-龥ࠀ-一가-퟿]+"
-# The cased letters outside mathematics, as code point ranges (several of them change under NFC, so no literals).
+# The cased letters outside mathematics, as code point ranges (several of them change under NFC, so
+# no literals).
 _CASED = (
     r"A-Za-z\x{B5}\x{C0}-\x{D6}\x{D8}-\x{F6}\x{F8}-\x{1BA}\x{1BC}-\x{1BF}\x{1C4}-\x{293}\x{295}-\x{2AF}"
     r"\x{370}-\x{373}\x{376}\x{377}\x{37B}-\x{37D}\x{37F}\x{386}\x{388}-\x{38A}\x{38C}\x{38E}-\x{3A1}"
@@ -71,8 +72,9 @@ _DEEPSEEK_LLM = (
 class SplitRule:
     """How one vocabulary cuts text.
 
-    patterns: see the module head. ignore_merges: a word that is a token is taken whole, whatever the merges say.
-    nfc: text is normalized to NFC first. add_bos: sequences begin with BOS where the file does not say.
+    patterns: see the module head. ignore_merges: a word that is a token is taken whole, whatever
+    the merges say. nfc: text is normalized to NFC first. add_bos: sequences begin with BOS where
+    the file does not say.
     """
 
     patterns: tuple[str, ...]
@@ -90,20 +92,34 @@ _QWEN2_RULE = SplitRule((QWEN2,), nfc=True)
 GGUF_RULES: dict[str, SplitRule] = {
     "default": SplitRule((r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     **dict.fromkeys(
-        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA3_RULE
+        ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+        _LLAMA3_RULE,
     ),
     **dict.fromkeys(("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), SplitRule((LLAMA3,))),
     **dict.fromkeys(
-        ("gpt-2", "phi-2", "jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "gigachat", "a.x-4.0", "mellum"),
+        (
+            "gpt-2",
+            "phi-2",
+            "jina-es",
+            "jina-de",
+            "jina-v2-es",
+            "jina-v2-de",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+        ),
         _GPT2_RULE,
     ),
     **dict.fromkeys(("modern-bert", "jais", "trillion", "granite-docling", "exaone4"), _GPT2_RULE),
     **dict.fromkeys(("mpt", "olmo"), SplitRule((GPT2,), nfc=True)),
     **dict.fromkeys(
-        ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"), _DIGITS_RULE
+        ("starcoder", "refact", "smollm", "codeshell", "exaone", "minerva-7b", "mellum2"),
+        _DIGITS_RULE,
     ),
     "command-r": SplitRule(_GPT2_DIGITS, nfc=True),
-    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "hunyuan", "grok-2"), _QWEN2_RULE),
+    **dict.fromkeys(
+        ("qwen2", "deepseek-r1-qwen", "kormo", "megrez", "hunyuan", "grok-2"), _QWEN2_RULE
+    ),
     **dict.fromkeys(("stablelm2", "solar-open"), SplitRule((QWEN2,))),
     "qwen35": SplitRule((QWEN35,), nfc=True),
     **dict.fromkeys(("deepseek-v3", "hunyuan-dense"), SplitRule(_DEEPSEEK3)),
@@ -121,7 +137,9 @@ GGUF_RULES: dict[str, SplitRule] = {
 
 # Tokenizer classes of folders with vocab.json and merges.txt; "Fast" is cut off the name first.
 CLASS_RULES: dict[str, SplitRule] = {
-    **dict.fromkeys(("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "PhiTokenizer"), _GPT2_RULE),
+    **dict.fromkeys(
+        ("GPT2Tokenizer", "CodeGenTokenizer", "GPTNeoXTokenizer", "PhiTokenizer"), _GPT2_RULE
+    ),
     **dict.fromkeys(("PreTrainedTokenizer", "TokenizersBackend"), _GPT2_RULE),
     **dict.fromkeys(("Qwen2Tokenizer", "Qwen3Tokenizer"), _QWEN2_RULE),
     "Qwen3_5Tokenizer": SplitRule((QWEN35,), nfc=True),
@@ -135,8 +153,8 @@ _CL100K = SplitRule((LLAMA3.replace(r"|\s*[\r\n]+", r"|\s++\z|\s*[\r\n]+"),), ig
 _GPT2_RANKS = SplitRule((GPT2,), ignore_merges=True)
 _O200K = SplitRule((O200K,), ignore_merges=True)
 
-# Rank files by the name they are published under, and by their number of ranks (which identifies the encoding:
-# each was trained once).
+# Rank files by the name they are published under, and by their number of ranks (which identifies
+# the encoding: each was trained once).
 RANK_NAMES: dict[str, SplitRule] = {
     "cl100k_base": _CL100K,
     "o200k_base": _O200K,
