@@ -25,12 +25,8 @@ from conftest import ROOT
 
 # Room -> the project headers its files may include, as patterns under csrc/; its own come besides.
 # A file named here overrides its room. Order: first match wins.
-PY_TEST_DOORS = [
-    "kernels/kernels.h",
-    "model/pack.h",
-    "engine/scheduler.h",
-    "engine/kvcache.h",
-]
+PY_KERNEL_DOORS = ["base/base.h", "base/cpu.h", "kernels/kernels.h", "model/pack.h"]
+PY_TEST_DOORS = ["base/base.h", "engine/scheduler.h", "engine/kvcache.h"]
 DOORS: list[tuple[str, list[str]]] = [
     ("llmaccel.h", ["base/dtype.h"]),
     ("base/*", ["llmaccel.h", "base/*"]),
@@ -41,7 +37,7 @@ DOORS: list[tuple[str, list[str]]] = [
     ("kernels/cpu/*", ["kernels/kernels.h", "base/dtype.h", "kernels/cpu/*"]),
     ("kernels/cuda/*", ["model/backend.h", "base/dtype.h", "kernels/cuda/*"]),
     ("python/py_tensor.c", ["llmaccel.h", "python/py_module.h", "base/dlpack.h"]),
-    ("python/py_kernels.c", ["llmaccel.h", "python/py_module.h", *PY_TEST_DOORS]),
+    ("python/py_kernels*", ["llmaccel.h", "python/*", *PY_KERNEL_DOORS]),
     ("python/py_testing.c", ["llmaccel.h", "python/py_module.h", *PY_TEST_DOORS]),
     ("python/*", ["llmaccel.h", "python/py_module.h"]),
 ]
@@ -444,7 +440,7 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_doors, "csrc/base/a.c", "#include <Python.h>", "csrc/python alone"),
     (rule_c_doors, "csrc/python/py_a.c", "#include <numpy/arrayobject.h>", "py_tensor.c alone"),
     (rule_c_doors, "csrc/python/py_a.c", '#include "model/pack.h"', "model/pack.h"),
-    (rule_c_doors, "csrc/python/py_testing.c", '#include "model/pack.h"', None),
+    (rule_c_doors, "csrc/python/py_kernels.c", '#include "model/pack.h"', None),
     (rule_c_doors, "csrc/kernels/cpu/a.h", '#include "base/base.h"', "base/base.h"),
     (rule_c_doors, "csrc/kernels/cpu/a.h", "#include <stdlib.h>", "<stdlib.h>"),
     (rule_c_doors, "csrc/kernels/cuda/a.cu", '#include "base/pool.h"', "base/pool.h"),

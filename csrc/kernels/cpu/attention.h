@@ -156,8 +156,11 @@ static void attend_bf16(const la_attend_args *g)
 static void kv_store_f32(const float *k, const float *v, int d, int tok, void *kp, void *vp)
 {
     float *kb = (float *)kp + (int64_t)(tok / 16) * d * 16 + tok % 16;
-    for (int i = 0; i < d; i++) {
+    for (int i = 0; k != NULL && i < d; i++) {
         kb[(int64_t)i * 16] = k[i];
+    }
+    if (v == NULL) {
+        return;
     }
     if (tok == 0) {
         memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(float));
@@ -168,15 +171,23 @@ static void kv_store_f32(const float *k, const float *v, int d, int tok, void *k
     }
 }
 
-static void kv_store_bf16(const float *k, const float *v, int d, int tok, void *kp, void *vp)
+static void k_store_bf16(const float *k, int d, int tok, void *kp)
 {
     int pairs = (d + 1) / 2;
     uint32_t *kb = (uint32_t *)kp + (int64_t)(tok / 16) * pairs * 16 + tok % 16;
-    for (int i = 0; i < d / 2; i++) {
-        kb[(int64_t)i * 16] = la_f32_to_bf16(k[2 * i]) | (uint32_t)la_f32_to_bf16(k[2 * i + 1]) << 16;
+    for (int i = 0; i < d; i += 2) {
+        uint32_t odd = i + 1 < d ? la_f32_to_bf16(k[i + 1]) : 0;
+        kb[(int64_t)(i / 2) * 16] = la_f32_to_bf16(k[i]) | odd << 16;
     }
-    if (d % 2 != 0) {
-        kb[(int64_t)(pairs - 1) * 16] = la_f32_to_bf16(k[d - 1]);
+}
+
+static void kv_store_bf16(const float *k, const float *v, int d, int tok, void *kp, void *vp)
+{
+    if (k != NULL) {
+        k_store_bf16(k, d, tok, kp);
+    }
+    if (v == NULL) {
+        return;
     }
     if (tok == 0) {
         memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(uint16_t));
