@@ -366,6 +366,25 @@ def iter_slots(
         yield slot, layer, fill(config, table, slot, layer)
 
 
+def slot_forms(config: ModelConfig,
+               checkpoint: TensorTable) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+    """(slot, parts) of every slot with parts as (dtype, rows, cols), a vector being one row.
+
+    What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a missing
+    tensor.
+    """
+    table = _name_table(config, checkpoint)
+    for slot, layer in walk(config):
+        shapes = slot_shapes(config, slot)
+        dtypes = [checkpoint[name].dtype for name in table.names(slot, layer)]
+        if len(dtypes) < len(shapes):
+            dtypes = dtypes[:1] * len(shapes)
+        if table.tensors[slot].layout == "minus_one":
+            dtypes = ["F32"]
+        yield slot, [("F32" if dtype == "F64" else dtype, *((1, *shape)[-2:]))
+                     for dtype, shape in zip(dtypes, shapes, strict=True)]
+
+
 def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
     table = _name_table(config, None)
