@@ -189,14 +189,11 @@ def engine_fields(
     }
 
 
-def greedy_fields(*, max_tokens: int = 0, logprobs: int = -1) -> dict[str, Any]:
-    """The values of `la_sampling` for a request that only scores."""
-    params = SamplingParams(temperature=0.0)
-    fields = engine_fields(
-        params, n_vocab=0, max_tokens=max_tokens, seed=0, stop_ids=(), bad=[]
+def score_fields() -> dict[str, Any]:
+    """The values of `la_sampling` for a request that draws nothing and only scores given tokens."""
+    return engine_fields(
+        SamplingParams(temperature=0.0), n_vocab=0, max_tokens=0, seed=0, stop_ids=(), bad=[]
     )
-    fields["logprobs"] = logprobs
-    return fields
 
 
 def _top(k: int | None, n_vocab: int) -> int:
