@@ -206,23 +206,21 @@ def group_sums(values: np.ndarray, group: int) -> np.ndarray:
 # ---- products ----------------------------------------------------------------------------------
 
 
-def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> np.ndarray:
-    """y [M, N] float64 of the converted rows and the packed weight."""
-    return act_values(form, x, f.group) @ unit_values(f, data).T
+def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """y [M, N] float64 of the converted rows and the packed weight, and the size of its terms.
 
-
-def gemm_scale(f: Format, data: bytes, x: np.ndarray, form: str) -> np.ndarray:
-    """Size of the terms added per output, sqrt(K) * rms(a) * rms(w): what errors are relative to.
-
-    Scale and offset parts of grouped weights count apart, as they are added apart.
+    The size is sqrt(K) * rms(a) * rms(w), what errors are relative to; scale and offset parts of a
+    grouped weight count apart, as they are added apart.
     """
     a = act_values(form, x, f.group)
     if f.group:
         codes, scale, offset = read_codes(f, data)
         group = np.arange(f.K) // f.group
-        w = np.abs(scale[:, group] * (codes.astype(np.float64) - f.zero)) + np.abs(offset[:, group])
+        linear = scale.astype(np.float64)[:, group] * (codes.astype(np.float64) - f.zero)
+        constant = offset.astype(np.float64)[:, group]
+        w, size = linear + constant, np.abs(linear) + np.abs(constant)
     else:
-        w = unit_values(f, data)
+        w = size = unit_values(f, data)
     rms_a = np.sqrt((a * a).mean(axis=1))[:, None]
-    rms_w = np.sqrt((w * w).mean(axis=1))[None, :]
-    return np.sqrt(f.K) * rms_a * rms_w + 1e-30
+    rms_w = np.sqrt((size * size).mean(axis=1))[None, :]
+    return a @ w.T, np.sqrt(f.K) * rms_a * rms_w + 1e-30
