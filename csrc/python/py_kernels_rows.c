@@ -340,8 +340,8 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     }
     call_begin(&c, isa);
     int bf16 = call_bf16(&c, kv);
-    const float *k = call_in(&c, ok, "k", ANY);
-    const float *v = call_in(&c, ov, "v", c.n);
+    const float *k = ok == Py_None ? NULL : call_in(&c, ok, "k", ANY);
+    const float *v = ov == Py_None ? NULL : call_in(&c, ov, "v", k != NULL ? c.n : ANY);
     call_range(&c, "d", c.n, 1, MAX_D);
     call_range(&c, "tok", tok, 0, LA_PAGE - 1);
     void *kp = call_bytes(&c, okp, "k_page", k_bytes(bf16, c.n), 1);
@@ -555,7 +555,8 @@ static PyMethodDef methods[] = {
     {"kv_page_bytes", kv_page_bytes, METH_VARARGS,
      "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32 or bf16."},
     {"kv_store", kv_store, METH_VARARGS,
-     "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63."},
+     "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
+     "k or v may be None: its page stays as it is."},
     {"attend", attend, METH_VARARGS,
      "attend(isa, kv, q, row_pos, d, k_pages, v_pages, n_pages, first, window, scale, softcap,\n"
      "       m, l, o): one chunk of one kv head.\n\n"

@@ -204,10 +204,8 @@ static void attend_merge(float *m, float *l, float *o, float m2, float l2, const
         return;
     }
     float top = m2 > *m ? m2 : *m;
-    vf lane1 = v_exp(v_set1(*m - top)), lane2 = v_exp(v_set1(m2 - top));
-    float e1[VL], e2[VL];
-    v_storeu(e1, lane1);
-    v_storeu(e2, lane2);
+    float e1 = attend_exp(*m - top), e2 = attend_exp(m2 - top);
+    vf lane1 = v_set1(e1), lane2 = v_set1(e2);
     int i = 0;
     for (; i + VL <= d; i += VL) {
         v_storeu(o + i, v_fma(v_loadu(o2 + i), lane2, v_mul(v_loadu(o + i), lane1)));
@@ -216,7 +214,7 @@ static void attend_merge(float *m, float *l, float *o, float m2, float l2, const
         int n = d - i;
         v_storen(o + i, v_fma(v_loadn(o2 + i, n), lane2, v_mul(v_loadn(o + i, n), lane1)), n);
     }
-    *l = *l * e1[0] + l2 * e2[0];
+    *l = *l * e1 + l2 * e2;
     *m = top;
 }
 
