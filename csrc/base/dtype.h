@@ -7,6 +7,7 @@
 #ifndef LA_DTYPE_H
 #define LA_DTYPE_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -133,6 +134,42 @@ static inline uint16_t la_f32_to_f16(float f)
     }
     uint32_t r = a + 0xfffu + ((a >> 13) & 1u);
     return (uint16_t)(sign | ((r - 0x38000000u) >> 13));
+}
+
+/* Bytes of one group's scales and offsets in a unit; 0 for float packs. */
+static inline size_t la_format_header(la_format f)
+{
+    size_t one = LA_UNIT * (f.scale_type == LA_F16 ? 2u : 4u);
+    return f.group == 0 ? 0 : f.has_offset ? 2 * one : one;
+}
+
+/* Bytes of codes (grouped) or values (float) that k of a unit take; grouped k is padded to 8. */
+static inline size_t la_format_codes(la_format f, int k)
+{
+    size_t n = (size_t)k;
+    switch (f.pack) {
+    case LA_PACK_F32:
+        return n * 128;
+    case LA_PACK_I8:
+        return (n + 7) / 8 * 256;
+    case LA_PACK_I4:
+        return (n + 7) / 8 * 128;
+    default:
+        return (n + 1) / 2 * 128;
+    }
+}
+
+/* Bytes of a unit (32 columns) of K; a multiple of 64. */
+static inline size_t la_format_unit(la_format f, int K)
+{
+    size_t groups = f.group == 0 ? 0 : ((size_t)K + (size_t)f.group - 1) / (size_t)f.group;
+    return groups * la_format_header(f) + la_format_codes(f, K);
+}
+
+/* Code that stands for zero. */
+static inline int la_format_zero(la_format f)
+{
+    return f.pack == LA_PACK_I8 ? 128 : f.has_offset ? 0 : 8;
 }
 
 #endif

@@ -1,0 +1,84 @@
+/* table.c - which function fills which slot of the kernel list.
+ *
+ * Owns the choice: levels fill bottom-up, so the highest level that has a kernel wins. Invariant: the scalar
+ * level fills every slot. Called by model/backend_cpu.c and the tests.
+ */
+#include "../kernels.h"
+
+typedef void (*la_fill)(la_kernels *t);
+
+/* LA_HAVE_ISA_<NAME> says that the build could compile isa_<name>.c. */
+static const la_fill fills[LA_ISA_COUNT] = {
+    la_kernels_fill_scalar,
+#ifdef LA_HAVE_ISA_AVX2
+    [LA_ISA_AVX2] = la_kernels_fill_avx2,
+#endif
+#ifdef LA_HAVE_ISA_AVX512
+    [LA_ISA_AVX512] = la_kernels_fill_avx512,
+#endif
+#ifdef LA_HAVE_ISA_VNNI
+    [LA_ISA_VNNI] = la_kernels_fill_vnni,
+#endif
+#ifdef LA_HAVE_ISA_BF16
+    [LA_ISA_BF16] = la_kernels_fill_bf16,
+#endif
+};
+
+static const char *const names[] = {
+#define LA_KERNEL_NAME(name, result, args) #name,
+    LA_KERNELS(LA_KERNEL_NAME)
+#undef LA_KERNEL_NAME
+};
+
+int la_kernels_have(la_isa isa)
+{
+    return (int)isa >= 0 && isa < LA_ISA_COUNT && fills[isa] != NULL;
+}
+
+int la_kernels_count(void)
+{
+    return (int)(sizeof names / sizeof names[0]);
+}
+
+const char *la_kernels_name(int slot)
+{
+    return slot >= 0 && slot < la_kernels_count() ? names[slot] : NULL;
+}
+
+void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which)
+{
+    for (int level = 0; level <= (int)isa; level++) {
+        if (!la_kernels_have((la_isa)level)) {
+            continue;
+        }
+        la_kernels t;
+        memset(&t, 0, sizeof t);
+        fills[level](&t);
+        int slot = 0;
+#define LA_KERNEL_TAKE(name, result, args) \
+    if (t.name) {                          \
+        out->name = t.name;                \
+        if (which) {                       \
+            which[slot] = (la_isa)level;   \
+        }                                  \
+    }                                      \
+    slot++;
+        LA_KERNELS(LA_KERNEL_TAKE)
+#undef LA_KERNEL_TAKE
+        (void)slot;
+    }
+}
+
+la_probe_ops la_kernels_probe_ops(la_isa isa)
+{
+    /* 16 accumulators, 2 operations per multiply-add */
+    static const la_probe_ops ops[LA_ISA_COUNT] = {
+        [LA_ISA_SCALAR] = {16 * 2, 0, 0},
+        [LA_ISA_AVX2] = {16 * 8 * 2, 0, 0},
+        [LA_ISA_AVX512] = {16 * 16 * 2, 0, 0},
+        [LA_ISA_VNNI] = {16 * 16 * 2, 0, 16 * 64 * 2},
+        [LA_ISA_BF16] = {16 * 16 * 2, 16 * 32 * 2, 16 * 64 * 2},
+    };
+    la_probe_ops none = {0, 0, 0};
+    return la_kernels_have(isa) ? ops[isa] : none;
+}

@@ -1,0 +1,47 @@
+/* vec.h - the vector of one level: VL fp32 lanes, chosen by the isa_*.c file that includes it.
+ *
+ * Owns the names shared by the kernel headers: vf (VL floats) and vi (VL int32) and the operations on
+ * them, prefix v_ and vi_. A level's header defines every operation, so a kernel written over vec.h
+ * compiles at each level. Loads and stores without u want natural alignment. max and min return the second operand if
+ * either is NaN, as the instructions do. Included by rows.h, attention.h, sample.h and gemm*.h.
+ */
+#ifndef LA_VEC_H
+#define LA_VEC_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "../../base/dtype.h"
+
+#define LA_INLINE static inline __attribute__((always_inline, unused))
+#define LA_UNROLL _Pragma("GCC unroll 32")
+
+#if defined(LA_VEC_AVX512)
+#include "vec_avx512.h"
+#elif defined(LA_VEC_AVX2)
+#include "vec_avx2.h"
+#else
+#include "vec_scalar.h"
+#endif
+
+/* Vectors in 16 lanes: statistics keep 16 fixed lanes at every level. */
+#define LA_LANES16 (16 / VL)
+
+/* Sum of 16 lanes as the tree (i, i+8), (i, i+4), (i, i+2), (0, 1): the same bits at every level. */
+LA_INLINE float v_sum16(const vf x[LA_LANES16])
+{
+    float s[16];
+    for (int i = 0; i < LA_LANES16; i++) {
+        v_storeu(s + i * VL, x[i]);
+    }
+    for (int w = 8; w > 0; w >>= 1) {
+        for (int i = 0; i < w; i++) {
+            s[i] += s[i + w];
+        }
+    }
+    return s[0];
+}
+
+#endif

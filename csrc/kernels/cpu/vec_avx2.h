@@ -1,0 +1,86 @@
+/* vec_avx2.h - eight lanes: AVX2, FMA and F16C. Meanings are those of vec_scalar.h.
+ *
+ * Included by vec.h alone.
+ */
+#ifndef LA_VEC_AVX2_H
+#define LA_VEC_AVX2_H
+
+#include <immintrin.h>
+
+enum { VL = 8 };
+typedef __m256 vf;
+typedef __m256i vi;
+
+LA_INLINE vf v_zero(void) { return _mm256_setzero_ps(); }
+LA_INLINE vf v_set1(float x) { return _mm256_set1_ps(x); }
+LA_INLINE vf v_load(const float *p) { return _mm256_load_ps(p); }
+LA_INLINE vf v_loadu(const float *p) { return _mm256_loadu_ps(p); }
+LA_INLINE void v_store(float *p, vf a) { _mm256_store_ps(p, a); }
+LA_INLINE void v_storeu(float *p, vf a) { _mm256_storeu_ps(p, a); }
+LA_INLINE vi vi_first(int n) /* all ones in the first n lanes */
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+LA_INLINE vf v_loadn(const float *p, int n) { return _mm256_maskload_ps(p, vi_first(n)); }
+LA_INLINE void v_storen(float *p, vf a, int n) { _mm256_maskstore_ps(p, vi_first(n), a); }
+LA_INLINE vf v_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+LA_INLINE vf v_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+LA_INLINE vf v_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+LA_INLINE vf v_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+LA_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+LA_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+LA_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+LA_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+LA_INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+LA_INLINE vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+LA_INLINE vf v_round(vf a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y)
+{
+    return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+
+LA_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
+LA_INLINE vi vi_loadu(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+LA_INLINE void vi_storeu(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
+LA_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
+LA_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
+LA_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
+LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+LA_INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
+LA_INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
+LA_INLINE vi vi_from_f(vf a) { return _mm256_cvtps_epi32(a); }
+LA_INLINE vf v_from_i(vi a) { return _mm256_cvtepi32_ps(a); }
+LA_INLINE vi vi_bits(vf a) { return _mm256_castps_si256(a); }
+LA_INLINE vf v_bits(vi a) { return _mm256_castsi256_ps(a); }
+
+LA_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+LA_INLINE vf v_load_bf16(const uint16_t *p)
+{
+    return v_bits(vi_shl(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+LA_INLINE void v_store_bf16(uint16_t *p, vf a)
+{
+    vi u = vi_bits(a);
+    vi odd = vi_and(vi_shr(u, 16), vi_set1(1));
+    vi r = vi_shr(vi_add(u, vi_add(odd, vi_set1(0x7fff))), 16);
+    vi nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_or_si256(vi_shr(u, 16), vi_set1(0x40)), nan);
+    r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
+    _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
+}
+LA_INLINE void vi_store_act(int8_t *p, const vi q[2])
+{
+    vi w = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
+    __m128i b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(b, order));
+}
+
+#endif

@@ -1,0 +1,81 @@
+/* vec_avx512.h - sixteen lanes: AVX-512 F, BW, VL, DQ. Meanings are those of vec_scalar.h.
+ *
+ * bf16 rounding is done in integers: the conversion instruction of AVX512_BF16 flushes subnormals.
+ * Included by vec.h alone.
+ */
+#ifndef LA_VEC_AVX512_H
+#define LA_VEC_AVX512_H
+
+#include <immintrin.h>
+
+enum { VL = 16 };
+typedef __m512 vf;
+typedef __m512i vi;
+
+LA_INLINE vf v_zero(void) { return _mm512_setzero_ps(); }
+LA_INLINE vf v_set1(float x) { return _mm512_set1_ps(x); }
+LA_INLINE vf v_load(const float *p) { return _mm512_load_ps(p); }
+LA_INLINE vf v_loadu(const float *p) { return _mm512_loadu_ps(p); }
+LA_INLINE void v_store(float *p, vf a) { _mm512_store_ps(p, a); }
+LA_INLINE void v_storeu(float *p, vf a) { _mm512_storeu_ps(p, a); }
+LA_INLINE __mmask16 v_first(int n) { return (__mmask16)((1u << n) - 1u); }
+LA_INLINE vf v_loadn(const float *p, int n) { return _mm512_maskz_loadu_ps(v_first(n), p); }
+LA_INLINE void v_storen(float *p, vf a, int n) { _mm512_mask_storeu_ps(p, v_first(n), a); }
+LA_INLINE vf v_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+LA_INLINE vf v_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+LA_INLINE vf v_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+LA_INLINE vf v_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+LA_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+LA_INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+LA_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+LA_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+LA_INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+LA_INLINE vf v_abs(vf a) { return _mm512_abs_ps(a); }
+LA_INLINE vf v_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y)
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
+
+LA_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
+LA_INLINE vi vi_loadu(const void *p) { return _mm512_loadu_si512(p); }
+LA_INLINE void vi_storeu(void *p, vi a) { _mm512_storeu_si512(p, a); }
+LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+LA_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
+LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
+LA_INLINE vi vi_from_f(vf a) { return _mm512_cvtps_epi32(a); }
+LA_INLINE vf v_from_i(vi a) { return _mm512_cvtepi32_ps(a); }
+LA_INLINE vi vi_bits(vf a) { return _mm512_castps_si512(a); }
+LA_INLINE vf v_bits(vi a) { return _mm512_castsi512_ps(a); }
+
+LA_INLINE vf v_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+LA_INLINE vf v_load_bf16(const uint16_t *p)
+{
+    return v_bits(vi_shl(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+LA_INLINE void v_store_bf16(uint16_t *p, vf a)
+{
+    vi u = vi_bits(a);
+    vi odd = vi_and(vi_shr(u, 16), vi_set1(1));
+    vi r = vi_shr(vi_add(u, vi_add(odd, vi_set1(0x7fff))), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    r = _mm512_mask_or_epi32(r, nan, vi_shr(u, 16), vi_set1(0x40));
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
+}
+LA_INLINE void vi_store_act(int8_t *p, const vi q[1])
+{
+    const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+    _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[0]), order));
+}
+
+#endif
