@@ -103,7 +103,7 @@ static inline size_t la_attend_scratch(int R, int d)
     /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                    \
     X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))       \
     X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))           \
-    /* one token's k or v [d] into slot `tok` (0..63) of a page block; tok 0 clears the V block */ \
+    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */ \
     X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))   \
     X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))  \
     X(attend_f32, void, (const la_attend_args *a))                                                \

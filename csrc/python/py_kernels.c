@@ -552,5 +552,5 @@ static PyMethodDef methods[] = {
 
 int py_kernels_register(PyObject *module)
 {
-    return PyModule_AddFunctions(module, methods);
+    return PyModule_AddFunctions(module, methods) < 0 ? -1 : py_kernels_rows_register(module);
 }

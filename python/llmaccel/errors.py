@@ -1,7 +1,7 @@
 """The exceptions of llmaccel.
 
-Every error that llmaccel raises on purpose is an `LLMAccelError`. Each also derives from the builtin
-exception that a caller would expect, so `except ValueError` keeps working.
+Every error that llmaccel raises on purpose is an `LLMAccelError`. Each also derives from the
+builtin exception that a caller would expect, so `except ValueError` keeps working.
 """
 
 

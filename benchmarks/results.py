@@ -1,0 +1,67 @@
+"""Where benchmark figures go: one JSON line each, with what is needed to judge them.
+
+Called by every script of this folder. A line holds the commit, the processor and the time,
+then what the script measured.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Minimum, median and maximum of repeated readings, and how many there were."""
+    return {
+        "min": min(values),
+        "median": statistics.median(values),
+        "max": max(values),
+        "n": len(values),
+    }
+
+
+def commit() -> str:
+    """The commit measured, with a + when files differ from it; "unknown" outside a checkout."""
+    try:
+        here = Path(__file__).parent
+        name = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=here, capture_output=True, text=True, check=True,
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=here, capture_output=True, text=True, check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name + ("+" if dirty else "")
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def append(name: str, row: dict) -> None:
+    """Appends `row`, with its circumstances, to results/<name>.jsonl."""
+    FOLDER.mkdir(exist_ok=True)
+    full = {
+        "commit": commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cpu": processor(),
+        **row,
+    }
+    with open(FOLDER / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(full) + "\n")

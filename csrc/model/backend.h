@@ -1,0 +1,175 @@
+/* backend.h - the device table: what a backend offers to the forward pass.
+ *
+ * Owns la_backend_ops and the structures both sides read. A call of the table is one phase: every
+ * thread of the backend enters it with its own la_ctx, takes its share by (tid, nth) and leaves after a
+ * barrier. Invariant: ops cannot fail; a backend computes a row from that row alone.
+ * Implemented by backend_cpu.c; used by model.c, workspace.c and forward.c.
+ */
+#ifndef LA_BACKEND_H
+#define LA_BACKEND_H
+
+#include "../base/base.h"
+#include "model.h"
+#include "pack.h"
+
+enum { LA_BACKEND_ABI = 1 };
+
+/* A linear layer: weights side by side in output columns (q, k, v may differ in format). */
+typedef struct la_matrix {
+    la_weight part[3];
+    int n_parts;        /* 0: not set */
+    int N, K;
+    int paired;         /* gate and up interleaved 16 + 16 */
+    float *bias;        /* columns of the units in order, zero-padded; NULL: none */
+} la_matrix;
+
+typedef struct la_norm {
+    float *w;           /* [D]; NULL: no norm */
+    float *b;           /* [D] or NULL */
+} la_norm;
+
+typedef struct la_layer {
+    la_norm attn_norm, ffn_norm, attn_post_norm, ffn_post_norm;
+    float *q_norm, *k_norm;     /* [d] or the whole row; NULL: none */
+    la_matrix qkv, o, gate_up, down;
+} la_layer;
+
+/* Rows of floats: n rows, ld floats apart. */
+typedef struct la_rows {
+    float *p;
+    int n;
+    int ld;
+} la_rows;
+
+/* How rows enter a product. */
+typedef struct la_prologue {
+    la_norm norm;       /* w == NULL: as they are */
+} la_prologue;
+
+typedef enum la_epilogue_kind {
+    LA_STORE = 0,       /* out = y */
+    LA_ADD,             /* out += scale * y */
+    LA_ACT,             /* out = act(y), gated: act(gate) * up */
+    LA_LOGITS,          /* out = softcap(scale * y) */
+    LA_HEADS            /* q: norm, rope, to out; k: norm, rope, to its page; v: to its page */
+} la_epilogue_kind;
+
+/* What happens to a finished tile, after the bias. */
+typedef struct la_epilogue {
+    la_epilogue_kind kind;
+    float scale;
+    float softcap;
+    int layer;          /* LA_HEADS */
+} la_epilogue;
+
+/* Bytes of one KV page and where things lie in it: [layer][kv head][k block | v block]. */
+typedef struct la_kv_layout {
+    size_t k_bytes, head_bytes, layer_bytes, page_bytes;
+} la_kv_layout;
+
+struct la_kv {
+    la_backend *b;
+    la_kv_layout at;
+    uint8_t *base;
+    int64_t max_pages, committed;
+    int64_t slab;       /* pages committed at a time */
+};
+
+/* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
+struct la_workspace {
+    la_backend *b;
+    uint8_t *base;
+    size_t bytes;
+    int max_tokens;
+    int logit_rows;     /* rows of the logits tile */
+    la_rows x;          /* [T, D] residual stream */
+    la_rows y;          /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv */
+    la_rows q, a;       /* [T, H d] */
+    la_rows h;          /* [T, F] */
+    la_rows last;       /* [logit_rows, D] rows that want logits */
+    la_rows logits;     /* [logit_rows, V] */
+    int *pos;           /* [T] absolute position of each token */
+    int32_t *page;      /* [T] page of each token */
+    uint8_t *shared;    /* converted activation rows */
+    uint8_t *local;     /* per-thread scratch, local_bytes each */
+    size_t shared_bytes, local_bytes;
+};
+
+struct la_model {
+    la_backend *b;
+    la_model_desc desc;
+    la_layer_desc *layer_desc;  /* [L] */
+    float *inv_freq[LA_MAX_ROPE_TABLES];
+    float *rope_cos[LA_MAX_ROPE_TABLES], *rope_sin[LA_MAX_ROPE_TABLES];  /* [max_len][d_rope/2] */
+    la_dtype weights;
+    int ready;
+    la_matrix embed, pos_embed, head;
+    la_norm final_norm;
+    la_layer *layers;           /* [L] */
+};
+
+/* One thread's view of a step. */
+typedef struct la_ctx {
+    la_backend *b;
+    la_model *m;
+    la_kv *kv;
+    la_workspace *w;
+    const la_batch *batch;
+    int tid, nth;
+} la_ctx;
+
+typedef struct la_backend_ops {
+    int abi;
+    const char *name;
+    void (*close)(la_backend *b);
+    void (*describe)(const la_backend *b, la_backend_info *out);
+    la_status (*probe_read)(la_backend *b, size_t bytes, double *gb_per_s);
+    la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
+    /* Packs all units of w, by all threads; w->data is set and freed by the caller. */
+    la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
+                      int paired);
+    /* fn on every thread that takes part in a step. */
+    void (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
+    /* Scratch a workspace must offer for T tokens. */
+    void (*scratch)(const la_model_desc *d, int max_tokens, int n_threads, size_t *shared,
+                    size_t *local);
+    /* ---- ops of a step ---- */
+    void (*embed)(la_ctx *c, la_rows x);
+    void (*linear)(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
+                   const la_epilogue *epi);
+    /* norm, rope and KV store of raw [T, (H + 2K) d] rows: what LA_HEADS does for whole rows */
+    void (*heads)(la_ctx *c, int layer, la_rows qkv, la_rows q);
+    void (*attend)(la_ctx *c, int layer, la_rows q, la_rows a);
+    /* x += scale * norm(y) */
+    void (*add_norm)(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x);
+    /* rows first .. first+n-1 of the batch's wanted rows: copy their tokens' x to `out` */
+    void (*gather)(la_ctx *c, int first, la_rows x, la_rows out);
+    /* results of wanted rows first .. first+logits.n-1 */
+    void (*sample)(la_ctx *c, int first, la_rows logits);
+} la_backend_ops;
+
+/* First member of every backend. */
+struct la_backend {
+    const la_backend_ops *ops;
+    int n_threads;
+};
+
+la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
+
+/* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= 256. */
+int la_head_granule(int d_head);
+/* The weights' activation form under a desc's `activation`. */
+la_act_form la_act_form_of(la_format f, int activation);
+la_kv_layout la_kv_layout_of(const la_model_desc *d);
+/* cos and sin of every position, from inverse frequencies; tables are fixed at load. */
+void la_rope_fill(const float *inv_freq, int half, int max_len, float scale, float *cos_out,
+                  float *sin_out);
+/* Lays a workspace out; with base == NULL only w->bytes and sizes are filled. */
+void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d,
+                         const la_limits *limits, int n_threads, la_workspace *w);
+const la_backend_ops *la_backend_cpu_ops(void);
+
+/* forward.c: the transformer, run by every thread. */
+void la_forward(la_ctx *c);
+
+#endif

@@ -1,0 +1,408 @@
+/* backend_cpu.c - the CPU backend: opening, probing, packing, and the row-wise ops of a step.
+ *
+ * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c,
+ * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c. Invariant: every op splits its
+ * work by (tid, nth) over things that do not influence each other, then meets at the barrier.
+ */
+#include "backend_cpu.h"
+
+#include <stdlib.h>
+
+/* ---- scratch --------------------------------------------------------------------------------- */
+
+int la_cpu_max_k(const la_model_desc *d)
+{
+    int hd = d->n_heads * d->d_head;
+    int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
+    return k > hd ? k : hd;
+}
+
+/* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
+size_t la_cpu_row_bytes(int K)
+{
+    return la_round_up((size_t)K * sizeof(float), 64) + 64;
+}
+
+size_t la_cpu_converted_bytes(const la_model_desc *d, int T)
+{
+    size_t one = la_cpu_row_bytes(la_cpu_max_k(d)), three = 3 * la_cpu_row_bytes(d->d_model);
+    return (one > three ? one : three) * (size_t)T;
+}
+
+static uint8_t *take_bytes(uint8_t *base, size_t *at, size_t bytes)
+{
+    uint8_t *p = base != NULL ? base + *at : NULL;
+    *at += la_round_up(bytes, 64);
+    return p;
+}
+
+static float *take_floats(uint8_t *base, size_t *at, size_t n)
+{
+    return (float *)(void *)take_bytes(base, at, n * sizeof(float));
+}
+
+size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
+{
+    size_t at = 0;
+    size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
+    int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
+    size_t d16 = la_round_up((size_t)d->d_head, 16);
+    out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
+    out->row = take_floats(base, &at, la_round_up((size_t)la_cpu_max_k(d), 16));
+    out->few = take_bytes(base, &at, la_cpu_converted_bytes(d, few));
+    out->attend = take_bytes(base, &at, la_attend_scratch(LA_CPU_ATTEND_ROWS, d->d_head));
+    out->attend_q = take_floats(base, &at, LA_CPU_ATTEND_ROWS * d16);
+    out->attend_o = take_floats(base, &at, 2 * LA_CPU_ATTEND_ROWS * d16);
+    out->attend_ml = take_floats(base, &at, 4 * LA_CPU_ATTEND_ROWS);
+    out->attend_pos = (int *)(void *)take_bytes(base, &at, LA_CPU_ATTEND_ROWS * sizeof(int));
+    out->probs = take_floats(base, &at, (size_t)d->n_vocab);
+    out->ids = (int32_t *)(void *)take_bytes(base, &at, (size_t)d->n_vocab * sizeof(int32_t));
+    return at;
+}
+
+void la_cpu_local_of(la_ctx *c, la_cpu_local *out)
+{
+    uint8_t *base = c->w->local + c->w->local_bytes * (size_t)c->tid;
+    la_cpu_local_layout(&c->m->desc, c->w->max_tokens, base, out);
+}
+
+static void scratch(const la_model_desc *d, int max_tokens, int n_threads, size_t *shared,
+                    size_t *local)
+{
+    (void)n_threads;
+    la_cpu_local unused;
+    *shared = la_cpu_converted_bytes(d, max_tokens);
+    *local = la_round_up(la_cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
+}
+
+void la_cpu_barrier(la_ctx *c)
+{
+    la_pool_barrier(la_cpu_of(c)->pool, c->tid);
+}
+
+/* ---- row-wise ops ---------------------------------------------------------------------------- */
+
+void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
+              int n)
+{
+    if (kind == LA_NORM_RMS) {
+        k->rms_norm(x, norm.w, eps, y, n);
+    }
+    else {
+        k->layer_norm(x, norm.w, norm.b, eps, y, n);
+    }
+}
+
+static void lookup(const la_cpu_backend *b, const la_matrix *m, int row, float *out)
+{
+    const la_weight *w = &m->part[0];
+    const uint8_t *unit = w->data + (size_t)(row / LA_UNIT) * w->unit_bytes;
+    b->k.unpack_row(unit, w->f, row % LA_UNIT, w->K, out);
+}
+
+static void embed(la_ctx *c, la_rows x)
+{
+    const la_cpu_backend *b = la_cpu_of(c);
+    const la_model *m = c->m;
+    int D = m->desc.d_model;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
+    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+        float *row = x.p + (int64_t)t * x.ld;
+        lookup(b, &m->embed, c->batch->tokens[t], row);
+        if (m->desc.embed_scale != 1.0f) {
+            b->k.softcap(row, m->desc.embed_scale, 0.0f, D);
+        }
+        if (m->pos_embed.n_parts != 0) {
+            lookup(b, &m->pos_embed, c->w->pos[t], own.row);
+            b->k.add(own.row, row, D);
+        }
+    }
+    la_cpu_barrier(c);
+}
+
+static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
+{
+    const la_cpu_backend *b = la_cpu_of(c);
+    const la_model_desc *d = &c->m->desc;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
+    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+        la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row, d->d_model);
+        b->k.add_scaled(own.row, scale, x.p + (int64_t)t * x.ld, d->d_model);
+    }
+    la_cpu_barrier(c);
+}
+
+static void gather(la_ctx *c, int first, la_rows x, la_rows out)
+{
+    int end = la_cpu_share(out.n, c->tid + 1, c->nth);
+    for (int i = la_cpu_share(out.n, c->tid, c->nth); i < end; i++) {
+        int t = c->batch->rows[first + i].token;
+        memcpy(out.p + (int64_t)i * out.ld, x.p + (int64_t)t * x.ld,
+               (size_t)c->m->desc.d_model * sizeof(float));
+    }
+    la_cpu_barrier(c);
+}
+
+/* ---- runs on the pool ------------------------------------------------------------------------ */
+
+typedef struct step_job {
+    void (*fn)(la_ctx *c);
+    const la_ctx *proto;
+} step_job;
+
+static void step_thread(void *arg, int tid, int nth)
+{
+    const step_job *job = arg;
+    la_ctx c = *job->proto;
+    c.tid = tid;
+    c.nth = nth;
+    job->fn(&c);
+}
+
+static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
+{
+    step_job job = {fn, proto};
+    la_pool_run(((la_cpu_backend *)b)->pool, step_thread, &job);
+}
+
+typedef struct pack_job {
+    const la_weight *w;
+    const la_source *parts;
+    int n_parts, paired;
+    uint8_t *scratch;       /* [threads] of scratch_bytes */
+    size_t scratch_bytes;
+} pack_job;
+
+static void pack_thread(void *arg, int tid, int nth)
+{
+    const pack_job *job = arg;
+    uint8_t *own = job->scratch + job->scratch_bytes * (size_t)tid;
+    int end = la_cpu_share(job->w->n_units, tid + 1, nth);
+    for (int u = la_cpu_share(job->w->n_units, tid, nth); u < end; u++) {
+        la_pack_unit(job->w, job->parts, job->n_parts, job->paired, u, own);
+    }
+}
+
+static la_status pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
+                      int paired)
+{
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
+    size_t each = la_round_up(la_pack_scratch(w->K), 64), total;
+    uint8_t *own = NULL;
+    if (la_size_mul(each, (size_t)b->n_threads, &total)) {
+        own = la_map(total);
+    }
+    if (own == NULL) {
+        return la_fail(LA_ERR_MEMORY, "weights: no memory to pack rows of %d", w->K);
+    }
+    pack_job job = {w, parts, n_parts, paired, own, each};
+    la_pool_run(cpu->pool, pack_thread, &job);
+    la_unmap(own, total);
+    return LA_OK;
+}
+
+/* ---- probes ---------------------------------------------------------------------------------- */
+
+typedef struct probe_job {
+    const la_cpu_backend *b;
+    const uint8_t *data;
+    size_t bytes;
+    int streams, ahead;
+    int64_t rounds;
+    float (*peak)(int64_t n);
+    _Atomic uint64_t sink;
+} probe_job;
+
+static void probe_thread(void *arg, int tid, int nth)
+{
+    probe_job *job = arg;
+    if (job->peak != NULL) {
+        job->sink += job->peak(job->rounds) > 0.0f;
+        return;
+    }
+    size_t each = job->bytes / (size_t)nth / 4096 * 4096;
+    job->sink += job->b->k.probe_read(job->data + each * (size_t)tid, each, job->streams,
+                                      job->ahead);
+}
+
+static void fill_thread(void *arg, int tid, int nth)
+{
+    probe_job *job = arg;
+    size_t each = job->bytes / (size_t)nth / 4096 * 4096;
+    memset((uint8_t *)(uintptr_t)job->data + each * (size_t)tid, 0x3c, each);
+}
+
+static la_status probe_read(la_backend *b, size_t bytes, double *gb_per_s)
+{
+    static const int patterns[][2] = {{1, 0}, {2, 0}, {2, 1024}, {4, 0}, {4, 1024}, {8, 512}};
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
+    *gb_per_s = 0.0;
+    if (bytes < (size_t)1 << 20) {
+        return la_fail(LA_ERR_ARGUMENT, "probe: %zu bytes are too few to measure", bytes);
+    }
+    uint8_t *data = la_map(bytes);
+    if (data == NULL) {
+        return la_fail(LA_ERR_MEMORY, "probe: cannot map %zu bytes", bytes);
+    }
+    probe_job job = {.b = cpu, .data = data, .bytes = bytes};
+    la_pool_run(cpu->pool, fill_thread, &job);
+    for (int round = 0; round < 3; round++) {
+        for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
+            job.streams = patterns[i][0];
+            job.ahead = patterns[i][1];
+            double t = la_now();
+            la_pool_run(cpu->pool, probe_thread, &job);
+            double rate = (double)bytes / (la_now() - t) * 1e-9;
+            *gb_per_s = rate > *gb_per_s ? rate : *gb_per_s;
+        }
+    }
+    la_unmap(data, bytes);
+    return LA_OK;
+}
+
+static la_status probe_peak(la_backend *b, const char *what, double *gop_per_s)
+{
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
+    la_probe_ops ops = la_kernels_probe_ops(cpu->isa);
+    probe_job job = {.b = cpu, .rounds = 400000};
+    int per_round = 0;
+    *gop_per_s = 0.0;
+    if (strcmp(what, "f32") == 0) {
+        job.peak = cpu->k.probe_f32;
+        per_round = ops.f32;
+    }
+    else if (strcmp(what, "bf16") == 0) {
+        job.peak = cpu->k.probe_bf16;
+        per_round = ops.bf16;
+    }
+    else if (strcmp(what, "int8") == 0) {
+        job.peak = cpu->k.probe_i8;
+        per_round = ops.i8;
+    }
+    if (per_round == 0) {
+        return la_fail(LA_ERR_UNSUPPORTED, "probe: isa %s has no %s dot",
+                       la_cpu_isa_name((int)cpu->isa), what);
+    }
+    for (int i = 0; i < 5; i++) {
+        double t = la_now();
+        la_pool_run(cpu->pool, probe_thread, &job);
+        double ops_done = (double)per_round * (double)job.rounds * b->n_threads;
+        double rate = ops_done / (la_now() - t) * 1e-9;
+        *gop_per_s = rate > *gop_per_s ? rate : *gop_per_s;
+    }
+    return LA_OK;
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static void close_backend(la_backend *b)
+{
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
+    la_pool_free(cpu->pool);
+    la_free(cpu->slot_names);
+    la_free(cpu->slot_isas);
+    la_free(cpu);
+}
+
+static void describe(const la_backend *b, la_backend_info *out)
+{
+    const la_cpu_backend *cpu = (const la_cpu_backend *)b;
+    out->name = "cpu";
+    out->isa = la_cpu_isa_name((int)cpu->isa);
+    out->n_threads = b->n_threads;
+    out->n_cpus = la_cpu_count();
+    out->slots = cpu->slot_names;
+    out->slot_isa = cpu->slot_isas;
+}
+
+static const la_backend_ops cpu_ops = {
+    .abi = LA_BACKEND_ABI,
+    .name = "cpu",
+    .close = close_backend,
+    .describe = describe,
+    .probe_read = probe_read,
+    .probe_peak = probe_peak,
+    .pack = pack,
+    .run = run,
+    .scratch = scratch,
+    .embed = embed,
+    .linear = la_cpu_linear,
+    .heads = la_cpu_heads,
+    .attend = la_cpu_attend,
+    .add_norm = add_norm,
+    .gather = gather,
+    .sample = la_cpu_sample,
+};
+
+const la_backend_ops *la_backend_cpu_ops(void)
+{
+    return &cpu_ops;
+}
+
+static la_status choose_isa(const char *name, la_isa *out)
+{
+    int best = LA_ISA_COUNT - 1;
+    while (best > LA_ISA_SCALAR && (!la_cpu_has(best) || !la_kernels_have((la_isa)best))) {
+        best--;
+    }
+    *out = (la_isa)best;
+    if (name == NULL || strcmp(name, "auto") == 0) {
+        return LA_OK;
+    }
+    int want = la_cpu_isa_from_name(name);
+    if (want < 0) {
+        return la_fail(LA_ERR_ARGUMENT,
+                       "isa: '%s' is unknown; known: auto, scalar, avx2, avx512, vnni, bf16", name);
+    }
+    if (want > best) {
+        return la_fail(LA_ERR_UNSUPPORTED, "isa: this machine has no %s; the best it has is %s",
+                       name, la_cpu_isa_name(best));
+    }
+    *out = (la_isa)want;
+    return LA_OK;
+}
+
+static la_status name_slots(la_cpu_backend *cpu, const la_isa *which)
+{
+    int n = la_kernels_count();
+    cpu->slot_names = la_alloc((size_t)n + 1, sizeof(char *));
+    cpu->slot_isas = la_alloc((size_t)n + 1, sizeof(char *));
+    if (cpu->slot_names == NULL || cpu->slot_isas == NULL) {
+        return la_fail(LA_ERR_MEMORY, "backend: out of memory");
+    }
+    for (int i = 0; i < n; i++) {
+        cpu->slot_names[i] = la_kernels_name(i);
+        cpu->slot_isas[i] = la_cpu_isa_name((int)which[i]);
+    }
+    return LA_OK;
+}
+
+la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out)
+{
+    la_status st;
+    *out = NULL;
+    la_cpu_backend *cpu = la_alloc(1, sizeof *cpu);
+    la_isa *which = la_alloc((size_t)la_kernels_count(), sizeof *which);
+    if (cpu == NULL || which == NULL) {
+        st = la_fail(LA_ERR_MEMORY, "backend: out of memory");
+        goto done;
+    }
+    LA_TRY(choose_isa(isa, &cpu->isa));
+    la_kernels_select(cpu->isa, &cpu->k, which);
+    LA_TRY(name_slots(cpu, which));
+    cpu->head.ops = &cpu_ops;
+    cpu->head.n_threads = n_threads != 0 ? n_threads : la_cpu_count();
+    LA_TRY(la_pool_create(cpu->head.n_threads, &cpu->pool));
+    *out = &cpu->head;
+    cpu = NULL;
+done:
+    if (cpu != NULL) {
+        close_backend(&cpu->head);
+    }
+    la_free(which);
+    return st;
+}

@@ -1,0 +1,206 @@
+/* backend_cpu_attend.c - attention over KV pages, and what happens to q, k and v before it.
+ *
+ * A work item is (sequence, kv head, tile of query rows): all query heads of a kv head and several tokens
+ * are rows of one tile, so K and V are read once for all of them. A tile walks its 256-token chunks in
+ * order; each chunk is a softmax of its own, joined to the sum so far. Invariant: chunk borders are
+ * absolute positions, so a token's result does not depend on how its prompt was cut into steps.
+ */
+#include "backend_cpu.h"
+
+#include <math.h>
+
+static uint8_t *kv_block(la_ctx *c, int layer, int kv_head, int32_t page)
+{
+    const la_kv_layout *at = &c->kv->at;
+    return c->kv->base + (size_t)page * at->page_bytes + (size_t)layer * at->layer_bytes +
+           (size_t)kv_head * at->head_bytes;
+}
+
+static void rotate(la_ctx *c, int layer, int token, float *head)
+{
+    const la_model *m = c->m;
+    int table = m->layer_desc[layer].rope, half = m->desc.d_rope / 2;
+    if (table < 0 || half == 0) {
+        return;
+    }
+    int64_t at = (int64_t)c->w->pos[token] * half;
+    la_cpu_of(c)->k.rope(head, m->rope_cos[table] + at, m->rope_sin[table] + at, m->desc.d_rope,
+                      m->desc.rope_interleaved);
+}
+
+static void norm_head(la_ctx *c, const float *w, float *x, int n)
+{
+    la_norm norm = {(float *)(uintptr_t)w, NULL};
+    la_cpu_norm(&la_cpu_of(c)->k, LA_NORM_RMS, norm, c->m->desc.norm_eps, x, x, n);
+}
+
+void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
+                      la_rows q)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_layer *w = &c->m->layers[layer];
+    const la_kernels *k = &la_cpu_of(c)->k;
+    int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
+    int slot = c->w->pos[token] % LA_PAGE;
+    for (int i = 0; i < n_heads; i++) {
+        int h = first_head + i;
+        float *x = cols + i * dh;
+        if (h < d->n_heads) {
+            if (per_head) {
+                norm_head(c, w->q_norm, x, dh);
+            }
+            rotate(c, layer, token, x);
+            memcpy(q.p + (int64_t)token * q.ld + h * dh, x, (size_t)dh * sizeof(float));
+            continue;
+        }
+        int kv = h - d->n_heads, is_v = kv >= d->n_kv_heads;
+        if (!is_v) {
+            if (per_head) {
+                norm_head(c, w->k_norm, x, dh);
+            }
+            rotate(c, layer, token, x);
+        }
+        uint8_t *kp = kv_block(c, layer, is_v ? kv - d->n_kv_heads : kv, c->w->page[token]);
+        uint8_t *vp = kp + c->kv->at.k_bytes;
+        (d->kv_dtype == LA_F32 ? k->kv_store_f32 : k->kv_store_bf16)(is_v ? NULL : x,
+                                                                   is_v ? x : NULL, dh, slot, kp, vp);
+    }
+}
+
+/* Threads take heads, not rows: the first token of a page clears what later ones write. */
+void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_layer *w = &c->m->layers[layer];
+    if (d->qk_norm == LA_QK_NORM_ROW) {
+        int end = la_cpu_share(qkv.n, c->tid + 1, c->nth);
+        for (int t = la_cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
+            float *row = qkv.p + (int64_t)t * qkv.ld;
+            norm_head(c, w->q_norm, row, d->n_heads * d->d_head);
+            norm_head(c, w->k_norm, row + d->n_heads * d->d_head, d->n_kv_heads * d->d_head);
+        }
+        la_cpu_barrier(c);
+    }
+    int heads = d->n_heads + 2 * d->n_kv_heads;
+    int first = la_cpu_share(heads, c->tid, c->nth);
+    int n = la_cpu_share(heads, c->tid + 1, c->nth) - first;
+    for (int t = 0; t < qkv.n; t++) {
+        float *row = qkv.p + (int64_t)t * qkv.ld + first * d->d_head;
+        la_cpu_finish_heads(c, layer, t, row, first, n, q);
+    }
+    la_cpu_barrier(c);
+}
+
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* The rows of one kernel call: tokens t0 .. t0+tokens-1 of a span, heads h0 .. h0+heads-1. */
+typedef struct query_tile {
+    const la_span *span;
+    int kv_head;
+    int t0, tokens;
+    int h0, heads;
+} query_tile;
+
+static float *query_row(la_rows x, const query_tile *t, int r, int d_head)
+{
+    int token = t->span->first_token + t->t0 + r / t->heads;
+    return x.p + (int64_t)token * x.ld + (t->h0 + r % t->heads) * d_head;
+}
+
+static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la_rows a)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_kernels *k = &la_cpu_of(c)->k;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int R = t->tokens * t->heads, dh = d->d_head;
+    int d16 = (int)la_round_up((size_t)dh, 16), window = c->m->layer_desc[layer].window;
+    int start = t->span->first_pos + t->t0, last = start + t->tokens - 1;
+    float *part_o = own.attend_o, *sum_o = part_o + (int64_t)LA_CPU_ATTEND_ROWS * d16;
+    float *part_m = own.attend_ml, *part_l = part_m + LA_CPU_ATTEND_ROWS;
+    float *sum_m = part_l + LA_CPU_ATTEND_ROWS, *sum_l = sum_m + LA_CPU_ATTEND_ROWS;
+    for (int r = 0; r < R; r++) {
+        memcpy(own.attend_q + r * d16, query_row(q, t, r, dh), (size_t)dh * sizeof(float));
+        own.attend_pos[r] = start + r / t->heads;
+        sum_m[r] = -INFINITY;
+        sum_l[r] = 0.0f;
+        memset(sum_o + r * d16, 0, (size_t)d16 * sizeof(float));
+    }
+    int oldest = window > 0 && start - window + 1 > 0 ? start - window + 1 : 0;
+    for (int first = oldest / LA_CHUNK * LA_CHUNK; first <= last; first += LA_CHUNK) {
+        const uint8_t *kp[LA_CPU_CHUNK_PAGES], *vp[LA_CPU_CHUNK_PAGES];
+        int n = 0;
+        for (; n < LA_CPU_CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
+            kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
+            vp[n] = kp[n] + c->kv->at.k_bytes;
+        }
+        la_attend_args args = {.q = own.attend_q, .ldq = d16, .R = R, .d = dh,
+                               .row_pos = own.attend_pos, .k_pages = kp, .v_pages = vp,
+                               .n_pages = n, .first = first, .window = window,
+                               .scale = d->attn_scale, .softcap = d->attn_softcap,
+                               .m = part_m, .l = part_l, .o = part_o, .ldo = d16,
+                               .scratch = own.attend};
+        (d->kv_dtype == LA_F32 ? k->attend_f32 : k->attend_bf16)(&args);
+        for (int r = 0; r < R; r++) {
+            if (part_l[r] > 0.0f) {
+                k->attend_merge(&sum_m[r], &sum_l[r], sum_o + r * d16, part_m[r], part_l[r],
+                                part_o + r * d16, dh);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) {
+        k->attend_finish(sum_o + r * d16, sum_l[r], query_row(a, t, r, dh), dh);
+    }
+}
+
+/* Calls fn for every tile of the batch in a fixed order, with its cost in row x token products. */
+typedef struct tile_walk {
+    la_ctx *c;
+    int layer;
+    la_rows q, a;
+    int64_t total, from, to;    /* costs: all, and this thread's share; total < 0 while counting */
+} tile_walk;
+
+static void visit(tile_walk *w, const query_tile *t, int64_t *at)
+{
+    int64_t cost = (int64_t)t->tokens * t->heads * (t->span->first_pos + t->t0 + t->tokens + 64);
+    int64_t middle = *at + cost / 2;
+    if (w->total >= 0 && middle >= w->from && middle < w->to) {
+        attend_tile(w->c, w->layer, t, w->q, w->a);
+    }
+    *at += cost;
+}
+
+static int64_t walk_tiles(tile_walk *w)
+{
+    const la_model_desc *d = &w->c->m->desc;
+    const la_batch *b = w->c->batch;
+    int group = d->n_heads / d->n_kv_heads;
+    int most = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
+    int tokens = LA_CPU_ATTEND_ROWS / most;
+    int64_t at = 0;
+    for (int s = 0; s < b->n_spans; s++) {
+        const la_span *span = &b->spans[s];
+        for (int kv = 0; kv < d->n_kv_heads; kv++) {
+            for (int h = 0; h < group; h += most) {
+                int heads = group - h < most ? group - h : most;
+                for (int t0 = 0; t0 < span->n_tokens; t0 += tokens) {
+                    int n = span->n_tokens - t0 < tokens ? span->n_tokens - t0 : tokens;
+                    query_tile t = {span, kv, t0, n, kv * group + h, heads};
+                    visit(w, &t, &at);
+                }
+            }
+        }
+    }
+    return at;
+}
+
+void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
+{
+    tile_walk w = {c, layer, q, a, -1, 0, 0};
+    w.total = walk_tiles(&w);
+    w.from = w.total * c->tid / c->nth;
+    w.to = w.total * (c->tid + 1) / c->nth;
+    walk_tiles(&w);
+    la_cpu_barrier(c);
+}

@@ -1,0 +1,96 @@
+/* forward.c - the transformer: five calls a layer, run by every thread of the backend.
+ *
+ * Owns the order of operations and nothing else: what is computed comes from la_model_desc and from
+ * which tensors are set (an absent tensor is a feature that is off), how it is computed belongs to the
+ * backend. Invariant: all threads make the same calls in the same order. Called by model.c.
+ *
+ * Shapes: x [T, D] residual stream, q and a [T, H d], h [T, F], y [T, D] or [T, (H + 2K) d].
+ */
+#include "backend.h"
+
+static la_rows take(la_rows r, int n)
+{
+    r.n = n;
+    return r;
+}
+
+static void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
+                   la_epilogue epi)
+{
+    la_prologue pro = {norm};
+    c->b->ops->linear(c, m, in, out, &pro, &epi);
+}
+
+/* x += scale * norm(in W), the norm being optional: with it the product goes through y. */
+static void add_block(la_ctx *c, const la_matrix *m, la_rows in, la_norm post, la_rows x)
+{
+    float scale = c->m->desc.residual_scale;
+    la_norm plain = {NULL, NULL};
+    if (post.w == NULL) {
+        linear(c, m, in, x, plain, (la_epilogue){.kind = LA_ADD, .scale = scale});
+        return;
+    }
+    la_rows y = take(c->w->y, x.n);
+    linear(c, m, in, y, plain, (la_epilogue){.kind = LA_STORE});
+    c->b->ops->add_norm(c, y, post, scale, x);
+}
+
+/* q = rope(norm(x) Wq), KV pages <- k, v. */
+static void project_heads(la_ctx *c, int l, la_rows x, la_rows q)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_layer *w = &c->m->layers[l];
+    if (d->qk_norm != LA_QK_NORM_ROW && la_head_granule(d->d_head) <= 256) {
+        linear(c, &w->qkv, x, q, w->attn_norm, (la_epilogue){.kind = LA_HEADS, .layer = l});
+        return;
+    }
+    la_rows y = take(c->w->y, x.n); /* a norm over the whole row needs the whole row */
+    linear(c, &w->qkv, x, y, w->attn_norm, (la_epilogue){.kind = LA_STORE});
+    c->b->ops->heads(c, l, y, q);
+}
+
+static void layer(la_ctx *c, int l)
+{
+    const la_layer *w = &c->m->layers[l];
+    int T = c->batch->n_tokens;
+    la_rows x = take(c->w->x, T), q = take(c->w->q, T), a = take(c->w->a, T), h = take(c->w->h, T);
+
+    project_heads(c, l, x, q);
+    c->b->ops->attend(c, l, q, a);
+    if (c->m->desc.parallel) { /* both blocks read the same x */
+        linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
+        add_block(c, &w->o, a, w->attn_post_norm, x);
+    }
+    else {
+        add_block(c, &w->o, a, w->attn_post_norm, x);
+        linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
+    }
+    add_block(c, &w->down, h, w->ffn_post_norm, x);
+}
+
+/* Logits of the rows that want them, a tile at a time, so that memory does not grow with the prompt. */
+static void sample(la_ctx *c)
+{
+    const la_model *m = c->m;
+    const la_matrix *head = m->head.n_parts != 0 ? &m->head : &m->embed;
+    la_epilogue epi = {.kind = LA_LOGITS,
+                       .scale = m->desc.logit_scale,
+                       .softcap = m->desc.logit_softcap};
+    for (int first = 0; first < c->batch->n_rows; first += c->w->logit_rows) {
+        int n = c->batch->n_rows - first;
+        n = n < c->w->logit_rows ? n : c->w->logit_rows;
+        la_rows last = take(c->w->last, n), logits = take(c->w->logits, n);
+        c->b->ops->gather(c, first, c->w->x, last);
+        linear(c, head, last, logits, m->final_norm, epi);
+        c->b->ops->sample(c, first, logits);
+    }
+}
+
+void la_forward(la_ctx *c)
+{
+    c->b->ops->embed(c, take(c->w->x, c->batch->n_tokens));
+    for (int l = 0; l < c->m->desc.n_layers; l++) {
+        layer(c, l);
+    }
+    sample(c);
+}

@@ -1,0 +1,528 @@
+/* model.c - a model's life: description, tensors one after another, a step.
+ *
+ * Owns la_model and every packed weight. Invariant: after la_model_finish all tensors the description
+ * needs are set and have the shapes the forward pass reads; weights exist once (a source is packed, never
+ * kept). Called through llmaccel.h by the Python layer and through model.h by the engine.
+ */
+#include "slots.h"
+
+#include <math.h>
+
+enum {
+    MAX_DIM = 1 << 24,      /* keeps every product of two dimensions inside int64 */
+    MAX_LAYERS = 4096,
+    MAX_HEAD = 256
+};
+
+static la_status check_int(const char *name, int v, int lo, int hi)
+{
+    if (v < lo || v > hi) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: expected %d to %d, got %d", name, lo, hi, v);
+    }
+    return LA_OK;
+}
+
+static la_status check_float(const char *name, float v)
+{
+    if (!isfinite(v)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: not a finite number", name);
+    }
+    return LA_OK;
+}
+
+static la_status check_layers(const la_model_desc *d)
+{
+    if (d->layers == NULL) {
+        return la_fail(LA_ERR_ARGUMENT, "layers: missing");
+    }
+    for (int l = 0; l < d->n_layers; l++) {
+        int r = d->layers[l].rope;
+        if (d->layers[l].window < 0) {
+            return la_fail(LA_ERR_ARGUMENT, "layers[%d].window: %d is negative", l,
+                           d->layers[l].window);
+        }
+        if (r < -1 || r >= LA_MAX_ROPE_TABLES || (r >= 0 && d->rope_inv_freq[r] == NULL)) {
+            return la_fail(LA_ERR_ARGUMENT, "layers[%d].rope: table %d is not given", l, r);
+        }
+    }
+    return LA_OK;
+}
+
+static la_status check_desc(const la_model_desc *d)
+{
+    la_status st;
+    LA_TRY(check_int("n_layers", d->n_layers, 1, MAX_LAYERS));
+    LA_TRY(check_int("d_model", d->d_model, 1, MAX_DIM));
+    LA_TRY(check_int("d_head", d->d_head, 1, MAX_HEAD));
+    LA_TRY(check_int("n_heads", d->n_heads, 1, MAX_DIM / d->d_head / 3));
+    LA_TRY(check_int("n_kv_heads", d->n_kv_heads, 1, d->n_heads));
+    LA_TRY(check_int("d_ffn", d->d_ffn, 1, MAX_DIM));
+    LA_TRY(check_int("n_vocab", d->n_vocab, 1, MAX_DIM));
+    LA_TRY(check_int("max_len", d->max_len, 1, MAX_DIM));
+    LA_TRY(check_int("norm", d->norm, LA_NORM_RMS, LA_NORM_LAYER));
+    LA_TRY(check_int("act", d->act, LA_GATE_SILU, LA_GATE_RELU));
+    LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
+    LA_TRY(check_int("d_rope", d->d_rope, 0, d->d_head));
+    LA_TRY(check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));
+    if (d->n_heads % d->n_kv_heads != 0) {
+        return la_fail(LA_ERR_ARGUMENT, "n_kv_heads: %d does not divide n_heads %d", d->n_kv_heads,
+                       d->n_heads);
+    }
+    if (d->d_rope % 2 != 0) {
+        return la_fail(LA_ERR_ARGUMENT, "d_rope: %d is odd", d->d_rope);
+    }
+    if (d->kv_dtype != LA_F32 && d->kv_dtype != LA_BF16) {
+        return la_fail(LA_ERR_UNSUPPORTED, "kv_dtype: only float32 and bfloat16 are available");
+    }
+    LA_TRY(check_float("norm_eps", d->norm_eps));
+    LA_TRY(check_float("attn_scale", d->attn_scale));
+    LA_TRY(check_float("attn_softcap", d->attn_softcap));
+    LA_TRY(check_float("logit_softcap", d->logit_softcap));
+    LA_TRY(check_float("logit_scale", d->logit_scale));
+    LA_TRY(check_float("embed_scale", d->embed_scale));
+    LA_TRY(check_float("residual_scale", d->residual_scale));
+    LA_TRY(check_layers(d));
+done:
+    return st;
+}
+
+static la_status check_limits(const la_model_desc *d, const la_limits *l)
+{
+    la_status st;
+    LA_TRY(check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
+    LA_TRY(check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
+    LA_TRY(check_int("max_model_len", l->max_len, 1, d->max_len));
+done:
+    return st;
+}
+
+la_status la_model_plan(const la_model_desc *d, const la_limits *limits, la_plan *out)
+{
+    la_status st;
+    *out = (la_plan){0, 0, 0};
+    LA_TRY(check_desc(d));
+    LA_TRY(check_limits(d, limits));
+    la_workspace w = {0};
+    la_workspace_layout(la_backend_cpu_ops(), d, limits, 1, &w);
+    out->workspace_bytes = w.bytes;
+    out->kv_page_bytes = la_kv_layout_of(d).page_bytes;
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        if (d->rope_inv_freq[i] != NULL) {
+            out->rope_bytes += (size_t)d->max_len * (size_t)d->d_rope * sizeof(float);
+        }
+    }
+done:
+    return st;
+}
+
+/* ---- tensors --------------------------------------------------------------------------------- */
+
+static size_t weight_bytes(const la_weight *w)
+{
+    return (size_t)w->n_units * w->unit_bytes;
+}
+
+static void matrix_clear(la_matrix *m)
+{
+    for (int i = 0; i < m->n_parts; i++) {
+        la_unmap(m->part[i].data, weight_bytes(&m->part[i]));
+    }
+    la_free(m->bias);
+    *m = (la_matrix){0};
+}
+
+static int same_format(la_format a, la_format b)
+{
+    return a.pack == b.pack && a.group == b.group && a.has_offset == b.has_offset &&
+           a.scale_type == b.scale_type;
+}
+
+/* Sizes of a matrix: one weight where formats agree, else one per part. Nothing is mapped. */
+static la_status matrix_plan(const la_model_desc *d, la_dtype weights, const la_source *parts,
+                             int n_parts, int paired, la_matrix *out)
+{
+    la_status st = LA_OK;
+    la_format f[3];
+    int together = 1;
+    la_dtype keep = d->activation == LA_ACT_F32 ? LA_F32 : weights;
+    *out = (la_matrix){.paired = paired, .K = parts[0].cols};
+    for (int i = 0; i < n_parts; i++) {
+        la_dtype want = parts[i].dtype > LA_BF16 ? keep : weights;
+        LA_TRY(la_pack_format(want, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
+        together = together && same_format(f[i], f[0]);
+        out->N += parts[i].rows;
+    }
+    if (together) {
+        out->n_parts = 1;
+        LA_TRY(la_pack_plan(f[0], parts, n_parts, paired, &out->part[0]));
+        return LA_OK;
+    }
+    out->n_parts = n_parts;
+    for (int i = 0; i < n_parts; i++) {
+        LA_TRY(la_pack_plan(f[i], &parts[i], 1, 0, &out->part[i]));
+    }
+done:
+    return st;
+}
+
+static la_status matrix_set(la_model *m, la_matrix *dst, const la_source *parts, int n_parts,
+                            int paired)
+{
+    la_status st;
+    la_matrix fresh;
+    LA_TRY(matrix_plan(&m->desc, m->weights, parts, n_parts, paired, &fresh));
+    for (int i = 0; i < fresh.n_parts; i++) {
+        la_weight *w = &fresh.part[i];
+        w->data = la_map(weight_bytes(w));
+        if (w->data == NULL) {
+            st = la_fail(LA_ERR_MEMORY, "weights: cannot map %zu bytes", weight_bytes(w));
+            goto done;
+        }
+        int split = fresh.n_parts > 1;
+        LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts, paired));
+    }
+    fresh.bias = dst->bias;
+    dst->bias = NULL;
+    matrix_clear(dst);
+    *dst = fresh;
+    return LA_OK;
+done:
+    matrix_clear(&fresh);
+    return st;
+}
+
+static la_status vector_set(float **dst, const la_source *src)
+{
+    float *v = la_alloc(la_round_up((size_t)src->cols, 16), sizeof(float));
+    if (v == NULL) {
+        return la_fail(LA_ERR_MEMORY, "weights: out of memory for a vector of %d", src->cols);
+    }
+    la_pack_vector(src, v);
+    la_free(*dst);
+    *dst = v;
+    return LA_OK;
+}
+
+/* Biases follow the columns of the packed units: parts one after another, pairs 16 + 16. */
+static la_status bias_set(la_matrix *m, const la_source *parts, int n_parts, int paired)
+{
+    size_t total = 0;
+    for (int i = 0; i < n_parts; i++) {
+        total += la_round_up((size_t)parts[i].cols, LA_UNIT);
+    }
+    float *b = la_alloc(total + LA_UNIT, sizeof(float));
+    if (b == NULL) {
+        return la_fail(LA_ERR_MEMORY, "weights: out of memory for a bias");
+    }
+    size_t at = 0;
+    for (int i = 0; i < n_parts; i++) {
+        float *v = NULL;
+        la_status st = vector_set(&v, &parts[i]);
+        if (st != LA_OK) {
+            la_free(b);
+            return st;
+        }
+        for (int j = 0; j < parts[i].cols; j++) {
+            b[paired ? (size_t)(j / 16 * 32 + i * 16 + j % 16) : at + (size_t)j] = v[j];
+        }
+        at += (size_t)parts[i].cols;
+        la_free(v);
+    }
+    la_free(m->bias);
+    m->bias = b;
+    return LA_OK;
+}
+
+static la_matrix *matrix_of(la_model *m, la_slot slot, int layer)
+{
+    switch (slot) {
+    case LA_EMBED:
+        return &m->embed;
+    case LA_POS_EMBED:
+        return &m->pos_embed;
+    case LA_HEAD:
+    case LA_HEAD_BIAS:
+        return &m->head;
+    case LA_QKV:
+    case LA_QKV_BIAS:
+        return &m->layers[layer].qkv;
+    case LA_O:
+    case LA_O_BIAS:
+        return &m->layers[layer].o;
+    case LA_GATE_UP:
+    case LA_GATE_UP_BIAS:
+        return &m->layers[layer].gate_up;
+    case LA_DOWN:
+    case LA_DOWN_BIAS:
+        return &m->layers[layer].down;
+    default:
+        return NULL;
+    }
+}
+
+static float **vector_of(la_model *m, la_slot slot, int layer)
+{
+    la_layer *l = &m->layers[layer < 0 || layer >= m->desc.n_layers ? 0 : layer];
+    switch (slot) {
+    case LA_FINAL_NORM:
+        return &m->final_norm.w;
+    case LA_FINAL_NORM_BIAS:
+        return &m->final_norm.b;
+    case LA_ATTN_NORM:
+        return &l->attn_norm.w;
+    case LA_ATTN_NORM_BIAS:
+        return &l->attn_norm.b;
+    case LA_Q_NORM:
+        return &l->q_norm;
+    case LA_K_NORM:
+        return &l->k_norm;
+    case LA_ATTN_POST_NORM:
+        return &l->attn_post_norm.w;
+    case LA_FFN_NORM:
+        return &l->ffn_norm.w;
+    case LA_FFN_NORM_BIAS:
+        return &l->ffn_norm.b;
+    case LA_FFN_POST_NORM:
+        return &l->ffn_post_norm.w;
+    default:
+        return NULL;
+    }
+}
+
+la_status la_model_weight_bytes(const la_model_desc *d, la_dtype weights, la_slot slot,
+                                const la_source *parts, int n_parts, size_t *bytes)
+{
+    la_status st;
+    *bytes = 0;
+    LA_TRY(la_slot_check(d, slot, 0, parts, n_parts));
+    if (la_slot_shape(d, slot).is_vector) {
+        for (int i = 0; i < n_parts; i++) {
+            *bytes += la_round_up((size_t)parts[i].cols, LA_UNIT) * sizeof(float);
+        }
+        return LA_OK;
+    }
+    la_matrix m;
+    LA_TRY(matrix_plan(d, weights, parts, n_parts, slot == LA_GATE_UP && d->gated, &m));
+    for (int i = 0; i < m.n_parts; i++) {
+        *bytes += weight_bytes(&m.part[i]);
+    }
+done:
+    return st;
+}
+
+la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *parts, int n_parts)
+{
+    la_status st;
+    LA_TRY(la_slot_check(&m->desc, slot, layer, parts, n_parts));
+    for (int i = 0; i < n_parts; i++) {
+        if (parts[i].data == NULL) {
+            return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): no data", la_slot_name(slot), layer);
+        }
+    }
+    la_shape shape = la_slot_shape(&m->desc, slot);
+    la_matrix *dst = matrix_of(m, slot, layer);
+    int paired = m->desc.gated && (slot == LA_GATE_UP || slot == LA_GATE_UP_BIAS);
+    if (!shape.is_vector) {
+        LA_TRY(matrix_set(m, dst, parts, n_parts, paired));
+    }
+    else if (dst != NULL) {
+        LA_TRY(bias_set(dst, parts, n_parts, paired));
+    }
+    else {
+        LA_TRY(vector_set(vector_of(m, slot, layer), &parts[0]));
+    }
+done:
+    return st;
+}
+
+/* ---- life ------------------------------------------------------------------------------------ */
+
+static la_status copy_tables(la_model *m, const la_model_desc *d)
+{
+    m->layer_desc = la_alloc((size_t)d->n_layers, sizeof *m->layer_desc);
+    m->layers = la_alloc((size_t)d->n_layers, sizeof *m->layers);
+    if (m->layer_desc == NULL || m->layers == NULL) {
+        return la_fail(LA_ERR_MEMORY, "model: out of memory for %d layers", d->n_layers);
+    }
+    memcpy(m->layer_desc, d->layers, (size_t)d->n_layers * sizeof *d->layers);
+    m->desc.layers = m->layer_desc;
+    size_t half = (size_t)d->d_rope / 2, n = (size_t)d->max_len * half;
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        if (d->rope_inv_freq[i] == NULL || half == 0) {
+            continue;
+        }
+        m->inv_freq[i] = la_alloc(half, sizeof(float));
+        m->rope_cos[i] = la_alloc(n, sizeof(float));
+        m->rope_sin[i] = la_alloc(n, sizeof(float));
+        if (m->inv_freq[i] == NULL || m->rope_cos[i] == NULL || m->rope_sin[i] == NULL) {
+            return la_fail(LA_ERR_MEMORY, "rope: out of memory for %d positions", d->max_len);
+        }
+        memcpy(m->inv_freq[i], d->rope_inv_freq[i], half * sizeof(float));
+        m->desc.rope_inv_freq[i] = m->inv_freq[i];
+        la_rope_fill(m->inv_freq[i], (int)half, d->max_len, d->rope_scale[i], m->rope_cos[i],
+                     m->rope_sin[i]);
+    }
+    return LA_OK;
+}
+
+la_status la_model_create(la_backend *b, const la_model_desc *d, la_dtype weights, la_model **out)
+{
+    la_status st;
+    la_model *m = NULL;
+    *out = NULL;
+    LA_TRY(check_desc(d));
+    if (weights != LA_F32 && weights != LA_F16 && weights != LA_BF16 && weights != LA_DTYPE_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "weights: %d is no float type", (int)weights);
+    }
+    m = la_alloc(1, sizeof *m);
+    if (m == NULL) {
+        return la_fail(LA_ERR_MEMORY, "model: out of memory");
+    }
+    m->b = b;
+    m->desc = *d;
+    m->weights = weights;
+    LA_TRY(copy_tables(m, d));
+    *out = m;
+    return LA_OK;
+done:
+    la_model_free(m);
+    return st;
+}
+
+void la_model_free(la_model *m)
+{
+    if (m == NULL) {
+        return;
+    }
+    for (int l = 0; m->layers != NULL && l < m->desc.n_layers; l++) {
+        la_layer *w = &m->layers[l];
+        la_norm *norms[] = {&w->attn_norm, &w->ffn_norm, &w->attn_post_norm, &w->ffn_post_norm};
+        for (int i = 0; i < 4; i++) {
+            la_free(norms[i]->w);
+            la_free(norms[i]->b);
+        }
+        la_free(w->q_norm);
+        la_free(w->k_norm);
+        matrix_clear(&w->qkv);
+        matrix_clear(&w->o);
+        matrix_clear(&w->gate_up);
+        matrix_clear(&w->down);
+    }
+    matrix_clear(&m->embed);
+    matrix_clear(&m->pos_embed);
+    matrix_clear(&m->head);
+    la_free(m->final_norm.w);
+    la_free(m->final_norm.b);
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        la_free(m->inv_freq[i]);
+        la_free(m->rope_cos[i]);
+        la_free(m->rope_sin[i]);
+    }
+    la_free(m->layers);
+    la_free(m->layer_desc);
+    la_free(m);
+}
+
+static la_status need(int is_set, la_slot slot, int layer)
+{
+    if (!is_set) {
+        return la_fail(LA_ERR_SHAPE, "%s (layer %d): missing", la_slot_name(slot), layer);
+    }
+    return LA_OK;
+}
+
+la_status la_model_finish(la_model *m)
+{
+    la_status st;
+    LA_TRY(need(m->embed.n_parts != 0, LA_EMBED, -1));
+    LA_TRY(need(m->final_norm.w != NULL, LA_FINAL_NORM, -1));
+    if (m->head.bias != NULL) {
+        LA_TRY(need(m->head.n_parts != 0, LA_HEAD, -1));
+    }
+    for (int l = 0; l < m->desc.n_layers; l++) {
+        const la_layer *w = &m->layers[l];
+        LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
+        LA_TRY(need(w->o.n_parts != 0, LA_O, l));
+        LA_TRY(need(w->gate_up.n_parts != 0, LA_GATE_UP, l));
+        LA_TRY(need(w->down.n_parts != 0, LA_DOWN, l));
+        if (m->desc.qk_norm != LA_QK_NORM_NONE) {
+            LA_TRY(need(w->q_norm != NULL, LA_Q_NORM, l));
+            LA_TRY(need(w->k_norm != NULL, LA_K_NORM, l));
+        }
+    }
+    m->ready = 1;
+done:
+    return st;
+}
+
+static size_t matrix_bytes(const la_matrix *m)
+{
+    size_t n = 0;
+    for (int i = 0; i < m->n_parts; i++) {
+        n += weight_bytes(&m->part[i]);
+    }
+    return n;
+}
+
+static size_t layers_bytes(const la_model *m)
+{
+    size_t n = 0;
+    for (int l = 0; l < m->desc.n_layers; l++) {
+        const la_layer *w = &m->layers[l];
+        n += matrix_bytes(&w->qkv) + matrix_bytes(&w->o) + matrix_bytes(&w->gate_up) +
+             matrix_bytes(&w->down);
+    }
+    return n;
+}
+
+size_t la_model_bytes(const la_model *m)
+{
+    size_t rope = 0;
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        if (m->rope_cos[i] != NULL) {
+            rope += (size_t)m->desc.max_len * (size_t)m->desc.d_rope * sizeof(float);
+        }
+    }
+    return layers_bytes(m) + matrix_bytes(&m->embed) + matrix_bytes(&m->pos_embed) +
+           matrix_bytes(&m->head) + rope;
+}
+
+size_t la_model_token_bytes(const la_model *m)
+{
+    return layers_bytes(m) + matrix_bytes(m->head.n_parts != 0 ? &m->head : &m->embed);
+}
+
+la_backend *la_model_backend(const la_model *m)
+{
+    return m->b;
+}
+
+const la_model_desc *la_model_desc_of(const la_model *m)
+{
+    return &m->desc;
+}
+
+int la_model_ready(const la_model *m)
+{
+    return m->ready;
+}
+
+/* Where each token of the batch stands: its position and the page that holds it. */
+static void place_tokens(la_workspace *w, const la_batch *batch)
+{
+    for (int s = 0; s < batch->n_spans; s++) {
+        const la_span *span = &batch->spans[s];
+        for (int i = 0; i < span->n_tokens; i++) {
+            int pos = span->first_pos + i;
+            w->pos[span->first_token + i] = pos;
+            w->page[span->first_token + i] = span->pages[pos / LA_PAGE];
+        }
+    }
+}
+
+void la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch)
+{
+    la_ctx proto = {m->b, m, kv, w, batch, 0, 1};
+    place_tokens(w, batch);
+    m->b->ops->run(m->b, la_forward, &proto);
+}

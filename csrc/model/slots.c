@@ -1,0 +1,149 @@
+/* slots.c - what each tensor slot of a model must look like.
+ *
+ * Owns the table of slots: names, parts, expected shapes, whether the model needs them. Invariant: a
+ * source that passes la_slot_check has exactly the shape the forward pass reads. Called by model.c.
+ */
+#include "slots.h"
+
+#include <string.h>
+
+static const char *const slot_names[LA_SLOT_COUNT] = {
+    [LA_EMBED] = "embed",
+    [LA_POS_EMBED] = "pos_embed",
+    [LA_FINAL_NORM] = "final_norm",
+    [LA_FINAL_NORM_BIAS] = "final_norm_bias",
+    [LA_HEAD] = "head",
+    [LA_HEAD_BIAS] = "head_bias",
+    [LA_ATTN_NORM] = "attn_norm",
+    [LA_ATTN_NORM_BIAS] = "attn_norm_bias",
+    [LA_QKV] = "qkv",
+    [LA_QKV_BIAS] = "qkv_bias",
+    [LA_Q_NORM] = "q_norm",
+    [LA_K_NORM] = "k_norm",
+    [LA_O] = "o",
+    [LA_O_BIAS] = "o_bias",
+    [LA_ATTN_POST_NORM] = "attn_post_norm",
+    [LA_FFN_NORM] = "ffn_norm",
+    [LA_FFN_NORM_BIAS] = "ffn_norm_bias",
+    [LA_GATE_UP] = "gate_up",
+    [LA_GATE_UP_BIAS] = "gate_up_bias",
+    [LA_DOWN] = "down",
+    [LA_DOWN_BIAS] = "down_bias",
+    [LA_FFN_POST_NORM] = "ffn_post_norm",
+};
+
+la_slot la_slot_from_name(const char *name)
+{
+    for (int i = 0; i < LA_SLOT_COUNT; i++) {
+        if (strcmp(name, slot_names[i]) == 0) {
+            return (la_slot)i;
+        }
+    }
+    return LA_SLOT_COUNT;
+}
+
+const char *la_slot_name(la_slot slot)
+{
+    return (int)slot >= 0 && slot < LA_SLOT_COUNT ? slot_names[slot] : "?";
+}
+
+static la_shape matrix(int n0, int n1, int n2, int cols)
+{
+    la_shape s = {0, {n0, n1, n2}, 1 + (n1 > 0) + (n2 > 0), cols, 0};
+    return s;
+}
+
+static la_shape vector(int n0, int n1, int n2)
+{
+    la_shape s = {1, {n0, n1, n2}, 1 + (n1 > 0) + (n2 > 0), 0, 0};
+    return s;
+}
+
+la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
+{
+    int D = d->d_model, F = d->d_ffn, V = d->n_vocab;
+    int q = d->n_heads * d->d_head, k = d->n_kv_heads * d->d_head;
+    la_shape s;
+    switch (slot) {
+    case LA_EMBED:
+    case LA_HEAD:
+        return matrix(V, 0, 0, D);
+    case LA_POS_EMBED:
+        s = matrix(d->max_len, 0, 0, D);
+        s.more_rows = 1;
+        return s;
+    case LA_HEAD_BIAS:
+        return vector(V, 0, 0);
+    case LA_QKV:
+        return matrix(q, k, k, D);
+    case LA_QKV_BIAS:
+        return vector(q, k, k);
+    case LA_Q_NORM:
+        return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
+    case LA_K_NORM:
+        return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
+    case LA_O:
+        return matrix(D, 0, 0, q);
+    case LA_GATE_UP:
+        return matrix(F, d->gated ? F : 0, 0, D);
+    case LA_GATE_UP_BIAS:
+        return vector(F, d->gated ? F : 0, 0);
+    case LA_DOWN:
+        return matrix(D, 0, 0, F);
+    default:
+        return vector(D, 0, 0);
+    }
+}
+
+static la_status check_part(la_slot slot, int layer, const la_source *p, int rows, int cols,
+                            int more_rows)
+{
+    const char *name = la_slot_name(slot);
+    if (p->cols != cols || (more_rows ? p->rows < rows : p->rows != rows)) {
+        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected [%d, %d], got [%d, %d]", name, layer,
+                       rows, cols, p->rows, p->cols);
+    }
+    if ((int)p->dtype < 0 || p->dtype >= LA_DTYPE_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): unknown element type %d", name, layer,
+                       (int)p->dtype);
+    }
+    size_t bytes;
+    la_status st = la_source_bytes(p->dtype, p->rows, p->cols, &bytes);
+    if (st != LA_OK) {
+        return st;
+    }
+    if (p->data != NULL && p->bytes != bytes) {
+        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected %zu bytes, got %zu", name, layer,
+                       bytes, p->bytes);
+    }
+    return LA_OK;
+}
+
+la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const la_source *parts,
+                        int n_parts)
+{
+    if ((int)slot < 0 || slot >= LA_SLOT_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "slot: %d is unknown", (int)slot);
+    }
+    if (slot >= LA_ATTN_NORM && (layer < 0 || layer >= d->n_layers)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", la_slot_name(slot), layer,
+                       d->n_layers);
+    }
+    la_shape s = la_slot_shape(d, slot);
+    if (n_parts != s.n_parts) {
+        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected %d tensors, got %d",
+                       la_slot_name(slot), layer, s.n_parts, n_parts);
+    }
+    for (int i = 0; i < n_parts; i++) {
+        int rows = s.is_vector ? 1 : s.rows[i], cols = s.is_vector ? s.rows[i] : s.cols;
+        la_status st = check_part(slot, layer, &parts[i], rows, cols, s.more_rows);
+        if (st != LA_OK) {
+            return st;
+        }
+        if (s.is_vector && parts[i].dtype > LA_BF16) {
+            return la_fail(LA_ERR_UNSUPPORTED, "%s (layer %d): a vector cannot be block-quantized",
+                           la_slot_name(slot), layer);
+        }
+    }
+    return LA_OK;
+}

@@ -1,0 +1,192 @@
+/* workspace.c - the buffers of a step and the KV page pool: sizes, reservation, commitment.
+ *
+ * Owns la_workspace and la_kv. Invariant: everything is sized by la_limits when an engine is created;
+ * a step allocates nothing. la_model_plan uses the same layout function with no memory behind it, so the
+ * plan and the truth cannot differ. Called by the engine through model.h.
+ */
+#include "backend.h"
+
+enum { LOGIT_ROWS = 32 };   /* x 152k vocabulary x 4 B = 19 MB */
+
+int la_head_granule(int d_head)
+{
+    int a = d_head, b = LA_UNIT;
+    while (b != 0) {
+        int t = a % b;
+        a = b;
+        b = t;
+    }
+    return d_head / a * LA_UNIT;
+}
+
+la_kv_layout la_kv_layout_of(const la_model_desc *d)
+{
+    size_t elem = d->kv_dtype == LA_F32 ? 4 : 2;
+    size_t dk = la_round_up((size_t)d->d_head, 2), dv = la_round_up((size_t)d->d_head, 16);
+    la_kv_layout at;
+    at.k_bytes = la_round_up(dk * LA_PAGE * elem, 64);
+    at.head_bytes = at.k_bytes + dv * LA_PAGE * elem;
+    at.layer_bytes = at.head_bytes * (size_t)d->n_kv_heads;
+    at.page_bytes = at.layer_bytes * (size_t)d->n_layers;
+    return at;
+}
+
+/* Takes `bytes` from the end of what is laid out so far. */
+static uint8_t *carve(la_workspace *w, size_t bytes)
+{
+    uint8_t *p = w->base != NULL ? w->base + w->bytes : NULL;
+    w->bytes += la_round_up(bytes, 64);
+    return p;
+}
+
+static la_rows carve_rows(la_workspace *w, int n, int cols)
+{
+    la_rows r = {NULL, n, (int)la_round_up((size_t)cols, 16)};
+    r.p = (float *)(void *)carve(w, (size_t)n * (size_t)r.ld * sizeof(float));
+    return r;
+}
+
+void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d,
+                         const la_limits *limits, int n_threads, la_workspace *w)
+{
+    int T = limits->max_batch_tokens;
+    int hd = d->n_heads * d->d_head, raw = (d->n_heads + 2 * d->n_kv_heads) * d->d_head;
+    w->bytes = 0;
+    w->max_tokens = T;
+    w->logit_rows = T < LOGIT_ROWS ? T : LOGIT_ROWS;
+    w->x = carve_rows(w, T, d->d_model);
+    w->y = carve_rows(w, T, d->d_model > raw ? d->d_model : raw);
+    w->q = carve_rows(w, T, hd);
+    w->a = carve_rows(w, T, hd);
+    w->h = carve_rows(w, T, d->d_ffn);
+    w->last = carve_rows(w, w->logit_rows, d->d_model);
+    w->logits = carve_rows(w, w->logit_rows, d->n_vocab);
+    w->pos = (int *)(void *)carve(w, (size_t)T * sizeof(int));
+    w->page = (int32_t *)(void *)carve(w, (size_t)T * sizeof(int32_t));
+    ops->scratch(d, T, n_threads, &w->shared_bytes, &w->local_bytes);
+    w->shared = carve(w, w->shared_bytes);
+    w->local = carve(w, w->local_bytes * (size_t)n_threads);
+}
+
+la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out)
+{
+    *out = NULL;
+    la_workspace *w = la_alloc(1, sizeof *w);
+    if (w == NULL) {
+        return la_fail(LA_ERR_MEMORY, "workspace: out of memory");
+    }
+    w->b = m->b;
+    la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
+    size_t bytes = w->bytes;
+    w->base = la_map(bytes);
+    if (w->base == NULL) {
+        la_free(w);
+        return la_fail(LA_ERR_MEMORY, "workspace: cannot map %zu bytes", bytes);
+    }
+    la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
+    *out = w;
+    return LA_OK;
+}
+
+void la_workspace_free(la_workspace *w)
+{
+    if (w != NULL) {
+        la_unmap(w->base, w->bytes);
+        la_free(w);
+    }
+}
+
+size_t la_workspace_bytes(const la_workspace *w)
+{
+    return w->bytes;
+}
+
+la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out)
+{
+    *out = NULL;
+    size_t bytes;
+    la_kv_layout at = la_kv_layout_of(&m->desc);
+    if (max_pages < 1 || max_pages > INT32_MAX ||
+        !la_size_mul((size_t)max_pages, at.page_bytes, &bytes)) {
+        return la_fail(LA_ERR_ARGUMENT, "kv_pages: %lld is out of range", (long long)max_pages);
+    }
+    la_kv *kv = la_alloc(1, sizeof *kv);
+    uint8_t *base = la_reserve(bytes);
+    if (kv == NULL || base == NULL) {
+        la_unmap(base, bytes);
+        la_free(kv);
+        return la_fail(LA_ERR_MEMORY, "kv_pages: cannot reserve %zu bytes", bytes);
+    }
+    /* A slab of about 8 MiB keeps commits rare and the surplus small. */
+    int64_t slab = (int64_t)(((size_t)8 << 20) / at.page_bytes);
+    *kv = (la_kv){m->b, at, base, max_pages, 0, slab < 1 ? 1 : slab};
+    *out = kv;
+    return LA_OK;
+}
+
+void la_kv_free(la_kv *kv)
+{
+    if (kv != NULL) {
+        la_unmap(kv->base, (size_t)kv->max_pages * kv->at.page_bytes);
+        la_free(kv);
+    }
+}
+
+static int64_t slab_end(const la_kv *kv, int64_t n)
+{
+    int64_t end = (n + kv->slab - 1) / kv->slab * kv->slab;
+    return end < kv->max_pages ? end : kv->max_pages;
+}
+
+/* Byte offset of page n rounded up to a system page: commits must not share one. */
+static size_t commit_edge(const la_kv *kv, int64_t n)
+{
+    return la_round_up((size_t)n * kv->at.page_bytes, 4096);
+}
+
+la_status la_kv_commit(la_kv *kv, int64_t n)
+{
+    if (n <= kv->committed) {
+        return LA_OK;
+    }
+    if (n > kv->max_pages) {
+        return la_fail(LA_ERR_ARGUMENT, "kv: page %lld of %lld", (long long)n,
+                       (long long)kv->max_pages);
+    }
+    int64_t end = slab_end(kv, n);
+    size_t from = commit_edge(kv, kv->committed), to = commit_edge(kv, end);
+    if (to > from && la_commit(kv->base + from, to - from) != 0) {
+        return la_fail(LA_ERR_MEMORY, "kv: cannot commit %zu bytes", to - from);
+    }
+    kv->committed = end;
+    return LA_OK;
+}
+
+void la_kv_trim(la_kv *kv, int64_t n)
+{
+    int64_t end = slab_end(kv, n);
+    if (end >= kv->committed) {
+        return;
+    }
+    size_t from = commit_edge(kv, end), to = commit_edge(kv, kv->committed);
+    if (to > from) {
+        la_decommit(kv->base + from, to - from);
+    }
+    kv->committed = end;
+}
+
+int64_t la_kv_committed(const la_kv *kv)
+{
+    return kv->committed;
+}
+
+size_t la_kv_page_bytes(const la_kv *kv)
+{
+    return kv->at.page_bytes;
+}
+
+void la_kv_copy(la_kv *kv, int32_t src, int32_t dst)
+{
+    size_t n = kv->at.page_bytes;
+    memcpy(kv->base + (size_t)dst * n, kv->base + (size_t)src * n, n);
+}

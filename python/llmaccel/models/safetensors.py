@@ -1,0 +1,314 @@
+"""Opens safetensors checkpoints: one file, several, or shards listed by an index.
+
+A file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, data_offsets)
+and the data, which the tensors must cover without overlap, hole or remainder. The header is read by
+a scanner that accepts only that shape of JSON: it stops at the first wrong character, so a hostile
+header costs no more memory than its own bytes, cannot recurse, and cannot repeat a key.
+
+Invariant: every tensor of the returned `Checkpoint` lies inside its mapped file. Called by the
+model loader; the bytes stay in the file (see checkpoint.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from json.decoder import JSONDecodeError, scanstring
+from pathlib import Path
+
+import numpy as np
+
+from llmaccel.errors import LoadError
+from llmaccel.models.checkpoint import (
+    Checkpoint,
+    RawTensor,
+    map_file,
+    quoted,
+    tensor_bytes,
+)
+
+_SINGLE_NAME = "model.safetensors"
+_INDEX_NAME = "model.safetensors.index.json"
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_MAX_DIMS = 8
+_MAX_DIGITS = 20  # of an unsigned 64-bit integer
+_MAX_INDEX_DEPTH = 8
+
+# The dtypes of this format: the table of storage formats also has GGUF's block formats.
+_DTYPES = frozenset({
+    "F64", "F32", "F16", "BF16", "C64", "BOOL", "I8", "I16", "I32", "I64",
+    "U8", "U16", "U32", "U64",
+    "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
+})
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_LITERAL = re.compile(r"true|false|null")
+
+
+def open_safetensors(path: str | Path) -> Checkpoint:
+    """Open a `.safetensors` file, or a folder that holds a checkpoint in that format.
+
+    In a folder: `model.safetensors` if it is there, else the shards that
+    `model.safetensors.index.json` lists (only the tensors in its weight_map are visible), else all
+    `*.safetensors` files together. Raises LoadError, naming file and tensor, if anything is missing
+    or contradicts the format.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return Checkpoint(path, _read_file(path))
+    if (path / _SINGLE_NAME).exists():
+        return Checkpoint(path / _SINGLE_NAME, _read_file(path / _SINGLE_NAME))
+    if (path / _INDEX_NAME).exists():
+        return Checkpoint(path / _INDEX_NAME, _read_shards(path / _INDEX_NAME))
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise LoadError(f"{path}: the folder holds no .safetensors file")
+    tensors: dict[str, RawTensor] = {}
+    for file in files:
+        for name, tensor in _read_file(file).items():
+            if name in tensors:
+                raise LoadError(
+                    f"{file}: tensor {quoted(name)} is in another file of the folder as well, and "
+                    f"there is no {_INDEX_NAME} to choose"
+                )
+            tensors[name] = tensor
+    return Checkpoint(path, tensors)
+
+
+class _Scanner:
+    """Reads the JSON these files need, left to right; LoadError at the first wrong character."""
+
+    def __init__(self, raw: bytes, where: str) -> None:
+        self.where = where
+        self.pos = 0
+        try:
+            self.text = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise LoadError(f"{where} is not UTF-8 (byte {error.start})") from None
+
+    def fail(self, problem: str) -> LoadError:
+        return LoadError(f"{self.where}, character {self.pos}: {problem}")
+
+    def peek(self) -> str:
+        """The next character that is no white space, or '' at the end."""
+        self.pos = _SPACE.match(self.text, self.pos).end()
+        return self.text[self.pos : self.pos + 1]
+
+    def take(self, char: str) -> None:
+        found = self.peek()
+        if found != char:
+            raise self.fail(f"expected {char!r}, found {ascii(found) if found else 'the end'}")
+        self.pos += 1
+
+    def string(self) -> str:
+        self.take('"')
+        try:
+            value, self.pos = scanstring(self.text, self.pos, True)
+        except JSONDecodeError as error:
+            raise self.fail(error.msg) from None
+        if _SURROGATE.search(value):
+            raise self.fail("a string holds half of a surrogate pair")
+        return value
+
+    def unsigned(self) -> int:
+        self.peek()
+        match = _NUMBER.match(self.text, self.pos)
+        if match is None or match[1] or match[2] or match[0][0] == "-":
+            raise self.fail("expected a non-negative integer")
+        if len(match[0]) > _MAX_DIGITS:
+            raise self.fail(f"an integer of {len(match[0])} digits")
+        self.pos = match.end()
+        return int(match[0])
+
+    def unsigned_list(self, most: int) -> tuple[int, ...]:
+        """A list of at most `most` non-negative integers."""
+        self.take("[")
+        values: list[int] = []
+        if self.peek() != "]":
+            values.append(self.unsigned())
+            while self.peek() == ",":
+                if len(values) == most:
+                    raise self.fail(f"a list of more than {most} integers")
+                self.pos += 1
+                values.append(self.unsigned())
+        self.take("]")
+        return tuple(values)
+
+    def members(self) -> Iterator[str]:
+        """The keys of an object; the caller reads the value after each. Refuses a repeated key."""
+        seen: set[str] = set()
+        self.take("{")
+        while self.peek() != "}":
+            if seen:
+                self.take(",")
+            key = self.string()
+            if key in seen:
+                raise self.fail(f"key {quoted(key)} is repeated")
+            seen.add(key)
+            self.take(":")
+            yield key
+        self.pos += 1
+
+    def skip(self, depth: int) -> None:
+        """Pass over any one value, nested at most `depth` deep."""
+        first = self.peek()
+        if first in ("{", "[") and depth == 0:
+            raise self.fail(f"nested deeper than {_MAX_INDEX_DEPTH}")
+        if first == '"':
+            self.string()
+        elif first == "{":
+            for _ in self.members():
+                self.skip(depth - 1)
+        elif first == "[":
+            self.pos += 1
+            if self.peek() != "]":
+                self.skip(depth - 1)
+                while self.peek() == ",":
+                    self.pos += 1
+                    self.skip(depth - 1)
+            self.take("]")
+        else:
+            match = _NUMBER.match(self.text, self.pos) or _LITERAL.match(self.text, self.pos)
+            if match is None:
+                raise self.fail("expected a value")
+            self.pos = match.end()
+
+    def end(self) -> None:
+        if self.peek():
+            raise self.fail("text after the closing brace")
+
+
+def _read_file(path: Path) -> dict[str, RawTensor]:
+    """The tensors of one file, by name, in header order."""
+    mapped = map_file(path)
+    if mapped.size < 8:
+        raise LoadError(f"{path}: {mapped.size} bytes are too short for a safetensors file")
+    length = int.from_bytes(mapped[:8].tobytes(), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise LoadError(
+            f"{path}: the header says it has {length} bytes; the limit is {_MAX_HEADER_BYTES}"
+        )
+    if length > mapped.size - 8:
+        raise LoadError(
+            f"{path}: the header says it has {length} bytes, the file has {mapped.size - 8} left"
+        )
+    data = mapped[8 + length :]
+    scanner = _Scanner(mapped[8 : 8 + length].tobytes(), f"{path}: header")
+    if not scanner.text.startswith("{"):
+        raise LoadError(f"{path}: the header does not start with '{{'")
+    tensors: dict[str, RawTensor] = {}
+    ranges: list[tuple[int, int, str]] = []
+    for name in scanner.members():
+        if name == "__metadata__":
+            for _ in scanner.members():
+                scanner.string()
+            continue
+        dtype, shape, begin, end = _read_entry(scanner, f"{path}: tensor {quoted(name)}", data.size)
+        tensors[name] = RawTensor(name, dtype, shape, data[begin:end])
+        ranges.append((begin, end, name))
+    scanner.end()
+    _check_cover(path, ranges, data.size)
+    return tensors
+
+
+def _read_entry(
+    scanner: _Scanner, where: str, size: int
+) -> tuple[str, tuple[int, ...], int, int]:
+    """One tensor's (dtype, shape, begin, end), checked against each other and `size` data bytes."""
+    dtype, shape, offsets = None, None, None
+    for field in scanner.members():
+        if field == "dtype":
+            dtype = scanner.string()
+        elif field == "shape":
+            shape = scanner.unsigned_list(_MAX_DIMS)
+        elif field == "data_offsets":
+            offsets = scanner.unsigned_list(2)
+        else:
+            raise LoadError(f"{where}: unknown field {quoted(field)}")
+    if dtype is None or shape is None or offsets is None:
+        missing = [
+            key
+            for key, value in (("dtype", dtype), ("shape", shape), ("data_offsets", offsets))
+            if value is None
+        ]
+        raise LoadError(f"{where}: missing {' and '.join(missing)}")
+    if dtype not in _DTYPES:
+        raise LoadError(f"{where}: unknown dtype {quoted(dtype)}")
+    if len(offsets) != 2:
+        raise LoadError(f"{where}: data_offsets {list(offsets)} are not [begin, end]")
+    begin, end = offsets
+    if not begin <= end <= size:
+        raise LoadError(f"{where}: data_offsets [{begin}, {end}] are outside the {size} data bytes")
+    try:
+        needed = tensor_bytes(dtype, shape)
+    except ValueError as error:
+        raise LoadError(f"{where}: {error}") from None
+    if needed != end - begin:
+        raise LoadError(
+            f"{where}: {dtype} {list(shape)} needs {needed} bytes, data_offsets "
+            f"[{begin}, {end}] hold {end - begin}"
+        )
+    return dtype, shape, begin, end
+
+
+def _check_cover(path: Path, ranges: list[tuple[int, int, str]], size: int) -> None:
+    """Refuse overlaps, holes and a remainder: the format requires that all bytes are indexed."""
+    reached = 0
+    for begin, end, name in sorted(ranges):
+        if begin != reached:
+            problem = "overlaps the tensor before it" if begin < reached else "leaves a hole"
+            raise LoadError(
+                f"{path}: tensor {quoted(name)} {problem}: it starts at byte {begin}, "
+                f"expected {reached}"
+            )
+        reached = end
+    if reached != size:
+        raise LoadError(f"{path}: the tensors cover {reached} of {size} data bytes")
+
+
+def _read_shards(index: Path) -> dict[str, RawTensor]:
+    """The tensors that an index file lists, each from the shard that it names."""
+    weight_map = _read_index(index)
+    shards: dict[str, dict[str, RawTensor]] = {}
+    for shard in sorted(set(weight_map.values())):
+        file = index.parent / shard
+        if not file.exists():
+            raise LoadError(f"{file}: the shard is missing; {index.name} lists it")
+        shards[shard] = _read_file(file)
+    tensors: dict[str, RawTensor] = {}
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            raise LoadError(
+                f"{index.parent / shard}: tensor {quoted(name)} is missing; {index.name} says it "
+                f"is in this shard"
+            )
+        tensors[name] = shards[shard][name]
+    return tensors
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The index file's weight_map: tensor name -> plain file name of its shard."""
+    mapped: np.ndarray = map_file(index)
+    if mapped.size > _MAX_HEADER_BYTES:
+        raise LoadError(f"{index}: {mapped.size} bytes; the limit is {_MAX_HEADER_BYTES}")
+    scanner = _Scanner(mapped.tobytes(), f"{index}: index")
+    weight_map: dict[str, str] = {}
+    for key in scanner.members():
+        if key != "weight_map":
+            scanner.skip(_MAX_INDEX_DEPTH)
+            continue
+        for name in scanner.members():
+            shard = scanner.string()
+            # The index must not reach outside its folder.
+            if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
+                raise LoadError(
+                    f"{index}: tensor {quoted(name)} is said to be in {quoted(shard)}, which is no "
+                    f"plain .safetensors file name"
+                )
+            weight_map[name] = shard
+    scanner.end()
+    if not weight_map:
+        raise LoadError(f"{index}: there is no weight_map, or it is empty")
+    return weight_map

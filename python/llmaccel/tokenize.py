@@ -1,0 +1,622 @@
+"""Text to ids and back: one Tokenizer over every vocabulary format.
+
+Owns `load_tokenizer` (which files of a folder make a tokenizer) and `Tokenizer`, which carries the
+names that transformers gave these methods and behaves as transformers does: added tokens match
+inside a text, special ones may be left out of a decode, a rendered chat is encoded without adding
+BOS again. Invariant: immutable after construction and safe to use from several threads. Encoding is
+done by the `tokenizers` package; decoding by detokenize.py, so that streamed and one-shot text are
+the same. Called by llm.py, params.py (stop strings, bad words) and the command line.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import chat
+from . import tokenize_convert as convert
+from .detokenize import StreamDecoder, check_id, read_decoder
+from .errors import LoadError, RequestError
+
+__all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
+
+_SPECIAL_NAMES = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+_HUB_PATTERNS = (
+    "tokenizer*",
+    "*.model",
+    "*.tiktoken",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "chat_templates/*",
+    "additional_chat_templates/*",
+)
+
+
+class Encoding(dict[str, Any]):
+    """What calling a tokenizer gives: `input_ids` and `attention_mask`, as keys or attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Tokenizer:
+    """A vocabulary, its special tokens and chat templates; see `load_tokenizer`, `from_gguf`."""
+
+    def __init__(self, parts: convert.Parts) -> None:
+        backend = parts.backend
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._special = dict(parts.special)
+        self._templates = dict(parts.templates)
+        self._split_special = parts.split_special
+        self._prefix_space = parts.prefix_space
+        self._affixes = self._set_post_processor(parts.add_bos, parts.add_eos)
+        added = backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        self._added_text = tuple(token.content for token in added.values())
+        self._segment_encoder = parts.segment_encoder
+        longest_first = sorted(
+            (t.content for t in added.values() if t.special), key=len, reverse=True
+        )
+        self._special_pattern = (
+            re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        )
+        self._known = self._id_bound()
+        self._rules = read_decoder(backend)
+        self._bytes: dict[int, bytes] = {}
+        self._plain: Any = None  # a copy of the backend that takes special tokens as plain text
+        self._plain_lock = threading.Lock()
+        eos = self.eos_token_id
+        self._stop_ids = tuple(parts.stop_ids or ([] if eos is None else [eos]))
+
+    @classmethod
+    def from_gguf(
+        cls, metadata: Mapping[str, Any], *, chat_template: str | Path | None = None
+    ) -> Tokenizer:
+        """Build from GGUF metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`).
+
+        Arrays may be lists or NumPy arrays.
+
+        Raises LoadError for missing or contradicting keys, UnsupportedError (naming it) for an
+        unknown `tokenizer.ggml.model` or `tokenizer.ggml.pre`.
+        """
+        parts = convert.from_gguf_metadata(metadata)
+        _override_template(parts, chat_template)
+        return cls(parts)
+
+    def _set_post_processor(
+        self, add_bos: bool | None, add_eos: bool | None
+    ) -> tuple[list[int], list[int]]:
+        """Make the backend add BOS/EOS as told; return the ids that go before and after a text."""
+        if add_bos is None and add_eos is None:
+            return [], []
+        from tokenizers import processors
+
+        before = [self.bos_token] if add_bos and self.bos_token is not None else []
+        after = [self.eos_token] if add_eos and self.eos_token is not None else []
+        ids = {token: self._backend.token_to_id(token) for token in (*before, *after)}
+        single = [*before, "$A", *after]
+        self._backend.post_processor = processors.TemplateProcessing(
+            single=single, pair=[*single, *before, "$B:1", *after], special_tokens=list(ids.items())
+        )
+        return [ids[token] for token in before], [ids[token] for token in after]
+
+    def _id_bound(self) -> int:
+        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    # -- encoding ----------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        text: str,
+        add_special_tokens: bool = True,
+        *,
+        split_special_tokens: bool | None = None,
+    ) -> list[int]:
+        """Token ids of a text.
+
+        `add_special_tokens` adds BOS/EOS where the tokenizer does so. `split_special_tokens=True`
+        treats special tokens written in the text as plain text (default: what the tokenizer's
+        config says). Raises RequestError when `text` is no string or holds a lone surrogate.
+        """
+        if not isinstance(text, str):
+            raise RequestError(f"text to encode must be a string, got {type(text).__name__}")
+        split = self._split_special if split_special_tokens is None else split_special_tokens
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RequestError(
+                "text to encode is not valid Unicode (it holds a lone surrogate)"
+            ) from error
+        if self._segment_encoder is not None:
+            return self._encode_segments(text, add_special_tokens, split)
+        backend = self._plain_backend() if split else self._backend
+        if self._prefix_space and text and (split or not text.startswith(self._added_text)):
+            text = " " + text
+        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def _encode_segments(self, text: str, add_special_tokens: bool, split: bool) -> list[int]:
+        """Encode by the segment encoder, between the special tokens that the text writes out."""
+        assert self._segment_encoder is not None
+        ids = [] if not add_special_tokens else list(self._affixes[0])
+        parts = [text] if split or not self._special_pattern else self._special_pattern.split(text)
+        for index, part in enumerate(parts):
+            if index % 2:
+                ids.append(self._backend.token_to_id(part))
+            elif part:
+                ids += self._segment_encoder(part)
+        return ids + (list(self._affixes[1]) if add_special_tokens else [])
+
+    def __call__(
+        self,
+        text: str | Sequence[str],
+        add_special_tokens: bool = True,
+        *,
+        split_special_tokens: bool | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+    ) -> Encoding:
+        """Encode one text or a list of texts.
+
+        Returns `input_ids` and `attention_mask`: lists of ints, or lists of such lists for a list
+        of texts. `truncation=True` cuts each at `max_length` ids.
+        """
+        if truncation and (max_length is None or max_length < 0):
+            raise RequestError(f"truncation needs a max_length of at least 0, got {max_length}")
+        limit = max_length if truncation else None
+        if isinstance(text, str):
+            ids = self.encode(text, add_special_tokens, split_special_tokens=split_special_tokens)[
+                :limit
+            ]
+            return Encoding(input_ids=ids, attention_mask=[1] * len(ids))
+        batch = [
+            self.encode(t, add_special_tokens, split_special_tokens=split_special_tokens)
+            for t in text
+        ]
+        batch = [ids[:limit] for ids in batch]
+        return Encoding(input_ids=batch, attention_mask=[[1] * len(ids) for ids in batch])
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The token strings of a text."""
+        return self.convert_ids_to_tokens(self.encode(text, add_special_tokens))
+
+    def _plain_backend(self) -> Any:
+        with self._plain_lock:
+            if self._plain is None:
+                self._plain = copy.deepcopy(self._backend)
+                self._plain.encode_special_tokens = True
+            return self._plain
+
+    # -- decoding ----------------------------------------------------------------------------------
+
+    def decode(
+        self,
+        token_ids: int | Iterable[int],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> str:
+        """Text of a list of ids; ids beyond the vocabulary (a padded head has them) give none.
+
+        `clean_up_tokenization_spaces` removes the space before punctuation and English
+        contractions. Raises RequestError for a negative id or one that is no integer.
+        """
+        ids = [token_ids] if hasattr(token_ids, "__index__") else token_ids
+        checked = [check_id(i) for i in ids]
+        if self._rules is None:
+            known = [i for i in checked if i < self._known]
+            text = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
+        else:
+            stream = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
+            text = stream.push(checked) + stream.finish()
+        return _clean_up(text) if clean_up_tokenization_spaces else text
+
+    def batch_decode(
+        self,
+        sequences: Iterable[Iterable[int]],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> list[str]:
+        """`decode` of each sequence."""
+        return [
+            self.decode(
+                ids, skip_special_tokens, clean_up_tokenization_spaces=clean_up_tokenization_spaces
+            )
+            for ids in sequences
+        ]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token adds inside a text; b"" for an id beyond the vocabulary."""
+        found = self._bytes.get(token_id)
+        if found is None:
+            token = (
+                self._backend.id_to_token(check_id(token_id)) if token_id < self._known else None
+            )
+            if token is None:
+                found = b""
+            elif self._rules is None:
+                found = token.encode("utf-8", "replace")
+            else:
+                found = self._rules.token_bytes(token)
+            self._bytes[int(token_id)] = found
+        return found
+
+    def token_text(self, token_id: int) -> str:
+        """`token_bytes` as text, U+FFFD for part of a character (`decoded_token` of logprobs)."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    # -- vocabulary --------------------------------------------------------------------------------
+
+    def convert_ids_to_tokens(
+        self, ids: int | Iterable[int], skip_special_tokens: bool = False
+    ) -> str | list[str | None] | None:
+        """Token strings as the vocabulary spells them; None for an id beyond it."""
+        if hasattr(ids, "__index__"):
+            value = check_id(ids)
+            return self._backend.id_to_token(value) if value < self._known else None
+        kept = (
+            i for i in map(check_id, ids) if not (skip_special_tokens and i in self._special_ids)
+        )
+        return [self._backend.id_to_token(i) if i < self._known else None for i in kept]
+
+    def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
+        """Ids of token strings; the unknown token's id (or None) for a string that is no token."""
+        if isinstance(tokens, str):
+            token_id = self._backend.token_to_id(tokens)
+            return self.unk_token_id if token_id is None else token_id
+        return [self.convert_tokens_to_ids(token) for token in tokens]
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token string with its id, added tokens included."""
+        return self._backend.get_vocab(with_added_tokens=True)
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The added tokens (special or not) with their ids."""
+        return {token.content: i for i, token in self._backend.get_added_tokens_decoder().items()}
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens without the added ones that lie outside the base vocabulary."""
+        return self._backend.get_vocab_size(with_added_tokens=False)
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def knows(self, token_id: int) -> bool:
+        """Whether an id names a token."""
+        return 0 <= token_id < self._known and self._backend.id_to_token(token_id) is not None
+
+    @property
+    def backend(self) -> Any:
+        """The `tokenizers.Tokenizer` underneath; not to be changed."""
+        return self._backend
+
+    @property
+    def byte_rules(self) -> Any:
+        """The decoder as bytes per token, None where it is something else (see detokenize.py)."""
+        return self._rules
+
+    # -- special tokens ----------------------------------------------------------------------------
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """The named special tokens that exist ("bos_token" -> "<s>", ...)."""
+        return dict(self._special)
+
+    @property
+    def special_id_set(self) -> frozenset[int]:
+        """The ids that `skip_special_tokens` leaves out."""
+        return self._special_ids
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """`special_id_set` in order."""
+        return sorted(self._special_ids)
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The strings of `all_special_ids`."""
+        return [self._backend.id_to_token(i) for i in self.all_special_ids]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end a generation: EOS; of a GGUF also end of turn and end of message."""
+        return list(self._stop_ids)
+
+    def _named_id(self, name: str) -> int | None:
+        token = self._special.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    bos_token = property(
+        lambda self: self._special.get("bos_token"), doc="Begin-of-text token or None."
+    )
+    eos_token = property(
+        lambda self: self._special.get("eos_token"), doc="End-of-text token or None."
+    )
+    pad_token = property(lambda self: self._special.get("pad_token"), doc="Padding token or None.")
+    unk_token = property(lambda self: self._special.get("unk_token"), doc="Unknown token or None.")
+    bos_token_id = property(
+        lambda self: self._named_id("bos_token"), doc="Id of bos_token or None."
+    )
+    eos_token_id = property(
+        lambda self: self._named_id("eos_token"), doc="Id of eos_token or None."
+    )
+    pad_token_id = property(
+        lambda self: self._named_id("pad_token"), doc="Id of pad_token or None."
+    )
+    unk_token_id = property(
+        lambda self: self._named_id("unk_token"), doc="Id of unk_token or None."
+    )
+
+    # -- chat --------------------------------------------------------------------------------------
+
+    @property
+    def chat_template(self) -> str | dict[str, str] | None:
+        """The chat template, the templates by name where there are several, or None."""
+        if set(self._templates) == {"default"}:
+            return self._templates["default"]
+        return dict(self._templates) or None
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+        tokenize: bool = True,
+        return_dict: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Render messages ({"role", "content", ...} dicts) by the chat template and encode them.
+
+        Returns ids; text when `tokenize=False`; an `Encoding` when `return_dict=True`. Further
+        keyword arguments are variables of the template. A list of conversations gives a list of
+        results. Raises RequestError, naming chat_template or the message, for whatever cannot be
+        rendered.
+        """
+        template = chat.select_chat_template(self._templates, chat_template, tools is not None)
+        variables = {**self._special, **kwargs, "tools": tools, "documents": documents}
+        batched = isinstance(conversation, (list, tuple)) and any(
+            isinstance(entry, (list, tuple)) for entry in conversation
+        )
+        texts = [
+            chat.render_chat(
+                template,
+                messages,
+                variables,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+            )
+            for messages in (conversation if batched else [conversation])
+        ]
+        text = texts if batched else texts[0]
+        if not tokenize:
+            return text
+        # The template wrote its special tokens, BOS included.
+        encoding = self(text, add_special_tokens=False, split_special_tokens=False)
+        return encoding if return_dict else encoding.input_ids
+
+
+def _clean_up(text: str) -> str:
+    for old in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):
+        text = text.replace(old, old.strip())
+    return text
+
+
+# --------------------------------------------------------------------------------------------------
+# Loading
+
+
+def load_tokenizer(
+    path: str | Path, *, chat_template: str | Path | None = None, revision: str | None = None
+) -> Tokenizer:
+    """Load a tokenizer from a folder, a single file, or a model name of the Hugging Face hub.
+
+    A folder is searched for tokenizer.json, a SentencePiece or rank file (tokenizer.model, *.model,
+    *.tiktoken), vocab.json with merges.txt, or one GGUF, in this order; tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json give special tokens and the chat template. A
+    single file stands for itself: nothing beside it is read. `chat_template` (Jinja source or a
+    file) replaces the templates found; `revision` applies to hub names. Raises LoadError (files
+    missing, damaged, contradicting) or UnsupportedError (a kind that cannot be converted exactly),
+    naming the file.
+    """
+    found = Path(path)
+    if not found.exists():
+        found = _download(str(path), revision)
+    parts = _from_file(found, {}, bare=True) if found.is_file() else _from_folder(found)
+    _override_template(parts, chat_template)
+    return Tokenizer(parts)
+
+
+def _override_template(parts: convert.Parts, chat_template: str | Path | None) -> None:
+    if chat_template is not None:
+        parts.templates = {"default": chat.resolve_chat_template(chat_template)}
+
+
+def _download(name: str, revision: str | None) -> Path:
+    if (
+        name.count("/") > 1
+        or name.startswith((".", "/", "~"))
+        or Path(name).suffix in (".json", ".model", ".gguf")
+    ):
+        raise LoadError(f"tokenizer {name!r}: no such file or folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
+    except Exception as error:  # the hub's own errors, and whatever its transport raises
+        raise LoadError(
+            f"tokenizer {name!r}: no such file or folder, and not available from the Hugging Face "
+            f"hub: {error}"
+        ) from error
+
+
+def _from_folder(folder: Path) -> convert.Parts:
+    config, configured = _read_configs(folder)
+    parts = _from_file(_find_vocabulary(folder), config, bare=not configured)
+    _apply_config(parts, config, folder)
+    parts.templates = chat.load_chat_template(folder, config) or parts.templates
+    return parts
+
+
+def _find_vocabulary(folder: Path) -> Path:
+    for name in ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        if (folder / name).is_file():
+            return folder / name
+    for pattern in ("tokenizer.model.*", "*.model", "*.tiktoken"):
+        found = sorted(folder.glob(pattern))
+        if len(found) == 1:
+            return found[0]
+    if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+        return folder / "vocab.json"
+    found = sorted(folder.glob("*.gguf"))
+    if found:
+        return found[0]
+    raise LoadError(
+        f"{folder}: no tokenizer files (tokenizer.json, tokenizer.model, *.tiktoken, vocab.json "
+        "with merges.txt, or a GGUF)"
+    )
+
+
+def _from_file(file: Path, config: Mapping[str, Any], bare: bool) -> convert.Parts:
+    if file.name == "vocab.json":
+        return convert.from_vocab_merges(file, file.with_name("merges.txt"), config)
+    if file.suffix == ".json":
+        return _from_tokenizer_json(file)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(4 * convert.MAX_TOKEN_BYTES)
+    except OSError as error:
+        raise LoadError(f"{file}: {error}") from error
+    if head.startswith(b"GGUF"):
+        from .models.gguf import open_gguf
+
+        return convert.from_gguf_metadata(open_gguf(file).metadata)
+    if convert.looks_like_ranks(head):
+        return convert.from_ranks(file, config)
+    return convert.from_sentencepiece(file, config, bare)
+
+
+def _from_tokenizer_json(file: Path) -> convert.Parts:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        return convert.Parts(Backend.from_file(str(file)))
+    except Exception as error:  # the package raises bare Exception
+        raise LoadError(f"{file}: {error}") from error
+
+
+def _read_configs(folder: Path) -> tuple[dict[str, Any], bool]:
+    """tokenizer_config.json, and the older special_tokens_map.json and added_tokens.json."""
+    config: dict[str, Any] = {}
+    read = 0
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            content = convert.read_json(folder / name)
+            if not isinstance(content, dict):
+                raise LoadError(f"{folder / name}: not a JSON object")
+            config.update(content)
+            read += 1
+    added = folder / "added_tokens.json"
+    if added.is_file() and "added_tokens_decoder" not in config:
+        content = convert.read_json(added)
+        if not isinstance(content, dict):
+            raise LoadError(f"{added}: not a JSON object")
+        config["added_tokens_decoder"] = {
+            str(i): {"content": token} for token, i in content.items()
+        }
+    return config, read > 0
+
+
+def _apply_config(parts: convert.Parts, config: Mapping[str, Any], folder: Path) -> None:
+    """Put what tokenizer_config.json says onto what the vocabulary gave."""
+    where = str(folder / "tokenizer_config.json")
+    for name in _SPECIAL_NAMES:
+        if name in config:
+            token = _token_text(config[name], f"{where}: {name}")
+            if token is None:
+                parts.special.pop(name, None)
+            else:
+                parts.special[name] = token
+    _register_added(parts, config.get("added_tokens_decoder"), where)
+    extra: list[Any] = []
+    for name in ("additional_special_tokens", "extra_special_tokens"):
+        value = config.get(name) or []
+        extra += value.values() if isinstance(value, Mapping) else value
+    wanted = [*parts.special.values(), *(_token_text(v, f"{where}: special tokens") for v in extra)]
+    _register_special(parts.backend, [token for token in wanted if token])
+    for name in ("add_bos", "add_eos"):
+        flag = config.get(f"{name}_token")
+        if flag is not None:
+            setattr(parts, name, bool(flag))
+    if config.get("split_special_tokens") is not None:
+        parts.split_special = bool(config["split_special_tokens"])
+
+
+def _token_text(value: Any, where: str) -> str | None:
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    if value is None or isinstance(value, str):
+        return value or None
+    raise LoadError(f"{where} is not a token")
+
+
+def _register_added(parts: convert.Parts, table: Any, where: str) -> None:
+    if not table:
+        return
+    if not isinstance(table, Mapping):
+        raise LoadError(f"{where}: added_tokens_decoder is not an object")
+    from tokenizers import AddedToken
+
+    present = {token.content for token in parts.backend.get_added_tokens_decoder().values()}
+    named = set(parts.special.values())
+    added = []
+    for key, value in table.items():
+        text = _token_text(value, f"{where}: added_tokens_decoder[{key}]")
+        if text is None or not str(key).isdecimal():
+            raise LoadError(f"{where}: added_tokens_decoder[{key!r}] is not an id with a token")
+        if text in present:
+            continue
+        flags = value if isinstance(value, Mapping) else {}
+        names = ("lstrip", "rstrip", "single_word", "normalized")
+        options = {name: bool(flags.get(name, False)) for name in names}
+        special = bool(flags.get("special", False)) or text in named
+        added.append((int(key), AddedToken(text, special=special, **options)))
+    convert.add_tokens(parts.backend, added, where)
+
+
+def _register_special(backend: Any, wanted: list[str]) -> None:
+    from tokenizers import AddedToken
+
+    special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
+    fresh = [text for text in dict.fromkeys(wanted) if text not in special]
+    if fresh:
+        backend.add_special_tokens(
+            [AddedToken(text, normalized=False, special=True) for text in fresh]
+        )

@@ -1,0 +1,35 @@
+"""Fixtures that every test file may use: where the data and the demo model are.
+
+Owns the rule for what is absent: a test asks for a fixture, and the fixture skips it with the
+reason. Markers, the timeout and the options of pytest are in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of models, tokenizers and expected outputs beside the checkout."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("../shared/data is not there")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> Path:
+    """SmolLM2-135M-Instruct.Q4_1.gguf, named by LLMACCEL_SMOLLM2 (the make targets set it)."""
+    name = os.environ.get("LLMACCEL_SMOLLM2")
+    if not name:
+        pytest.skip("LLMACCEL_SMOLLM2 is not set; `make test` downloads the model and sets it")
+    path = Path(name)
+    if not path.is_file():
+        pytest.fail(f"LLMACCEL_SMOLLM2={name}: no such file")
+    return path
