@@ -13,10 +13,7 @@
 /* Blocks of a tile, and its most rows: accumulators, lines, a broadcast and a mask stay in 32
  * (AVX-512) or 16 registers; gcc spills at one row more. */
 #define ATTEND_BLOCKS(rows) (VL == 16 ? 4 : VL == 8 && (rows) <= 2 ? 2 : 1)
-enum {
-    ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1,
-    ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5
-};
+enum { ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1, ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5 };
 
 LA_INLINE void attend_tile(const int rows, const int blocks, const int pair, const attend_panel *p,
                            int first)
@@ -94,15 +91,9 @@ LA_INLINE void attend_panel_fma(const int pair, const attend_panel *p)
     attend_rows(1, pair, p);
 }
 
-static void attend_panel_f32(const attend_panel *p)
-{
-    attend_panel_fma(1, p);
-}
+static void attend_panel_f32(const attend_panel *p) { attend_panel_fma(1, p); }
 
-static void attend_panel_split(const attend_panel *p)
-{
-    attend_panel_fma(2, p);
-}
+static void attend_panel_split(const attend_panel *p) { attend_panel_fma(2, p); }
 
 static void attend_row_f32(const float *x, int d, void *a)
 {
@@ -141,15 +132,15 @@ LA_INLINE vf attend_weights_split(vf p, void *a, int t)
 
 static void attend_f32(const la_attend_args *g)
 {
-    static const attend_form form = {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, attend_row_f32,
+    static const attend_form form = {ATTEND_ROWS_F32,   1, 4, attend_panel_f32, attend_row_f32,
                                      attend_weights_f32};
     attend_run(g, &form);
 }
 
 static void attend_bf16(const la_attend_args *g)
 {
-    static const attend_form form = {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, attend_row_split,
-                                     attend_weights_split};
+    static const attend_form form = {
+        ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, attend_row_split, attend_weights_split};
     attend_run(g, &form);
 }
 
