@@ -162,30 +162,34 @@ static void kv_store_f32(const float *k, const float *v, int d, int tok, void *k
     }
 }
 
-static void k_store_bf16(const float *k, int d, int tok, void *kp)
+/* Rounds d <= 256 values to h [d rounded up to 16], zeros behind them. */
+LA_INLINE void kv_round(const float *x, int d, uint16_t *h)
 {
-    int pairs = (d + 1) / 2;
-    uint32_t *kb = (uint32_t *)kp + (int64_t)(tok / 16) * pairs * 16 + tok % 16;
-    for (int i = 0; i < d; i += 2) {
-        uint32_t odd = i + 1 < d ? la_f32_to_bf16(k[i + 1]) : 0;
-        kb[(int64_t)(i / 2) * 16] = la_f32_to_bf16(k[i]) | odd << 16;
+    for (int i = 0; i < (d + 15) / 16 * 16; i += VL) {
+        v_store_bf16(h + i, d - i >= VL ? v_loadu(x + i) : v_loadn(x + i, d > i ? d - i : 0));
     }
 }
 
 static void kv_store_bf16(const float *k, const float *v, int d, int tok, void *kp, void *vp)
 {
+    uint16_t h[ATTEND_MAX_D];
     if (k != NULL) {
-        k_store_bf16(k, d, tok, kp);
+        int pairs = (d + 1) / 2;
+        uint32_t *kb = (uint32_t *)kp + (int64_t)(tok / 16) * pairs * 16 + tok % 16;
+        kv_round(k, d, h);
+        for (int i = 0; i < pairs; i++) {
+            kb[(int64_t)i * 16] = h[2 * i] | (uint32_t)h[2 * i + 1] << 16;
+        }
     }
-    if (v == NULL) {
-        return;
-    }
-    if (tok == 0) {
-        memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(uint16_t));
-    }
-    for (int i = 0; i < d; i++) {
-        uint16_t *line = (uint16_t *)vp + ((int64_t)(i / 16) * (LA_PAGE / 2) + tok / 2) * 32;
-        line[i % 16 * 2 + tok % 2] = la_f32_to_bf16(v[i]);
+    if (v != NULL) {
+        if (tok == 0) {
+            memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(uint16_t));
+        }
+        uint16_t *vb = (uint16_t *)vp + (int64_t)(tok / 2) * 32 + tok % 2;
+        kv_round(v, d, h);
+        for (int i = 0; i < d; i++) {
+            vb[(int64_t)(i / 16) * (LA_PAGE / 2) * 32 + i % 16 * 2] = h[i];
+        }
     }
 }
 

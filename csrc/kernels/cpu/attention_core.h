@@ -21,6 +21,7 @@
 
 enum {
     ATTEND_MAX_ROWS = 64, /* of a call */
+    ATTEND_MAX_D = 256,   /* of a head */
     ATTEND_ROWS = 6,      /* of a tile, at most */
     ATTEND_LINE = 64      /* bytes */
 };
