@@ -10,6 +10,7 @@ Hugging Face folder.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Sequence
@@ -236,6 +237,27 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = list(CONFIGS)
 # Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2.
 GGUF_FAMILIES = [name for name in FAMILIES if name not in ("qwen2", "llama-dynamic", "qwen2-full")]
+
+
+# Values that an untrusted file may hold where another is expected.
+HUGE = 10**400
+JUNK = (
+    *(None, True, -1, 0, 1, 2**31, HUGE, 0.0, -0.5, 1e300, float("nan"), float("inf"), "", "x"),
+    *([], [1], [None], {}, {"x": 1}, {"type": "yarn"}, {"type": "longrope", "long_factor": 3}),
+    ["\ud800"],
+)
+
+
+def differing(a, b, *but: str) -> list[str]:
+    """Names of the fields in which two ModelConfigs differ; `raw` and `but` are left out."""
+
+    def equal(x, y) -> bool:
+        if isinstance(x, list) and x and isinstance(x[0], np.ndarray):
+            return len(x) == len(y) and all(map(np.array_equal, x, y))
+        return x == y
+
+    names = [f.name for f in dataclasses.fields(a) if f.name not in ("raw", *but)]
+    return [n for n in names if not equal(getattr(a, n), getattr(b, n))]
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ MAX_LAYERS = 4096
 MAX_D_MODEL = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_D_HEAD = 256
+MAX_ROW = 1 << 22  # heads of a token side by side
 MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
 MAX_POSITIONS = 1 << 30

@@ -449,7 +449,7 @@ def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
     """The row for a GGUF file; UnsupportedError lists the known architectures."""
     arch = metadata.get("general.architecture")
-    rows = [family for family in FAMILIES if family.gguf_arch == arch]
+    rows = [family for family in FAMILIES if isinstance(arch, str) and family.gguf_arch == arch]
     if not rows:
         known = ", ".join(dict.fromkeys(family.gguf_arch for family in FAMILIES))
         raise UnsupportedError(

@@ -54,7 +54,6 @@ _KNOWN = frozenset(
         "rope.scaling.finetuned",
         "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow",
-        "attention.causal",
         "tensor_data_layout",
     )
 )
@@ -131,7 +130,9 @@ def hf_config_from_gguf(
     raw["eos_token_id"] = [token for token in stops if token is not None]
     raw["bos_token_id"] = plain(metadata.get("tokenizer.ggml.bos_token_id"))
     if "query_pre_attn_scalar" in family.defaults:
-        raw["query_pre_attn_scalar"] = _gemma_scalar(meta, family, raw)
+        raw["query_pre_attn_scalar"] = _gemma_scalar(
+            meta, family, Keys(raw, family.defaults, _WHERE, spelled)
+        )
     return raw, spelled
 
 
@@ -144,7 +145,12 @@ def _check_known(meta: _Metadata, family: Family) -> None:
         if suffix == key or suffix in known:
             continue
         value = meta.get(suffix)
-        if suffix.startswith(_ARITHMETIC) and value not in (None, 0, False, [], ""):
+        neutral: tuple[Any, ...] = (None, 0, False, [], "")
+        if suffix == "attention.causal":
+            neutral = (True,)
+        elif suffix.endswith("_swa"):  # a size of the sliding layers that is no other than the rest
+            neutral = (*neutral, meta.get(suffix.removesuffix("_swa")))
+        if suffix.startswith(_ARITHMETIC) and value not in neutral:
             raise UnsupportedError(f"{_WHERE}: {key[:120]} is not supported")
         _LOG.debug("GGUF metadata %s is not used", key[:120])
 
@@ -181,9 +187,8 @@ def _windows(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> N
         raw[key], spelled[key] = pattern, meta.key("attention.sliding_window_pattern")
 
 
-def _gemma_scalar(meta: _Metadata, family: Family, raw: dict[str, Any]) -> float:
+def _gemma_scalar(meta: _Metadata, family: Family, keys: Keys) -> float:
     """query_pre_attn_scalar: files do not say it."""
-    keys = Keys(raw, family.defaults, _WHERE)
     if meta.get("attention.scale") is not None:
         scale = Keys(
             {"scale": meta.get("attention.scale")},
@@ -224,7 +229,7 @@ def _rope(
     params = _scaling(meta, tensors)
     if meta.get("rope.freq_base") is not None:
         params["rope_theta"] = meta.get("rope.freq_base")
-    rotated, size = meta.get("rope.dimension_count"), _head_size(raw)
+    rotated, size = meta.get("rope.dimension_count"), _head_size(raw, spelled)
     if rotated is not None and rotated != size:
         share = Keys({"n": rotated}, {}, _WHERE, {"n": meta.key("rope.dimension_count")})
         # Half a dimension more than the share, because the product is cut to an integer.
@@ -245,8 +250,8 @@ def _rope(
         raw["rope_parameters"] = params
 
 
-def _head_size(raw: dict[str, Any]) -> int:
-    keys = Keys(raw, {}, _WHERE)
+def _head_size(raw: dict[str, Any], spelled: dict[str, str]) -> int:
+    keys = Keys(raw, {}, _WHERE, spelled)
     size = keys.integer("head_dim", 1, 2**20, none=True)
     heads = keys.integer("num_attention_heads", 1, 2**16)
     return size or max(keys.integer("hidden_size", 1, 2**20) // heads, 1)

@@ -25,6 +25,7 @@ from llmaccel.config import (
     MAX_HEADS,
     MAX_LAYERS,
     MAX_POSITIONS,
+    MAX_ROW,
     MAX_VOCAB,
     Keys,
     Layer,
@@ -236,7 +237,7 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         raise UnsupportedError(
             f"{keys.where}: head size {d_head} is not supported; the limit is {MAX_D_HEAD}"
         )
-    if n_heads * d_head > MAX_D_FFN:
+    if n_heads * d_head > MAX_ROW:
         raise keys.error("num_attention_heads", f"{n_heads} of size {d_head} are too many")
     optional_ffn = family.defaults["intermediate_size"] is None
     d_ffn = keys.integer("intermediate_size", 1, MAX_D_FFN, none=optional_ffn) or 4 * d_model
