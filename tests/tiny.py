@@ -148,7 +148,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **_WINDOWED,
         "query_pre_attn_scalar": 20,
         "attn_logit_softcapping": 2.0,
-        "final_logit_softcapping": 15.0,
+        "final_logit_softcapping": 1.0,
     },
     "gemma3": {
         "architectures": ["Gemma3ForCausalLM"],
@@ -268,13 +268,15 @@ def config_of(family: str, **overrides: Any) -> dict[str, Any]:
 def arrays_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 tensors for a config dict, scaled so that every feature moves the logits."""
     rng = np.random.default_rng(seed)
+    built = build_config(config)
     gemma = config["model_type"].startswith("gemma")
     arrays = {}
-    for name, shape in tensor_specs(build_config(config)):
+    for name, shape in tensor_specs(built):
         values = rng.standard_normal(shape, dtype=np.float32)
         if len(shape) == 2:
             embedding = "embed" in name or "wte" in name or "wpe" in name
-            values *= 0.25 if embedding else 1.5 * min(shape) ** -0.5
+            # Small beside what the layers add, or a tied head repeats its input.
+            values *= 0.25 / built.embed_scale if embedding else 1.5 * min(shape) ** -0.5
         elif name.endswith(".bias"):
             values *= 0.2
         else:
