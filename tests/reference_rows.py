@@ -16,6 +16,13 @@ import numpy as np
 PAGE = 64  # tokens of a page
 LANE = 16  # tokens or dimensions of a line
 
+# The slots that this file specifies, each by the function of its name.
+ROW_SLOTS = [
+    *("rms_norm", "layer_norm", "add_scaled", "add", "act_mul", "act", "rope", "softcap"),
+    *("kv_store_f32", "kv_store_bf16", "attend_f32", "attend_bf16", "attend_merge"),
+    *("attend_finish", "argmax", "sum_exp", "exp_sub", "select_above"),
+]
+
 State = tuple[Any, Any, np.ndarray]  # maximum, sum of exp, unnormalised output
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])

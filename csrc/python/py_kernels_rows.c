@@ -21,7 +21,7 @@ typedef struct la_call {
     la_kernels t;
     Py_buffer views[MAX_VIEWS];
     int n_views;
-    int n;      /* values of the buffer last taken with ANY */
+    int n; /* values of the buffer last taken with ANY */
     int ok;
 } la_call;
 
@@ -365,8 +365,8 @@ static void attend_call(la_call *c, la_attend_args *g, int bf16)
     char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
     memset(scratch, POISON, bytes + GUARD);
     g->scratch = scratch;
-    Py_BEGIN_ALLOW_THREADS
-    (bf16 ? c->t.attend_bf16 : c->t.attend_f32)(g);
+    Py_BEGIN_ALLOW_THREADS(bf16 ? c->t.attend_bf16 : c->t.attend_f32)
+    (g);
     Py_END_ALLOW_THREADS
     for (int i = 0; i < GUARD; i++) {
         if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
@@ -564,7 +564,8 @@ static PyMethodDef methods[] = {
      "pages one after another; first: position of their first token; window, softcap: 0 is off.\n"
      "Writes m [R], l [R], o [R, ldo >= d rounded up to 16]."},
     {"attend_merge", attend_merge, METH_VARARGS,
-     "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in place."},
+     "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in "
+     "place."},
     {"attend_finish", attend_finish, METH_VARARGS,
      "attend_finish(isa, o, l, out): out [d] = o / l, 0 where l is 0."},
     {"argmax", argmax, METH_VARARGS, "argmax(isa, x) -> (lowest index of the largest, its value)."},

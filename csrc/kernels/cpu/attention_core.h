@@ -21,29 +21,30 @@
 
 enum {
     ATTEND_MAX_ROWS = 64, /* of a call */
+    ATTEND_MAX_D = 256,   /* of a head */
     ATTEND_ROWS = 6,      /* of a tile, at most */
     ATTEND_LINE = 64      /* bytes */
 };
 
 /* One product: some rows, all blocks. */
 typedef struct attend_panel {
-    int rows;                       /* at most those of the form */
-    const void *a[ATTEND_ROWS];               /* row of A in the form the tile reads */
-    float *c[ATTEND_ROWS];            /* row of C, [16 n_blocks] */
-    const uint8_t *b;               /* [n_blocks][steps][64 bytes] */
+    int rows;                   /* at most those of the form */
+    const void *a[ATTEND_ROWS]; /* row of A in the form the tile reads */
+    float *c[ATTEND_ROWS];      /* row of C, [16 n_blocks] */
+    const uint8_t *b;           /* [n_blocks][steps][64 bytes] */
     int n_blocks;
     int steps;
-    int add;                        /* 0: C starts at zero */
+    int add; /* 0: C starts at zero */
 } attend_panel;
 
 /* What differs between fp32 pages, bf16 pages by shift and mask, and bf16 pages by the dot. */
 typedef struct attend_form {
-    int rows;                                   /* of a tile, 1..ATTEND_ROWS */
-    int pair;                                   /* values of A per line: 1, or 2 for bf16 */
-    int bytes;                                  /* of a value of A */
+    int rows;  /* of a tile, 1..ATTEND_ROWS */
+    int pair;  /* values of A per line: 1, or 2 for bf16 */
+    int bytes; /* of a value of A */
     void (*panel)(const attend_panel *p);
-    void (*row)(const float *x, int d, void *a);    /* q row to A, an odd d padded by 0 */
-    vf (*weights)(vf p, void *a, int t);        /* stores VL probabilities at token t; as they count */
+    void (*row)(const float *x, int d, void *a); /* q row to A, an odd d padded by 0 */
+    vf (*weights)(vf p, void *a, int t); /* stores VL probabilities at token t; as they count */
 } attend_form;
 
 typedef struct attend_span {
@@ -198,10 +199,8 @@ LA_INLINE void attend_run(const la_attend_args *g, const attend_form *f)
             size_t r = (size_t)span[j].row;
             attend_softmax(g, f, &span[j], s + r * LA_PAGE, p + r * p_pitch);
         }
-        attend_panel pv = {.b = g->v_pages[i],
-                           .n_blocks = n_blocks,
-                           .steps = LA_PAGE / f->pair,
-                           .add = 1};
+        attend_panel pv = {
+            .b = g->v_pages[i], .n_blocks = n_blocks, .steps = LA_PAGE / f->pair, .add = 1};
         attend_product(f, span, n, p, p_pitch, g->o, g->ldo, &pv);
     }
 }

@@ -4,9 +4,12 @@
  */
 #define LA_VEC_AVX2
 #include "act.h"
+#include "attention.h"
 #include "gemm.h"
 #include "gemm_q.h"
 #include "probe.h"
+#include "rows.h"
+#include "sample.h"
 
 void la_kernels_fill_avx2(la_kernels *t)
 {
@@ -15,4 +18,7 @@ void la_kernels_fill_avx2(la_kernels *t)
     fill_gemm(t);
     fill_gemm_q(t);
     fill_probe(t);
+    fill_rows(t);
+    fill_attention(t);
+    fill_sample(t);
 }
