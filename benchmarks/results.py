@@ -1,7 +1,7 @@
 """Where benchmark figures go: one JSON line each, with what is needed to judge them.
 
-Called by every script of this folder. A line holds the commit, the machine's processor and the time, then
-what the script measured.
+Called by every script of this folder. A line holds the commit, the processor and the time,
+then what the script measured.
 """
 
 from __future__ import annotations

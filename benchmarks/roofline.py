@@ -3,8 +3,8 @@
     python benchmarks/roofline.py [--threads 1,2] [--rounds 5]
 
 Prints a table and appends one JSON line per probe to benchmarks/results/roofline.jsonl.
-Bandwidth on shared hosts moves within seconds, so the other benchmarks call `bandwidth()` again right
-before and after what they measure instead of trusting a number from here.
+Bandwidth on shared hosts moves within seconds, so the other benchmarks call `bandwidth()` again
+right before and after what they measure instead of trusting a number from here.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
-int cpu_max_k(const la_model_desc *d)
+int la_cpu_max_k(const la_model_desc *d)
 {
     int hd = d->n_heads * d->d_head;
     int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
@@ -18,14 +18,14 @@ int cpu_max_k(const la_model_desc *d)
 }
 
 /* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
-size_t cpu_row_bytes(int K)
+size_t la_cpu_row_bytes(int K)
 {
     return la_round_up((size_t)K * sizeof(float), 64) + 64;
 }
 
-size_t cpu_converted_bytes(const la_model_desc *d, int T)
+size_t la_cpu_converted_bytes(const la_model_desc *d, int T)
 {
-    size_t one = cpu_row_bytes(cpu_max_k(d)), three = 3 * cpu_row_bytes(d->d_model);
+    size_t one = la_cpu_row_bytes(la_cpu_max_k(d)), three = 3 * la_cpu_row_bytes(d->d_model);
     return (one > three ? one : three) * (size_t)T;
 }
 
@@ -41,48 +41,48 @@ static float *take_floats(uint8_t *base, size_t *at, size_t n)
     return (float *)(void *)take_bytes(base, at, n * sizeof(float));
 }
 
-size_t cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, cpu_local *out)
+size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
 {
     size_t at = 0;
-    size_t rows = (size_t)(max_tokens < CPU_TILE_ROWS ? max_tokens : CPU_TILE_ROWS);
-    int few = max_tokens < CPU_FEW_ROWS ? max_tokens : CPU_FEW_ROWS;
+    size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
+    int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
     size_t d16 = la_round_up((size_t)d->d_head, 16);
-    out->tile = take_floats(base, &at, rows * CPU_TILE_COLS);
-    out->row = take_floats(base, &at, la_round_up((size_t)cpu_max_k(d), 16));
-    out->few = take_bytes(base, &at, cpu_converted_bytes(d, few));
-    out->attend = take_bytes(base, &at, la_attend_scratch(CPU_ATTEND_ROWS, d->d_head));
-    out->attend_q = take_floats(base, &at, CPU_ATTEND_ROWS * d16);
-    out->attend_o = take_floats(base, &at, 2 * CPU_ATTEND_ROWS * d16);
-    out->attend_ml = take_floats(base, &at, 4 * CPU_ATTEND_ROWS);
-    out->attend_pos = (int *)(void *)take_bytes(base, &at, CPU_ATTEND_ROWS * sizeof(int));
+    out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
+    out->row = take_floats(base, &at, la_round_up((size_t)la_cpu_max_k(d), 16));
+    out->few = take_bytes(base, &at, la_cpu_converted_bytes(d, few));
+    out->attend = take_bytes(base, &at, la_attend_scratch(LA_CPU_ATTEND_ROWS, d->d_head));
+    out->attend_q = take_floats(base, &at, LA_CPU_ATTEND_ROWS * d16);
+    out->attend_o = take_floats(base, &at, 2 * LA_CPU_ATTEND_ROWS * d16);
+    out->attend_ml = take_floats(base, &at, 4 * LA_CPU_ATTEND_ROWS);
+    out->attend_pos = (int *)(void *)take_bytes(base, &at, LA_CPU_ATTEND_ROWS * sizeof(int));
     out->probs = take_floats(base, &at, (size_t)d->n_vocab);
     out->ids = (int32_t *)(void *)take_bytes(base, &at, (size_t)d->n_vocab * sizeof(int32_t));
     return at;
 }
 
-void cpu_local_of(la_ctx *c, cpu_local *out)
+void la_cpu_local_of(la_ctx *c, la_cpu_local *out)
 {
     uint8_t *base = c->w->local + c->w->local_bytes * (size_t)c->tid;
-    cpu_local_layout(&c->m->desc, c->w->max_tokens, base, out);
+    la_cpu_local_layout(&c->m->desc, c->w->max_tokens, base, out);
 }
 
 static void scratch(const la_model_desc *d, int max_tokens, int n_threads, size_t *shared,
                     size_t *local)
 {
     (void)n_threads;
-    cpu_local unused;
-    *shared = cpu_converted_bytes(d, max_tokens);
-    *local = la_round_up(cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
+    la_cpu_local unused;
+    *shared = la_cpu_converted_bytes(d, max_tokens);
+    *local = la_round_up(la_cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
 }
 
-void cpu_barrier(la_ctx *c)
+void la_cpu_barrier(la_ctx *c)
 {
-    la_pool_barrier(cpu_of(c)->pool, c->tid);
+    la_pool_barrier(la_cpu_of(c)->pool, c->tid);
 }
 
 /* ---- row-wise ops ---------------------------------------------------------------------------- */
 
-void cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
+void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
               int n)
 {
     if (kind == LA_NORM_RMS) {
@@ -93,7 +93,7 @@ void cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const floa
     }
 }
 
-static void lookup(const cpu_backend *b, const la_matrix *m, int row, float *out)
+static void lookup(const la_cpu_backend *b, const la_matrix *m, int row, float *out)
 {
     const la_weight *w = &m->part[0];
     const uint8_t *unit = w->data + (size_t)(row / LA_UNIT) * w->unit_bytes;
@@ -102,13 +102,13 @@ static void lookup(const cpu_backend *b, const la_matrix *m, int row, float *out
 
 static void embed(la_ctx *c, la_rows x)
 {
-    const cpu_backend *b = cpu_of(c);
+    const la_cpu_backend *b = la_cpu_of(c);
     const la_model *m = c->m;
     int D = m->desc.d_model;
-    cpu_local own;
-    cpu_local_of(c, &own);
-    int end = cpu_share(x.n, c->tid + 1, c->nth);
-    for (int t = cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
+    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
         float *row = x.p + (int64_t)t * x.ld;
         lookup(b, &m->embed, c->batch->tokens[t], row);
         if (m->desc.embed_scale != 1.0f) {
@@ -119,32 +119,32 @@ static void embed(la_ctx *c, la_rows x)
             b->k.add(own.row, row, D);
         }
     }
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }
 
 static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
 {
-    const cpu_backend *b = cpu_of(c);
+    const la_cpu_backend *b = la_cpu_of(c);
     const la_model_desc *d = &c->m->desc;
-    cpu_local own;
-    cpu_local_of(c, &own);
-    int end = cpu_share(x.n, c->tid + 1, c->nth);
-    for (int t = cpu_share(x.n, c->tid, c->nth); t < end; t++) {
-        cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row, d->d_model);
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
+    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+        la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row, d->d_model);
         b->k.add_scaled(own.row, scale, x.p + (int64_t)t * x.ld, d->d_model);
     }
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }
 
 static void gather(la_ctx *c, int first, la_rows x, la_rows out)
 {
-    int end = cpu_share(out.n, c->tid + 1, c->nth);
-    for (int i = cpu_share(out.n, c->tid, c->nth); i < end; i++) {
+    int end = la_cpu_share(out.n, c->tid + 1, c->nth);
+    for (int i = la_cpu_share(out.n, c->tid, c->nth); i < end; i++) {
         int t = c->batch->rows[first + i].token;
         memcpy(out.p + (int64_t)i * out.ld, x.p + (int64_t)t * x.ld,
                (size_t)c->m->desc.d_model * sizeof(float));
     }
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }
 
 /* ---- runs on the pool ------------------------------------------------------------------------ */
@@ -166,7 +166,7 @@ static void step_thread(void *arg, int tid, int nth)
 static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
 {
     step_job job = {fn, proto};
-    la_pool_run(((cpu_backend *)b)->pool, step_thread, &job);
+    la_pool_run(((la_cpu_backend *)b)->pool, step_thread, &job);
 }
 
 typedef struct pack_job {
@@ -181,8 +181,8 @@ static void pack_thread(void *arg, int tid, int nth)
 {
     const pack_job *job = arg;
     uint8_t *own = job->scratch + job->scratch_bytes * (size_t)tid;
-    int end = cpu_share(job->w->n_units, tid + 1, nth);
-    for (int u = cpu_share(job->w->n_units, tid, nth); u < end; u++) {
+    int end = la_cpu_share(job->w->n_units, tid + 1, nth);
+    for (int u = la_cpu_share(job->w->n_units, tid, nth); u < end; u++) {
         la_pack_unit(job->w, job->parts, job->n_parts, job->paired, u, own);
     }
 }
@@ -190,7 +190,7 @@ static void pack_thread(void *arg, int tid, int nth)
 static la_status pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired)
 {
-    cpu_backend *cpu = (cpu_backend *)b;
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
     size_t each = la_round_up(la_pack_scratch(w->K), 64), total;
     uint8_t *own = NULL;
     if (la_size_mul(each, (size_t)b->n_threads, &total)) {
@@ -208,7 +208,7 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
 /* ---- probes ---------------------------------------------------------------------------------- */
 
 typedef struct probe_job {
-    const cpu_backend *b;
+    const la_cpu_backend *b;
     const uint8_t *data;
     size_t bytes;
     int streams, ahead;
@@ -239,7 +239,7 @@ static void fill_thread(void *arg, int tid, int nth)
 static la_status probe_read(la_backend *b, size_t bytes, double *gb_per_s)
 {
     static const int patterns[][2] = {{1, 0}, {2, 0}, {2, 1024}, {4, 0}, {4, 1024}, {8, 512}};
-    cpu_backend *cpu = (cpu_backend *)b;
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
     *gb_per_s = 0.0;
     if (bytes < (size_t)1 << 20) {
         return la_fail(LA_ERR_ARGUMENT, "probe: %zu bytes are too few to measure", bytes);
@@ -266,7 +266,7 @@ static la_status probe_read(la_backend *b, size_t bytes, double *gb_per_s)
 
 static la_status probe_peak(la_backend *b, const char *what, double *gop_per_s)
 {
-    cpu_backend *cpu = (cpu_backend *)b;
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
     la_probe_ops ops = la_kernels_probe_ops(cpu->isa);
     probe_job job = {.b = cpu, .rounds = 400000};
     int per_round = 0;
@@ -301,7 +301,7 @@ static la_status probe_peak(la_backend *b, const char *what, double *gop_per_s)
 
 static void close_backend(la_backend *b)
 {
-    cpu_backend *cpu = (cpu_backend *)b;
+    la_cpu_backend *cpu = (la_cpu_backend *)b;
     la_pool_free(cpu->pool);
     la_free(cpu->slot_names);
     la_free(cpu->slot_isas);
@@ -310,7 +310,7 @@ static void close_backend(la_backend *b)
 
 static void describe(const la_backend *b, la_backend_info *out)
 {
-    const cpu_backend *cpu = (const cpu_backend *)b;
+    const la_cpu_backend *cpu = (const la_cpu_backend *)b;
     out->name = "cpu";
     out->isa = la_cpu_isa_name((int)cpu->isa);
     out->n_threads = b->n_threads;
@@ -330,12 +330,12 @@ static const la_backend_ops cpu_ops = {
     .run = run,
     .scratch = scratch,
     .embed = embed,
-    .linear = cpu_linear,
-    .heads = cpu_heads,
-    .attend = cpu_attend,
+    .linear = la_cpu_linear,
+    .heads = la_cpu_heads,
+    .attend = la_cpu_attend,
     .add_norm = add_norm,
     .gather = gather,
-    .sample = cpu_sample,
+    .sample = la_cpu_sample,
 };
 
 const la_backend_ops *la_backend_cpu_ops(void)
@@ -366,7 +366,7 @@ static la_status choose_isa(const char *name, la_isa *out)
     return LA_OK;
 }
 
-static la_status name_slots(cpu_backend *cpu, const la_isa *which)
+static la_status name_slots(la_cpu_backend *cpu, const la_isa *which)
 {
     int n = la_kernels_count();
     cpu->slot_names = la_alloc((size_t)n + 1, sizeof(char *));
@@ -385,7 +385,7 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out)
 {
     la_status st;
     *out = NULL;
-    cpu_backend *cpu = la_alloc(1, sizeof *cpu);
+    la_cpu_backend *cpu = la_alloc(1, sizeof *cpu);
     la_isa *which = la_alloc((size_t)la_kernels_count(), sizeof *which);
     if (cpu == NULL || which == NULL) {
         st = la_fail(LA_ERR_MEMORY, "backend: out of memory");

@@ -24,22 +24,22 @@ static void rotate(la_ctx *c, int layer, int token, float *head)
         return;
     }
     int64_t at = (int64_t)c->w->pos[token] * half;
-    cpu_of(c)->k.rope(head, m->rope_cos[table] + at, m->rope_sin[table] + at, m->desc.d_rope,
+    la_cpu_of(c)->k.rope(head, m->rope_cos[table] + at, m->rope_sin[table] + at, m->desc.d_rope,
                       m->desc.rope_interleaved);
 }
 
 static void norm_head(la_ctx *c, const float *w, float *x, int n)
 {
     la_norm norm = {(float *)(uintptr_t)w, NULL};
-    cpu_norm(&cpu_of(c)->k, LA_NORM_RMS, norm, c->m->desc.norm_eps, x, x, n);
+    la_cpu_norm(&la_cpu_of(c)->k, LA_NORM_RMS, norm, c->m->desc.norm_eps, x, x, n);
 }
 
-void cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
+void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
                       la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
-    const la_kernels *k = &cpu_of(c)->k;
+    const la_kernels *k = &la_cpu_of(c)->k;
     int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
     int slot = c->w->pos[token] % LA_PAGE;
     for (int i = 0; i < n_heads; i++) {
@@ -67,20 +67,28 @@ void cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_he
     }
 }
 
-void cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
+/* Threads take heads, not rows: the first token of a page clears what later ones write. */
+void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
-    int end = cpu_share(qkv.n, c->tid + 1, c->nth);
-    for (int t = cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
-        float *row = qkv.p + (int64_t)t * qkv.ld;
-        if (d->qk_norm == LA_QK_NORM_ROW) {
+    if (d->qk_norm == LA_QK_NORM_ROW) {
+        int end = la_cpu_share(qkv.n, c->tid + 1, c->nth);
+        for (int t = la_cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
+            float *row = qkv.p + (int64_t)t * qkv.ld;
             norm_head(c, w->q_norm, row, d->n_heads * d->d_head);
             norm_head(c, w->k_norm, row + d->n_heads * d->d_head, d->n_kv_heads * d->d_head);
         }
-        cpu_finish_heads(c, layer, t, row, 0, d->n_heads + 2 * d->n_kv_heads, q);
+        la_cpu_barrier(c);
     }
-    cpu_barrier(c);
+    int heads = d->n_heads + 2 * d->n_kv_heads;
+    int first = la_cpu_share(heads, c->tid, c->nth);
+    int n = la_cpu_share(heads, c->tid + 1, c->nth) - first;
+    for (int t = 0; t < qkv.n; t++) {
+        float *row = qkv.p + (int64_t)t * qkv.ld + first * d->d_head;
+        la_cpu_finish_heads(c, layer, t, row, first, n, q);
+    }
+    la_cpu_barrier(c);
 }
 
 /* ---- attention ------------------------------------------------------------------------------- */
@@ -102,15 +110,15 @@ static float *query_row(la_rows x, const query_tile *t, int r, int d_head)
 static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la_rows a)
 {
     const la_model_desc *d = &c->m->desc;
-    const la_kernels *k = &cpu_of(c)->k;
-    cpu_local own;
-    cpu_local_of(c, &own);
+    const la_kernels *k = &la_cpu_of(c)->k;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
     int R = t->tokens * t->heads, dh = d->d_head;
     int d16 = (int)la_round_up((size_t)dh, 16), window = c->m->layer_desc[layer].window;
     int start = t->span->first_pos + t->t0, last = start + t->tokens - 1;
-    float *part_o = own.attend_o, *sum_o = part_o + (int64_t)CPU_ATTEND_ROWS * d16;
-    float *part_m = own.attend_ml, *part_l = part_m + CPU_ATTEND_ROWS;
-    float *sum_m = part_l + CPU_ATTEND_ROWS, *sum_l = sum_m + CPU_ATTEND_ROWS;
+    float *part_o = own.attend_o, *sum_o = part_o + (int64_t)LA_CPU_ATTEND_ROWS * d16;
+    float *part_m = own.attend_ml, *part_l = part_m + LA_CPU_ATTEND_ROWS;
+    float *sum_m = part_l + LA_CPU_ATTEND_ROWS, *sum_l = sum_m + LA_CPU_ATTEND_ROWS;
     for (int r = 0; r < R; r++) {
         memcpy(own.attend_q + r * d16, query_row(q, t, r, dh), (size_t)dh * sizeof(float));
         own.attend_pos[r] = start + r / t->heads;
@@ -120,9 +128,9 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
     }
     int oldest = window > 0 && start - window + 1 > 0 ? start - window + 1 : 0;
     for (int first = oldest / LA_CHUNK * LA_CHUNK; first <= last; first += LA_CHUNK) {
-        const uint8_t *kp[CPU_CHUNK_PAGES], *vp[CPU_CHUNK_PAGES];
+        const uint8_t *kp[LA_CPU_CHUNK_PAGES], *vp[LA_CPU_CHUNK_PAGES];
         int n = 0;
-        for (; n < CPU_CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
+        for (; n < LA_CPU_CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
             kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
             vp[n] = kp[n] + c->kv->at.k_bytes;
         }
@@ -168,8 +176,8 @@ static int64_t walk_tiles(tile_walk *w)
     const la_model_desc *d = &w->c->m->desc;
     const la_batch *b = w->c->batch;
     int group = d->n_heads / d->n_kv_heads;
-    int most = group < CPU_ATTEND_ROWS ? group : CPU_ATTEND_ROWS;
-    int tokens = CPU_ATTEND_ROWS / most;
+    int most = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
+    int tokens = LA_CPU_ATTEND_ROWS / most;
     int64_t at = 0;
     for (int s = 0; s < b->n_spans; s++) {
         const la_span *span = &b->spans[s];
@@ -187,12 +195,12 @@ static int64_t walk_tiles(tile_walk *w)
     return at;
 }
 
-void cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
+void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
 {
     tile_walk w = {c, layer, q, a, -1, 0, 0};
     w.total = walk_tiles(&w);
     w.from = w.total * c->tid / c->nth;
     w.to = w.total * (c->tid + 1) / c->nth;
     walk_tiles(&w);
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }

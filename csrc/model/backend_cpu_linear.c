@@ -47,14 +47,14 @@ static size_t plan_converted(converted *v, const la_weight *w, int activation, i
 static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_prologue *pro, int K,
                          int first, int end, float *row)
 {
-    const la_kernels *k = &cpu_of(c)->k;
+    const la_kernels *k = &la_cpu_of(c)->k;
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
         uint8_t *dst = (uint8_t *)(uintptr_t)v->a + v->pitch * (size_t)r;
         la_act_meta *meta = v->meta != NULL ? v->meta + (int64_t)r * v->groups : NULL;
         if (pro->norm.w != NULL) {
             float *y = v->form == LA_ACT_F32 ? (float *)(void *)dst : row;
-            cpu_norm(k, c->m->desc.norm, pro->norm, c->m->desc.norm_eps, x, y, K);
+            la_cpu_norm(k, c->m->desc.norm, pro->norm, c->m->desc.norm_eps, x, y, K);
             x = y;
         }
         if (v->form == LA_ACT_BF16) {
@@ -74,12 +74,12 @@ static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_pro
 static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue *pro,
                     converted *v)
 {
-    cpu_local own;
-    cpu_local_of(c, &own);
-    int few = in.n <= CPU_FEW_ROWS, meet = 0;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    int few = in.n <= LA_CPU_FEW_ROWS, meet = 0;
     uint8_t *base = few ? own.few : c->w->shared;
-    int first = few ? 0 : cpu_share(in.n, c->tid, c->nth);
-    int end = few ? in.n : cpu_share(in.n, c->tid + 1, c->nth);
+    int first = few ? 0 : la_cpu_share(in.n, c->tid, c->nth);
+    int end = few ? in.n : la_cpu_share(in.n, c->tid + 1, c->nth);
     for (int p = 0; p < m->n_parts; p++) {
         size_t used = plan_converted(&v[p], &m->part[p], c->m->desc.activation, in.n, base);
         if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
@@ -96,7 +96,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
         meet = !few;
     }
     if (meet) {
-        cpu_barrier(c);
+        la_cpu_barrier(c);
     }
 }
 
@@ -147,7 +147,7 @@ static void finish_act(const la_kernels *k, const tile *t, int act, int gated, c
 static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows out,
                         const la_epilogue *epi)
 {
-    const la_kernels *k = &cpu_of(c)->k;
+    const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
     for (int r = 0; r < t->rows; r++) {
         float *y = t->c + (int64_t)r * t->ld;
@@ -173,7 +173,7 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
             memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float));
             break;
         case LA_HEADS:
-            cpu_finish_heads(c, epi->layer, t->row0 + r, y, t->col0 / d->d_head,
+            la_cpu_finish_heads(c, epi->layer, t->row0 + r, y, t->col0 / d->d_head,
                              t->cols / d->d_head, out);
             break;
         }
@@ -184,7 +184,7 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
 static void grain_of(const la_model_desc *d, la_epilogue_kind kind, int M, int *grain, int *step)
 {
     *grain = kind == LA_HEADS ? la_head_granule(d->d_head) / LA_UNIT : M > 8 ? 2 : 1;
-    int most = M > 8 && *grain <= 2 ? 2 : CPU_TILE_COLS / LA_UNIT;
+    int most = M > 8 && *grain <= 2 ? 2 : LA_CPU_TILE_COLS / LA_UNIT;
     *step = most / *grain * *grain;
 }
 
@@ -192,8 +192,8 @@ static void grain_of(const la_model_desc *d, la_epilogue_kind kind, int M, int *
 static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, la_rows in,
                      la_rows out, const la_epilogue *epi, const int *range)
 {
-    cpu_local own;
-    cpu_local_of(c, &own);
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
     const la_weight *w = &m->part[p];
     int col_base = 0, grain, step;
     for (int i = 0; i < p; i++) {
@@ -202,8 +202,8 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
     grain_of(&c->m->desc, epi->kind, in.n, &grain, &step);
     int end = range[1] * grain < w->n_units ? range[1] * grain : w->n_units;
     /* paired: the last unit may hold fewer than 16 pairs, but pairs are whole */
-    for (int row0 = 0; row0 < in.n; row0 += CPU_TILE_ROWS) {
-        int rows = in.n - row0 < CPU_TILE_ROWS ? in.n - row0 : CPU_TILE_ROWS;
+    for (int row0 = 0; row0 < in.n; row0 += LA_CPU_TILE_ROWS) {
+        int rows = in.n - row0 < LA_CPU_TILE_ROWS ? in.n - row0 : LA_CPU_TILE_ROWS;
         for (int u = range[0] * grain; u < end; u += step) {
             int n = end - u < step ? end - u : step;
             la_gemm g = {.w = w->data + (size_t)u * w->unit_bytes,
@@ -221,7 +221,7 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
                 g.next = g.w + (size_t)n * w->unit_bytes;
                 g.next_bytes = w->unit_bytes;
             }
-            run_gemm(&cpu_of(c)->k, &g, v->form);
+            run_gemm(&la_cpu_of(c)->k, &g, v->form);
             int left = w->N - u * LA_UNIT;
             tile t = {own.tile, g.ldc, row0, rows, col_base + u * LA_UNIT,
                       left < n * LA_UNIT ? left : n * LA_UNIT};
@@ -230,7 +230,7 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
     }
 }
 
-void cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
+void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
                 const la_epilogue *epi)
 {
     converted v[3];
@@ -241,12 +241,12 @@ void cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la
         total += grains[p];
     }
     prepare(c, m, in, pro, v);
-    int first = cpu_share(total, c->tid, c->nth), end = cpu_share(total, c->tid + 1, c->nth);
+    int first = la_cpu_share(total, c->tid, c->nth), end = la_cpu_share(total, c->tid + 1, c->nth);
     for (int p = 0, at = 0; p < m->n_parts; at += grains[p], p++) {
         int range[2] = {first - at < 0 ? 0 : first - at, end - at < grains[p] ? end - at : grains[p]};
         if (range[0] < range[1]) {
             run_part(c, m, p, &v[p], in, out, epi, range);
         }
     }
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }

@@ -219,7 +219,7 @@ static void report_logprobs(const la_kernels *k, const la_sample_row *r, const f
 }
 
 static int32_t choose(const la_kernels *k, const la_sample_row *r, const float *x, int V,
-                      const cpu_local *own)
+                      const la_cpu_local *own)
 {
     float max;
     if (r->temperature <= 0.0f && !changes_logits(r)) {
@@ -233,12 +233,12 @@ static int32_t choose(const la_kernels *k, const la_sample_row *r, const float *
     return draw(k, r, own->probs, V, own->ids);
 }
 
-void cpu_sample(la_ctx *c, int first, la_rows logits)
+void la_cpu_sample(la_ctx *c, int first, la_rows logits)
 {
-    const la_kernels *k = &cpu_of(c)->k;
+    const la_kernels *k = &la_cpu_of(c)->k;
     int V = c->m->desc.n_vocab;
-    cpu_local own;
-    cpu_local_of(c, &own);
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
     for (int i = c->tid; i < logits.n; i += c->nth) {
         const la_sample_row *r = &c->batch->rows[first + i];
         const float *x = logits.p + (int64_t)i * logits.ld;
@@ -254,5 +254,5 @@ void cpu_sample(la_ctx *c, int first, la_rows logits)
             report_logprobs(k, r, x, V, token, own.ids);
         }
     }
-    cpu_barrier(c);
+    la_cpu_barrier(c);
 }

@@ -3,11 +3,17 @@
  * Compiled without ISA flags. Exports la_kernels_fill_scalar; called by table.c.
  */
 #include "act.h"
+#include "attention.h"
 #include "gemm_scalar.h"
+#include "rows.h"
+#include "sample.h"
 
 void la_kernels_fill_scalar(la_kernels *t)
 {
     t->act_bf16 = act_bf16;
     t->act_i8 = act_i8;
     fill_gemm(t);
+    fill_rows(t);
+    fill_attention(t);
+    fill_sample(t);
 }

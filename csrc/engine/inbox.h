@@ -1,0 +1,40 @@
+/* inbox.h - what threads other than the stepping one may touch of an engine.
+ *
+ * Owns the mutex, the list of requests not yet seen by a step, the list of requests with branches
+ * to cancel, the table of live requests by id, and the published statistics. Invariant: nothing is
+ * read or written here but under the mutex, and no call does more than link and copy, so that a
+ * caller never waits for a step. Called by engine.c.
+ */
+#ifndef LA_INBOX_H
+#define LA_INBOX_H
+
+#include <pthread.h>
+
+#include "request.h"
+
+enum { LA_INBOX_BUCKETS = 4096 };
+
+typedef struct la_inbox {
+    pthread_mutex_t mutex;
+    int64_t next_id;
+    int64_t n_live;         /* requests whose last event is still to come */
+    int n_new;              /* sequences of the requests in the list below */
+    la_live *first_new;     /* in order of arrival */
+    la_live *last_new;
+    la_live *first_cancel;
+    int n_preempt;          /* asked for by la_engine_preempt */
+    la_live **buckets;      /* [LA_INBOX_BUCKETS] by id */
+    la_engine_stats stats;  /* of the last finished step */
+} la_inbox;
+
+la_status la_inbox_init(la_inbox *box);
+void la_inbox_free(la_inbox *box); /* and every live request */
+/* Takes the request over and returns its id. */
+int64_t la_inbox_put(la_inbox *box, la_live *live);
+la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch);
+/* Removes a request from the table; the caller frees it. */
+void la_inbox_forget(la_inbox *box, la_live *live);
+void la_inbox_lock(la_inbox *box);
+void la_inbox_unlock(la_inbox *box);
+
+#endif

@@ -1,0 +1,412 @@
+/* request.c - see request.h. Checks come first and name the field; then one pass measures the
+ * allocation and a second, by the same code, hands out its parts, so that the two cannot differ. */
+#include "request.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Seconds (30 years) that are as good as no deadline and still count in nanoseconds. */
+static const double LA_FOREVER = 1.0e9;
+
+#define REFUSE(...) la_fail(LA_ERR_REQUEST, __VA_ARGS__)
+
+/* ---- checks ----------------------------------------------------------------------------------- */
+
+static la_status check_ids(const char *field, const int32_t *ids, int n, int n_vocab)
+{
+    if (n < 0) {
+        return REFUSE("%s: negative length %d", field, n);
+    }
+    if (n > 0 && ids == NULL) {
+        return REFUSE("%s: no data for %d ids", field, n);
+    }
+    for (int i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= n_vocab) {
+            return REFUSE("%s[%d]: id %d is outside the vocabulary of %d", field, i, (int)ids[i],
+                          n_vocab);
+        }
+    }
+    return LA_OK;
+}
+
+/* lo <= value <= hi; false for NaN. */
+static la_status check_float(const char *field, float value, float lo, float hi)
+{
+    if (!(value >= lo && value <= hi)) {
+        return REFUSE("%s: %g is not in [%g, %g]", field, (double)value, (double)lo, (double)hi);
+    }
+    return LA_OK;
+}
+
+static la_status check_int(const char *field, int value, int lo, int hi)
+{
+    if (value < lo || value > hi) {
+        return REFUSE("%s: %d is not in [%d, %d]", field, value, lo, hi);
+    }
+    return LA_OK;
+}
+
+static la_status check_numbers(const la_sampling *p, int n_vocab)
+{
+    la_status st = LA_OK;
+    LA_TRY(check_float("temperature", p->temperature, 0.0f, 3.0e38f));
+    LA_TRY(check_float("top_p", p->top_p, 0.0f, 1.0f));
+    if (p->top_p == 0.0f) {
+        return REFUSE("top_p: 0 is not in (0, 1]");
+    }
+    LA_TRY(check_float("min_p", p->min_p, 0.0f, 1.0f));
+    LA_TRY(check_int("top_k", p->top_k, 0, INT32_MAX));
+    LA_TRY(check_float("presence_penalty", p->presence_penalty, -2.0f, 2.0f));
+    LA_TRY(check_float("frequency_penalty", p->frequency_penalty, -2.0f, 2.0f));
+    LA_TRY(check_float("repetition_penalty", p->repetition_penalty, 1.0e-4f, 1.0e4f));
+    LA_TRY(check_int("max_tokens", p->max_tokens, 0, INT32_MAX));
+    LA_TRY(check_int("min_tokens", p->min_tokens, 0, p->max_tokens));
+    LA_TRY(check_int("logprobs", p->logprobs, -1, n_vocab));
+    LA_TRY(check_int("prompt_logprobs", p->prompt_logprobs, -1, n_vocab));
+done:
+    return st;
+}
+
+/* Bad words lie one after another; *total is their length. */
+static la_status check_bad(const la_sampling *p, int n_vocab, int *total)
+{
+    *total = 0;
+    if (p->n_bad < 0) {
+        return REFUSE("bad: negative number of words %d", p->n_bad);
+    }
+    if (p->n_bad > 0 && p->bad_len == NULL) {
+        return REFUSE("bad_len: no data for %d words", p->n_bad);
+    }
+    for (int i = 0; i < p->n_bad; i++) {
+        if (p->bad_len[i] < 1 || p->bad_len[i] > INT32_MAX - *total) {
+            return REFUSE("bad_len[%d]: %d is no length of a bad word", i, (int)p->bad_len[i]);
+        }
+        *total += p->bad_len[i];
+    }
+    return check_ids("bad", p->bad, *total, n_vocab);
+}
+
+static la_status check_lists(const la_sampling *p, int n_vocab)
+{
+    la_status st = LA_OK;
+    LA_TRY(check_ids("stop_ids", p->stop_ids, p->n_stop, n_vocab));
+    LA_TRY(check_ids("allowed", p->allowed, p->n_allowed, n_vocab));
+    LA_TRY(check_ids("bias_ids", p->bias_ids, p->n_bias, n_vocab));
+    if (p->n_bias > 0 && p->bias == NULL) {
+        return REFUSE("bias: no data for %d values", p->n_bias);
+    }
+    for (int i = 0; i < p->n_bias; i++) {
+        if (!isfinite(p->bias[i])) {
+            return REFUSE("bias[%d]: %g is not finite", i, (double)p->bias[i]);
+        }
+    }
+done:
+    return st;
+}
+
+static la_status check_suffix(const la_request *r, int n_vocab, int *total, int *longest)
+{
+    *total = 0;
+    *longest = 0;
+    if (r->suffix == NULL) {
+        return LA_OK;
+    }
+    if (r->suffix_len == NULL) {
+        return REFUSE("suffix_len: missing for %d suffixes", r->n_branches);
+    }
+    for (int b = 0; b < r->n_branches; b++) {
+        int n = r->suffix_len[b];
+        if (n < 1 || n > INT32_MAX - *total) {
+            return REFUSE("suffix_len[%d]: %d, expected at least 1", b, n);
+        }
+        *total += n;
+        *longest = n > *longest ? n : *longest;
+    }
+    return check_ids("suffix", r->suffix, *total, n_vocab);
+}
+
+/* Lengths against the context and the page pool. *max_tokens is what the context leaves. */
+static la_status check_lengths(const la_door *door, const la_request *r, int longest,
+                               int *max_tokens)
+{
+    int64_t given = (int64_t)r->n_prompt + longest;
+    int room = r->sampling.max_tokens > 0 ? 1 : 0;
+    if (given + room > door->max_len) {
+        return REFUSE("prompt: %d tokens%s leave no room in a context of %d%s", r->n_prompt,
+                      longest > 0 ? " and the longest suffix" : "", door->max_len,
+                      room ? " to generate any" : "");
+    }
+    int64_t left = door->max_len - given;
+    *max_tokens = r->sampling.max_tokens < left ? r->sampling.max_tokens : (int)left;
+    int64_t fed = given + *max_tokens - (*max_tokens > 0 ? 1 : 0);
+    int64_t pages = (fed + LA_PAGE - 1) / LA_PAGE;
+    if (pages > door->n_pages) {
+        return REFUSE("max_tokens: %d prompt and suffix tokens and up to %d more need %lld KV "
+                      "pages, the cache has %lld", (int)given, *max_tokens, (long long)pages,
+                      (long long)door->n_pages);
+    }
+    return LA_OK;
+}
+
+/* Totals that the checks find out and the copy needs. */
+typedef struct la_totals {
+    int suffix, bad, max_tokens, n_mask;
+} la_totals;
+
+static la_status check_request(const la_door *door, const la_request *r, la_totals *t)
+{
+    la_status st = LA_OK;
+    int longest = 0;
+    const la_sampling *p = &r->sampling;
+    if (r->n_prompt < 1) {
+        return REFUSE("prompt: empty");
+    }
+    LA_TRY(check_ids("prompt", r->prompt, r->n_prompt, door->n_vocab));
+    LA_TRY(check_int("n_branches", r->n_branches, 1, LA_MAX_BRANCHES));
+    LA_TRY(check_numbers(p, door->n_vocab));
+    LA_TRY(check_lists(p, door->n_vocab));
+    LA_TRY(check_bad(p, door->n_vocab, &t->bad));
+    LA_TRY(check_suffix(r, door->n_vocab, &t->suffix, &longest));
+    LA_TRY(check_lengths(door, r, longest, &t->max_tokens));
+    if (isnan(r->timeout)) {
+        return REFUSE("timeout: not a number");
+    }
+    t->n_mask = p->n_allowed > 0 ? (door->n_vocab + 31) / 32 : 0;
+done:
+    return st;
+}
+
+/* ---- the one allocation ----------------------------------------------------------------------- */
+
+/* Hands out parts of a block, or only measures when base is NULL. */
+typedef struct la_carver {
+    char *base;
+    size_t used;
+    int overflow;
+} la_carver;
+
+static void *carve(la_carver *c, size_t n, size_t size)
+{
+    size_t bytes;
+    size_t at = c->used;
+    if (!la_size_mul(n, size, &bytes) || bytes > SIZE_MAX / 2 ||
+        !la_size_add(at, la_round_up(bytes, 16), &c->used)) {
+        c->overflow = 1;
+        return NULL;
+    }
+    return c->base == NULL || n == 0 ? NULL : c->base + at;
+}
+
+static int32_t *carve_copy(la_carver *c, const int32_t *from, int n)
+{
+    int32_t *to = carve(c, (size_t)n, sizeof *to);
+    if (to != NULL) {
+        memcpy(to, from, (size_t)n * sizeof *to);
+    }
+    return to;
+}
+
+static void carve_sampling(la_carver *c, const la_sampling *from, const la_totals *t,
+                           la_sampling *to)
+{
+    *to = *from;
+    to->max_tokens = t->max_tokens;
+    to->stop_ids = carve_copy(c, from->stop_ids, from->n_stop);
+    to->bias_ids = carve_copy(c, from->bias_ids, from->n_bias);
+    to->bad = carve_copy(c, from->bad, t->bad);
+    to->bad_len = carve_copy(c, from->bad_len, from->n_bad);
+    to->allowed = NULL; /* kept as a bit mask */
+    float *bias = carve(c, (size_t)from->n_bias, sizeof *bias);
+    if (bias != NULL) {
+        memcpy(bias, from->bias, (size_t)from->n_bias * sizeof *bias);
+    }
+    to->bias = bias;
+}
+
+static int branch_forced(const la_request *r, int b)
+{
+    return r->n_prompt + (r->suffix != NULL ? r->suffix_len[b] : 0);
+}
+
+/* Tokens the branch feeds at most: the last generated one never is. */
+static int branch_max(const la_request *r, const la_totals *t, int b)
+{
+    int forced = branch_forced(r, b);
+    if (t->max_tokens > 0) {
+        return forced + t->max_tokens - 1;
+    }
+    return b == 0 && r->logits != NULL && forced == r->n_prompt ? forced : forced - 1;
+}
+
+static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
+                         la_seq *q, la_branch *branch)
+{
+    int b = q->branch;
+    const la_sampling *p = &r->sampling;
+    int cap = la_kvcache_span(branch_max(r, t, b));
+    q->table.cap = cap;
+    q->table.pages = carve(c, (size_t)cap, sizeof *q->table.pages);
+    branch->output = carve(c, (size_t)t->max_tokens, sizeof *branch->output);
+    int keep = t->max_tokens > 0
+                   ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab)
+                   : 0;
+    la_sampler *s = &branch->sampler;
+    s->n_slots = la_sampler_slots(keep);
+    s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);
+    s->seen_counts = carve(c, (size_t)keep, sizeof *s->seen_counts);
+    s->slots = carve(c, (size_t)s->n_slots, sizeof *s->slots);
+    s->ban_ids = carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+}
+
+/* Lays the request out in the carver's block; with no block only measures. */
+static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t, int n_vocab)
+{
+    la_live measured, *live = carve(c, 1, sizeof *live);
+    la_live *to = live != NULL ? live : &measured;
+    memset(to, 0, sizeof *to);
+    size_t n = (size_t)r->n_branches;
+    int n_prefix = r->n_branches > 1 ? r->n_prompt - 1 : 0;
+    to->group.n_seqs = r->n_branches;
+    to->group.n_prefix = n_prefix;
+    to->group.seqs = carve(c, n, sizeof *to->group.seqs);
+    to->group.prefix.cap = la_kvcache_span(n_prefix);
+    to->group.prefix.pages = carve(c, (size_t)to->group.prefix.cap, sizeof(int32_t));
+    to->branches = carve(c, n, sizeof *to->branches);
+    to->cancelled = carve(c, n, 1);
+    to->prompt = carve_copy(c, r->prompt, r->n_prompt);
+    const int32_t *suffix = carve_copy(c, r->suffix, t->suffix);
+    uint32_t *mask = carve(c, (size_t)t->n_mask, sizeof *mask);
+    for (int i = 0; mask != NULL && i < r->sampling.n_allowed; i++) {
+        mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
+    }
+    to->allowed = mask;
+    carve_sampling(c, &r->sampling, t, &to->sampling);
+    for (int b = 0; b < r->n_branches; b++) {
+        la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;
+        la_branch none = {0}, *branch = live != NULL ? &live->branches[b] : &none;
+        q->branch = b;
+        branch->n_suffix = r->suffix != NULL ? r->suffix_len[b] : 0;
+        branch->suffix = suffix;
+        suffix = suffix != NULL ? suffix + branch->n_suffix : NULL;
+        carve_branch(c, r, t, n_vocab, q, branch);
+    }
+    return live;
+}
+
+/* ---- filling it in ---------------------------------------------------------------------------- */
+
+/* The scheduler's view of branch b, and the sampler's start. */
+static void start_branch(la_live *live, const la_request *r, const la_totals *t, int b)
+{
+    const la_sampling *p = &live->sampling;
+    la_branch *branch = &live->branches[b];
+    la_seq *q = &live->group.seqs[b];
+    int forced = live->n_prompt + branch->n_suffix;
+    int whole = b == 0 && (p->prompt_logprobs >= 0 || r->logits != NULL);
+    q->group = &live->group;
+    q->node.hi = r->priority;
+    q->n_max = branch_max(r, t, b);
+    q->n_todo = p->max_tokens > 0 ? forced : q->n_max;
+    q->n_forced = forced;
+    q->first_row = whole ? 0 : live->n_prompt - 1;
+    q->forced_cost = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
+    q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
+    branch->live = live;
+    branch->stop_token = -1;
+    if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
+        q->state = LA_SEQ_DONE;
+        branch->reason = LA_FINISH_LENGTH;
+    }
+    la_sampler_start(&branch->sampler, p, live->prompt, live->n_prompt);
+    la_sampler_start(&branch->sampler, p, branch->suffix, branch->n_suffix);
+}
+
+/* Whether some token stays possible in every draw: an allowed one that no bad word ends with and
+ * that is not masked as a stop id. Were there none, a draw would have nothing to choose from. */
+static int leaves_choice(const la_live *live, int n_vocab, uint32_t *mask)
+{
+    const la_sampling *p = &live->sampling;
+    size_t n_words = (size_t)(n_vocab + 31) / 32;
+    if (live->allowed != NULL) {
+        memcpy(mask, live->allowed, n_words * sizeof *mask);
+    }
+    else {
+        memset(mask, 0xff, n_words * sizeof *mask);
+        if (n_vocab % 32 != 0) {
+            mask[n_words - 1] = (1u << (n_vocab % 32)) - 1;
+        }
+    }
+    for (int i = 0; p->min_tokens > 0 && i < p->n_stop; i++) {
+        mask[p->stop_ids[i] / 32] &= ~(1u << (p->stop_ids[i] % 32));
+    }
+    int end = -1;
+    for (int i = 0; i < p->n_bad; i++) {
+        end += p->bad_len[i];
+        mask[p->bad[end] / 32] &= ~(1u << (p->bad[end] % 32));
+    }
+    uint32_t any = 0;
+    for (size_t w = 0; w < n_words; w++) {
+        any |= mask[w];
+    }
+    return any != 0;
+}
+
+static la_status check_choice(const la_live *live, int n_vocab)
+{
+    const la_sampling *p = &live->sampling;
+    if (p->max_tokens == 0 || (p->n_bad == 0 && (p->n_stop == 0 || p->min_tokens == 0))) {
+        return LA_OK;
+    }
+    uint32_t *mask = la_alloc((size_t)(n_vocab + 31) / 32, sizeof *mask);
+    if (mask == NULL) {
+        return la_fail(LA_ERR_MEMORY, "request: a mask of %d tokens", n_vocab);
+    }
+    int ok = leaves_choice(live, n_vocab, mask);
+    la_free(mask);
+    return ok ? LA_OK
+              : REFUSE("allowed: bad words and stop ids below min_tokens leave no token to draw");
+}
+
+la_status la_request_admit(const la_door *door, const la_request *r, la_live **out)
+{
+    la_status st = LA_OK;
+    la_live *live = NULL;
+    la_totals t = {0};
+    *out = NULL;
+    LA_TRY(check_request(door, r, &t));
+    la_carver c = {0};
+    (void)carve_live(&c, r, &t, door->n_vocab);
+    if (!c.overflow) {
+        c.base = la_alloc(1, c.used);
+    }
+    if (c.base == NULL) {
+        return la_fail(LA_ERR_MEMORY, "request: %zu bytes for %d branches of up to %d tokens",
+                       c.used, r->n_branches, t.max_tokens);
+    }
+    c.used = 0;
+    live = carve_live(&c, r, &t, door->n_vocab);
+    live->n_branches = r->n_branches;
+    live->n_open = r->n_branches;
+    live->n_prompt = r->n_prompt;
+    live->logits = r->logits;
+    live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
+    for (int b = 0; b < r->n_branches; b++) {
+        start_branch(live, r, &t, b);
+    }
+    LA_TRY(check_choice(live, door->n_vocab));
+    *out = live;
+    live = NULL;
+done:
+    la_free(live);
+    return st;
+}
+
+int32_t la_request_token(const la_live *live, int branch, int position)
+{
+    const la_branch *b = &live->branches[branch];
+    if (position < live->n_prompt) {
+        return live->prompt[position];
+    }
+    position -= live->n_prompt;
+    return position < b->n_suffix ? b->suffix[position] : b->output[position - b->n_suffix];
+}

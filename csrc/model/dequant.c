@@ -1,0 +1,230 @@
+/* dequant.c - see dequant.h.
+ *
+ * A block function turns one block into codes, scales and offsets. K-quant scales are the product of
+ * an fp16 and a small integer: exact in fp32.
+ */
+#include "dequant.h"
+
+typedef void (*la_block_fn)(const uint8_t *b, int8_t *code, float *scale, float *offset);
+
+static float read_f16(const uint8_t *p)
+{
+    uint16_t h;
+    memcpy(&h, p, sizeof h);
+    return la_f16_to_f32(h);
+}
+
+/* 32 codes of q4_0, q4_1: low nibbles are k 0..15, high ones 16..31. */
+static void nibbles(const uint8_t *q, int bias, int8_t *code)
+{
+    for (int i = 0; i < 16; i++) {
+        code[i] = (int8_t)((q[i] & 15) - bias);
+        code[i + 16] = (int8_t)((q[i] >> 4) - bias);
+    }
+}
+
+static void block_q4_0(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = 0.0f;
+    nibbles(b + 2, 8, code);
+}
+
+static void block_q4_1(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = read_f16(b + 2);
+    nibbles(b + 4, 0, code);
+}
+
+/* The fifth bits: bit k of 32. */
+static void fifth_bits(const uint8_t *h, int8_t *code)
+{
+    for (int k = 0; k < 32; k++) {
+        code[k] = (int8_t)(code[k] + ((h[k / 8] >> (k % 8)) & 1) * 16);
+    }
+}
+
+static void block_q5_0(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = 0.0f;
+    nibbles(b + 6, 16, code);
+    fifth_bits(b + 2, code);
+}
+
+static void block_q5_1(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = read_f16(b + 2);
+    nibbles(b + 8, 0, code);
+    fifth_bits(b + 4, code);
+}
+
+static void block_q8_0(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = 0.0f;
+    memcpy(code, b + 2, 32);
+}
+
+/* 64 bytes hold 2-bit codes of 256 k: byte 32 * h + i, bits 2 * j are k 128 * h + 32 * j + i. */
+static void two_bits(const uint8_t *q, int8_t *code)
+{
+    for (int h = 0; h < 2; h++) {
+        for (int j = 0; j < 4; j++) {
+            for (int i = 0; i < 32; i++) {
+                code[128 * h + 32 * j + i] = (int8_t)((q[32 * h + i] >> (2 * j)) & 3);
+            }
+        }
+    }
+}
+
+static void block_q2_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    float d = read_f16(b + 80), dmin = read_f16(b + 82);
+    for (int g = 0; g < 16; g++) {
+        scale[g] = d * (float)(b[g] & 15);
+        offset[g] = -(dmin * (float)(b[g] >> 4));
+    }
+    two_bits(b + 16, code);
+}
+
+static void block_q3_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    const uint8_t *s = b + 96;
+    float d = read_f16(b + 108);
+    for (int g = 0; g < 16; g++) {
+        int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4;
+        int high = (s[8 + g % 4] >> (2 * (g / 4))) & 3;
+        scale[g] = d * (float)((low | high << 4) - 32);
+        offset[g] = 0.0f;
+    }
+    two_bits(b + 32, code);
+    for (int j = 0; j < 8; j++) {
+        for (int i = 0; i < 32; i++) { /* a clear bit takes 4 away */
+            code[32 * j + i] = (int8_t)(code[32 * j + i] - 4 + ((b[i] >> j) & 1) * 4);
+        }
+    }
+}
+
+/* The 6-bit scales and minima of q4_K and q5_K: 8 each in 12 bytes. */
+static void k_scales(const uint8_t *b, float *scale, float *offset)
+{
+    float d = read_f16(b), dmin = read_f16(b + 2);
+    const uint8_t *s = b + 4;
+    for (int g = 0; g < 8; g++) {
+        int sc = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
+        int m = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
+        scale[g] = d * (float)sc;
+        offset[g] = -(dmin * (float)m);
+    }
+}
+
+/* 128 bytes: byte 32 * j + i is k 64 * j + i (low nibble) and 64 * j + 32 + i (high). */
+static void k_nibbles(const uint8_t *q, int8_t *code)
+{
+    for (int j = 0; j < 4; j++) {
+        for (int i = 0; i < 32; i++) {
+            code[64 * j + i] = (int8_t)(q[32 * j + i] & 15);
+            code[64 * j + 32 + i] = (int8_t)(q[32 * j + i] >> 4);
+        }
+    }
+}
+
+static void block_q4_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    k_scales(b, scale, offset);
+    k_nibbles(b + 16, code);
+}
+
+static void block_q5_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    k_scales(b, scale, offset);
+    k_nibbles(b + 48, code);
+    for (int j = 0; j < 8; j++) {
+        for (int i = 0; i < 32; i++) {
+            code[32 * j + i] = (int8_t)(code[32 * j + i] + ((b[16 + i] >> j) & 1) * 16);
+        }
+    }
+}
+
+static void block_q6_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    const uint8_t *low = b, *high = b + 128, *s = b + 192;
+    float d = read_f16(b + 208);
+    for (int g = 0; g < 16; g++) {
+        scale[g] = d * (float)(int8_t)s[g];
+        offset[g] = 0.0f;
+    }
+    for (int h = 0; h < 2; h++, low += 64, high += 32, code += 128) {
+        for (int i = 0; i < 32; i++) {
+            code[i] = (int8_t)(((low[i] & 15) | (high[i] & 3) << 4) - 32);
+            code[i + 32] = (int8_t)(((low[i + 32] & 15) | (high[i] >> 2 & 3) << 4) - 32);
+            code[i + 64] = (int8_t)((low[i] >> 4 | (high[i] >> 4 & 3) << 4) - 32);
+            code[i + 96] = (int8_t)((low[i + 32] >> 4 | (high[i] >> 6) << 4) - 32);
+        }
+    }
+}
+
+static const la_source_type types[LA_DTYPE_COUNT] = {
+    /*            block bytes group bits offset centered scales */
+    [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32},
+    [LA_F16] = {1, 2, 0, 16, 0, 0, LA_F32},
+    [LA_BF16] = {1, 2, 0, 16, 0, 0, LA_F32},
+    [LA_Q4_0] = {32, 18, 32, 4, 0, 1, LA_F16},
+    [LA_Q4_1] = {32, 20, 32, 4, 1, 0, LA_F16},
+    [LA_Q5_0] = {32, 22, 32, 8, 0, 1, LA_F16},
+    [LA_Q5_1] = {32, 24, 32, 8, 1, 0, LA_F16},
+    [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16},
+    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F32},
+    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F32},
+    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F32},
+    [LA_Q5_K] = {256, 176, 32, 8, 1, 0, LA_F32},
+    [LA_Q6_K] = {256, 210, 16, 8, 0, 1, LA_F32},
+};
+
+static const la_block_fn blocks[LA_DTYPE_COUNT] = {
+    [LA_Q4_0] = block_q4_0, [LA_Q4_1] = block_q4_1, [LA_Q5_0] = block_q5_0,
+    [LA_Q5_1] = block_q5_1, [LA_Q8_0] = block_q8_0, [LA_Q2_K] = block_q2_k,
+    [LA_Q3_K] = block_q3_k, [LA_Q4_K] = block_q4_k, [LA_Q5_K] = block_q5_k,
+    [LA_Q6_K] = block_q6_k,
+};
+
+const la_source_type *la_source_info(la_dtype t)
+{
+    return (int)t >= 0 && t < LA_DTYPE_COUNT ? &types[t] : NULL;
+}
+
+void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
+                      float *offset)
+{
+    const la_source_type *s = &types[t];
+    const uint8_t *b = row + (size_t)(k0 / s->block) * (size_t)s->block_bytes;
+    for (int k = 0; k < n; k += s->block, b += s->block_bytes) {
+        blocks[t](b, code + k, scale + k / s->group, offset + k / s->group);
+    }
+}
+
+void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
+{
+    const la_source_type *s = &types[t];
+    if (t == LA_F32) {
+        memcpy(out, row + (size_t)k0 * 4, (size_t)n * 4);
+        return;
+    }
+    if (s->group == 0) {
+        for (int k = 0; k < n; k++) {
+            uint16_t h;
+            memcpy(&h, row + ((size_t)k0 + (size_t)k) * 2, sizeof h);
+            out[k] = t == LA_F16 ? la_f16_to_f32(h) : la_bf16_to_f32(h);
+        }
+        return;
+    }
+    int8_t code[LA_DEQUANT_SPAN];
+    float scale[LA_DEQUANT_SPAN / 16], offset[LA_DEQUANT_SPAN / 16];
+    la_dequant_codes(t, row, k0, n, code, scale, offset);
+    for (int k = 0; k < n; k++) {
+        out[k] = scale[k / s->group] * (float)code[k] + offset[k / s->group];
+    }
+}

@@ -1,0 +1,349 @@
+/* pack.c - see pack.h. Columns are written one at a time, 256 k at a time, so that the part of the
+ * unit being written stays in the first-level cache; nothing is transposed in between.
+ */
+#include "pack.h"
+
+#include <limits.h>
+
+#include "../base/base.h"
+#include "dequant.h"
+
+/* Row buffers of one column. */
+typedef struct la_piece {
+    float value[LA_DEQUANT_SPAN];
+    uint16_t half[LA_DEQUANT_SPAN + 2];
+    int8_t code[LA_DEQUANT_SPAN];
+    float scale[LA_DEQUANT_SPAN / 16];
+    float offset[LA_DEQUANT_SPAN / 16];
+} la_piece;
+
+/* The rows of a unit. */
+typedef struct la_columns {
+    const uint8_t *row[LA_UNIT]; /* NULL for padding */
+    la_dtype dtype[LA_UNIT];
+} la_columns;
+
+static la_status check_parts(const la_source *parts, int n_parts)
+{
+    if (!parts || n_parts < 1) {
+        return la_fail(LA_ERR_ARGUMENT, "pack: a weight needs at least one part");
+    }
+    for (int i = 0; i < n_parts; i++) {
+        if (!la_source_info(parts[i].dtype)) {
+            return la_fail(LA_ERR_ARGUMENT, "pack: part %d has unknown type %d", i,
+                           (int)parts[i].dtype);
+        }
+    }
+    return LA_OK;
+}
+
+static la_format grouped_format(const la_source *parts, int n_parts)
+{
+    la_format f = {LA_PACK_I4, LA_F16, 0, 0, INT_MAX};
+    int centered = 0;
+    for (int i = 0; i < n_parts; i++) {
+        const la_source_type *s = la_source_info(parts[i].dtype);
+        f.pack = s->bits == 8 ? (uint8_t)LA_PACK_I8 : f.pack;
+        f.scale_type = s->scale_type == LA_F32 ? (uint8_t)LA_F32 : f.scale_type;
+        f.has_offset = (uint8_t)(f.has_offset | s->has_offset);
+        f.group = s->group < f.group ? s->group : f.group;
+        centered |= s->centered;
+    }
+    if (f.pack == LA_PACK_I4 && f.has_offset && centered) {
+        f.scale_type = LA_F32; /* -8 * scale becomes an offset: fp16 might overflow */
+    }
+    return f;
+}
+
+la_status la_pack_format(la_dtype weights, const la_source *parts, int n_parts, la_format *out)
+{
+    la_status st = check_parts(parts, n_parts);
+    if (st != LA_OK) {
+        return st;
+    }
+    int grouped = 0, same = 1;
+    for (int i = 0; i < n_parts; i++) {
+        grouped += la_source_info(parts[i].dtype)->group != 0;
+        same &= parts[i].dtype == parts[0].dtype;
+    }
+    la_format f = {LA_PACK_F32, 0, 0, 0, 0};
+    la_dtype target = weights == LA_DTYPE_COUNT ? (same ? parts[0].dtype : LA_F32) : weights;
+    if (weights != LA_F32 && weights != LA_F16 && weights != LA_BF16 && weights != LA_DTYPE_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "pack: weights of type %d; expected F32, F16, BF16 or keep",
+                       (int)weights);
+    }
+    if (grouped == n_parts && weights != LA_F32) {
+        f = grouped_format(parts, n_parts);
+    }
+    else if (grouped == 0 && target != LA_F32) {
+        f.pack = target == LA_F16 ? LA_PACK_F16 : LA_PACK_BF16;
+    }
+    *out = f;
+    return LA_OK;
+}
+
+la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes)
+{
+    const la_source_type *s = la_source_info(t);
+    size_t row;
+    if (!s || rows < 1 || cols < 1) {
+        return la_fail(LA_ERR_ARGUMENT, "tensor of type %d with %d rows and %d columns", (int)t,
+                       rows, cols);
+    }
+    if (cols % s->block != 0) {
+        return la_fail(LA_ERR_SHAPE, "%d columns are no multiple of the type's block of %d", cols,
+                       s->block);
+    }
+    if (!la_size_mul((size_t)(cols / s->block), (size_t)s->block_bytes, &row)
+        || !la_size_mul(row, (size_t)rows, bytes)) {
+        return la_fail(LA_ERR_SHAPE, "tensor of %d rows and %d columns is too large", rows, cols);
+    }
+    return LA_OK;
+}
+
+/* Can f hold every weight of a part exactly (or with the one rounding of a float target)? */
+static int format_holds(la_format f, const la_source_type *s)
+{
+    if (f.pack == LA_PACK_F32) {
+        return f.group == 0;
+    }
+    if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
+        return f.group == 0 && s->group == 0;
+    }
+    return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0
+           && (f.group == 16 || f.group == 32) && s->group % f.group == 0
+           && (f.has_offset || !s->has_offset)
+           && (f.scale_type == LA_F32 || (f.scale_type == LA_F16 && s->scale_type == LA_F16));
+}
+
+static la_status check_part(la_format f, const la_source *parts, int i, int paired)
+{
+    const la_source *p = &parts[i];
+    size_t bytes;
+    la_status st = la_source_bytes(p->dtype, p->rows, p->cols, &bytes);
+    if (st != LA_OK) {
+        return st;
+    }
+    if (p->cols != parts[0].cols || (paired && p->rows != parts[0].rows)) {
+        return la_fail(LA_ERR_SHAPE, "pack: part %d is [%d, %d], part 0 is [%d, %d]", i, p->rows,
+                       p->cols, parts[0].rows, parts[0].cols);
+    }
+    if (p->data && p->bytes != bytes) {
+        return la_fail(LA_ERR_SHAPE, "pack: part %d [%d, %d] has %zu bytes, expected %zu", i,
+                       p->rows, p->cols, p->bytes, bytes);
+    }
+    if (!format_holds(f, la_source_info(p->dtype))) {
+        return la_fail(LA_ERR_ARGUMENT, "pack: the format cannot hold part %d of type %d", i,
+                       (int)p->dtype);
+    }
+    return LA_OK;
+}
+
+la_status la_pack_plan(la_format f, const la_source *parts, int n_parts, int paired, la_weight *out)
+{
+    la_status st = check_parts(parts, n_parts);
+    if (st != LA_OK) {
+        return st;
+    }
+    if (paired && n_parts != 2) {
+        return la_fail(LA_ERR_ARGUMENT, "pack: gate and up are two parts, got %d", n_parts);
+    }
+    int64_t rows = 0;
+    for (int i = 0; i < n_parts; i++) {
+        st = check_part(f, parts, i, paired);
+        if (st != LA_OK) {
+            return st;
+        }
+        rows += parts[i].rows;
+    }
+    int columns = paired ? LA_UNIT / 2 : LA_UNIT;
+    int64_t units = ((paired ? parts[0].rows : rows) + columns - 1) / columns;
+    size_t bytes, unit = la_format_unit(f, parts[0].cols);
+    if (rows > INT_MAX || !la_size_mul(unit, (size_t)units, &bytes)) {
+        return la_fail(LA_ERR_SHAPE, "pack: %lld rows of %d columns are too large", (long long)rows,
+                       parts[0].cols);
+    }
+    *out = (la_weight){f, (int)rows, parts[0].cols, (int)units, unit, NULL};
+    return LA_OK;
+}
+
+/* Row `row` of the parts put one after another, or of one part. */
+static void set_column(la_columns *c, int j, const la_source *parts, int n_parts, int64_t row)
+{
+    c->row[j] = NULL;
+    for (int i = 0; i < n_parts; i++) {
+        const la_source *p = &parts[i];
+        if (row < p->rows) {
+            const la_source_type *s = la_source_info(p->dtype);
+            size_t pitch = (size_t)(p->cols / s->block) * (size_t)s->block_bytes;
+            c->row[j] = (const uint8_t *)p->data + (size_t)row * pitch;
+            c->dtype[j] = p->dtype;
+            return;
+        }
+        row -= p->rows;
+    }
+}
+
+static void find_columns(const la_source *parts, int n_parts, int paired, int u, la_columns *c)
+{
+    for (int j = 0; j < LA_UNIT; j++) {
+        if (paired) {
+            set_column(c, j, parts + j / 16, 1, (int64_t)u * 16 + j % 16);
+        }
+        else {
+            set_column(c, j, parts, n_parts, (int64_t)u * LA_UNIT + j);
+        }
+    }
+}
+
+static void put_u32(uint8_t *p, uint32_t x)
+{
+    memcpy(p, &x, sizeof x);
+}
+
+/* Values k0 .. k0 + n of column j into an F32 unit. */
+static void pack_f32(const la_columns *c, int j, int k0, int n, la_piece *t, uint8_t *unit)
+{
+    memset(t->value, 0, sizeof t->value);
+    if (c->row[j]) {
+        la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
+    }
+    uint8_t *out = unit + (size_t)k0 * 128 + (size_t)j * 4;
+    for (int k = 0; k < n; k++) {
+        memcpy(out + (size_t)k * 128, &t->value[k], 4);
+    }
+}
+
+/* The same into an F16 or BF16 unit. Values of the target's own type keep their bits. */
+static void pack_half(const la_columns *c, int j, int k0, int n, la_piece *t, int bf16,
+                      uint8_t *unit)
+{
+    t->half[n] = 0; /* the second of an odd pair */
+    if (!c->row[j]) {
+        memset(t->half, 0, sizeof t->half);
+    }
+    else if (c->dtype[j] == (bf16 ? LA_BF16 : LA_F16)) {
+        memcpy(t->half, c->row[j] + (size_t)k0 * 2, (size_t)n * 2);
+    }
+    else {
+        la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
+        for (int k = 0; k < n; k++) {
+            t->half[k] = bf16 ? la_f32_to_bf16(t->value[k]) : la_f32_to_f16(t->value[k]);
+        }
+    }
+    uint8_t *out = unit + (size_t)(k0 / 2) * 128 + (size_t)j * 4;
+    for (int k = 0; k < n; k += 2, out += 128) {
+        memcpy(out, &t->half[k], 4);
+    }
+}
+
+/* 8 codes (the first in the low byte) as the two words of an I8 step pair: k 0 4 1 5 and 2 6 3 7. */
+static void put_i8(uint8_t *out, uint64_t x)
+{
+    uint32_t lo = (uint32_t)x, hi = (uint32_t)(x >> 32);
+    put_u32(out, (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
+    lo >>= 16;
+    hi >>= 16;
+    put_u32(out + 128,
+            (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
+}
+
+/* 8 codes below 16 as one word: nibble p holds k 2 * (p % 4) + p / 4. */
+static void put_i4(uint8_t *out, uint64_t x)
+{
+    uint64_t y = x | x >> 12; /* bytes 0, 4, 1, 5: k 0 2, 4 6, 1 3, 5 7 */
+    put_u32(out, (uint32_t)((y & 0xff) | (y >> 24 & 0xff00) | (y << 8 & 0xff0000)
+                            | (y >> 16 & 0xff000000)));
+}
+
+static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
+{
+    if (f.scale_type == LA_F16) {
+        uint16_t h = la_f32_to_f16(x);
+        memcpy(head + (size_t)(i * LA_UNIT + j) * 2, &h, sizeof h);
+    }
+    else {
+        memcpy(head + (size_t)(i * LA_UNIT + j) * 4, &x, sizeof x);
+    }
+}
+
+/* Codes k0 .. k0 + n of column j into a grouped unit. Blocks make n a multiple of the group. */
+static void pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t,
+                       uint8_t *unit)
+{
+    int own = f.group; /* k per scale as decoded */
+    int bias = f.pack == LA_PACK_I8 ? 128 : 8;
+    int recenter = 0; /* codes lose their zero of 8, which becomes an offset */
+    if (!c->row[j]) {
+        memset(t, 0, sizeof *t);
+    }
+    else {
+        const la_source_type *s = la_source_info(c->dtype[j]);
+        la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
+        own = s->group;
+        bias = f.pack == LA_PACK_I8 || s->centered ? bias : 0;
+        recenter = f.pack == LA_PACK_I4 && s->centered && f.has_offset;
+    }
+    for (int k = 0; k < n; k++) {
+        t->code[k] = (int8_t)(uint8_t)(t->code[k] + bias);
+    }
+    size_t header = la_format_header(f), stride = header + la_format_codes(f, f.group);
+    uint8_t *group = unit + (size_t)(k0 / f.group) * stride;
+    size_t step = la_format_codes(f, 8);
+    for (int k = 0; k < n; k += f.group, group += stride) {
+        float scale = t->scale[k / own], offset = t->offset[k / own];
+        put_scale(f, group, 0, j, scale);
+        if (f.has_offset) {
+            put_scale(f, group, 1, j, recenter ? -8.0f * scale : offset);
+        }
+        uint8_t *out = group + header + (size_t)j * 4;
+        for (int i = 0; i < f.group; i += 8, out += step) {
+            uint64_t x;
+            memcpy(&x, t->code + k + i, sizeof x);
+            if (f.pack == LA_PACK_I8) {
+                put_i8(out, x);
+            }
+            else {
+                put_i4(out, x);
+            }
+        }
+    }
+}
+
+size_t la_pack_scratch(int K)
+{
+    (void)K; /* rows are read in spans of the same length whatever K is */
+    return sizeof(la_piece);
+}
+
+void la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
+                  void *scratch)
+{
+    la_columns c;
+    uint8_t *unit = w->data + (size_t)u * w->unit_bytes;
+    find_columns(parts, n_parts, paired, u, &c);
+    for (int k0 = 0; k0 < w->K; k0 += LA_DEQUANT_SPAN) {
+        int n = w->K - k0 < LA_DEQUANT_SPAN ? w->K - k0 : LA_DEQUANT_SPAN;
+        for (int j = 0; j < LA_UNIT; j++) {
+            switch (w->f.pack) {
+            case LA_PACK_F32:
+                pack_f32(&c, j, k0, n, scratch, unit);
+                break;
+            case LA_PACK_F16:
+            case LA_PACK_BF16:
+                pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
+                break;
+            default:
+                pack_codes(w->f, &c, j, k0, n, scratch, unit);
+            }
+        }
+    }
+}
+
+void la_pack_vector(const la_source *src, float *out)
+{
+    for (int k0 = 0; k0 < src->cols; k0 += LA_DEQUANT_SPAN) {
+        int n = src->cols - k0 < LA_DEQUANT_SPAN ? src->cols - k0 : LA_DEQUANT_SPAN;
+        la_dequant_f32(src->dtype, src->data, k0, n, out + k0);
+    }
+}

@@ -1,0 +1,180 @@
+/* py_backend.c - the Python object Backend: a pool of threads and a table of kernels.
+ *
+ * Owns one la_backend, freed when the last reference (Model objects hold one) goes. Weakly
+ * referencable, so that llm.py can share one backend among engines. Invariant: the handle is set from
+ * creation to deallocation; in a forked child it is leaked, as its threads exist in the parent alone.
+ */
+#include "py_module.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+typedef struct py_backend {
+    PyObject_HEAD
+    PyObject *weak_references;
+    la_backend *handle;
+    long pid;
+} py_backend;
+
+la_backend *py_backend_get(py_state *state, PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, state->backend_type)) {
+        PyErr_Format(PyExc_TypeError, "backend: expected a Backend, got %.100s",
+                     Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    py_backend *self = (py_backend *)object;
+    return py_same_process(state, self->pid, "this Backend") < 0 ? NULL : self->handle;
+}
+
+static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"name", "isa", "threads", NULL};
+    const char *name = "cpu", *isa = NULL;
+    int threads = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|szi:Backend", names, &name, &isa, &threads)) {
+        return NULL;
+    }
+    py_state *state = (py_state *)PyType_GetModuleState(type);
+    la_backend *handle = NULL;
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_backend_open(name, isa, threads, &handle);
+    Py_END_ALLOW_THREADS
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    py_backend *self = (py_backend *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        la_backend_close(handle);
+        return NULL;
+    }
+    self->handle = handle;
+    self->pid = py_process();
+    return (PyObject *)self;
+}
+
+static void backend_dealloc(PyObject *object)
+{
+    py_backend *self = (py_backend *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    if (self->weak_references != NULL) {
+        PyObject_ClearWeakRefs(object);
+    }
+    if (self->pid == py_process()) {
+        Py_BEGIN_ALLOW_THREADS
+        la_backend_close(self->handle);
+        Py_END_ALLOW_THREADS
+    }
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *backend_info(PyObject *object, void *closure)
+{
+    (void)closure;
+    la_backend *handle = py_backend_get(py_state_of_object(object), object);
+    if (handle == NULL) {
+        return NULL;
+    }
+    la_backend_info info;
+    la_backend_describe(handle, &info);
+    PyObject *slots = PyDict_New();
+    if (slots == NULL) {
+        return NULL;
+    }
+    for (int i = 0; info.slots[i] != NULL; i++) {
+        PyObject *isa = PyUnicode_FromString(info.slot_isa[i] != NULL ? info.slot_isa[i] : "");
+        int failed = isa == NULL || PyDict_SetItemString(slots, info.slots[i], isa) < 0;
+        Py_XDECREF(isa);
+        if (failed) {
+            Py_DECREF(slots);
+            return NULL;
+        }
+    }
+    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:N}", "name", info.name, "isa", info.isa, "n_threads",
+                         info.n_threads, "n_cpus", info.n_cpus, "slots", slots);
+}
+
+static PyObject *backend_probe_read(PyObject *object, PyObject *args)
+{
+    Py_ssize_t bytes;
+    if (!PyArg_ParseTuple(args, "n:probe_read", &bytes)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    la_backend *handle = py_backend_get(state, object);
+    if (handle == NULL) {
+        return NULL;
+    }
+    if (bytes <= 0) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "bytes: expected > 0, got %zd", bytes);
+    }
+    double rate = 0.0;
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_backend_probe_read(handle, (size_t)bytes, &rate);
+    Py_END_ALLOW_THREADS
+    return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
+}
+
+static PyObject *backend_probe_peak(PyObject *object, PyObject *args)
+{
+    const char *what;
+    if (!PyArg_ParseTuple(args, "s:probe_peak", &what)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    la_backend *handle = py_backend_get(state, object);
+    if (handle == NULL) {
+        return NULL;
+    }
+    double rate = 0.0;
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_backend_probe_peak(handle, what, &rate);
+    Py_END_ALLOW_THREADS
+    return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
+}
+
+static PyMethodDef backend_methods[] = {
+    {"probe_read", backend_probe_read, METH_VARARGS,
+     "probe_read(bytes) -> float\n\nGB/s (1e9 bytes) of reading fresh memory with every thread."},
+    {"probe_peak", backend_probe_peak, METH_VARARGS,
+     "probe_peak(what) -> float\n\nPeak 1e9 operations/s of one dot instruction: 'f32', 'bf16', "
+     "'int8'. UnsupportedError where the ISA lacks it."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef backend_getset[] = {
+    {"info", backend_info, NULL, "dict: name, isa, n_threads, n_cpus, slots (kernel slot -> ISA).",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef backend_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(py_backend, weak_references), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot backend_slots[] = {
+    {Py_tp_doc, "Backend(name='cpu', isa=None, threads=0)\n\nWhere the arithmetic runs."},
+    {Py_tp_new, backend_new},
+    {Py_tp_dealloc, backend_dealloc},
+    {Py_tp_methods, backend_methods},
+    {Py_tp_getset, backend_getset},
+    {Py_tp_members, backend_members},
+    {0, NULL},
+};
+
+static PyType_Spec backend_spec = {
+    .name = "llmaccel._core.Backend",
+    .basicsize = (int)sizeof(py_backend),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = backend_slots,
+};
+
+int py_backend_register(PyObject *module)
+{
+    return py_add_type(module, &backend_spec, &py_state_of(module)->backend_type);
+}

@@ -1,0 +1,433 @@
+/* py_engine.c - the Python object Engine: requests in, events out.
+ *
+ * Owns one la_engine, a reference to its Model, and the logits buffers that requests write into until
+ * they finish. Invariant: add and cancel may be called from any thread at any time, step from one at a
+ * time; close waits for nobody and is refused while a call is inside the core. An event is a plain
+ * tuple whose ids and log probabilities stay packed bytes until somebody reads them.
+ */
+#include "py_module.h"
+
+#include <limits.h>
+
+typedef struct kept_logits {
+    struct kept_logits *next;
+    int64_t id;
+    Py_buffer view; /* float32 [n_prompt, V] */
+} kept_logits;
+
+typedef struct py_engine {
+    PyObject_HEAD
+    PyObject *model;
+    la_engine *handle; /* NULL once closed */
+    kept_logits *kept; /* of requests that have not finished */
+    int calls;         /* inside la_ functions with the GIL released */
+    int stepping;
+    long pid;
+} py_engine;
+
+static py_engine *engine_open(py_state *state, PyObject *object)
+{
+    py_engine *self = (py_engine *)object;
+    if (py_same_process(state, self->pid, "this Engine") < 0) {
+        return NULL;
+    }
+    if (self->handle == NULL) {
+        py_raise_format(state, LA_ERR_STATE, "this Engine is closed");
+        return NULL;
+    }
+    return self;
+}
+
+static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"model", "limits", NULL};
+    PyObject *model, *mapping;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO:Engine", names, &model, &mapping)) {
+        return NULL;
+    }
+    py_state *state = (py_state *)PyType_GetModuleState(type);
+    la_model *model_handle = py_model_get(state, model);
+    la_limits limits;
+    if (model_handle == NULL || py_limits_from(state, mapping, &limits) < 0) {
+        return NULL;
+    }
+    py_engine *self = (py_engine *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->pid = py_process();
+    self->model = Py_NewRef(model);
+    py_model_hold(model, 1);
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_engine_create(model_handle, &limits, &self->handle);
+    Py_END_ALLOW_THREADS
+    if (status != LA_OK) {
+        Py_DECREF(self);
+        return py_raise(state, status);
+    }
+    return (PyObject *)self;
+}
+
+static void engine_free_handle(py_engine *self)
+{
+    la_engine *handle = self->handle;
+    self->handle = NULL;
+    if (handle != NULL && self->pid == py_process()) {
+        Py_BEGIN_ALLOW_THREADS
+        la_engine_free(handle);
+        Py_END_ALLOW_THREADS
+    }
+    while (self->kept != NULL) { /* after the engine: it may write until then */
+        kept_logits *next = self->kept->next;
+        PyBuffer_Release(&self->kept->view);
+        PyMem_Free(self->kept);
+        self->kept = next;
+    }
+    if (self->model != NULL) {
+        py_model_hold(self->model, -1);
+        Py_CLEAR(self->model);
+    }
+}
+
+static void engine_dealloc(PyObject *object)
+{
+    PyTypeObject *type = Py_TYPE(object);
+    engine_free_handle((py_engine *)object);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *engine_close(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    py_engine *self = (py_engine *)object;
+    py_state *state = py_state_of_object(object);
+    if (py_same_process(state, self->pid, "this Engine") < 0) {
+        return NULL;
+    }
+    if (self->calls > 0) {
+        return py_raise_format(state, LA_ERR_STATE, "this Engine is in use by another thread");
+    }
+    engine_free_handle(self);
+    Py_RETURN_NONE;
+}
+
+/* ---- add ---------------------------------------------------------------------------------------- */
+
+/* What a la_request points to. */
+typedef struct request_holder {
+    la_request request;
+    int32_t *prompt;
+    py_params params;
+    py_id_lists suffixes;
+    kept_logits *logits;
+} request_holder;
+
+static void request_clear(request_holder *holder)
+{
+    PyMem_Free(holder->prompt);
+    py_params_clear(&holder->params);
+    py_id_lists_clear(&holder->suffixes);
+    if (holder->logits != NULL) {
+        PyBuffer_Release(&holder->logits->view);
+        PyMem_Free(holder->logits);
+    }
+}
+
+static int request_logits(const py_state *state, PyObject *object, int n_vocab,
+                          request_holder *holder)
+{
+    kept_logits *logits = PyMem_Calloc(1, sizeof *logits);
+    if (logits == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (PyObject_GetBuffer(object, &logits->view,
+                           PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
+        PyMem_Free(logits);
+        return -1;
+    }
+    holder->logits = logits;
+    int64_t expected = (int64_t)holder->request.n_prompt * n_vocab * (int64_t)sizeof(float);
+    if (logits->view.format == NULL || strcmp(logits->view.format, "f") != 0 ||
+        logits->view.len != expected) {
+        py_raise_format(state, LA_ERR_REQUEST, "logits: expected writable float32 [%d, %d]",
+                        holder->request.n_prompt, n_vocab);
+        return -1;
+    }
+    holder->request.logits = logits->view.buf;
+    return 0;
+}
+
+/* 0, or -1 with an exception set; request_clear in both cases. */
+static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
+                         request_holder *holder)
+{
+    static char *names[] = {"prompt",   "params", "branches", "suffixes",
+                            "priority", "timeout", "logits",  NULL};
+    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None;
+    la_request *r = &holder->request;
+    memset(holder, 0, sizeof *holder);
+    r->n_branches = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidO:add", names, &prompt, &params,
+                                     &r->n_branches, &suffixes, &r->priority, &r->timeout,
+                                     &logits)) {
+        return -1;
+    }
+    holder->prompt = py_ids_from(state, prompt, "prompt", &r->n_prompt);
+    if (holder->prompt == NULL || py_params_parse(state, params, &holder->params) < 0) {
+        return -1;
+    }
+    r->prompt = holder->prompt;
+    r->sampling = holder->params.sampling;
+    if (suffixes != Py_None) {
+        if (py_id_lists_from(state, suffixes, "suffixes", &holder->suffixes) < 0) {
+            return -1;
+        }
+        r->suffix = holder->suffixes.flat;
+        r->suffix_len = holder->suffixes.lengths;
+        if (holder->suffixes.n != r->n_branches) {
+            py_raise_format(state, LA_ERR_REQUEST, "suffixes: expected one for each of %d branches",
+                            r->n_branches);
+            return -1;
+        }
+    }
+    return logits != Py_None ? request_logits(state, logits, n_vocab, holder) : 0;
+}
+
+static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+    py_state *state = py_state_of_object(object);
+    py_engine *self = engine_open(state, object);
+    if (self == NULL) {
+        return NULL;
+    }
+    request_holder holder;
+    int failed = request_parse(state, args, kwargs, py_model_vocab(self->model), &holder) < 0;
+    la_status status = LA_OK;
+    int64_t id = 0;
+    if (!failed && holder.logits != NULL) {
+        /* With the GIL: the step's FINISH must not be converted before the buffer is on the list. */
+        status = la_engine_add(self->handle, &holder.request, &id);
+        if (status == LA_OK) {
+            holder.logits->id = id;
+            holder.logits->next = self->kept;
+            self->kept = holder.logits;
+            holder.logits = NULL;
+        }
+    }
+    else if (!failed) {
+        self->calls++;
+        Py_BEGIN_ALLOW_THREADS
+        status = la_engine_add(self->handle, &holder.request, &id);
+        Py_END_ALLOW_THREADS
+        self->calls--;
+    }
+    request_clear(&holder);
+    if (failed || status != LA_OK) {
+        return status != LA_OK ? py_raise(state, status) : NULL;
+    }
+    return PyLong_FromLongLong(id);
+}
+
+static PyObject *engine_cancel(PyObject *object, PyObject *args)
+{
+    long long id;
+    int branch = -1;
+    if (!PyArg_ParseTuple(args, "L|i:cancel", &id, &branch)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    py_engine *self = engine_open(state, object);
+    if (self == NULL) {
+        return NULL;
+    }
+    la_status status;
+    self->calls++;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_engine_cancel(self->handle, id, branch);
+    Py_END_ALLOW_THREADS
+    self->calls--;
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- step --------------------------------------------------------------------------------------- */
+
+static void release_logits(py_engine *self, int64_t id)
+{
+    for (kept_logits **at = &self->kept; *at != NULL; at = &(*at)->next) {
+        if ((*at)->id == id) {
+            kept_logits *done = *at;
+            *at = done->next;
+            PyBuffer_Release(&done->view);
+            PyMem_Free(done);
+            return;
+        }
+    }
+}
+
+/* n packed values as bytes, or None for none. */
+static PyObject *packed(const void *values, int n)
+{
+    if (n <= 0) {
+        Py_RETURN_NONE;
+    }
+    return PyBytes_FromStringAndSize(values, (Py_ssize_t)n * 4);
+}
+
+static PyObject *event_tuple(const la_event *event)
+{
+    enum { N_ITEMS = 10 };
+    PyObject *items[N_ITEMS] = {
+        PyLong_FromLongLong(event->request), PyLong_FromLong(event->branch),
+        PyLong_FromLong(event->kind),        PyLong_FromLong(event->position),
+        PyLong_FromLong(event->token),       PyLong_FromLong(event->reason),
+        PyFloat_FromDouble(event->logprob),  PyLong_FromLong(event->rank),
+        packed(event->top_ids, event->n_top), packed(event->top_logprobs, event->n_top),
+    };
+    PyObject *tuple = PyTuple_New(N_ITEMS);
+    for (int i = 0; i < N_ITEMS; i++) {
+        if (tuple == NULL || items[i] == NULL) {
+            Py_XDECREF(items[i]);
+            Py_CLEAR(tuple);
+        }
+        else {
+            PyTuple_SET_ITEM(tuple, i, items[i]);
+        }
+    }
+    return tuple;
+}
+
+static PyObject *engine_step(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    py_state *state = py_state_of_object(object);
+    py_engine *self = engine_open(state, object);
+    if (self == NULL) {
+        return NULL;
+    }
+    if (self->stepping) {
+        return py_raise_format(state, LA_ERR_STATE, "another thread is inside step()");
+    }
+    const la_event *events = NULL;
+    int n = 0;
+    la_status status;
+    self->stepping = 1;
+    self->calls++;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_engine_step(self->handle, &events, &n);
+    Py_END_ALLOW_THREADS
+    /* Until the tuples are made the events must stay: nobody else may step or close. */
+    PyObject *list = status == LA_OK ? PyList_New(n) : py_raise(state, status);
+    for (int i = 0; list != NULL && i < n; i++) {
+        PyObject *tuple = event_tuple(&events[i]);
+        if (tuple == NULL) {
+            Py_CLEAR(list);
+            break;
+        }
+        PyList_SET_ITEM(list, i, tuple);
+        if (events[i].kind == LA_EVENT_FINISH && self->kept != NULL) {
+            release_logits(self, events[i].request);
+        }
+    }
+    self->stepping = 0;
+    self->calls--;
+    return list;
+}
+
+static PyObject *engine_preempt(PyObject *object, PyObject *args)
+{
+    int n;
+    if (!PyArg_ParseTuple(args, "i:preempt", &n)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    py_engine *self = engine_open(state, object);
+    if (self == NULL) {
+        return NULL;
+    }
+    la_status status;
+    self->calls++;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_engine_preempt(self->handle, n);
+    Py_END_ALLOW_THREADS
+    self->calls--;
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_has_work(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    py_engine *self = engine_open(py_state_of_object(object), object);
+    return self == NULL ? NULL : PyBool_FromLong(la_engine_has_work(self->handle));
+}
+
+static PyObject *engine_stats(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    py_engine *self = engine_open(py_state_of_object(object), object);
+    if (self == NULL) {
+        return NULL;
+    }
+    la_engine_stats s;
+    la_engine_get_stats(self->handle, &s);
+    return Py_BuildValue(
+        "{s:i,s:i,s:L,s:L,s:L,s:n,s:n,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:d}", "running", s.running,
+        "waiting", s.waiting, "pages_cap", (long long)s.pages_cap, "pages_committed",
+        (long long)s.pages_committed, "pages_used", (long long)s.pages_used, "kv_bytes",
+        (Py_ssize_t)s.kv_bytes, "workspace_bytes", (Py_ssize_t)s.workspace_bytes, "steps",
+        (long long)s.steps, "prompt_tokens", (long long)s.prompt_tokens, "output_tokens",
+        (long long)s.output_tokens, "recomputed_tokens", (long long)s.recomputed_tokens,
+        "preemptions", (long long)s.preemptions, "step_allocations",
+        (long long)s.step_allocations, "last_step_tokens", s.last_step_tokens, "last_step_seconds",
+        s.last_step_seconds);
+}
+
+static PyMethodDef engine_methods[] = {
+    {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
+     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None) -> "
+     "int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). Any thread."},
+    {"cancel", engine_cancel, METH_VARARGS,
+     "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
+    {"step", engine_step, METH_NOARGS,
+     "step() -> list\n\nTuples (request, branch, kind, position, token, reason, logprob, rank, "
+     "top_ids, top_logprobs); the last two are packed int32 and float32 bytes or None."},
+    {"preempt", engine_preempt, METH_VARARGS, "preempt(n)\n\nTest hook."},
+    {"has_work", engine_has_work, METH_NOARGS, "has_work() -> bool"},
+    {"stats", engine_stats, METH_NOARGS, "stats() -> dict"},
+    {"close", engine_close, METH_NOARGS, "close()\n\nFree cache and workspace; may be repeated."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot engine_slots[] = {
+    {Py_tp_doc, "Engine(model, limits)\n\nContinuous batching over a paged KV cache."},
+    {Py_tp_new, engine_new},
+    {Py_tp_dealloc, engine_dealloc},
+    {Py_tp_methods, engine_methods},
+    {0, NULL},
+};
+
+static PyType_Spec engine_spec = {
+    .name = "llmaccel._core.Engine",
+    .basicsize = (int)sizeof(py_engine),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = engine_slots,
+};
+
+int py_engine_register(PyObject *module)
+{
+    PyObject *events = Py_BuildValue("(iii)", LA_EVENT_TOKEN, LA_EVENT_PROMPT, LA_EVENT_FINISH);
+    if (events == NULL) {
+        return -1;
+    }
+    int failed = PyModule_AddObjectRef(module, "EVENT_KINDS", events) < 0;
+    Py_DECREF(events);
+    return failed ? -1 : py_add_type(module, &engine_spec, &py_state_of(module)->engine_type);
+}

@@ -1,0 +1,556 @@
+/* py_kernels.c - packing, products and activation rows on user buffers.
+ *
+ * Owns the Python functions that run one kernel slot of one level on plain buffers (buffer protocol in,
+ * bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is checked or made
+ * here. Surroundings of every array are filled with NaN patterns, so a kernel that reads or
+ * writes outside its contract shows. Used by the kernel tests; rows and attention are in
+ * py_kernels_rows.c.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+
+#include "../base/base.h"
+#include "../base/cpu.h"
+#include "../kernels/kernels.h"
+#include "../model/pack.h"
+
+#include "py_kernels.h"
+
+enum { MAX_PARTS = 8, LINE = 64, POISON = 0xff };
+
+/* A packed weight as Python passes it around: its bytes and the numbers that describe them. */
+typedef struct la_packed {
+    la_weight w;        /* data is borrowed from view */
+    Py_buffer view;
+} la_packed;
+
+int py_kernels_isa(const char *name, la_kernels *out)
+{
+    int isa = la_cpu_isa_from_name(name);
+    if (isa < 0 || !la_kernels_have((la_isa)isa) || !la_cpu_has(isa)) {
+        PyErr_Format(PyExc_ValueError, "isa: %s is unknown or not available here", name);
+        return -1;
+    }
+    la_kernels_select((la_isa)isa, out, NULL);
+    return isa;
+}
+
+int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view)
+{
+    if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
+        return -1;
+    }
+    if (view->itemsize != 4 || !view->format || strcmp(view->format, "f") != 0) {
+        PyErr_Format(PyExc_TypeError, "%s: expected contiguous float32", name);
+        PyBuffer_Release(view);
+        return -1;
+    }
+    return 0;
+}
+
+/* ---- lists ------------------------------------------------------------------------------------ */
+
+static PyObject *kernel_isas(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
+{
+    PyObject *list = PyList_New(0);
+    for (int isa = 0; list && isa < LA_ISA_COUNT; isa++) {
+        if (!la_kernels_have((la_isa)isa) || !la_cpu_has(isa)) {
+            continue;
+        }
+        PyObject *name = PyUnicode_FromString(la_cpu_isa_name(isa));
+        if (!name || PyList_Append(list, name) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(name);
+    }
+    return list;
+}
+
+static PyObject *kernel_slots(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *name;
+    la_kernels t;
+    la_isa which[128];
+    if (!PyArg_ParseTuple(args, "s:kernel_slots", &name)) {
+        return NULL;
+    }
+    int isa = py_kernels_isa(name, &t);
+    if (isa < 0) {
+        return NULL;
+    }
+    if (la_kernels_count() > (int)(sizeof which / sizeof which[0])) {
+        PyErr_SetString(PyExc_SystemError, "more kernel slots than kernel_slots expects");
+        return NULL;
+    }
+    la_kernels_select((la_isa)isa, &t, which);
+    PyObject *dict = PyDict_New();
+    for (int i = 0; dict && i < la_kernels_count(); i++) {
+        PyObject *level = PyUnicode_FromString(la_cpu_isa_name((int)which[i]));
+        if (!level || PyDict_SetItemString(dict, la_kernels_name(i), level) < 0) {
+            Py_CLEAR(dict);
+        }
+        Py_XDECREF(level);
+    }
+    return dict;
+}
+
+/* ---- packing ---------------------------------------------------------------------------------- */
+
+static int read_part(PyObject *item, la_source *part, Py_buffer *view)
+{
+    PyObject *data;
+    int dtype, rows, cols;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "pack: a part is (data, dtype, rows, cols)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "Oiii:part", &data, &dtype, &rows, &cols)
+        || PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    *part = (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols};
+    return 0;
+}
+
+/* (packed bytes, description) of the parts. */
+static PyObject *pack_parts(const la_source *parts, int n, int weights, int paired)
+{
+    la_format f;
+    la_weight w;
+    if (la_pack_format((la_dtype)weights, parts, n, &f) != LA_OK
+        || la_pack_plan(f, parts, n, paired, &w) != LA_OK) {
+        PyErr_SetString(PyExc_ValueError, la_last_error());
+        return NULL;
+    }
+    size_t bytes = (size_t)w.n_units * w.unit_bytes;
+    void *scratch = la_alloc(1, la_pack_scratch(w.K));
+    PyObject *out = bytes <= PY_SSIZE_T_MAX ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes)
+                                            : PyErr_NoMemory();
+    if (!scratch || !out) {
+        la_free(scratch);
+        Py_XDECREF(out);
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
+    }
+    w.data = (uint8_t *)PyBytes_AS_STRING(out);
+    memset(w.data, POISON, bytes);
+    Py_BEGIN_ALLOW_THREADS
+    for (int u = 0; u < w.n_units; u++) {
+        la_pack_unit(&w, parts, n, paired, u, scratch);
+    }
+    Py_END_ALLOW_THREADS
+    la_free(scratch);
+    return Py_BuildValue("N{sisisisisisi}", out, "pack", (int)f.pack, "scale_type",
+                         (int)f.scale_type, "has_offset", (int)f.has_offset, "group", (int)f.group,
+                         "N", w.N, "K", w.K);
+}
+
+static PyObject *pack(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    PyObject *list, *result = NULL;
+    int weights, paired;
+    la_source parts[MAX_PARTS];
+    Py_buffer views[MAX_PARTS];
+    if (!PyArg_ParseTuple(args, "O!ip:pack", &PyList_Type, &list, &weights, &paired)) {
+        return NULL;
+    }
+    Py_ssize_t n = PyList_GET_SIZE(list), held = 0;
+    if (n > MAX_PARTS) {
+        PyErr_Format(PyExc_ValueError, "pack: %zd parts, at most %d", n, (int)MAX_PARTS);
+        return NULL;
+    }
+    while (held < n && read_part(PyList_GET_ITEM(list, held), &parts[held], &views[held]) == 0) {
+        held++;
+    }
+    if (held == n) {
+        result = pack_parts(parts, (int)n, weights, paired);
+    }
+    while (held > 0) {
+        PyBuffer_Release(&views[--held]);
+    }
+    return result;
+}
+
+static int format_valid(la_format f)
+{
+    int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4;
+    int group = f.group == 16 || f.group == 32 || f.group == 64 || f.group == 128;
+    int scale = f.scale_type == LA_F16 || f.scale_type == LA_F32;
+    return f.pack < LA_PACK_COUNT && f.has_offset <= 1
+           && (grouped ? group && scale : f.group == 0 && !f.has_offset);
+}
+
+static int item(PyObject *dict, const char *key, int *out)
+{
+    PyObject *value = PyDict_GetItemString(dict, key);
+    long x = value ? PyLong_AsLong(value) : 0;
+    if (!value || (x == -1 && PyErr_Occurred()) || x < 0 || x > INT_MAX) {
+        PyErr_Format(PyExc_ValueError, "format: %s is missing or out of range", key);
+        return -1;
+    }
+    *out = (int)x;
+    return 0;
+}
+
+/* (bytes, description) into p; the buffer is held until packed_release. */
+static int packed_read(PyObject *data, PyObject *dict, la_packed *p)
+{
+    int pack_, scale_type, has_offset, group, K;
+    if (item(dict, "pack", &pack_) < 0 || item(dict, "scale_type", &scale_type) < 0
+        || item(dict, "has_offset", &has_offset) < 0 || item(dict, "group", &group) < 0
+        || item(dict, "K", &K) < 0) {
+        return -1;
+    }
+    la_format f = {(uint8_t)(pack_ & 255), (uint8_t)(scale_type & 255), (uint8_t)(has_offset & 255),
+                   0, group};
+    if (pack_ > 255 || scale_type > 255 || has_offset > 255 || K < 1 || !format_valid(f)) {
+        PyErr_SetString(PyExc_ValueError, "format: not a packed weight");
+        return -1;
+    }
+    if (PyObject_GetBuffer(data, &p->view, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    size_t unit = la_format_unit(f, K), bytes = (size_t)p->view.len;
+    if (bytes == 0 || bytes % unit != 0 || bytes / unit > INT_MAX / LA_UNIT) {
+        PyErr_Format(PyExc_ValueError, "packed: %zu bytes are no units of %zu", bytes, unit);
+        PyBuffer_Release(&p->view);
+        return -1;
+    }
+    int units = (int)(bytes / unit);
+    p->w = (la_weight){f, units * LA_UNIT, K, units, unit, p->view.buf};
+    return 0;
+}
+
+static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *data, *dict;
+    int row;
+    la_kernels t;
+    la_packed p;
+    if (!PyArg_ParseTuple(args, "sOO!i:unpack", &isa, &data, &PyDict_Type, &dict, &row)
+        || py_kernels_isa(isa, &t) < 0 || packed_read(data, dict, &p) < 0) {
+        return NULL;
+    }
+    PyObject *out = NULL;
+    size_t bytes = p.w.unit_bytes;
+    uint8_t *unit = la_map(bytes); /* page-aligned */
+    if (row < 0 || row >= p.w.N) {
+        PyErr_Format(PyExc_ValueError, "row: %d is not in 0..%d", row, p.w.N - 1);
+    }
+    else if (!unit) {
+        PyErr_NoMemory();
+    }
+    else {
+        out = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)p.w.K * 4);
+    }
+    if (out) {
+        memcpy(unit, p.w.data + (size_t)(row / LA_UNIT) * bytes, bytes);
+        t.unpack_row(unit, p.w.f, row % LA_UNIT, p.w.K, (float *)(void *)PyBytes_AS_STRING(out));
+    }
+    la_unmap(unit, bytes);
+    PyBuffer_Release(&p.view);
+    return out;
+}
+
+/* ---- activation rows -------------------------------------------------------------------------- */
+
+typedef struct la_rows {
+    int M, K, group;
+    la_act_form form;
+    size_t pitch;       /* bytes of a row, a line of padding included */
+    size_t bytes;
+    uint8_t *a;         /* [M] rows of pitch bytes */
+    la_act_meta *meta;  /* [M][ceil(K/group)], NULL without groups */
+    size_t meta_bytes;
+} la_rows;
+
+static void rows_free(la_rows *r)
+{
+    la_unmap(r->a, r->bytes);
+    la_free(r->meta);
+}
+
+/* Allocates the rows; padding and everything else is NaN patterns until a slot fills it. */
+static int rows_init(la_rows *r, Py_ssize_t n_floats)
+{
+    size_t width = r->form == LA_ACT_F32 ? 4 : r->form == LA_ACT_BF16 ? 2 : 1;
+    if (n_floats % r->K != 0 || n_floats / r->K > INT_MAX) {
+        PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n_floats, r->K);
+        return -1;
+    }
+    r->M = (int)(n_floats / r->K);
+    r->pitch = la_round_up((size_t)r->K * width, LINE) + LINE;
+    int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
+    r->a = NULL;
+    r->meta = NULL;
+    if (!la_size_mul(r->pitch, (size_t)r->M, &r->bytes)
+        || !(r->a = la_map(r->bytes + LINE))
+        || (groups && !(r->meta = la_alloc((size_t)r->M * (size_t)groups, sizeof *r->meta)))) {
+        rows_free(r);
+        PyErr_NoMemory();
+        return -1;
+    }
+    r->meta_bytes = (size_t)r->M * (size_t)groups * sizeof *r->meta;
+    memset(r->a, POISON, r->bytes);
+    return 0;
+}
+
+static void rows_fill(la_rows *r, const la_kernels *t, const float *x)
+{
+    int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
+    for (int m = 0; m < r->M; m++, x += r->K) {
+        uint8_t *a = r->a + (size_t)m * r->pitch;
+        la_act_meta *meta = r->meta ? r->meta + (size_t)m * (size_t)groups : NULL;
+        switch (r->form) {
+        case LA_ACT_BF16:
+            t->act_bf16(x, r->K, r->group, (uint16_t *)(void *)a, meta);
+            break;
+        case LA_ACT_I8:
+            t->act_i8(x, r->K, r->group, (int8_t *)a, meta);
+            break;
+        default:
+            memset(a, 0, r->pitch - LINE);
+            memcpy(a, x, (size_t)r->K * 4);
+        }
+    }
+}
+
+static int act_form(const char *name)
+{
+    static const char *const forms[] = {"f32", "bf16", "i8"};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(name, forms[i]) == 0) {
+            return i;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "act: %s is none of f32, bf16, i8", name);
+    return -1;
+}
+
+static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *act;
+    PyObject *x;
+    int K, group;
+    la_kernels t;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "ssOii:act_rows", &isa, &act, &x, &K, &group)
+        || py_kernels_isa(isa, &t) < 0) {
+        return NULL;
+    }
+    int form = act_form(act);
+    if (form < 0) {
+        return NULL;
+    }
+    if (K < 1 || (group != 0 && group != 16 && group != 32 && group != 64 && group != 128)
+        || (form == LA_ACT_I8 && group == 0)) {
+        return PyErr_Format(PyExc_ValueError, "act_rows: K %d with groups of %d", K, group);
+    }
+    if (py_kernels_floats(x, "x", &view) < 0) {
+        return NULL;
+    }
+    la_rows r = {.K = K, .group = group, .form = (la_act_form)form};
+    PyObject *result = NULL;
+    if (rows_init(&r, view.len / 4) == 0) {
+        rows_fill(&r, &t, view.buf);
+        result = Py_BuildValue("y#ny#", r.a, (Py_ssize_t)r.bytes, (Py_ssize_t)r.pitch, r.meta,
+                               (Py_ssize_t)r.meta_bytes);
+        rows_free(&r);
+    }
+    PyBuffer_Release(&view);
+    return result;
+}
+
+/* ---- products --------------------------------------------------------------------------------- */
+
+typedef void (*la_gemm_fn)(const la_gemm *g);
+
+static la_gemm_fn gemm_slot(const la_kernels *t, la_format f, la_act_form form)
+{
+    switch (f.pack) {
+    case LA_PACK_F32:
+        return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
+    case LA_PACK_F16:
+        return form == LA_ACT_F32 ? t->gemm_f16_f32 : NULL;
+    case LA_PACK_BF16:
+        return form == LA_ACT_BF16 ? t->gemm_bf16_bf16 : NULL;
+    case LA_PACK_I8:
+        return form == LA_ACT_BF16 ? t->gemm_i8_bf16 : form == LA_ACT_I8 ? t->gemm_i8_i8 : NULL;
+    default:
+        return form == LA_ACT_BF16 ? t->gemm_i4_bf16 : form == LA_ACT_I8 ? t->gemm_i4_i8 : NULL;
+    }
+}
+
+/* Runs the slot granule by granule; y [M][N]. 0, or -1 if it wrote outside its columns. */
+static int gemm_run(la_gemm_fn fn, const la_packed *p, const la_rows *r, int granule, float *y)
+{
+    const size_t unit = p->w.unit_bytes, pitch = unit + LINE;
+    const size_t w_bytes = (size_t)granule * pitch;
+    const int width = granule * LA_UNIT, ldc = width + 16, N = p->w.N;
+    const size_t c_bytes = (size_t)r->M * (size_t)ldc * sizeof(float);
+    uint8_t *w = la_map(w_bytes);
+    float *c = la_map(c_bytes);
+    int bad = w && c ? 0 : -2;
+    uint32_t poison;
+    memset(&poison, POISON, sizeof poison);
+    for (int u = 0; u < p->w.n_units && bad == 0; u += granule) {
+        int n = p->w.n_units - u < granule ? p->w.n_units - u : granule;
+        memset(w, POISON, w_bytes);
+        memset(c, POISON, c_bytes);
+        for (int i = 0; i < n; i++) {
+            memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
+        }
+        la_gemm g = {w, pitch, n, p->w.K, p->w.f, r->a, r->pitch, r->meta, r->M, c, ldc, w,
+                     w_bytes};
+        if (u + n >= p->w.n_units) {
+            g.next = NULL;
+            g.next_bytes = 0;
+        }
+        fn(&g);
+        for (int m = 0; m < r->M; m++) {
+            const float *row = c + (size_t)m * (size_t)ldc;
+            memcpy(y + (size_t)m * (size_t)N + u * LA_UNIT, row, (size_t)n * LA_UNIT * 4);
+            for (int j = n * LA_UNIT; j < ldc; j++) {
+                bad = memcmp(row + j, &poison, sizeof poison) != 0 ? -1 : bad;
+            }
+        }
+    }
+    la_unmap(w, w_bytes);
+    la_unmap(c, c_bytes);
+    return bad;
+}
+
+static PyObject *gemm_result(la_gemm_fn fn, const la_packed *p, const la_rows *r, int granule)
+{
+    Py_ssize_t bytes = (Py_ssize_t)r->M * p->w.N * 4;
+    PyObject *out = PyBytes_FromStringAndSize(NULL, bytes);
+    int bad = 0;
+    if (!out) {
+        return NULL;
+    }
+    float *y = (float *)(void *)PyBytes_AS_STRING(out);
+    Py_BEGIN_ALLOW_THREADS
+    bad = gemm_run(fn, p, r, granule, y);
+    Py_END_ALLOW_THREADS
+    if (bad) {
+        Py_DECREF(out);
+        return bad == -1 ? PyErr_Format(PyExc_RuntimeError, "the kernel wrote outside its columns")
+                         : PyErr_NoMemory();
+    }
+    return out;
+}
+
+static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *act;
+    PyObject *data, *dict, *x, *result = NULL;
+    int granule = 8;
+    la_kernels t;
+    la_packed p;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "sOO!Os|i:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
+                          &granule)
+        || py_kernels_isa(isa, &t) < 0) {
+        return NULL;
+    }
+    int form = act_form(act);
+    if (form < 0 || packed_read(data, dict, &p) < 0) {
+        return NULL;
+    }
+    la_gemm_fn fn = gemm_slot(&t, p.w.f, (la_act_form)form);
+    if (!fn || granule < 1 || granule > 8) {
+        PyErr_Format(PyExc_ValueError, "gemm: pack %d with %s rows and granules of %d",
+                     (int)p.w.f.pack, act, granule);
+    }
+    else if (py_kernels_floats(x, "x", &view) == 0) {
+        la_rows r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
+        if (rows_init(&r, view.len / 4) == 0) {
+            rows_fill(&r, &t, view.buf);
+            result = gemm_result(fn, &p, &r, granule);
+            rows_free(&r);
+        }
+        PyBuffer_Release(&view);
+    }
+    PyBuffer_Release(&p.view);
+    return result;
+}
+
+/* ---- probes ----------------------------------------------------------------------------------- */
+
+static PyObject *probe_read(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    int streams, ahead;
+    la_kernels t;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "sy*ii:probe_read", &isa, &view, &streams, &ahead)) {
+        return NULL;
+    }
+    PyObject *out = NULL;
+    if (py_kernels_isa(isa, &t) >= 0) {
+        if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
+            PyErr_Format(PyExc_ValueError, "streams: %d is none of 1, 2, 4, 8", streams);
+        }
+        else {
+            out = PyLong_FromUnsignedLongLong(
+                t.probe_read(view.buf, (size_t)view.len, streams, ahead));
+        }
+    }
+    PyBuffer_Release(&view);
+    return out;
+}
+
+static PyObject *probe_peak(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *name, *what;
+    long long rounds;
+    la_kernels t;
+    if (!PyArg_ParseTuple(args, "ssL:probe_peak", &name, &what, &rounds)) {
+        return NULL;
+    }
+    int isa = py_kernels_isa(name, &t);
+    if (isa < 0) {
+        return NULL;
+    }
+    la_probe_ops ops = la_kernels_probe_ops((la_isa)isa);
+    if (strcmp(what, "f32") == 0) {
+        return Py_BuildValue("fi", (double)t.probe_f32(rounds), ops.f32);
+    }
+    if (strcmp(what, "bf16") == 0) {
+        return Py_BuildValue("fi", (double)t.probe_bf16(rounds), ops.bf16);
+    }
+    if (strcmp(what, "int8") == 0) {
+        return Py_BuildValue("fi", (double)t.probe_i8(rounds), ops.i8);
+    }
+    return PyErr_Format(PyExc_ValueError, "what: %s is none of f32, bf16, int8", what);
+}
+
+static PyMethodDef methods[] = {
+    {"kernel_isas", kernel_isas, METH_NOARGS,
+     "kernel_isas() -> list of the levels compiled in and supported here, lowest first."},
+    {"kernel_slots", kernel_slots, METH_VARARGS,
+     "kernel_slots(isa) -> dict of slot name to the level that fills it."},
+    {"pack", pack, METH_VARARGS,
+     "pack(parts, weights, paired) -> (bytes, format dict)\n\n"
+     "parts: list of (buffer, dtype number, rows, cols). weights: dtype number that float\n"
+     "tensors become, 0 to dequantize all, the number of dtypes to keep. ValueError if the parts\n"
+     "do not fit together."},
+    {"unpack", unpack, METH_VARARGS,
+     "unpack(isa, packed, format, row) -> float32 bytes [K]; row counts padded columns."},
+    {"act_rows", act_rows, METH_VARARGS,
+     "act_rows(isa, act, x, K, group) -> (bytes [M][pitch], pitch, meta bytes)."},
+    {"gemm", gemm, METH_VARARGS,
+     "gemm(isa, packed, format, x, act, granule=8) -> float32 bytes [M, 32 * units]\n\n"
+     "x: float32 [M, K]; act: f32, bf16 or i8; granule: units per call of the slot."},
+    {"probe_read", probe_read, METH_VARARGS, "probe_read(isa, buffer, streams, ahead) -> int"},
+    {"probe_peak", probe_peak, METH_VARARGS,
+     "probe_peak(isa, what, rounds) -> (sink, operations per round; 0 if there is no instruction)"},
+    {NULL, NULL, 0, NULL},
+};
+
+int py_kernels_register(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods) < 0 ? -1 : py_kernels_rows_register(module);
+}

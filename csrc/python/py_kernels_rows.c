@@ -1,0 +1,581 @@
+/* py_kernels_rows.c - row, attention and sampling kernels on user buffers.
+ *
+ * Owns one Python function per slot of rows.h, attention.h and sample.h: each runs that slot of the level
+ * it is given. Inputs and outputs are contiguous float32 or int32 buffers, outputs are written in
+ * place. Invariant: every size, type and range the kernel takes for granted is checked here first.
+ * Used by the kernel tests and by llmaccel.kernels.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <limits.h>
+
+#include "../kernels/kernels.h"
+
+#include "py_kernels.h"
+
+enum { MAX_VIEWS = 8, ANY = -1, MAX_D = 256, MAX_R = 64, MAX_PAGES = 4, GUARD = 64, POISON = 0xff };
+
+/* The buffers of one call. After a failure (exception set, ok 0) every further step does nothing. */
+typedef struct la_call {
+    la_kernels t;
+    Py_buffer views[MAX_VIEWS];
+    int n_views;
+    int n;      /* values of the buffer last taken with ANY */
+    int ok;
+} la_call;
+
+static void call_begin(la_call *c, const char *isa)
+{
+    c->n_views = 0;
+    c->n = 0;
+    c->ok = py_kernels_isa(isa, &c->t) >= 0;
+}
+
+static PyObject *call_end(la_call *c)
+{
+    for (int i = 0; i < c->n_views; i++) {
+        PyBuffer_Release(&c->views[i]);
+    }
+    if (!c->ok) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static void call_fail(la_call *c, PyObject *type, const char *format, ...)
+{
+    va_list args;
+    if (!c->ok) {
+        return;
+    }
+    va_start(args, format);
+    PyErr_FormatV(type, format, args);
+    va_end(args);
+    c->ok = 0;
+}
+
+/* Takes n values (ANY: one or more, then in c->n) of 4 bytes whose struct format is `format`. */
+static void *call_take(la_call *c, PyObject *obj, const char *name, char format, Py_ssize_t n)
+{
+    if (!c->ok) {
+        return NULL;
+    }
+    Py_buffer *view = &c->views[c->n_views];
+    if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
+        c->ok = 0;
+        return NULL;
+    }
+    c->n_views++;
+    Py_ssize_t have = view->len / 4;
+    if (view->itemsize != 4 || !view->format || view->format[0] != format || view->format[1]) {
+        call_fail(c, PyExc_TypeError, "%s: expected contiguous %s", name,
+                  format == 'f' ? "float32" : "int32");
+    }
+    else if (n == ANY ? have < 1 || have > INT_MAX : have != n) {
+        call_fail(c, PyExc_ValueError, "%s: %zd values, expected %zd", name, have,
+                  n == ANY ? 1 : n);
+    }
+    else if (n == ANY) {
+        c->n = (int)have;
+    }
+    return view->buf;
+}
+
+static void call_writable(la_call *c, const char *name)
+{
+    if (c->ok && c->views[c->n_views - 1].readonly) {
+        call_fail(c, PyExc_ValueError, "%s: is read-only", name);
+    }
+}
+
+static const float *call_in(la_call *c, PyObject *obj, const char *name, Py_ssize_t n)
+{
+    return call_take(c, obj, name, 'f', n);
+}
+
+static float *call_out(la_call *c, PyObject *obj, const char *name, Py_ssize_t n)
+{
+    float *p = call_take(c, obj, name, 'f', n);
+    call_writable(c, name);
+    return p;
+}
+
+/* Any contiguous buffer of exactly n bytes. */
+static void *call_bytes(la_call *c, PyObject *obj, const char *name, size_t n, int writable)
+{
+    if (!c->ok) {
+        return NULL;
+    }
+    Py_buffer *view = &c->views[c->n_views];
+    if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS) < 0) {
+        c->ok = 0;
+        return NULL;
+    }
+    c->n_views++;
+    if ((size_t)view->len != n) {
+        call_fail(c, PyExc_ValueError, "%s: %zd bytes, expected %zu", name, view->len, n);
+    }
+    if (writable) {
+        call_writable(c, name);
+    }
+    return view->buf;
+}
+
+static void call_range(la_call *c, const char *name, int x, int low, int high)
+{
+    if (x < low || x > high) {
+        call_fail(c, PyExc_ValueError, "%s: %d is not in %d..%d", name, x, low, high);
+    }
+}
+
+/* ---- rows ------------------------------------------------------------------------------------- */
+
+static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *ow, *oy;
+    float eps;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOOfO:rms_norm", &isa, &ox, &ow, &eps, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    const float *w = call_in(&c, ow, "w", c.n);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.rms_norm(x, w, eps, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *ow, *ob, *oy;
+    float eps;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOOOfO:layer_norm", &isa, &ox, &ow, &ob, &eps, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    const float *w = call_in(&c, ow, "w", c.n);
+    const float *b = ob == Py_None ? NULL : call_in(&c, ob, "b", c.n);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.layer_norm(x, w, b, eps, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *add_scaled(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *oy;
+    float s;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOfO:add_scaled", &isa, &ox, &s, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.add_scaled(x, s, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ob, *oy;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOO:add", &isa, &ob, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *b = call_in(&c, ob, "b", ANY);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.add(b, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static int call_act(la_call *c, const char *name)
+{
+    static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu"}; /* as LA_GATE_* */
+    for (int i = 0; i < 4; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return i;
+        }
+    }
+    call_fail(c, PyExc_ValueError, "act: %s is none of silu, gelu, gelu_tanh, relu", name);
+    return -1;
+}
+
+static PyObject *act_mul(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *name;
+    PyObject *og, *ou, *oy;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "ssOOO:act_mul", &isa, &name, &og, &ou, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    int kind = call_act(&c, name);
+    const float *gate = call_in(&c, og, "gate", ANY);
+    const float *up = call_in(&c, ou, "up", c.n);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.act_mul(kind, gate, up, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *act(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *name;
+    PyObject *ox, *oy;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "ssOO:act", &isa, &name, &ox, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    int kind = call_act(&c, name);
+    const float *x = call_in(&c, ox, "x", ANY);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.act(kind, x, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *oc, *os;
+    int interleaved;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOOOp:rope", &isa, &ox, &oc, &os, &interleaved)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *co = call_in(&c, oc, "cos", ANY);
+    int half = c.n;
+    const float *si = call_in(&c, os, "sin", half);
+    float *x = call_out(&c, ox, "x", ANY);
+    if (c.n / 2 < half) {
+        call_fail(&c, PyExc_ValueError, "x: %d values for %d rotations", c.n, half);
+    }
+    if (c.ok) {
+        c.t.rope(x, co, si, 2 * half, interleaved);
+    }
+    return call_end(&c);
+}
+
+static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox;
+    float s, cap;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOff:softcap", &isa, &ox, &s, &cap)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    float *x = call_out(&c, ox, "x", ANY);
+    if (c.ok) {
+        c.t.softcap(x, s, cap, c.n);
+    }
+    return call_end(&c);
+}
+
+/* ---- attention -------------------------------------------------------------------------------- */
+
+static int call_bf16(la_call *c, const char *kv)
+{
+    int bf16 = strcmp(kv, "bf16") == 0;
+    if (!bf16 && strcmp(kv, "f32") != 0) {
+        call_fail(c, PyExc_ValueError, "kv: %s is neither f32 nor bf16", kv);
+    }
+    return bf16;
+}
+
+static size_t k_bytes(int bf16, int d)
+{
+    return (size_t)(bf16 ? (d + 1) / 2 : d) * LA_PAGE * 4;
+}
+
+static size_t v_bytes(int bf16, int d)
+{
+    return (size_t)((d + 15) / 16) * LA_PAGE * 16 * (bf16 ? 2 : 4);
+}
+
+static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *kv;
+    int d;
+    la_call c = {.ok = 1};
+    if (!PyArg_ParseTuple(args, "si:kv_page_bytes", &kv, &d)) {
+        return NULL;
+    }
+    int bf16 = call_bf16(&c, kv);
+    call_range(&c, "d", d, 1, MAX_D);
+    return c.ok ? Py_BuildValue("nn", (Py_ssize_t)k_bytes(bf16, d), (Py_ssize_t)v_bytes(bf16, d))
+                : NULL;
+}
+
+static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *kv;
+    PyObject *ok, *ov, *okp, *ovp;
+    int tok;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "ssOOiOO:kv_store", &isa, &kv, &ok, &ov, &tok, &okp, &ovp)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    int bf16 = call_bf16(&c, kv);
+    const float *k = ok == Py_None ? NULL : call_in(&c, ok, "k", ANY);
+    const float *v = ov == Py_None ? NULL : call_in(&c, ov, "v", k != NULL ? c.n : ANY);
+    call_range(&c, "d", c.n, 1, MAX_D);
+    call_range(&c, "tok", tok, 0, LA_PAGE - 1);
+    void *kp = call_bytes(&c, okp, "k_page", k_bytes(bf16, c.n), 1);
+    void *vp = call_bytes(&c, ovp, "v_page", v_bytes(bf16, c.n), 1);
+    if (c.ok) {
+        (bf16 ? c.t.kv_store_bf16 : c.t.kv_store_f32)(k, v, c.n, tok, kp, vp);
+    }
+    return call_end(&c);
+}
+
+/* Runs the slot with poisoned scratch of exactly the promised size. */
+static void attend_call(la_call *c, la_attend_args *g, int bf16)
+{
+    size_t bytes = la_attend_scratch(g->R, g->d);
+    char *block = PyMem_Malloc(bytes + 2 * GUARD);
+    if (block == NULL) {
+        PyErr_NoMemory();
+        c->ok = 0;
+        return;
+    }
+    char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
+    memset(scratch, POISON, bytes + GUARD);
+    g->scratch = scratch;
+    Py_BEGIN_ALLOW_THREADS
+    (bf16 ? c->t.attend_bf16 : c->t.attend_f32)(g);
+    Py_END_ALLOW_THREADS
+    for (int i = 0; i < GUARD; i++) {
+        if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
+            call_fail(c, PyExc_RuntimeError, "the kernel wrote past its scratch");
+        }
+    }
+    PyMem_Free(block);
+}
+
+static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *kv;
+    PyObject *oq, *opos, *okp, *ovp, *om, *ol, *oo;
+    la_attend_args g = {0};
+    la_call c;
+    if (!PyArg_ParseTuple(args, "ssOOiOOiiiffOOO:attend", &isa, &kv, &oq, &opos, &g.d, &okp, &ovp,
+                          &g.n_pages, &g.first, &g.window, &g.scale, &g.softcap, &om, &ol, &oo)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    int bf16 = call_bf16(&c, kv);
+    call_range(&c, "d", g.d, 1, MAX_D);
+    call_range(&c, "n_pages", g.n_pages, 1, MAX_PAGES);
+    call_range(&c, "first", g.first, 0, INT_MAX - LA_CHUNK);
+    call_range(&c, "window", g.window, 0, INT_MAX);
+    g.row_pos = call_take(&c, opos, "row_pos", 'i', ANY);
+    g.R = c.n;
+    call_range(&c, "R", g.R, 1, MAX_R);
+    for (int r = 0; c.ok && r < g.R; r++) {
+        call_range(&c, "row_pos", g.row_pos[r], 0, INT_MAX - 1);
+    }
+    g.q = call_in(&c, oq, "q", ANY);
+    g.ldq = c.ok ? c.n / g.R : 0;
+    if (c.ok && (c.n % g.R != 0 || g.ldq < g.d)) {
+        call_fail(&c, PyExc_ValueError, "q: %d values are no %d rows of %d", c.n, g.R, g.d);
+    }
+    g.o = call_out(&c, oo, "o", ANY);
+    g.ldo = c.ok ? c.n / g.R : 0;
+    if (c.ok && (c.n % g.R != 0 || g.ldo < (g.d + 15) / 16 * 16)) {
+        call_fail(&c, PyExc_ValueError, "o: %d values are no %d rows of %d rounded up to 16", c.n,
+                  g.R, g.d);
+    }
+    g.m = call_out(&c, om, "m", g.R);
+    g.l = call_out(&c, ol, "l", g.R);
+    size_t kb = c.ok ? k_bytes(bf16, g.d) : 0, vb = c.ok ? v_bytes(bf16, g.d) : 0;
+    const uint8_t *k = call_bytes(&c, okp, "k_pages", kb * (size_t)g.n_pages, 0);
+    const uint8_t *v = call_bytes(&c, ovp, "v_pages", vb * (size_t)g.n_pages, 0);
+    if (c.ok) {
+        const uint8_t *ks[MAX_PAGES], *vs[MAX_PAGES];
+        for (int i = 0; i < g.n_pages; i++) {
+            ks[i] = k + (size_t)i * kb;
+            vs[i] = v + (size_t)i * vb;
+        }
+        g.k_pages = ks;
+        g.v_pages = vs;
+        attend_call(&c, &g, bf16);
+    }
+    return call_end(&c);
+}
+
+static PyObject *attend_merge(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *oo, *oo2;
+    float m, l, m2, l2;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sffOffO:attend_merge", &isa, &m, &l, &oo, &m2, &l2, &oo2)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    float *o = call_out(&c, oo, "o", ANY);
+    const float *o2 = call_in(&c, oo2, "o2", c.n);
+    if (c.ok) {
+        c.t.attend_merge(&m, &l, o, m2, l2, o2, c.n);
+    }
+    PyObject *done = call_end(&c);
+    Py_XDECREF(done);
+    return done != NULL ? Py_BuildValue("dd", (double)m, (double)l) : NULL;
+}
+
+static PyObject *attend_finish(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *oo, *oout;
+    float l;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOfO:attend_finish", &isa, &oo, &l, &oout)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *o = call_in(&c, oo, "o", ANY);
+    float *out = call_out(&c, oout, "out", c.n);
+    if (c.ok) {
+        c.t.attend_finish(o, l, out, c.n);
+    }
+    return call_end(&c);
+}
+
+/* ---- sampling --------------------------------------------------------------------------------- */
+
+static PyObject *argmax(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sO:argmax", &isa, &ox)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    float max = 0.0f;
+    int at = c.ok ? c.t.argmax(x, c.n, &max) : 0;
+    PyObject *done = call_end(&c);
+    Py_XDECREF(done);
+    return done != NULL ? Py_BuildValue("id", at, (double)max) : NULL;
+}
+
+static PyObject *sum_exp(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox;
+    float max;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOf:sum_exp", &isa, &ox, &max)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    double sum = c.ok ? c.t.sum_exp(x, max, c.n) : 0.0;
+    PyObject *done = call_end(&c);
+    Py_XDECREF(done);
+    return done != NULL ? PyFloat_FromDouble(sum) : NULL;
+}
+
+static PyObject *exp_sub(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *oy;
+    float max;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOfO:exp_sub", &isa, &ox, &max, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    float *y = call_out(&c, oy, "y", c.n);
+    if (c.ok) {
+        c.t.exp_sub(x, max, y, c.n);
+    }
+    return call_end(&c);
+}
+
+static PyObject *select_above(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *oout;
+    float thr;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOfO:select_above", &isa, &ox, &thr, &oout)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    int n = c.n;
+    int32_t *out = call_take(&c, oout, "out", 'i', ANY);
+    call_writable(&c, "out");
+    int found = c.ok ? c.t.select_above(x, n, thr, out, c.n) : 0;
+    PyObject *done = call_end(&c);
+    Py_XDECREF(done);
+    return done != NULL ? PyLong_FromLong(found) : NULL;
+}
+
+static PyMethodDef methods[] = {
+    {"rms_norm", rms_norm, METH_VARARGS, "rms_norm(isa, x, w, eps, y): y [D] = x / rms(x) * w."},
+    {"layer_norm", layer_norm, METH_VARARGS,
+     "layer_norm(isa, x, w, b, eps, y): y [D] = (x - mean) / std * w + b; b may be None."},
+    {"add_scaled", add_scaled, METH_VARARGS, "add_scaled(isa, x, s, y): y [n] += x * s."},
+    {"add", add, METH_VARARGS, "add(isa, b, y): y [n] += b."},
+    {"act_mul", act_mul, METH_VARARGS,
+     "act_mul(isa, act, gate, up, y): y [n] = act(gate) * up; act: silu, gelu, gelu_tanh, relu."},
+    {"act", act, METH_VARARGS, "act(isa, act, x, y): y [n] = act(x)."},
+    {"rope", rope, METH_VARARGS,
+     "rope(isa, x, cos, sin, interleaved): rotates the first 2 * len(cos) values of x in place."},
+    {"softcap", softcap, METH_VARARGS,
+     "softcap(isa, x, s, c): x [n] = c * tanh(x * s / c) in place; c 0: x *= s."},
+    {"kv_page_bytes", kv_page_bytes, METH_VARARGS,
+     "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32 or bf16."},
+    {"kv_store", kv_store, METH_VARARGS,
+     "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
+     "k or v may be None: its page stays as it is."},
+    {"attend", attend, METH_VARARGS,
+     "attend(isa, kv, q, row_pos, d, k_pages, v_pages, n_pages, first, window, scale, softcap,\n"
+     "       m, l, o): one chunk of one kv head.\n\n"
+     "q: float32 [R, ldq >= d], R 1..64; row_pos: int32 [R]; k_pages, v_pages: n_pages (1..4)\n"
+     "pages one after another; first: position of their first token; window, softcap: 0 is off.\n"
+     "Writes m [R], l [R], o [R, ldo >= d rounded up to 16]."},
+    {"attend_merge", attend_merge, METH_VARARGS,
+     "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in place."},
+    {"attend_finish", attend_finish, METH_VARARGS,
+     "attend_finish(isa, o, l, out): out [d] = o / l, 0 where l is 0."},
+    {"argmax", argmax, METH_VARARGS, "argmax(isa, x) -> (lowest index of the largest, its value)."},
+    {"sum_exp", sum_exp, METH_VARARGS, "sum_exp(isa, x, max) -> sum of exp(x - max)."},
+    {"exp_sub", exp_sub, METH_VARARGS, "exp_sub(isa, x, max, y): y [n] = exp(x - max)."},
+    {"select_above", select_above, METH_VARARGS,
+     "select_above(isa, x, thr, out) -> how many x exceed thr; out: int32, takes the first."},
+    {NULL, NULL, 0, NULL},
+};
+
+int py_kernels_rows_register(PyObject *module)
+{
+    return PyModule_AddFunctions(module, methods);
+}

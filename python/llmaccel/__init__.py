@@ -1,0 +1,56 @@
+"""llmaccel: LLM inference for Python with a core in C.
+
+    from llmaccel import LLM, SamplingParams
+    llm = LLM("model.gguf")
+    print(llm.generate("Once upon a time", SamplingParams(max_tokens=50))[0].outputs[0].text)
+
+Importing this package loads NumPy and no other dependency; names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmaccel.errors import (
+    ConfigError,
+    LLMAccelError,
+    LoadError,
+    MemoryPlanError,
+    RequestError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from llmaccel.llm import LLM, RequestFuture
+    from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
+    from llmaccel.params import RequestOutputKind, SamplingParams
+    from llmaccel.tokenize import load_tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LLM", "CompletionOutput", "ConfigError", "LLMAccelError", "LoadError", "Logprob",
+    "MemoryPlanError", "RequestError", "RequestFuture", "RequestOutput", "RequestOutputKind",
+    "SamplingParams", "UnsupportedError", "__version__", "load_tokenizer",
+]
+
+_HOMES = {
+    "LLM": "llm", "RequestFuture": "llm", "CompletionOutput": "outputs", "Logprob": "outputs",
+    "RequestOutput": "outputs", "RequestOutputKind": "params", "SamplingParams": "params",
+    "load_tokenizer": "tokenize",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

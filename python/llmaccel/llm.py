@@ -1,0 +1,668 @@
+"""LLM: a model that answers; text in, text out, from scripts, notebooks, threads and event loops.
+
+Owns the public methods and how a call becomes requests: prompts to ids, parameters to the engine's
+numbers, waiting, streaming, cancelling. Invariant: every method checks the process and the open state
+first, so nothing hangs after fork() or close(); a call that is interrupted cancels what it submitted.
+Loading is in loading.py, the background thread in driver.py, text in request.py.
+
+Called by users, by cli.py and by the wings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import queue
+import secrets
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.driver import Driver
+from llmaccel.errors import ConfigError, LLMAccelError, LoadError, RequestError, UnsupportedError
+from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
+from llmaccel.memory import MemoryPlan
+from llmaccel.outputs import RequestOutput
+from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
+from llmaccel.request import Request
+
+_LOG = logging.getLogger("llmaccel")
+
+Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+# Engines on one backend take turns instead of fighting for processors.
+_BACKENDS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_BACKENDS_LOCK = threading.Lock()
+
+
+class LLM:
+    """A loaded model.
+
+    model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging Face hub.
+    tokenizer: a path, or what load_tokenizer gave; None: the model's own. revision: of a hub name.
+    dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
+        "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
+    activation: of products with 4- and 8-bit weights: "auto" (int8), "int8", "bf16", "float32".
+    kv_cache_dtype: "auto", "float32", "bfloat16". kv_cache_memory_bytes: cap of the cache; it is
+        committed only as tokens arrive. None: a share of what is free.
+    max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
+    max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
+    threads: None: LLMACCEL_NUM_THREADS, else one per usable processor. isa: the highest instruction set
+        to use; None: LLMACCEL_ISA, else the best present.
+    seed: of requests that have none; None: a fresh one. load_format: "auto", "safetensors", "gguf",
+        "dummy" (seeded random weights, needs config.json alone).
+    generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm" none; or
+        a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to replace.
+    fast_math: must be False in this version.
+
+    Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError; TypeError for
+    an unknown option. Options of vLLM that mean nothing here are accepted and listed by report().
+    """
+
+    def __init__(
+        self, model: str | Path, *, tokenizer: Any = None, revision: str | None = None,
+        dtype: str = "auto", quantization: str | None = None, activation: str = "auto",
+        kv_cache_dtype: str = "auto", kv_cache_memory_bytes: int | None = None,
+        max_model_len: int | None = None, max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512, threads: int | None = None, isa: str | None = None,
+        seed: int | None = 0, load_format: str = "auto",
+        generation_config: Any = "auto", chat_template: str | Path | None = None,
+        hf_overrides: Mapping[str, Any] | None = None, fast_math: bool = False, **compatible: Any,
+    ) -> None:
+        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._load(LoadOptions(**given), None)
+
+    @classmethod
+    def from_arrays(cls, config: Any, arrays: Mapping[str, Any], **options: Any) -> LLM:
+        """A model from weights that are already in memory.
+
+        config: the contents of a config.json as a dict, or the path of one. arrays: checkpoint names to
+        NumPy arrays, torch tensors or DLPack exporters on the CPU, row-major; read in place and free to go
+        afterwards. options: those of LLM; text needs tokenizer=.
+        """
+        llm = cls.__new__(cls)
+        known = set(LoadOptions.__dataclass_fields__) - {"model", "compatible", "load_format"}
+        compatible = {name: options.pop(name) for name in list(options) if name not in known}
+        llm._load(LoadOptions(config, compatible=compatible, **options), arrays)
+        return llm
+
+    def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
+        _configure_log()
+        prepared = prepare(options, arrays)
+        self._options = options
+        self._config = prepared.config
+        self._forms = prepared.forms
+        self._plan = prepared.plan
+        self._path = prepared.path
+        self._generation = prepared.generation
+        self._tokenizer = open_tokenizer(options, prepared)
+        self._backend = _open_backend(options)
+        model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
+        load_weights(model, prepared)
+        self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
+        self._driver = Driver(_core.Engine(model, prepared.plan.limits), model)
+        self._close = weakref.finalize(self, self._driver.close)
+        self._own_stop_ids = self._find_stop_ids()
+        self._counter = itertools.count()
+        self._seed = secrets.randbits(64) if options.seed is None else options.seed
+        if self._tokenizer is not None and len(self._tokenizer) > self._config.n_vocab:
+            _LOG.warning("the tokenizer has %d tokens, the model %d", len(self._tokenizer),
+                         self._config.n_vocab)
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """The union of what config, generation config and tokenizer call the end."""
+        ids = {*self._config.eos_token_ids, *self._generation.eos_token_ids}
+        if self._tokenizer is not None:
+            ids.update(self._tokenizer.stop_token_ids)
+        return frozenset(i for i in ids if 0 <= i < self._config.n_vocab)
+
+    # ---- generation -----------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *,
+        priority: int | Sequence[int] = 0, timeout: float | None = None, stream: bool = False,
+        use_tqdm: bool | None = None,
+    ) -> Any:
+        """Continue prompts; a list of RequestOutput, one per prompt, in order.
+
+        prompts: a string, a list of token ids, {"prompt": ...} or {"prompt_token_ids": ...}, or a list of
+        these. sampling_params: one for all or one per prompt; None: get_default_sampling_params().
+        priority: lower runs first. timeout: seconds, after which what is there is returned with
+        finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs carry
+        what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or in a notebook.
+        Raises RequestError, naming the prompt, before anything runs; Ctrl-C cancels the call's requests.
+        """
+        self._driver.check()
+        items = _prompt_list(prompts)
+        encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
+        return self._run(encoded, sampling_params, priority, timeout, stream, use_tqdm)
+
+    def chat(
+        self, messages: Sequence[Any], sampling_params: Params = None, *,
+        tools: Sequence[Mapping[str, Any]] | None = None, chat_template: str | None = None,
+        add_generation_prompt: bool | None = None, continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None, priority: int | Sequence[int] = 0,
+        timeout: float | None = None, stream: bool = False, use_tqdm: bool | None = None,
+    ) -> Any:
+        """Answer a conversation, or a list of conversations; returns what generate returns.
+
+        messages: {"role", "content"} dicts. tools and chat_template_kwargs go to the template.
+        add_generation_prompt: None: unless continue_final_message, which continues the last message.
+        """
+        self._driver.check()
+        many = bool(messages) and isinstance(messages[0], (list, tuple))
+        conversations = list(messages) if many else [messages]
+        tokenizer = self.get_tokenizer()
+        encoded = []
+        for one in conversations:
+            text = tokenizer.apply_chat_template(
+                one, tools=tools, chat_template=chat_template, tokenize=False,
+                add_generation_prompt=not continue_final_message
+                if add_generation_prompt is None else add_generation_prompt,
+                continue_final_message=continue_final_message, **(chat_template_kwargs or {}),
+            )
+            # The template wrote its special tokens, BOS included.
+            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+            encoded.append((text, ids))
+        return self._run(encoded, sampling_params, priority, timeout, stream, use_tqdm)
+
+    def submit(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
+        timeout: float | None = None,
+    ) -> RequestFuture:
+        """Start one prompt and return at once: a future of its RequestOutput."""
+        self._driver.check()
+        text, ids = self._encode(prompt, "prompt")
+        request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
+        future = RequestFuture(self, request)
+        request.listener = future._on_done
+        future.set_running_or_notify_cancel()
+        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        return future
+
+    async def agenerate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
+
+        Leaving the loop early, or cancelling its task, cancels the request.
+        """
+        self._driver.check()
+        text, ids = self._encode(prompt, "prompt")
+        request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        request.streaming = True
+        request.listener = lambda _: loop.call_soon_threadsafe(news.set)
+        kind = _kind(request)
+        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        try:
+            finished = False
+            while not finished:
+                await news.wait()
+                news.clear()
+                chunk = request.snapshot(kind)
+                if chunk is not None:
+                    finished = chunk.finished
+                    yield chunk
+        finally:
+            self._abandon([request])
+
+    def _run(
+        self, encoded: list[tuple[str | None, list[int]]], params: Params,
+        priority: int | Sequence[int], timeout: float | None, stream: bool, use_tqdm: bool | None,
+    ) -> Any:
+        """Submit all and wait, or hand out chunks."""
+        count = len(encoded)
+        all_params = _spread("sampling_params", params, count, SamplingParams)
+        priorities = _spread("priority", priority, count, int)
+        seconds = _seconds(timeout)
+        made = []
+        for i, (text, ids) in enumerate(encoded):
+            where = f"prompts[{i}]" if count > 1 else "prompt"
+            made.append(self._make_request(text, ids, all_params[i], i, where))
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started: list[Request] = []
+        try:
+            for i, (request, fields) in enumerate(made):
+                request.streaming = stream
+                request.listener = news.put
+                self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
+                started.append(request)
+            if not stream:
+                _wait(started, news, use_tqdm)
+                return [request.output() for request in started]
+        except BaseException:
+            self._abandon(started)
+            raise
+        return self._chunks(started, news)
+
+    def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
+        try:
+            self._driver.submit(request, fields, **options)
+        except RequestError as error:
+            if count == 1:
+                raise
+            raise RequestError(f"prompts[{request.prompt_index}]: {error}") from None
+
+    def _chunks(self, started: list[Request], news: Any) -> Iterator[RequestOutput]:
+        left = {request.request_id for request in started}
+        try:
+            while left:
+                request = news.get()
+                if request.request_id not in left:
+                    continue
+                chunk = request.snapshot(_kind(request))
+                if chunk is not None:
+                    if chunk.finished:
+                        left.remove(request.request_id)
+                    yield chunk
+        finally:
+            self._abandon(started)
+
+    def _abandon(self, requests: list[Request]) -> None:
+        for request in requests:
+            try:
+                self._driver.cancel(request)
+            except LLMAccelError:
+                return  # closed or forked: nothing runs any more
+
+    # ---- scoring --------------------------------------------------------------------------------
+
+    def logits(self, prompt: Prompt) -> Any:
+        """Logits of every position of one prompt, before temperature.
+
+        Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a copy.
+        """
+        self._driver.check()
+        text, ids = self._encode(prompt, "prompt")
+        self._check_length(ids, 0, "prompt")
+        tensor = _core.Tensor.zeros((len(ids), self._config.n_vocab), "F32")
+        request = self._score_request(text, ids, 1)
+        self._score([(request, {"logits": tensor})])
+        return tensor
+
+    def loglikelihood(
+        self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
+    ) -> list[tuple[float, bool]]:
+        """For each pair the log probability of the continuation after the context, summed over its tokens,
+        and whether greedy decoding would produce it.
+
+        Equal contexts are computed once and shared. Text pairs are tokenized together, so a token may
+        cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
+        """
+        self._driver.check()
+        if len(contexts) != len(continuations):
+            raise RequestError(
+                f"continuations: expected one for each of {len(contexts)} contexts, got "
+                f"{len(continuations)}"
+            )
+        groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        for i, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+            head, tail = self._encode_pair(context, continuation, i)
+            self._check_length(head + tail, 0, f"contexts[{i}] with continuations[{i}]")
+            groups.setdefault(tuple(head), []).append((i, tail))
+        work = []
+        places: list[list[int]] = []
+        for head_ids, members in groups.items():
+            for start in range(0, len(members), _MAX_BRANCHES):
+                part = members[start : start + _MAX_BRANCHES]
+                request = self._score_request(None, list(head_ids), len(part))
+                work.append((request, {"suffixes": [tail for _, tail in part]}))
+                places.append([i for i, _ in part])
+        self._score(work)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(contexts)
+        for (request, _), where in zip(work, places, strict=True):
+            for i, branch in zip(where, request.branches, strict=True):
+                assert branch.scores is not None
+                results[i] = (math.fsum(branch.scores.logprobs),
+                              all(rank == 1 for rank in branch.scores.ranks))
+        return results
+
+    def _encode_pair(
+        self, context: Prompt, continuation: Prompt, i: int
+    ) -> tuple[list[int], list[int]]:
+        if isinstance(context, str) and isinstance(continuation, str) and context:
+            tokenizer = self.get_tokenizer()
+            # Spaces go with the word that follows them.
+            kept = context.rstrip()
+            head = tokenizer.encode(kept)
+            both = tokenizer.encode(kept + context[len(kept):] + continuation)
+            head, tail = both[: len(head)], both[len(head) :]
+        else:
+            head = [] if isinstance(context, str) and not context \
+                else self._encode(context, f"contexts[{i}]")[1]
+            if isinstance(continuation, str):
+                tail = self.get_tokenizer().encode(continuation, add_special_tokens=False)
+            else:
+                tail = self._encode(continuation, f"continuations[{i}]")[1]
+        if not head:
+            tokenizer = self.get_tokenizer()
+            first = tokenizer.bos_token_id
+            first = tokenizer.eos_token_id if first is None else first
+            if first is None:
+                raise RequestError(f"contexts[{i}]: empty, and the tokenizer has no BOS or EOS token")
+            head = [first]
+        if not tail:
+            raise RequestError(f"continuations[{i}]: empty")
+        return head, tail
+
+    def _score_request(self, text: str | None, ids: list[int], n_branches: int) -> Request:
+        params = SamplingParams(temperature=0.0, logprobs=0, detokenize=False)
+        return Request(self._next_id()[1], text, ids, params, n_branches=n_branches)
+
+    def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
+        """Run requests that draw nothing, and wait."""
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started: list[Request] = []
+        try:
+            for request, options in work:
+                request.listener = news.put
+                self._driver.submit(request, score_fields(), **options)
+                started.append(request)
+            _wait(started, news, False)
+        except BaseException:
+            self._abandon(started)
+            raise
+        for request in started:
+            if request.error is not None:
+                raise request.error
+
+    # ---- prompts and parameters -----------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt, where: str) -> tuple[str | None, list[int]]:
+        """(text or None, token ids)."""
+        text: str | None = None
+        given: Any = prompt
+        if isinstance(prompt, Mapping):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown:
+                raise UnsupportedError(f"{where}: {min(map(repr, unknown))} is not supported")
+            text = prompt.get("prompt")
+            given = prompt.get("prompt_token_ids")
+            given = text if given is None else given
+        if isinstance(given, str):
+            text = given
+            ids = self.get_tokenizer().encode(given)
+        elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
+            ids = given.tolist()
+        elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
+            ids = list(given)
+        else:
+            raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
+        if not ids:
+            raise RequestError(f"{where}: empty")
+        return text, ids
+
+    def _check_length(self, ids: Sequence[int], room: int, where: str) -> None:
+        limit = self._config.max_len
+        if len(ids) + room > limit:
+            raise RequestError(
+                f"{where}: {len(ids)} tokens, but max_model_len is {limit}"
+                + (" and one must be left to generate" if room else "")
+            )
+
+    def _make_request(
+        self, text: str | None, ids: list[int], params: SamplingParams | None, index: int,
+        where: str,
+    ) -> tuple[Request, dict[str, Any]]:
+        params = self.get_default_sampling_params() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params: expected SamplingParams, got {params!r:.80}")
+        params = params.clone()
+        if params.truncate_prompt_tokens is not None:
+            keep = params.truncate_prompt_tokens
+            ids = ids[-(keep if keep > 0 else max(1, self._config.max_len - 1)) :]
+        self._check_length(ids, 1, where)
+        number, name = self._next_id()
+        request = Request(name, text, ids, params, n_branches=params.n, prompt_index=index)
+        if not params.ignore_eos:
+            request.own_stop_ids = self._own_stop_ids
+        if self._tokenizer is not None:
+            request.attach_text(self._tokenizer)
+        elif params.stop or params.bad_words:
+            self.get_tokenizer()  # raises: strings need one
+        room = self._config.max_len - len(ids)
+        wanted = room if params.max_tokens is None else min(params.max_tokens, room)
+        fields = engine_fields(
+            params, n_vocab=self._config.n_vocab, max_tokens=wanted, seed=_mix(self._seed, number),
+            stop_ids=request.own_stop_ids, bad=self._bad_words(params),
+        )
+        return request, fields
+
+    def _next_id(self) -> tuple[int, str]:
+        number = next(self._counter)
+        return number, str(number)
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Token sequences of bad_words, at the start of a text and inside it."""
+        found: list[list[int]] = []
+        for word in params.bad_words or ():
+            tokenizer = self.get_tokenizer()
+            for spelled in (word.lstrip(), " " + word.lstrip()):
+                ids = tokenizer.encode(spelled, add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        return found
+
+    # ---- what it is -----------------------------------------------------------------------------
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer; LoadError where the model has none."""
+        if self._tokenizer is None:
+            raise LoadError(
+                f"{self._path or 'this model'}: no tokenizer files; pass tokenizer= to LLM, or use token "
+                "ids as prompts"
+            )
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """SamplingParams with the values that the model's generation_config sets."""
+        values = dict(self._generation.sampling)
+        if self._generation.do_sample is False:
+            values.setdefault("temperature", 0.0)
+        return replace(SamplingParams(), **values)
+
+    @property
+    def engine(self) -> Driver:
+        """The thread that runs the engine: stats() and preempt(n) for measurements and tests."""
+        return self._driver
+
+    def plan(self) -> MemoryPlan:
+        """The memory plan that this model was admitted by; str() of it is a table."""
+        self._driver.check()
+        return self._plan
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen: model, backend, memory, options as given, options without effect, counters."""
+        self._driver.check()
+        config, options = self._config, self._options
+        skipped = ("compatible", "model")
+        given = {name: getattr(options, name) for name in LoadOptions.__dataclass_fields__
+                 if name not in skipped}
+        stats = self._driver.stats()
+        return {
+            "model": {
+                "path": str(self._path) if self._path is not None else None,
+                "architecture": config.architecture, "family": config.family,
+                "n_layers": config.n_layers, "d_model": config.d_model, "n_vocab": config.n_vocab,
+                "max_model_len": config.max_len, "dtype": self._forms.dtype,
+                "quantized": self._forms.quantized, "activation": config.activation,
+                "kv_cache_dtype": config.kv_dtype, "stop_token_ids": sorted(self._own_stop_ids),
+            },
+            "backend": self._backend.info,
+            "memory": {
+                "weight_bytes": self._weight_bytes, "token_bytes": self._token_bytes,
+                "kv_page_bytes": self._plan.kv_page_bytes, "kv_cap_bytes": self._plan.kv_bytes,
+                "kv_bytes": stats["kv_bytes"], "workspace_bytes": stats["workspace_bytes"],
+                "rope_bytes": self._plan.rope,
+            },
+            "options": given,
+            "no_effect": sorted(options.compatible),
+            "stats": stats,
+        }
+
+    def close(self) -> None:
+        """Cancel what runs and free weights and cache. May be called again."""
+        self._close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+_MAX_BRANCHES = 1024
+
+
+class RequestFuture(Future[RequestOutput]):
+    """A request under way. result(timeout) gives its RequestOutput and raises its error."""
+
+    def __init__(self, llm: LLM, request: Request) -> None:
+        super().__init__()
+        self._llm: LLM | None = llm
+        self._request = request
+
+    @property
+    def request_id(self) -> str:
+        """As in the RequestOutput."""
+        return self._request.request_id
+
+    def cancel(self) -> bool:
+        """End the request within one step; its result then has finish_reason "abort".
+
+        False if it has ended already.
+        """
+        llm = self._llm
+        return llm is not None and llm._driver.cancel(self._request)
+
+    def result(self, timeout: float | None = None) -> RequestOutput:
+        """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
+        super().result(timeout)
+        return self._request.output()
+
+    def _on_done(self, request: Request) -> None:
+        self._llm = None
+        if request.error is not None:
+            self.set_exception(request.error)
+        else:
+            self.set_result(None)  # type: ignore[arg-type]  # made by whoever asks
+
+
+# ---- helpers --------------------------------------------------------------------------------------
+
+
+def _open_backend(options: LoadOptions) -> Any:
+    """The backend for these options, shared with other models that use the same."""
+    threads = options.threads
+    if threads is None:
+        text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
+        if not text.strip().isdecimal():
+            raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
+        threads = int(text)
+    isa = options.isa or os.environ.get("LLMACCEL_ISA") or None
+    key = (os.getpid(), isa, threads)
+    with _BACKENDS_LOCK:
+        backend = _BACKENDS.get(key)
+        if backend is None:
+            backend = _core.Backend("cpu", isa, threads)
+            _BACKENDS[key] = backend
+        return backend
+
+
+def _configure_log() -> None:
+    """LLMACCEL_LOG=info (or debug, warning, ...) sets the level of the logger "llmaccel"."""
+    name = os.environ.get("LLMACCEL_LOG")
+    if name is None:
+        return
+    level = logging.getLevelName(name.upper())
+    if not isinstance(level, int):
+        raise ConfigError(f"LLMACCEL_LOG={name!r:.80}: expected debug, info, warning or error")
+    _LOG.setLevel(level)
+    if not _LOG.handlers and not logging.getLogger().handlers:
+        _LOG.addHandler(logging.StreamHandler())
+
+
+def _prompt_list(prompts: Any) -> list[Any]:
+    """One prompt or many, as a list of prompts."""
+    if isinstance(prompts, (str, Mapping)):
+        return [prompts]
+    if isinstance(prompts, np.ndarray):
+        return [prompts] if prompts.ndim == 1 else list(prompts)
+    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+        raise RequestError(f"prompts: expected text, token ids or a list, got {type(prompts).__name__}")
+    if prompts and all(hasattr(item, "__index__") for item in prompts):
+        return [prompts]
+    return list(prompts)
+
+
+def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
+    """One value for all, or a list of one per prompt."""
+    if value is None or isinstance(value, kind):
+        return [value] * count
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise RequestError(f"{name}: expected {kind.__name__} or a list of them, got {value!r:.80}")
+    if len(value) != count:
+        raise RequestError(f"{name}: expected {count}, one for each prompt, got {len(value)}")
+    return list(value)
+
+
+def _seconds(timeout: float | None) -> float:
+    """The core's 0.0 for None."""
+    if timeout is None:
+        return 0.0
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0.0:
+        raise RequestError(f"timeout: expected a number of seconds above 0, got {timeout!r:.80}")
+    return min(float(timeout), 1e9)
+
+
+def _kind(request: Request) -> RequestOutputKind:
+    kind = request.params.output_kind
+    return RequestOutputKind.DELTA if kind is None else kind
+
+
+def _mix(seed: int, number: int) -> int:
+    """A 64-bit seed for request `number` (the finaliser of splitmix64)."""
+    mask = 2**64 - 1
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)
+
+
+def _wait(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
+    """Until every request has told that it is done."""
+    bar = None
+    if use_tqdm or (use_tqdm is None and requests and _wants_bar()):
+        from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(requests), desc="Generating", unit="prompt", file=sys.stderr)
+    try:
+        for _ in requests:
+            news.get()
+            if bar is not None:
+                bar.update()
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _wants_bar() -> bool:
+    shell = sys.modules.get("IPython")
+    instance = shell.get_ipython() if shell is not None else None
+    if instance is not None and hasattr(instance, "kernel"):
+        return True
+    return sys.stderr is not None and sys.stderr.isatty()

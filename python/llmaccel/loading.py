@@ -1,0 +1,419 @@
+"""From a model argument to weights in the core: files, configuration, number formats, tokenizer.
+
+Owns the options of `LLM` (`LoadOptions`), what a model name or path means, and the choice of formats:
+which form weights, activations and the KV cache take. Invariant: `prepare` reads headers and small files
+only, so that a plan that does not fit is refused before any weight is touched; `load_weights` then packs
+one slot at a time, and never holds a second copy of more than that.
+
+Called by llm.py and by `llmaccel plan`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.config import (
+    GenerationConfig,
+    ModelConfig,
+    load_generation_config,
+    load_hf_config,
+    parse_generation_config,
+)
+from llmaccel.errors import ConfigError, LoadError, UnsupportedError
+from llmaccel.memory import MemoryPlan, plan_memory
+from llmaccel.models.checkpoint import Checkpoint, RawTensor, quoted, tensor_bytes
+from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
+
+_LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+# dtype: the core's name of the weights' form
+_WEIGHTS = {"auto": "auto", "float32": "F32", "float": "F32", "bfloat16": "BF16",
+            "float16": "F16", "half": "F16"}
+_KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+_ACTIVATIONS = ("auto", "int8", "bf16", "float32")
+_HUB_PATTERNS = (
+    "*.json", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "*.jinja",
+    "additional_chat_templates/*",
+)
+# vLLM's options that mean nothing here, and the values that are no lie: None allows any.
+COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
+    "trust_remote_code": None, "enforce_eager": None, "disable_log_stats": None,
+    "gpu_memory_utilization": None, "swap_space": None, "block_size": (None, 64),
+    "tensor_parallel_size": (1,), "pipeline_parallel_size": (1,), "data_parallel_size": (1,),
+    "enable_prefix_caching": (None, False), "enable_chunked_prefill": (None, True),
+}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The keyword arguments of `LLM`; their meaning is documented there."""
+
+    model: Any
+    tokenizer: Any = None
+    revision: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    activation: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv_cache_memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    threads: int | None = None
+    isa: str | None = None
+    seed: int | None = 0
+    load_format: str = "auto"
+    generation_config: Any = "auto"
+    chat_template: Any = None
+    hf_overrides: Mapping[str, Any] | None = None
+    fast_math: bool = False
+    compatible: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """ConfigError, UnsupportedError or TypeError naming the first bad option."""
+        choices = (("dtype", tuple(_WEIGHTS)), ("activation", _ACTIVATIONS),
+                   ("load_format", _LOAD_FORMATS))
+        for name, known in choices:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
+        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
+            raise UnsupportedError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, bfloat16"
+            )
+        if self.quantization not in (None, "gguf"):
+            raise UnsupportedError(
+                f"quantization={self.quantization!r:.80}: this version keeps the quantization of a GGUF "
+                "file and quantizes nothing itself"
+            )
+        if self.fast_math is not False:
+            raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
+        for name in ("max_num_seqs", "max_num_batched_tokens"):
+            _check_count(name, getattr(self, name), 1, 65536)
+        for name in ("max_model_len", "kv_cache_memory_bytes", "threads"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name), 1, 2**62)
+        if self.seed is not None:
+            _check_count("seed", self.seed, 0, 2**64 - 1)
+        for name, value in self.compatible.items():
+            if name not in COMPATIBLE:
+                raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
+            allowed = COMPATIBLE[name]
+            if allowed is not None and value not in allowed:
+                raise UnsupportedError(
+                    f"{name}={value!r:.80}: this version has {' or '.join(map(repr, allowed))} only"
+                )
+
+
+def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+        raise ConfigError(f"{name}={value!r:.80}: expected an integer of at least {lo}")
+
+
+@dataclass(frozen=True)
+class Forms:
+    """Number formats. weights: the core's name or "auto"; dtype: what the weights' floats are."""
+
+    weights: str
+    dtype: str
+    quantized: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that is known before a weight is read.
+
+    path: folder or file, None for arrays. slots: (slot, [(dtype, rows, cols)]) for each slot.
+    """
+
+    path: Path | None
+    config: ModelConfig
+    checkpoint: Any
+    generation: GenerationConfig
+    forms: Forms
+    slots: list[tuple[str, list[tuple[str, int, int]]]]
+    plan: MemoryPlan
+    gguf_metadata: Mapping[str, Any] | None
+
+
+def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Prepared:
+    """Resolve, read the headers, plan. Raises before anything large is read."""
+    options.check()
+    path: Path | None = None
+    metadata: Mapping[str, Any] | None = None
+    checkpoint: Any = None
+    if arrays is not None:
+        raw = _config_dict(options.model)
+        checkpoint = arrays_checkpoint(arrays)
+    else:
+        path = find_model(options)
+        if path.is_file():
+            from llmaccel.models.gguf import open_gguf
+
+            checkpoint = open_gguf(path)
+            raw = metadata = checkpoint.metadata
+        else:
+            raw = load_hf_config(path)
+    _refuse_quantized(raw, metadata is not None, options.quantization)
+    if options.load_format == "dummy" and metadata is not None:
+        raise ConfigError(f"load_format='dummy': {path} is a GGUF file; give a folder with config.json")
+    if checkpoint is None and options.load_format != "dummy":
+        from llmaccel.models.safetensors import open_safetensors
+
+        checkpoint = open_safetensors(path)
+    config = build_config(
+        raw, max_model_len=options.max_model_len, hf_overrides=options.hf_overrides,
+        gguf=metadata is not None, tensors=checkpoint,
+    )
+    if checkpoint is None:
+        checkpoint = DummyTensors(config, options, draw=False)
+    slots = list(slot_forms(config, checkpoint))
+    config, forms = choose_forms(config, slots, options)
+    plan = plan_memory(config, forms.weights, slots, options)
+    if isinstance(checkpoint, DummyTensors):
+        checkpoint = DummyTensors(config, options, draw=True)
+    generation = _generation(options, path)
+    return Prepared(path, config, checkpoint, generation, forms, slots, plan, metadata)
+
+
+# ---- where a model is -----------------------------------------------------------------------------
+
+
+def find_model(options: LoadOptions) -> Path:
+    """A GGUF file or a folder. Downloads a hub name; LoadError says what was looked for."""
+    if not isinstance(options.model, (str, Path)) or not str(options.model):
+        raise ConfigError(f"model={options.model!r:.80}: expected a path or a model name")
+    path = Path(options.model).expanduser()
+    if not path.exists():
+        path = _download(str(options.model), options.revision)
+    elif options.revision is not None:
+        raise ConfigError(f"revision={options.revision!r}: {path} is local and has no revisions")
+    if path.is_dir() and options.load_format in ("auto", "gguf"):
+        path = _gguf_in(path, wanted=options.load_format == "gguf")
+    if path.is_file() and options.load_format == "safetensors":
+        raise ConfigError(
+            f"load_format='safetensors': {path} is a file; give the folder with config.json"
+        )
+    if path.is_file() and path.suffix != ".gguf":
+        raise LoadError(f"{path}: expected a folder with config.json or a .gguf file")
+    return path
+
+
+def _gguf_in(folder: Path, wanted: bool) -> Path:
+    """The GGUF file of a folder that has no config.json, or the folder itself."""
+    if (folder / "config.json").is_file() and not wanted:
+        return folder
+    # Of a split file any part stands for the whole.
+    found = [f for f in sorted(folder.glob("*.gguf"))
+             if "-of-" not in f.name or "-00001-of-" in f.name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(f.name for f in found[:8])
+        raise LoadError(f"{folder}: several GGUF files ({names}); give the path of one")
+    if wanted:
+        raise LoadError(f"{folder}: no .gguf file")
+    return folder
+
+
+def _download(name: str, revision: str | None) -> Path:
+    local = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
+    if local:
+        raise LoadError(f"{name}: no such file or folder")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
+    except Exception as error:  # the hub's own errors, and whatever its transport raises
+        raise LoadError(
+            f"model {name!r}: no such file or folder, and the Hugging Face hub did not give it: {error}"
+        ) from error
+
+
+def _config_dict(config: Any) -> Mapping[str, Any]:
+    """The configuration of LLM.from_arrays: a dict, a config.json, or the folder that holds one."""
+    if isinstance(config, Mapping):
+        return config
+    path = Path(config)
+    return load_hf_config(path if path.is_dir() else path.parent)
+
+
+def _refuse_quantized(raw: Mapping[str, Any], gguf: bool, quantization: str | None) -> None:
+    if gguf:
+        return
+    if quantization == "gguf":
+        raise ConfigError("quantization='gguf': the model is no GGUF file")
+    found = raw.get("quantization_config")
+    if found is not None:
+        method = found.get("quant_method") if isinstance(found, Mapping) else found
+        raise UnsupportedError(
+            f"quantization_config: quant_method {method!r:.80} is not supported; this version loads "
+            "float safetensors and quantized GGUF files"
+        )
+
+
+def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
+    given = options.generation_config
+    if isinstance(given, Mapping):
+        return parse_generation_config(given)
+    if given == "auto":
+        return load_generation_config(path) if path is not None and path.is_dir() \
+            else GenerationConfig()
+    if given in (None, "vllm"):
+        return GenerationConfig()
+    if isinstance(given, (str, Path)):
+        folder = Path(given)
+        folder = folder if folder.is_dir() else folder.parent
+        if not (folder / "generation_config.json").is_file():
+            raise LoadError(f"generation_config={given!r}: no generation_config.json there")
+        return load_generation_config(folder)
+    raise ConfigError(f"generation_config={given!r:.80}: expected 'auto', 'vllm', a path or a dict")
+
+
+# ---- formats --------------------------------------------------------------------------------------
+
+
+def choose_forms(
+    config: ModelConfig, slots: list[tuple[str, list[tuple[str, int, int]]]], options: LoadOptions
+) -> tuple[ModelConfig, Forms]:
+    """Weights, activations and KV cache as the options ask; ConfigError for a contradiction."""
+    stored = {dtype: 0 for _, parts in slots for dtype, _, _ in parts}
+    for _, parts in slots:
+        for dtype, rows, cols in parts:
+            stored[dtype] += rows * cols if rows > 1 else 0
+    weights = _WEIGHTS[options.dtype]
+    if options.activation == "float32":
+        weights = "F32" if weights == "auto" else weights
+    quantized = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
+    floats = {dtype: n for dtype, n in stored.items() if not dtype.startswith("Q")}
+    main = weights if weights != "auto" else max(
+        floats, key=lambda name: floats[name], default="F32"
+    )
+    if options.activation == "int8" and not quantized:
+        raise ConfigError(f"activation='int8': the weights are {main}; int8 needs 4- or 8-bit weights")
+    if options.activation == "bf16" and not quantized and main != "BF16":
+        raise ConfigError(f"activation='bf16': the weights are {main}; use dtype='bfloat16'")
+    if options.activation == "float32" and weights != "F32":
+        raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
+    activation = {"int8": "i8", "bf16": "bf16", "float32": "f32"}.get(options.activation)
+    if activation is None:
+        activation = "i8" if quantized else "bf16" if main == "BF16" else "f32"
+    kv = options.kv_cache_dtype
+    if kv == "auto":
+        kv = "float32" if main == "F32" and not quantized else "bfloat16"
+    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
+    config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
+    return config, Forms(weights, dtype, quantized)
+
+
+# ---- weights --------------------------------------------------------------------------------------
+
+
+def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
+    """A checkpoint over NumPy arrays, torch tensors or any DLPack exporter on the CPU; no copies.
+
+    ConfigError names an entry that cannot be taken.
+    """
+    if not isinstance(arrays, Mapping):
+        raise ConfigError("from_arrays: the weights must be a mapping of names to arrays")
+    tensors = {}
+    for name, array in arrays.items():
+        if not isinstance(name, str):
+            raise ConfigError(f"from_arrays: {name!r:.80}: names must be strings")
+        source = array.detach() if hasattr(array, "detach") else array
+        try:
+            tensor = _core.Tensor(source)
+        except (TypeError, BufferError, ConfigError, UnsupportedError) as error:
+            raise ConfigError(f"from_arrays: {quoted(name)}: {error}") from error
+        data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
+        tensors[name] = RawTensor(name, tensor.dtype, tensor.shape, data)
+    return Checkpoint(Path("<arrays>"), tensors)
+
+
+class DummyTensors:
+    """Seeded random weights made when they are asked for; with draw=False only their headers."""
+
+    def __init__(self, config: ModelConfig, options: LoadOptions, draw: bool) -> None:
+        self._shapes = dict(tensor_specs(config))
+        self._seed = options.seed or 0
+        self._draw = draw
+        named = options.dtype
+        if named == "auto":
+            named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
+        self._dtype = _WEIGHTS.get(str(named), "auto")
+        if self._dtype == "auto":
+            raise ConfigError(f"config.json: dtype {named!r:.80} is unknown")
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._shapes
+
+    def __getitem__(self, name: str) -> RawTensor:
+        shape = self._shapes[name]
+        n_bytes = tensor_bytes(self._dtype, shape)
+        if not self._draw:
+            return RawTensor(name, self._dtype, shape, np.broadcast_to(np.uint8(0), (n_bytes,)))
+        rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
+        count = n_bytes // (4 if self._dtype == "F32" else 2)
+        if len(shape) == 1 and name.endswith("weight"):
+            bits = np.full(count, 0x3F80, np.uint16)  # a norm: 1.0
+        else:
+            # Random sign and mantissa, fixed exponent: 0.0156 <= |w| < 0.0313, as trained weights.
+            bits = np.frombuffer(rng.bytes(2 * count), np.uint16) & np.uint16(0x807F)
+            bits |= np.uint16((127 - 6) << 7)
+        return RawTensor(name, self._dtype, shape, _from_bf16(bits, self._dtype).view(np.uint8))
+
+
+def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
+    """uint16 [n] of bfloat16 as the 1-D array of another float format."""
+    if dtype == "BF16":
+        return bits
+    wide = (bits.astype(np.uint32) << 16).view(np.float32)
+    return wide if dtype == "F32" else wide.astype(np.float16)
+
+
+def load_weights(model: Any, prepared: Prepared) -> None:
+    """Pack every slot. LoadError names a tensor that is missing or has another shape."""
+    for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
+        model.set(slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts])
+    model.finish()
+
+
+# ---- tokenizer ------------------------------------------------------------------------------------
+
+
+def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
+    """The tokenizer, or None where the model brings none and none was named."""
+    from llmaccel.tokenize import Tokenizer, load_tokenizer
+
+    given = options.tokenizer
+    if isinstance(given, (str, Path)):
+        return load_tokenizer(given, chat_template=options.chat_template, revision=options.revision)
+    if given is not None:
+        if not isinstance(given, Tokenizer):
+            raise ConfigError(f"tokenizer={given!r:.80}: expected a path or llmaccel.load_tokenizer's")
+        if options.chat_template is not None:
+            raise ConfigError("chat_template: give it to load_tokenizer, which made the tokenizer")
+        return given
+    if prepared.gguf_metadata is not None:
+        if "tokenizer.ggml.model" not in prepared.gguf_metadata:
+            return None
+        return Tokenizer.from_gguf(prepared.gguf_metadata, chat_template=options.chat_template)
+    if prepared.path is None or not _has_tokenizer(prepared.path):
+        if options.chat_template is not None:
+            raise ConfigError("chat_template: the model brings no tokenizer to use it with")
+        return None
+    return load_tokenizer(prepared.path, chat_template=options.chat_template)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    patterns = ("tokenizer.json", "*.model", "tokenizer.model.*", "*.tiktoken", "vocab.json")
+    return any(True for pattern in patterns for _ in folder.glob(pattern))

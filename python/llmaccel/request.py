@@ -1,0 +1,295 @@
+"""A request between the engine's events and the outputs that users see.
+
+Owns the text of every continuation (whole UTF-8, stop strings held back across token borders) and the
+cursors of a stream. Invariant: the driver's thread alone adds events; one consumer at a time takes
+snapshots, on its own thread, without a lock: a branch publishes its count of tokens last and its
+finish_reason after that, and a snapshot reads them in the opposite order. Text is decoded by the driver
+only where stop strings need it at once, else by whoever looks.
+
+Called by driver.py (events) and llm.py (snapshots).
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llmaccel._core import EVENT_KINDS
+from llmaccel.outputs import CompletionOutput, LogprobList, RequestOutput, Scores, Timings
+from llmaccel.params import RequestOutputKind, SamplingParams
+
+EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
+# la_event.reason
+_REASONS = ("stop", "length", "abort", "timeout")
+
+Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None"]
+
+
+class TextStream:
+    """The text of one continuation and where a stop string ends it.
+
+    text: what is decoded; cut at the stop string once one matched. hold: characters at the end of text
+    that may still become part of a stop string and are not shown while the continuation runs.
+    """
+
+    def __init__(self, decoder: Any, params: SamplingParams) -> None:
+        self.text = ""
+        self.stop: str | None = None
+        self._decoder = decoder
+        self._stops = list(params.stop or ())
+        self._include = params.include_stop_str_in_output
+        self.hold = 0 if self._include else max(map(len, self._stops), default=1) - 1
+
+    def push(self, ids: Iterable[int], look: bool = True) -> None:
+        """Add tokens. look: whether a stop string that they complete ends the text."""
+        self._extend(self._decoder.push(ids), look)
+
+    def finish(self) -> None:
+        """Add what an incomplete character held back."""
+        self._extend(self._decoder.finish(), True)
+
+    def _extend(self, piece: str, look: bool) -> None:
+        if self.stop is not None or not piece:
+            return
+        before = len(self.text)
+        self.text += piece
+        if not look:
+            return
+        found: tuple[int, str] | None = None
+        for stop in self._stops:
+            # A match ends in what is new; an earlier one was looked at when its last token came.
+            at = self.text.find(stop, max(0, before - len(stop) + 1))
+            if at >= 0 and (found is None or at < found[0]):
+                found = (at, stop)
+        if found is not None:
+            self.stop = found[1]
+            self.text = self.text[: found[0] + (len(found[1]) if self._include else 0)]
+
+
+class Extent(NamedTuple):
+    """How much of a branch: tokens, characters, and whether it has ended."""
+
+    tokens: int
+    text: int
+    ended: bool
+
+
+_NOTHING = Extent(0, 0, False)
+
+
+class Branch:
+    """One continuation while it runs."""
+
+    def __init__(self, index: int, text: TextStream | None, scores: Scores | None) -> None:
+        self.index = index
+        self.ids = array("i")
+        self.scores = scores
+        self.text = text
+        self.n = 0  # tokens that a snapshot may read
+        self.n_text = 0  # tokens that went into text
+        self.n_hidden = 0  # tokens at the end that give no text: the stop token
+        self.flushed = False  # text is complete
+        self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
+        self.ended = False  # the engine is done with it
+        self.sent = _NOTHING
+
+    def decode(self, n: int, last: bool) -> None:
+        """Bring text up to n tokens; `last` ends it."""
+        if self.text is None or self.flushed:
+            return
+        n -= self.n_hidden if last else 0
+        if n > self.n_text:
+            self.text.push(self.ids[self.n_text : n])
+            self.n_text = n
+        if last:
+            self.text.finish()
+            self.flushed = True
+
+
+class Request:
+    """One prompt with its continuations.
+
+    listener: called on the driver's thread, outside its lock, after a step that touched the request:
+    after every such step if `streaming`, else only when all is done. own_stop_ids: ids that end the
+    text without being a stop_reason.
+    """
+
+    def __init__(
+        self, request_id: str, prompt: str | None, prompt_ids: Sequence[int],
+        params: SamplingParams, *, n_branches: int = 1, prompt_index: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_ids = list(prompt_ids)
+        self.params = params
+        self.prompt_index = prompt_index
+        self.engine_id = 0
+        self.error: BaseException | None = None
+        self.listener: Callable[[Request], None] | None = None
+        self.streaming = False
+        self.own_stop_ids: frozenset[int] = frozenset()
+        self.token_text: Callable[[int], str] | None = None
+        self.arrival = time.monotonic()
+        self.first_token = 0.0
+        self.finished = 0.0
+        self.prompt_scores = Scores() if params.prompt_logprobs is not None else None
+        wanted = params.logprobs is not None
+        self.branches = [
+            Branch(i, None, Scores() if wanted else None) for i in range(n_branches)
+        ]
+        self._final: RequestOutput | None = None
+
+    def attach_text(self, tokenizer: Any) -> None:
+        """Give every branch a decoder; without this call text stays empty."""
+        from llmaccel.tokenize import StreamDecoder
+
+        params = self.params
+        self.token_text = tokenizer.token_text
+        if not params.detokenize:
+            return
+        for branch in self.branches:
+            decoder = StreamDecoder(
+                tokenizer, skip_special_tokens=params.skip_special_tokens,
+                spaces_between_special_tokens=params.spaces_between_special_tokens,
+                prompt_ids=self.prompt_ids,
+            )
+            branch.text = TextStream(decoder, params)
+
+    @property
+    def done(self) -> bool:
+        """Whether every continuation has ended or the request failed."""
+        return self.error is not None or all(b.finish_reason is not None for b in self.branches)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the engine has nothing more to say about it."""
+        return all(b.ended for b in self.branches)
+
+    # ---- events, on the driver's thread ---------------------------------------------------------
+
+    def on_event(self, event: Event, now: float) -> int:
+        """Take one event. Returns a branch that the engine shall stop at once, or -1."""
+        _, index, kind, position, token, reason, logprob, rank, top_ids, top_logprobs = event
+        branch = self.branches[index]
+        top = None if top_ids is None or top_logprobs is None else (top_ids, top_logprobs)
+        if kind == EVENT_FINISH:
+            branch.ended = True
+            if branch.finish_reason is None:
+                self._finish(branch, _REASONS[reason], token, now)
+            return -1
+        if branch.finish_reason is not None:
+            return -1
+        if kind == EVENT_PROMPT and position < len(self.prompt_ids):
+            if self.prompt_scores is not None:
+                self.prompt_scores.add(token, logprob, rank, top)
+            return -1
+        if self.first_token == 0.0:
+            self.first_token = now
+        branch.ids.append(token)
+        if branch.scores is not None:
+            branch.scores.add(token, logprob, rank, top)
+        branch.n += 1
+        if self.params.stop and branch.text is not None:
+            return self._look_for_stop(branch, now)
+        return -1
+
+    def _look_for_stop(self, branch: Branch, now: float) -> int:
+        """Decode the newest token now: a stop string must end the branch within this step."""
+        text = branch.text
+        assert text is not None
+        token = branch.ids[branch.n - 1]
+        if token in self.own_stop_ids or token in (self.params.stop_token_ids or ()):
+            return -1  # perhaps the end; its FINISH tells whether it is part of the text
+        text.push(branch.ids[branch.n_text : branch.n], look=branch.n > self.params.min_tokens)
+        branch.n_text = branch.n
+        if text.stop is None:
+            return -1
+        branch.stop_reason = text.stop
+        self._set_reason(branch, "stop", now)
+        return branch.index
+
+    def _finish(self, branch: Branch, reason: str, token: int, now: float) -> None:
+        if reason == "stop":
+            if token not in self.own_stop_ids:
+                branch.stop_reason = token
+            if not self.params.include_stop_str_in_output:
+                branch.n_hidden = 1
+        if self.params.stop and branch.text is not None:
+            branch.decode(branch.n, True)
+            if branch.text.stop is not None:
+                reason, branch.stop_reason = "stop", branch.text.stop
+        self._set_reason(branch, reason, now)
+
+    def _set_reason(self, branch: Branch, reason: str, now: float) -> None:
+        self.finished = now
+        branch.finish_reason = reason
+
+    # ---- snapshots, on the consumer's thread ----------------------------------------------------
+
+    def output(self) -> RequestOutput:
+        """Everything, once it is done; the same object every time. Raises the request's error."""
+        if self.error is not None:
+            raise self.error
+        if self._final is None:
+            parts = [self._part(b, self._visible(b), 0, 0) for b in self.branches]
+            self._final = self._wrap(parts, True)
+        return self._final
+
+    def snapshot(self, kind: RequestOutputKind) -> RequestOutput | None:
+        """The next chunk of a stream; None where nothing is new. Raises the request's error."""
+        if self.error is not None:
+            raise self.error
+        finished = self.done
+        if kind == RequestOutputKind.FINAL_ONLY:
+            return self.output() if finished else None
+        parts = []
+        for branch in self.branches:
+            seen = self._visible(branch)
+            if seen == branch.sent:
+                continue
+            start = branch.sent if kind == RequestOutputKind.DELTA else _NOTHING
+            parts.append(self._part(branch, seen, start.tokens, start.text))
+            branch.sent = seen
+        return self._wrap(parts, finished) if parts else None
+
+    def _visible(self, branch: Branch) -> Extent:
+        """How much of a branch may be shown now; decodes up to there."""
+        ended = branch.finish_reason is not None
+        n = branch.n
+        if not self.params.stop:
+            branch.decode(n, ended)
+        shown = len(branch.text.text) if branch.text is not None else 0
+        if not ended and branch.text is not None:
+            shown = max(branch.sent.text, shown - branch.text.hold)
+        return Extent(n, shown, ended)
+
+    def _part(self, branch: Branch, seen: Extent, start: int, start_text: int) -> CompletionOutput:
+        scores = branch.scores
+        logprobs = values = cumulative = None
+        if scores is not None:
+            logprobs = LogprobList(scores.part(start, seen.tokens), self.token_text)
+            values = np.array(scores.logprobs[start : seen.tokens], np.float32)
+            cumulative = float(sum(scores.logprobs[: seen.tokens]))
+        text = branch.text.text[start_text : seen.text] if branch.text is not None else ""
+        return CompletionOutput(
+            branch.index, text, np.array(branch.ids[start : seen.tokens], np.int32), cumulative,
+            logprobs, branch.finish_reason if seen.ended else None,
+            branch.stop_reason if seen.ended else None, values,
+        )
+
+    def _wrap(self, parts: list[CompletionOutput], finished: bool) -> RequestOutput:
+        prompt_logprobs = None
+        if self.prompt_scores is not None:
+            prompt_logprobs = LogprobList(self.prompt_scores, self.token_text, leading_none=True)
+        n_tokens = sum(branch.n for branch in self.branches)
+        timings = Timings(self.arrival, self.first_token, self.finished if finished else 0.0,
+                          n_tokens)
+        return RequestOutput(
+            self.request_id, self.prompt, self.prompt_ids, parts, finished,
+            prompt_logprobs=prompt_logprobs, timings=timings, prompt_index=self.prompt_index,
+        )

@@ -1,0 +1,173 @@
+"""The specification of the forward pass: NumPy, float64, one line per formula.
+
+`forward` says what csrc/model/forward.c computes, from the fields of `ModelConfig` alone; it knows
+no family. A field that is off is neutral, a slot that is not filled is a step that is not taken.
+The tests hold it against transformers, and the C core against it. Kernel references are in
+reference_kernels.py.
+
+Shapes: T tokens, D model, H heads, K kv heads, d head size, F ffn, V vocab.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llmaccel.config import ModelConfig
+
+Weights = Mapping[tuple[str, int], Sequence[np.ndarray]]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def norm(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, kind: str, eps: float
+) -> np.ndarray:
+    """x [..., n] normalized over its last axis."""
+    if kind == "layer":
+        x = x - x.mean(-1, keepdims=True)
+    y = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+    return y if bias is None else y + bias
+
+
+def activation(x: np.ndarray, kind: str) -> np.ndarray:
+    """The gate's function."""
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "gelu":
+        return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if kind == "relu":
+        return np.maximum(x, 0)
+    raise ValueError(kind)
+
+
+def softcap(x: np.ndarray, cap: float) -> np.ndarray:
+    """c * tanh(x / c); cap 0 is off."""
+    return cap * np.tanh(x / cap) if cap else x
+
+
+def rope(
+    x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray, scale: float, interleaved: bool
+) -> np.ndarray:
+    """x [T, n, d] with its first 2 * len(inv_freq) dimensions rotated by position * inv_freq."""
+    half = len(inv_freq)
+    angle = positions[:, None, None] * inv_freq.astype(np.float64)  # [T, 1, half]
+    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
+    first, second = (
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(0, half), slice(half, 2 * half))
+    )
+    y = x.copy()
+    y[..., first] = x[..., first] * cos - x[..., second] * sin
+    y[..., second] = x[..., second] * cos + x[..., first] * sin
+    return y
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, cap: float, window: int
+) -> np.ndarray:
+    """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all)."""
+    tokens, heads, _ = q.shape
+    group = heads // k.shape[1]
+    k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
+    scores = softcap(np.einsum("thd,shd->hts", q, k) * scale, cap)
+    age = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    hidden = (age < 0) | ((age >= window) if window else False)
+    scores = np.where(hidden, -np.inf, scores)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
+
+
+def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.ndarray:
+    """Logits [T, V] of every position of `ids`."""
+    c = config
+
+    def get(slot: str, layer: int = 0) -> list[np.ndarray] | None:
+        parts = weights.get((slot, layer))
+        return None if parts is None else [np.asarray(part, np.float64) for part in parts]
+
+    def one(slot: str, layer: int = 0) -> np.ndarray | None:
+        parts = get(slot, layer)
+        return None if parts is None else parts[0]
+
+    def normed(x: np.ndarray, slot: str, layer: int = 0) -> np.ndarray:
+        weight = one(slot, layer)
+        return (
+            x if weight is None else norm(x, weight, one(slot + "_bias", layer), c.norm, c.norm_eps)
+        )
+
+    def linear(x: np.ndarray, slot: str, layer: int) -> list[np.ndarray]:
+        biases = get(slot + "_bias", layer)
+        return [
+            x @ w.T + (0 if biases is None else biases[i])
+            for i, w in enumerate(get(slot, layer) or [])
+        ]
+
+    def heads(x: np.ndarray, count: int, slot: str, layer: int) -> np.ndarray:
+        """x [T, n*d] -> [T, n, d], normalized per head or over the row where the model does so."""
+        weight = one(slot, layer)
+        if c.qk_norm == "row":
+            x = norm(x, weight, None, "rms", c.norm_eps)
+        x = x.reshape(len(x), count, c.d_head)
+        return norm(x, weight, None, "rms", c.norm_eps) if c.qk_norm == "head" else x
+
+    def attend(x: np.ndarray, layer: int) -> np.ndarray:
+        window, table = c.layers[layer]
+        q, k, v = linear(normed(x, "attn_norm", layer), "qkv", layer)
+        q = heads(q, c.n_heads, "q_norm", layer)
+        k = heads(k, c.n_kv_heads, "k_norm", layer)
+        v = v.reshape(len(v), c.n_kv_heads, c.d_head)
+        if table >= 0:
+            turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
+            q, k = rope(q, *turn), rope(k, *turn)
+        a = attention(q, k, v, scale=c.attn_scale, cap=c.attn_softcap, window=window)
+        (o,) = linear(a.reshape(len(a), -1), "o", layer)
+        return c.residual_scale * normed(o, "attn_post_norm", layer)
+
+    def feed(x: np.ndarray, layer: int) -> np.ndarray:
+        h = linear(normed(x, "ffn_norm", layer), "gate_up", layer)
+        h = activation(h[0], c.act) * h[1] if c.gated else activation(h[0], c.act)
+        (y,) = linear(h, "down", layer)
+        return c.residual_scale * normed(y, "ffn_post_norm", layer)
+
+    ids = np.asarray(ids)
+    positions = np.arange(len(ids), dtype=np.float64)
+    x = one("embed")[ids] * c.embed_scale
+    if ("pos_embed", 0) in weights:
+        x = x + one("pos_embed")[: len(ids)]
+    for layer in range(c.n_layers):
+        if c.parallel:
+            x = x + attend(x, layer) + feed(x, layer)
+        else:
+            x = x + attend(x, layer)
+            x = x + feed(x, layer)
+    head = one("head") if ("head", 0) in weights else one("embed")
+    logits = normed(x, "final_norm") @ head.T
+    if ("head_bias", 0) in weights:
+        logits = logits + one("head_bias")
+    return softcap(logits * c.logit_scale, c.logit_softcap)
+
+
+def load_weights(config: ModelConfig, checkpoint) -> dict[tuple[str, int], list[np.ndarray]]:
+    """All slots as float32 arrays; the `gguf` package is the oracle for block formats."""
+    from llmaccel.models.mapping import iter_slots
+
+    weights = {}
+    for slot, layer, parts in iter_slots(config, checkpoint):
+        weights[slot, layer] = [_float32(part) for part in parts]
+    return weights
+
+
+def _float32(part) -> np.ndarray:
+    if part.dtype in ("F32", "F16", "BF16"):
+        return part.float32()
+    import gguf
+
+    kind = gguf.GGMLQuantizationType[part.dtype]
+    blocks = part.data.reshape(part.shape[0], -1)
+    return gguf.quants.dequantize(blocks, kind).reshape(part.shape)

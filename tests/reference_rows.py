@@ -1,0 +1,180 @@
+"""What the row, attention and sampling kernels mean: NumPy float64, one function per slot.
+
+Each function takes and returns arrays instead of filling buffers; the names are those of
+csrc/kernels/kernels.h. bf16 values are float arrays already rounded (`bf16`). Used by
+test_rows.py, test_attention.py and test_sample_kernels.py.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PAGE = 64  # tokens of a page
+LANE = 16  # tokens or dimensions of a line
+
+State = tuple[Any, Any, np.ndarray]  # maximum, sum of exp, unnormalised output
+
+_erfc = np.vectorize(math.erfc, otypes=[np.float64])
+
+
+def bf16(x: np.ndarray) -> np.ndarray:
+    """Rounds to nearest even bf16, as float32. No NaN."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32)
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def rms_norm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
+    x = x.astype(np.float64)
+    return x / np.sqrt(np.mean(x * x) + eps) * w
+
+
+def layer_norm(x: np.ndarray, w: np.ndarray, b: np.ndarray | None, eps: float) -> np.ndarray:
+    x = x.astype(np.float64)
+    y = (x - x.mean()) / np.sqrt(x.var() + eps) * w
+    return y if b is None else y + b
+
+
+def add_scaled(x: np.ndarray, s: float, y: np.ndarray) -> np.ndarray:
+    return y.astype(np.float64) + x.astype(np.float64) * float(np.float32(s))
+
+
+def add(b: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return y.astype(np.float64) + b
+
+
+def act(name: str, x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    with np.errstate(over="ignore"):
+        if name == "silu":
+            return x / (1 + np.exp(-x))
+        if name == "gelu":
+            return x * 0.5 * _erfc(-x / math.sqrt(2))
+        if name == "gelu_tanh":  # (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), which keeps its digits
+            u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+            return x / (1 + np.exp(-2 * u))
+    assert name == "relu"
+    return np.maximum(x, 0)
+
+
+def act_mul(name: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    return act(name, gate) * up
+
+
+def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:
+    """x [d]; the first 2 * len(cos) values are rotated as pairs (i, i + half) or (2i, 2i + 1)."""
+    y = x.astype(np.float64)
+    half = len(cos)
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = y[first].copy(), y[second].copy()
+    y[first] = a * cos - b * sin
+    y[second] = b * cos + a * sin
+    return y
+
+
+def softcap(x: np.ndarray, s: float, c: float) -> np.ndarray:
+    x = x.astype(np.float64) * float(np.float32(s))
+    return x if c == 0 else c * np.tanh(x / c)
+
+
+# ---- attention -----------------------------------------------------------------------------------
+
+
+def kv_store_f32(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pages of tokens [T, d]: K [pages, 4, d, 16], V [pages, ceil(d/16), 64, 16]; empty slots 0."""
+    tokens, d = v.shape
+    pages, blocks = -(-tokens // PAGE), -(-d // LANE)
+    kp = np.zeros((pages * PAGE, k.shape[1]), np.float32)
+    vp = np.zeros((pages * PAGE, blocks * LANE), np.float32)
+    kp[:tokens] = k
+    vp[:tokens, :d] = v
+    return (
+        kp.reshape(pages, PAGE // LANE, LANE, -1).transpose(0, 1, 3, 2).copy(),
+        vp.reshape(pages, PAGE, blocks, LANE).transpose(0, 2, 1, 3).copy(),
+    )
+
+
+def kv_store_bf16(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """K [pages, 4, ceil(d/2), 16, 2], V [pages, ceil(d/16), 32, 16, 2] as bf16 codes."""
+    kp, vp = kv_store_f32(np.pad(k, ((0, 0), (0, k.shape[1] % 2))), v)
+    pages, subs, even, lane = kp.shape
+    blocks = vp.shape[1]
+
+    def codes(x: np.ndarray) -> np.ndarray:
+        return (bf16(x).view(np.uint32) >> 16).astype(np.uint16)
+
+    kp = kp.reshape(pages, subs, even // 2, 2, lane).transpose(0, 1, 2, 4, 3)
+    vp = vp.reshape(pages, blocks, PAGE // 2, 2, LANE).transpose(0, 1, 2, 4, 3)
+    return codes(kp), codes(vp)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a row counts and how scores are made; window and softcap 0 are off."""
+
+    first: int = 0  # position of the first token
+    window: int = 0
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+def attend_f32(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
+    """q [R, d] at positions pos [R] over tokens k, v [T, d]: m [R], l [R], o [R, d]."""
+    token = view.first + np.arange(len(k))
+    s = softcap(q.astype(np.float64) @ k.T.astype(np.float64), view.scale, view.softcap)
+    counts = token[None, :] <= pos[:, None]
+    if view.window:
+        counts &= token[None, :] > pos[:, None] - view.window
+    s = np.where(counts, s, -np.inf)
+    m = s.max(axis=1)
+    p = np.exp(s - np.where(np.isinf(m), 0, m)[:, None])
+    return m, p.sum(axis=1), p @ v.astype(np.float64)
+
+
+def attend_bf16(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
+    """The same on rounded values; the rounding of the probabilities is left to the tolerance."""
+    return attend_f32(bf16(q), bf16(k), bf16(v), pos, view)
+
+
+def attend_merge(left: State, right: State) -> State:
+    """(m, l, o [d]) of the tokens of both."""
+    top = max(left[0], right[0])
+    if math.isinf(top):
+        return left
+    a, b = math.exp(left[0] - top), math.exp(right[0] - top)
+    joined = left[2].astype(np.float64) * a + right[2].astype(np.float64) * b
+    return top, left[1] * a + right[1] * b, joined
+
+
+def attend_finish(o: np.ndarray, mass: float) -> np.ndarray:
+    return np.zeros(o.shape) if mass == 0 else o.astype(np.float64) / mass
+
+
+# ---- sampling ------------------------------------------------------------------------------------
+
+
+def argmax(x: np.ndarray) -> tuple[int, float]:
+    if np.isnan(x).all():
+        return 0, math.nan
+    at = int(np.nanargmax(x))
+    return at, float(x[at])
+
+
+def sum_exp(x: np.ndarray, top: float) -> float:
+    return float(np.exp(x.astype(np.float64) - top).sum())
+
+
+def exp_sub(x: np.ndarray, top: float) -> np.ndarray:
+    return np.exp((x - np.float32(top)).astype(np.float64))
+
+
+def select_above(x: np.ndarray, threshold: float) -> np.ndarray:
+    return np.flatnonzero(x > np.float32(threshold))
