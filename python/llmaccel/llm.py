@@ -111,7 +111,7 @@ class LLM:
         self._path = prepared.path
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
-        self._backend = _open_backend(options)
+        self._backend = open_backend(options.isa, options.threads)
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         load_weights(model, prepared)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
@@ -575,15 +575,14 @@ class RequestFuture(Future[RequestOutput]):
 # ---- helpers -------------------------------------------------------------------------------------
 
 
-def _open_backend(options: LoadOptions) -> Any:
-    """The backend for these options, shared with other models that use the same."""
-    threads = options.threads
+def open_backend(isa: str | None, threads: int | None) -> Any:
+    """A backend, shared with every model that uses the same. None: the environment's choice."""
     if threads is None:
         text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
         if not text.strip().isdecimal():
             raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
         threads = int(text)
-    isa = options.isa or os.environ.get("LLMACCEL_ISA") or None
+    isa = isa or os.environ.get("LLMACCEL_ISA") or None
     key = (os.getpid(), isa, threads)
     with _BACKENDS_LOCK:
         backend = _BACKENDS.get(key)
