@@ -24,10 +24,9 @@ LA_INLINE vf fma_row(const int kind, const uint8_t *at, const int odd)
     if (kind == FMA_F32 || kind == FMA_F16) {
         return v_set1(((const float *)(const void *)at)[odd]);
     }
-    int32_t pair;
+    uint32_t pair;
     memcpy(&pair, at, sizeof pair);
-    vi x = vi_set1(pair);
-    return v_bits(odd ? vi_and(x, vi_set1((int32_t)0xffff0000u)) : vi_shl(x, 16));
+    return v_bits(vi_set1((int32_t)(odd ? pair & 0xffff0000u : pair << 16)));
 }
 
 /* Column vector c, value k + odd; at: where k is in the first unit or in the decoded block. */
@@ -45,7 +44,7 @@ LA_INLINE vf fma_column(const int kind, const int U, const uint8_t *at, size_t p
         return v_pick_f16(p, odd);
     }
     vi x = vi_loadu(p);
-    return v_bits(odd ? vi_and(x, vi_set1((int32_t)0xffff0000u)) : vi_shl(x, 16));
+    return v_bits(vi_shl(odd ? vi_shr(x, 16) : x, 16)); /* a mask would take the last register */
 }
 
 /* acc += rows * columns over k values; w and a move on. */
@@ -69,6 +68,7 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
                 vf b = fma_column(kind, U, wp, t->w_pitch, c, odd);
                 LA_UNROLL for (int r = 0; r < R; r++) {
                     acc[r][c] = v_fma(x[r], b, acc[r][c]);
+                    __asm__("" : "+v"(acc[r][c])); /* stay in this register: gcc 12 would rotate */
                 }
             }
         }

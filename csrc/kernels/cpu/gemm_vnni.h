@@ -5,9 +5,9 @@
  *  rows  | 16 n | 16 n | 16 n | 16 n |  the row's 4 bytes as a broadcast memory operand
  *        +------+------+------+------+
  *
- * Sums start at -zero * sum(a), so codes go in as stored. The broadcast is written in assembly: with
- * intrinsics gcc 12 keeps a register per row and spills (int4 0.55 of peak instead of 0.83).
- * int8 shares one broadcast between the columns instead, which needs no assembly.
+ * Sums start at -zero * sum(a), so codes go in as stored. The dots are written in assembly: with
+ * intrinsics gcc 12 copies accumulators and spills, and the broadcast operand (int4) would take a
+ * register per row (0.55 of peak instead of 0.83). int8 shares one broadcast between the columns.
  * Invariant: the integers and folds of gemm_scalar.h, hence its bits. Included by isa_vnni.c.
  */
 #ifndef LA_GEMM_VNNI_H
@@ -15,7 +15,14 @@
 
 #include "gemm_drive.h"
 
-/* acc + dot of the bytes of w with 4 bytes at a, in each lane. */
+/* acc + dot of the bytes of w (unsigned) and a (signed), in each lane. */
+LA_INLINE vi vnni_dot(vi acc, vi w, vi a)
+{
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "v"(a));
+    return acc;
+}
+
+/* The same with 4 bytes at a for every lane. */
 LA_INLINE vi vnni_dot_at(vi acc, vi w, const uint8_t *a)
 {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0"
@@ -46,8 +53,8 @@ LA_INLINE void vnni_step_i4(const int R, const int C, const la_tile *t, const ui
                 acc[r][c] = vnni_dot_at(acc[r][c], hi, row + 4);
             }
             else {
-                acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], lo, vnni_row(row));
-                acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], hi, vnni_row(row + 4));
+                acc[r][c] = vnni_dot(acc[r][c], lo, vnni_row(row));
+                acc[r][c] = vnni_dot(acc[r][c], hi, vnni_row(row + 4));
             }
         }
     }
@@ -64,7 +71,7 @@ LA_INLINE void vnni_step_i8(const int R, const int C, const la_tile *t, const ui
     LA_UNROLL for (int r = 0; r < R; r++) {
         vi y = vnni_row(a + (size_t)r * t->a_pitch);
         LA_UNROLL for (int c = 0; c < C; c++) {
-            acc[r][c] = _mm512_dpbusd_epi32(acc[r][c], x[c], y);
+            acc[r][c] = vnni_dot(acc[r][c], x[c], y);
         }
     }
 }
@@ -99,7 +106,7 @@ LA_INLINE void vnni_fold(const int R, const int C, const int regs, const la_tile
 
 LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile *t)
 {
-    const int C = 2 * U, regs = R * C <= 12;
+    const int C = 2 * U, regs = R * C <= 10;
     const uint8_t *w = t->w, *a = t->a;
     const size_t header = la_format_header(t->f);
     const int zero = la_format_zero(t->f);
@@ -185,7 +192,7 @@ static float probe_i8(int64_t n)
     }
     for (int64_t j = 0; j < n; j++) {
         LA_UNROLL for (int i = 0; i < 16; i++) {
-            acc[i] = _mm512_dpbusd_epi32(acc[i], w, a);
+            acc[i] = vnni_dot(acc[i], w, a);
         }
     }
     LA_UNROLL for (int i = 1; i < 16; i++) {

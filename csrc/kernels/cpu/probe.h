@@ -75,20 +75,23 @@ static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
     return any;
 }
 
+/* AVX2 has 16 registers; 12 chains cover latency 6 at two a cycle. la_kernels_probe_ops counts them. */
+enum { PROBE_CHAINS = VL == 16 ? 16 : 12 };
+
 static float probe_f32(int64_t n)
 {
-    vf acc[16], half = v_set1(0.5f), one = v_set1(1.0f);
-    LA_UNROLL for (int i = 0; i < 16; i++) {
+    vf acc[PROBE_CHAINS], half = v_set1(0.5f), one = v_set1(1.0f);
+    LA_UNROLL for (int i = 0; i < PROBE_CHAINS; i++) {
         acc[i] = v_set1((float)i);
     }
     /* acc = acc * half + one: the accumulator is the operand that waits, as in a dot */
     for (int64_t j = 0; j < n; j++) {
-        LA_UNROLL for (int i = 0; i < 16; i++) {
+        LA_UNROLL for (int i = 0; i < PROBE_CHAINS; i++) {
             acc[i] = v_fma(acc[i], half, one);
         }
     }
     float lane[VL], sum = 0.0f;
-    LA_UNROLL for (int i = 1; i < 16; i++) {
+    LA_UNROLL for (int i = 1; i < PROBE_CHAINS; i++) {
         acc[0] = v_add(acc[0], acc[i]);
     }
     v_storeu(lane, acc[0]);

@@ -86,7 +86,7 @@ LA_INLINE vi vi_sar16(vi a, int n) { return _mm256_srai_epi16(a, n); }
 LA_INLINE vf v_pick_f16(const void *p, int odd)
 {
     vi x = vi_loadu(p);
-    x = odd ? vi_shr(x, 16) : vi_and(x, vi_set1(0xffff));
+    x = vi_shr(odd ? x : vi_shl(x, 16), 16);
     x = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
     return _mm256_cvtph_ps(_mm256_castsi256_si128(x));
 }
