@@ -151,10 +151,12 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
                 bytes = g->w_pitch < bytes ? g->w_pitch : bytes;
             }
             if (k0 + block >= g->K && u + units >= g->n_units) {
-                size_t half = g->next_bytes / 2 / 64 * 64;
-                bytes = half < bytes ? half : bytes;
-                pitch = bytes;
-                next = bytes ? g->next : NULL;
+                next = g->next;
+                if (g->next_bytes < (size_t)units * pitch) { /* less than as many units: one run */
+                    size_t run = g->next_bytes / (size_t)units / 64 * 64;
+                    bytes = run < bytes ? run : bytes;
+                    pitch = bytes;
+                }
             }
             if (s->decode) {
                 s->decode(&t, units, decoded);
