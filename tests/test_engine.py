@@ -1,7 +1,7 @@
 """The engine stepped by hand on a tiny random model: the door, branches, scores, cancelling, bits.
 
-Tests talk to `_core.Engine` itself, so that a step is a step. A request's events, run alone with room
-to spare, are the reference for the same request in any company and under any limits.
+Tests talk to `_core.Engine` itself, so that a step is a step. A request's events, run alone with
+room to spare, are the reference for the same request in any company and under any limits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 import struct
 import threading
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,8 @@ def test_a_request_beyond_the_pages_is_refused(model):
 
 @pytest.mark.parametrize(("limits", "message"), [
     ({"max_seqs": 0}, "max_seqs"), ({"max_batch_tokens": 0}, "max_batch_tokens"),
-    ({"max_len": MAX_LEN + 1}, "max_len"), ({"max_len": 0}, "max_len"), ({"kv_pages": 0}, "kv_pages"),
+    ({"max_len": MAX_LEN + 1}, "max_len"), ({"max_len": 0}, "max_len"),
+    ({"kv_pages": 0}, "kv_pages"),
 ])
 def test_bad_limits(model, limits, message):
     with pytest.raises(ConfigError, match=message):
@@ -204,7 +206,7 @@ def test_allowed_and_bad_words(model):
     engine.run()
     tokens = engine.tokens(a)
     assert set(tokens) == {7, 8, 9}
-    pairs = list(zip(tokens, tokens[1:]))
+    pairs = list(pairwise(tokens))
     assert (7, 8) not in pairs
     assert (8, 8) in pairs
     assert not any(tokens[i : i + 3] == [9, 9, 9] for i in range(58))
@@ -287,7 +289,8 @@ def test_logits_and_prompt_logprobs(model, limits):
         assert event[2] == prompt[event[1]]
         assert abs(logprob(event) - row[event[2]]) < 1e-5
         assert event[4] == 1 + (row > row[event[2]]).sum()
-        assert np.frombuffer(event[5], np.int32).tolist() == np.argsort(-row, kind="stable")[:2].tolist()
+        best = np.argsort(-row, kind="stable")[:2]
+        assert np.frombuffer(event[5], np.int32).tolist() == best.tolist()
     assert drawn[2] == logits[-1].argmax()
     assert np.frombuffer(drawn[5], np.int32)[0] == drawn[2]
     assert np.abs(np.frombuffer(drawn[6], np.float32) - np.sort(table[-1])[::-1]).max() < 1e-5
@@ -314,24 +317,26 @@ def random_request(rng: random.Random) -> dict[str, Any]:
         "prompt": some_ids(rng.choice([1, 2, 17, 63, 64, 65, 120]), rng.randrange(1000)),
         "max_tokens": rng.choice([0, 1, 5, 25]), "seed": rng.randrange(2**63),
         "branches": rng.choice([1, 1, 1, 2, 3]), "temperature": rng.choice([0.0, 0.8, 1.2]),
-        "logprobs": rng.choice([-1, 0, 3, VOCAB]), "prompt_logprobs": rng.choice([-1, -1, 0, 2, VOCAB]),
-        "priority": rng.randint(-1, 1),
+        "logprobs": rng.choice([-1, 0, 3, VOCAB]), "priority": rng.randint(-1, 1),
+        "prompt_logprobs": rng.choice([-1, -1, 0, 2, VOCAB]),
     }
     if rng.random() < 0.3:
         request |= {"repetition_penalty": 1.2, "presence_penalty": 0.3, "frequency_penalty": 0.2}
     if rng.random() < 0.3:
-        request |= {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "bias_ids": [3, 4], "bias": [5.0, -9.0]}
+        request |= {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "bias_ids": [3, 4], "bias": [5, -9]}
     if rng.random() < 0.3:
         request |= {"stop_ids": some_ids(12, rng.randrange(99)),
                     "min_tokens": min(2, request["max_tokens"]), "bad": [[5], [6, 7]]}
     if rng.random() < 0.2:
-        request["suffixes"] = [some_ids(rng.choice([1, 3, 66]), b) for b in range(request["branches"])]
+        lengths = rng.choices([1, 3, 66], k=request["branches"])
+        request["suffixes"] = [some_ids(n, b) for b, n in enumerate(lengths)]
     return request
 
 
 @pytest.mark.parametrize("limits", [
     {"max_seqs": 1, "max_batch_tokens": 1}, {"max_seqs": 3, "max_batch_tokens": 7, "kv_pages": 6},
-    {"max_seqs": 8, "max_batch_tokens": 64, "kv_pages": 6}, {"max_seqs": 8, "max_batch_tokens": 512},
+    {"max_seqs": 8, "max_batch_tokens": 64, "kv_pages": 6},
+    {"max_seqs": 8, "max_batch_tokens": 512},
 ], ids=str)
 def test_company_does_not_change_a_bit(model, limits):
     rng = random.Random(str(limits))
