@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import logging
 import math
+import numbers
 import os
 import queue
 import secrets
@@ -408,7 +409,7 @@ class LLM:
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
             ids = given.tolist()
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
-            ids = list(given)
+            ids = _checked_ids(given, where)
         else:
             raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
         if not ids:
@@ -614,9 +615,16 @@ def _prompt_list(prompts: Any) -> list[Any]:
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
         kind = type(prompts).__name__
         raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
-    if prompts and all(hasattr(item, "__index__") for item in prompts):
+    if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
         return [prompts]
     return list(prompts)
+
+
+def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
+    for i, item in enumerate(given):
+        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+            raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
+    return list(map(int, given))
 
 
 def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
