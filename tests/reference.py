@@ -1,8 +1,9 @@
 """The specification of the forward pass: NumPy, float64, one line per formula.
 
-`forward` says what csrc/model/forward.c computes, from the fields of `ModelConfig` alone; it knows no
-family. A field that is off is neutral, a slot that is not filled is a step that is not taken. The tests
-hold it against transformers, and the C core against it. Kernel references are in reference_kernels.py.
+`forward` says what csrc/model/forward.c computes, from the fields of `ModelConfig` alone; it knows
+no family. A field that is off is neutral, a slot that is not filled is a step that is not taken.
+The tests hold it against transformers, and the C core against it. Kernel references are in
+reference_kernels.py.
 
 Shapes: T tokens, D model, H heads, K kv heads, d head size, F ffn, V vocab.
 """
@@ -21,7 +22,9 @@ Weights = Mapping[tuple[str, int], Sequence[np.ndarray]]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, kind: str, eps: float) -> np.ndarray:
+def norm(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, kind: str, eps: float
+) -> np.ndarray:
     """x [..., n] normalized over its last axis."""
     if kind == "layer":
         x = x - x.mean(-1, keepdims=True)
@@ -47,23 +50,27 @@ def softcap(x: np.ndarray, cap: float) -> np.ndarray:
     return cap * np.tanh(x / cap) if cap else x
 
 
-def rope(x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray, scale: float,
-         interleaved: bool) -> np.ndarray:
+def rope(
+    x: np.ndarray, positions: np.ndarray, inv_freq: np.ndarray, scale: float, interleaved: bool
+) -> np.ndarray:
     """x [T, n, d] with its first 2 * len(inv_freq) dimensions rotated by position * inv_freq."""
     half = len(inv_freq)
-    angle = positions[:, None, None] * inv_freq.astype(np.float64)     # [T, 1, half]
+    angle = positions[:, None, None] * inv_freq.astype(np.float64)  # [T, 1, half]
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     first, second = (
-        (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved
-        else (slice(0, half), slice(half, 2 * half)))
+        (slice(0, 2 * half, 2), slice(1, 2 * half, 2))
+        if interleaved
+        else (slice(0, half), slice(half, 2 * half))
+    )
     y = x.copy()
     y[..., first] = x[..., first] * cos - x[..., second] * sin
     y[..., second] = x[..., second] * cos + x[..., first] * sin
     return y
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, cap: float,
-              window: int) -> np.ndarray:
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, cap: float, window: int
+) -> np.ndarray:
     """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all)."""
     tokens, heads, _ = q.shape
     group = heads // k.shape[1]
@@ -90,15 +97,19 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
 
     def normed(x: np.ndarray, slot: str, layer: int = 0) -> np.ndarray:
         weight = one(slot, layer)
-        return x if weight is None else norm(x, weight, one(slot + "_bias", layer), c.norm, c.norm_eps)
+        return (
+            x if weight is None else norm(x, weight, one(slot + "_bias", layer), c.norm, c.norm_eps)
+        )
 
     def linear(x: np.ndarray, slot: str, layer: int) -> list[np.ndarray]:
         biases = get(slot + "_bias", layer)
-        return [x @ w.T + (0 if biases is None else biases[i])
-                for i, w in enumerate(get(slot, layer) or [])]
+        return [
+            x @ w.T + (0 if biases is None else biases[i])
+            for i, w in enumerate(get(slot, layer) or [])
+        ]
 
     def heads(x: np.ndarray, count: int, slot: str, layer: int) -> np.ndarray:
-        """x [T, n*d] -> [T, n, d], normalized over the head or the whole row where the model does so."""
+        """x [T, n*d] -> [T, n, d], normalized per head or over the row where the model does so."""
         weight = one(slot, layer)
         if c.qk_norm == "row":
             x = norm(x, weight, None, "rms", c.norm_eps)
@@ -114,7 +125,7 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if table >= 0:
             turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
             q, k = rope(q, *turn), rope(k, *turn)
-        a = attention(q, k, v, c.attn_scale, c.attn_softcap, window)
+        a = attention(q, k, v, scale=c.attn_scale, cap=c.attn_softcap, window=window)
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
@@ -143,7 +154,7 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
 
 
 def load_weights(config: ModelConfig, checkpoint) -> dict[tuple[str, int], list[np.ndarray]]:
-    """All slots as float32 arrays; block formats by the `gguf` package, which is the oracle for them."""
+    """All slots as float32 arrays; the `gguf` package is the oracle for block formats."""
     from llmaccel.models.mapping import iter_slots
 
     weights = {}

@@ -8,11 +8,22 @@ test_rows.py, test_attention.py and test_sample_kernels.py.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 PAGE = 64  # tokens of a page
 LANE = 16  # tokens or dimensions of a line
+
+# The slots that this file specifies, each by the function of its name.
+ROW_SLOTS = [
+    *("rms_norm", "layer_norm", "add_scaled", "add", "act_mul", "act", "rope", "softcap"),
+    *("kv_store_f32", "kv_store_bf16", "attend_f32", "attend_bf16", "attend_merge"),
+    *("attend_finish", "argmax", "sum_exp", "exp_sub", "select_above"),
+]
+
+State = tuple[Any, Any, np.ndarray]  # maximum, sum of exp, unnormalised output
 
 _erfc = np.vectorize(math.erfc, otypes=[np.float64])
 
@@ -24,7 +35,7 @@ def bf16(x: np.ndarray) -> np.ndarray:
     return bits.astype(np.uint32).view(np.float32)
 
 
-# ---- rows -----------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def rms_norm(x: np.ndarray, w: np.ndarray, eps: float) -> np.ndarray:
@@ -81,7 +92,7 @@ def softcap(x: np.ndarray, s: float, c: float) -> np.ndarray:
     return x if c == 0 else c * np.tanh(x / c)
 
 
-# ---- attention ------------------------------------------------------------------------------------
+# ---- attention -----------------------------------------------------------------------------------
 
 
 def kv_store_f32(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -112,50 +123,49 @@ def kv_store_bf16(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return codes(kp), codes(vp)
 
 
-def attend_f32(
-    q: np.ndarray,
-    k: np.ndarray,
-    v: np.ndarray,
-    row_pos: np.ndarray,
-    first: int,
-    window: int,
-    scale: float,
-    softcap_: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """q [R, d] over tokens k, v [T, d] from position `first`: m [R], l [R], o [R, d]."""
-    position = first + np.arange(len(k))
-    s = softcap(q.astype(np.float64) @ k.T.astype(np.float64), scale, softcap_)
-    counts = position[None, :] <= row_pos[:, None]
-    if window:
-        counts &= position[None, :] > row_pos[:, None] - window
+@dataclass(frozen=True)
+class View:
+    """What a row counts and how scores are made; window and softcap 0 are off."""
+
+    first: int = 0  # position of the first token
+    window: int = 0
+    scale: float = 1.0
+    softcap: float = 0.0
+
+
+def attend_f32(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
+    """q [R, d] at positions pos [R] over tokens k, v [T, d]: m [R], l [R], o [R, d]."""
+    token = view.first + np.arange(len(k))
+    s = softcap(q.astype(np.float64) @ k.T.astype(np.float64), view.scale, view.softcap)
+    counts = token[None, :] <= pos[:, None]
+    if view.window:
+        counts &= token[None, :] > pos[:, None] - view.window
     s = np.where(counts, s, -np.inf)
     m = s.max(axis=1)
     p = np.exp(s - np.where(np.isinf(m), 0, m)[:, None])
     return m, p.sum(axis=1), p @ v.astype(np.float64)
 
 
-def attend_bf16(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *rest: object
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def attend_bf16(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
     """The same on rounded values; the rounding of the probabilities is left to the tolerance."""
-    return attend_f32(bf16(q), bf16(k), bf16(v), *rest)  # type: ignore[arg-type]
+    return attend_f32(bf16(q), bf16(k), bf16(v), pos, view)
 
 
-def attend_merge(
-    m: float, l: float, o: np.ndarray, m2: float, l2: float, o2: np.ndarray  # noqa: E741
-) -> tuple[float, float, np.ndarray]:
-    top = max(m, m2)
+def attend_merge(left: State, right: State) -> State:
+    """(m, l, o [d]) of the tokens of both."""
+    top = max(left[0], right[0])
     if math.isinf(top):
-        return m, l, o
-    a, b = math.exp(m - top), math.exp(m2 - top)
-    return top, l * a + l2 * b, o.astype(np.float64) * a + o2.astype(np.float64) * b
+        return left
+    a, b = math.exp(left[0] - top), math.exp(right[0] - top)
+    joined = left[2].astype(np.float64) * a + right[2].astype(np.float64) * b
+    return top, left[1] * a + right[1] * b, joined
 
 
-def attend_finish(o: np.ndarray, l: float) -> np.ndarray:  # noqa: E741
-    return np.zeros(o.shape) if l == 0 else o.astype(np.float64) / l
+def attend_finish(o: np.ndarray, mass: float) -> np.ndarray:
+    return np.zeros(o.shape) if mass == 0 else o.astype(np.float64) / mass
 
 
-# ---- sampling -------------------------------------------------------------------------------------
+# ---- sampling ------------------------------------------------------------------------------------
 
 
 def argmax(x: np.ndarray) -> tuple[int, float]:

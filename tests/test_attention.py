@@ -77,31 +77,34 @@ class Pages:
         r, d = q.shape
         wide = np.full((r, d + pad), np.nan, np.float32)
         wide[:, :d] = q
-        m, l = np.full(r, 9, np.float32), np.full(r, 9, np.float32)  # noqa: E741
+        m, mass = np.full(r, 9, np.float32), np.full(r, 9, np.float32)
         o = np.full((r, -(-d // 16) * 16 + pad), 9, np.float32)
         core.attend(
             isa, self.kv, wide, pos, d, self.k, self.v, self.n, case.first, case.window,
-            case.scale, case.softcap, m, l, o,
+            case.scale, case.softcap, m, mass, o,
         )  # fmt: skip
         assert (o[:, -(-d // 16) * 16 :] == 9).all(), "wrote beyond its columns"
         assert (o[:, d : -(-d // 16) * 16] == 0).all(), "padding is not zero"
-        return m, l, o[:, :d].copy()
+        return m, mass, o[:, :d].copy()
 
 
 def expect(kv: str, case: Case, q: np.ndarray, pos: np.ndarray) -> tuple[np.ndarray, ...]:
     slot = ref.attend_f32 if kv == "f32" else ref.attend_bf16
-    return slot(q, *case.keys(), pos, case.first, case.window, case.scale, case.softcap)
+    view = ref.View(case.first, case.window, case.scale, case.softcap)
+    return slot(q, *case.keys(), pos, view)
 
 
 def check(kv: str, case: Case, got: tuple[np.ndarray, ...], want: tuple[np.ndarray, ...]) -> None:
-    (m, l, o), (wm, wl, wo) = got, want  # noqa: E741
+    (m, mass, o), (wm, wl, wo) = got, want
     tolerance = TOLERANCE[kv]
     none = wl == 0
-    assert np.isneginf(m[none]).all() and (l[none] == 0).all() and (o[none] == 0).all()
+    assert np.isneginf(m[none]).all()
+    assert not mass[none].any()
+    assert not o[none].any()
     np.testing.assert_allclose(m[~none], wm[~none], rtol=1e-5, atol=3e-5)
-    lse, want_lse = m[~none] + np.log(l[~none]), wm[~none] + np.log(wl[~none])
+    lse, want_lse = m[~none] + np.log(mass[~none]), wm[~none] + np.log(wl[~none])
     np.testing.assert_allclose(lse, want_lse, atol=3e-5 if kv == "f32" else 4e-3)
-    out, want_out = o[~none] / l[~none, None], wo[~none] / wl[~none, None]
+    out, want_out = o[~none] / mass[~none, None], wo[~none] / wl[~none, None]
     largest = np.abs(case.keys()[1]).max()
     np.testing.assert_allclose(out, want_out, atol=tolerance * largest, rtol=0)
 
@@ -112,7 +115,7 @@ def run(isa: str, kv: str, case: Case, rows: int) -> None:
     check(kv, case, got, expect(kv, case, q, pos))
 
 
-# ---- pages ----------------------------------------------------------------------------------------
+# ---- pages ---------------------------------------------------------------------------------------
 
 
 @each_isa
@@ -141,7 +144,25 @@ def test_kv_store_clears_v_with_the_first_token_only(isa: str, kv: str) -> None:
     assert pages.v.tobytes() == fresh[1].tobytes()
 
 
-# ---- one chunk ------------------------------------------------------------------------------------
+@each_isa
+@each_kv
+def test_kv_store_of_one_half(isa: str, kv: str) -> None:
+    k, v = seeded("half").normal(0, 1, (2, 2, 24)).astype(np.float32)
+    pages = Pages(isa, kv, k, v)
+    halves = Pages(isa, kv, k[:0], v[:0])
+    halves.k, halves.v = np.full_like(pages.k, 0xFF), np.full_like(pages.v, 0x7F)
+    for t in range(2):
+        core.kv_store(isa, kv, k[t], None, t, halves.k, halves.v)
+    assert halves.k.tobytes() == pages.k.tobytes()
+    assert (halves.v == 0x7F).all()
+    for t in range(2):
+        core.kv_store(isa, kv, None, v[t], t, halves.k, halves.v)
+    assert halves.v.tobytes() == pages.v.tobytes()
+    with pytest.raises(ValueError, match="d: 0"):
+        core.kv_store(isa, kv, None, None, 0, halves.k, halves.v)
+
+
+# ---- one chunk -----------------------------------------------------------------------------------
 
 
 @each_isa
@@ -179,10 +200,10 @@ def test_attend_scores_of_any_size(isa: str, kv: str) -> None:
     """Scores in the hundreds: most probabilities are exactly 0, and the maximum moves by pages."""
     case = Case(32, 256, loud=200.0)
     q, pos = case.rows(11)
-    m, l, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)  # noqa: E741
+    m, mass, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)
     wm, wl, wo = expect(kv, case, q, pos)
     np.testing.assert_allclose(m, wm, rtol=3e-6)
-    np.testing.assert_allclose(o / l[:, None], wo / wl[:, None], atol=2e-2)
+    np.testing.assert_allclose(o / mass[:, None], wo / wl[:, None], atol=2e-2)
 
 
 @each_isa
@@ -192,25 +213,25 @@ def test_attend_rows_that_see_nothing(isa: str, kv: str) -> None:
     case = Case(48, 256, first=256, window=30)
     q, _ = case.rows(4)
     pos = np.int32([100, 600, 300, 256 + 255 + 30])
-    m, l, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)  # noqa: E741
+    m, mass, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)
     assert list(np.isneginf(m)) == [True, True, False, True]
-    assert list(l == 0) == [True, True, False, True]
+    assert list(mass == 0) == [True, True, False, True]
     assert not o[[0, 1, 3]].any()
-    check(kv, case, (m, l, o), expect(kv, case, q, pos))
+    check(kv, case, (m, mass, o), expect(kv, case, q, pos))
 
 
 @each_isa
 @each_kv
 def test_attend_weights_sum_to_one(isa: str, kv: str) -> None:
-    """With V all ones o equals l: the sum is of the weights as they are multiplied."""
+    """With V all ones o equals mass: the sum is of the weights as they are multiplied."""
     case = Case(32, 230)
     k, v = case.keys()
     q, pos = case.rows(16)
-    _, l, o = Pages(isa, kv, k, np.ones_like(v)).attend(isa, case, q, pos)  # noqa: E741
-    np.testing.assert_allclose(o, np.repeat(l[:, None], case.d, 1), rtol=2e-6)
+    _, mass, o = Pages(isa, kv, k, np.ones_like(v)).attend(isa, case, q, pos)
+    np.testing.assert_allclose(o, np.repeat(mass[:, None], case.d, 1), rtol=2e-6)
 
 
-# ---- bit for bit ----------------------------------------------------------------------------------
+# ---- bit for bit ---------------------------------------------------------------------------------
 
 
 @each_isa
@@ -220,13 +241,13 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(isa: str, kv: str, d: int) 
     case = Case(d, 256, first=256, window=150)
     q, pos = case.rows(64)
     pages = Pages(isa, kv, *case.keys())
-    m, l, o = pages.attend(isa, case, q, pos)  # noqa: E741
-    whole = np.concatenate([m[:, None], l[:, None], o], axis=1)
+    m, mass, o = pages.attend(isa, case, q, pos)
+    whole = np.concatenate([m[:, None], mass[:, None], o], axis=1)
     rng = seeded("subset", d)
     for rows in [1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 25, 31, 48, 63, 64]:
         pick = rng.permutation(64)[:rows]
-        m, l, o = pages.attend(isa, case, q[pick], pos[pick])  # noqa: E741
-        part = np.concatenate([m[:, None], l[:, None], o], axis=1)
+        m, mass, o = pages.attend(isa, case, q[pick], pos[pick])
+        part = np.concatenate([m[:, None], mass[:, None], o], axis=1)
         assert part.tobytes() == whole[pick].tobytes(), f"{rows} rows"
 
 
@@ -237,12 +258,12 @@ def test_a_row_does_not_depend_on_later_tokens(isa: str, kv: str, window: int) -
     """Prefill (later tokens are in the pages) and decode (they are not) give the same bits."""
     case = Case(64, 256, window=window)
     q, pos = case.rows(40)
-    m, l, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)  # noqa: E741
+    m, mass, o = Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)
     for r in range(0, 40, 3):
         decode = replace(case, tokens=int(pos[r]) + 1)
         pages = Pages(isa, kv, *decode.keys())
         dm, dl, do = pages.attend(isa, decode, q[r : r + 1], pos[r : r + 1])
-        assert (dm.tobytes(), dl.tobytes()) == (m[r : r + 1].tobytes(), l[r : r + 1].tobytes())
+        assert (dm.tobytes(), dl.tobytes()) == (m[r : r + 1].tobytes(), mass[r : r + 1].tobytes())
         assert do.tobytes() == o[r : r + 1].tobytes(), f"position {pos[r]}"
 
 
@@ -260,7 +281,7 @@ def test_levels_without_the_dot_agree_bit_for_bit(kv: str, d: int) -> None:
     assert all(r.tobytes() == results[0].tobytes() for r in results)
 
 
-# ---- joins ----------------------------------------------------------------------------------------
+# ---- joins ---------------------------------------------------------------------------------------
 
 
 @each_isa
@@ -270,17 +291,19 @@ def test_attend_merge(isa: str, d: int, m2: float) -> None:
     rng = seeded("merge", d)
     o, o2 = rng.normal(0, 1, (2, d)).astype(np.float32)
     l2 = 0.0 if np.isinf(m2) else 2.5
-    got, want = o.copy(), ref.attend_merge(1.5, 7.0, o, m2, l2, o2)
-    m, l = core.attend_merge(isa, 1.5, 7.0, got, m2, l2, o2)  # noqa: E741
+    got, want = o.copy(), ref.attend_merge((1.5, 7.0, o), (m2, l2, o2))
+    m, mass = core.attend_merge(isa, 1.5, 7.0, got, m2, l2, o2)
     assert m == want[0]
-    np.testing.assert_allclose(l, want[1], rtol=3e-7)
+    np.testing.assert_allclose(mass, want[1], rtol=3e-7)
     np.testing.assert_allclose(got, want[2], rtol=1e-6, atol=1e-7)
     empty = np.zeros(d, np.float32)
-    m, l = core.attend_merge(isa, -np.inf, 0.0, empty, 1.5, 7.0, o)  # noqa: E741
-    assert (m, l) == (1.5, 7.0) and empty.tobytes() == o.tobytes()
+    m, mass = core.attend_merge(isa, -np.inf, 0.0, empty, 1.5, 7.0, o)
+    assert (m, mass) == (1.5, 7.0)
+    assert empty.tobytes() == o.tobytes()
     none = np.zeros(d, np.float32)
-    m, l = core.attend_merge(isa, -np.inf, 0.0, none, -np.inf, 0.0, none.copy())  # noqa: E741
-    assert (m, l) == (-np.inf, 0.0) and not none.any()
+    m, mass = core.attend_merge(isa, -np.inf, 0.0, none, -np.inf, 0.0, none.copy())
+    assert (m, mass) == (-np.inf, 0.0)
+    assert not none.any()
 
 
 @each_isa
@@ -304,24 +327,24 @@ def test_chunks_join_to_the_whole(isa: str, kv: str) -> None:
     q = rng.normal(0, 1, (5, d)).astype(np.float32)
     pos = np.int32([699, 10, 400, 256, 512])
     case = Case(d)
-    m, l = np.full(5, -np.inf), np.zeros(5)  # noqa: E741
+    m, mass = np.full(5, -np.inf), np.zeros(5)
     o = np.zeros((5, d), np.float32)
     for first in range(0, total, 256):
         part = slice(first, min(first + 256, total))
         pages = Pages(isa, kv, k[part], v[part])
         m2, l2, o2 = pages.attend(isa, replace(case, first=first), q, pos)
         for r in range(5):
-            m[r], l[r] = core.attend_merge(isa, m[r], l[r], o[r], m2[r], l2[r], o2[r])
+            m[r], mass[r] = core.attend_merge(isa, m[r], mass[r], o[r], m2[r], l2[r], o2[r])
     out = np.empty_like(o)
     for r in range(5):
-        core.attend_finish(isa, o[r], l[r], out[r])
+        core.attend_finish(isa, o[r], mass[r], out[r])
     slot = ref.attend_f32 if kv == "f32" else ref.attend_bf16
-    _, wl, wo = slot(q, k, v, pos, 0, 0, case.scale, 0.0)
+    _, wl, wo = slot(q, k, v, pos, ref.View(scale=case.scale))
     largest = np.abs(v).max()
     np.testing.assert_allclose(out, wo / wl[:, None], atol=TOLERANCE[kv] * largest, rtol=0)
 
 
-# ---- arguments ------------------------------------------------------------------------------------
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def test_bad_arguments_are_named() -> None:
@@ -329,18 +352,14 @@ def test_bad_arguments_are_named() -> None:
     case = Case(32, 64)
     q, pos = case.rows(3)
     pages = Pages(isa, "f32", *case.keys())
-    m, l, o = np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros((3, 32), np.float32)  # noqa: E741
+    m, mass, o = np.zeros(3, np.float32), np.zeros(3, np.float32), np.zeros((3, 32), np.float32)
+
+    names = ["kv", "q", "pos", "d", "k", "v", "n", "first", "window"]
+    good = ["f32", q, pos, 32, pages.k, pages.v, 1, 0, 0]
 
     def call(**changed: object) -> None:
-        a = dict(
-            kv="f32", q=q, pos=pos, d=32, k=pages.k, v=pages.v, n=1, first=0, window=0, m=m, l=l,
-            o=o,
-        )  # fmt: skip
-        a.update(changed)
-        core.attend(
-            isa, a["kv"], a["q"], a["pos"], a["d"], a["k"], a["v"], a["n"], a["first"],
-            a["window"], 1.0, 0.0, a["m"], a["l"], a["o"],
-        )  # fmt: skip
+        a = dict(zip(names, good, strict=True)) | {"m": m, "mass": mass, "o": o} | changed
+        core.attend(isa, *(a[name] for name in names), 1.0, 0.0, a["m"], a["mass"], a["o"])
 
     call()
     for changed, message in [

@@ -213,6 +213,13 @@ def test_an_element_does_not_depend_on_its_lane(isa: str) -> None:
             assert part.tobytes() == whole[start:stop].tobytes()
 
 
+def test_every_slot_has_its_reference() -> None:
+    slots = core.kernel_slots(ISAS[0])
+    for slot in ref.ROW_SLOTS:
+        assert slot in slots
+        assert callable(getattr(ref, slot))
+
+
 def test_bad_arguments_are_named() -> None:
     x = np.ones(8, np.float32)
     fixed = x.copy()

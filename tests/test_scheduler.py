@@ -356,6 +356,41 @@ def test_uncommitted_plan_is_planned_again() -> None:
         m.step()
 
 
+def test_a_more_important_prompt_takes_pages_and_the_whole_step() -> None:
+    m = Machine(n_pages=4, max_seqs=4, budget=100)
+    low = [m.add(100, priority=1, n_new=20) for _ in range(2)]
+    m.step()
+    m.step()
+    m.step()
+    assert m.core.counts()["used"] == 4
+    late = m.add(200, priority=0)
+    assert m.step() == 100, "the tokens of those thrown out are handed on"
+    assert m.core.state(late, 0)["done"] == 100
+    assert [m.core.state(j, 0)["state"] for j in low] == ["waiting"] * 2
+    m.run()
+
+
+def test_nobody_is_thrown_out_in_vain() -> None:
+    m = Machine(n_pages=6, max_seqs=4, budget=400)
+    m.add(200, priority=-1, n_new=10)
+    m.add(60, priority=1, n_new=4)
+    m.step()
+    m.add(192)  # three pages, of which the less important one could give only one
+    m.run()
+    assert m.core.counts()["preempted"] == 0
+
+
+def test_a_sequence_held_up_behind_a_held_prefix_gives_way() -> None:
+    m = Machine(n_pages=3, max_seqs=2, budget=256)
+    m.add(65, n_branches=3)
+    last = m.add(64, n_new=100)
+    while not m.jobs[0].branches[2].ended:
+        m.step()
+    assert m.core.counts()["preempted"] == 1
+    assert m.core.state(last, 0)["high"] == 128, "it ran as long as there were pages"
+    m.run()
+
+
 def test_exact_fit_of_every_page() -> None:
     m = Machine(n_pages=4, max_seqs=3, budget=100)
     m.add(100, n_branches=3, n_new=157)  # 256 positions are fed: all four pages

@@ -1,13 +1,16 @@
-"""Tiny random checkpoints, one per family row and variant, as Hugging Face folders and as GGUF files.
+"""Tiny random checkpoints, one per family row and variant, as Hugging Face folders and as GGUF
+files.
 
-Shapes are ugly on purpose: head size other than D/H where the family allows it, three query heads per kv
-head, an odd vocabulary, an FFN that is no multiple of 32, layers of several kinds. Tensor names and
-shapes come from the family table; that they are right is told by transformers, which must load every
-tensor of a folder and miss none (test_families.py). Also turns stories260K into a Hugging Face folder.
+Shapes are ugly on purpose: head size other than D/H where the family allows it, three query heads
+per kv head, an odd vocabulary, an FFN that is no multiple of 32, layers of several kinds. Tensor
+names and shapes come from the family table; that they are right is told by transformers, which must
+load every tensor of a folder and miss none (test_families.py). Also turns stories260K into a
+Hugging Face folder.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 from collections.abc import Sequence
@@ -16,19 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from llmaccel.models.checkpoint import RawTensor
 from llmaccel.models.mapping import build_config, tensor_specs
 from llmaccel.models.safetensors import open_safetensors
 
 _SIZES = {
-    "vocab_size": 301, "hidden_size": 96, "intermediate_size": 100, "num_hidden_layers": 3,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 160,
-    "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 301,
+    "hidden_size": 96,
+    "intermediate_size": 100,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 160,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 _WIDE = {**_SIZES, "head_dim": 20}
 _WINDOWED = {"sliding_window": 5}
-_LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-           "original_max_position_embeddings": 64}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
 
 
@@ -36,65 +49,215 @@ def _ramp(count: int, first: float, step: float) -> list[float]:
     return [first + step * i for i in range(count)]
 
 
+# fmt: off  (tables laid out by hand)
 # name: config.json. The name up to "-" is the family row.
 CONFIGS: dict[str, dict[str, Any]] = {
     "llama": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_WIDE},
-    "llama-llama3": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SIZES,
-                     "rope_theta": 500000.0, "rope_scaling": _LLAMA3, "tie_word_embeddings": True},
-    "llama-linear": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SIZES,
-                     "rope_scaling": {"type": "linear", "factor": 2.5}},
-    "llama-dynamic": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_SIZES,
-                      "max_position_embeddings": 32,
-                      "rope_scaling": {"type": "dynamic", "factor": 2.0}},
-    "llama-yarn": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_WIDE,
-                   "rope_scaling": _YARN},
-    "llama-bias": {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **_WIDE,
-                   "attention_bias": True, "mlp_bias": True},
-    "mistral": {"architectures": ["MistralForCausalLM"], "model_type": "mistral", **_WIDE, **_WINDOWED},
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **_SIZES, **_WINDOWED,
-              "use_sliding_window": True, "max_window_layers": 1, "tie_word_embeddings": True},
-    "qwen2-full": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", **_SIZES,
-                   "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0,
-                                    "beta_slow": 2.0, "truncate": False}},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", **_WIDE,
-              "rope_theta": 1000000.0},
-    "phi3": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **_SIZES, **_WINDOWED,
-             "pad_token_id": 0},
-    "phi3-longrope": {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", **_SIZES,
-                      "pad_token_id": 0, "original_max_position_embeddings": 20,
-                      "partial_rotary_factor": 0.75,
-                      "rope_scaling": {"type": "longrope", "short_factor": _ramp(6, 1.0, 0.125),
-                                       "long_factor": _ramp(6, 1.25, 0.5)}},
-    "gemma2": {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", **_WIDE, **_WINDOWED,
-               "query_pre_attn_scalar": 20, "attn_logit_softcapping": 2.0,
-               "final_logit_softcapping": 15.0},
-    "gemma3": {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", **_WIDE, **_WINDOWED,
-               "num_hidden_layers": 4, "sliding_window_pattern": 3, "query_pre_attn_scalar": 20,
-               "rope_theta": 1000000.0, "rope_local_base_freq": 100.0,
-               "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
-    "olmo2": {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2", **_SIZES, "pad_token_id": 0,
-              "rope_theta": 500000.0},
-    "granite": {"architectures": ["GraniteForCausalLM"], "model_type": "granite", **_SIZES,
-                "embedding_multiplier": 6.0, "logits_scaling": 3.0, "residual_multiplier": 0.25,
-                "attention_multiplier": 0.125, "tie_word_embeddings": True},
-    "gpt2": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 301, "n_embd": 60,
-             "n_head": 3, "n_layer": 3, "n_positions": 160, "n_inner": 100, "bos_token_id": 1,
-             "eos_token_id": 2},
-    "gpt_neox": {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "vocab_size": 301,
-                 "hidden_size": 72, "intermediate_size": 100, "num_hidden_layers": 3,
-                 "num_attention_heads": 3, "max_position_embeddings": 160, "rotary_pct": 0.25,
-                 "rotary_emb_base": 10000, "bos_token_id": 1, "eos_token_id": 2},
-    "gpt_neox-serial": {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox",
-                        "vocab_size": 301, "hidden_size": 72, "intermediate_size": 100,
-                        "num_hidden_layers": 2, "num_attention_heads": 3,
-                        "max_position_embeddings": 160, "rotary_pct": 1.0, "hidden_act": "gelu_fast",
-                        "use_parallel_residual": False, "bos_token_id": 1, "eos_token_id": 2},
-    "starcoder2": {"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", **_SIZES,
-                   **_WINDOWED},
+    "llama-llama3": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_SIZES,
+        "rope_theta": 500000.0,
+        "rope_scaling": _LLAMA3,
+        "tie_word_embeddings": True,
+    },
+    "llama-linear": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_SIZES,
+        "rope_scaling": {"type": "linear", "factor": 2.5},
+    },
+    "llama-dynamic": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_SIZES,
+        "rope_scaling": {"type": "dynamic", "factor": 2.0},
+    },
+    "llama-yarn": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_WIDE,
+        "rope_scaling": _YARN,
+    },
+    "llama-bias": {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **_WIDE,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "mistral": {
+        "architectures": ["MistralForCausalLM"],
+        "model_type": "mistral",
+        **_WIDE,
+        **_WINDOWED,
+    },
+    "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **_SIZES,
+        **_WINDOWED,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen2-full": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        **_SIZES,
+        "rope_scaling": {
+            **_YARN,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.5,
+            "beta_fast": 16.0,
+            "beta_slow": 2.0,
+            "truncate": False,
+        },
+    },
+    "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        **_WIDE,
+        "rope_theta": 1000000.0,
+    },
+    "phi3": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        **_SIZES,
+        **_WINDOWED,
+        "pad_token_id": 0,
+    },
+    "phi3-longrope": {
+        "architectures": ["Phi3ForCausalLM"],
+        "model_type": "phi3",
+        **_SIZES,
+        "pad_token_id": 0,
+        "original_max_position_embeddings": 200,
+        "partial_rotary_factor": 0.75,
+        "rope_scaling": {
+            "type": "longrope",
+            "attention_factor": 1.25,
+            "short_factor": _ramp(6, 1.0, 0.125),
+            "long_factor": _ramp(6, 1.25, 0.5),
+        },
+    },
+    "gemma2": {
+        "architectures": ["Gemma2ForCausalLM"],
+        "model_type": "gemma2",
+        **_WIDE,
+        **_WINDOWED,
+        "query_pre_attn_scalar": 20,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 1.0,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        **_WIDE,
+        **_WINDOWED,
+        "num_hidden_layers": 4,
+        "sliding_window_pattern": 3,
+        "query_pre_attn_scalar": 20,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 100.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    },
+    "olmo2": {
+        "architectures": ["Olmo2ForCausalLM"],
+        "model_type": "olmo2",
+        **_SIZES,
+        "pad_token_id": 0,
+        "rope_theta": 500000.0,
+    },
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "model_type": "granite",
+        **_SIZES,
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.25,
+        "attention_multiplier": 0.125,
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": 301,
+        "n_embd": 60,
+        "n_head": 3,
+        "n_layer": 3,
+        "n_positions": 160,
+        "n_inner": 100,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gpt_neox": {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": 301,
+        "hidden_size": 72,
+        "intermediate_size": 100,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 160,
+        "rotary_pct": 0.25,
+        "rotary_emb_base": 10000,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "gpt_neox-serial": {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "vocab_size": 301,
+        "hidden_size": 72,
+        "intermediate_size": 100,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "max_position_embeddings": 160,
+        "rotary_pct": 1.0,
+        "use_parallel_residual": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "starcoder2": {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        **_SIZES,
+        **_WINDOWED,
+    },
+    "starcoder2-plain": {
+        "architectures": ["Starcoder2ForCausalLM"],
+        "model_type": "starcoder2",
+        **_SIZES,
+        "use_bias": False,
+        "tie_word_embeddings": False,
+    },
 }
+# fmt: on
 FAMILIES = list(CONFIGS)
 # Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2.
 GGUF_FAMILIES = [name for name in FAMILIES if name not in ("qwen2", "llama-dynamic", "qwen2-full")]
+
+
+# Values that an untrusted file may hold where another is expected.
+HUGE = 10**400
+JUNK = (
+    *(None, True, -1, 0, 1, 2**31, HUGE, 0.0, -0.5, 1e300, float("nan"), float("inf"), "", "x"),
+    *([], [1], [None], {}, {"x": 1}, {"type": "yarn"}, {"type": "longrope", "long_factor": 3}),
+    ["\ud800"],
+)
+
+
+def differing(a, b, *but: str) -> list[str]:
+    """Names of the fields in which two ModelConfigs differ; `raw` and `but` are left out."""
+
+    def equal(x, y) -> bool:
+        if isinstance(x, list) and x and isinstance(x[0], np.ndarray):
+            return len(x) == len(y) and all(map(np.array_equal, x, y))
+        return x == y
+
+    names = [f.name for f in dataclasses.fields(a) if f.name not in ("raw", *but)]
+    return [n for n in names if not equal(getattr(a, n), getattr(b, n))]
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
@@ -105,13 +268,15 @@ def config_of(family: str, **overrides: Any) -> dict[str, Any]:
 def arrays_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     """Random float32 tensors for a config dict, scaled so that every feature moves the logits."""
     rng = np.random.default_rng(seed)
+    built = build_config(config)
     gemma = config["model_type"].startswith("gemma")
     arrays = {}
-    for name, shape in tensor_specs(build_config(config)):
+    for name, shape in tensor_specs(built):
         values = rng.standard_normal(shape, dtype=np.float32)
         if len(shape) == 2:
             embedding = "embed" in name or "wte" in name or "wpe" in name
-            values *= 0.25 if embedding else 1.5 * min(shape) ** -0.5
+            # Small beside what the layers add, or a tied head repeats its input.
+            values *= 0.25 / built.embed_scale if embedding else 1.5 * min(shape) ** -0.5
         elif name.endswith(".bias"):
             values *= 0.2
         else:
@@ -137,8 +302,10 @@ def hf_model(folder: Path):
     from transformers import AutoModelForCausalLM
 
     model, info = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"], info
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not info["missing_keys"], info
+    assert not info["unexpected_keys"], info
     return model.eval()
 
 
@@ -150,30 +317,52 @@ def hf_logits(folder: Path, ids: Sequence[int]) -> np.ndarray:
         return hf_model(folder)(torch.tensor([list(ids)])).logits[0].numpy()
 
 
-# ---- GGUF ------------------------------------------------------------------------------------------------
+def hf_greedy(folder: Path, ids: Sequence[int], count: int) -> list[int]:
+    """`count` greedy tokens after `ids`, each from a whole forward pass; no stop tokens."""
+    import torch
+
+    model, tokens = hf_model(folder), list(ids)
+    with torch.no_grad():
+        for _ in range(count):
+            logits = model(torch.tensor([tokens]), use_cache=False).logits
+            tokens.append(int(logits[0, -1].argmax()))
+    return tokens[len(ids) :]
+
+
+# ---- GGUF ----------------------------------------------------------------------------------------
 
 _BLOCK = "blk.{i}."
+# fmt: off
 _RENAMES = [    # Hugging Face, GGUF; {i} is the layer
     ("embed_tokens", "token_embd"), ("embed_in", "token_embd"), ("wte", "token_embd"),
-    ("wpe", "position_embd"), ("lm_head", "output"), ("embed_out", "output"), ("norm", "output_norm"),
+    ("wpe", "position_embd"), ("lm_head", "output"), ("embed_out", "output"), ("norm",
+    "output_norm"),
     ("ln_f", "output_norm"), ("final_layer_norm", "output_norm"),
     ("layers.{i}.input_layernorm", _BLOCK + "attn_norm"), ("h.{i}.ln_1", _BLOCK + "attn_norm"),
-    ("layers.{i}.self_attn.q_proj", _BLOCK + "attn_q"), ("layers.{i}.self_attn.k_proj", _BLOCK + "attn_k"),
+    ("layers.{i}.self_attn.q_proj", _BLOCK + "attn_q"), ("layers.{i}.self_attn.k_proj",
+    _BLOCK + "attn_k"),
     ("layers.{i}.self_attn.v_proj", _BLOCK + "attn_v"),
     ("layers.{i}.self_attn.q_norm", _BLOCK + "attn_q_norm"),
     ("layers.{i}.self_attn.k_norm", _BLOCK + "attn_k_norm"),
-    ("layers.{i}.self_attn.qkv_proj", _BLOCK + "attn_qkv"), ("h.{i}.attn.c_attn", _BLOCK + "attn_qkv"),
+    ("layers.{i}.self_attn.qkv_proj", _BLOCK + "attn_qkv"), ("h.{i}.attn.c_attn",
+    _BLOCK + "attn_qkv"),
     ("layers.{i}.attention.query_key_value", _BLOCK + "attn_qkv"),
-    ("layers.{i}.self_attn.o_proj", _BLOCK + "attn_output"), ("h.{i}.attn.c_proj", _BLOCK + "attn_output"),
+    ("layers.{i}.self_attn.o_proj", _BLOCK + "attn_output"), ("h.{i}.attn.c_proj",
+    _BLOCK + "attn_output"),
     ("layers.{i}.attention.dense", _BLOCK + "attn_output"),
-    ("layers.{i}.pre_feedforward_layernorm", _BLOCK + "ffn_norm"), ("h.{i}.ln_2", _BLOCK + "ffn_norm"),
+    ("layers.{i}.pre_feedforward_layernorm", _BLOCK + "ffn_norm"), ("h.{i}.ln_2",
+    _BLOCK + "ffn_norm"),
     ("layers.{i}.post_feedforward_layernorm", _BLOCK + "post_ffw_norm"),
-    ("layers.{i}.mlp.gate_proj", _BLOCK + "ffn_gate"), ("layers.{i}.mlp.up_proj", _BLOCK + "ffn_up"),
+    ("layers.{i}.mlp.gate_proj", _BLOCK + "ffn_gate"), ("layers.{i}.mlp.up_proj",
+    _BLOCK + "ffn_up"),
     ("layers.{i}.mlp.gate_up_proj", _BLOCK + "ffn_up"), ("layers.{i}.mlp.c_fc", _BLOCK + "ffn_up"),
     ("h.{i}.mlp.c_fc", _BLOCK + "ffn_up"), ("layers.{i}.mlp.dense_h_to_4h", _BLOCK + "ffn_up"),
-    ("layers.{i}.mlp.down_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.c_proj", _BLOCK + "ffn_down"),
-    ("h.{i}.mlp.c_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.dense_4h_to_h", _BLOCK + "ffn_down"),
+    ("layers.{i}.mlp.down_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.c_proj",
+    _BLOCK + "ffn_down"),
+    ("h.{i}.mlp.c_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.dense_4h_to_h",
+    _BLOCK + "ffn_down"),
 ]
+# fmt: on
 _ARCHS = {"mistral": "llama", "gpt_neox": "gptneox"}
 
 
@@ -215,7 +404,7 @@ def make_gguf(family: str, folder: Path, path: Path, quant: str | None = None) -
     """
     import gguf
 
-    row = family.split("-")[0]
+    row = family.partition("-")[0]
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, _ARCHS.get(row, row))
     _gguf_metadata(writer, config)
@@ -223,8 +412,14 @@ def make_gguf(family: str, folder: Path, path: Path, quant: str | None = None) -
     for name in checkpoint.names():
         values = _gguf_values(name, checkpoint[name].numpy(), row, config)
         kind = gguf.GGMLQuantizationType[quant] if quant else None
-        if kind is not None and values.ndim == 2 and values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
-            writer.add_tensor(_gguf_name(name, row), gguf.quants.quantize(values, kind), raw_dtype=kind)
+        if (
+            kind is not None
+            and values.ndim == 2
+            and values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        ):
+            writer.add_tensor(
+                _gguf_name(name, row), gguf.quants.quantize(values, kind), raw_dtype=kind
+            )
         else:
             writer.add_tensor(_gguf_name(name, row), np.ascontiguousarray(values))
     _gguf_factors(writer, config)
@@ -236,10 +431,24 @@ def make_gguf(family: str, folder: Path, path: Path, quant: str | None = None) -
 
 
 def _gguf_metadata(writer, config: dict[str, Any]) -> None:
-    c = {**config, **{common: config[own] for common, own in (
-        ("hidden_size", "n_embd"), ("num_attention_heads", "n_head"), ("num_hidden_layers", "n_layer"),
-        ("max_position_embeddings", "n_positions"), ("intermediate_size", "n_inner")) if own in config}}
-    heads, kv_heads = c["num_attention_heads"], c.get("num_key_value_heads", c["num_attention_heads"])
+    c = {
+        **config,
+        **{
+            common: config[own]
+            for common, own in (
+                ("hidden_size", "n_embd"),
+                ("num_attention_heads", "n_head"),
+                ("num_hidden_layers", "n_layer"),
+                ("max_position_embeddings", "n_positions"),
+                ("intermediate_size", "n_inner"),
+            )
+            if own in config
+        },
+    }
+    heads, kv_heads = (
+        c["num_attention_heads"],
+        c.get("num_key_value_heads", c["num_attention_heads"]),
+    )
     head_dim = c.get("head_dim", c["hidden_size"] // heads)
     writer.add_block_count(c["num_hidden_layers"])
     writer.add_embedding_length(c["hidden_size"])
@@ -250,7 +459,9 @@ def _gguf_metadata(writer, config: dict[str, Any]) -> None:
     writer.add_bos_token_id(c["bos_token_id"])
     writer.add_eos_token_id(c["eos_token_id"])
     built = build_config(config)
-    (writer.add_layer_norm_eps if built.norm == "layer" else writer.add_layer_norm_rms_eps)(built.norm_eps)
+    (writer.add_layer_norm_eps if built.norm == "layer" else writer.add_layer_norm_rms_eps)(
+        built.norm_eps
+    )
     if "head_dim" in c:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
@@ -258,13 +469,15 @@ def _gguf_metadata(writer, config: dict[str, Any]) -> None:
         writer.add_sliding_window(c["sliding_window"])
     if "sliding_window_pattern" in c:
         writer.add_sliding_window_pattern(c["sliding_window_pattern"])
-    for key, add in (("attn_logit_softcapping", writer.add_attn_logit_softcapping),
-                     ("final_logit_softcapping", writer.add_final_logit_softcapping),
-                     ("attention_multiplier", writer.add_attention_scale),
-                     ("embedding_multiplier", writer.add_embedding_scale),
-                     ("residual_multiplier", writer.add_residual_scale),
-                     ("logits_scaling", writer.add_logit_scale),
-                     ("rope_local_base_freq", writer.add_rope_freq_base_swa)):
+    for key, add in (
+        ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
+        ("final_logit_softcapping", writer.add_final_logit_softcapping),
+        ("attention_multiplier", writer.add_attention_scale),
+        ("embedding_multiplier", writer.add_embedding_scale),
+        ("residual_multiplier", writer.add_residual_scale),
+        ("logits_scaling", writer.add_logit_scale),
+        ("rope_local_base_freq", writer.add_rope_freq_base_swa),
+    ):
         if key in c:
             add(c[key])
     if c["model_type"] == "gpt_neox":
@@ -286,10 +499,8 @@ def _gguf_scaling(writer, c: dict[str, Any]) -> None:
     if kind == "yarn":
         writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
     if kind == "longrope":
-        original = c["original_max_position_embeddings"]
-        stretch = c["max_position_embeddings"] / original
-        writer.add_rope_scaling_orig_ctx_len(original)
-        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + np.log(stretch) / np.log(original))))
+        writer.add_rope_scaling_orig_ctx_len(c["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(scaling["attention_factor"])
 
 
 def _gguf_factors(writer, c: dict[str, Any]) -> None:
@@ -297,31 +508,46 @@ def _gguf_factors(writer, c: dict[str, Any]) -> None:
     kind = scaling.get("rope_type", scaling.get("type"))
     if kind == "longrope":
         for name in ("long", "short"):
-            writer.add_tensor(f"rope_factors_{name}.weight", np.array(scaling[f"{name}_factor"], np.float32))
+            writer.add_tensor(
+                f"rope_factors_{name}.weight", np.array(scaling[f"{name}_factor"], np.float32)
+            )
     if kind == "llama3":
         plain = build_config({**c, "rope_scaling": None}).rope_inv_freq[0].astype(np.float64)
         scaled = build_config(c).rope_inv_freq[0].astype(np.float64)
         writer.add_tensor("rope_freqs.weight", (plain / scaled).astype(np.float32))
 
 
-# ---- stories260K -------------------------------------------------------------------------------------------
+# ---- stories260K ---------------------------------------------------------------------------------
+
 
 def stories260k_folder(shared: Path, dst: Path) -> Path:
-    """Write `shared`/data/models/stories260K (llama2.c files) as a Hugging Face folder with a tokenizer."""
+    """Write `shared`/data/models/stories260K as a Hugging Face folder with a tokenizer."""
     from safetensors.numpy import save_file
 
     source = shared / "data" / "models" / "stories260K"
     dst.mkdir(parents=True, exist_ok=True)
     config, arrays = _read_llama2c((source / "stories260K.bin").read_bytes())
     (dst / "config.json").write_text(json.dumps(config, indent=1))
-    (dst / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": [1, 2]}))
+    (dst / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 1, "eos_token_id": [1, 2]})
+    )
     save_file(arrays, dst / "model.safetensors", metadata={"format": "pt"})
     tokenizer = _read_llama2c_tokens((source / "tok512.bin").read_bytes(), config["vocab_size"])
     (dst / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False, indent=1))
-    (dst / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-        "unk_token": "<unk>", "add_bos_token": True, "add_eos_token": False,
-        "clean_up_tokenization_spaces": False, "model_max_length": 512}))
+    (dst / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "bos_token": "<s>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+                "add_bos_token": True,
+                "add_eos_token": False,
+                "clean_up_tokenization_spaces": False,
+                "model_max_length": 512,
+            }
+        )
+    )
     return dst
 
 
@@ -343,32 +569,47 @@ def _read_llama2c(data: bytes) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     d, kv = dim // heads, dim // heads * kv_heads
     arrays = {"model.embed_tokens.weight": take(vocab, dim)}
     stacked = {
-        "input_layernorm": take(layers, dim), "self_attn.q_proj": take(layers, dim, dim),
-        "self_attn.k_proj": take(layers, kv, dim), "self_attn.v_proj": take(layers, kv, dim),
-        "self_attn.o_proj": take(layers, dim, dim), "post_attention_layernorm": take(layers, dim),
-        "mlp.gate_proj": take(layers, hidden, dim), "mlp.down_proj": take(layers, dim, hidden),
+        "input_layernorm": take(layers, dim),
+        "self_attn.q_proj": take(layers, dim, dim),
+        "self_attn.k_proj": take(layers, kv, dim),
+        "self_attn.v_proj": take(layers, kv, dim),
+        "self_attn.o_proj": take(layers, dim, dim),
+        "post_attention_layernorm": take(layers, dim),
+        "mlp.gate_proj": take(layers, hidden, dim),
+        "mlp.down_proj": take(layers, dim, hidden),
         "mlp.up_proj": take(layers, hidden, dim),
     }
     arrays["model.norm.weight"] = take(dim)
-    take(2, positions, d // 2)      # cos and sin tables
+    take(2, positions, d // 2)  # cos and sin tables
     assert at == len(values), (at, len(values))
     for name, stack in stacked.items():
         for layer, w in enumerate(stack):
             count = {"self_attn.q_proj": heads, "self_attn.k_proj": kv_heads}.get(name)
             arrays[f"model.layers.{layer}.{name}.weight"] = halves(w, count) if count else w
     config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": vocab,
-        "hidden_size": dim, "intermediate_size": hidden, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_act": "silu",
-        "max_position_embeddings": positions, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
-        "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": True, "dtype": "float32",
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": vocab,
+        "hidden_size": dim,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_act": "silu",
+        "max_position_embeddings": positions,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "tie_word_embeddings": True,
+        "dtype": "float32",
     }
     return config, {name: np.ascontiguousarray(a) for name, a in arrays.items()}
 
 
 def _read_llama2c_tokens(data: bytes, vocab: int) -> dict[str, Any]:
-    """A tokenizer.json for a llama2.c vocabulary: merges by falling score, bytes where no piece fits."""
-    pieces, scores, at = [], [], 4      # after the longest length
+    """A tokenizer.json for a llama2.c vocabulary: merges by falling score, with byte fallback."""
+    pieces, scores, at = [], [], 4  # after the longest length
     for _ in range(vocab):
         score, length = struct.unpack_from("<fi", data, at)
         pieces.append(data[at + 8 : at + 8 + length].decode("utf-8").replace(" ", "\u2581"))
@@ -380,28 +621,67 @@ def _read_llama2c_tokens(data: bytes, vocab: int) -> dict[str, Any]:
     assert len(ids) == vocab
     merges = sorted(
         (-scores[ids[piece]], ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
-        for piece in pieces[259:] for cut in range(1, len(piece))
-        if piece[:cut] in ids and piece[cut:] in ids)
-    special = [{"id": i, "content": pieces[i], "single_word": False, "lstrip": False, "rstrip": False,
-                "normalized": False, "special": True} for i in range(3)]
+        for piece in pieces[259:]
+        for cut in range(1, len(piece))
+        if piece[:cut] in ids and piece[cut:] in ids
+    )
+    special = [
+        {
+            "id": i,
+            "content": pieces[i],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for i in range(3)
+    ]
     return {
-        "version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "\u2581"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": special,
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
         "pre_tokenizer": None,
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-                       {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
-                     {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": None, "unk_token": "<unk>", "continuing_subword_prefix": None,
-                  "end_of_word_suffix": None, "fuse_unk": True, "byte_fallback": True,
-                  "ignore_merges": False, "vocab": ids, "merges": [[m[3], m[4]] for m in merges]},
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": ids,
+            "merges": [[m[3], m[4]] for m in merges],
+        },
     }

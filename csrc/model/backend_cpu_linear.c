@@ -218,8 +218,9 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
                          .c = own.tile,
                          .ldc = n * LA_UNIT};
             if (u + n < end) {
+                int after = end - u - n < step ? end - u - n : step;
                 g.next = g.w + (size_t)n * w->unit_bytes;
-                g.next_bytes = w->unit_bytes;
+                g.next_bytes = (size_t)after * w->unit_bytes;
             }
             run_gemm(&la_cpu_of(c)->k, &g, v->form);
             int left = w->N - u * LA_UNIT;

@@ -37,11 +37,17 @@ static void block_q4_1(const uint8_t *b, int8_t *code, float *scale, float *offs
     nibbles(b + 4, 0, code);
 }
 
-/* The fifth bits: bit k of 32. */
-static void fifth_bits(const uint8_t *h, int8_t *code)
+/* The fifth bits, bit k of 32; eight at a time: a byte in every byte, bit i kept in byte i, made 16. */
+static void fifth_bits(const uint8_t *h, int bias, int8_t *code)
 {
+    for (int i = 0; i < 4; i++) {
+        uint64_t x, bits = h[i] * 0x0101010101010101u & 0x8040201008040201u;
+        memcpy(&x, code + 8 * i, sizeof x);
+        x |= ((bits + 0x7f7f7f7f7f7f7f7fu) & 0x8080808080808080u) >> 3;
+        memcpy(code + 8 * i, &x, sizeof x);
+    }
     for (int k = 0; k < 32; k++) {
-        code[k] = (int8_t)(code[k] + ((h[k / 8] >> (k % 8)) & 1) * 16);
+        code[k] = (int8_t)(code[k] - bias);
     }
 }
 
@@ -49,8 +55,8 @@ static void block_q5_0(const uint8_t *b, int8_t *code, float *scale, float *offs
 {
     *scale = read_f16(b);
     *offset = 0.0f;
-    nibbles(b + 6, 16, code);
-    fifth_bits(b + 2, code);
+    nibbles(b + 6, 0, code);
+    fifth_bits(b + 2, 16, code);
 }
 
 static void block_q5_1(const uint8_t *b, int8_t *code, float *scale, float *offset)
@@ -58,7 +64,7 @@ static void block_q5_1(const uint8_t *b, int8_t *code, float *scale, float *offs
     *scale = read_f16(b);
     *offset = read_f16(b + 2);
     nibbles(b + 8, 0, code);
-    fifth_bits(b + 4, code);
+    fifth_bits(b + 4, 0, code);
 }
 
 static void block_q8_0(const uint8_t *b, int8_t *code, float *scale, float *offset)

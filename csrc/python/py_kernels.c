@@ -72,7 +72,7 @@ static PyObject *kernel_slots(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *name;
     la_kernels t;
-    la_isa which[128];
+    la_isa which[128] = {LA_ISA_SCALAR};
     if (!PyArg_ParseTuple(args, "s:kernel_slots", &name)) {
         return NULL;
     }
@@ -552,5 +552,5 @@ static PyMethodDef methods[] = {
 
 int py_kernels_register(PyObject *module)
 {
-    return PyModule_AddFunctions(module, methods);
+    return PyModule_AddFunctions(module, methods) < 0 ? -1 : py_kernels_rows_register(module);
 }

@@ -10,9 +10,9 @@
 
 #include "../kernels/kernels.h"
 
-/* Adds the functions of py_kernels.c to the module; 0, or -1 with an exception set. */
+/* Adds the functions of both files to the module; 0, or -1 with an exception set. */
 int py_kernels_register(PyObject *module);
-/* Adds the functions of py_kernels_rows.c. */
+/* The part of py_kernels_rows.c. */
 int py_kernels_rows_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */

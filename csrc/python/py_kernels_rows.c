@@ -21,7 +21,7 @@ typedef struct la_call {
     la_kernels t;
     Py_buffer views[MAX_VIEWS];
     int n_views;
-    int n;      /* values of the buffer last taken with ANY */
+    int n; /* values of the buffer last taken with ANY */
     int ok;
 } la_call;
 
@@ -340,8 +340,8 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     }
     call_begin(&c, isa);
     int bf16 = call_bf16(&c, kv);
-    const float *k = call_in(&c, ok, "k", ANY);
-    const float *v = call_in(&c, ov, "v", c.n);
+    const float *k = ok == Py_None ? NULL : call_in(&c, ok, "k", ANY);
+    const float *v = ov == Py_None ? NULL : call_in(&c, ov, "v", k != NULL ? c.n : ANY);
     call_range(&c, "d", c.n, 1, MAX_D);
     call_range(&c, "tok", tok, 0, LA_PAGE - 1);
     void *kp = call_bytes(&c, okp, "k_page", k_bytes(bf16, c.n), 1);
@@ -365,8 +365,8 @@ static void attend_call(la_call *c, la_attend_args *g, int bf16)
     char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
     memset(scratch, POISON, bytes + GUARD);
     g->scratch = scratch;
-    Py_BEGIN_ALLOW_THREADS
-    (bf16 ? c->t.attend_bf16 : c->t.attend_f32)(g);
+    Py_BEGIN_ALLOW_THREADS(bf16 ? c->t.attend_bf16 : c->t.attend_f32)
+    (g);
     Py_END_ALLOW_THREADS
     for (int i = 0; i < GUARD; i++) {
         if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
@@ -555,7 +555,8 @@ static PyMethodDef methods[] = {
     {"kv_page_bytes", kv_page_bytes, METH_VARARGS,
      "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32 or bf16."},
     {"kv_store", kv_store, METH_VARARGS,
-     "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63."},
+     "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
+     "k or v may be None: its page stays as it is."},
     {"attend", attend, METH_VARARGS,
      "attend(isa, kv, q, row_pos, d, k_pages, v_pages, n_pages, first, window, scale, softcap,\n"
      "       m, l, o): one chunk of one kv head.\n\n"
@@ -563,7 +564,8 @@ static PyMethodDef methods[] = {
      "pages one after another; first: position of their first token; window, softcap: 0 is off.\n"
      "Writes m [R], l [R], o [R, ldo >= d rounded up to 16]."},
     {"attend_merge", attend_merge, METH_VARARGS,
-     "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in place."},
+     "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in "
+     "place."},
     {"attend_finish", attend_finish, METH_VARARGS,
      "attend_finish(isa, o, l, out): out [d] = o / l, 0 where l is 0."},
     {"argmax", argmax, METH_VARARGS, "argmax(isa, x) -> (lowest index of the largest, its value)."},

@@ -1,9 +1,9 @@
 """The model configuration: `la_model_desc` in Python, and the checked reading of config files.
 
-`ModelConfig` carries the numbers that the C core gets; models/families.py fills it from a Hugging Face
-`config.json` or from GGUF metadata. Every value in those files is untrusted: a `Keys` reads it with its
-type and range, and the error names the key. Floats are rounded to float32, as the C struct holds them, so
-that one model gives one `ModelConfig` whatever file it came from.
+`ModelConfig` carries the numbers that the C core gets; models/families.py fills it from a Hugging
+Face `config.json` or from GGUF metadata. Every value in those files is untrusted: a `Keys` reads it
+with its type and range, and the error names the key. Floats are rounded to float32, as the C struct
+holds them, so that one model gives one `ModelConfig` whatever file it came from.
 
 Called by the loader (llm.py), by models/families.py and by the tests; imports nothing slow.
 """
@@ -24,6 +24,7 @@ MAX_LAYERS = 4096
 MAX_D_MODEL = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_D_HEAD = 256
+MAX_ROW = 1 << 22  # heads of a token side by side
 MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
 MAX_POSITIONS = 1 << 30
@@ -41,11 +42,12 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ModelConfig:
-    """The fields of `la_model_desc` (see csrc/llmaccel.h for their meaning), and what Python needs beside.
+    """The fields of `la_model_desc` (see csrc/llmaccel.h for their meaning), and what Python needs
+    beside.
 
-    layers: one (window, rope) per layer. rope_inv_freq: float32 [d_rope/2] per table.
-    raw: the Hugging Face style dict that this was mapped from, text_config merged, overrides applied.
-    gguf: the tensors carry GGUF names and layouts.
+    layers: one (window, rope) per layer. rope_inv_freq: float32 [d_rope/2] per table. raw: the
+    Hugging Face style dict that this was mapped from, text_config merged, overrides applied. gguf:
+    the tensors carry GGUF names and layouts.
     """
 
     n_layers: int
@@ -56,12 +58,12 @@ class ModelConfig:
     d_ffn: int
     n_vocab: int
     max_len: int
-    norm: str               # "rms", "layer"
+    norm: str  # "rms", "layer"
     norm_eps: float
-    act: str                # "silu", "gelu", "gelu_tanh", "relu"
+    act: str  # "silu", "gelu", "gelu_tanh", "relu"
     gated: bool
     parallel: bool
-    qk_norm: str            # "none", "head", "row"
+    qk_norm: str  # "none", "head", "row"
     d_rope: int
     rope_interleaved: bool
     attn_scale: float
@@ -79,10 +81,10 @@ class ModelConfig:
     max_position_embeddings: int
     eos_token_ids: list[int]
     bos_token_id: int | None
-    slots: tuple[str, ...] = ()     # the slots that the checkpoint fills
+    slots: tuple[str, ...] = ()  # the slots that the checkpoint fills
     gguf: bool = False
-    activation: str = "f32"     # la_act_form: "f32", "bf16", "i8"; the loader replaces it
-    kv_dtype: str = "F32"       # la_dtype: "F32", "BF16"; the loader replaces it
+    activation: str = "f32"  # la_act_form: "f32", "bf16", "i8"; the loader replaces it
+    kv_dtype: str = "F32"  # la_dtype: "F32", "BF16"; the loader replaces it
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -90,7 +92,8 @@ class ModelConfig:
 class GenerationConfig:
     """What a `generation_config.json` says, under vLLM's names. Empty where there is no file.
 
-    sampling: of temperature, top_p, top_k, min_p, repetition_penalty, max_tokens those that are set.
+    sampling: of temperature, top_p, top_k, min_p, repetition_penalty, max_tokens those that are
+    set.
     """
 
     eos_token_ids: tuple[int, ...] = ()
@@ -109,12 +112,17 @@ class Keys:
     """Typed, range-checked reads from an untrusted dict.
 
     raw: the dict. defaults: values of absent keys; a key that is present and null is None, not the
-    default. where: what the messages call the file. spelled: the file's own name of a key where it differs.
-    Every method raises ConfigError naming the key.
+    default. where: what the messages call the file. spelled: the file's own name of a key where it
+    differs. Every method raises ConfigError naming the key.
     """
 
-    def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any], where: str = "config.json",
-                 spelled: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        raw: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        where: str = "config.json",
+        spelled: Mapping[str, str] | None = None,
+    ) -> None:
         self.raw = raw
         self.defaults = defaults
         self.where = where
@@ -210,7 +218,7 @@ def _shown(value: Any) -> str:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. LoadError if it is unreadable, too large, no JSON, or no object."""
+    """The JSON object in `path`; LoadError if it is unreadable, too large, or something else."""
     try:
         size = path.stat().st_size
         if size > _MAX_JSON_BYTES:
@@ -246,8 +254,17 @@ def load_generation_config(folder: str | Path) -> GenerationConfig:
 
 def parse_generation_config(raw: Mapping[str, Any]) -> GenerationConfig:
     """The same from a dict (an argument, or GGUF metadata)."""
-    names = ("eos_token_id", "bos_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p",
-             "repetition_penalty", "max_new_tokens")
+    names = (
+        "eos_token_id",
+        "bos_token_id",
+        "do_sample",
+        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
+        "repetition_penalty",
+        "max_new_tokens",
+    )
     keys = Keys(raw, dict.fromkeys(names), "generation_config.json")
     sampling = {
         "temperature": keys.number("temperature", 0.0, 1e6, none=True),
@@ -275,12 +292,14 @@ def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(nested, dict):
         raise ConfigError(f"config.json: text_config must be a dict, is {_shown(nested)}")
     flat = {k: v for k, v in raw.items() if k != "text_config"}
-    flat.update((k, v) for k, v in nested.items() if k != "architectures" or "architectures" not in raw)
+    flat.update(
+        (k, v) for k, v in nested.items() if k != "architectures" or "architectures" not in raw
+    )
     return flat
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:
-    """`raw` (flattened) with `hf_overrides` on top; ConfigError if they are no dict with string keys."""
+    """`raw` (flattened) with `hf_overrides` on top; ConfigError if they are no dict."""
     if overrides is None:
         return dict(raw)
     if not isinstance(overrides, Mapping) or not all(isinstance(k, str) for k in overrides):

@@ -13,10 +13,7 @@
 /* Blocks of a tile, and its most rows: accumulators, lines, a broadcast and a mask stay in 32
  * (AVX-512) or 16 registers; gcc spills at one row more. */
 #define ATTEND_BLOCKS(rows) (VL == 16 ? 4 : VL == 8 && (rows) <= 2 ? 2 : 1)
-enum {
-    ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1,
-    ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5
-};
+enum { ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1, ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5 };
 
 LA_INLINE void attend_tile(const int rows, const int blocks, const int pair, const attend_panel *p,
                            int first)
@@ -94,15 +91,9 @@ LA_INLINE void attend_panel_fma(const int pair, const attend_panel *p)
     attend_rows(1, pair, p);
 }
 
-static void attend_panel_f32(const attend_panel *p)
-{
-    attend_panel_fma(1, p);
-}
+static void attend_panel_f32(const attend_panel *p) { attend_panel_fma(1, p); }
 
-static void attend_panel_split(const attend_panel *p)
-{
-    attend_panel_fma(2, p);
-}
+static void attend_panel_split(const attend_panel *p) { attend_panel_fma(2, p); }
 
 static void attend_row_f32(const float *x, int d, void *a)
 {
@@ -141,15 +132,15 @@ LA_INLINE vf attend_weights_split(vf p, void *a, int t)
 
 static void attend_f32(const la_attend_args *g)
 {
-    static const attend_form form = {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, attend_row_f32,
+    static const attend_form form = {ATTEND_ROWS_F32,   1, 4, attend_panel_f32, attend_row_f32,
                                      attend_weights_f32};
     attend_run(g, &form);
 }
 
 static void attend_bf16(const la_attend_args *g)
 {
-    static const attend_form form = {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, attend_row_split,
-                                     attend_weights_split};
+    static const attend_form form = {
+        ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, attend_row_split, attend_weights_split};
     attend_run(g, &form);
 }
 
@@ -171,30 +162,34 @@ static void kv_store_f32(const float *k, const float *v, int d, int tok, void *k
     }
 }
 
-static void k_store_bf16(const float *k, int d, int tok, void *kp)
+/* Rounds d <= 256 values to h [d rounded up to 16], zeros behind them. */
+LA_INLINE void kv_round(const float *x, int d, uint16_t *h)
 {
-    int pairs = (d + 1) / 2;
-    uint32_t *kb = (uint32_t *)kp + (int64_t)(tok / 16) * pairs * 16 + tok % 16;
-    for (int i = 0; i < d; i += 2) {
-        uint32_t odd = i + 1 < d ? la_f32_to_bf16(k[i + 1]) : 0;
-        kb[(int64_t)(i / 2) * 16] = la_f32_to_bf16(k[i]) | odd << 16;
+    for (int i = 0; i < (d + 15) / 16 * 16; i += VL) {
+        v_store_bf16(h + i, d - i >= VL ? v_loadu(x + i) : v_loadn(x + i, d > i ? d - i : 0));
     }
 }
 
 static void kv_store_bf16(const float *k, const float *v, int d, int tok, void *kp, void *vp)
 {
+    uint16_t h[ATTEND_MAX_D];
     if (k != NULL) {
-        k_store_bf16(k, d, tok, kp);
+        int pairs = (d + 1) / 2;
+        uint32_t *kb = (uint32_t *)kp + (int64_t)(tok / 16) * pairs * 16 + tok % 16;
+        kv_round(k, d, h);
+        for (int i = 0; i < pairs; i++) {
+            kb[(int64_t)i * 16] = h[2 * i] | (uint32_t)h[2 * i + 1] << 16;
+        }
     }
-    if (v == NULL) {
-        return;
-    }
-    if (tok == 0) {
-        memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(uint16_t));
-    }
-    for (int i = 0; i < d; i++) {
-        uint16_t *line = (uint16_t *)vp + ((int64_t)(i / 16) * (LA_PAGE / 2) + tok / 2) * 32;
-        line[i % 16 * 2 + tok % 2] = la_f32_to_bf16(v[i]);
+    if (v != NULL) {
+        if (tok == 0) {
+            memset(vp, 0, (size_t)((d + 15) / 16) * LA_PAGE * 16 * sizeof(uint16_t));
+        }
+        uint16_t *vb = (uint16_t *)vp + (int64_t)(tok / 2) * 32 + tok % 2;
+        kv_round(v, d, h);
+        for (int i = 0; i < d; i++) {
+            vb[(int64_t)(i / 16) * (LA_PAGE / 2) * 32 + i % 16 * 2] = h[i];
+        }
     }
 }
 
@@ -204,10 +199,8 @@ static void attend_merge(float *m, float *l, float *o, float m2, float l2, const
         return;
     }
     float top = m2 > *m ? m2 : *m;
-    vf lane1 = v_exp(v_set1(*m - top)), lane2 = v_exp(v_set1(m2 - top));
-    float e1[VL], e2[VL];
-    v_storeu(e1, lane1);
-    v_storeu(e2, lane2);
+    float e1 = attend_exp(*m - top), e2 = attend_exp(m2 - top);
+    vf lane1 = v_set1(e1), lane2 = v_set1(e2);
     int i = 0;
     for (; i + VL <= d; i += VL) {
         v_storeu(o + i, v_fma(v_loadu(o2 + i), lane2, v_mul(v_loadu(o + i), lane1)));
@@ -216,7 +209,7 @@ static void attend_merge(float *m, float *l, float *o, float m2, float l2, const
         int n = d - i;
         v_storen(o + i, v_fma(v_loadn(o2 + i, n), lane2, v_mul(v_loadn(o + i, n), lane1)), n);
     }
-    *l = *l * e1[0] + l2 * e2[0];
+    *l = *l * e1 + l2 * e2;
     *m = top;
 }
 

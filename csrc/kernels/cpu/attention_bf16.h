@@ -96,9 +96,6 @@ static void attend_bf16_dot(const la_attend_args *g)
     attend_run(g, &form);
 }
 
-static void fill_attention_bf16(la_kernels *t)
-{
-    t->attend_bf16 = attend_bf16_dot;
-}
+static void fill_attention_bf16(la_kernels *t) { t->attend_bf16 = attend_bf16_dot; }
 
 #endif

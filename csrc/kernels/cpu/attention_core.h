@@ -21,29 +21,30 @@
 
 enum {
     ATTEND_MAX_ROWS = 64, /* of a call */
+    ATTEND_MAX_D = 256,   /* of a head */
     ATTEND_ROWS = 6,      /* of a tile, at most */
     ATTEND_LINE = 64      /* bytes */
 };
 
 /* One product: some rows, all blocks. */
 typedef struct attend_panel {
-    int rows;                       /* at most those of the form */
-    const void *a[ATTEND_ROWS];               /* row of A in the form the tile reads */
-    float *c[ATTEND_ROWS];            /* row of C, [16 n_blocks] */
-    const uint8_t *b;               /* [n_blocks][steps][64 bytes] */
+    int rows;                   /* at most those of the form */
+    const void *a[ATTEND_ROWS]; /* row of A in the form the tile reads */
+    float *c[ATTEND_ROWS];      /* row of C, [16 n_blocks] */
+    const uint8_t *b;           /* [n_blocks][steps][64 bytes] */
     int n_blocks;
     int steps;
-    int add;                        /* 0: C starts at zero */
+    int add; /* 0: C starts at zero */
 } attend_panel;
 
 /* What differs between fp32 pages, bf16 pages by shift and mask, and bf16 pages by the dot. */
 typedef struct attend_form {
-    int rows;                                   /* of a tile, 1..ATTEND_ROWS */
-    int pair;                                   /* values of A per line: 1, or 2 for bf16 */
-    int bytes;                                  /* of a value of A */
+    int rows;  /* of a tile, 1..ATTEND_ROWS */
+    int pair;  /* values of A per line: 1, or 2 for bf16 */
+    int bytes; /* of a value of A */
     void (*panel)(const attend_panel *p);
-    void (*row)(const float *x, int d, void *a);    /* q row to A, an odd d padded by 0 */
-    vf (*weights)(vf p, void *a, int t);        /* stores VL probabilities at token t; as they count */
+    void (*row)(const float *x, int d, void *a); /* q row to A, an odd d padded by 0 */
+    vf (*weights)(vf p, void *a, int t); /* stores VL probabilities at token t; as they count */
 } attend_form;
 
 typedef struct attend_span {
@@ -69,21 +70,24 @@ LA_INLINE int attend_spans(const la_attend_args *g, int base, attend_span *out)
     return n;
 }
 
-/* Largest of 64 scores; NaN if all are. */
+/* Largest of 64 scores. */
 LA_INLINE float attend_max(const vf v[LA_PAGE / VL])
 {
-    vf m = v[0];
+    vf m[LA_LANES16];
     LA_UNROLL
-    for (int i = 1; i < LA_PAGE / VL; i++) {
-        m = v_max(m, v[i]);
+    for (int j = 0; j < LA_LANES16; j++) {
+        m[j] = v_max(v_max(v[j], v[j + LA_LANES16]),
+                     v_max(v[j + 2 * LA_LANES16], v[j + 3 * LA_LANES16]));
     }
+    return v_max16(m);
+}
+
+/* exp of one value, by the same operations. */
+LA_INLINE float attend_exp(float x)
+{
     float lane[VL];
-    v_storeu(lane, m);
-    float max = lane[0];
-    for (int j = 1; j < VL; j++) {
-        max = lane[j] > max ? lane[j] : max;
-    }
-    return max;
+    v_storeu(lane, v_exp(v_set1(x)));
+    return lane[0];
 }
 
 /* Scores s [64] of one row and page to weights p; m, l and o follow the running maximum. */
@@ -99,11 +103,13 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
         v[i] = v_mul(v_loadu(s + i * VL), scale);
     }
     if (g->softcap != 0.0f) {
+        LA_UNROLL
         for (int i = 0; i < NS; i++) {
             v[i] = v_mul(v_set1(g->softcap), v_tanh(v[i]));
         }
     }
     if (span->t0 > 0 || span->t1 < LA_PAGE) { /* unwritten slots may hold anything, NaN too */
+        LA_UNROLL
         for (int i = 0; i < NS; i++) {
             v_storeu(s + i * VL, v[i]);
         }
@@ -113,6 +119,7 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
         for (int t = span->t1; t < LA_PAGE; t++) {
             s[t] = -INFINITY;
         }
+        LA_UNROLL
         for (int i = 0; i < NS; i++) {
             v[i] = v_loadu(s + i * VL);
         }
@@ -121,15 +128,13 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
     float m = g->m[r];
     if (max > m) {
         if (m != -INFINITY) {
-            float lane[VL];
-            v_storeu(lane, v_exp(v_set1(m - max)));
-            vf shrink = v_set1(lane[0]);
+            float shrink = attend_exp(m - max);
             for (int i = 0; i < g->d; i += 16) {
                 for (int j = 0; j < 16; j += VL) {
-                    v_storeu(o + i + j, v_mul(v_loadu(o + i + j), shrink));
+                    v_storeu(o + i + j, v_mul(v_loadu(o + i + j), v_set1(shrink)));
                 }
             }
-            g->l[r] *= lane[0];
+            g->l[r] *= shrink;
         }
         m = max;
         g->m[r] = m;
@@ -194,10 +199,8 @@ LA_INLINE void attend_run(const la_attend_args *g, const attend_form *f)
             size_t r = (size_t)span[j].row;
             attend_softmax(g, f, &span[j], s + r * LA_PAGE, p + r * p_pitch);
         }
-        attend_panel pv = {.b = g->v_pages[i],
-                           .n_blocks = n_blocks,
-                           .steps = LA_PAGE / f->pair,
-                           .add = 1};
+        attend_panel pv = {
+            .b = g->v_pages[i], .n_blocks = n_blocks, .steps = LA_PAGE / f->pair, .add = 1};
         attend_product(f, span, n, p, p_pitch, g->o, g->ldo, &pv);
     }
 }

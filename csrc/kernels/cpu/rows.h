@@ -10,18 +10,15 @@
 #include "../kernels.h"
 #include "vec_math.h"
 
-LA_INLINE vf v_silu(vf x)
-{
-    return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x))));
-}
+LA_INLINE vf v_silu(vf x) { return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))); }
 
 /* x Phi(x). The upper tail h = erfc(|x| / sqrt 2) / 2 = exp(-x^2 / 2) t Q(t), t = 1 / (1 + 0.35 |x| / sqrt 2),
  * relative error 1e-8 before rounding, so large negative x keep their digits. */
 LA_INLINE vf v_gelu(vf x)
 {
-    static const float c[10] = {0.0987436175f,    0.098537907f,  0.0941943228f,  0.074525401f,
-                                0.0759436861f,    0.0383303426f, -0.00790158752f, 0.0864472017f,
-                                -0.0777089149f,   0.0188880228f};
+    static const float c[10] = {0.0987436175f,  0.098537907f,  0.0941943228f,   0.074525401f,
+                                0.0759436861f,  0.0383303426f, -0.00790158752f, 0.0864472017f,
+                                -0.0777089149f, 0.0188880228f};
     vf t = v_div(v_set1(1.0f), v_fma(v_set1(0.247487373f), v_abs(x), v_set1(1.0f)));
     vf p = v_set1(c[9]);
     LA_UNROLL
@@ -197,10 +194,7 @@ static void rope(float *x, const float *co, const float *si, int d_rope, int int
     }
 }
 
-LA_INLINE vf v_softcap(vf x, vf s, vf c)
-{
-    return v_mul(c, v_tanh(v_mul(x, s)));
-}
+LA_INLINE vf v_softcap(vf x, vf s, vf c) { return v_mul(c, v_tanh(v_mul(x, s))); }
 
 static void softcap(float *x, float s, float c, int n)
 {

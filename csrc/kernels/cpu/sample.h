@@ -12,29 +12,30 @@
 
 enum { SAMPLE_BLOCK = 256, SAMPLE_SUM = 4096 };
 
-/* Largest value of x[0..n), -INFINITY where all are NaN. n >= 1. */
+/* Largest value of x[0..n), -INFINITY where all are NaN: max keeps what it has if x is NaN. */
 LA_INLINE float sample_max(const float *x, int n)
 {
-    vf m[4];
-    for (int j = 0; j < 4; j++) {
-        m[j] = v_set1(-INFINITY);
+    vf m[2][LA_LANES16], v[LA_LANES16]; /* two chains: max may take four cycles */
+    for (int j = 0; j < LA_LANES16; j++) {
+        m[0][j] = m[1][j] = v_set1(-INFINITY);
     }
     int i = 0;
-    for (; i + 4 * VL <= n; i += 4 * VL) {
-        for (int j = 0; j < 4; j++) {
-            m[j] = v_max(v_loadu(x + i + j * VL), m[j]); /* keeps m if x is NaN */
+    for (; i + 32 <= n; i += 32) {
+        for (int j = 0; j < LA_LANES16; j++) {
+            m[0][j] = v_max(v_loadu(x + i + j * VL), m[0][j]);
+            m[1][j] = v_max(v_loadu(x + i + 16 + j * VL), m[1][j]);
         }
     }
-    float lane[VL];
-    v_storeu(lane, v_max(v_max(m[0], m[1]), v_max(m[2], m[3])));
-    float best = lane[0];
-    for (int j = 1; j < VL; j++) {
-        best = lane[j] > best ? lane[j] : best;
+    for (; i < n; i += 16) {
+        v_load16(x + i, n - i, -INFINITY, v);
+        for (int j = 0; j < LA_LANES16; j++) {
+            m[0][j] = v_max(v[j], m[0][j]);
+        }
     }
-    for (; i < n; i++) {
-        best = x[i] > best ? x[i] : best;
+    for (int j = 0; j < LA_LANES16; j++) {
+        m[0][j] = v_max(m[0][j], m[1][j]);
     }
-    return best;
+    return v_max16(m[0]);
 }
 
 static int argmax(const float *x, int n, float *max)

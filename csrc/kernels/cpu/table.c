@@ -71,10 +71,10 @@ void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which)
 
 la_probe_ops la_kernels_probe_ops(la_isa isa)
 {
-    /* 16 accumulators, 2 operations per multiply-add */
+    /* accumulators x values x 2 operations per multiply-add */
     static const la_probe_ops ops[LA_ISA_COUNT] = {
         [LA_ISA_SCALAR] = {16 * 2, 0, 0},
-        [LA_ISA_AVX2] = {16 * 8 * 2, 0, 0},
+        [LA_ISA_AVX2] = {12 * 8 * 2, 0, 0},
         [LA_ISA_AVX512] = {16 * 16 * 2, 0, 0},
         [LA_ISA_VNNI] = {16 * 16 * 2, 0, 16 * 64 * 2},
         [LA_ISA_BF16] = {16 * 16 * 2, 16 * 32 * 2, 16 * 64 * 2},

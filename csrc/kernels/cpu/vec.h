@@ -32,16 +32,49 @@
 /* Sum of 16 lanes as the tree (i, i+8), (i, i+4), (i, i+2), (0, 1): the same bits at every level. */
 LA_INLINE float v_sum16(const vf x[LA_LANES16])
 {
+#if defined(LA_VEC_AVX512) || defined(LA_VEC_AVX2)
+#if defined(LA_VEC_AVX512)
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(x[0]), _mm512_extractf32x8_ps(x[0], 1));
+#else
+    __m256 h = _mm256_add_ps(x[0], x[1]);
+#endif
+    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
+#else
     float s[16];
-    for (int i = 0; i < LA_LANES16; i++) {
-        v_storeu(s + i * VL, x[i]);
-    }
+    memcpy(s, x, sizeof s);
     for (int w = 8; w > 0; w >>= 1) {
         for (int i = 0; i < w; i++) {
             s[i] += s[i + w];
         }
     }
     return s[0];
+#endif
+}
+
+/* Largest of 16 lanes, in the same tree; a NaN may hide or win. */
+LA_INLINE float v_max16(const vf x[LA_LANES16])
+{
+#if defined(LA_VEC_AVX512) || defined(LA_VEC_AVX2)
+#if defined(LA_VEC_AVX512)
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256(x[0]), _mm512_extractf32x8_ps(x[0], 1));
+#else
+    __m256 h = _mm256_max_ps(x[0], x[1]);
+#endif
+    __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    q = _mm_max_ps(q, _mm_movehl_ps(q, q));
+    return _mm_cvtss_f32(_mm_max_ss(q, _mm_movehdup_ps(q)));
+#else
+    float s[16];
+    memcpy(s, x, sizeof s);
+    for (int w = 8; w > 0; w >>= 1) {
+        for (int i = 0; i < w; i++) {
+            s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
+        }
+    }
+    return s[0];
+#endif
 }
 
 #endif

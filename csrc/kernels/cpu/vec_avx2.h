@@ -75,6 +75,22 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
     r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
 }
+/* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
+LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a unsigned */
+LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
+LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
+LA_INLINE vi vi_shr16(vi a, int n) { return _mm256_srli_epi16(a, n); }
+LA_INLINE vi vi_sar16(vi a, int n) { return _mm256_srai_epi16(a, n); }
+/* One k of VL columns that hold fp16 in pairs of k: the first (odd 0) or the second. */
+LA_INLINE vf v_pick_f16(const void *p, int odd)
+{
+    vi x = vi_loadu(p);
+    x = vi_shr(odd ? x : vi_shl(x, 16), 16);
+    x = _mm256_permute4x64_epi64(_mm256_packus_epi32(x, x), 0x08);
+    return _mm256_cvtph_ps(_mm256_castsi256_si128(x));
+}
+
 LA_INLINE void vi_store_act(int8_t *p, const vi q[2])
 {
     vi w = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);

@@ -8,6 +8,10 @@
 
 #include <immintrin.h>
 
+/* Compilers disagree whether the shift counts of these intrinsics are signed. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+
 enum { VL = 16 };
 typedef __m512 vf;
 typedef __m512i vi;
@@ -48,8 +52,8 @@ LA_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
-LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, (unsigned)n); }
-LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, (unsigned)n); }
+LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
+LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 LA_INLINE vi vi_from_f(vf a) { return _mm512_cvtps_epi32(a); }
 LA_INLINE vf v_from_i(vi a) { return _mm512_cvtepi32_ps(a); }
 LA_INLINE vi vi_bits(vf a) { return _mm512_castps_si512(a); }
@@ -72,10 +76,26 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
     r = _mm512_mask_or_epi32(r, nan, vi_shr(u, 16), vi_set1(0x40));
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(r));
 }
+/* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
+LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm512_maddubs_epi16(a, b); } /* a unsigned */
+LA_INLINE vi vi_madd16(vi a, vi b) { return _mm512_madd_epi16(a, b); }
+LA_INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
+LA_INLINE vi vi_shl16(vi a, int n) { return _mm512_slli_epi16(a, n); }
+LA_INLINE vi vi_shr16(vi a, int n) { return _mm512_srli_epi16(a, n); }
+LA_INLINE vi vi_sar16(vi a, int n) { return _mm512_srai_epi16(a, n); }
+/* One k of VL columns that hold fp16 in pairs of k: the first (odd 0) or the second. */
+LA_INLINE vf v_pick_f16(const void *p, int odd)
+{
+    vi x = vi_loadu(p);
+    return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(odd ? vi_shr(x, 16) : x));
+}
+
 LA_INLINE void vi_store_act(int8_t *p, const vi q[1])
 {
     const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
     _mm_storeu_si128((__m128i *)p, _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q[0]), order));
 }
+
+#pragma GCC diagnostic pop
 
 #endif

@@ -1,10 +1,11 @@
 """The table of model families: one row maps a family's config keys and tensor names to the C model.
 
-A row (`Family`) holds the config keys that the family reads with the class defaults that transformers
-gives them, where each weight slot lies in a checkpoint, and a small function for the numbers that are
-its own. mapping.py applies a row to a config or a checkpoint and knows no family by name.
-Invariant: a key or tensor that changes the arithmetic is used or refused, never ignored; keys that no row
-may ignore are listed in mapping.py. To add a family, add a row; the tests pick it up.
+A row (`Family`) holds the config keys that the family reads with the class defaults that
+transformers gives them, where each weight slot lies in a checkpoint, and a small function for the
+numbers that are its own. mapping.py applies a row to a config or a checkpoint and knows no family
+by name. Invariant: a key or tensor that changes the arithmetic is used or refused, never ignored;
+keys that no row may ignore are listed in mapping.py. To add a family, add a row; the tests pick it
+up.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 class Family:
     """One row. See the module's head; the fields that are la_model_desc's carry its names.
 
-    defaults: every config key the family reads, under transformers' common names, with class defaults.
-    aliases: the family's own spelling of a common name. tensors, gguf_tensors: slot -> Source.
-    optional: slot -> config key that says whether it is there. extra: numbers of the family's own.
-    window: which layers slide. ignored: patterns of tensors that are known to be of no use.
-    gguf_arch: general.architecture; gguf_keys: config key -> metadata key after the architecture.
+    defaults: every config key the family reads, under transformers' common names, with class
+    defaults. aliases: the family's own spelling of a common name. tensors, gguf_tensors: slot ->
+    Source. optional: slot -> config key that says whether it is there. extra: numbers of the
+    family's own. window: which layers slide. ignored: patterns of tensors that are known to be of
+    no use. gguf_arch: general.architecture; gguf_keys: config key -> metadata key after the
+    architecture.
     """
 
     name: str
@@ -55,15 +57,25 @@ class Family:
     gguf_tensors: Mapping[str, Source] = field(default_factory=dict)
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_interleaved: bool = False
-    inert: tuple[str, ...] = ()     # keys that the family's class does not read, whatever their value
+    inert: tuple[str, ...] = ()  # keys that the family's class does not read, whatever their value
 
 
-# ---- pieces that rows share -------------------------------------------------------------------------
+# ---- pieces that rows share ----------------------------------------------------------------------
 
+# fmt: off  (the tables are laid out by hand)
 _BASE: dict[str, Any] = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": None, "head_dim": None, "hidden_act": "silu",
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
     "tie_word_embeddings": False,
 }
 
@@ -90,7 +102,8 @@ _ATTN_BIAS = {"qkv_bias": "attention_bias", "o_bias": "attention_bias"}
 _MLP_BIAS = {"gate_up_bias": "mlp_bias", "down_bias": "mlp_bias"}
 _ATTN_BIAS_TENSORS = {k: _LLAMA_TENSORS[k] for k in ("qkv_bias", "o_bias")}
 _GEMMA_TENSORS: dict[str, Source] = {
-    **_NO_BIAS, **_ATTN_BIAS_TENSORS,
+    **_NO_BIAS,
+    **_ATTN_BIAS_TENSORS,
     "final_norm": source("norm.weight", layout="minus_one"),
     "attn_norm": source("layers.{i}.input_layernorm.weight", layout="minus_one"),
     "attn_post_norm": source("layers.{i}.post_attention_layernorm.weight", layout="minus_one"),
@@ -98,31 +111,56 @@ _GEMMA_TENSORS: dict[str, Source] = {
     "ffn_post_norm": source("layers.{i}.post_feedforward_layernorm.weight", layout="minus_one"),
 }
 _GEMMA_BASE: dict[str, Any] = {
-    **_BASE, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
-    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh", "bos_token_id": 2, "eos_token_id": 1,
-    "tie_word_embeddings": True, "attention_bias": False, "query_pre_attn_scalar": 256,
-    "sliding_window": 4096, "layer_types": None, "final_logit_softcapping": None,
+    **_BASE,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+    "final_logit_softcapping": None,
 }
 
 GGUF_TENSORS: dict[str, Source] = {
-    "embed": source("token_embd.weight"), "pos_embed": source("position_embd.weight"),
-    "final_norm": source("output_norm.weight"), "final_norm_bias": source("output_norm.bias"),
+    "embed": source("token_embd.weight"),
+    "pos_embed": source("position_embd.weight"),
+    "final_norm": source("output_norm.weight"),
+    "final_norm_bias": source("output_norm.bias"),
     "head": source("output.weight"),
-    "attn_norm": source("blk.{i}.attn_norm.weight"), "attn_norm_bias": source("blk.{i}.attn_norm.bias"),
+    "attn_norm": source("blk.{i}.attn_norm.weight"),
+    "attn_norm_bias": source("blk.{i}.attn_norm.bias"),
     "qkv": source("blk.{i}.attn_q.weight", "blk.{i}.attn_k.weight", "blk.{i}.attn_v.weight"),
     "qkv_bias": source("blk.{i}.attn_q.bias", "blk.{i}.attn_k.bias", "blk.{i}.attn_v.bias"),
-    "q_norm": source("blk.{i}.attn_q_norm.weight"), "k_norm": source("blk.{i}.attn_k_norm.weight"),
-    "o": source("blk.{i}.attn_output.weight"), "o_bias": source("blk.{i}.attn_output.bias"),
+    "q_norm": source("blk.{i}.attn_q_norm.weight"),
+    "k_norm": source("blk.{i}.attn_k_norm.weight"),
+    "o": source("blk.{i}.attn_output.weight"),
+    "o_bias": source("blk.{i}.attn_output.bias"),
     "attn_post_norm": source("blk.{i}.post_attention_norm.weight"),
-    "ffn_norm": source("blk.{i}.ffn_norm.weight"), "ffn_norm_bias": source("blk.{i}.ffn_norm.bias"),
+    "ffn_norm": source("blk.{i}.ffn_norm.weight"),
+    "ffn_norm_bias": source("blk.{i}.ffn_norm.bias"),
     "gate_up": source("blk.{i}.ffn_gate.weight", "blk.{i}.ffn_up.weight"),
     "gate_up_bias": source("blk.{i}.ffn_gate.bias", "blk.{i}.ffn_up.bias"),
-    "down": source("blk.{i}.ffn_down.weight"), "down_bias": source("blk.{i}.ffn_down.bias"),
+    "down": source("blk.{i}.ffn_down.weight"),
+    "down_bias": source("blk.{i}.ffn_down.bias"),
     "ffn_post_norm": source("blk.{i}.post_ffw_norm.weight"),
 }
-_GGUF_FUSED_QKV = {"qkv": source("blk.{i}.attn_qkv.weight"), "qkv_bias": source("blk.{i}.attn_qkv.bias")}
-_GGUF_UP = {"gate_up": source("blk.{i}.ffn_up.weight"), "gate_up_bias": source("blk.{i}.ffn_up.bias")}
+_GGUF_FUSED_QKV = {
+    "qkv": source("blk.{i}.attn_qkv.weight"),
+    "qkv_bias": source("blk.{i}.attn_qkv.bias"),
+}
+_GGUF_UP = {
+    "gate_up": source("blk.{i}.ffn_up.weight"),
+    "gate_up_bias": source("blk.{i}.ffn_up.bias"),
+}
+# fmt: on
 
 
 def _every_window(keys: Keys, n_layers: int) -> list[int]:
@@ -182,8 +220,10 @@ def _rounded(value: float, keys: Keys) -> float:
 def _gemma(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     softcaps = {
         field_name: keys.number(key, 1e-3, 1e6, none=True) or 0.0
-        for field_name, key in (("attn_softcap", "attn_logit_softcapping"),
-                                ("logit_softcap", "final_logit_softcapping"))
+        for field_name, key in (
+            ("attn_softcap", "attn_logit_softcapping"),
+            ("logit_softcap", "final_logit_softcapping"),
+        )
         if key in keys.defaults
     }
     return {
@@ -210,8 +250,9 @@ def _neox(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {"parallel": keys.flag("use_parallel_residual")}
 
 
-# ---- the rows -----------------------------------------------------------------------------------------
+# ---- the rows ------------------------------------------------------------------------------------
 
+# fmt: off
 FAMILIES: tuple[Family, ...] = (
     Family(     # Llama 2, 3, 3.1, 3.2, SmolLM2, TinyLlama
         "llama", ("LlamaForCausalLM",), ("llama",),
@@ -237,7 +278,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "qwen3", ("Qwen3ForCausalLM",), ("qwen3",),
         {**_BASE, "vocab_size": 151936, "intermediate_size": 22016, "num_key_value_heads": 32,
-         "head_dim": 128, "max_position_embeddings": 32768, "bos_token_id": None, "eos_token_id": None,
+         "head_dim": 128, "max_position_embeddings": 32768, "bos_token_id": None,
+         "eos_token_id": None,
          "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
          "layer_types": None, "attention_bias": False},
         {**_NO_BIAS, **_ATTN_BIAS_TENSORS, **_QK_NORMS}, "qwen3", window=_qwen_window,
@@ -258,7 +300,8 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gemma2", ("Gemma2ForCausalLM",), ("gemma2",),
         {**_GEMMA_BASE, "vocab_size": 256000, "max_position_embeddings": 8192,
-         "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "sliding_window_pattern": 2},
+         "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0,
+         "sliding_window_pattern": 2},
         _GEMMA_TENSORS, "gemma2", extra=_gemma, window=_pattern_window, optional=_ATTN_BIAS,
         act="hidden_activation",
         gguf_keys={"sliding_window": "attention.sliding_window",
@@ -271,7 +314,8 @@ FAMILIES: tuple[Family, ...] = (
          "sliding_window_pattern": 6},
         {**_GEMMA_TENSORS, "q_norm": source(_SELF + "q_norm.weight", layout="minus_one"),
          "k_norm": source(_SELF + "k_norm.weight", layout="minus_one")},
-        "gemma3", extra=_gemma, window=_pattern_window, optional=_ATTN_BIAS, act="hidden_activation",
+        "gemma3", extra=_gemma, window=_pattern_window, optional=_ATTN_BIAS,
+        act="hidden_activation",
         qk_norm="head",
         rope=RopeKeys(theta=("rope_theta", 1e6), local_theta=("rope_local_base_freq", 10000.0)),
         gguf_keys={"sliding_window": "attention.sliding_window",
@@ -293,12 +337,14 @@ FAMILIES: tuple[Family, ...] = (
          "logits_scaling": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0},
         _LLAMA_TENSORS, "granite", extra=_granite, optional={**_ATTN_BIAS, **_MLP_BIAS},
         gguf_interleaved=True,
-        gguf_keys={"attention_multiplier": "attention.scale", "embedding_multiplier": "embedding_scale",
+        gguf_keys={"attention_multiplier": "attention.scale",
+                   "embedding_multiplier": "embedding_scale",
                    "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale"},
     ),
     Family(
         "gpt2", ("GPT2LMHeadModel",), ("gpt2",),
-        {"vocab_size": 50257, "hidden_size": 768, "intermediate_size": None, "num_hidden_layers": 12,
+        {"vocab_size": 50257, "hidden_size": 768, "intermediate_size": None,
+         "num_hidden_layers": 12,
          "num_attention_heads": 12, "hidden_act": "gelu_new", "max_position_embeddings": 1024,
          "layer_norm_epsilon": 1e-5, "bos_token_id": 50256, "eos_token_id": 50256,
          "tie_word_embeddings": True, "scale_attn_weights": True},
@@ -315,16 +361,19 @@ FAMILIES: tuple[Family, ...] = (
          "gate_up_bias": source("h.{i}.mlp.c_fc.bias"),
          "down": source("h.{i}.mlp.c_proj.weight", layout="transposed"),
          "down_bias": source("h.{i}.mlp.c_proj.bias")},
-        "gpt2", extra=_gpt2, rope=None, prefix="transformer.", eps="layer_norm_epsilon", norm="layer",
+        "gpt2", extra=_gpt2, rope=None, prefix="transformer.", eps="layer_norm_epsilon",
+        norm="layer",
         gated=False, ignored=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),
-        aliases={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head",
+        aliases={"hidden_size": "n_embd", "num_hidden_layers": "n_layer",
+                 "num_attention_heads": "n_head",
                  "max_position_embeddings": "n_positions", "intermediate_size": "n_inner",
                  "hidden_act": "activation_function"},
         gguf_tensors={**_GGUF_FUSED_QKV, **_GGUF_UP},
     ),
     Family(     # GPT-NeoX, Pythia
         "gpt_neox", ("GPTNeoXForCausalLM",), ("gpt_neox",),
-        {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576, "num_hidden_layers": 44,
+        {"vocab_size": 50432, "hidden_size": 6144, "intermediate_size": 24576,
+         "num_hidden_layers": 44,
          "num_attention_heads": 64, "hidden_act": "gelu", "max_position_embeddings": 2048,
          "layer_norm_eps": 1e-5, "bos_token_id": 0, "eos_token_id": 2, "tie_word_embeddings": False,
          "use_parallel_residual": True, "attention_bias": True},
@@ -341,7 +390,8 @@ FAMILIES: tuple[Family, ...] = (
          "ffn_norm_bias": source("layers.{i}.post_attention_layernorm.bias"),
          "gate_up": source(_MLP + "dense_h_to_4h.weight"),
          "gate_up_bias": source(_MLP + "dense_h_to_4h.bias"),
-         "down": source(_MLP + "dense_4h_to_h.weight"), "down_bias": source(_MLP + "dense_4h_to_h.bias")},
+         "down": source(_MLP + "dense_4h_to_h.weight"),
+         "down_bias": source(_MLP + "dense_4h_to_h.bias")},
         "gptneox", extra=_neox, prefix="gpt_neox.", eps="layer_norm_eps", norm="layer", gated=False,
         rope=RopeKeys(theta=("rotary_emb_base", 10000.0), partial=("rotary_pct", 0.25)),
         optional=_ATTN_BIAS, gguf_tensors={**_GGUF_FUSED_QKV, **_GGUF_UP},
@@ -365,14 +415,18 @@ FAMILIES: tuple[Family, ...] = (
         gguf_tensors=_GGUF_UP, gguf_keys={"sliding_window": "attention.sliding_window"},
     ),
 )
+# fmt: on
 
 
-# ---- which row ----------------------------------------------------------------------------------------
+# ---- which row -----------------------------------------------------------------------------------
+
 
 def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
-    """The row for a config dict and the architecture's name; UnsupportedError lists the known ones."""
+    """The row for a config dict, and the architecture; UnsupportedError lists the known ones."""
     names = raw.get("architectures")
-    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(n, str) for n in names)
+    ):
         raise ConfigError("config.json: architectures must be a list of strings")
     for name in names or ():
         for family in FAMILIES:
@@ -383,7 +437,11 @@ def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
         for family in FAMILIES:
             if model_type in family.model_types:
                 return family, family.architectures[0]
-    shown = ", ".join(ascii(n)[:80] for n in names[:4]) if names else f"model_type {ascii(model_type)[:80]}"
+    shown = (
+        ", ".join(ascii(n)[:80] for n in names[:4])
+        if names
+        else f"model_type {ascii(model_type)[:80]}"
+    )
     known = ", ".join(a for family in FAMILIES for a in family.architectures)
     raise UnsupportedError(f"architecture {shown} is not supported; known: {known}")
 
@@ -391,10 +449,12 @@ def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
 def gguf_family(metadata: Mapping[str, Any]) -> Family:
     """The row for a GGUF file; UnsupportedError lists the known architectures."""
     arch = metadata.get("general.architecture")
-    rows = [family for family in FAMILIES if family.gguf_arch == arch]
+    rows = [family for family in FAMILIES if isinstance(arch, str) and family.gguf_arch == arch]
     if not rows:
         known = ", ".join(dict.fromkeys(family.gguf_arch for family in FAMILIES))
-        raise UnsupportedError(f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}")
+        raise UnsupportedError(
+            f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}"
+        )
     # Mistral files are llama files; only the window tells them apart.
     windowed = len(rows) > 1 and f"{arch}.attention.sliding_window" in metadata
     return rows[1] if windowed else rows[0]

@@ -1,10 +1,11 @@
 """GGUF metadata as a Hugging Face style config dict, so that one set of rows serves both.
 
-Owns the names of GGUF's hyper-parameters and what each says in `config.json` terms. Three things are told
-by tensors and not by metadata: a tied head (no output.weight), Llama 3's frequency factors
-(rope_freqs.weight) and Phi-3's long and short factors. Values are passed on unchecked where mapping.py
-checks them; only what is computed with here is checked here. Metadata keys about attention, rotation or
-experts that are not known are refused, because they change the arithmetic. Called by mapping.py.
+Owns the names of GGUF's hyper-parameters and what each says in `config.json` terms. Three things
+are told by tensors and not by metadata: a tied head (no output.weight), Llama 3's frequency factors
+(rope_freqs.weight) and Phi-3's long and short factors. Values are passed on unchecked where
+mapping.py checks them; only what is computed with here is checked here. Metadata keys about
+attention, rotation or experts that are not known are refused, because they change the arithmetic.
+Called by mapping.py.
 """
 
 from __future__ import annotations
@@ -26,20 +27,39 @@ _LOG = logging.getLogger("llmaccel")
 _WHERE = "GGUF metadata"
 
 _SIZES = {
-    "num_hidden_layers": "block_count", "hidden_size": "embedding_length",
-    "num_attention_heads": "attention.head_count", "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "intermediate_size": "feed_forward_length",
     "max_position_embeddings": "context_length",
 }
 # Read here, or of no effect on the arithmetic.
-_KNOWN = frozenset((
-    *_SIZES.values(), "attention.head_count_kv", "attention.key_length", "attention.value_length",
-    "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "vocab_size",
-    "rope.dimension_count", "rope.freq_base", "rope.freq_base_swa", "rope.scale_linear",
-    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.attn_factor",
-    "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "attention.causal", "tensor_data_layout",
-))
+_KNOWN = frozenset(
+    (
+        *_SIZES.values(),
+        "attention.head_count_kv",
+        "attention.key_length",
+        "attention.value_length",
+        "attention.layer_norm_rms_epsilon",
+        "attention.layer_norm_epsilon",
+        "vocab_size",
+        "rope.dimension_count",
+        "rope.freq_base",
+        "rope.freq_base_swa",
+        "rope.scale_linear",
+        "rope.scaling.type",
+        "rope.scaling.factor",
+        "rope.scaling.attn_factor",
+        "rope.scaling.original_context_length",
+        "rope.scaling.finetuned",
+        "rope.scaling.yarn_beta_fast",
+        "rope.scaling.yarn_beta_slow",
+        "tensor_data_layout",
+    )
+)
 _ARITHMETIC = ("attention.", "rope.", "expert", "ssm.", "moe_", "shortconv.", "wkv.", "nextn_")
+# The 27B models scale queries by hidden size over heads, the others by the head size.
+_WIDE_SCALE = (("gemma2", 46), ("gemma3", 62))
 _STOP_IDS = ("eos", "eot", "eom")
 
 
@@ -71,11 +91,13 @@ def plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
-def hf_config_from_gguf(metadata: Mapping[str, Any], tensors: TensorTable,
-                        family: Family) -> tuple[dict[str, Any], dict[str, str]]:
+def hf_config_from_gguf(
+    metadata: Mapping[str, Any], tensors: TensorTable, family: Family
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The config dict, and the metadata key that each of its keys was read from.
 
-    Raises ConfigError for a missing or ill-typed key, UnsupportedError for a feature that is not known.
+    Raises ConfigError for a missing or ill-typed key, UnsupportedError for a feature that is not
+    known.
     """
     meta = _Metadata(metadata)
     spelled = {key: meta.key(suffix) for key, suffix in {**_SIZES, **family.gguf_keys}.items()}
@@ -92,7 +114,11 @@ def hf_config_from_gguf(metadata: Mapping[str, Any], tensors: TensorTable,
     for key, suffix in family.gguf_keys.items():
         if meta.get(suffix) is not None:
             raw[key] = meta.get(suffix)
-    eps = "attention.layer_norm_rms_epsilon" if family.norm == "rms" else "attention.layer_norm_epsilon"
+    eps = (
+        "attention.layer_norm_rms_epsilon"
+        if family.norm == "rms"
+        else "attention.layer_norm_epsilon"
+    )
     raw[family.eps], spelled[family.eps] = meta.get(eps), meta.key(eps)
     raw["num_key_value_heads"] = meta.uniform("attention.head_count_kv")
     spelled["num_key_value_heads"] = meta.key("attention.head_count_kv")
@@ -103,8 +129,10 @@ def hf_config_from_gguf(metadata: Mapping[str, Any], tensors: TensorTable,
     stops = [plain(metadata.get(f"tokenizer.ggml.{name}_token_id")) for name in _STOP_IDS]
     raw["eos_token_id"] = [token for token in stops if token is not None]
     raw["bos_token_id"] = plain(metadata.get("tokenizer.ggml.bos_token_id"))
-    if family.name in ("gemma2", "gemma3"):
-        raw["query_pre_attn_scalar"] = _gemma_scalar(meta, family, raw)
+    if "query_pre_attn_scalar" in family.defaults:
+        raw["query_pre_attn_scalar"] = _gemma_scalar(
+            meta, family, Keys(raw, family.defaults, _WHERE, spelled)
+        )
     return raw, spelled
 
 
@@ -117,7 +145,12 @@ def _check_known(meta: _Metadata, family: Family) -> None:
         if suffix == key or suffix in known:
             continue
         value = meta.get(suffix)
-        if suffix.startswith(_ARITHMETIC) and value not in (None, 0, False, [], ""):
+        neutral: tuple[Any, ...] = (None, 0, False, [], "")
+        if suffix == "attention.causal":
+            neutral = (True,)
+        elif suffix.endswith("_swa"):  # a size of the sliding layers that is no other than the rest
+            neutral = (*neutral, meta.get(suffix.removesuffix("_swa")))
+        if suffix.startswith(_ARITHMETIC) and value not in neutral:
             raise UnsupportedError(f"{_WHERE}: {key[:120]} is not supported")
         _LOG.debug("GGUF metadata %s is not used", key[:120])
 
@@ -136,8 +169,10 @@ def _heads(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> Non
     size = meta.get("attention.key_length")
     spelled["head_dim"] = meta.key("attention.key_length")
     if meta.get("attention.value_length") not in (None, size):
-        raise UnsupportedError(f"{_WHERE}: {meta.key('attention.value_length')} differs from "
-                               f"{meta.key('attention.key_length')}")
+        raise UnsupportedError(
+            f"{_WHERE}: {meta.key('attention.value_length')} differs from "
+            f"{meta.key('attention.key_length')}"
+        )
     raw["head_dim"] = size
 
 
@@ -152,33 +187,49 @@ def _windows(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> N
         raw[key], spelled[key] = pattern, meta.key("attention.sliding_window_pattern")
 
 
-def _gemma_scalar(meta: _Metadata, family: Family, raw: dict[str, Any]) -> float:
-    """query_pre_attn_scalar: files do not say it; the 27B models differ from the others."""
-    keys = Keys(raw, family.defaults, _WHERE)
+def _gemma_scalar(meta: _Metadata, family: Family, keys: Keys) -> float:
+    """query_pre_attn_scalar: files do not say it."""
     if meta.get("attention.scale") is not None:
-        scale = Keys({"scale": meta.get("attention.scale")}, {}, _WHERE,
-                     {"scale": meta.key("attention.scale")})
+        scale = Keys(
+            {"scale": meta.get("attention.scale")},
+            {},
+            _WHERE,
+            {"scale": meta.key("attention.scale")},
+        )
         return scale.number("scale", 1e-4, 1e3) ** -2
     layers = keys.integer("num_hidden_layers", 1, MAX_LAYERS)
-    if (family.name, layers) in (("gemma2", 46), ("gemma3", 62)):
+    if (family.gguf_arch, layers) in _WIDE_SCALE:
         return keys.integer("hidden_size", 1, 2**20) / keys.integer("num_attention_heads", 1, 2**16)
     return keys.integer("head_dim", 1, MAX_D_HEAD)
 
 
-def _rope(meta: _Metadata, tensors: TensorTable, family: Family, raw: dict[str, Any],
-          spelled: dict[str, str]) -> None:
+def _rope(
+    meta: _Metadata,
+    tensors: TensorTable,
+    family: Family,
+    raw: dict[str, Any],
+    spelled: dict[str, str],
+) -> None:
     """Base, rotated share and scaling, in transformers 5 terms."""
-    spelled.update({f"rope.{k}": meta.key(v) for k, v in (
-        ("rope_theta", "rope.freq_base"), ("factor", "rope.scaling.factor"),
-        ("original_max_position_embeddings", "rope.scaling.original_context_length"),
-        ("attention_factor", "rope.scaling.attn_factor"), ("rope_type", "rope.scaling.type"),
-        ("beta_fast", "rope.scaling.yarn_beta_fast"), ("beta_slow", "rope.scaling.yarn_beta_slow"),
-        ("partial_rotary_factor", "rope.dimension_count"),
-    )})
+    spelled.update(
+        {
+            f"rope.{k}": meta.key(v)
+            for k, v in (
+                ("rope_theta", "rope.freq_base"),
+                ("factor", "rope.scaling.factor"),
+                ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+                ("attention_factor", "rope.scaling.attn_factor"),
+                ("rope_type", "rope.scaling.type"),
+                ("beta_fast", "rope.scaling.yarn_beta_fast"),
+                ("beta_slow", "rope.scaling.yarn_beta_slow"),
+                ("partial_rotary_factor", "rope.dimension_count"),
+            )
+        }
+    )
     params = _scaling(meta, tensors)
     if meta.get("rope.freq_base") is not None:
         params["rope_theta"] = meta.get("rope.freq_base")
-    rotated, size = meta.get("rope.dimension_count"), _head_size(raw)
+    rotated, size = meta.get("rope.dimension_count"), _head_size(raw, spelled)
     if rotated is not None and rotated != size:
         share = Keys({"n": rotated}, {}, _WHERE, {"n": meta.key("rope.dimension_count")})
         # Half a dimension more than the share, because the product is cut to an integer.
@@ -188,7 +239,8 @@ def _rope(meta: _Metadata, tensors: TensorTable, family: Family, raw: dict[str, 
     if family.rope is not None and family.rope.original is not None:
         original = meta.get("rope.scaling.original_context_length")
         raw["original_max_position_embeddings"] = (
-            raw["max_position_embeddings"] if original is None else original)
+            raw["max_position_embeddings"] if original is None else original
+        )
     if family.rope is not None and family.rope.local_theta is not None:
         local: dict[str, Any] = {"rope_type": "default"}
         if meta.get("rope.freq_base_swa") is not None:
@@ -198,8 +250,8 @@ def _rope(meta: _Metadata, tensors: TensorTable, family: Family, raw: dict[str, 
         raw["rope_parameters"] = params
 
 
-def _head_size(raw: dict[str, Any]) -> int:
-    keys = Keys(raw, {}, _WHERE)
+def _head_size(raw: dict[str, Any], spelled: dict[str, str]) -> int:
+    keys = Keys(raw, {}, _WHERE, spelled)
     size = keys.integer("head_dim", 1, 2**20, none=True)
     heads = keys.integer("num_attention_heads", 1, 2**16)
     return size or max(keys.integer("hidden_size", 1, 2**20) // heads, 1)
@@ -209,29 +261,39 @@ def _scaling(meta: _Metadata, tensors: TensorTable) -> dict[str, Any]:
     kind, factor = meta.get("rope.scaling.type"), meta.get("rope.scaling.factor")
     if factor is None:
         factor = meta.get("rope.scale_linear")
-    if kind is None:    # a factor alone means linear, as in the first files
+    if kind is None:  # a factor alone means linear, as in the first files
         kind = "none" if factor in (None, 0, 1) else "linear"
     if "rope_factors_long.weight" in tensors:
         return _long_factors(meta, tensors)
     if "rope_freqs.weight" in tensors:
         if kind not in ("none", "linear") or factor not in (None, 0, 1):
-            raise UnsupportedError(f"{_WHERE}: rope_freqs.weight and {meta.key('rope.scaling.type')} "
-                                   f"{ascii(kind)[:40]} together are not supported")
+            raise UnsupportedError(
+                f"{_WHERE}: rope_freqs.weight and {meta.key('rope.scaling.type')} "
+                f"{ascii(kind)[:40]} together are not supported"
+            )
         factors = _vector(tensors, "rope_freqs.weight")
-        return {"rope_type": "longrope", "short_factor": factors, "long_factor": factors,
-                "attention_factor": 1.0}
+        return {
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+        }
     if kind == "none" or (kind == "linear" and factor in (None, 0, 1)):
         return {"rope_type": "default"}
     params = {"rope_type": kind, "factor": factor}
-    for key, suffix in (("original_max_position_embeddings", "rope.scaling.original_context_length"),
-                        ("beta_fast", "rope.scaling.yarn_beta_fast"),
-                        ("beta_slow", "rope.scaling.yarn_beta_slow")):
+    for key, suffix in (
+        ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+        ("beta_fast", "rope.scaling.yarn_beta_fast"),
+        ("beta_slow", "rope.scaling.yarn_beta_slow"),
+    ):
         if meta.get(suffix) is not None:
             params[key] = meta.get(suffix)
     if meta.get("rope.scaling.attn_factor") not in (None, 1):
         # It multiplies the scale that the other numbers give; transformers' key replaces it.
-        raise UnsupportedError(f"{_WHERE}: {meta.key('rope.scaling.attn_factor')} with rope scaling "
-                               f"{ascii(kind)[:40]} is not supported")
+        raise UnsupportedError(
+            f"{_WHERE}: {meta.key('rope.scaling.attn_factor')} with rope scaling "
+            f"{ascii(kind)[:40]} is not supported"
+        )
     return params
 
 
@@ -241,8 +303,10 @@ def _long_factors(meta: _Metadata, tensors: TensorTable) -> dict[str, Any]:
         "short_factor": _vector(tensors, "rope_factors_short.weight"),
         "long_factor": _vector(tensors, "rope_factors_long.weight"),
     }
-    for key, suffix in (("attention_factor", "rope.scaling.attn_factor"),
-                        ("original_max_position_embeddings", "rope.scaling.original_context_length")):
+    for key, suffix in (
+        ("attention_factor", "rope.scaling.attn_factor"),
+        ("original_max_position_embeddings", "rope.scaling.original_context_length"),
+    ):
         if meta.get(suffix) is not None:
             params[key] = meta.get(suffix)
     return params
@@ -253,5 +317,7 @@ def _vector(tensors: TensorTable, name: str) -> list[float]:
         raise LoadError(f"tensor {name!r} is missing")
     tensor = tensors[name]
     if len(tensor.shape) != 1 or tensor.dtype != "F32" or tensor.shape[0] > MAX_D_HEAD:
-        raise LoadError(f"{name}: expected a vector of F32, got {tensor.dtype} {list(tensor.shape)}")
+        raise LoadError(
+            f"{name}: expected a vector of F32, got {tensor.dtype} {list(tensor.shape)}"
+        )
     return tensor.float32().tolist()

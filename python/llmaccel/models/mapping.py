@@ -1,9 +1,11 @@
-"""Applies a row of families.py: a config dict becomes a `ModelConfig`, a checkpoint a stream of slots.
+"""Applies a row of families.py: a config dict becomes a `ModelConfig`, a checkpoint a stream of
+slots.
 
 `build_config` maps a Hugging Face config or GGUF metadata, checking every value, because files are
-untrusted; `iter_slots` yields the weights one slot at a time; `tensor_specs` names the tensors that a
-checkpoint must have. Nothing here knows a family by name. Invariant: a key that changes the arithmetic
-and that the row does not read is refused. Called by the loader (llm.py), the planner and the tests.
+untrusted; `iter_slots` yields the weights one slot at a time; `tensor_specs` names the tensors that
+a checkpoint must have. Nothing here knows a family by name. Invariant: a key that changes the
+arithmetic and that the row does not read is refused. Called by the loader (llm.py), the planner and
+the tests.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from llmaccel.config import (
     MAX_HEADS,
     MAX_LAYERS,
     MAX_POSITIONS,
+    MAX_ROW,
     MAX_VOCAB,
     Keys,
     Layer,
@@ -50,44 +53,93 @@ _LOG = logging.getLogger("llmaccel")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 _ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "relu": "relu",
-    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu_python_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "relu": "relu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
 }
 
-# Keys that change the arithmetic of some model: a row that does not read one accepts these values only.
+# Keys that change the arithmetic of some model. A row that does not read one accepts these values.
 _OFF = (None, False, 0)
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys((
-        "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "clip_qkv",
-        "attention_multiplier", "quantization_config", "attention_bias", "mlp_bias",
-        "use_bidirectional_attention", "add_cross_attention", "is_encoder_decoder", "alibi", "use_alibi",
-        "scale_attn_by_inverse_layer_idx", "num_experts", "num_local_experts", "n_routed_experts",
-        "kv_lora_rank", "q_lora_rank", "qk_layernorm", "use_qk_norm", "attn_temperature_tuning",
-        "use_sliding_window", "mamba_d_state", "attention_sink", "no_rope_layers",
-        "num_kv_shared_layers", "mup_base_width", "use_mup",
-    ), _OFF),
-    **dict.fromkeys((
-        "embedding_multiplier", "logits_scaling", "residual_multiplier", "logit_scale",
-        "scale_attn_weights",
-    ), (None, 1)),
+    **dict.fromkeys(
+        (
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+            "query_pre_attn_scalar",
+            "clip_qkv",
+            "attention_multiplier",
+            "quantization_config",
+            "attention_bias",
+            "mlp_bias",
+            "use_bidirectional_attention",
+            "add_cross_attention",
+            "is_encoder_decoder",
+            "alibi",
+            "use_alibi",
+            "scale_attn_by_inverse_layer_idx",
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "kv_lora_rank",
+            "q_lora_rank",
+            "qk_layernorm",
+            "use_qk_norm",
+            "attn_temperature_tuning",
+            "use_sliding_window",
+            "mamba_d_state",
+            "attention_sink",
+            "no_rope_layers",
+            "num_kv_shared_layers",
+            "lm_head_bias",
+            "use_mrope",
+            "mup_base_width",
+            "use_mup",
+        ),
+        _OFF,
+    ),
+    **dict.fromkeys(
+        (
+            "embedding_multiplier",
+            "logits_scaling",
+            "residual_multiplier",
+            "logit_scale",
+            "scale_attn_weights",
+        ),
+        (None, 1),
+    ),
     "use_parallel_residual": _OFF,
 }
 
-_GGUF_IGNORED = (r"rope_freqs\.weight", r"rope_factors_(long|short)\.weight",
-                 r"blk\.\d+\.attn_rot_embd\.weight", r"blk\.\d+\.rope_freqs\.weight")
+_GGUF_IGNORED = (
+    r"rope_freqs\.weight",
+    r"rope_factors_(long|short)\.weight",
+    r"blk\.\d+\.attn_rot_embd\.weight",
+    r"blk\.\d+\.rope_freqs\.weight",
+)
 _HF_IGNORED = (r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)", r"(.*\.)?mtp\..*")
 
 
-def build_config(raw: Mapping[str, Any], *, max_model_len: int | None = None,
-                 hf_overrides: Mapping[str, Any] | None = None, gguf: bool = False,
-                 tensors: TensorTable | None = None) -> ModelConfig:
+def build_config(
+    raw: Mapping[str, Any],
+    *,
+    max_model_len: int | None = None,
+    hf_overrides: Mapping[str, Any] | None = None,
+    gguf: bool = False,
+    tensors: TensorTable | None = None,
+) -> ModelConfig:
     """Map a Hugging Face config dict (or GGUF metadata with gguf=True) to a `ModelConfig`.
 
     max_model_len: positions to fix the rope tables for; None: the config's max_position_embeddings.
-    hf_overrides: config keys to replace first. tensors: the checkpoint; needed for GGUF, whose biases,
-    tied head and rope factors are told by the tensors. Raises ConfigError naming a bad key or argument,
-    UnsupportedError for an architecture or feature that is not known.
+    hf_overrides: config keys to replace first. tensors: the checkpoint; needed for GGUF, whose
+    biases, tied head and rope factors are told by the tensors. Raises ConfigError naming a bad key
+    or argument, UnsupportedError for an architecture or feature that is not known.
     """
     spelled: Mapping[str, str] = {}
     if gguf:
@@ -104,21 +156,35 @@ def build_config(raw: Mapping[str, Any], *, max_model_len: int | None = None,
     _refuse_foreign(keys, family)
     sizes = _sizes(keys, family, max_model_len)
     fields = {
-        "norm": family.norm, "norm_eps": keys.number(family.eps, 1e-12, 1.0),
-        "act": _activation(keys, family.act), "gated": family.gated, "parallel": False,
-        "qk_norm": family.qk_norm, "attn_scale": sizes["d_head"] ** -0.5, "attn_softcap": 0.0,
-        "logit_softcap": 0.0, "logit_scale": 1.0, "embed_scale": 1.0, "residual_scale": 1.0,
+        "norm": family.norm,
+        "norm_eps": keys.number(family.eps, 1e-12, 1.0),
+        "act": _activation(keys, family.act),
+        "gated": family.gated,
+        "parallel": False,
+        "qk_norm": family.qk_norm,
+        "attn_scale": sizes["d_head"] ** -0.5,
+        "attn_softcap": 0.0,
+        "logit_softcap": 0.0,
+        "logit_scale": 1.0,
+        "embed_scale": 1.0,
+        "residual_scale": 1.0,
         **family.extra(keys, sizes),
     }
     fields = {k: f32(v) if isinstance(v, float) else v for k, v in fields.items()}
     tie = keys.flag("tie_word_embeddings")
     return ModelConfig(
-        **sizes, **fields, **_rotation(keys, family, sizes, gguf),
-        family=family.name, architecture=architecture, tie_embeddings=tie,
-        # An id beyond the vocabulary can never be drawn; class defaults of small models name such ids.
+        **sizes,
+        **fields,
+        **_rotation(keys, family, sizes, gguf),
+        family=family.name,
+        architecture=architecture,
+        tie_embeddings=tie,
+        # An id beyond the vocabulary can never be drawn; class defaults name some.
         eos_token_ids=[i for i in keys.ids("eos_token_id") if i < sizes["n_vocab"]],
         bos_token_id=keys.integer("bos_token_id", 0, 2**31 - 1, none=True),
-        slots=_slots(keys, family, tie, gguf, tensors), gguf=gguf, raw=raw,
+        slots=_slots(keys, family, tie, gguf, tensors),
+        gguf=gguf,
+        raw=raw,
     )
 
 
@@ -130,14 +196,22 @@ def _refuse_foreign(keys: Keys, family: Family) -> None:
             detail = keys.raw[key]
             if isinstance(detail, dict):
                 detail = detail.get("quant_method", "...")
-            raise UnsupportedError(f"{keys.where}: {key} = {ascii(detail)[:80]} is not supported for "
-                                   f"{family.architectures[0]}")
+            raise UnsupportedError(
+                f"{keys.where}: {key} = {ascii(detail)[:80]} is not supported for "
+                f"{family.architectures[0]}"
+            )
     kinds = keys.raw.get("layer_types")
     if kinds is not None and "layer_types" not in family.defaults:
-        uniform = _SLIDING if keys.has("sliding_window") and "sliding_window" in family.defaults else _FULL
+        uniform = (
+            _SLIDING
+            if keys.has("sliding_window") and "sliding_window" in family.defaults
+            else _FULL
+        )
         if not isinstance(kinds, list) or any(kind != uniform for kind in kinds):
-            raise UnsupportedError(f"{keys.where}: layer_types other than {uniform} are not supported for "
-                                   f"{family.architectures[0]}")
+            raise UnsupportedError(
+                f"{keys.where}: layer_types other than {uniform} are not supported for "
+                f"{family.architectures[0]}"
+            )
 
 
 def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, Any]:
@@ -148,25 +222,37 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
     if "num_key_value_heads" in family.defaults:
         n_kv = keys.integer("num_key_value_heads", 1, MAX_HEADS, none=True) or n_heads
     if n_heads % n_kv:
-        raise keys.error("num_key_value_heads", f"{n_kv} does not divide num_attention_heads {n_heads}")
-    d_head = keys.integer("head_dim", 1, 2**20, none=True) if "head_dim" in family.defaults else None
+        raise keys.error(
+            "num_key_value_heads", f"{n_kv} does not divide num_attention_heads {n_heads}"
+        )
+    d_head = (
+        keys.integer("head_dim", 1, 2**20, none=True) if "head_dim" in family.defaults else None
+    )
     if d_head is None:
         if d_model % n_heads:
-            raise keys.error("hidden_size", f"{d_model} is no multiple of num_attention_heads {n_heads}")
+            raise keys.error(
+                "hidden_size", f"{d_model} is no multiple of num_attention_heads {n_heads}"
+            )
         d_head = d_model // n_heads
     _require(keys, family, {"head_dim": d_head, "num_key_value_heads": n_kv})
     if d_head > MAX_D_HEAD:
-        raise UnsupportedError(f"{keys.where}: head size {d_head} is not supported; the limit is "
-                               f"{MAX_D_HEAD}")
-    if n_heads * d_head > MAX_D_FFN:
+        raise UnsupportedError(
+            f"{keys.where}: head size {d_head} is not supported; the limit is {MAX_D_HEAD}"
+        )
+    if n_heads * d_head > MAX_ROW:
         raise keys.error("num_attention_heads", f"{n_heads} of size {d_head} are too many")
     optional_ffn = family.defaults["intermediate_size"] is None
     d_ffn = keys.integer("intermediate_size", 1, MAX_D_FFN, none=optional_ffn) or 4 * d_model
     positions = keys.integer("max_position_embeddings", 1, MAX_POSITIONS)
     return {
-        "n_layers": keys.integer("num_hidden_layers", 1, MAX_LAYERS), "d_model": d_model,
-        "n_heads": n_heads, "n_kv_heads": n_kv, "d_head": d_head, "d_ffn": d_ffn,
-        "n_vocab": keys.integer("vocab_size", 1, MAX_VOCAB), "max_position_embeddings": positions,
+        "n_layers": keys.integer("num_hidden_layers", 1, MAX_LAYERS),
+        "d_model": d_model,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv,
+        "d_head": d_head,
+        "d_ffn": d_ffn,
+        "n_vocab": keys.integer("vocab_size", 1, MAX_VOCAB),
+        "max_position_embeddings": positions,
         "max_len": _max_len(family, positions, max_model_len),
     }
 
@@ -175,8 +261,10 @@ def _require(keys: Keys, family: Family, values: dict[str, int]) -> None:
     """Refuse sizes that the family's class derives itself and the config gives otherwise."""
     for key, value in values.items():
         if key not in family.defaults and keys.raw.get(key) not in (None, value):
-            raise UnsupportedError(f"{keys.where}: {key} other than {value} is not supported for "
-                                   f"{family.architectures[0]}")
+            raise UnsupportedError(
+                f"{keys.where}: {key} other than {value} is not supported for "
+                f"{family.architectures[0]}"
+            )
 
 
 def _max_len(family: Family, positions: int, max_model_len: int | None) -> int:
@@ -188,16 +276,22 @@ def _max_len(family: Family, positions: int, max_model_len: int | None) -> int:
         raise ConfigError(f"max_model_len must be in 1..{MAX_POSITIONS}, is {max_model_len}")
     if max_model_len > positions:
         if family.rope is None:
-            raise ConfigError(f"max_model_len {max_model_len} is beyond the {positions} learned positions")
-        _LOG.warning("max_model_len %d is beyond the model's %d positions", max_model_len, positions)
+            raise ConfigError(
+                f"max_model_len {max_model_len} is beyond the {positions} learned positions"
+            )
+        _LOG.warning(
+            "max_model_len %d is beyond the model's %d positions", max_model_len, positions
+        )
     return max_model_len
 
 
 def _activation(keys: Keys, key: str) -> str:
     name = keys.text(key)
     if name not in _ACTIVATIONS:
-        raise UnsupportedError(f"{keys.where}: {key} {ascii(name)[:80]} is not supported; known: "
-                               f"{', '.join(_ACTIVATIONS)}")
+        raise UnsupportedError(
+            f"{keys.where}: {key} {ascii(name)[:80]} is not supported; known: "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
     return _ACTIVATIONS[name]
 
 
@@ -205,19 +299,27 @@ def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> 
     """The rope fields and the layers."""
     windows = family.window(keys, sizes["n_layers"])
     if family.rope is None:
-        return {"d_rope": 0, "rope_interleaved": False, "rope_inv_freq": [], "rope_scale": [],
-                "layers": [Layer(window, -1) for window in windows]}
+        return {
+            "d_rope": 0,
+            "rope_interleaved": False,
+            "rope_inv_freq": [],
+            "rope_scale": [],
+            "layers": [Layer(window, -1) for window in windows],
+        }
     context = RopeContext(sizes["d_head"], sizes["max_position_embeddings"], sizes["max_len"])
     tables, scales = rope_tables(keys, family.rope, context)
     return {
-        "d_rope": 2 * len(tables[0]), "rope_interleaved": gguf and family.gguf_interleaved,
-        "rope_inv_freq": tables, "rope_scale": scales,
+        "d_rope": 2 * len(tables[0]),
+        "rope_interleaved": gguf and family.gguf_interleaved,
+        "rope_inv_freq": tables,
+        "rope_scale": scales,
         "layers": [Layer(window, 1 if len(tables) > 1 and window else 0) for window in windows],
     }
 
 
-def _slots(keys: Keys, family: Family, tie: bool, gguf: bool,
-           tensors: TensorTable | None) -> tuple[str, ...]:
+def _slots(
+    keys: Keys, family: Family, tie: bool, gguf: bool, tensors: TensorTable | None
+) -> tuple[str, ...]:
     """The slots that a checkpoint of this model fills."""
     slots = []
     for slot in family.tensors:
@@ -232,7 +334,8 @@ def _slots(keys: Keys, family: Family, tie: bool, gguf: bool,
     return tuple(slots)
 
 
-# ---- from a checkpoint to slots -------------------------------------------------------------------------
+# ---- from a checkpoint to slots ------------------------------------------------------------------
+
 
 def family_of(config: ModelConfig) -> Family:
     """The row that `config` was mapped by."""
@@ -245,15 +348,20 @@ def _names_of(family: Family, gguf: bool) -> Mapping[str, Source]:
 
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
     family = family_of(config)
-    return NameTable(_names_of(family, config.gguf), "" if config.gguf else family.prefix, checkpoint)
+    return NameTable(
+        _names_of(family, config.gguf), "" if config.gguf else family.prefix, checkpoint
+    )
 
 
-def iter_slots(config: ModelConfig,
-               checkpoint: TensorTable) -> Iterator[tuple[str, int, list[RawTensor]]]:
-    """Yield (slot, layer, parts) for every slot of `config`, one at a time; layer 0 for the model's own.
+def iter_slots(
+    config: ModelConfig, checkpoint: TensorTable
+) -> Iterator[tuple[str, int, list[RawTensor]]]:
+    """Yield (slot, layer, parts) for every slot of `config`, one at a time; layer 0 for the model's
+    own.
 
-    Parts have `slot_shapes`; most are views of the mapped file. Tensors that no slot uses are named in a
-    warning. Raises LoadError for a missing tensor or a wrong shape, UnsupportedError for a dtype.
+    Parts have `slot_shapes`; most are views of the mapped file. Tensors that no slot uses are named
+    in a warning. Raises LoadError for a missing tensor or a wrong shape, UnsupportedError for a
+    dtype.
     """
     table = _name_table(config, checkpoint)
     _warn_unused(config, table, checkpoint)
@@ -281,7 +389,7 @@ def slot_forms(config: ModelConfig,
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor that a checkpoint of `config` must have; for plans and dummies."""
+    """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
     table = _name_table(config, None)
     for slot, layer in walk(config):
         shapes = stored_shapes(table.tensors[slot], slot_shapes(config, slot))
@@ -306,15 +414,20 @@ def _warn_unused(config: ModelConfig, table: NameTable, checkpoint: TensorTable)
     names = _unused(config, table, checkpoint)
     if names:
         shown = ", ".join(quoted(name) for name in names[:8])
-        _LOG.warning("%d tensors of the checkpoint are not used: %s%s", len(names), shown,
-                     ", ..." if len(names) > 8 else "")
+        _LOG.warning(
+            "%d tensors of the checkpoint are not used: %s%s",
+            len(names),
+            shown,
+            ", ..." if len(names) > 8 else "",
+        )
 
 
 _ARRAY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def checkpoint_from_arrays(arrays: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint over NumPy arrays (float64, float32, float16, or bfloat16 of the ml_dtypes package).
+    """A checkpoint over NumPy arrays (float64, float32, float16, or bfloat16 of the ml_dtypes
+    package).
 
     Arrays in C order are not copied. ConfigError names an entry that is no such array.
     """
@@ -323,11 +436,15 @@ def checkpoint_from_arrays(arrays: Mapping[str, Any]) -> Checkpoint:
     tensors = {}
     for name, array in arrays.items():
         if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise ConfigError(f"from_arrays: {ascii(name)[:80]} must be a NumPy array with a string name")
+            raise ConfigError(
+                f"from_arrays: {ascii(name)[:80]} must be a NumPy array with a string name"
+            )
         dtype = _ARRAY_DTYPES.get(array.dtype.name)
         if dtype is None or not array.dtype.isnative:
-            raise ConfigError(f"from_arrays: {quoted(name)} has dtype {array.dtype}; known: "
-                              f"{', '.join(_ARRAY_DTYPES)}")
+            raise ConfigError(
+                f"from_arrays: {quoted(name)} has dtype {array.dtype}; known: "
+                f"{', '.join(_ARRAY_DTYPES)}"
+            )
         flat = np.ascontiguousarray(array)
         tensors[name] = RawTensor(name, dtype, array.shape, flat.reshape(-1).view(np.uint8))
     return Checkpoint(Path("<arrays>"), tensors)

@@ -1,10 +1,12 @@
-"""Rotation frequencies from a model's config: what `la_model_desc` holds in rope_inv_freq and rope_scale.
+"""Rotation frequencies from a model's config: what `la_model_desc` holds in rope_inv_freq and
+rope_scale.
 
-Owns the reading of `rope_theta` / `rope_scaling` (transformers 4) and `rope_parameters` (transformers 5),
-flat or nested by layer type, and the arithmetic of each rope type. The frequencies are fixed here, once,
-from the length that the model is loaded for, so a token's bits never depend on how long its neighbours
-are. The steps are transformers' own, in float32; powers are taken in float64 and rounded, which makes the
-result independent of NumPy's vector library. Called by models/families.py.
+Owns the reading of `rope_theta` / `rope_scaling` (transformers 4) and `rope_parameters`
+(transformers 5), flat or nested by layer type, and the arithmetic of each rope type. The
+frequencies are fixed here, once, from the length that the model is loaded for, so a token's bits
+never depend on how long its neighbours are. The steps are transformers' own, in float32; powers are
+taken in float64 and rounded, which makes the result independent of NumPy's vector library. Called
+by models/families.py.
 """
 
 from __future__ import annotations
@@ -21,21 +23,36 @@ from llmaccel.errors import ConfigError, UnsupportedError
 
 _F = np.float32
 _FULL, _SLIDING = "full_attention", "sliding_attention"
-_KNOWN_KEYS = frozenset((
-    "rope_type", "type", "rope_theta", "partial_rotary_factor", "factor",
-    "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
-    "mscale_all_dim", "truncate", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor",
-    "finetuned",
-))
+_KNOWN_KEYS = frozenset(
+    (
+        "rope_type",
+        "type",
+        "rope_theta",
+        "partial_rotary_factor",
+        "factor",
+        "original_max_position_embeddings",
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "mscale",
+        "mscale_all_dim",
+        "truncate",
+        "low_freq_factor",
+        "high_freq_factor",
+        "short_factor",
+        "long_factor",
+        "finetuned",
+    )
+)
 
 
 @dataclass(frozen=True)
 class RopeKeys:
     """How a family spells its rotation.
 
-    theta: key and default of the base. partial: key and default of the rotated share of a head, or None
-    where the family rotates whole heads. local_theta: key and default of a second table for sliding
-    layers. aliases: old names of rope types. original: class default of
+    theta: key and default of the base. partial: key and default of the rotated share of a head, or
+    None where the family rotates whole heads. local_theta: key and default of a second table for
+    sliding layers. aliases: old names of rope types. original: class default of
     original_max_position_embeddings where the class has that attribute.
     """
 
@@ -56,17 +73,22 @@ class RopeContext:
     max_len: int
 
 
-def rope_tables(keys: Keys, spec: RopeKeys, context: RopeContext) -> tuple[list[np.ndarray], list[float]]:
+def rope_tables(
+    keys: Keys, spec: RopeKeys, context: RopeContext
+) -> tuple[list[np.ndarray], list[float]]:
     """Frequencies (float32 [d_rope/2]) and cos/sin scale of each table; table 0 is full attention.
 
-    Raises ConfigError naming the key, UnsupportedError for a rope type or parameter that is not known.
+    Raises ConfigError naming the key, UnsupportedError for a rope type or parameter that is not
+    known.
     """
     sets = _parameter_sets(keys, spec)
     tables, scales = [], []
     for params in sets:
         inv_freq, scale = _table(params, context)
         if not (np.isfinite(inv_freq).all() and (inv_freq > 0).all() and math.isfinite(f32(scale))):
-            raise ConfigError(f"{keys.where}: the rope parameters give frequencies that are not finite")
+            raise ConfigError(
+                f"{keys.where}: the rope parameters give frequencies that are not finite"
+            )
         tables.append(inv_freq)
         scales.append(f32(scale))
     return tables, scales
@@ -90,31 +112,40 @@ def _parameter_sets(keys: Keys, spec: RopeKeys) -> list[Keys]:
             nested = [_dict_of(Keys(params, {}, keys.where), name) for name in by_type]
             if len(params) != len(by_type) or any(one != nested[0] for one in nested):
                 raise UnsupportedError(
-                    f"{keys.where}: rope_parameters differ by layer type; this family has one rotation")
+                    f"{keys.where}: rope_parameters differ by layer type; "
+                    "this family has one rotation"
+                )
             params = nested[0]
         return [_standard(keys, {**params, **scaling}, spec, spec.theta)]
     if params and len(by_type) != len(params):
-        raise UnsupportedError(f"{keys.where}: rope_parameters must be nested by layer type "
-                               f"({_FULL}, {_SLIDING}), has {sorted(map(str, params))[:8]}")
+        raise UnsupportedError(
+            f"{keys.where}: rope_parameters must be nested by layer type ({_FULL}, {_SLIDING})"
+        )
     inner = Keys(params, {}, keys.where)
     full = {**_dict_of(inner, _FULL), **scaling}
-    return [_standard(keys, full, spec, spec.theta),
-            _standard(keys, _dict_of(inner, _SLIDING), spec, spec.local_theta)]
+    return [
+        _standard(keys, full, spec, spec.theta),
+        _standard(keys, _dict_of(inner, _SLIDING), spec, spec.local_theta),
+    ]
 
 
 def _standard(keys: Keys, params: dict[str, Any], spec: RopeKeys, theta: tuple[str, float]) -> Keys:
     """`params` with base, share, type and original length filled in from the outer keys."""
     unknown = sorted(str(k) for k in params if k not in _KNOWN_KEYS)
     if unknown:
-        raise UnsupportedError(f"{keys.where}: rope parameter {', '.join(unknown[:4])} is not supported")
+        raise UnsupportedError(
+            f"{keys.where}: rope parameter {ascii(unknown[0])[:80]} is not supported"
+        )
     params = {k: v for k, v in params.items() if v is not None}
     if "rope_theta" not in params:
         outer = keys.raw.get(theta[0])
         params["rope_theta"] = theta[1] if outer is None else outer
     kind = params.get("rope_type", params.get("type", "default"))
     if not isinstance(kind, str) or spec.aliases.get(kind, kind) not in spec.types:
-        raise UnsupportedError(f"{keys.where}: rope type {ascii(kind)[:80]} is not supported here; "
-                               f"known: {', '.join(spec.types)}")
+        raise UnsupportedError(
+            f"{keys.where}: rope type {ascii(kind)[:80]} is not supported here; "
+            f"known: {', '.join(spec.types)}"
+        )
     params["rope_type"] = spec.aliases.get(kind, kind)
     outer_key, default = spec.partial or ("partial_rotary_factor", 1.0)
     if "partial_rotary_factor" not in params:
@@ -128,8 +159,10 @@ def _standard(keys: Keys, params: dict[str, Any], spec: RopeKeys, theta: tuple[s
     standard = Keys(params, {}, keys.where, spelled)
     share = standard.number("partial_rotary_factor", 0.0, 1.0)
     if spec.partial is None and share != 1.0:
-        raise UnsupportedError(f"{keys.where}: {spelled['partial_rotary_factor']} {share:g} is not "
-                               "supported; this family rotates whole heads")
+        raise UnsupportedError(
+            f"{keys.where}: {spelled['partial_rotary_factor']} {share:g} is not "
+            "supported; this family rotates whole heads"
+        )
     return standard
 
 
@@ -139,8 +172,11 @@ def _table(params: Keys, context: RopeContext) -> tuple[np.ndarray, float]:
     dim = int(context.d_head * share)
     # An odd share is rotated up to the next pair, as transformers does.
     if dim < 1 or dim + dim % 2 > context.d_head:
-        raise params.error("partial_rotary_factor", f"rotates {dim} dimensions of a head of "
-                           f"{context.d_head}; an even number from 2 is needed")
+        raise params.error(
+            "partial_rotary_factor",
+            f"rotates {dim} dimensions of a head of "
+            f"{context.d_head}; an even number from 2 is needed",
+        )
     kind = params.text("rope_type")
     if kind == "default":
         return _F(1) / _powers(theta, dim), 1.0
@@ -231,12 +267,16 @@ def _yarn_scale(params: Keys, factor: float) -> float:
     def magnitude(scale: float) -> float:
         return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    each, all_dims = (params.number(key, 0.0, 1e9) if params.has(key) else 0.0
-                      for key in ("mscale", "mscale_all_dim"))
+    each, all_dims = (
+        params.number(key, 0.0, 1e9) if params.has(key) else 0.0
+        for key in ("mscale", "mscale_all_dim")
+    )
     return magnitude(each) / magnitude(all_dims) if each and all_dims else magnitude(1.0)
 
 
-def _longrope(params: Keys, theta: float, dim: int, context: RopeContext) -> tuple[np.ndarray, float]:
+def _longrope(
+    params: Keys, theta: float, dim: int, context: RopeContext
+) -> tuple[np.ndarray, float]:
     length = _original_length(params, context)
     half = (dim + 1) // 2
     # Both lists are checked, whichever is used: a file is right or wrong at any length.
@@ -246,6 +286,8 @@ def _longrope(params: Keys, theta: float, dim: int, context: RopeContext) -> tup
     if params.has("attention_factor"):
         scale = params.number("attention_factor", 0.0, 1e9)
     else:
-        factor = _factor(params) if params.has("factor") else context.max_position_embeddings / length
+        factor = (
+            _factor(params) if params.has("factor") else context.max_position_embeddings / length
+        )
         scale = math.sqrt(1 + math.log(factor) / math.log(length)) if factor > 1 else 1.0
     return _F(1) / (extent * _powers(theta, dim)), scale

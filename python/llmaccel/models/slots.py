@@ -1,10 +1,12 @@
-"""From checkpoint tensors to weight slots: shapes, slices and the few layouts that need a temporary.
+"""From checkpoint tensors to weight slots: shapes, slices and the few layouts that need a
+temporary.
 
-Owns `Source` (where a slot's parts lie in a checkpoint and how they are stored there), the shape of every
-slot of `la_slot`, and the walk that yields one slot at a time. Parts are zero-copy row slices of the
-mapped file wherever the layout allows; the others (GPT-2's transposed matrices, GPT-NeoX's interleaved
-heads, norms stored as w for 1 + w) live as temporaries of that one tensor. Invariant: every part that
-comes out has exactly the shape that `slot_shapes` names. The rows of families.py are written in these terms.
+Owns `Source` (where a slot's parts lie in a checkpoint and how they are stored there), the shape of
+every slot of `la_slot`, and the walk that yields one slot at a time. Parts are zero-copy row slices
+of the mapped file wherever the layout allows; the others (GPT-2's transposed matrices, GPT-NeoX's
+interleaved heads, norms stored as w for 1 + w) live as temporaries of that one tensor. Invariant:
+every part that comes out has exactly the shape that `slot_shapes` names. The rows of families.py
+are written in these terms.
 """
 
 from __future__ import annotations
@@ -21,13 +23,42 @@ from llmaccel.models.checkpoint import RawTensor, quoted
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
 LAYER_SLOTS = (
-    "attn_norm", "attn_norm_bias", "qkv", "qkv_bias", "q_norm", "k_norm", "o", "o_bias",
-    "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate_up", "gate_up_bias", "down", "down_bias",
+    "attn_norm",
+    "attn_norm_bias",
+    "qkv",
+    "qkv_bias",
+    "q_norm",
+    "k_norm",
+    "o",
+    "o_bias",
+    "attn_post_norm",
+    "ffn_norm",
+    "ffn_norm_bias",
+    "gate_up",
+    "gate_up_bias",
+    "down",
+    "down_bias",
     "ffn_post_norm",
 )
 # What la_dtype knows; F64 is converted on the way.
-_DTYPES = frozenset(("F32", "F16", "BF16", "F64", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K",
-                     "Q4_K", "Q5_K", "Q6_K"))
+_DTYPES = frozenset(
+    (
+        "F32",
+        "F16",
+        "BF16",
+        "F64",
+        "Q4_0",
+        "Q4_1",
+        "Q5_0",
+        "Q5_1",
+        "Q8_0",
+        "Q2_K",
+        "Q3_K",
+        "Q4_K",
+        "Q5_K",
+        "Q6_K",
+    )
+)
 
 
 class TensorTable(Protocol):
@@ -43,9 +74,9 @@ class Source:
     """Where a slot comes from.
 
     names: one checkpoint name per part, or a single one that holds all parts. "{i}" is the layer, a
-    leading "/" means that the family's prefix is not put in front, "a|b" are spellings to try in order.
-    layout: "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head, q/k/v, d) instead
-    of (q/k/v, head, d); "minus_one": a vector stored as w - 1.
+    leading "/" means that the family's prefix is not put in front, "a|b" are spellings to try in
+    order. layout: "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head,
+    q/k/v, d) instead of (q/k/v, head, d); "minus_one": a vector stored as w - 1.
     """
 
     names: tuple[str, ...]
@@ -101,7 +132,9 @@ def stored_shapes(src: Source, shapes: list[tuple[int, ...]]) -> list[tuple[int,
 class NameTable:
     """Resolves a family's name templates against one checkpoint."""
 
-    def __init__(self, tensors: Mapping[str, Source], prefix: str, checkpoint: TensorTable | None) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Source], prefix: str, checkpoint: TensorTable | None
+    ) -> None:
         self.tensors = tensors
         self.checkpoint = checkpoint
         self.prefix = prefix
@@ -115,13 +148,13 @@ class NameTable:
         return [self._resolve(name.replace("{i}", str(layer))) for name in self.tensors[slot].names]
 
     def _resolve(self, template: str) -> str:
-        spellings = [name[1:] if name.startswith("/") else self.prefix + name
-                     for name in template.split("|")]
-        for name in spellings[1:]:
-            if self.checkpoint is not None and name in self.checkpoint:
-                if spellings[0] not in self.checkpoint:
-                    return name
-        return spellings[0]
+        spellings = [
+            name[1:] if name.startswith("/") else self.prefix + name for name in template.split("|")
+        ]
+        there = [
+            name for name in spellings if self.checkpoint is not None and name in self.checkpoint
+        ]
+        return (there or spellings)[0]
 
 
 def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[RawTensor]:
@@ -178,7 +211,11 @@ def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:
     rows = tensor.shape[0]
     grouped = tensor.data.reshape(config.n_heads, 3, -1)
     return [
-        RawTensor(tensor.name, tensor.dtype, (rows // 3, *tensor.shape[1:]),
-                  np.ascontiguousarray(grouped[:, part]).reshape(-1))
+        RawTensor(
+            tensor.name,
+            tensor.dtype,
+            (rows // 3, *tensor.shape[1:]),
+            np.ascontiguousarray(grouped[:, part]).reshape(-1),
+        )
         for part in range(3)
     ]

@@ -1,0 +1,254 @@
+/* gemm.h - products in fp32 multiply-adds over vec.h: float weights, and grouped ones with bf16 rows.
+ *
+ *         C vectors of columns
+ *       +---------------------+      AVX2     3 rows x 1 unit  (12 of 16 registers accumulate)
+ *  R    | acc[r][c] += a * b  |      AVX-512  6 rows x 2 units (24 of 32), or 8 x 1 for few rows
+ *  rows +---------------------+
+ *
+ * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the weights
+ * first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then second.
+ * Grouped weights are decoded to fp32 into a block on the stack that stays in the caches.
+ * Invariant: one chain per result, k ascending. Included by isa_avx2.c and isa_avx512.c.
+ */
+#ifndef LA_GEMM_H
+#define LA_GEMM_H
+
+#include "gemm_drive.h"
+
+enum { FMA_F32, FMA_F16, FMA_BF16, FMA_DECODED };
+enum { FMA_DECODE_K = 256 };
+
+/* Value k + odd of a row in every lane; at: where k is. */
+LA_INLINE vf fma_row(const int kind, const uint8_t *at, const int odd)
+{
+    if (kind == FMA_F32 || kind == FMA_F16) {
+        return v_set1(((const float *)(const void *)at)[odd]);
+    }
+    uint32_t pair;
+    memcpy(&pair, at, sizeof pair);
+    return v_bits(vi_set1((int32_t)(odd ? pair & 0xffff0000u : pair << 16)));
+}
+
+/* Column vector c, value k + odd; at: where k is in the first unit or in the decoded block. */
+LA_INLINE vf fma_column(const int kind, const int U, const uint8_t *at, size_t pitch, const int c,
+                        const int odd)
+{
+    if (kind == FMA_DECODED) {
+        return v_load((const float *)(const void *)at + odd * U * LA_UNIT + c * VL);
+    }
+    const uint8_t *p = at + (size_t)(c / TILE_V) * pitch + (size_t)(c % TILE_V) * VL * 4;
+    if (kind == FMA_F32) {
+        return v_load((const float *)(const void *)p);
+    }
+    if (kind == FMA_F16) {
+        return v_pick_f16(p, odd);
+    }
+    vi x = vi_loadu(p);
+    return v_bits(vi_shl(odd ? vi_shr(x, 16) : x, 16)); /* a mask would take the last register */
+}
+
+/* acc += rows * columns over k values; w and a move on. */
+LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile *t, const int k,
+                         const uint8_t **w, const uint8_t **a, size_t *ahead, vf acc[8][4])
+{
+    const int C = U * TILE_V;
+    const int pair = kind == FMA_F32 ? 1 : 2;
+    const size_t w_step = kind == FMA_DECODED ? (size_t)U * 2 * LA_UNIT * 4 : 128;
+    const size_t a_step = kind == FMA_F32 ? 4 : kind == FMA_F16 ? 8 : 4;
+    const uint8_t *wp = *w, *ap = *a;
+    for (int i = 0; i < k; i += pair) {
+        tile_prefetch(t, *ahead, U);
+        *ahead += t->ahead_step;
+        for (int odd = 0; odd < pair; odd++) {
+            vf x[8];
+            LA_UNROLL for (int r = 0; r < R; r++) {
+                x[r] = fma_row(kind, ap + (size_t)r * t->a_pitch, odd);
+            }
+            LA_UNROLL for (int c = 0; c < C; c++) {
+                vf b = fma_column(kind, U, wp, t->w_pitch, c, odd);
+                LA_UNROLL for (int r = 0; r < R; r++) {
+                    acc[r][c] = v_fma(x[r], b, acc[r][c]);
+                    __asm__("" : "+v"(acc[r][c])); /* stay in this register: gcc 12 would rotate */
+                }
+            }
+        }
+        wp += w_step;
+        ap += a_step;
+    }
+    *w = wp;
+    *a = ap;
+}
+
+/* c = (first ? 0 : c) + acc * scale + offset * sum, group by group. */
+LA_INLINE void fma_fold(const int R, const int U, const la_tile *t, const uint8_t *head,
+                        const la_act_meta *meta, int first, vf acc[8][4])
+{
+    LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+        const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
+        vf scale = tile_scale(t->f, h, 0, c % TILE_V);
+        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            float *out = t->c + (size_t)r * t->ldc + c * VL;
+            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
+            if (t->f.has_offset) {
+                y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
+            }
+            v_store(out, y);
+        }
+    }
+}
+
+LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile *t)
+{
+    vf acc[8][4];
+    const uint8_t *w = kind == FMA_DECODED ? t->decoded : t->w, *a = t->a, *head = t->w;
+    size_t ahead = 0;
+    if (kind != FMA_DECODED) {
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+                acc[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
+            }
+        }
+        fma_range(kind, R, U, t, t->k, &w, &a, &ahead, acc);
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+                v_store(t->c + (size_t)r * t->ldc + c * VL, acc[r][c]);
+            }
+        }
+        return;
+    }
+    const size_t stride = tile_offset(t->f, t->f.group);
+    const la_act_meta *meta = t->meta;
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += stride, meta++) {
+        int k = t->k - k0 < t->f.group ? (t->k - k0 + 7) / 8 * 8 : t->f.group;
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+                acc[r][c] = v_zero();
+            }
+        }
+        fma_range(kind, R, U, t, k, &w, &a, &ahead, acc);
+        fma_fold(R, U, t, head, meta, t->first && k0 == 0, acc);
+    }
+}
+
+/* q - zero as fp32 [k][n_units * 32], in steps of 8 k; code p of a word is k 0 4 1 5 2 6 3 7 of the
+ * 8 for bytes of two steps, and its nibble p holds k 2 * (p % 4) + p / 4. */
+LA_INLINE void fma_decode(const int bits, const la_tile *t, int n_units, uint8_t *decoded)
+{
+    const size_t row = (size_t)n_units * LA_UNIT;
+    const vf zero = v_set1((float)la_format_zero(t->f));
+    const vi mask = vi_set1((1 << bits) - 1);
+    for (int u = 0; u < n_units; u++) {
+        const uint8_t *w = t->w + (size_t)u * t->w_pitch;
+        float *out = (float *)(void *)decoded + u * LA_UNIT;
+        for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
+            int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+            w += la_format_header(t->f);
+            for (int i = 0; i < k; i += 8, out += 8 * row) {
+                LA_UNROLL for (int p = 0; p < 8; p++) {
+                    int at = bits == 4 ? 2 * (p % 4) + p / 4 : p / 4 * 2 + p % 4 / 2 + p % 2 * 4;
+                    const uint8_t *line = w + (bits == 4 ? 0 : p / 4 * 128);
+                    LA_UNROLL for (int c = 0; c < TILE_V; c++) {
+                        vi x = vi_loadu(line + (size_t)c * VL * 4);
+                        x = vi_and(vi_shr(x, bits == 4 ? 4 * p : 8 * (p % 4)), mask);
+                        v_store(out + (size_t)at * row + c * VL, v_sub(v_from_i(x), zero));
+                    }
+                }
+                w += bits == 4 ? 128 : 256;
+            }
+        }
+    }
+}
+
+static void fma_decode_i8(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(8, t, n_units, out);
+}
+
+static void fma_decode_i4(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(4, t, n_units, out);
+}
+
+/* ---- tiles by number of rows, and the slots ---------------------------------------------------- */
+
+#define FMA_TILE(name, kind, R, U)                          \
+    static void fma_##name##_##R##_##U(const la_tile *t)    \
+    {                                                       \
+        fma_tile(kind, R, U, t);                            \
+    }
+
+#if defined(LA_VEC_AVX512)
+#define FMA_TILES(name, kind)                                                                    \
+    FMA_TILE(name, kind, 1, 1) FMA_TILE(name, kind, 2, 1) FMA_TILE(name, kind, 3, 1)              \
+    FMA_TILE(name, kind, 4, 1) FMA_TILE(name, kind, 5, 1) FMA_TILE(name, kind, 6, 1)              \
+    FMA_TILE(name, kind, 7, 1) FMA_TILE(name, kind, 8, 1)                                         \
+    FMA_TILE(name, kind, 1, 2) FMA_TILE(name, kind, 2, 2) FMA_TILE(name, kind, 3, 2)              \
+    FMA_TILE(name, kind, 4, 2) FMA_TILE(name, kind, 5, 2) FMA_TILE(name, kind, 6, 2)              \
+    static const la_tile_fn fma_##name##_one[] = {                                                \
+        NULL, fma_##name##_1_1, fma_##name##_2_1, fma_##name##_3_1, fma_##name##_4_1,             \
+        fma_##name##_5_1, fma_##name##_6_1, fma_##name##_7_1, fma_##name##_8_1};                  \
+    static const la_tile_fn fma_##name##_two[] = {                                                \
+        NULL, fma_##name##_1_2, fma_##name##_2_2, fma_##name##_3_2, fma_##name##_4_2,             \
+        fma_##name##_5_2, fma_##name##_6_2};
+#define FMA_TWO(name) fma_##name##_two
+#else
+#define FMA_TILES(name, kind)                                                                    \
+    FMA_TILE(name, kind, 1, 1) FMA_TILE(name, kind, 2, 1) FMA_TILE(name, kind, 3, 1)              \
+    static const la_tile_fn fma_##name##_one[] = {NULL, fma_##name##_1_1, fma_##name##_2_1,       \
+                                                  fma_##name##_3_1};
+#define FMA_TWO(name) NULL
+#endif
+
+FMA_TILES(f32, FMA_F32)
+FMA_TILES(f16, FMA_F16)
+FMA_TILES(bf16, FMA_BF16)
+FMA_TILES(decoded, FMA_DECODED)
+
+static void gemm_f32_f32(const la_gemm *g)
+{
+    static const la_tiler s = {fma_f32_one, TILE_FEW, fma_f32_one, FMA_TWO(f32), TILE_ROWS, 4, 1,
+                               NULL, 0};
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_f16_f32(const la_gemm *g)
+{
+    static const la_tiler s = {fma_f16_one, TILE_FEW, fma_f16_one, FMA_TWO(f16), TILE_ROWS, 4, 2,
+                               NULL, 0};
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_bf16_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {fma_bf16_one, TILE_FEW, fma_bf16_one, FMA_TWO(bf16), TILE_ROWS, 2, 2,
+                               NULL, 0};
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_i8_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {NULL, 0, fma_decoded_one, FMA_TWO(decoded), TILE_ROWS, 2, 2,
+                               fma_decode_i8, FMA_DECODE_K};
+    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
+    tile_drive(g, &s, block);
+}
+
+static void gemm_i4_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {NULL, 0, fma_decoded_one, FMA_TWO(decoded), TILE_ROWS, 2, 2,
+                               fma_decode_i4, FMA_DECODE_K};
+    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
+    tile_drive(g, &s, block);
+}
+
+static void fill_gemm(la_kernels *t)
+{
+    t->gemm_f32_f32 = gemm_f32_f32;
+    t->gemm_f16_f32 = gemm_f16_f32;
+    t->gemm_bf16_bf16 = gemm_bf16_bf16;
+    t->gemm_i8_bf16 = gemm_i8_bf16;
+    t->gemm_i4_bf16 = gemm_i4_bf16;
+}
+
+#endif

@@ -1,0 +1,357 @@
+/* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4 and int8 groups decoded to bf16.
+ *
+ * The tile is that of gemm_vnni.h with pairs of k instead of fours. Codes less their zero are exact in
+ * bf16, so grouped products round only in their sums. Few rows decode in registers: int4 by one word
+ * permute per pair of k (the table repeats, so the nibble above needs no mask), int8 by two byte
+ * tables over |q - 128|. More rows decode a block of K once to a block on the stack.
+ * Invariant: both ways run the same chain of pairs (k ascending) and the same folds, so bits do not
+ * depend on M. The instruction treats bf16 subnormals as zero. Included by isa_bf16.c.
+ */
+#ifndef LA_GEMM_BF16_H
+#define LA_GEMM_BF16_H
+
+#include "gemm_drive.h"
+
+enum { BF16_DECODE_K = 512 };
+
+LA_INLINE vf bf16_dot(vf acc, vi w, vi a)
+{
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a);
+}
+
+/* The same with the pair at a broadcast from memory: gcc 12 would keep a register per row and spill. */
+LA_INLINE vf bf16_dot_at(vf acc, vi w, const uint8_t *a)
+{
+    __asm__("vdpbf16ps %2%{1to16%}, %1, %0"
+            : "+v"(acc)
+            : "v"(w), "m"(*(const int32_t(*)[1])(const void *)a));
+    return acc;
+}
+
+LA_INLINE vi bf16_row(const uint8_t *a)
+{
+    int32_t x;
+    memcpy(&x, a, sizeof x);
+    return vi_set1(x);
+}
+
+/* ---- codes to bf16 ----------------------------------------------------------------------------- */
+
+/* bf16 of the integers 0..127, by the position of the leading bit. */
+#define BF16_INT(m)                         \
+    ((m) < 1    ? 0                         \
+     : (m) < 2  ? 0x3f80                    \
+     : (m) < 4  ? 0x4000 + ((m) - 2) * 64   \
+     : (m) < 8  ? 0x4080 + ((m) - 4) * 32   \
+     : (m) < 16 ? 0x4100 + ((m) - 8) * 16   \
+     : (m) < 32 ? 0x4180 + ((m) - 16) * 8   \
+     : (m) < 64 ? 0x4200 + ((m) - 32) * 4   \
+                : 0x4280 + ((m) - 64) * 2)
+#define BF16_LOW(m) (BF16_INT(m) & 255)
+#define BF16_HIGH(m) (BF16_INT(m) >> 8)
+#define BF16_4(f, m) f(m), f((m) + 1), f((m) + 2), f((m) + 3)
+#define BF16_16(f, m) BF16_4(f, m), BF16_4(f, (m) + 4), BF16_4(f, (m) + 8), BF16_4(f, (m) + 12)
+#define BF16_64(f, m) \
+    BF16_16(f, m), BF16_16(f, (m) + 16), BF16_16(f, (m) + 32), BF16_16(f, (m) + 48)
+#define BF16_Q(m) BF16_INT(m)
+#define BF16_Q8(m) ((m) < 8 ? 0x8000 | BF16_INT(8 - (m)) : BF16_INT((m) - 8))
+
+/* The tables of one format, loaded before the loops. */
+typedef struct bf16_codes {
+    vi word;            /* int4: bf16 of nibble - zero, twice */
+    vi low[2], high[2]; /* int8: bytes of bf16 of 0..127 */
+} bf16_codes;
+
+LA_INLINE bf16_codes bf16_tables(const int bits, la_format f)
+{
+    static const _Alignas(64) uint16_t plain[32] = {BF16_16(BF16_Q, 0), BF16_16(BF16_Q, 0)};
+    static const _Alignas(64) uint16_t centered[32] = {BF16_16(BF16_Q8, 0), BF16_16(BF16_Q8, 0)};
+    static const _Alignas(64) uint8_t low[128] = {BF16_64(BF16_LOW, 0), BF16_64(BF16_LOW, 64)};
+    static const _Alignas(64) uint8_t high[128] = {BF16_64(BF16_HIGH, 0), BF16_64(BF16_HIGH, 64)};
+    bf16_codes t;
+    if (bits == 4) {
+        t.word = _mm512_load_si512(f.has_offset ? plain : centered);
+    }
+    else {
+        t.low[0] = _mm512_load_si512(low);
+        t.low[1] = _mm512_load_si512(low + 64);
+        t.high[0] = _mm512_load_si512(high);
+        t.high[1] = _mm512_load_si512(high + 64);
+    }
+    return t;
+}
+
+/* 4 bytes a column to two pairs: bytes 0, 2 and bytes 1, 3. |q - 128| is 0..128; 128 reads entry 0,
+ * whose low byte is right and whose high byte is replaced. */
+LA_INLINE void bf16_bytes(const bf16_codes *t, vi x, vi *even, vi *odd)
+{
+    const vi sign = vi_set1((int32_t)0x80808080u), bytes = vi_set1(0x00ff00ff);
+    vi v = _mm512_xor_si512(x, sign);
+    vi m = _mm512_abs_epi8(v);
+    vi low = _mm512_permutex2var_epi8(t->low[0], m, t->low[1]);
+    vi high = _mm512_permutex2var_epi8(t->high[0], m, t->high[1]);
+    high = _mm512_ternarylogic_epi32(high, v, sign, 0xf8); /* high | (v & sign) */
+    high = _mm512_mask_mov_epi8(high, _mm512_movepi8_mask(m), vi_set1((int32_t)0xc3c3c3c3u));
+    /* (low & bytes) | high << 8 and low >> 8 | (high & ~bytes) */
+    *even = _mm512_ternarylogic_epi32(low, vi_shl16(high, 8), bytes, 0xec);
+    *odd = _mm512_ternarylogic_epi32(vi_shr16(low, 8), high, bytes, 0xf4);
+}
+
+/* Pairs of 8 k of one column vector, k ascending. w: where the 8 begin. */
+LA_INLINE void bf16_decode8(const int bits, const bf16_codes *t, const uint8_t *w, vi pair[4])
+{
+    vi x = _mm512_load_si512(w);
+    if (bits == 4) {
+        LA_UNROLL for (int j = 0; j < 4; j++) {
+            pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word);
+        }
+        return;
+    }
+    bf16_bytes(t, x, &pair[0], &pair[2]);
+    bf16_bytes(t, _mm512_load_si512(w + 128), &pair[1], &pair[3]);
+}
+
+/* Pairs [k / 2][n_units * 32] of a range, for the tiles below. */
+LA_INLINE void bf16_decode(const int bits, const la_tile *t, int n_units, uint8_t *out)
+{
+    const bf16_codes tables = bf16_tables(bits, t->f);
+    const size_t row = (size_t)n_units * 128;
+    for (int u = 0; u < n_units; u++) {
+        const uint8_t *w = t->w + (size_t)u * t->w_pitch;
+        uint8_t *to = out + (size_t)u * 128;
+        for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
+            int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+            w += la_format_header(t->f);
+            for (int i = 0; i < k; i += 8, to += 4 * row, w += bits == 4 ? 128 : 256) {
+                LA_UNROLL for (int c = 0; c < 2; c++) {
+                    vi pair[4];
+                    bf16_decode8(bits, &tables, w + c * 64, pair);
+                    LA_UNROLL for (int j = 0; j < 4; j++) {
+                        _mm512_store_si512(to + (size_t)j * row + c * 64, pair[j]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+static void bf16_decode_i8(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(8, t, n_units, out);
+}
+
+static void bf16_decode_i4(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(4, t, n_units, out);
+}
+
+/* ---- tiles --------------------------------------------------------------------------------------- */
+
+LA_INLINE void bf16_zero(const int R, const int C, vf acc[8][4])
+{
+    LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL for (int c = 0; c < C; c++) {
+            acc[r][c] = v_zero();
+        }
+    }
+}
+
+/* acc += pairs over `steps` steps; column vectors of a unit are together, units pitch apart. */
+LA_INLINE void bf16_range(const int R, const int U, const la_tile *t, int steps, const uint8_t *w,
+                          size_t pitch, size_t step, const uint8_t *a, size_t *ahead, vf acc[8][4])
+{
+    const int C = 2 * U;
+    for (int i = 0; i < steps; i++, w += step, a += 4) {
+        vi x[4];
+        tile_prefetch(t, *ahead, U);
+        *ahead += t->ahead_step;
+        LA_UNROLL for (int c = 0; c < C; c++) {
+            x[c] = _mm512_load_si512(w + (size_t)(c / 2) * pitch + c % 2 * 64);
+        }
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            vi y = bf16_row(a + (size_t)r * t->a_pitch);
+            LA_UNROLL for (int c = 0; c < C; c++) {
+                acc[r][c] = bf16_dot(acc[r][c], x[c], y);
+            }
+        }
+    }
+}
+
+/* bf16 weights as they are. */
+LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
+{
+    vf acc[8][4];
+    size_t ahead = 0;
+    LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL for (int c = 0; c < 2 * U; c++) {
+            acc[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
+        }
+    }
+    bf16_range(R, U, t, (t->k + 1) / 2, t->w, t->w_pitch, 128, t->a, &ahead, acc);
+    LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL for (int c = 0; c < 2 * U; c++) {
+            v_store(t->c + (size_t)r * t->ldc + c * VL, acc[r][c]);
+        }
+    }
+}
+
+/* f = fma(acc, scale, f), then the offset's term; f lies in c. */
+LA_INLINE void bf16_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
+                         const la_act_meta *meta, int first, vf acc[8][4])
+{
+    LA_UNROLL for (int c = 0; c < C; c++) {
+        const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
+        vf scale = tile_scale(t->f, h, 0, c % 2);
+        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
+        LA_UNROLL for (int r = 0; r < R; r++) {
+            float *out = t->c + (size_t)r * t->ldc + c * VL;
+            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
+            if (t->f.has_offset) {
+                y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
+            }
+            v_store(out, y);
+        }
+    }
+}
+
+/* Groups already decoded by bf16_decode. */
+LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
+{
+    const size_t step = (size_t)U * 128, stride = tile_offset(t->f, t->f.group);
+    const uint8_t *w = t->decoded, *a = t->a, *head = t->w;
+    const la_act_meta *meta = t->meta;
+    size_t ahead = 0;
+    vf acc[8][4];
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += stride, meta++) {
+        int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+        int steps = (k + 7) / 8 * 4;
+        bf16_zero(R, 2 * U, acc);
+        bf16_range(R, U, t, steps, w, 128, step, a, &ahead, acc);
+        bf16_fold(R, 2 * U, t, head, meta, t->first && k0 == 0, acc);
+        w += (size_t)steps * step;
+        a += (size_t)steps * 4;
+    }
+}
+
+/* Groups decoded in registers, one unit. */
+LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
+{
+    const bf16_codes tables = bf16_tables(bits, t->f);
+    const size_t header = la_format_header(t->f);
+    const uint8_t *w = t->w, *a = t->a;
+    const la_act_meta *meta = t->meta;
+    vf acc[8][4];
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, meta++) {
+        const uint8_t *head = w;
+        int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+        bf16_zero(R, 2, acc);
+        w += header;
+        for (int i = 0; i < k; i += 8, a += 16, w += bits == 4 ? 128 : 256) {
+            LA_UNROLL for (int c = 0; c < 2; c++) {
+                vi pair[4];
+                bf16_decode8(bits, &tables, w + c * 64, pair);
+                LA_UNROLL for (int j = 0; j < 4; j++) {
+                    LA_UNROLL for (int r = 0; r < R; r++) {
+                        const uint8_t *row = a + (size_t)r * t->a_pitch + j * 4;
+                        acc[r][c] = R > 2 ? bf16_dot_at(acc[r][c], pair[j], row)
+                                          : bf16_dot(acc[r][c], pair[j], bf16_row(row));
+                    }
+                }
+            }
+        }
+        bf16_fold(R, 2, t, head, meta, t->first && k0 == 0, acc);
+    }
+}
+
+#define BF16_TILE(name, body, ...)             \
+    static void bf16_##name(const la_tile *t)  \
+    {                                          \
+        body(__VA_ARGS__, t);                  \
+    }
+#define BF16_ONE(name, body)                                                                     \
+    BF16_TILE(name##_1_1, body, 1, 1) BF16_TILE(name##_2_1, body, 2, 1)                           \
+    BF16_TILE(name##_3_1, body, 3, 1) BF16_TILE(name##_4_1, body, 4, 1)                           \
+    BF16_TILE(name##_5_1, body, 5, 1) BF16_TILE(name##_6_1, body, 6, 1)
+#define BF16_TWO(name, body)                                                                     \
+    BF16_TILE(name##_1_2, body, 1, 2) BF16_TILE(name##_2_2, body, 2, 2)                           \
+    BF16_TILE(name##_3_2, body, 3, 2) BF16_TILE(name##_4_2, body, 4, 2)                           \
+    BF16_TILE(name##_5_2, body, 5, 2) BF16_TILE(name##_6_2, body, 6, 2)                           \
+    static const la_tile_fn bf16_##name##_two[] = {                                               \
+        NULL, bf16_##name##_1_2, bf16_##name##_2_2, bf16_##name##_3_2, bf16_##name##_4_2,         \
+        bf16_##name##_5_2, bf16_##name##_6_2};
+#define BF16_CODES(bits)                                                                         \
+    BF16_TILE(i##bits##_1, bf16_codes_tile, bits, 1) BF16_TILE(i##bits##_2, bf16_codes_tile, bits, 2) \
+    BF16_TILE(i##bits##_3, bf16_codes_tile, bits, 3) BF16_TILE(i##bits##_4, bf16_codes_tile, bits, 4) \
+    BF16_TILE(i##bits##_5, bf16_codes_tile, bits, 5) BF16_TILE(i##bits##_6, bf16_codes_tile, bits, 6) \
+    BF16_TILE(i##bits##_7, bf16_codes_tile, bits, 7) BF16_TILE(i##bits##_8, bf16_codes_tile, bits, 8) \
+    static const la_tile_fn bf16_i##bits##_few[] = {                                              \
+        NULL, bf16_i##bits##_1, bf16_i##bits##_2, bf16_i##bits##_3, bf16_i##bits##_4,             \
+        bf16_i##bits##_5, bf16_i##bits##_6, bf16_i##bits##_7, bf16_i##bits##_8};
+
+BF16_ONE(plain, bf16_tile)
+BF16_TILE(plain_7_1, bf16_tile, 7, 1)
+BF16_TILE(plain_8_1, bf16_tile, 8, 1)
+static const la_tile_fn bf16_plain_one[] = {
+    NULL, bf16_plain_1_1, bf16_plain_2_1, bf16_plain_3_1, bf16_plain_4_1,
+    bf16_plain_5_1, bf16_plain_6_1, bf16_plain_7_1, bf16_plain_8_1};
+BF16_TWO(plain, bf16_tile)
+
+BF16_ONE(decoded, bf16_decoded_tile)
+static const la_tile_fn bf16_decoded_one[] = {
+    NULL, bf16_decoded_1_1, bf16_decoded_2_1, bf16_decoded_3_1, bf16_decoded_4_1,
+    bf16_decoded_5_1, bf16_decoded_6_1};
+BF16_TWO(decoded, bf16_decoded_tile)
+
+BF16_CODES(4)
+BF16_CODES(8)
+
+static void gemm_bf16_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {bf16_plain_one, TILE_FEW, bf16_plain_one, bf16_plain_two, TILE_ROWS,
+                               2, 2, NULL, 0};
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_i8_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {bf16_i8_few, TILE_FEW, bf16_decoded_one, bf16_decoded_two, TILE_ROWS,
+                               2, 2, bf16_decode_i8, BF16_DECODE_K};
+    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
+    tile_drive(g, &s, block);
+}
+
+static void gemm_i4_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {bf16_i4_few, TILE_FEW, bf16_decoded_one, bf16_decoded_two, TILE_ROWS,
+                               2, 2, bf16_decode_i4, BF16_DECODE_K};
+    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
+    tile_drive(g, &s, block);
+}
+
+static float probe_bf16(int64_t n)
+{
+    vf acc[16];
+    vi w = vi_set1(0x3c003c00), a = vi_set1(0x3f803f80);
+    LA_UNROLL for (int i = 0; i < 16; i++) {
+        acc[i] = v_set1((float)i);
+    }
+    for (int64_t j = 0; j < n; j++) {
+        LA_UNROLL for (int i = 0; i < 16; i++) {
+            acc[i] = bf16_dot(acc[i], w, a);
+        }
+    }
+    LA_UNROLL for (int i = 1; i < 16; i++) {
+        acc[0] = v_add(acc[0], acc[i]);
+    }
+    return _mm512_reduce_add_ps(acc[0]);
+}
+
+static void fill_gemm_bf16(la_kernels *t)
+{
+    t->gemm_bf16_bf16 = gemm_bf16_bf16;
+    t->gemm_i8_bf16 = gemm_i8_bf16;
+    t->gemm_i4_bf16 = gemm_i4_bf16;
+    t->probe_bf16 = probe_bf16;
+}
+
+#endif

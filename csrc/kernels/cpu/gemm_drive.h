@@ -1,0 +1,185 @@
+/* gemm_drive.h - the loops around a register tile, and the fold of a group; shared by gemm*.h.
+ *
+ * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
+ * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %.
+ * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each block strips of rows
+ * over all M; the next block's lines are prefetched evenly over the strips.
+ * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass through
+ * c unrounded, so neither M, strips nor blocks change a bit.
+ */
+#ifndef LA_GEMM_DRIVE_H
+#define LA_GEMM_DRIVE_H
+
+#include "../kernels.h"
+#include "vec.h"
+
+enum {
+    TILE_V = LA_UNIT / VL,          /* vectors of a unit */
+    TILE_WIDE = VL == 16,           /* strips are two units wide: 24 of 32 registers accumulate */
+    TILE_FEW = VL == 16 ? 8 : 3,    /* most rows of a one-unit tile */
+    TILE_ROWS = VL == 16 ? 6 : 3,   /* most rows of a strip */
+    TILE_QUANTUM = 128,             /* k blocks are multiples of every group */
+    TILE_BLOCK_BYTES = 128 << 10
+};
+
+/* One register tile: some rows by one or two units over a range of k. */
+typedef struct la_tile {
+    const uint8_t *w;           /* first unit, where the range begins (a group's header) */
+    size_t w_pitch;
+    const uint8_t *decoded;     /* the range in the tile's own form, or NULL */
+    const uint8_t *a;           /* first row, where the range begins */
+    size_t a_pitch;
+    const la_act_meta *meta;    /* first row, first group of the range */
+    size_t meta_pitch;          /* groups of a row */
+    float *c;                   /* first row, first column */
+    size_t ldc;
+    int k;                      /* length of the range */
+    int first;                  /* sums start at 0, else at c */
+    la_format f;
+    const uint8_t *ahead;       /* prefetched while the tile runs, or NULL */
+    size_t ahead_pitch;         /* from unit to unit */
+    size_t ahead_step;          /* bytes per step of the tile */
+} la_tile;
+
+typedef void (*la_tile_fn)(const la_tile *t);
+
+/* The tiles of one slot. */
+typedef struct la_tiler {
+    const la_tile_fn *few;      /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
+    int few_rows;               /* 0: none */
+    const la_tile_fn *one;      /* [rows] one unit; [rows + 1] */
+    const la_tile_fn *two;      /* [rows] two units, or NULL */
+    int rows;
+    int a_bytes;                /* of one activation value */
+    int step_k;                 /* k of a step of one and two: paces the prefetch */
+    /* Writes n_units units of k values as one and two read them; NULL: they read the weights. */
+    void (*decode)(const la_tile *t, int n_units, uint8_t *out);
+    int decode_k;               /* k of a decoded block, a multiple of TILE_QUANTUM */
+} la_tiler;
+
+/* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's header. */
+LA_INLINE vf tile_scale(la_format f, const uint8_t *head, int i, int c)
+{
+    if (f.scale_type == LA_F16) {
+        return v_load_f16((const uint16_t *)(const void *)head + i * LA_UNIT + c * VL);
+    }
+    return v_loadu((const float *)(const void *)head + i * LA_UNIT + c * VL);
+}
+
+LA_INLINE void tile_prefetch(const la_tile *t, size_t at, const int units)
+{
+    if (t->ahead) {
+        for (int u = 0; u < units; u++) {
+            __builtin_prefetch(t->ahead + (size_t)u * t->ahead_pitch + at, 0, 3);
+        }
+    }
+}
+
+LA_INLINE size_t tile_offset(la_format f, int k)
+{
+    if (f.group == 0) {
+        return la_format_codes(f, k);
+    }
+    return (size_t)(k / f.group) * (la_format_header(f) + la_format_codes(f, f.group));
+}
+
+/* Units u .. u + n, k from k0: the part that does not depend on the rows. */
+LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
+{
+    la_tile t;
+    memset(&t, 0, sizeof t);
+    t.w = g->w + (size_t)u * g->w_pitch + tile_offset(g->f, k0);
+    t.w_pitch = g->w_pitch;
+    t.a = g->a + (size_t)k0 * (size_t)s->a_bytes;
+    t.a_pitch = g->a_pitch;
+    t.meta_pitch = g->f.group ? (size_t)((g->K + g->f.group - 1) / g->f.group) : 0;
+    t.meta = g->f.group ? g->meta + k0 / g->f.group : NULL;
+    t.c = g->c + u * LA_UNIT;
+    t.ldc = (size_t)g->ldc;
+    t.first = k0 == 0;
+    t.f = g->f;
+    return t;
+}
+
+/* All rows of one block in strips. next: the block read after this one, of `bytes` per unit. */
+LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int units,
+                           const uint8_t *next, size_t next_pitch, size_t bytes)
+{
+    const uint8_t *a = t.a;
+    const la_act_meta *meta = t.meta;
+    float *c = t.c;
+    int strips = (g->M + s->rows - 1) / s->rows;
+    int steps = (t.k + s->step_k - 1) / s->step_k;
+    size_t share = bytes / (size_t)strips;
+    t.ahead_pitch = next_pitch;
+    t.ahead_step = share / (size_t)steps;
+    for (int i = 0; i < strips; i++) {
+        int row = (int)((int64_t)g->M * i / strips);
+        int rows = (int)((int64_t)g->M * (i + 1) / strips) - row;
+        t.a = a + (size_t)row * t.a_pitch;
+        t.meta = meta ? meta + (size_t)row * t.meta_pitch : NULL;
+        t.c = c + (size_t)row * t.ldc;
+        t.ahead = next ? next + (size_t)i * share : NULL;
+        (units == 2 ? s->two[rows] : s->one[rows])(&t);
+    }
+}
+
+/* Length of the K blocks: as even as multiples of TILE_QUANTUM allow. */
+LA_INLINE int tile_block(const la_gemm *g, const la_tiler *s, int units)
+{
+    if (s->decode) {
+        return s->decode_k;
+    }
+    size_t bytes = la_format_unit(g->f, g->K) * (size_t)units;
+    int blocks = (int)((bytes + TILE_BLOCK_BYTES - 1) / TILE_BLOCK_BYTES);
+    int k = (g->K + blocks - 1) / blocks;
+    return (k + TILE_QUANTUM - 1) / TILE_QUANTUM * TILE_QUANTUM;
+}
+
+LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
+{
+    for (int u = 0, units; u < g->n_units; u += units) {
+        units = s->two && g->n_units - u >= 2 ? 2 : 1;
+        int block = tile_block(g, s, units);
+        for (int k0 = 0; k0 < g->K; k0 += block) {
+            la_tile t = tile_start(g, s, u, k0);
+            t.k = g->K - k0 < block ? g->K - k0 : block;
+            size_t bytes = tile_offset(g->f, block), pitch = g->w_pitch;
+            const uint8_t *next = t.w + bytes;
+            if (k0 + block >= g->K) { /* the next units, then what the thread does after this call */
+                next = g->w + (size_t)(u + units) * g->w_pitch;
+                bytes = g->w_pitch < bytes ? g->w_pitch : bytes;
+            }
+            if (k0 + block >= g->K && u + units >= g->n_units) {
+                next = g->next;
+                if (g->next_bytes < (size_t)units * pitch) { /* less than as many units: one run */
+                    size_t run = g->next_bytes / (size_t)units / 64 * 64;
+                    bytes = run < bytes ? run : bytes;
+                    pitch = bytes;
+                }
+            }
+            if (s->decode) {
+                s->decode(&t, units, decoded);
+                t.decoded = decoded;
+            }
+            tile_strips(g, s, t, units, g->M > s->rows ? next : NULL, pitch, bytes);
+        }
+    }
+}
+
+/* decoded: room for one block if s->decode, 64-byte aligned. */
+LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
+{
+    if (g->M > s->few_rows) {
+        tile_many(g, s, decoded);
+        return;
+    }
+    for (int u = 0; u < g->n_units; u++) {
+        la_tile t = tile_start(g, s, u, 0);
+        t.k = g->K;
+        t.meta = g->meta;
+        s->few[g->M](&t);
+    }
+}
+
+#endif

@@ -1,0 +1,24 @@
+/* isa_avx512.c - the AVX512 level: every slot over vec_avx512.h.
+ *
+ * Compiled with the flags setup.py gives this file. Exports la_kernels_fill_avx512; called by table.c.
+ */
+#define LA_VEC_AVX512
+#include "act.h"
+#include "attention.h"
+#include "gemm.h"
+#include "gemm_q.h"
+#include "probe.h"
+#include "rows.h"
+#include "sample.h"
+
+void la_kernels_fill_avx512(la_kernels *t)
+{
+    t->act_bf16 = act_bf16;
+    t->act_i8 = act_i8;
+    fill_gemm(t);
+    fill_gemm_q(t);
+    fill_probe(t);
+    fill_rows(t);
+    fill_attention(t);
+    fill_sample(t);
+}

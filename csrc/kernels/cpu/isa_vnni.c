@@ -1,0 +1,11 @@
+/* isa_vnni.c - the VNNI level: integer products by vpdpbusd; the rest stays with the level below.
+ *
+ * Compiled with the flags setup.py gives this file. Exports la_kernels_fill_vnni; called by table.c.
+ */
+#define LA_VEC_AVX512
+#include "gemm_vnni.h"
+
+void la_kernels_fill_vnni(la_kernels *t)
+{
+    fill_gemm_vnni(t);
+}

@@ -1,0 +1,275 @@
+/* stress.c - two engines on one backend, pulled at from many threads at once; made for TSAN.
+ *
+ * Owns a tiny random model and nothing else. For each engine one thread steps while others add,
+ * cancel, preempt and read statistics; both engines share the backend's pool of threads. Passes
+ * when every branch of every accepted request ended exactly once, no page is left and no step
+ * allocated. Uses llmaccel.h only. Built by `setup.py build_stress`, run by `make tsan`.
+ */
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "llmaccel.h"
+
+enum {
+    N_ENGINES = 2,
+    N_ADDERS = 2,
+    N_REQUESTS = 60,    /* of each adder */
+    MAX_BRANCHES = 3,
+    MAX_PROMPT = 150,
+    MAX_NEW = 24,
+    N_VOCAB = 160,
+    D_MODEL = 64,
+    N_HEADS = 4,
+    N_KV_HEADS = 2,
+    D_HEAD = 16,
+    D_FFN = 96,
+    N_LAYERS = 2,
+    MAX_LEN = 256,
+    MAX_CELLS = N_VOCAB * 2 * D_MODEL
+};
+
+typedef struct rng {
+    uint64_t state;
+} rng;
+
+/* splitmix64 */
+static uint64_t rng_next(rng *r)
+{
+    uint64_t z = r->state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static int rng_below(rng *r, int n)
+{
+    return (int)(rng_next(r) % (uint64_t)n);
+}
+
+static void check(int ok, const char *what)
+{
+    if (!ok) {
+        fprintf(stderr, "stress: %s: %s\n", what, la_last_error());
+        exit(1);
+    }
+}
+
+/* ---- the model -------------------------------------------------------------------------------- */
+
+static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (*shapes)[2])
+{
+    static float data[3][MAX_CELLS]; /* one thread makes the model */
+    la_source parts[3];
+    int n = 0;
+    for (; n < 3 && shapes[n][0] != 0; n++) {
+        int cells = shapes[n][0] * shapes[n][1];
+        for (int i = 0; i < cells; i++) {
+            data[n][i] = ((float)rng_below(r, 2001) - 1000.0f) * 1.0e-4f;
+        }
+        parts[n] = (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0],
+                               shapes[n][1]};
+    }
+    check(la_model_set(m, slot, layer, parts, n) == LA_OK, la_slot_name(slot));
+}
+
+static la_model *make_model(la_backend *backend)
+{
+    static const int norm[3][2] = {{1, D_MODEL}};
+    static const int embed[3][2] = {{N_VOCAB, D_MODEL}};
+    static const int qkv[3][2] = {{N_HEADS * D_HEAD, D_MODEL},
+                                  {N_KV_HEADS * D_HEAD, D_MODEL},
+                                  {N_KV_HEADS * D_HEAD, D_MODEL}};
+    static const int out[3][2] = {{D_MODEL, N_HEADS * D_HEAD}};
+    static const int gate_up[3][2] = {{D_FFN, D_MODEL}, {D_FFN, D_MODEL}};
+    static const int down[3][2] = {{D_MODEL, D_FFN}};
+    static const la_layer_desc layers[N_LAYERS] = {{0, 0}, {40, 0}};
+    float inv_freq[D_HEAD / 2];
+    for (int i = 0; i < D_HEAD / 2; i++) {
+        inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)D_HEAD);
+    }
+    la_model_desc desc = {.n_layers = N_LAYERS, .d_model = D_MODEL, .n_heads = N_HEADS,
+                          .n_kv_heads = N_KV_HEADS, .d_head = D_HEAD, .d_ffn = D_FFN,
+                          .n_vocab = N_VOCAB, .max_len = MAX_LEN, .norm = LA_NORM_RMS,
+                          .norm_eps = 1.0e-5f, .act = LA_GATE_SILU, .gated = 1,
+                          .d_rope = D_HEAD, .attn_scale = 0.25f, .logit_scale = 1.0f,
+                          .embed_scale = 1.0f, .residual_scale = 1.0f, .activation = LA_ACT_F32,
+                          .kv_dtype = LA_F32, .layers = layers,
+                          .rope_inv_freq = {inv_freq}, .rope_scale = {1.0f, 1.0f}};
+    la_model *m = NULL;
+    rng r = {1};
+    check(la_model_create(backend, &desc, LA_F32, &m) == LA_OK, "la_model_create");
+    set_random(m, &r, LA_EMBED, 0, embed);
+    set_random(m, &r, LA_FINAL_NORM, 0, norm);
+    for (int i = 0; i < N_LAYERS; i++) {
+        set_random(m, &r, LA_ATTN_NORM, i, norm);
+        set_random(m, &r, LA_QKV, i, qkv);
+        set_random(m, &r, LA_O, i, out);
+        set_random(m, &r, LA_FFN_NORM, i, norm);
+        set_random(m, &r, LA_GATE_UP, i, gate_up);
+        set_random(m, &r, LA_DOWN, i, down);
+    }
+    check(la_model_finish(m) == LA_OK, "la_model_finish");
+    return m;
+}
+
+/* ---- one engine and those who pull at it ------------------------------------------------------ */
+
+typedef struct rig {
+    la_engine *engine;
+    atomic_int adders;      /* still at work */
+    atomic_int expected;    /* branches of accepted requests */
+    int finished;           /* the stepping thread's */
+    int ended[2 * N_ADDERS * N_REQUESTS][MAX_BRANCHES]; /* by id; the stepping thread's */
+} rig;
+
+typedef struct adder {
+    rig *rig;
+    uint64_t seed;
+} adder;
+
+/* A request of random shape; about one in eight has an id outside the vocabulary. */
+static la_status add_random(rig *g, rng *r, int64_t *id)
+{
+    int32_t prompt[MAX_PROMPT], suffix[MAX_BRANCHES * 4], stop[2] = {3, 5};
+    int suffix_len[MAX_BRANCHES];
+    int n_suffix = 0;
+    int n_prompt = 1 + rng_below(r, MAX_PROMPT);
+    int n_branches = 1 + rng_below(r, MAX_BRANCHES);
+    for (int i = 0; i < n_prompt; i++) {
+        prompt[i] = rng_below(r, N_VOCAB);
+    }
+    int bad = rng_below(r, 8) == 0;
+    if (bad) {
+        prompt[rng_below(r, n_prompt)] = N_VOCAB;
+    }
+    for (int b = 0; b < n_branches; b++) {
+        suffix_len[b] = 1 + rng_below(r, 4);
+        for (int i = 0; i < suffix_len[b]; i++) {
+            suffix[n_suffix++] = rng_below(r, N_VOCAB);
+        }
+    }
+    la_request q = {.prompt = prompt, .n_prompt = n_prompt, .n_branches = n_branches,
+                    .priority = rng_below(r, 3), .timeout = rng_below(r, 10) == 0 ? 0.02 : 0.0};
+    q.sampling = (la_sampling){.temperature = 1.0f, .top_p = 0.9f, .repetition_penalty = 1.1f,
+                               .seed = rng_next(r), .max_tokens = 1 + rng_below(r, MAX_NEW),
+                               .logprobs = rng_below(r, 5) - 1,
+                               .prompt_logprobs = rng_below(r, 4) - 1, .stop_ids = stop,
+                               .n_stop = 2};
+    if (rng_below(r, 3) == 0) {
+        q.suffix = suffix;
+        q.suffix_len = suffix_len;
+    }
+    la_status st = la_engine_add(g->engine, &q, id);
+    check(st == (bad ? LA_ERR_REQUEST : LA_OK), "la_engine_add");
+    if (st == LA_OK) {
+        atomic_fetch_add(&g->expected, n_branches);
+    }
+    return st;
+}
+
+static void *run_adder(void *arg)
+{
+    adder *a = arg;
+    rng r = {a->seed};
+    int64_t last = 0;
+    for (int i = 0; i < N_REQUESTS; i++) {
+        int64_t id;
+        if (add_random(a->rig, &r, &id) == LA_OK) {
+            last = id;
+        }
+        if (last != 0 && rng_below(&r, 4) == 0) {
+            check(la_engine_cancel(a->rig->engine, last, rng_below(&r, 2) - 1) == LA_OK,
+                  "la_engine_cancel");
+        }
+        if (rng_below(&r, 8) == 0) {
+            check(la_engine_preempt(a->rig->engine, rng_below(&r, 3)) == LA_OK,
+                  "la_engine_preempt");
+        }
+        la_engine_stats stats;
+        la_engine_get_stats(a->rig->engine, &stats);
+        check(stats.pages_used <= stats.pages_cap, "pages beyond the cap");
+    }
+    atomic_fetch_sub(&a->rig->adders, 1);
+    return NULL;
+}
+
+static void count_events(rig *g, const la_event *events, int n)
+{
+    for (int i = 0; i < n; i++) {
+        const la_event *ev = &events[i];
+        check(ev->request >= 1 && ev->request < 2 * N_ADDERS * N_REQUESTS, "request of an event");
+        check(ev->branch >= 0 && ev->branch < MAX_BRANCHES, "branch of an event");
+        check(!g->ended[ev->request][ev->branch], "an event after the end");
+        if (ev->kind == LA_EVENT_FINISH) {
+            g->ended[ev->request][ev->branch] = 1;
+            g->finished++;
+        }
+        else {
+            check(ev->token >= 0 && ev->token < N_VOCAB, "token of an event");
+        }
+    }
+}
+
+static void *run_stepper(void *arg)
+{
+    rig *g = arg;
+    while (atomic_load(&g->adders) > 0 || la_engine_has_work(g->engine)) {
+        const la_event *events;
+        int n;
+        check(la_engine_step(g->engine, &events, &n) == LA_OK, "la_engine_step");
+        count_events(g, events, n);
+    }
+    return NULL;
+}
+
+static void start(pthread_t *thread, void *(*run)(void *), void *arg)
+{
+    check(pthread_create(thread, NULL, run, arg) == 0, "pthread_create");
+}
+
+static void check_end(rig *g)
+{
+    la_engine_stats stats;
+    la_engine_get_stats(g->engine, &stats);
+    check(g->finished == atomic_load(&g->expected), "a branch did not end, or ended twice");
+    check(stats.pages_used == 0, "pages are left");
+    check(stats.running == 0 && stats.waiting == 0, "sequences are left");
+    check(stats.step_allocations == 0, "a step allocated memory");
+    printf("stress: %d branches, %lld steps, %lld tokens out, %lld preemptions\n", g->finished,
+           (long long)stats.steps, (long long)stats.output_tokens, (long long)stats.preemptions);
+}
+
+int main(void)
+{
+    static rig rigs[N_ENGINES];
+    static adder adders[N_ENGINES][N_ADDERS];
+    pthread_t threads[N_ENGINES][N_ADDERS + 1];
+    la_limits limits = {.max_seqs = 6, .max_batch_tokens = 48, .max_len = MAX_LEN, .kv_pages = 9};
+    la_backend *backend = NULL;
+    check(la_backend_open("cpu", NULL, 2, &backend) == LA_OK, "la_backend_open");
+    la_model *model = make_model(backend);
+    for (int e = 0; e < N_ENGINES; e++) {
+        check(la_engine_create(model, &limits, &rigs[e].engine) == LA_OK, "la_engine_create");
+        atomic_store(&rigs[e].adders, N_ADDERS);
+    }
+    for (int e = 0; e < N_ENGINES; e++) {
+        start(&threads[e][N_ADDERS], run_stepper, &rigs[e]);
+        for (int i = 0; i < N_ADDERS; i++) {
+            adders[e][i] = (adder){&rigs[e], (uint64_t)(100 * e + i)};
+            start(&threads[e][i], run_adder, &adders[e][i]);
+        }
+    }
+    for (int e = 0; e < N_ENGINES; e++) {
+        for (int i = 0; i <= N_ADDERS; i++) {
+            check(pthread_join(threads[e][i], NULL) == 0, "pthread_join");
+        }
+        check_end(&rigs[e]);
+        la_engine_free(rigs[e].engine);
+    }
+    la_model_free(model);
+    la_backend_close(backend);
+    return 0;
+}

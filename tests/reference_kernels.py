@@ -1,0 +1,226 @@
+"""NumPy float64 twins of packing, activation rows and products: the specification of those slots.
+
+Formats and layouts are read from csrc/kernels/kernels.h and csrc/base/dtype.h, not from the C code.
+GEMM_SLOTS names every slot of the kernel list that this file specifies; test_gemm.py walks it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KEEP = range(14)
+PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4 = range(5)
+UNIT = 32
+
+# Where a grouped pack keeps k of each 8: byte (or nibble, low ones first) -> k.
+ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+
+# slot -> (pack, activation form)
+PRODUCTS = {
+    "gemm_f32_f32": (PACK_F32, "f32"),
+    "gemm_f16_f32": (PACK_F16, "f32"),
+    "gemm_bf16_bf16": (PACK_BF16, "bf16"),
+    "gemm_i8_bf16": (PACK_I8, "bf16"),
+    "gemm_i8_i8": (PACK_I8, "i8"),
+    "gemm_i4_bf16": (PACK_I4, "bf16"),
+    "gemm_i4_i8": (PACK_I4, "i8"),
+}
+PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
+GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
+
+
+@dataclass(frozen=True)
+class Format:
+    """la_format with the K of the weight it describes."""
+
+    pack: int
+    K: int
+    scale_type: int = F32
+    has_offset: int = 0
+    group: int = 0
+
+    @property
+    def zero(self) -> int:
+        """Code that stands for zero."""
+        return 128 if self.pack == PACK_I8 else 0 if self.has_offset else 8
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """First k and end of each group."""
+        for k in range(0, self.K, self.group):
+            yield k, min(k + self.group, self.K)
+
+    def asdict(self) -> dict[str, int]:
+        """As the C functions take it."""
+        return asdict(self)
+
+
+# ---- number formats ----------------------------------------------------------------------------
+
+
+def bf16_round(x: np.ndarray) -> np.ndarray:
+    """float32 -> bfloat16 codes (uint16), to nearest even, NaN stays NaN."""
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    r = ((u + 0x7FFF + (u >> 16 & 1)) >> 16).astype(np.uint16)
+    nan = (u & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, (u >> 16 | 0x40).astype(np.uint16), r)
+
+
+def bf16_value(h: np.ndarray) -> np.ndarray:
+    """bfloat16 codes -> float32."""
+    return (h.astype(np.uint32) << 16).view(np.float32)
+
+
+# ---- units -------------------------------------------------------------------------------------
+
+
+def write_floats(pack: int, w: np.ndarray) -> bytes:
+    """Units of a float pack; w [N, K] float32 with N a multiple of 32."""
+    n, k = w.shape
+    if pack == PACK_F32:
+        return w.reshape(n // UNIT, UNIT, k).transpose(0, 2, 1).astype(np.float32).tobytes()
+    half = w.astype(np.float16).view(np.uint16) if pack == PACK_F16 else bf16_round(w)
+    padded = np.zeros((n, k + k % 2), np.uint16)
+    padded[:, :k] = half
+    steps = padded.reshape(n // UNIT, UNIT, -1, 2)
+    return np.ascontiguousarray(steps.transpose(0, 2, 1, 3)).tobytes()
+
+
+def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> bytes:
+    """Units of a grouped pack.
+
+    codes [N, K] as stored (0..15 or 0..255), scale and offset [N, groups] float32. Codes that pad K
+    to a multiple of 8 are set to 1: they must meet zero activations.
+    """
+    out = bytearray()
+    head = np.float16 if f.scale_type == F16 else np.float32
+    for n in range(0, codes.shape[0], UNIT):
+        for g, (k0, k1) in enumerate(f.spans()):
+            out += scale[n : n + UNIT, g].astype(head).tobytes()
+            if f.has_offset:
+                out += offset[n : n + UNIT, g].astype(head).tobytes()
+            block = np.ones((UNIT, -(-(k1 - k0) // 8) * 8), np.uint8)
+            block[:, : k1 - k0] = codes[n : n + UNIT, k0:k1]
+            eights = block.reshape(UNIT, -1, 8)[:, :, ORDER8]
+            if f.pack == PACK_I8:
+                steps = eights.reshape(UNIT, -1, 4)
+            else:
+                steps = eights[:, :, :4] | eights[:, :, 4:] << 4
+            out += np.ascontiguousarray(steps.transpose(1, 0, 2)).tobytes()
+    return bytes(out)
+
+
+def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The inverse of write_codes: codes [N, K], scale and offset [N, groups] float32."""
+    raw = np.frombuffer(data, np.uint8)
+    head = np.float16 if f.scale_type == F16 else np.float32
+    line = UNIT * np.dtype(head).itemsize
+    codes, scales, offsets, at = [], [], [], 0
+    while at < len(raw):
+        row, scale, offset = [], [], []
+        for k0, k1 in f.spans():
+            scale.append(raw[at : at + line].view(head).astype(np.float32))
+            at += line
+            if f.has_offset:
+                offset.append(raw[at : at + line].view(head).astype(np.float32))
+                at += line
+            eights = -(-(k1 - k0) // 8)
+            if f.pack == PACK_I8:
+                steps = raw[at : at + eights * 256].reshape(eights, 2, UNIT, 4)
+                at += eights * 256
+                stored = steps.transpose(2, 0, 1, 3).reshape(UNIT, eights, 8)
+            else:
+                steps = raw[at : at + eights * 128].reshape(eights, UNIT, 4)
+                at += eights * 128
+                stored = np.concatenate([steps & 15, steps >> 4], axis=2).transpose(1, 0, 2)
+            block = np.empty_like(stored)
+            block[:, :, ORDER8] = stored
+            row.append(block.reshape(UNIT, -1)[:, : k1 - k0])
+        codes.append(np.concatenate(row, axis=1))
+        scales.append(np.stack(scale, axis=1))
+        offsets.append(np.stack(offset, axis=1) if offset else np.zeros_like(scales[-1]))
+    return np.concatenate(codes), np.concatenate(scales), np.concatenate(offsets)
+
+
+def unit_rows(f: Format, data: bytes) -> int:
+    """Columns that packed units hold, padding included."""
+    if f.group:
+        one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)
+        codes = sum(-(-(k1 - k0) // 8) * (8 if f.pack == PACK_I8 else 4) for k0, k1 in f.spans())
+        return len(data) // (one * len(list(f.spans())) + codes)
+    return len(data) // (f.K * 4 if f.pack == PACK_F32 else (f.K + 1) // 2 * 4)
+
+
+def unit_values(f: Format, data: bytes) -> np.ndarray:
+    """Weights [N, K] float64 that packed units stand for."""
+    if f.group:
+        codes, scale, offset = read_codes(f, data)
+        group = np.arange(f.K) // f.group
+        q = codes.astype(np.float64) - f.zero
+        return scale.astype(np.float64)[:, group] * q + offset.astype(np.float64)[:, group]
+    if f.pack == PACK_F32:
+        w = np.frombuffer(data, np.float32).reshape(-1, f.K, UNIT).transpose(0, 2, 1)
+        return w.reshape(-1, f.K).astype(np.float64)
+    half = np.frombuffer(data, np.uint16).reshape(-1, (f.K + 1) // 2, UNIT, 2)
+    half = half.transpose(0, 2, 1, 3).reshape(-1, f.K + f.K % 2)[:, : f.K]
+    half = np.ascontiguousarray(half)
+    return (half.view(np.float16) if f.pack == PACK_F16 else bf16_value(half)).astype(np.float64)
+
+
+# ---- activation rows ---------------------------------------------------------------------------
+
+
+def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [M, K] in natural order and the scale [M, groups] of each group, float32."""
+    m, k = x.shape
+    q = np.zeros((m, k), np.int8)
+    scales = np.zeros((m, -(-k // group)), np.float32)
+    for g, k0 in enumerate(range(0, k, group)):
+        part = x[:, k0 : k0 + group].astype(np.float32)
+        amax = np.abs(part).max(axis=1)
+        tiny = amax < np.float32(1e-36)
+        inv = np.where(tiny, np.float32(0), np.float32(127) / np.where(tiny, 1, amax))
+        scales[:, g] = np.where(tiny, np.float32(0), amax / np.float32(127))
+        scaled = part * inv.astype(np.float32)[:, None]
+        q[:, k0 : k0 + group] = np.rint(np.clip(scaled, -127, 127)).astype(np.int8)
+    return q, scales
+
+
+def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
+    """The rows [M, K] float64 that a product sees after conversion."""
+    if form == "f32":
+        return x.astype(np.float64)
+    if form == "bf16":
+        return bf16_value(bf16_round(x)).astype(np.float64)
+    q, scale = act_i8(x, group)
+    return q * scale.astype(np.float64)[:, np.arange(x.shape[1]) // group]
+
+
+def group_sums(values: np.ndarray, group: int) -> np.ndarray:
+    """Sums [M, groups] of converted rows."""
+    return np.add.reduceat(values, np.arange(0, values.shape[1], group), axis=1)
+
+
+# ---- products ----------------------------------------------------------------------------------
+
+
+def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """y [M, N] float64 of the converted rows and the packed weight, and the size of its terms.
+
+    The size is sqrt(K) * rms(a) * rms(w), what errors are relative to; scale and offset parts of a
+    grouped weight count apart, as they are added apart.
+    """
+    a = act_values(form, x, f.group)
+    if f.group:
+        codes, scale, offset = read_codes(f, data)
+        group = np.arange(f.K) // f.group
+        linear = scale.astype(np.float64)[:, group] * (codes.astype(np.float64) - f.zero)
+        constant = offset.astype(np.float64)[:, group]
+        w, size = linear + constant, np.abs(linear) + np.abs(constant)
+    else:
+        w = size = unit_values(f, data)
+    rms_a = np.sqrt((a * a).mean(axis=1))[:, None]
+    rms_w = np.sqrt((size * size).mean(axis=1))[None, :]
+    return a @ w.T, np.sqrt(f.K) * rms_a * rms_w + 1e-30

@@ -1,0 +1,333 @@
+"""Products, activation rows and probes: every slot, every level present, ugly shapes, every format.
+
+The module fills row gaps, unit gaps and the space beside the results with NaN patterns and refuses
+results that touch it, so reading or writing outside the contract shows here.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import reference_kernels as ref
+
+core = pytest.importorskip("llmaccel._core")
+
+ISAS = core.kernel_isas()
+FLOATS = [slot for slot, (pack, _) in ref.PRODUCTS.items() if pack < ref.PACK_I8]
+GROUPED = [slot for slot in ref.PRODUCTS if slot not in FLOATS]
+INTEGER = [slot for slot in ref.PRODUCTS if ref.PRODUCTS[slot][1] == "i8"]
+
+
+def seeded(*key: object) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32(repr(key).encode()))
+
+
+def formats(slot: str, k: int) -> Iterator[ref.Format]:
+    """Every format that the slot takes."""
+    pack = ref.PRODUCTS[slot][0]
+    if slot in FLOATS:
+        yield ref.Format(pack, k)
+        return
+    for group in (16, 32, 64, 128):
+        for scale_type in (ref.F16, ref.F32):
+            for has_offset in (0, 1):
+                yield ref.Format(pack, k, scale_type, has_offset, group)
+
+
+@functools.lru_cache(64)
+def make_weight(f: ref.Format, units: int) -> bytes:
+    """Random units: normal values, or all codes with scales of both signs."""
+    rng = seeded(f, units)
+    n = units * ref.UNIT
+    if not f.group:
+        return ref.write_floats(f.pack, rng.normal(0, 1, (n, f.K)).astype(np.float32))
+    groups = -(-f.K // f.group)
+    codes = rng.integers(0, 256 if f.pack == ref.PACK_I8 else 16, (n, f.K), dtype=np.uint8)
+    scale = rng.normal(0, 0.02, (n, groups)).astype(np.float32)
+    offset = rng.normal(0, 0.1, (n, groups)).astype(np.float32)
+    return ref.write_codes(f, codes, scale, offset)
+
+
+@functools.lru_cache(64)
+def make_rows(m: int, k: int) -> np.ndarray:
+    """Rows of different sizes; some groups are all zero."""
+    rng = seeded("rows", m, k)
+    x = rng.normal(0, 1, (m, k)) * rng.lognormal(0, 1, (m, 1))
+    x[:, k // 3 : k // 2] = 0
+    x = x.astype(np.float32)
+    x.setflags(write=False)
+    return x
+
+
+def gemm(isa: str, f: ref.Format, data: bytes, x: np.ndarray, act: str, *g: int) -> np.ndarray:
+    y = core.gemm(isa, data, f.asdict(), x, act, *g)
+    return np.frombuffer(y, np.float32).reshape(x.shape[0], -1)
+
+
+def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None:
+    """Each level against the float64 product of the same converted values."""
+    act = ref.PRODUCTS[slot][1]
+    data, x = make_weight(f, units), make_rows(m, f.K)
+    want, scale = ref.gemm(f, data, x, act)
+    # one fp32 chain over K: the error grows with its length
+    limit = 2e-6 + 2e-7 * np.sqrt(f.K) if act == "f32" else 1e-5
+    for isa in isas:
+        error = np.abs(gemm(isa, f, data, x, act) - want) / scale
+        assert error.max() < limit, (isa, slot, f, m, units, error.max())
+
+
+def test_every_slot_has_a_reference() -> None:
+    """Fails when a slot of kernels.h is specified by no reference table, or by two."""
+    rows = pytest.importorskip("reference_rows")
+    slots = list(core.kernel_slots("scalar"))
+    assert sorted([*ref.GEMM_SLOTS, *rows.ROW_SLOTS]) == sorted(slots)
+
+
+@pytest.mark.parametrize("slot", FLOATS)
+@pytest.mark.parametrize("k", [1, 2, 3, 31, 63, 64, 172, 577, 896, 1537])
+def test_float_product(slot: str, k: int) -> None:
+    for f in formats(slot, k):
+        for m, units in [(1, 1), (1, 8), (2, 3), (5, 2), (8, 5), (9, 1), (13, 3), (33, 4)]:
+            check(slot, f, m, units, ISAS)
+
+
+@pytest.mark.parametrize("slot", GROUPED)
+@pytest.mark.parametrize("k", [1, 7, 16, 64, 172, 576, 896])
+def test_grouped_product(slot: str, k: int) -> None:
+    for f in formats(slot, k):
+        check(slot, f, 2, 2, ISAS)
+        for m, units in [(1, 3), (7, 2), (11, 3)]:
+            check(slot, f, m, units, ISAS[1:])
+        check(slot, f, 3, 8, ISAS[-2:])
+
+
+@pytest.mark.parametrize("slot", ref.PRODUCTS)
+def test_long_rows(slot: str) -> None:
+    """K blocks: the weights of a unit no longer fit the first-level caches."""
+    k = 4864
+    groups = {32: ref.F16, 128: ref.F32, 0: ref.F32}
+    for f in formats(slot, k):
+        if groups.get(f.group) == f.scale_type:
+            for m, units in [(1, 2), (6, 3), (40, 3)]:
+                check(slot, f, m, units, ISAS[1:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("slot", ref.PRODUCTS)
+def test_bits_do_not_depend_on_the_batch(isa: str, slot: str) -> None:
+    """Every M in 1..40, 64, 100 and 512, alone or in any granule, gives each row the same bits."""
+    act = ref.PRODUCTS[slot][1]
+    quick = isa == "scalar"
+    for k in (172,) if quick else (172, 2080):
+        for f in formats(slot, k):
+            if f.group in (16, 64) and (f.scale_type == ref.F16) == bool(f.has_offset):
+                continue
+            data, x = make_weight(f, 3), make_rows(40 if quick else 512, k)
+            if f.group not in (0, 32) or k > 172:
+                x = x[:40]
+            alone = np.vstack([gemm(isa, f, data, x[i : i + 1], act) for i in range(40)])
+            full = gemm(isa, f, data, x, act)
+            np.testing.assert_array_equal(full[:40], alone, err_msg=str(f))
+            for m in (*range(1, 41), 64, 100):
+                if m <= len(x):
+                    part = gemm(isa, f, data, x[:m], act, 1 + m % 3)
+                    np.testing.assert_array_equal(part, full[:m], err_msg=f"{f} M={m}")
+
+
+@pytest.mark.parametrize("slot", INTEGER)
+@pytest.mark.parametrize("k", [1, 40, 172, 576, 1536])
+def test_integer_products_agree_between_levels(slot: str, k: int) -> None:
+    for f in formats(slot, k):
+        data, x = make_weight(f, 2), make_rows(10, k)
+        want = gemm("scalar", f, data, x, "i8")
+        for isa in ISAS[1:]:
+            got = gemm(isa, f, data, x, "i8")
+            np.testing.assert_array_equal(got, want, err_msg=f"{isa} {f}")
+
+
+@pytest.mark.parametrize("slot", INTEGER)
+def test_integer_products_do_not_saturate(slot: str) -> None:
+    """The largest codes of one sign everywhere: 16-bit partial sums must not clip."""
+    for f in formats(slot, 256):
+        for code in (0, 15 if f.pack == ref.PACK_I4 else 255):
+            codes = np.full((64, f.K), code, np.uint8)
+            scale = np.ones((64, f.K // f.group), np.float32)
+            data = ref.write_codes(f, codes, scale, 0 * scale)
+            x = np.full((7, f.K), -1.0, np.float32)
+            x[1], x[2, ::2] = 1.0, 1.0
+            want, _ = ref.gemm(f, data, x, "i8")
+            for isa in ISAS:
+                got = gemm(isa, f, data, x, "i8")
+                np.testing.assert_allclose(got, want, rtol=1e-6, err_msg=f"{isa} {f}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("slot", GROUPED)
+def test_every_code(isa: str, slot: str) -> None:
+    """One code at a time against a unit row: the decoding of each code is exact."""
+    act = ref.PRODUCTS[slot][1]
+    for f in formats(slot, 256):
+        if f.group != 32 or f.scale_type != ref.F32:
+            continue
+        top = 256 if f.pack == ref.PACK_I8 else 16
+        codes = ((np.arange(256)[None, :] + 8 * np.arange(32)[:, None]) % top).astype(np.uint8)
+        scale = np.ones((32, 8), np.float32)
+        data = ref.write_codes(f, codes, scale, scale)
+        x = np.zeros((256, 256), np.float32)
+        np.fill_diagonal(x, 127.0)
+        got = gemm(isa, f, data, x, act)
+        want = 127.0 * (codes.astype(np.float64).T - f.zero + f.has_offset)
+        np.testing.assert_array_equal(got, want, err_msg=str(f))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_special_values_pass_through(isa: str) -> None:
+    """NaN and infinity in a row come out in that row, and in no other."""
+    for slot, (_, act) in ref.PRODUCTS.items():
+        f = next(formats(slot, 96))
+        data, x = make_weight(f, 2), make_rows(12, 96).copy()
+        clean = gemm(isa, f, data, x, act)
+        x[3, 5] = np.nan
+        x[7, 95] = np.inf
+        got = gemm(isa, f, data, x, act)
+        assert np.isnan(got[3]).all(), slot
+        assert not np.isfinite(got[7]).any(), slot
+        others = [i for i in range(12) if i not in (3, 7)]
+        np.testing.assert_array_equal(got[others], clean[others], err_msg=slot)
+
+
+# ---- activation rows ---------------------------------------------------------------------------
+
+
+def read_meta(meta: bytes, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    raw = np.frombuffer(meta, np.uint32).reshape(rows, -1, 4)
+    scale, total = raw[:, :, 0].view(np.float32), raw[:, :, 1].view(np.float32)
+    return scale, total, raw[:, :, 2].view(np.int32)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [1, 8, 15, 16, 31, 33, 64, 172, 576, 577])
+def test_bf16_rows(isa: str, k: int) -> None:
+    x = make_rows(6, k).copy()
+    x[0, :1] = 1e-40  # subnormals are kept
+    for group in (0, 16, 32, 64, 128):
+        data, pitch, meta = core.act_rows(isa, "bf16", x, k, group)
+        rows = np.frombuffer(data, np.uint16).reshape(6, pitch // 2)
+        np.testing.assert_array_equal(rows[:, :k], ref.bf16_round(x))
+        padded = -(-k // 32) * 32
+        assert not rows[:, k:padded].any()
+        assert (rows[:, padded:] == 0xFFFF).all(), "wrote beyond the padding"
+        if group:
+            scale, total, isum = read_meta(meta, 6)
+            assert (scale == 1).all()
+            assert not isum.any()
+            values = ref.act_values("bf16", x, group)
+            want = ref.group_sums(values, group)
+            limit = 1e-6 * ref.group_sums(np.abs(values), group)
+            assert (np.abs(total - want) <= limit).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [1, 8, 15, 16, 31, 33, 64, 172, 576, 577])
+def test_int8_rows(isa: str, k: int) -> None:
+    x = make_rows(6, k).copy()
+    x[1] = 1e-39  # counts as zero
+    for group in (16, 32, 64, 128):
+        data, pitch, meta = core.act_rows(isa, "i8", x, k, group)
+        rows = np.frombuffer(data, np.int8).reshape(6, pitch)
+        padded = -(-k // 64) * 64
+        q, want_scale = ref.act_i8(x, group)
+        natural = np.zeros((6, padded), np.int8)
+        natural[:, :k] = q
+        stored = natural.reshape(6, -1, 8)[:, :, ref.ORDER8].reshape(6, padded)
+        np.testing.assert_array_equal(rows[:, :padded], stored)
+        assert (rows[:, padded:] == -1).all(), "wrote beyond the padding"
+        scale, total, isum = read_meta(meta, 6)
+        np.testing.assert_array_equal(scale, want_scale)
+        np.testing.assert_array_equal(isum, ref.group_sums(q.astype(np.int32), group))
+        np.testing.assert_array_equal(total, scale * isum.astype(np.float32))
+
+
+@pytest.mark.parametrize("act", ["bf16", "i8"])
+def test_rows_agree_between_levels(act: str) -> None:
+    for k in (5, 172, 1000):
+        x = make_rows(9, k).copy()
+        x[2, 0], x[3, k - 1] = np.nan, -np.inf
+        for group in (16, 32, 64, 128):
+            want = core.act_rows("scalar", act, x, k, group)
+            for isa in ISAS[1:]:
+                assert core.act_rows(isa, act, x, k, group) == want, (isa, k, group)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("slot", ref.PRODUCTS)
+def test_unpacked_rows(isa: str, slot: str) -> None:
+    for k in (1, 172, 577):
+        for f in formats(slot, k):
+            data = make_weight(f, 2)
+            want = ref.unit_values(f, data)
+            for row in (0, 31, 45):
+                got = np.frombuffer(core.unpack(isa, data, f.asdict(), row), np.float32)
+                np.testing.assert_allclose(got, want[row], rtol=3e-7, atol=1e-7)
+
+
+# ---- probes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("streams", [1, 2, 4, 8])
+@pytest.mark.parametrize("ahead", [0, 1024, -1024])
+def test_read_probe_reads_everything(isa: str, streams: int, ahead: int) -> None:
+    """The result depends on every byte: one set byte anywhere makes it nonzero."""
+    data = np.zeros(9000, np.uint8)
+    assert core.probe_read(isa, data, streams, ahead) == 0
+    for at in range(0, 9000, 61):
+        data[at] = 1
+        assert core.probe_read(isa, data, streams, ahead) != 0, at
+        data[at] = 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("what", ref.PROBES.values())
+def test_peak_probes_run(isa: str, what: str) -> None:
+    sink, ops = core.probe_peak(isa, what, 100)
+    assert np.isfinite(sink)
+    has = {"f32": True, "bf16": isa == "bf16", "int8": isa in ("vnni", "bf16")}
+    assert (ops > 0) == has[what]
+
+
+# ---- arguments ---------------------------------------------------------------------------------
+
+
+def test_bad_arguments_are_named() -> None:
+    f = ref.Format(ref.PACK_I4, 64, ref.F16, 0, 32)
+    data, x = make_weight(f, 1), make_rows(2, 64)
+    good = f.asdict()
+    for args, message in [
+        (("mmx", data, good, x, "i8"), "isa: mmx"),
+        (("scalar", data[:-1], good, x, "i8"), "no units"),
+        (("scalar", b"", good, x, "i8"), "no units"),
+        (("scalar", data, {**good, "group": 48}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "pack": 9}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "K": 0}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {"pack": 4}, x, "i8"), "format: scale_type"),
+        (("scalar", data, good, x[:, :63].copy(), "i8"), "no rows of 64"),
+        (("scalar", data, good, x, "f32"), "pack 4 with f32 rows"),
+        (("scalar", data, good, x, "int8"), "act: int8"),
+        (("scalar", data, good, x, "i8", 9), "granules of 9"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            core.gemm(*args)
+    for bad in (x.astype(np.float64), x[:, ::2]):
+        with pytest.raises((TypeError, BufferError, ValueError)):
+            core.gemm("scalar", data, good, bad, "i8")
+    with pytest.raises(ValueError, match="row: 32"):
+        core.unpack("scalar", data, good, 32)
+    with pytest.raises(ValueError, match="groups of 8"):
+        core.act_rows("scalar", "i8", x, 64, 8)
+    with pytest.raises(ValueError, match="streams: 3"):
+        core.probe_read("scalar", data, 3, 0)
