@@ -1,8 +1,8 @@
 """A tiny random model that reads and writes text: every byte is a token.
 
-Owns the byte tokenizer (ids 0 to 2 are <unk>, <s>, </s>; id 3 + b is byte b) and the folder that the
-tests of the public surface share. Needs no data from outside; with `allowed_token_ids=LETTERS` the
-random model writes readable letters.
+Owns the byte tokenizer (ids 0 to 2 are <unk>, <s>, </s>; id 3 + b is byte b) and the folder that
+the tests of the public surface share. Needs no data from outside; with `allowed_token_ids=LETTERS`
+the random model writes readable letters.
 """
 
 from __future__ import annotations

@@ -106,9 +106,10 @@ def test_no_look_before_min_tokens():
     assert stream.text == "xy"
 
 
-def event(request, kind, token=-1, position=0, branch=0, reason=0, logprob=float("nan"), rank=0):
-    fields = (1, branch, kind, position, token, reason, logprob, rank, None, None)
-    return request.on_event(fields, 2.0)
+def event(request, kind, token=-1, **given):
+    f = {"branch": 0, "position": 0, "reason": 0, "logprob": float("nan"), "rank": 0, **given}
+    fields = (1, f["branch"], kind, f["position"], token, f["reason"], f["logprob"], f["rank"])
+    return request.on_event((*fields, None, None), 2.0)
 
 
 def request_of(pieces, **params):
@@ -130,7 +131,7 @@ def test_deltas_add_up_and_end_once():
     chunks.append(request.snapshot(RequestOutputKind.DELTA))
     assert [c.finished for c in chunks] == [False, False, False, True]
     assert "".join(c.outputs[0].text for c in chunks) == "abc"
-    assert sum((c.outputs[0].token_ids for c in chunks), []) == [0, 1, 2]
+    assert [token for c in chunks for token in c.outputs[0].token_ids] == [0, 1, 2]
     assert chunks[-1].outputs[0].finish_reason == "length"
     assert request.output().outputs[0].text == "abc"
     assert request.output() is request.output()

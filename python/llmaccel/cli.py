@@ -24,6 +24,7 @@ from llmaccel.errors import LLMAccelError, UnsupportedError
 _CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq",
               "avx512_vnni", "avx512_vbmi", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16",
               "amx_int8")
+_PROBE_BYTES = 256 << 20  # beyond every cache
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -142,7 +143,7 @@ class _Live:
         self.tokens = 0
         self._started = 0.0
         self._column = 0
-        self._terminal = sys.stdout.isatty()
+        self._terminal = _is_terminal()
 
     def show(self, chunks: Iterable[Any]) -> str:
         """Print chunks as they come; returns the whole text."""
@@ -175,6 +176,10 @@ class _Live:
     def rate(self, now: float) -> float:
         """Tokens per second after the first."""
         return (self.tokens - 1) / (now - self._started) if now > self._started else 0.0
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 def _complete(args: argparse.Namespace) -> int:
@@ -247,7 +252,7 @@ def _doctor(args: argparse.Namespace) -> int:
           f"(affinity and cgroup quota), {info['n_threads']} threads in the pool")
     n_bytes, source = available_memory()
     print(f"memory       {format_bytes(n_bytes)} available ({source})")
-    read = backend.probe_read(min(256 << 20, n_bytes // 4))
+    read = backend.probe_read(min(_PROBE_BYTES, n_bytes // 4))
     print(f"bandwidth    {read:.1f} GB/s read, all threads")
     for what in ("f32", "bf16", "int8"):
         try:

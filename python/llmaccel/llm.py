@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import logging
 import math
+import numbers
 import os
 import queue
 import secrets
@@ -169,7 +170,9 @@ class LLM:
             message.
         """
         self._driver.check()
-        many = bool(messages) and isinstance(messages[0], (list, tuple))
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise RequestError(f"messages: expected a list of dicts, got {messages!r:.80}")
+        many = isinstance(messages[0], (list, tuple))
         conversations = list(messages) if many else [messages]
         tokenizer = self.get_tokenizer()
         encoded = []
@@ -197,7 +200,8 @@ class LLM:
         future = RequestFuture(self, request)
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
-        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        self._driver.submit(request, fields, priority=_priority(priority),
+                            timeout=_seconds(timeout))
         return future
 
     async def agenerate(
@@ -215,7 +219,8 @@ class LLM:
         request.streaming = True
         request.listener = lambda _: loop.call_soon_threadsafe(news.set)
         kind = _kind(request)
-        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        self._driver.submit(request, fields, priority=_priority(priority),
+                            timeout=_seconds(timeout))
         try:
             finished = False
             while not finished:
@@ -235,7 +240,7 @@ class LLM:
         """Submit all and wait, or hand out chunks."""
         count = len(encoded)
         all_params = _spread("sampling_params", params, count, SamplingParams)
-        priorities = _spread("priority", priority, count, int)
+        priorities = [_priority(one) for one in _spread("priority", priority, count, int)]
         seconds = _seconds(timeout)
         made = []
         for i, (text, ids) in enumerate(encoded):
@@ -408,7 +413,7 @@ class LLM:
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
             ids = given.tolist()
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
-            ids = list(given)
+            ids = _checked_ids(given, where)
         else:
             raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
         if not ids:
@@ -614,9 +619,16 @@ def _prompt_list(prompts: Any) -> list[Any]:
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
         kind = type(prompts).__name__
         raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
-    if prompts and all(hasattr(item, "__index__") for item in prompts):
+    if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
         return [prompts]
     return list(prompts)
+
+
+def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
+    for i, item in enumerate(given):
+        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+            raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
+    return list(map(int, given))
 
 
 def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
@@ -637,6 +649,12 @@ def _seconds(timeout: float | None) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0.0:
         raise RequestError(f"timeout: expected a number of seconds above 0, got {timeout!r:.80}")
     return min(float(timeout), 1e9)
+
+
+def _priority(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
+        raise RequestError(f"priority: expected an integer of 32 bits, got {value!r:.80}")
+    return value
 
 
 def _kind(request: Request) -> RequestOutputKind:

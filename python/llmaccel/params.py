@@ -170,9 +170,15 @@ def engine_fields(
     """The values of `la_sampling` for validated parameters.
 
     max_tokens: as bounded by the context. seed: used where the parameters give none. stop_ids: the
-    model's own, already empty for ignore_eos. bad: the tokens of bad_words.
+    model's own, already empty for ignore_eos. bad: the tokens of bad_words. RequestError names a
+    list with an id outside the vocabulary.
     """
     bias = params.logit_bias or {}
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", bias),
+                      ("allowed_token_ids", params.allowed_token_ids)):
+        for token in ids or ():
+            if token >= n_vocab:
+                raise RequestError(f"{name}: id {token} is outside the vocabulary of {n_vocab}")
     temperature = params.temperature
     return {
         "temperature": max(temperature, _MIN_TEMPERATURE) if temperature > 0.0 else 0.0,
