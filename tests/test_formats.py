@@ -1,8 +1,8 @@
 """Every tensor type of GGUF files, end to end: LLM against the float64 specification.
 
-The specification runs on the weights that the `gguf` package dequantizes from the same file, so a code,
-scale or offset that is read or packed wrongly is felt in the logits. Mixed files are those of real
-recipes, where the parts of one fused matrix have different types.
+The specification runs on the weights that the `gguf` package dequantizes from the same file, so a
+code, scale or offset that is read or packed wrongly is felt in the logits. Mixed files are those of
+real recipes, where the parts of one fused matrix have different types.
 """
 
 from __future__ import annotations
@@ -24,14 +24,19 @@ MIXED = {
     "old": lambda name: "Q8_0" if "token_embd" in name else "Q5_1" if "attn_v" in name else "Q4_0",
     "floats": lambda name: "F16" if "ffn" in name else "BF16" if "attn" in name else "F32",
 }
-# Relative to the largest logit: rounding of activations to int8 by token, and to bf16.
-BOUNDS = {"float32": 2e-5, "bf16": 0.04, "int8": 0.1}
+# Of the error's deviation to that of the logits. Measured at most 5e-6, 0.017, 0.043.
+BOUNDS = {"float32": 2e-5, "bf16": 0.03, "int8": 0.08}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32, "num_hidden_layers": 2,
-             "num_attention_heads": 8}
+    sizes = {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "head_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 8,
+    }
     return tiny.make_checkpoint("llama", tmp_path_factory.mktemp("formats"), seed=3, **sizes)
 
 
@@ -48,7 +53,7 @@ def model(request, folder):
 def check(path, expected: np.ndarray, bound: float, **options) -> None:
     with LLM(path, max_num_seqs=2, **options) as llm:
         ours = np.asarray(llm.logits(IDS))
-    assert np.abs(ours - expected).max() <= bound * np.abs(expected).max()
+    assert np.std(ours - expected) <= bound * np.std(expected)
 
 
 def test_float32(model):

@@ -1,9 +1,9 @@
 """SmolLM2-135M-Instruct, the real 4-bit file, against the golden outputs of ../shared/data.
 
-Golden numbers come from the same weights dequantized to fp32 with fp32 activations. fp32 must give them
-back; bf16 and int8 activations may leave them by the bounds below, which say what was measured and leave
-room for another instruction set, not for a mistake (a wrong scale or a lost offset moves perplexity by
-whole percents).
+Golden numbers come from the same weights dequantized to fp32 with fp32 activations. fp32 must give
+them back; bf16 and int8 activations may leave them by the bounds below, which say what was measured
+and leave room for another instruction set, not for a mistake (a wrong scale or a lost offset moves
+perplexity by whole percents).
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ def golden(shared_data):
     folder = shared_data / "models" / "smollm2_135m"
     with (folder / "golden_prompts.jsonl").open() as lines:
         prompts = [json.loads(line) for line in lines]
-    return prompts, np.load(folder / "golden_logits.npz"), json.loads(
-        (folder / "golden_nll.json").read_text()
+    return (
+        prompts,
+        np.load(folder / "golden_logits.npz"),
+        json.loads((folder / "golden_nll.json").read_text()),
     )
 
 

@@ -1,7 +1,7 @@
 """stories260K, real weights of a small model, through LLM: golden text, logits and perplexity.
 
-Once from the Hugging Face folder that tiny.stories260k_folder makes, once from a GGUF file of the same
-weights.
+Once from the Hugging Face folder that tiny.stories260k_folder makes, once from a GGUF file of the
+same weights.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def test_logits(golden, llm):
 
 def test_greedy(prompts, llm):
     params = SamplingParams(temperature=0, max_tokens=100, ignore_eos=True)
-    for out, expected in zip(llm.generate([p["prompt"] for p in prompts[1:]], params), prompts[1:],
-                             strict=True):
+    for out, expected in zip(
+        llm.generate([p["prompt"] for p in prompts[1:]], params), prompts[1:], strict=True
+    ):
         assert out.prompt_token_ids == expected["ids"]
         assert out.outputs[0].token_ids == expected["greedy_ids"]
         assert (expected["prompt"] + out.outputs[0].text).startswith(expected["greedy_text"])
