@@ -193,6 +193,8 @@ UNSUPPORTED = [
     ("llama", {"rope_scaling": {"type": "mystery", "factor": 2.0}}, "mystery"),
     ("llama", {"rope_scaling": {"type": ["linear"], "factor": 2.0}}, "rope type"),
     ("llama", {"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope_section"),
+    ("llama", {"rope_scaling": {"x" * 10**6: 1}}, "x{70,90} is not supported$"),
+    ("phi3", {"lm_head_bias": True}, "lm_head_bias"),
     ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 10.0},
                                    "sliding_attention": {"rope_theta": 20.0}}}, "differ"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

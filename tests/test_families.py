@@ -8,6 +8,7 @@ rows run through the core in test_models.py.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import logging
 import math
@@ -65,6 +66,44 @@ def test_logits_equal_transformers(family, tmp_path):
 
 def test_every_row_has_a_tiny_checkpoint():
     assert {name.partition("-")[0] for name in tiny.FAMILIES} == {f.name for f in FAMILIES}
+
+
+NEUTRAL = {
+    "attn_softcap": 0.0, "logit_softcap": 0.0, "logit_scale": 1.0, "embed_scale": 1.0,
+    "residual_scale": 1.0, "parallel": False, "qk_norm": "none", "rope_scale": [1.0, 1.0],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_feature_of_a_row_is_felt(family):
+    """Without any one feature the logits leave the tolerance: the comparisons above can fail."""
+    raw, tensors = arrays(family)
+    config = build_config(raw)
+    weights = reference.load_weights(config, checkpoint_from_arrays(tensors))
+    expected = reference.forward(config, weights, IDS)
+
+    def moves(changed, w=weights) -> bool:
+        return np.abs(reference.forward(changed, w, IDS) - expected).max() > 10 * TOLERANCE
+
+    for name, off in NEUTRAL.items():
+        if getattr(config, name) not in (off, [1.0], []):
+            assert moves(dataclasses.replace(config, **{name: off})), name
+    assert moves(dataclasses.replace(config, attn_scale=1.1 * config.attn_scale))
+    assert moves(dataclasses.replace(config, norm_eps=config.norm_eps + 0.1))
+    if any(layer.window for layer in config.layers):
+        layers = [layer._replace(window=0) for layer in config.layers]
+        assert moves(dataclasses.replace(config, layers=layers))
+    for table in range(len(config.rope_inv_freq)):
+        layers = [v._replace(rope=-1 if v.rope == table else v.rope) for v in config.layers]
+        assert moves(dataclasses.replace(config, layers=layers)), table
+    rng = np.random.default_rng(9)
+    for slot in config.slots:
+        for part, values in enumerate(weights[slot, 0]):
+            if slot == "qkv_bias" and part == 1 and not config.d_rope:
+                continue  # unrotated, it adds the same to all scores of a query
+            other = list(weights[slot, 0])
+            other[part] = values * rng.uniform(0.5, 1.5, values.shape)
+            assert moves(config, {**weights, (slot, 0): other}), (slot, part)
 
 
 @pytest.mark.torch

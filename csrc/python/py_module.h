@@ -60,6 +60,22 @@ typedef struct py_id_lists {
 int py_id_lists_from(const py_state *state, PyObject *object, const char *what, py_id_lists *out);
 void py_id_lists_clear(py_id_lists *lists);
 
+/* A model description and the arrays it points to. */
+typedef struct py_desc {
+    la_model_desc desc;
+    la_layer_desc *layers;                /* [n_layers] */
+    float *inv_freq[LA_MAX_ROPE_TABLES];  /* [d_rope / 2] each, or NULL */
+} py_desc;
+
+/* From a mapping with the fields of ModelConfig. 0, or -1 with an exception set; clear in both
+ * cases. */
+int py_desc_parse(const py_state *state, PyObject *mapping, py_desc *out);
+void py_desc_clear(py_desc *desc);
+/* "F32", "BF16", "Q4_0", ... 0, or -1 with an exception set. */
+int py_dtype_from(const py_state *state, const char *name, la_dtype *out);
+/* The same or "auto" (LA_DTYPE_COUNT): each tensor keeps its own form. */
+int py_weights_from(const py_state *state, const char *name, la_dtype *out);
+
 /* la_limits from a mapping with exactly its fields. */
 int py_limits_from(const py_state *state, PyObject *object, la_limits *out);
 

@@ -406,6 +406,16 @@ static PyObject *export_managed(py_tensor *self)
     return capsule;
 }
 
+static int parse_pair(PyObject *object, const char *name, int *first, int *second)
+{
+    if (PyTuple_Check(object) && PyArg_ParseTuple(object, "ii", first, second)) {
+        return 0;
+    }
+    PyErr_Clear();
+    PyErr_Format(PyExc_TypeError, "%s: expected two integers, got %R", name, object);
+    return -1;
+}
+
 static PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
@@ -423,8 +433,7 @@ static PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwarg
         return NULL;
     }
     int type = LA_DL_CPU, id = 0;
-    if (device != Py_None && !PyArg_ParseTuple(device, "ii;dl_device: expected (type, id)", &type,
-                                               &id)) {
+    if (device != Py_None && parse_pair(device, "dl_device", &type, &id) < 0) {
         return NULL;
     }
     if (type != LA_DL_CPU || id != 0) {
@@ -432,8 +441,7 @@ static PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwarg
         return NULL;
     }
     int major = 0, minor = 0;
-    if (max_version != Py_None &&
-        !PyArg_ParseTuple(max_version, "ii;max_version: expected (major, minor)", &major, &minor)) {
+    if (max_version != Py_None && parse_pair(max_version, "max_version", &major, &minor) < 0) {
         return NULL;
     }
     return major >= LA_DL_MAJOR ? export_versioned((py_tensor *)object)

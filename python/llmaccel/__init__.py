@@ -4,7 +4,8 @@
     llm = LLM("model.gguf")
     print(llm.generate("Once upon a time", SamplingParams(max_tokens=50))[0].outputs[0].text)
 
-Importing this package loads NumPy and no other dependency; names are loaded when they are first used.
+Importing this package loads NumPy and no other dependency; names are loaded when they are first
+used.
 """
 
 from __future__ import annotations

@@ -416,7 +416,8 @@ def _check_call(obj: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> N
     for value in given:
         if isinstance(value, int):
             _check_chars(abs(value))
-    owner = getattr(obj, "__self__", None)
+    # The sandbox wraps str.format in a function of its own.
+    owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
     if not isinstance(owner, str):
         return
     method = getattr(obj, "__name__", "")

@@ -14,6 +14,7 @@ import codecs
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError
@@ -234,11 +235,16 @@ class _LibraryStream:
         return whole[len(self._text) :] if self._spaces and whole.startswith(self._text) else ""
 
 
+def is_one_id(value: Any) -> bool:
+    """Whether a value is a single id and no sequence of ids (arrays have `__index__` as well)."""
+    return hasattr(value, "__index__") and getattr(value, "ndim", 0) == 0
+
+
 def check_id(token_id: Any) -> int:
     """Accept any integer type; RequestError names what is no token id."""
     try:
-        value = token_id.__index__()
-    except AttributeError:
+        value = index(token_id)
+    except TypeError:
         raise RequestError(
             f"a token id must be an integer, got {type(token_id).__name__}"
         ) from None

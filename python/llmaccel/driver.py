@@ -1,10 +1,10 @@
 """The thread that runs an engine: steps while there is work, sleeps without using the CPU when not.
 
 Owns the engine's life from here on: it closes engine and model when it is told to stop. Invariant:
-`lock` guards the table of requests and is held while a request enters the engine, so no event can arrive
-before its request is in the table; listeners run outside the lock. One request's failure is its own; a
-failing step fails the requests that are under way and the engine goes on. The driver knows nothing of
-the LLM that made it, so dropping the LLM ends both.
+`lock` guards the table of requests and is held while a request enters the engine, so no event can
+arrive before its request is in the table; listeners run outside the lock. One request's failure is
+its own; a failing step fails the requests that are under way and the engine goes on. The driver
+knows nothing of the LLM that made it, so dropping the LLM ends both.
 
 Called by llm.py.
 """
@@ -47,7 +47,8 @@ class Driver:
             raise LLMAccelError("this LLM is closed")
 
     def submit(self, request: Request, fields: dict[str, Any], **options: Any) -> None:
-        """Hand a request to the engine; options are those of Engine.add. RequestError if it is bad."""
+        """Hand a request to the engine; options are those of Engine.add. RequestError if it is
+        bad."""
         self.check()
         with self._lock:
             self.check()

@@ -1,9 +1,9 @@
 """LLM: a model that answers; text in, text out, from scripts, notebooks, threads and event loops.
 
 Owns the public methods and how a call becomes requests: prompts to ids, parameters to the engine's
-numbers, waiting, streaming, cancelling. Invariant: every method checks the process and the open state
-first, so nothing hangs after fork() or close(); a call that is interrupted cancels what it submitted.
-Loading is in loading.py, the background thread in driver.py, text in request.py.
+numbers, waiting, streaming, cancelling. Invariant: every method checks the process and the open
+state first, so nothing hangs after fork() or close(); a call that is interrupted cancels what it
+submitted. Loading is in loading.py, the background thread in driver.py, text in request.py.
 
 Called by users, by cli.py and by the wings.
 """
@@ -14,6 +14,7 @@ import asyncio
 import itertools
 import logging
 import math
+import numbers
 import os
 import queue
 import secrets
@@ -50,7 +51,8 @@ _BACKENDS_LOCK = threading.Lock()
 class LLM:
     """A loaded model.
 
-    model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging Face hub.
+    model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
+        Face hub.
     tokenizer: a path, or what load_tokenizer gave; None: the model's own. revision: of a hub name.
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
@@ -59,16 +61,18 @@ class LLM:
         committed only as tokens arrive. None: a share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
-    threads: None: LLMACCEL_NUM_THREADS, else one per usable processor. isa: the highest instruction set
-        to use; None: LLMACCEL_ISA, else the best present.
+    threads: None: LLMACCEL_NUM_THREADS, else one per usable processor. isa: the highest instruction
+        set to use; None: LLMACCEL_ISA, else the best present.
     seed: of requests that have none; None: a fresh one. load_format: "auto", "safetensors", "gguf",
         "dummy" (seeded random weights, needs config.json alone).
-    generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm" none; or
-        a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to replace.
+    generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm"
+        none; or a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to
+        replace.
     fast_math: must be False in this version.
 
-    Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError; TypeError for
-    an unknown option. Options of vLLM that mean nothing here are accepted and listed by report().
+    Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError;
+    TypeError for an unknown option. Options of vLLM that mean nothing here are accepted and listed
+    by report().
     """
 
     def __init__(
@@ -81,16 +85,16 @@ class LLM:
         generation_config: Any = "auto", chat_template: str | Path | None = None,
         hf_overrides: Mapping[str, Any] | None = None, fast_math: bool = False, **compatible: Any,
     ) -> None:
-        given = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        given = {name: value for name, value in locals().items() if name != "self"}
         self._load(LoadOptions(**given), None)
 
     @classmethod
     def from_arrays(cls, config: Any, arrays: Mapping[str, Any], **options: Any) -> LLM:
         """A model from weights that are already in memory.
 
-        config: the contents of a config.json as a dict, or the path of one. arrays: checkpoint names to
-        NumPy arrays, torch tensors or DLPack exporters on the CPU, row-major; read in place and free to go
-        afterwards. options: those of LLM; text needs tokenizer=.
+        config: the contents of a config.json as a dict, or the path of one. arrays: checkpoint
+        names to NumPy arrays, torch tensors or DLPack exporters on the CPU, row-major; read in
+        place and free to go afterwards. options: those of LLM; text needs tokenizer=.
         """
         llm = cls.__new__(cls)
         known = set(LoadOptions.__dataclass_fields__) - {"model", "compatible", "load_format"}
@@ -108,7 +112,7 @@ class LLM:
         self._path = prepared.path
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
-        self._backend = _open_backend(options)
+        self._backend = open_backend(options.isa, options.threads)
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         load_weights(model, prepared)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
@@ -137,17 +141,20 @@ class LLM:
     ) -> Any:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
 
-        prompts: a string, a list of token ids, {"prompt": ...} or {"prompt_token_ids": ...}, or a list of
-        these. sampling_params: one for all or one per prompt; None: get_default_sampling_params().
+        prompts: a string, a list of token ids, {"prompt": ...} or {"prompt_token_ids": ...}, or a
+        list of these. sampling_params: one for all or one per prompt; None:
+        get_default_sampling_params().
         priority: lower runs first. timeout: seconds, after which what is there is returned with
-        finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs carry
-        what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or in a notebook.
-        Raises RequestError, naming the prompt, before anything runs; Ctrl-C cancels the call's requests.
+        finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
+        carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
+        in a notebook. Raises RequestError, naming the prompt, before anything runs; Ctrl-C cancels
+        the call's requests.
         """
         self._driver.check()
         items = _prompt_list(prompts)
         encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
-        return self._run(encoded, sampling_params, priority, timeout, stream, use_tqdm)
+        return self._run(encoded, sampling_params, priority=priority, timeout=timeout,
+                         stream=stream, use_tqdm=use_tqdm)
 
     def chat(
         self, messages: Sequence[Any], sampling_params: Params = None, *,
@@ -159,10 +166,13 @@ class LLM:
         """Answer a conversation, or a list of conversations; returns what generate returns.
 
         messages: {"role", "content"} dicts. tools and chat_template_kwargs go to the template.
-        add_generation_prompt: None: unless continue_final_message, which continues the last message.
+        add_generation_prompt: None: unless continue_final_message, which continues the last
+            message.
         """
         self._driver.check()
-        many = bool(messages) and isinstance(messages[0], (list, tuple))
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise RequestError(f"messages: expected a list of dicts, got {messages!r:.80}")
+        many = isinstance(messages[0], (list, tuple))
         conversations = list(messages) if many else [messages]
         tokenizer = self.get_tokenizer()
         encoded = []
@@ -176,7 +186,8 @@ class LLM:
             # The template wrote its special tokens, BOS included.
             ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
             encoded.append((text, ids))
-        return self._run(encoded, sampling_params, priority, timeout, stream, use_tqdm)
+        return self._run(encoded, sampling_params, priority=priority, timeout=timeout,
+                         stream=stream, use_tqdm=use_tqdm)
 
     def submit(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
@@ -189,7 +200,8 @@ class LLM:
         future = RequestFuture(self, request)
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
-        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        self._driver.submit(request, fields, priority=_priority(priority),
+                            timeout=_seconds(timeout))
         return future
 
     async def agenerate(
@@ -207,7 +219,8 @@ class LLM:
         request.streaming = True
         request.listener = lambda _: loop.call_soon_threadsafe(news.set)
         kind = _kind(request)
-        self._driver.submit(request, fields, priority=priority, timeout=_seconds(timeout))
+        self._driver.submit(request, fields, priority=_priority(priority),
+                            timeout=_seconds(timeout))
         try:
             finished = False
             while not finished:
@@ -221,13 +234,13 @@ class LLM:
             self._abandon([request])
 
     def _run(
-        self, encoded: list[tuple[str | None, list[int]]], params: Params,
+        self, encoded: list[tuple[str | None, list[int]]], params: Params, *,
         priority: int | Sequence[int], timeout: float | None, stream: bool, use_tqdm: bool | None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
         count = len(encoded)
         all_params = _spread("sampling_params", params, count, SamplingParams)
-        priorities = _spread("priority", priority, count, int)
+        priorities = [_priority(one) for one in _spread("priority", priority, count, int)]
         seconds = _seconds(timeout)
         made = []
         for i, (text, ids) in enumerate(encoded):
@@ -284,7 +297,8 @@ class LLM:
     def logits(self, prompt: Prompt) -> Any:
         """Logits of every position of one prompt, before temperature.
 
-        Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a copy.
+        Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a
+        copy.
         """
         self._driver.check()
         text, ids = self._encode(prompt, "prompt")
@@ -297,11 +311,11 @@ class LLM:
     def loglikelihood(
         self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
     ) -> list[tuple[float, bool]]:
-        """For each pair the log probability of the continuation after the context, summed over its tokens,
-        and whether greedy decoding would produce it.
+        """For each pair the log probability of the continuation after the context, summed over its
+        tokens, and whether greedy decoding would produce it.
 
-        Equal contexts are computed once and shared. Text pairs are tokenized together, so a token may
-        cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
+        Equal contexts are computed once and shared. Text pairs are tokenized together, so a token
+        may cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
         """
         self._driver.check()
         if len(contexts) != len(continuations):
@@ -353,7 +367,7 @@ class LLM:
             first = tokenizer.bos_token_id
             first = tokenizer.eos_token_id if first is None else first
             if first is None:
-                raise RequestError(f"contexts[{i}]: empty, and the tokenizer has no BOS or EOS token")
+                raise RequestError(f"contexts[{i}]: empty, and there is no BOS or EOS token")
             head = [first]
         if not tail:
             raise RequestError(f"continuations[{i}]: empty")
@@ -399,7 +413,7 @@ class LLM:
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
             ids = given.tolist()
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
-            ids = list(given)
+            ids = _checked_ids(given, where)
         else:
             raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
         if not ids:
@@ -463,8 +477,8 @@ class LLM:
         """The tokenizer; LoadError where the model has none."""
         if self._tokenizer is None:
             raise LoadError(
-                f"{self._path or 'this model'}: no tokenizer files; pass tokenizer= to LLM, or use token "
-                "ids as prompts"
+                f"{self._path or 'this model'}: no tokenizer files; pass tokenizer= to LLM, or use "
+                "token ids as prompts"
             )
         return self._tokenizer
 
@@ -486,7 +500,8 @@ class LLM:
         return self._plan
 
     def report(self) -> dict[str, Any]:
-        """What was chosen: model, backend, memory, options as given, options without effect, counters."""
+        """What was chosen: model, backend, memory, options as given, options without effect,
+        counters."""
         self._driver.check()
         config, options = self._config, self._options
         skipped = ("compatible", "model")
@@ -562,18 +577,17 @@ class RequestFuture(Future[RequestOutput]):
             self.set_result(None)  # type: ignore[arg-type]  # made by whoever asks
 
 
-# ---- helpers --------------------------------------------------------------------------------------
+# ---- helpers -------------------------------------------------------------------------------------
 
 
-def _open_backend(options: LoadOptions) -> Any:
-    """The backend for these options, shared with other models that use the same."""
-    threads = options.threads
+def open_backend(isa: str | None, threads: int | None) -> Any:
+    """A backend, shared with every model that uses the same. None: the environment's choice."""
     if threads is None:
         text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
         if not text.strip().isdecimal():
             raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
         threads = int(text)
-    isa = options.isa or os.environ.get("LLMACCEL_ISA") or None
+    isa = isa or os.environ.get("LLMACCEL_ISA") or None
     key = (os.getpid(), isa, threads)
     with _BACKENDS_LOCK:
         backend = _BACKENDS.get(key)
@@ -603,10 +617,18 @@ def _prompt_list(prompts: Any) -> list[Any]:
     if isinstance(prompts, np.ndarray):
         return [prompts] if prompts.ndim == 1 else list(prompts)
     if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
-        raise RequestError(f"prompts: expected text, token ids or a list, got {type(prompts).__name__}")
-    if prompts and all(hasattr(item, "__index__") for item in prompts):
+        kind = type(prompts).__name__
+        raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
+    if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
         return [prompts]
     return list(prompts)
+
+
+def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
+    for i, item in enumerate(given):
+        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+            raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
+    return list(map(int, given))
 
 
 def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
@@ -627,6 +649,12 @@ def _seconds(timeout: float | None) -> float:
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0.0:
         raise RequestError(f"timeout: expected a number of seconds above 0, got {timeout!r:.80}")
     return min(float(timeout), 1e9)
+
+
+def _priority(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
+        raise RequestError(f"priority: expected an integer of 32 bits, got {value!r:.80}")
+    return value
 
 
 def _kind(request: Request) -> RequestOutputKind:

@@ -1,9 +1,9 @@
 """From a model argument to weights in the core: files, configuration, number formats, tokenizer.
 
-Owns the options of `LLM` (`LoadOptions`), what a model name or path means, and the choice of formats:
-which form weights, activations and the KV cache take. Invariant: `prepare` reads headers and small files
-only, so that a plan that does not fit is refused before any weight is touched; `load_weights` then packs
-one slot at a time, and never holds a second copy of more than that.
+Owns the options of `LLM` (`LoadOptions`), what a model name or path means, and the choice of
+formats: which form weights, activations and the KV cache take. Invariant: `prepare` reads headers
+and small files only, so that a plan that does not fit is refused before any weight is touched;
+`load_weights` then packs one slot at a time, and never holds a second copy of more than that.
 
 Called by llm.py and by `llmaccel plan`.
 """
@@ -85,12 +85,13 @@ class LoadOptions:
                 raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
         if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
             raise UnsupportedError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, bfloat16"
+                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, "
+                "bfloat16"
             )
         if self.quantization not in (None, "gguf"):
             raise UnsupportedError(
-                f"quantization={self.quantization!r:.80}: this version keeps the quantization of a GGUF "
-                "file and quantizes nothing itself"
+                f"quantization={self.quantization!r:.80}: this version keeps the quantization of a "
+                "GGUF file and quantizes nothing itself"
             )
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
@@ -118,7 +119,7 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
 
 @dataclass(frozen=True)
 class Forms:
-    """Number formats. weights: the core's name or "auto"; dtype: what the weights' floats are."""
+    """Number formats. weights: the core's name or "auto"; dtype: of most weights."""
 
     weights: str
     dtype: str
@@ -162,7 +163,7 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             raw = load_hf_config(path)
     _refuse_quantized(raw, metadata is not None, options.quantization)
     if options.load_format == "dummy" and metadata is not None:
-        raise ConfigError(f"load_format='dummy': {path} is a GGUF file; give a folder with config.json")
+        raise ConfigError(f"load_format='dummy': {path} is a GGUF file, not a config.json folder")
     if checkpoint is None and options.load_format != "dummy":
         from llmaccel.models.safetensors import open_safetensors
 
@@ -182,7 +183,7 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     return Prepared(path, config, checkpoint, generation, forms, slots, plan, metadata)
 
 
-# ---- where a model is -----------------------------------------------------------------------------
+# ---- where a model is ----------------------------------------------------------------------------
 
 
 def find_model(options: LoadOptions) -> Path:
@@ -232,7 +233,7 @@ def _download(name: str, revision: str | None) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
     except Exception as error:  # the hub's own errors, and whatever its transport raises
         raise LoadError(
-            f"model {name!r}: no such file or folder, and the Hugging Face hub did not give it: {error}"
+            f"model {name!r}: no such file or folder, and not from the Hugging Face hub: {error}"
         ) from error
 
 
@@ -253,8 +254,8 @@ def _refuse_quantized(raw: Mapping[str, Any], gguf: bool, quantization: str | No
     if found is not None:
         method = found.get("quant_method") if isinstance(found, Mapping) else found
         raise UnsupportedError(
-            f"quantization_config: quant_method {method!r:.80} is not supported; this version loads "
-            "float safetensors and quantized GGUF files"
+            f"quantization_config: quant_method {method!r:.80} is not supported; this version "
+            "loads float safetensors and quantized GGUF files"
         )
 
 
@@ -276,7 +277,7 @@ def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
     raise ConfigError(f"generation_config={given!r:.80}: expected 'auto', 'vllm', a path or a dict")
 
 
-# ---- formats --------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
 def choose_forms(
@@ -296,7 +297,7 @@ def choose_forms(
         floats, key=lambda name: floats[name], default="F32"
     )
     if options.activation == "int8" and not quantized:
-        raise ConfigError(f"activation='int8': the weights are {main}; int8 needs 4- or 8-bit weights")
+        raise ConfigError(f"activation='int8': needs 4- or 8-bit weights, these are {main}")
     if options.activation == "bf16" and not quantized and main != "BF16":
         raise ConfigError(f"activation='bf16': the weights are {main}; use dtype='bfloat16'")
     if options.activation == "float32" and weights != "F32":
@@ -308,11 +309,14 @@ def choose_forms(
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"
     dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
+    if quantized:
+        blocks = [name for name in stored if name.startswith("Q")]
+        dtype = max(blocks, key=lambda name: stored[name])
     config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
     return config, Forms(weights, dtype, quantized)
 
 
-# ---- weights --------------------------------------------------------------------------------------
+# ---- weights -------------------------------------------------------------------------------------
 
 
 def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
@@ -383,11 +387,12 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot. LoadError names a tensor that is missing or has another shape."""
     for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
-        model.set(slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts])
+        model.set(slot, layer,
+                  [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts])
     model.finish()
 
 
-# ---- tokenizer ------------------------------------------------------------------------------------
+# ---- tokenizer -----------------------------------------------------------------------------------
 
 
 def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
@@ -399,7 +404,7 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
         return load_tokenizer(given, chat_template=options.chat_template, revision=options.revision)
     if given is not None:
         if not isinstance(given, Tokenizer):
-            raise ConfigError(f"tokenizer={given!r:.80}: expected a path or llmaccel.load_tokenizer's")
+            raise ConfigError(f"tokenizer={given!r:.80}: expected a path or a Tokenizer")
         if options.chat_template is not None:
             raise ConfigError("chat_template: give it to load_tokenizer, which made the tokenizer")
         return given

@@ -1,9 +1,9 @@
 """The memory plan: what a model needs, what there is, and what would fit.
 
-Owns the sizes (packed weights, KV pages, workspace; the numbers come from the core, which lays out its
-memory by the same functions) and the reading of what this process may use: MemAvailable and the limits of
-its cgroup, less what the group uses, the file cache not counted because the kernel takes it back. Invariant:
-needs headers only, nothing is loaded or reserved.
+Owns the sizes (packed weights, KV pages, workspace; the numbers come from the core, which lays out
+its memory by the same functions) and the reading of what this process may use: MemAvailable and the
+limits of its cgroup, less what the group uses, the file cache not counted because the kernel takes
+it back. Invariant: needs headers only, nothing is loaded or reserved.
 
 Called by loading.prepare, llm.py and the command line.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from llmaccel.loading import LoadOptions
 
 PAGE_TOKENS = 64
-# Of what weights and workspace leave: pages are committed only when used, but others need memory too.
+# Of what weights and workspace leave: others need memory too.
 _KV_SHARE = 0.5
 
 
@@ -32,9 +32,9 @@ _KV_SHARE = 0.5
 class MemoryPlan:
     """Bytes that a model needs, and what there is. str() gives a table.
 
-    weights: packed. kv_page_bytes: 64 tokens in all layers. kv_pages: cap of the pool, committed only as
-    tokens arrive. workspace: activations, logits tile, tables. available: at the time of the plan, and
-    source says what bounds it.
+    weights: packed. kv_page_bytes: 64 tokens in all layers. kv_pages: cap of the pool, committed
+    only as tokens arrive. workspace: activations, logits tile, tables. available: at the time of
+    the plan, and source says what bounds it.
     """
 
     weights: int
@@ -146,12 +146,14 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
         )
 
     parts = (
-        f"weights {format_bytes(plan.weights)}, KV cache {format_bytes(plan.kv_sequence_bytes)} for one "
-        f"sequence of max_model_len={plan.max_model_len} ({format_bytes(plan.kv_token_bytes)} per token), "
+        f"weights {format_bytes(plan.weights)}, "
+        f"KV cache {format_bytes(plan.kv_sequence_bytes)} for one sequence of "
+        f"max_model_len={plan.max_model_len} ({format_bytes(plan.kv_token_bytes)} per token), "
         f"workspace {format_bytes(plan.workspace)} for max_num_seqs={plan.max_num_seqs}, "
         f"rope tables {format_bytes(plan.rope)}"
     )
-    what = f"{format_bytes(plan.required)} needed, {format_bytes(plan.available)} available ({plan.source})"
+    what = (f"{format_bytes(plan.required)} needed, "
+            f"{format_bytes(plan.available)} available ({plan.source})")
     if cap is not None:
         what += f", kv_cache_memory_bytes={cap}"
     length = _largest(plan.max_model_len, lambda n: fits(sized(n, plan.max_num_seqs)))
@@ -164,7 +166,8 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
     both = 0 if length or seqs else _largest(plan.max_model_len, lambda n: fits(sized(n, 1)))
     if both:
         hints.append(f"max_model_len={both} with max_num_seqs=1")
-    would = f"would fit: {' or '.join(hints)}" if hints else "no max_model_len or max_num_seqs would fit"
+    would = f"would fit: {' or '.join(hints)}" if hints \
+        else "no max_model_len or max_num_seqs would fit"
     return f"the model does not fit: {what}: {parts}; {would}"
 
 
@@ -180,7 +183,7 @@ def _largest(upper: int, good: Callable[[int], bool]) -> int:
     return low
 
 
-# ---- what there is --------------------------------------------------------------------------------
+# ---- what there is -------------------------------------------------------------------------------
 
 
 def available_memory(root: Path = Path("/")) -> tuple[int, str]:
@@ -218,7 +221,9 @@ def _cgroups(root: Path) -> list[tuple[int, int]]:
     return found
 
 
-def _group_left(folder: Path, limit_file: str, usage_file: str, prefix: str) -> list[tuple[int, int]]:
+def _group_left(
+    folder: Path, limit_file: str, usage_file: str, prefix: str
+) -> list[tuple[int, int]]:
     limit, usage = _read(folder / limit_file).strip(), _read(folder / usage_file).strip()
     if not limit.isdecimal() or not usage.isdecimal():
         return []

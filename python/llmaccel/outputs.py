@@ -1,8 +1,8 @@
 """What a request gives back: RequestOutput, CompletionOutput, Logprob, under vLLM's names.
 
-Token ids and log probabilities stay in NumPy arrays and packed bytes; lists and dicts of Python objects
-are made when somebody looks at them, so a long completion that is only printed costs no object per
-token. Invariant: an output is a snapshot and never changes after it was handed out.
+Token ids and log probabilities stay in NumPy arrays and packed bytes; lists and dicts of Python
+objects are made when somebody looks at them, so a long completion that is only printed costs no
+object per token. Invariant: an output is a snapshot and never changes after it was handed out.
 
 Made by driver.py; read by users.
 """
@@ -21,7 +21,8 @@ Decode = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One candidate token: log probability before temperature, rank from 1, text if it was decoded."""
+    """One candidate token: log probability before temperature, rank from 1, text if it was
+    decoded."""
 
     logprob: float
     rank: int | None = None
@@ -57,8 +58,8 @@ class Scores:
 class LogprobList(Sequence[dict[int, Logprob] | None]):
     """A list of {token id: Logprob} per position, each dict made when it is first looked at.
 
-    The sampled token comes first, then the others from the best on. With `leading_none` position 0 is
-    None: the first token of a prompt has no prediction.
+    The sampled token comes first, then the others from the best on. With `leading_none` position 0
+    is None: the first token of a prompt has no prediction.
     """
 
     def __init__(self, scores: Scores, decode: Decode | None, leading_none: bool = False) -> None:
@@ -115,7 +116,8 @@ class LogprobList(Sequence[dict[int, Logprob] | None]):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Moments of a request on the clock of time.monotonic(), seconds; 0.0 for what has not happened."""
+    """Moments of a request on the clock of time.monotonic(), seconds; 0.0 for what has not
+    happened."""
 
     arrival: float = 0.0
     first_token: float = 0.0
@@ -149,8 +151,8 @@ class CompletionOutput:
 
     index: 0 to n - 1. text: the decoded tokens; token_ids: the tokens, a stop token included.
     cumulative_logprob, logprobs: None unless logprobs were asked for.
-    finish_reason: "stop", "length", "abort", "timeout", or None while it runs. stop_reason: the stop
-    string or the id of stop_token_ids that ended it; None for the model's own end.
+    finish_reason: "stop", "length", "abort", "timeout", or None while it runs. stop_reason: the
+    stop string or the id of stop_token_ids that ended it; None for the model's own end.
     """
 
     index: int
@@ -187,7 +189,8 @@ class CompletionOutput:
 class RequestOutput:
     """A prompt and its continuations, whole or (in a stream) what is new.
 
-    request_id: unique in its LLM. prompt_index: position of the prompt in the call that submitted it.
+    request_id: unique in its LLM. prompt_index: position of the prompt in the call that submitted
+        it.
     prompt_logprobs: as asked for, first entry None. timings, metrics: the same object.
     """
 

@@ -1,9 +1,9 @@
 """SamplingParams: how one request is sampled, under vLLM's names, defaults and meaning.
 
-A plain dataclass: it may be built once, used for many requests and changed between them. Its values are
-checked when it is made and again, with a copy, when a request is submitted, so a later change cannot
-reach a running request. `engine_fields` turns it into the numbers of `la_sampling`; the names on that
-side are those of the table in csrc/python/py_params.c, and a test compares the three.
+A plain dataclass: it may be built once, used for many requests and changed between them. Its values
+are checked when it is made and again, with a copy, when a request is submitted, so a later change
+cannot reach a running request. `engine_fields` turns it into the numbers of `la_sampling`; the
+names on that side are those of the table in csrc/python/py_params.c, and a test compares the three.
 
 Called by users, by llm.py and by cli.py.
 """
@@ -42,20 +42,26 @@ class SamplingParams:
     """Sampling parameters of a request. Unknown names raise TypeError, bad values RequestError.
 
     n: continuations of the prompt; their common pages are shared.
-    presence_penalty, frequency_penalty: -2 to 2, subtracted for tokens already generated (once, per count).
-    repetition_penalty: above 0; divides the positive and multiplies the negative logits of tokens in the
-        prompt or the output; 1 is off.
-    temperature: 0 takes the most likely token. top_p: (0, 1]. top_k: 0 or -1 for all. min_p: [0, 1].
+    presence_penalty, frequency_penalty: -2 to 2, subtracted for tokens already generated (once, per
+        count).
+    repetition_penalty: above 0; divides the positive and multiplies the negative logits of tokens
+        in the prompt or the output; 1 is off.
+    temperature: 0 takes the most likely token. top_p: (0, 1]. top_k: 0 or -1 for all. min_p:
+        [0, 1].
     seed: makes the draw reproducible whatever else runs; None or -1: from the LLM's own seed.
     stop: strings that end the text, themselves cut off unless include_stop_str_in_output.
     stop_token_ids: end the text beside the model's own stop ids; ignore_eos lifts the model's own.
-    min_tokens: no stop before that many. max_tokens: at most that many; None: until the context is full.
-    logprobs: k best and the sampled token at each position; 0: the sampled one; -1: the whole vocabulary.
+    min_tokens: no stop before that many. max_tokens: at most that many; None: until the context is
+        full.
+    logprobs: k best and the sampled token at each position; 0: the sampled one; -1: the whole
+        vocabulary.
     prompt_logprobs: the same for the tokens of the prompt.
-    detokenize: False leaves text empty. skip_special_tokens, spaces_between_special_tokens: of the text.
+    detokenize: False leaves text empty. skip_special_tokens, spaces_between_special_tokens: of the
+        text.
     logit_bias: token id to a number added to its logit. allowed_token_ids: nothing else is sampled.
     bad_words: strings whose tokens are never completed.
-    truncate_prompt_tokens: keep the last k tokens of the prompt; -1: as many as leave room for one more.
+    truncate_prompt_tokens: keep the last k tokens of the prompt; -1: as many as leave room for one
+        more.
     output_kind: what chunks of a stream carry; None: the new part.
     """
 
@@ -89,7 +95,7 @@ class SamplingParams:
         self.validate()
 
     def validate(self) -> None:
-        """Check every value; RequestError names the first bad field. Normalises strings to lists."""
+        """Check every value; RequestError names the first bad field. Strings become lists."""
         self.n = _integer("n", self.n, 1, _MAX_BRANCHES)
         self.presence_penalty = _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self.frequency_penalty = _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
@@ -164,9 +170,15 @@ def engine_fields(
     """The values of `la_sampling` for validated parameters.
 
     max_tokens: as bounded by the context. seed: used where the parameters give none. stop_ids: the
-    model's own, already empty for ignore_eos. bad: the tokens of bad_words.
+    model's own, already empty for ignore_eos. bad: the tokens of bad_words. RequestError names a
+    list with an id outside the vocabulary.
     """
     bias = params.logit_bias or {}
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", bias),
+                      ("allowed_token_ids", params.allowed_token_ids)):
+        for token in ids or ():
+            if token >= n_vocab:
+                raise RequestError(f"{name}: id {token} is outside the vocabulary of {n_vocab}")
     temperature = params.temperature
     return {
         "temperature": max(temperature, _MIN_TEMPERATURE) if temperature > 0.0 else 0.0,

@@ -1,10 +1,10 @@
 """A request between the engine's events and the outputs that users see.
 
-Owns the text of every continuation (whole UTF-8, stop strings held back across token borders) and the
-cursors of a stream. Invariant: the driver's thread alone adds events; one consumer at a time takes
-snapshots, on its own thread, without a lock: a branch publishes its count of tokens last and its
-finish_reason after that, and a snapshot reads them in the opposite order. Text is decoded by the driver
-only where stop strings need it at once, else by whoever looks.
+Owns the text of every continuation (whole UTF-8, stop strings held back across token borders) and
+the cursors of a stream. Invariant: the driver's thread alone adds events; one consumer at a time
+takes snapshots, on its own thread, without a lock: a branch publishes its count of tokens last and
+its finish_reason after that, and a snapshot reads them in the opposite order. Text is decoded by
+the driver only where stop strings need it at once, else by whoever looks.
 
 Called by driver.py (events) and llm.py (snapshots).
 """
@@ -32,8 +32,8 @@ Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes |
 class TextStream:
     """The text of one continuation and where a stop string ends it.
 
-    text: what is decoded; cut at the stop string once one matched. hold: characters at the end of text
-    that may still become part of a stop string and are not shown while the continuation runs.
+    text: what is decoded; cut at the stop string once one matched. hold: characters at the end of
+    text that may still become part of a stop string and are not shown while the continuation runs.
     """
 
     def __init__(self, decoder: Any, params: SamplingParams) -> None:
@@ -114,9 +114,9 @@ class Branch:
 class Request:
     """One prompt with its continuations.
 
-    listener: called on the driver's thread, outside its lock, after a step that touched the request:
-    after every such step if `streaming`, else only when all is done. own_stop_ids: ids that end the
-    text without being a stop_reason.
+    listener: called on the driver's thread, outside its lock, after a step that touched the
+    request: after every such step if `streaming`, else only when all is done. own_stop_ids: ids
+    that end the text without being a stop_reason.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from typing import Any
 
 from . import chat
 from . import tokenize_convert as convert
-from .detokenize import StreamDecoder, check_id, read_decoder
+from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
 from .errors import LoadError, RequestError
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
@@ -66,6 +66,7 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._special = dict(parts.special)
+        self._extra_special = tuple(parts.extra_special)
         self._templates = dict(parts.templates)
         self._split_special = parts.split_special
         self._prefix_space = parts.prefix_space
@@ -80,7 +81,6 @@ class Tokenizer:
         self._special_pattern = (
             re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
         )
-        self._known = self._id_bound()
         self._rules = read_decoder(backend)
         self._bytes: dict[int, bytes] = {}
         self._plain: Any = None  # a copy of the backend that takes special tokens as plain text
@@ -120,9 +120,6 @@ class Tokenizer:
         )
         return [ids[token] for token in before], [ids[token] for token in after]
 
-    def _id_bound(self) -> int:
-        return max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-
     # -- encoding ----------------------------------------------------------------------------------
 
     def encode(
@@ -152,7 +149,8 @@ class Tokenizer:
         backend = self._plain_backend() if split else self._backend
         if self._prefix_space and text and (split or not text.startswith(self._added_text)):
             text = " " + text
-        return backend.encode(text, add_special_tokens=add_special_tokens).ids
+        with convert.guarded("this tokenizer cannot encode the text"):
+            return backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def _encode_segments(self, text: str, add_special_tokens: bool, split: bool) -> list[int]:
         """Encode by the segment encoder, between the special tokens that the text writes out."""
@@ -220,10 +218,10 @@ class Tokenizer:
         `clean_up_tokenization_spaces` removes the space before punctuation and English
         contractions. Raises RequestError for a negative id or one that is no integer.
         """
-        ids = [token_ids] if hasattr(token_ids, "__index__") else token_ids
+        ids = [token_ids] if is_one_id(token_ids) else token_ids
         checked = [check_id(i) for i in ids]
         if self._rules is None:
-            known = [i for i in checked if i < self._known]
+            known = [i for i in checked if self.knows(i)]
             text = self._backend.decode(known, skip_special_tokens=skip_special_tokens)
         else:
             stream = StreamDecoder(self, skip_special_tokens=skip_special_tokens)
@@ -249,12 +247,10 @@ class Tokenizer:
         """The bytes that one token adds inside a text; b"" for an id beyond the vocabulary."""
         found = self._bytes.get(token_id)
         if found is None:
-            token = (
-                self._backend.id_to_token(check_id(token_id)) if token_id < self._known else None
-            )
+            token = self._token(check_id(token_id))
             if token is None:
-                found = b""
-            elif self._rules is None:
+                return b""
+            if self._rules is None:
                 found = token.encode("utf-8", "replace")
             else:
                 found = self._rules.token_bytes(token)
@@ -271,13 +267,12 @@ class Tokenizer:
         self, ids: int | Iterable[int], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
         """Token strings as the vocabulary spells them; None for an id beyond it."""
-        if hasattr(ids, "__index__"):
-            value = check_id(ids)
-            return self._backend.id_to_token(value) if value < self._known else None
+        if is_one_id(ids):
+            return self._token(check_id(ids))
         kept = (
             i for i in map(check_id, ids) if not (skip_special_tokens and i in self._special_ids)
         )
-        return [self._backend.id_to_token(i) if i < self._known else None for i in kept]
+        return [self._token(i) for i in kept]
 
     def convert_tokens_to_ids(self, tokens: str | Iterable[str]) -> int | list[int | None] | None:
         """Ids of token strings; the unknown token's id (or None) for a string that is no token."""
@@ -307,7 +302,10 @@ class Tokenizer:
 
     def knows(self, token_id: int) -> bool:
         """Whether an id names a token."""
-        return 0 <= token_id < self._known and self._backend.id_to_token(token_id) is not None
+        return self._token(token_id) is not None
+
+    def _token(self, token_id: int) -> str | None:
+        return self._backend.id_to_token(token_id) if 0 <= token_id < 1 << 32 else None
 
     @property
     def backend(self) -> Any:
@@ -328,18 +326,18 @@ class Tokenizer:
 
     @property
     def special_id_set(self) -> frozenset[int]:
-        """The ids that `skip_special_tokens` leaves out."""
+        """The ids that `skip_special_tokens` leaves out: every token marked as special."""
         return self._special_ids
 
     @property
-    def all_special_ids(self) -> list[int]:
-        """`special_id_set` in order."""
-        return sorted(self._special_ids)
+    def all_special_tokens(self) -> list[str]:
+        """The special tokens that have a name or that the config lists."""
+        return list(dict.fromkeys([*self._special.values(), *self._extra_special]))
 
     @property
-    def all_special_tokens(self) -> list[str]:
-        """The strings of `all_special_ids`."""
-        return [self._backend.id_to_token(i) for i in self.all_special_ids]
+    def all_special_ids(self) -> list[int]:
+        """The ids of `all_special_tokens`."""
+        return [self._backend.token_to_id(token) for token in self.all_special_tokens]
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -526,10 +524,18 @@ def _from_file(file: Path, config: Mapping[str, Any], bare: bool) -> convert.Par
 def _from_tokenizer_json(file: Path) -> convert.Parts:
     from tokenizers import Tokenizer as Backend
 
-    try:
+    content = convert.read_json(file)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise LoadError(f"{file}: no model")
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if isinstance(prefix, str) and prefix and isinstance(merges, list):
+        # Cutting a prefix off a token without it aborts the process inside the package.
+        rights = [m.partition(" ")[2] if isinstance(m, str) else m[-1] if m else "" for m in merges]
+        if not all(isinstance(right, str) and right.startswith(prefix) for right in rights):
+            raise LoadError(f"{file}: a merge lacks the continuing_subword_prefix {prefix!r}")
+    with convert.guarded(str(file)):
         return convert.Parts(Backend.from_file(str(file)))
-    except Exception as error:  # the package raises bare Exception
-        raise LoadError(f"{file}: {error}") from error
 
 
 def _read_configs(folder: Path) -> tuple[dict[str, Any], bool]:
@@ -568,9 +574,12 @@ def _apply_config(parts: convert.Parts, config: Mapping[str, Any], folder: Path)
     extra: list[Any] = []
     for name in ("additional_special_tokens", "extra_special_tokens"):
         value = config.get(name) or []
+        if not isinstance(value, (Mapping, list)):
+            raise LoadError(f"{where}: {name} is not a list")
         extra += value.values() if isinstance(value, Mapping) else value
-    wanted = [*parts.special.values(), *(_token_text(v, f"{where}: special tokens") for v in extra)]
-    _register_special(parts.backend, [token for token in wanted if token])
+    texts = [_token_text(value, f"{where}: special tokens") for value in extra]
+    parts.extra_special = [text for text in texts if text]
+    _register_special(parts.backend, [*parts.special.values(), *parts.extra_special])
     for name in ("add_bos", "add_eos"):
         flag = config.get(f"{name}_token")
         if flag is not None:
@@ -603,11 +612,10 @@ def _register_added(parts: convert.Parts, table: Any, where: str) -> None:
             raise LoadError(f"{where}: added_tokens_decoder[{key!r}] is not an id with a token")
         if text in present:
             continue
-        flags = value if isinstance(value, Mapping) else {}
-        names = ("lstrip", "rstrip", "single_word", "normalized")
-        options = {name: bool(flags.get(name, False)) for name in names}
-        special = bool(flags.get("special", False)) or text in named
-        added.append((int(key), AddedToken(text, special=special, **options)))
+        flags = convert.added_token_flags(value) if isinstance(value, Mapping) else {}
+        if text in named:
+            flags["special"] = True
+        added.append((int(key), AddedToken(text, **{"normalized": False, **flags})))
     convert.add_tokens(parts.backend, added, where)
 
 

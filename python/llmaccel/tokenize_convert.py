@@ -18,15 +18,17 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .detokenize import char_of_byte
-from .errors import LoadError, UnsupportedError
+from .errors import LLMAccelError, LoadError, UnsupportedError
 from .tokenize_patterns import (
     CLASS_RULES,
     GGUF_RULES,
+    GPT2,
     RANK_CLASSES,
     RANK_COUNTS,
     RANK_NAMES,
@@ -50,8 +52,8 @@ class Parts:
     charge. prefix_space: a text that does not begin with an added token gets a leading space
     (SentencePiece's dummy prefix). split_special: special tokens written in a text are plain text
     by default. stop_ids: end-of-text, end-of-turn and end-of-message ids. templates: chat templates
-    by name. segment_encoder: encodes text between special tokens in the backend's place, which then
-    only knows the names.
+    by name. extra_special: special tokens that a config lists without a name. segment_encoder:
+    encodes text between special tokens in the backend's place, which then only knows the names.
     """
 
     backend: Any
@@ -62,7 +64,22 @@ class Parts:
     split_special: bool = False
     stop_ids: list[int] = field(default_factory=list)
     templates: dict[str, str] = field(default_factory=dict)
+    extra_special: list[str] = field(default_factory=list)
     segment_encoder: Callable[[str], list[int]] | None = None
+
+
+@contextmanager
+def guarded(where: str) -> Iterator[None]:
+    """Turn what `tokenizers` raises into a LoadError that begins with `where`.
+
+    It raises bare Exception, and PanicException (no Exception at all) for files it did not foresee.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, LLMAccelError):
+        raise
+    except BaseException as error:
+        raise LoadError(f"{where}: {error}") from error
 
 
 def tokenizer_class(config: Mapping[str, Any]) -> str:
@@ -72,13 +89,18 @@ def tokenizer_class(config: Mapping[str, Any]) -> str:
 
 
 def set_split(backend: Any, rule: SplitRule, add_prefix_space: bool = False) -> None:
-    """Give a byte-level BPE backend its normalizer, pre-tokenizer and decoder."""
+    """Give a byte-level BPE backend its normalizer, pre-tokenizer and decoder.
+
+    Raises UnsupportedError for a prefix space with other words than GPT-2's.
+    """
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     if rule.nfc:
         backend.normalizer = normalizers.NFC()
-    if add_prefix_space and len(rule.patterns) == 1:
-        # ByteLevel prefixes the text before it is cut, which a Split in front of it would prevent.
+    if add_prefix_space:
+        # ByteLevel prefixes a text before cutting it, which works with its own pattern only.
+        if rule.patterns != (GPT2,):
+            raise UnsupportedError("add_prefix_space=true for this tokenizer_class")
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=True)
     else:
         splits = [pre_tokenizers.Split(Regex(p), "isolated") for p in rule.patterns]
@@ -115,7 +137,14 @@ def add_tokens(backend: Any, tokens: Iterable[tuple[int, Any]], where: str) -> N
             raise LoadError(
                 f"{where}: added token {token.content!r} claims id {token_id}, which is taken"
             )
-    backend.add_tokens(batch)
+    with guarded(where):
+        backend.add_tokens(batch)
+
+
+def added_token_flags(entry: Mapping[str, Any]) -> dict[str, bool]:
+    """The settings that an entry of `added_tokens_decoder` gives."""
+    names = ("lstrip", "rstrip", "single_word", "normalized", "special")
+    return {name: bool(entry[name]) for name in names if name in entry}
 
 
 def split_merges(pieces: Iterable[str], vocab: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -147,11 +176,8 @@ def from_vocab_merges(vocab_file: Path, merges_file: Path, config: Mapping[str, 
             f"{vocab_file.parent}: tokenizer_class {name!r} with vocab.json and merges.txt is not "
             f"known (known: {known}); a tokenizer.json would carry its rules"
         )
-    try:
-        model = models.BPE.from_file(str(vocab_file), str(merges_file))
-    except Exception as error:
-        raise LoadError(f"{vocab_file}, {merges_file.name}: {error}") from error
-    backend = Tokenizer(model)
+    with guarded(f"{vocab_file}, {merges_file.name}"):
+        backend = Tokenizer(models.BPE.from_file(str(vocab_file), str(merges_file)))
     set_split(backend, rule, bool(config.get("add_prefix_space", False)))
     special = {}
     if name in ("", "GPT2Tokenizer") and backend.token_to_id("<|endoftext|>") is not None:
@@ -189,7 +215,9 @@ def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
     table = {byte: chars[byte] for byte in range(256)}
     vocab = {token.decode("latin-1").translate(table): rank for token, rank in ranks.items()}
     merges = split_merges(sorted(vocab, key=vocab.__getitem__), vocab)
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges))
+    with guarded(str(file)):
+        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
+    backend = Tokenizer(model)
     set_split(backend, rule)
     return Parts(backend, add_bos=rule.add_bos, add_eos=False, split_special=not config)
 
@@ -235,7 +263,8 @@ class Pieces:
     # GGUF: user-defined tokens stand as they occur in a text (before spaces are escaped) and merge
     # like others.
     raw_symbols: bool = False
-    rstrip: frozenset[str] = frozenset()  # added tokens that swallow the white space after them
+    # AddedToken settings of single tokens, over what their type implies.
+    flags: Mapping[str, Mapping[str, bool]] = field(default_factory=dict)
 
 
 def _fields(data: memoryview, where: str) -> Iterator[tuple[int, Any]]:
@@ -384,6 +413,9 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any], bare: bool) -> Par
     encoder = _library_encoder(file, data, pieces.inexact) if pieces.inexact else None
     if encoder is None and isinstance(config.get("add_prefix_space"), bool):
         pieces.add_dummy_prefix = config["add_prefix_space"]
+    if isinstance(config.get("added_tokens_decoder"), Mapping):
+        entries = [v for v in config["added_tokens_decoder"].values() if isinstance(v, Mapping)]
+        pieces.flags = {str(entry.get("content")): added_token_flags(entry) for entry in entries}
     # Up to 2023 every segment between special tokens was prefixed; `legacy: false` marks those that
     # are not.
     each = pieces.add_dummy_prefix and not bare and config.get("legacy", True) is not False
@@ -420,13 +452,14 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     vocab = {text: token_id for token_id, text in enumerate(pieces.text)}
     if len(vocab) != len(pieces.text):
         raise LoadError(f"{where}: a token occurs twice in the vocabulary")
-    model = models.BPE(
-        vocab=vocab,
-        merges=[] if pieces.inexact else _sentencepiece_merges(pieces),
-        unk_token=pieces.text[pieces.unk_id],
-        fuse_unk=True,
-        byte_fallback=pieces.byte_fallback,
-    )
+    with guarded(where):
+        model = models.BPE(
+            vocab=vocab,
+            merges=[] if pieces.inexact else _sentencepiece_merges(pieces),
+            unk_token=pieces.text[pieces.unk_id],
+            fuse_unk=True,
+            byte_fallback=pieces.byte_fallback,
+        )
     backend = Tokenizer(model)
     prefix = [normalizers.Prepend(METASPACE)] if prefix_each else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", METASPACE)])
@@ -441,7 +474,7 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
             # Symbols are matched after spaces became metaspaces, unless a prefix would be put
             # before them as well.
             normalized = not (special or prefix_each or pieces.raw_symbols)
-            flags = {"normalized": normalized, "special": special, "rstrip": text in pieces.rstrip}
+            flags = {"normalized": normalized, "special": special, **pieces.flags.get(text, {})}
             added.append((token_id, AddedToken(text, **flags)))
     add_tokens(backend, added, where)
     return backend
@@ -556,13 +589,10 @@ def _gguf_bpe(get: _Gguf) -> Parts:
         known = ", ".join(sorted(GGUF_RULES))
         raise UnsupportedError(f"GGUF: tokenizer.ggml.pre {pre!r} is not known (known: {known})")
     merges = [_merge_of(line) for line in get.array("merges")]
-    try:
-        model = models.BPE(vocab=get.vocab, merges=merges, ignore_merges=rule.ignore_merges)
-    except (
-        Exception
-    ):  # `tokenizers` refuses merges that make no token; they cannot occur in an output either
-        vocab = get.vocab
-        merges = [m for m in merges if m[0] in vocab and m[1] in vocab and m[0] + m[1] in vocab]
+    vocab = get.vocab
+    # `tokenizers` refuses merges that make no token; they cannot occur in an output either.
+    merges = [m for m in merges if m[0] + m[1] in vocab and m[0] in vocab and m[1] in vocab]
+    with guarded("GGUF"):
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
     backend = Tokenizer(model)
     set_split(backend, rule)
@@ -583,8 +613,10 @@ def _merge_of(line: Any) -> tuple[str, str]:
 
 def _gguf_spm(get: _Gguf) -> Parts:
     scores = get.array("scores", len(get.tokens))
-    if not scores:
-        raise LoadError("GGUF: tokenizer.ggml.scores is missing")
+    if not scores or not all(isinstance(score, (int, float)) for score in scores):
+        raise LoadError(
+            "GGUF: tokenizer.ggml.scores is missing or holds something that is no number"
+        )
     prefix = bool(get.metadata.get("tokenizer.ggml.add_space_prefix", True))
     unk_id = get.token_id("unknown_token_id")
     known = range(NORMAL, BYTE + 1)
@@ -599,7 +631,8 @@ def _gguf_spm(get: _Gguf) -> Parts:
     )
     if get.metadata.get("general.architecture") == "phi3":
         # Phi-3's chat tokens swallow white space, which GGUF has no field for.
-        pieces.rstrip = frozenset(get.tokens) - {"<unk>", "<s>", "<|endoftext|>"}
+        plain = ("<unk>", "<s>", "<|endoftext|>")
+        pieces.flags = {text: {"rstrip": True} for text in get.tokens if text not in plain}
     return Parts(
         build_sentencepiece(pieces, prefix_each=prefix, where="GGUF"), add_bos=True, add_eos=False
     )

@@ -97,6 +97,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
             "attention_sink",
             "no_rope_layers",
             "num_kv_shared_layers",
+            "lm_head_bias",
+            "use_mrope",
             "mup_base_width",
             "use_mup",
         ),

@@ -119,8 +119,7 @@ def _parameter_sets(keys: Keys, spec: RopeKeys) -> list[Keys]:
         return [_standard(keys, {**params, **scaling}, spec, spec.theta)]
     if params and len(by_type) != len(params):
         raise UnsupportedError(
-            f"{keys.where}: rope_parameters must be nested by layer type "
-            f"({_FULL}, {_SLIDING}), has {sorted(map(str, params))[:8]}"
+            f"{keys.where}: rope_parameters must be nested by layer type ({_FULL}, {_SLIDING})"
         )
     inner = Keys(params, {}, keys.where)
     full = {**_dict_of(inner, _FULL), **scaling}
@@ -135,7 +134,7 @@ def _standard(keys: Keys, params: dict[str, Any], spec: RopeKeys, theta: tuple[s
     unknown = sorted(str(k) for k in params if k not in _KNOWN_KEYS)
     if unknown:
         raise UnsupportedError(
-            f"{keys.where}: rope parameter {', '.join(unknown[:4])} is not supported"
+            f"{keys.where}: rope parameter {ascii(unknown[0])[:80]} is not supported"
         )
     params = {k: v for k, v in params.items() if v is not None}
     if "rope_theta" not in params:

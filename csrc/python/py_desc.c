@@ -1,0 +1,310 @@
+/* py_desc.c - la_model_desc, la_limits and number formats from Python values.
+ *
+ * Owns DESC_FIELDS, the table from the names of llmaccel.config.ModelConfig to the fields of
+ * la_model_desc, and the names of formats and choices. Invariant: every field must be in the mapping;
+ * ranges are checked by the la_ calls. Used by py_model.c and py_engine.c.
+ */
+#include "py_module.h"
+
+#include <limits.h>
+#include <stddef.h>
+
+enum { FIELD_INT, FIELD_FLOAT, FIELD_CHOICE };
+
+static const char *const NORM_NAMES[] = {[LA_NORM_RMS] = "rms", [LA_NORM_LAYER] = "layer", NULL};
+static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",
+                                        [LA_GATE_GELU] = "gelu",
+                                        [LA_GATE_GELU_TANH] = "gelu_tanh",
+                                        [LA_GATE_RELU] = "relu",
+                                        NULL};
+static const char *const QK_NORM_NAMES[] = {
+    [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
+static const char *const ACTIVATION_NAMES[] = {
+    [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
+static const char *const DTYPE_NAMES[] = {
+    [LA_F32] = "F32",   [LA_F16] = "F16",   [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
+    [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0", [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
+    [LA_Q2_K] = "Q2_K", [LA_Q3_K] = "Q3_K", [LA_Q4_K] = "Q4_K", [LA_Q5_K] = "Q5_K",
+    [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
+};
+
+static const struct {
+    const char *name;
+    int type;
+    size_t offset;
+    const char *const *choices; /* names by value, for fields whose Python value is a name */
+} DESC_FIELDS[] = {
+#define INT(name) {#name, FIELD_INT, offsetof(la_model_desc, name), NULL}
+#define FLOAT(name) {#name, FIELD_FLOAT, offsetof(la_model_desc, name), NULL}
+#define CHOICE(name, choices) {#name, FIELD_CHOICE, offsetof(la_model_desc, name), choices}
+    INT(n_layers),
+    INT(d_model),
+    INT(n_heads),
+    INT(n_kv_heads),
+    INT(d_head),
+    INT(d_ffn),
+    INT(n_vocab),
+    INT(max_len),
+    CHOICE(norm, NORM_NAMES),
+    FLOAT(norm_eps),
+    CHOICE(act, ACT_NAMES),
+    INT(gated),
+    INT(parallel),
+    CHOICE(qk_norm, QK_NORM_NAMES),
+    INT(d_rope),
+    INT(rope_interleaved),
+    FLOAT(attn_scale),
+    FLOAT(attn_softcap),
+    FLOAT(logit_softcap),
+    FLOAT(logit_scale),
+    FLOAT(embed_scale),
+    FLOAT(residual_scale),
+    CHOICE(activation, ACTIVATION_NAMES),
+    CHOICE(kv_dtype, DTYPE_NAMES),
+#undef INT
+#undef FLOAT
+#undef CHOICE
+};
+enum { N_DESC_FIELDS = sizeof DESC_FIELDS / sizeof DESC_FIELDS[0], MAX_LAYERS = 1 << 16 };
+
+void py_desc_clear(py_desc *holder)
+{
+    PyMem_Free(holder->layers);
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        PyMem_Free(holder->inv_freq[i]);
+    }
+}
+
+static int parse_int(const py_state *state, PyObject *value, const char *what, int *out)
+{
+    long number = PyLong_AsLong(value);
+    if ((number == -1 && PyErr_Occurred()) || number > INT_MAX || number < INT_MIN) {
+        PyErr_Clear();
+        py_raise_format(state, LA_ERR_ARGUMENT, "%s: expected an integer of 32 bits, got %R", what,
+                        value);
+        return -1;
+    }
+    *out = (int)number;
+    return 0;
+}
+
+static int parse_float(const py_state *state, PyObject *value, const char *what, float *out)
+{
+    double number = PyFloat_AsDouble(value);
+    if (number == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        py_raise_format(state, LA_ERR_ARGUMENT, "%s: expected a number, got %R", what, value);
+        return -1;
+    }
+    *out = (float)number;
+    return 0;
+}
+
+/* The index of a name in a NULL-terminated list. */
+static int parse_choice(const py_state *state, PyObject *value, const char *what,
+                        const char *const *choices, int *out)
+{
+    const char *name = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    for (int i = 0; name != NULL && choices[i] != NULL; i++) {
+        if (strcmp(name, choices[i]) == 0) {
+            *out = i;
+            return 0;
+        }
+    }
+    PyErr_Clear();
+    py_raise_format(state, LA_ERR_ARGUMENT, "%s: unknown value %R", what, value);
+    return -1;
+}
+
+/* A new reference to mapping[name], or NULL with an exception that names the key. */
+static PyObject *require(const py_state *state, PyObject *mapping, const char *name)
+{
+    PyObject *value = PyMapping_GetItemString(mapping, name);
+    if (value == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
+        PyErr_Clear();
+        py_raise_format(state, LA_ERR_ARGUMENT, "%s: missing", name);
+    }
+    return value;
+}
+
+static int parse_layers(const py_state *state, PyObject *mapping, py_desc *holder)
+{
+    int n = holder->desc.n_layers;
+    if (n < 1 || n > MAX_LAYERS) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "n_layers: expected 1 to %d, got %d",
+                        (int)MAX_LAYERS, n);
+        return -1;
+    }
+    PyObject *value = require(state, mapping, "layers");
+    PyObject *layers = value == NULL ? NULL : PySequence_Fast(value, "layers: expected a sequence");
+    Py_XDECREF(value);
+    if (layers == NULL) {
+        return -1;
+    }
+    int result = -1;
+    if (PySequence_Fast_GET_SIZE(layers) != n) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "layers: expected %d entries, got %zd", n,
+                        PySequence_Fast_GET_SIZE(layers));
+        goto done;
+    }
+    holder->layers = PyMem_Calloc((size_t)n, sizeof *holder->layers);
+    if (holder->layers == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    for (int i = 0; i < n; i++) {
+        PyObject *pair = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
+        la_layer_desc *layer = &holder->layers[i];
+        int ok = pair != NULL &&
+                 PyArg_ParseTuple(pair, "ii;layers: expected pairs (window, rope)", &layer->window,
+                                  &layer->rope);
+        Py_XDECREF(pair);
+        if (!ok) {
+            goto done;
+        }
+    }
+    holder->desc.layers = holder->layers;
+    result = 0;
+done:
+    Py_DECREF(layers);
+    return result;
+}
+
+/* One table of inverse frequencies, float32 [d_rope / 2] in a buffer. */
+static int parse_inv_freq(const py_state *state, PyObject *value, int index, py_desc *holder)
+{
+    size_t expected = (size_t)(holder->desc.d_rope / 2) * sizeof(float);
+    Py_buffer view;
+    if (PyObject_GetBuffer(value, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS) < 0) {
+        return -1;
+    }
+    int result = -1;
+    if (view.format == NULL || strcmp(view.format, "f") != 0 || (size_t)view.len != expected) {
+        py_raise_format(state, LA_ERR_ARGUMENT,
+                        "rope_inv_freq[%d]: expected %d float32 values, got %zd bytes of format %s",
+                        index, holder->desc.d_rope / 2, view.len,
+                        view.format != NULL ? view.format : "B");
+        goto done;
+    }
+    holder->inv_freq[index] = PyMem_Malloc(expected > 0 ? expected : 1);
+    if (holder->inv_freq[index] == NULL) {
+        PyErr_NoMemory();
+        goto done;
+    }
+    memcpy(holder->inv_freq[index], view.buf, expected);
+    holder->desc.rope_inv_freq[index] = holder->inv_freq[index];
+    result = 0;
+done:
+    PyBuffer_Release(&view);
+    return result;
+}
+
+static int parse_ropes(const py_state *state, PyObject *mapping, py_desc *holder)
+{
+    PyObject *tables = require(state, mapping, "rope_inv_freq");
+    PyObject *scales = tables == NULL ? NULL : require(state, mapping, "rope_scale");
+    int result = -1;
+    if (scales == NULL) {
+        goto done;
+    }
+    Py_ssize_t n = PySequence_Size(tables), n_scales = PySequence_Size(scales);
+    if (n < 0 || n_scales < 0) {
+        goto done;
+    }
+    if (n > LA_MAX_ROPE_TABLES || n_scales != n || holder->desc.d_rope < 0) {
+        py_raise_format(state, LA_ERR_ARGUMENT,
+                        "rope_inv_freq, rope_scale: expected up to %d tables and as many scales, got "
+                        "%zd and %zd",
+                        (int)LA_MAX_ROPE_TABLES, n, n_scales);
+        goto done;
+    }
+    for (int i = 0; i < (int)n; i++) {
+        PyObject *table = PySequence_GetItem(tables, i);
+        PyObject *scale = table == NULL ? NULL : PySequence_GetItem(scales, i);
+        int ok = scale != NULL &&
+                 parse_float(state, scale, "rope_scale", &holder->desc.rope_scale[i]) == 0 &&
+                 (table == Py_None || parse_inv_freq(state, table, i, holder) == 0);
+        Py_XDECREF(table);
+        Py_XDECREF(scale);
+        if (!ok) {
+            goto done;
+        }
+    }
+    result = 0;
+done:
+    Py_XDECREF(tables);
+    Py_XDECREF(scales);
+    return result;
+}
+
+/* 0, or -1 with an exception set; py_desc_clear in both cases. */
+int py_desc_parse(const py_state *state, PyObject *mapping, py_desc *holder)
+{
+    memset(holder, 0, sizeof *holder);
+    for (int i = 0; i < N_DESC_FIELDS; i++) {
+        const char *name = DESC_FIELDS[i].name;
+        void *field = (char *)&holder->desc + DESC_FIELDS[i].offset;
+        PyObject *value = require(state, mapping, name);
+        if (value == NULL) {
+            return -1;
+        }
+        int failed;
+        switch (DESC_FIELDS[i].type) {
+        case FIELD_INT: failed = parse_int(state, value, name, (int *)field); break;
+        case FIELD_FLOAT: failed = parse_float(state, value, name, (float *)field); break;
+        default:
+            failed = parse_choice(state, value, name, DESC_FIELDS[i].choices, (int *)field);
+            break;
+        }
+        Py_DECREF(value);
+        if (failed) {
+            return -1;
+        }
+    }
+    return parse_layers(state, mapping, holder) < 0 || parse_ropes(state, mapping, holder) < 0 ? -1
+                                                                                              : 0;
+}
+
+int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)
+{
+    const char *const names[] = {"max_seqs", "max_batch_tokens", "max_len"};
+    int *const fields[] = {&out->max_seqs, &out->max_batch_tokens, &out->max_len};
+    for (int i = 0; i < 3; i++) {
+        PyObject *value = require(state, mapping, names[i]);
+        int failed = value == NULL || parse_int(state, value, names[i], fields[i]) < 0;
+        Py_XDECREF(value);
+        if (failed) {
+            return -1;
+        }
+    }
+    PyObject *pages = require(state, mapping, "kv_pages");
+    if (pages == NULL) {
+        return -1;
+    }
+    out->kv_pages = PyLong_AsLongLong(pages);
+    Py_DECREF(pages);
+    return out->kv_pages == -1 && PyErr_Occurred() ? -1 : 0;
+}
+
+int py_dtype_from(const py_state *state, const char *name, la_dtype *out)
+{
+    for (int i = 0; i < (int)LA_DTYPE_COUNT; i++) {
+        if (strcmp(name, DTYPE_NAMES[i]) == 0) {
+            *out = (la_dtype)i;
+            return 0;
+        }
+    }
+    py_raise_format(state, LA_ERR_UNSUPPORTED, "dtype: %.40s is not a weight format of this build",
+                    name);
+    return -1;
+}
+
+/* "F32", "BF16", "F16", or "auto": each tensor keeps its own form. */
+int py_weights_from(const py_state *state, const char *name, la_dtype *out)
+{
+    if (strcmp(name, "auto") == 0) {
+        *out = LA_DTYPE_COUNT;
+        return 0;
+    }
+    return py_dtype_from(state, name, out);
+}

@@ -1,0 +1,302 @@
+"""The command line: llmaccel complete | chat | plan | doctor.
+
+Owns argument parsing and what a terminal shows; everything else is LLM's. Invariant: answers go to
+stdout and nothing else does, so output can be piped; errors of llmaccel are one line on stderr and
+exit status 1. `python -m llmaccel.cli` is the same program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llmaccel.errors import LLMAccelError, UnsupportedError
+
+_CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq",
+              "avx512_vnni", "avx512_vbmi", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16",
+              "amx_int8")
+_PROBE_BYTES = 256 << 20  # beyond every cache
+_UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except LLMAccelError as error:
+        print(f"llmaccel: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference on the CPU.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    complete = commands.add_parser("complete", help="continue a text")
+    _add_model(complete)
+    _add_sampling(complete)
+    complete.add_argument("-p", "--prompt", help="the text; read from stdin where it is not given")
+    complete.set_defaults(run=_complete)
+
+    chat = commands.add_parser("chat", help="talk to a model")
+    _add_model(chat)
+    _add_sampling(chat)
+    chat.add_argument("-p", "--prompt", help="ask once and exit")
+    chat.add_argument("--system", help="the system message")
+    chat.set_defaults(run=_chat)
+
+    plan = commands.add_parser("plan", help="the memory that a model needs; loads nothing")
+    _add_model(plan)
+    plan.set_defaults(run=_plan)
+
+    doctor = commands.add_parser("doctor", help="what this machine offers and what will be used")
+    doctor.add_argument("--threads", type=int, help="threads of the pool")
+    doctor.add_argument("--isa", help="highest instruction set to use")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="folder, .gguf file, or name on the Hugging Face hub")
+    for name in ("tokenizer", "revision", "dtype", "activation", "kv-cache-dtype", "isa",
+                 "load-format", "chat-template", "generation-config"):
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS,
+                            help=f"as {name.replace('-', '_')} of LLM")
+    for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "threads", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS,
+                            help=f"as {name.replace('-', '_')} of LLM")
+    parser.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", default=argparse.SUPPRESS,
+                        dest="kv_cache_memory_bytes", help="cap of the cache, such as 2G")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--max-tokens", type=int, default=None,
+                        help="tokens to generate; until the context is full where not given")
+    for name in ("temperature", "top-p", "min-p", "repetition-penalty"):
+        parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS)
+    parser.add_argument("--top-k", type=int, default=argparse.SUPPRESS)
+    parser.add_argument("--stop", action="append", default=argparse.SUPPRESS,
+                        help="text that ends the answer; may be repeated")
+
+
+def _size(text: str) -> int:
+    """2G, 512MiB, 1000000 as bytes."""
+    digits = text.lower().removesuffix("ib").removesuffix("b")
+    unit = _UNITS.get(digits[-1:], 1)
+    try:
+        value = float(digits[:-1] if unit > 1 else digits) * unit
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 2G or 512M") from None
+    return int(value)
+
+
+_MODEL_OPTIONS = (
+    "tokenizer", "revision", "dtype", "activation", "kv_cache_dtype", "isa", "load_format",
+    "chat_template", "generation_config", "max_model_len", "max_num_seqs",
+    "max_num_batched_tokens", "threads", "seed", "kv_cache_memory_bytes",
+)
+_SAMPLING_OPTIONS = ("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "stop")
+
+
+def _given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}
+
+
+def _open(args: argparse.Namespace) -> Any:
+    from llmaccel import LLM
+
+    return LLM(args.model, **_given(args, _MODEL_OPTIONS))
+
+
+def _sampling(llm: Any, args: argparse.Namespace) -> Any:
+    params = llm.get_default_sampling_params()
+    return replace(params, max_tokens=args.max_tokens, **_given(args, _SAMPLING_OPTIONS))
+
+
+# ---- complete and chat ---------------------------------------------------------------------------
+
+
+class _Live:
+    """Streamed text on stdout; on a terminal, the speed behind the cursor while it runs."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.tokens = 0
+        self._started = 0.0
+        self._column = 0
+        self._terminal = _is_terminal()
+
+    def show(self, chunks: Iterable[Any]) -> str:
+        """Print chunks as they come; returns the whole text."""
+        for chunk in chunks:
+            part = chunk.outputs[0]
+            now = time.monotonic()
+            self._started = self._started or now
+            self.tokens += len(part.token_ids_array)
+            self.text += part.text
+            self._write(part.text, now)
+        self._write("\n", 0.0)
+        return self.text
+
+    def _write(self, text: str, now: float) -> None:
+        if not self._terminal:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+            return
+        last = text.rpartition("\n")[2]
+        self._column = len(last) + (0 if "\n" in text else self._column)
+        width = shutil.get_terminal_size().columns
+        self._column %= max(width, 1)
+        note = f"  {self.rate(now):.1f} tok/s" if now > self._started > 0.0 else ""
+        # Cleared and written again with each chunk; never across the edge, where it would scroll.
+        fits = note and self._column + len(note) < width
+        tail = f"\x1b7\x1b[2m{note}\x1b[0m\x1b8" if fits else ""
+        sys.stdout.write(f"\x1b[K{text}{tail}")
+        sys.stdout.flush()
+
+    def rate(self, now: float) -> float:
+        """Tokens per second after the first."""
+        return (self.tokens - 1) / (now - self._started) if now > self._started else 0.0
+
+
+def _is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def _complete(args: argparse.Namespace) -> int:
+    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    with _open(args) as llm:
+        _Live().show(llm.generate(prompt, _sampling(llm, args), stream=True))
+    return 0
+
+
+def _chat(args: argparse.Namespace) -> int:
+    with _open(args) as llm:
+        params = _sampling(llm, args)
+        messages = [{"role": "system", "content": args.system}] if args.system else []
+        if args.prompt is not None:
+            messages.append({"role": "user", "content": args.prompt})
+            _Live().show(llm.chat(messages, params, stream=True))
+            return 0
+        print("Type a message; an empty line or Ctrl-D ends. Ctrl-C stops an answer.",
+              file=sys.stderr)
+        while True:
+            try:
+                asked = input("> " if sys.stdin.isatty() else "")
+            except (EOFError, KeyboardInterrupt):
+                return 0
+            if not asked.strip():
+                return 0
+            messages.append({"role": "user", "content": asked})
+            _answer(llm, messages, params)
+
+
+def _answer(llm: Any, messages: list[dict[str, str]], params: Any) -> None:
+    live = _Live()
+    chunks = llm.chat(messages, params, stream=True)
+    try:
+        live.show(chunks)
+    except KeyboardInterrupt:
+        print()
+    finally:
+        chunks.close()
+    messages.append({"role": "assistant", "content": live.text})
+    print(f"{live.tokens} tokens, {live.rate(time.monotonic()):.1f} tok/s", file=sys.stderr)
+
+
+# ---- plan and doctor -----------------------------------------------------------------------------
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from llmaccel.loading import LoadOptions, prepare
+
+    prepared = prepare(LoadOptions(args.model, **_given(args, _MODEL_OPTIONS)))
+    config, forms = prepared.config, prepared.forms
+    print(f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
+          f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_dtype}")
+    print(prepared.plan)
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from llmaccel import __version__
+    from llmaccel.llm import open_backend
+    from llmaccel.memory import available_memory, format_bytes
+
+    backend = open_backend(args.isa, args.threads)
+    info = backend.info
+    print(f"llmaccel {__version__}, Python {platform.python_version()}, {platform.machine()} "
+          f"{platform.system()} {platform.release()}")
+    print(f"CPU          {_cpu_name()}")
+    print(f"features     {' '.join(_cpu_flags()) or 'none that matter'}")
+    print(f"processors   {os.cpu_count()} in the machine, {info['n_cpus']} usable by this process "
+          f"(affinity and cgroup quota), {info['n_threads']} threads in the pool")
+    n_bytes, source = available_memory()
+    print(f"memory       {format_bytes(n_bytes)} available ({source})")
+    read = backend.probe_read(min(_PROBE_BYTES, n_bytes // 4))
+    print(f"bandwidth    {read:.1f} GB/s read, all threads")
+    for what in ("f32", "bf16", "int8"):
+        try:
+            print(f"peak {what:7s} {backend.probe_peak(what):.0f} Gop/s")
+        except UnsupportedError as error:
+            print(f"peak {what:7s} not available: {error}")
+    print(f"kernels      {info['isa']}")
+    for slot, isa in info["slots"].items():
+        print(f"  {slot:20s} {isa}")
+    print(f"CUDA         {_cuda()}")
+    return 0
+
+
+def _cpu_name() -> str:
+    return next(iter(_cpuinfo("model name")), platform.processor() or "unknown")
+
+
+def _cpu_flags() -> list[str]:
+    found = set(" ".join(_cpuinfo("flags")).split())
+    return [flag for flag in _CPU_FLAGS if flag in found]
+
+
+def _cpuinfo(key: str) -> list[str]:
+    """The first processor's value of a key of /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    values = (line.partition(":") for line in lines)
+    return [value.strip() for name, _, value in values if name.strip() == key][:1]
+
+
+def _cuda() -> str:
+    """One line: what there is, and why it is not used."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        return f"no driver ({error}); the CPU is used"
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status != 0:
+        return f"driver found, but it reports error {status}; the CPU is used"
+    return f"{count.value} device(s) found; this version has no CUDA backend, the CPU is used"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""The command line: what goes to stdout, what a failure says, and that plan loads nothing."""
+
+from __future__ import annotations
+
+import io
+
+import letters
+import pytest
+
+from llmaccel import LLM, SamplingParams, cli, loading
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(letters.write_model(tmp_path_factory.mktemp("letters")))
+
+
+def greedy(folder, prompt, tokens):
+    with LLM(folder) as llm:
+        params = SamplingParams(temperature=0, max_tokens=tokens)
+        return llm.generate(prompt, params)[0].outputs[0].text
+
+
+def test_complete(folder, capsys, monkeypatch):
+    expected = greedy(folder, "abc", 5) + "\n"
+    arguments = ["complete", folder, "-n", "5", "--temperature", "0"]
+    assert cli.main([*arguments, "-p", "abc"]) == 0
+    assert capsys.readouterr() == (expected, "")
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc"))
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == expected
+
+
+def test_chat_once_and_in_turns(folder, capsys, monkeypatch):
+    arguments = ["chat", folder, "-n", "4", "--temperature", "0", "--system", "be kind"]
+    assert cli.main([*arguments, "-p", "hi"]) == 0
+    once = capsys.readouterr().out
+    assert once == greedy(folder, {"prompt_token_ids": chat_ids(folder, "hi")}, 4) + "\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\nmore\n\n"))
+    assert cli.main(arguments) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(once)
+    assert captured.err.count("tok/s") == 2
+
+
+def chat_ids(folder, text):
+    with LLM(folder) as llm:
+        return llm.get_tokenizer().apply_chat_template(
+            [{"role": "system", "content": "be kind"}, {"role": "user", "content": text}],
+            add_generation_prompt=True)
+
+
+def test_plan_loads_nothing(folder, capsys, monkeypatch):
+    monkeypatch.setattr(loading, "load_weights", None)
+    assert cli.main(["plan", folder, "--max-model-len", "128", "--kv-cache-memory", "1M"]) == 0
+    out = capsys.readouterr().out
+    assert "LlamaForCausalLM" in out
+    assert "KV cache" in out
+    assert "128 positions" in out
+
+
+def test_failures_are_one_line(folder, capsys):
+    assert cli.main(["plan", "/nowhere/model"]) == 1
+    assert cli.main(["complete", folder, "-p", "x", "--top-p", "7"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, second = err.splitlines()
+    assert "LoadError" in first
+    assert "/nowhere/model" in first
+    assert "top_p" in second
+    for arguments in ([], ["fly"], ["plan", folder, "--kv-cache-memory", "much"]):
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
+
+
+@pytest.mark.parametrize(("text", "size"), [
+    ("1000", 1000), ("2k", 2048), ("1.5M", 3 << 19), ("2GiB", 2 << 30), ("1TB", 1 << 40)])
+def test_sizes(text, size):
+    assert cli._size(text) == size
+
+
+def test_doctor(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_PROBE_BYTES", 1 << 20)
+    assert cli.main(["doctor", "--isa", "scalar", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    for word in ("CPU", "features", "processors", "GB/s", "peak f32", "rms_norm", "scalar", "CUDA"):
+        assert word in out
+
+
+def test_the_terminal_shows_the_speed(folder, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_is_terminal", lambda: True)
+    assert cli.main(["complete", folder, "-n", "40", "-p", "abc", "--temperature", "0"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("\n")
+    assert "\x1b[K" in out

@@ -1,0 +1,399 @@
+"""The life of an LLM: options, sources of weights, memory, sharing, fork, and the end."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+import subprocess
+import sys
+import textwrap
+import threading
+import weakref
+
+import letters
+import numpy as np
+import pytest
+import tiny
+
+import llmaccel
+from llmaccel import (
+    LLM,
+    ConfigError,
+    LLMAccelError,
+    LoadError,
+    MemoryPlanError,
+    SamplingParams,
+    UnsupportedError,
+    _core,
+    memory,
+)
+
+COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
+GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
+LONG = SamplingParams(max_tokens=10_000, **COMMON)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return letters.write_model(tmp_path_factory.mktemp("letters"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    with LLM(str(folder), max_num_seqs=8, max_num_batched_tokens=64) as llm:
+        yield llm
+
+
+def only(outputs):
+    assert len(outputs) == 1
+    return outputs[0].outputs[0]
+
+
+# ---- construction -------------------------------------------------------------------------------
+
+
+def test_from_arrays_equals_the_files(folder, llm):
+    arrays = tiny.arrays_of(tiny.config_of("llama", max_position_embeddings=1024), 3)
+    config = tiny.config_of("llama", max_position_embeddings=1024)
+    expected = np.asarray(llm.logits([1, 40, 50, 60]))
+    with LLM.from_arrays(config, arrays, max_num_seqs=8, max_num_batched_tokens=64) as other:
+        np.testing.assert_array_equal(np.asarray(other.logits([1, 40, 50, 60])), expected)
+        with pytest.raises(LoadError, match="tokenizer"):
+            other.generate("text", GREEDY)
+        assert only(other.generate([1, 5], GREEDY)).text == ""
+    with LLM.from_arrays(folder / "config.json", arrays, tokenizer=str(folder)) as other:
+        assert only(other.generate("abc", GREEDY)).text == only(llm.generate("abc", GREEDY)).text
+    arrays.pop("model.norm.weight")
+    with pytest.raises(LoadError, match=r"model\.norm\.weight"):
+        LLM.from_arrays(config, arrays)
+    with pytest.raises(ConfigError, match=r"'x'"):
+        LLM.from_arrays(config, {"x": [1, 2]})
+
+
+@pytest.mark.torch
+def test_from_torch_tensors():
+    torch = pytest.importorskip("torch")
+    config = tiny.config_of("llama")
+    arrays = tiny.arrays_of(config, 3)
+    there = {k: torch.from_numpy(v).to(torch.bfloat16).requires_grad_() for k, v in arrays.items()}
+    rounded = {k: v.detach().float().numpy() for k, v in there.items()}
+    with LLM.from_arrays(config, there, dtype="float32") as a, \
+            LLM.from_arrays(config, rounded) as b:
+        expected = np.asarray(b.logits([1, 2, 3]))
+        np.testing.assert_array_equal(np.asarray(a.logits([1, 2, 3])), expected)
+    with LLM.from_arrays(config, there) as c:
+        assert c.report()["model"]["dtype"] == "bfloat16"
+        assert torch.from_dlpack(c.logits([1, 2, 3])).shape == (3, letters.VOCAB)
+
+
+def test_dummy_weights(tmp_path):
+    import json
+
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config_of("llama")))
+    with pytest.raises(LoadError, match="safetensors"):
+        LLM(str(tmp_path))
+    seen = [np.asarray(LLM(str(tmp_path), load_format="dummy", seed=seed).logits([3, 4, 5]))
+            for seed in (1, 1, 2)]
+    assert np.isfinite(seen[0]).all()
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert np.abs(seen[0] - seen[2]).max() > 0
+
+
+def test_gguf(tmp_path, folder):
+    pytest.importorskip("gguf")
+    source = tiny.make_checkpoint("llama", tmp_path / "hf", seed=3)
+    path = tmp_path / "model.gguf"
+    tiny.make_gguf("llama", source, path)
+    ids = [1, 40, 50, 60]
+    with LLM(path) as a, LLM(tmp_path / "hf") as b, LLM(tmp_path, load_format="gguf") as c:
+        np.testing.assert_allclose(np.asarray(a.logits(ids)), np.asarray(b.logits(ids)), atol=1e-4)
+        assert c.report()["model"]["path"] == str(path)
+    with LLM(path, tokenizer=folder) as a:
+        assert a.get_tokenizer().vocab_size > 0
+    with pytest.raises(ConfigError, match="dummy"):
+        LLM(path, load_format="dummy")
+
+
+def test_generation_config(folder, tmp_path):
+    import json
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    (copy / "generation_config.json").write_text(json.dumps(
+        {"temperature": 0.5, "top_k": 7, "max_new_tokens": 33, "eos_token_id": [2, 9]}))
+    with LLM(copy) as llm:
+        params = llm.get_default_sampling_params()
+        assert (params.temperature, params.top_k, params.max_tokens) == (0.5, 7, 33)
+        assert llm.report()["model"]["stop_token_ids"] == [2, 9]
+        assert len(only(llm.generate("abc")).token_ids) <= 33
+    with LLM(copy, generation_config="vllm") as llm:
+        assert llm.get_default_sampling_params() == SamplingParams()
+    with LLM(copy, generation_config={"do_sample": False}) as llm:
+        assert llm.get_default_sampling_params().temperature == 0.0
+    with pytest.raises(LoadError, match="generation_config"):
+        LLM(copy, generation_config=str(tmp_path))
+
+
+@pytest.mark.parametrize(("options", "error", "name"), [
+    ({"dtype": "float8"}, ConfigError, "dtype"), ({"dtype": None}, ConfigError, "dtype"),
+    ({"quantization": "int8"}, UnsupportedError, "quantization"),
+    ({"quantization": "gguf"}, ConfigError, "quantization"),
+    ({"activation": "int4"}, ConfigError, "activation"),
+    ({"activation": "int8"}, ConfigError, "activation"),
+    ({"activation": "bf16"}, ConfigError, "activation"),
+    ({"kv_cache_dtype": "int8"}, UnsupportedError, "kv_cache_dtype"),
+    ({"kv_cache_memory_bytes": 1.5}, ConfigError, "kv_cache_memory_bytes"),
+    ({"max_model_len": 0}, ConfigError, "max_model_len"),
+    ({"max_model_len": "many"}, ConfigError, "max_model_len"),
+    ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
+    ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
+    ({"threads": -1}, ConfigError, "threads"), ({"threads": True}, ConfigError, "threads"),
+    ({"isa": "sse9"}, LLMAccelError, "sse9"), ({"seed": -1}, ConfigError, "seed"),
+    ({"load_format": "pickle"}, ConfigError, "load_format"),
+    ({"generation_config": 5}, ConfigError, "generation_config"),
+    ({"hf_overrides": [1]}, ConfigError, "hf_overrides"),
+    ({"hf_overrides": {"architectures": ["Nope"]}}, UnsupportedError, "Nope"),
+    ({"fast_math": True}, UnsupportedError, "fast_math"),
+    ({"revision": "main"}, ConfigError, "revision"), ({"tokenizer": 5}, ConfigError, "tokenizer"),
+    ({"tokenizer": "/nowhere/at/all"}, LoadError, "nowhere"),
+    ({"tensor_parallel_size": 2}, UnsupportedError, "tensor_parallel_size"),
+    ({"enable_prefix_caching": True}, UnsupportedError, "enable_prefix_caching"),
+    ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
+])
+def test_a_bad_option_names_itself(folder, options, error, name):
+    with pytest.raises(error, match=name):
+        LLM(str(folder), **options)
+
+
+@pytest.mark.parametrize("model", ["/nowhere/model", "./nope.gguf", "", None, 7])
+def test_a_missing_model_is_named(model):
+    with pytest.raises((LoadError, ConfigError), match=r"nowhere|nope|model"):
+        LLM(model)
+
+
+def test_report_and_plan(folder):
+    with LLM(str(folder), enforce_eager=True, gpu_memory_utilization=0.9) as llm:
+        report = llm.report()
+        assert report["no_effect"] == ["enforce_eager", "gpu_memory_utilization"]
+        assert report["model"]["n_vocab"] == letters.VOCAB
+        assert report["options"]["max_num_seqs"] == 64
+        plan = llm.plan()
+        resident = report["memory"]["weight_bytes"]
+        assert resident == pytest.approx(plan.weights + plan.rope, rel=0.01)
+        assert 0 < report["memory"]["token_bytes"] <= plan.weights
+        assert plan.required <= plan.total <= plan.available
+        assert "KV cache" in str(plan)
+        only(llm.generate("abc", GREEDY))
+        after = llm.report()["stats"]
+        assert after["pages_committed"] < plan.kv_pages
+        assert after["output_tokens"] == 20
+
+
+def test_environment(folder, monkeypatch):
+    monkeypatch.setenv("LLMACCEL_NUM_THREADS", "1")
+    with LLM(str(folder)) as llm:
+        assert llm.report()["backend"]["n_threads"] == 1
+    with LLM(str(folder), threads=2) as llm:
+        assert llm.report()["backend"]["n_threads"] == 2
+    monkeypatch.setenv("LLMACCEL_NUM_THREADS", "two")
+    with pytest.raises(ConfigError, match="LLMACCEL_NUM_THREADS"):
+        LLM(str(folder))
+    monkeypatch.delenv("LLMACCEL_NUM_THREADS")
+    monkeypatch.setenv("LLMACCEL_ISA", "scalar")
+    with LLM(str(folder)) as llm:
+        assert llm.report()["backend"]["isa"] == "scalar"
+    monkeypatch.setenv("LLMACCEL_LOG", "loud")
+    with pytest.raises(ConfigError, match="LLMACCEL_LOG"):
+        LLM(str(folder))
+    level = logging.getLogger("llmaccel").level
+    assert level == logging.NOTSET
+
+
+def test_silent_by_default(folder):
+    code = f"from llmaccel import LLM; LLM({str(folder)!r}).generate('abc')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          check=True)
+    assert done.stdout == ""
+    assert done.stderr == ""
+
+
+def test_progress_bar_on_demand(llm, capsys):
+    llm.generate(["abc", "def"], GREEDY, use_tqdm=True)
+    assert "Generating" in capsys.readouterr().err
+    llm.generate(["abc", "def"], GREEDY)
+    assert capsys.readouterr().err == ""
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def test_plan_that_does_not_fit(folder, monkeypatch):
+    for available in (40 << 20, 4 << 20, 1 << 20, 100_000):
+        monkeypatch.setattr(memory, "available_memory", lambda n=available: (n, "a test"))
+        with pytest.raises(MemoryPlanError, match="does not fit") as caught:
+            LLM(str(folder), max_model_len=1 << 20, max_num_seqs=512)
+        message = str(caught.value)
+        assert "a test" in message
+        assert "weights" in message
+        assert isinstance(caught.value, MemoryError)
+        if "would fit: max_model_len=" in message:
+            length = int(message.partition("would fit: max_model_len=")[2].split()[0])
+            plan = LLM(str(folder), max_model_len=length, max_num_seqs=512).plan()
+            assert plan.required <= available
+            with pytest.raises(MemoryPlanError):
+                LLM(str(folder), max_model_len=length + 64, max_num_seqs=512)
+
+
+def test_a_cap_of_the_cache(folder):
+    with LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=1 << 20) as llm:
+        assert llm.plan().kv_bytes <= 1 << 20
+        assert llm.engine.stats()["pages_cap"] == llm.plan().kv_pages
+        params = SamplingParams(seed=2, max_tokens=30, **COMMON)
+        texts = [o.outputs[0].text for o in llm.generate([f"p{i}" for i in range(20)], params)]
+        assert len(texts) == 20
+    with pytest.raises(MemoryPlanError, match="kv_cache_memory_bytes"):
+        LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=10_000)
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_cgroup_limits(tmp_path):
+    write(tmp_path / "proc/meminfo", "MemTotal: 999 kB\nMemAvailable:    8000 kB\n")
+    assert memory.available_memory(tmp_path) == (8000 * 1024, "MemAvailable")
+    # Version 2: the parent's limit counts too, file cache does not.
+    write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
+    write(tmp_path / "sys/fs/cgroup/a/b/memory.max", "max\n")
+    write(tmp_path / "sys/fs/cgroup/a/memory.max", "5000000\n")
+    write(tmp_path / "sys/fs/cgroup/a/memory.current", "4000000\n")
+    write(tmp_path / "sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 1000000\nactive_file 5")
+    assert memory.available_memory(tmp_path)[0] == 2_000_005
+    assert "cgroup" in memory.available_memory(tmp_path)[1]
+    # Version 1.
+    write(tmp_path / "proc/self/cgroup", "4:cpu,cpuacct:/x\n3:memory:/docker/1\n")
+    base = tmp_path / "sys/fs/cgroup/memory"
+    write(base / "memory.limit_in_bytes", "3000000\n")
+    write(base / "memory.usage_in_bytes", "1000000\n")
+    assert memory.available_memory(tmp_path)[0] == 2_000_000
+
+
+# ---- the end ------------------------------------------------------------------------------------
+
+
+def test_close(folder):
+    llm = LLM(str(folder))
+    future = llm.submit("abc", LONG)
+    llm.close()
+    llm.close()
+    with pytest.raises(LLMAccelError, match="closed"):
+        future.result(timeout=30)
+    calls = [lambda: llm.generate("a"), lambda: llm.chat([{"role": "user", "content": "x"}]),
+             lambda: llm.submit("a"), lambda: llm.logits("a"),
+             lambda: llm.loglikelihood(["a"], ["b"]), llm.plan, llm.report]
+    for call in calls:
+        with pytest.raises(LLMAccelError, match="closed"):
+            call()
+
+
+def test_dropping_it_ends_its_thread(folder):
+    before = threading.active_count()
+    llm = LLM(str(folder))
+    llm.generate("abc", GREEDY)
+    gone = weakref.ref(llm)
+    assert threading.active_count() == before + 1
+    del llm
+    gc.collect()
+    assert gone() is None
+    assert threading.active_count() == before
+
+
+def test_a_future_keeps_its_llm(folder):
+    future = LLM(str(folder)).submit("abc", GREEDY)
+    gc.collect()
+    assert len(future.result(timeout=60).outputs[0].token_ids) == 20
+
+
+def test_after_fork(folder):
+    """Every method of the child raises; the parent goes on; both end."""
+    code = textwrap.dedent(f"""
+        import os, sys, warnings
+        warnings.simplefilter("ignore")
+        from llmaccel import LLM, LLMAccelError, SamplingParams
+        llm = LLM({str(folder)!r})
+        params = SamplingParams(max_tokens=3)
+        llm.generate("abc", params)
+        child = os.fork()
+        if child == 0:
+            raised = 0
+            calls = [lambda: llm.generate("abc", params), lambda: llm.submit("abc"),
+                     lambda: llm.logits("abc"), lambda: llm.report(), lambda: llm.plan(),
+                     lambda: llm.loglikelihood(["a"], ["b"]), lambda: llm.engine._engine.step(),
+                     lambda: llm.chat([{{"role": "user", "content": "x"}}])]
+            for call in calls:
+                try:
+                    call()
+                except LLMAccelError as error:
+                    raised += "fork" in str(error)
+            llm.close()
+            again = LLM({str(folder)!r})
+            works = len(again.generate("abc", params)[0].outputs[0].token_ids) > 0
+            sys.exit(0 if raised == len(calls) and works else 1)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), len(llm.generate("abc", params)))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+                          check=False)
+    assert done.stdout.split() == ["0", "1"], done.stderr
+
+
+def test_works_at_module_level_without_a_guard(folder, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"from llmaccel import LLM\nllm = LLM({str(folder)!r})\n"
+        "print(len(llm.generate(['a', 'b'])))\nfuture = llm.submit('abc')\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
+                          timeout=120, check=True)
+    assert done.stdout == "2\n"
+
+
+def test_engines_share_a_backend_and_take_turns(folder):
+    with LLM(str(folder)) as a, LLM(str(folder)) as b:
+        assert a._backend is b._backend
+        expected = only(a.generate("abc", GREEDY)).text
+        futures = list(itertools.chain.from_iterable(
+            (a.submit("abc", GREEDY), b.submit("abc", GREEDY)) for _ in range(6)))
+        assert {f.result().outputs[0].text for f in futures} == {expected}
+
+
+def test_the_core_guards_itself(folder):
+    with LLM(str(folder)) as llm:
+        model, engine = llm.engine._model, llm.engine._engine
+        with pytest.raises(LLMAccelError, match="in use"):
+            model.close()
+        with pytest.raises(TypeError, match="Backend"):
+            _core.Model(None, {})
+        with pytest.raises(ConfigError, match="missing"):
+            _core.Model(llm._backend, {})
+        with pytest.raises(TypeError, match="Model"):
+            _core.Engine(llm._backend, llm.plan().limits)
+        with pytest.raises(ConfigError, match="slot"):
+            model.set("nope", 0, [])
+        with pytest.raises(UnsupportedError, match="F8"):
+            model.set("head", 0, [(b"", "F8", 1, 1)])
+    with pytest.raises(LLMAccelError, match="closed"):
+        engine.step()
+    with pytest.raises(LLMAccelError, match="closed"):
+        model.finish()
+
+
+def test_public_names():
+    for name in llmaccel.__all__:
+        assert getattr(llmaccel, name) is not None
+    assert set(llmaccel.__all__) <= set(dir(llmaccel))
+    with pytest.raises(AttributeError, match="nothing_here"):
+        getattr(llmaccel, "nothing_here")  # noqa: B009

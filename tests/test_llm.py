@@ -1,0 +1,458 @@
+"""LLM as its users see it, on a tiny random model that writes letters (tests/letters.py)."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import signal
+import threading
+import time
+
+import letters
+import numpy as np
+import pytest
+
+from llmaccel import LLM, RequestError, RequestOutputKind, SamplingParams
+
+COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
+GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
+LONG = SamplingParams(max_tokens=10_000, **COMMON)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return letters.write_model(tmp_path_factory.mktemp("letters"), max_position_embeddings=1024)
+
+
+@pytest.fixture(scope="module")
+def llm(folder):
+    with LLM(str(folder), max_num_seqs=8, max_num_batched_tokens=64) as llm:
+        yield llm
+
+
+def only(outputs):
+    assert len(outputs) == 1
+    return outputs[0].outputs[0]
+
+
+def idle(llm: LLM) -> bool:
+    """Whether nothing runs and no page is held, waiting a moment for the last step."""
+    for _ in range(500):
+        stats = llm.engine.stats()
+        if stats["running"] == stats["waiting"] == stats["pages_used"] == 0:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    x = logits.astype(np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+# ---- prompts ------------------------------------------------------------------------------------
+
+
+def test_forms_of_a_prompt_agree(llm):
+    ids = llm.get_tokenizer().encode("abc")
+    assert ids[0] == 1
+    forms = ["abc", ids, np.array(ids, np.int64), {"prompt": "abc"}, {"prompt_token_ids": ids},
+             {"prompt": "abc", "prompt_token_ids": ids}]
+    expected = only(llm.generate("abc", GREEDY))
+    assert len(expected.token_ids) == 20
+    assert expected.finish_reason == "length"
+    assert set(expected.text) <= set("abcdefgh ")
+    for form in forms:
+        assert only(llm.generate(form, GREEDY)).token_ids == expected.token_ids
+        assert only(llm.generate([form], GREEDY)).text == expected.text
+    several = llm.generate(forms, GREEDY)
+    assert [o.outputs[0].token_ids for o in several] == [expected.token_ids] * len(forms)
+    assert [o.prompt_index for o in several] == list(range(len(forms)))
+    assert several[0].prompt == "abc"
+    assert several[0].prompt_token_ids == ids
+    assert several[1].prompt is None
+    assert len({o.request_id for o in several}) == len(forms)
+    assert llm.generate([], GREEDY) == []
+
+
+def test_one_params_object_each_or_for_all(llm):
+    one, two = llm.generate(["a", "b"], [GREEDY, SamplingParams(max_tokens=3, **COMMON)])
+    assert len(one.outputs[0].token_ids) == 20
+    assert len(two.outputs[0].token_ids) == 3
+    with pytest.raises(RequestError, match="sampling_params"):
+        llm.generate(["a", "b"], [GREEDY])
+
+
+def test_chat_renders_and_adds_no_second_bos(llm):
+    messages = [{"role": "user", "content": "hi"}]
+    out = llm.chat(messages, GREEDY, chat_template_kwargs={"mood": "good"},
+                   tools=[{"type": "function"}])[0]
+    assert out.prompt == "[user]hitools=1mood=good[assistant]"
+    assert 1 not in out.prompt_token_ids
+    two = llm.chat([messages, messages], GREEDY)
+    assert [o.prompt for o in two] == ["[user]hi[assistant]"] * 2
+    started = [*messages, {"role": "assistant", "content": "so"}]
+    out = llm.chat(started, GREEDY, continue_final_message=True)[0]
+    assert out.prompt == "[user]hi[assistant]so"
+
+
+def test_truncate_prompt_tokens(llm):
+    ids = list(range(3, 103))
+    out = llm.generate(ids, SamplingParams(max_tokens=1, truncate_prompt_tokens=7))[0]
+    assert out.prompt_token_ids == ids[-7:]
+    too_long = [5] * 1500
+    out = llm.generate(too_long, SamplingParams(max_tokens=5, truncate_prompt_tokens=-1,
+                                                ignore_eos=True))[0]
+    assert len(out.prompt_token_ids) == 1023
+    assert len(out.outputs[0].token_ids) == 1
+
+
+# ---- sampling -----------------------------------------------------------------------------------
+
+
+def test_greedy_is_the_argmax_of_the_logits(llm):
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, logprobs=3)
+    out = llm.generate("hello", params)[0]
+    ids = out.prompt_token_ids + out.outputs[0].token_ids
+    logits = np.asarray(llm.logits(ids))
+    scores = log_softmax(logits)
+    start = len(out.prompt_token_ids) - 1
+    for i, token in enumerate(out.outputs[0].token_ids):
+        row = scores[start + i]
+        assert token == row.argmax()
+        entry = out.outputs[0].logprobs[i]
+        assert list(entry) == np.argsort(-row, kind="stable")[:3].tolist()
+        for token_id, logprob in entry.items():
+            assert logprob.logprob == pytest.approx(row[token_id], abs=1e-4)
+        assert [logprob.rank for logprob in entry.values()] == [1, 2, 3]
+        assert out.outputs[0].logprob_array[i] == pytest.approx(row[token], abs=1e-4)
+    assert out.outputs[0].cumulative_logprob == pytest.approx(
+        out.outputs[0].logprob_array.sum(), abs=1e-3)
+
+
+def test_prompt_logprobs(llm):
+    out = llm.generate("some text", SamplingParams(max_tokens=1, prompt_logprobs=2))[0]
+    scores = log_softmax(np.asarray(llm.logits("some text")))
+    assert len(out.prompt_logprobs) == len(out.prompt_token_ids)
+    assert out.prompt_logprobs[0] is None
+    for i in range(1, len(out.prompt_token_ids)):
+        entry, token = out.prompt_logprobs[i], out.prompt_token_ids[i]
+        assert next(iter(entry)) == token
+        assert entry[token].logprob == pytest.approx(scores[i - 1][token], abs=1e-4)
+        assert entry[token].rank == 1 + (scores[i - 1] > scores[i - 1][token]).sum()
+        assert scores[i - 1].argmax() in entry
+
+
+def test_n_continuations(llm):
+    params = SamplingParams(n=3, temperature=1.0, seed=5, max_tokens=12, logprobs=0, **COMMON)
+    first, again = (llm.generate("abc", params)[0] for _ in range(2))
+    assert [o.index for o in first.outputs] == [0, 1, 2]
+    texts = [o.text for o in first.outputs]
+    assert len(set(texts)) == 3
+    assert texts == [o.text for o in again.outputs]
+    assert all(len(o.logprobs) == 12 for o in first.outputs)
+    alone = only(llm.generate("abc", SamplingParams(seed=5, max_tokens=12, **COMMON)))
+    assert alone.text == texts[0]
+
+
+def test_seeds(folder):
+    params = SamplingParams(max_tokens=16, **COMMON)
+    seen = []
+    for seed in (1, 1, 2):
+        with LLM(str(folder), seed=seed) as llm:
+            two = llm.generate(["abc", "abc"], params)
+            assert two[0].outputs[0].text != two[1].outputs[0].text
+            seen.append([o.outputs[0].text for o in two])
+    assert seen[0] == seen[1]
+    assert seen[0] != seen[2]
+
+
+def test_stop_strings(llm):
+    whole = only(llm.generate("abc", GREEDY)).text
+    stop = whole[7:10]
+    at = whole.index(stop)
+    greedy = {"temperature": 0, "max_tokens": 20, **COMMON}
+    out = only(llm.generate("abc", SamplingParams(stop=stop, **greedy)))
+    assert (out.text, out.finish_reason, out.stop_reason) == (whole[:at], "stop", stop)
+    assert len(out.token_ids) == at + 3
+    kept = only(llm.generate("abc", SamplingParams(
+        stop=[stop, "zz"], include_stop_str_in_output=True, **greedy)))
+    assert kept.text == whole[: at + 3]
+    later = only(llm.generate("abc", SamplingParams(min_tokens=20, stop=stop, **greedy)))
+    assert later.text == whole
+    assert later.finish_reason == "length"
+    assert idle(llm)
+
+
+def test_stop_ids(llm):
+    whole = only(llm.generate("abc", GREEDY))
+    token = whole.token_ids[5]
+    at = whole.token_ids.index(token)
+    out = only(llm.generate("abc", SamplingParams(temperature=0, max_tokens=20,
+                                                  stop_token_ids=[token], **COMMON)))
+    assert out.token_ids == whole.token_ids[: at + 1]
+    assert (out.text, out.finish_reason, out.stop_reason) == (whole.text[:at], "stop", token)
+    # Biased so that the model's own end comes first.
+    ends = {"temperature": 0, "max_tokens": 4, "logit_bias": {2: 100.0}}
+    out = only(llm.generate("abc", SamplingParams(**ends)))
+    assert (out.token_ids, out.text, out.finish_reason, out.stop_reason) == ([2], "", "stop", None)
+    out = only(llm.generate("abc", SamplingParams(ignore_eos=True, **ends)))
+    assert out.token_ids == [2] * 4
+    assert out.finish_reason == "length"
+    out = only(llm.generate("abc", SamplingParams(min_tokens=2, **ends)))
+    assert len(out.token_ids) == 3
+    assert out.token_ids[2] == 2
+
+
+def test_bias_white_list_and_bad_words(llm):
+    a, b = 3 + ord("a"), 3 + ord("b")
+    out = only(llm.generate("x", SamplingParams(max_tokens=8, allowed_token_ids=[a, b])))
+    assert set(out.token_ids) <= {a, b}
+    out = only(llm.generate("x", SamplingParams(max_tokens=8, logit_bias={a: 1e6})))
+    assert out.text == "a" * 8
+    # "ab" may not be completed: with a and b alone, b never follows a.
+    params = SamplingParams(max_tokens=60, allowed_token_ids=[a, b], bad_words=["ab"], seed=1)
+    text = only(llm.generate("x", params)).text
+    assert "ab" not in text
+    assert "a" in text
+
+
+def test_text_options(llm):
+    params = SamplingParams(max_tokens=4, detokenize=False, logprobs=0, **COMMON)
+    out = only(llm.generate("x", params))
+    assert out.text == ""
+    assert out.logprobs[0][out.token_ids[0]].decoded_token in "abcdefgh "
+    ends = {"max_tokens": 3, "logit_bias": {2: 1e6}, "ignore_eos": True}
+    assert only(llm.generate("x", SamplingParams(**ends))).text == ""
+    shown = SamplingParams(skip_special_tokens=False, **ends)
+    assert only(llm.generate("x", shown)).text == "</s>" * 3
+
+
+def test_max_tokens_none_fills_the_context(folder):
+    with LLM(str(folder), max_model_len=100) as llm:
+        out = llm.generate("abc", SamplingParams(max_tokens=None, **COMMON))[0]
+        assert len(out.prompt_token_ids) + len(out.outputs[0].token_ids) == 100
+
+
+# ---- streams, futures, event loops --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [None, ["d e", "zz"]])
+def test_chunks_add_up_to_the_whole(llm, stop):
+    params = SamplingParams(temperature=0.8, seed=3, n=2, max_tokens=40, stop=stop, logprobs=1,
+                            **COMMON)
+    prompts = ["abc", "hello there", "x"]
+    whole = llm.generate(prompts, params)
+    texts, tokens, scores, reasons = {}, {}, {}, {}
+    for chunk in llm.generate(prompts, params, stream=True):
+        for part in chunk.outputs:
+            key = chunk.prompt_index, part.index
+            texts[key] = texts.get(key, "") + part.text
+            tokens[key] = tokens.get(key, []) + part.token_ids
+            scores[key] = scores.get(key, 0) + len(part.logprobs)
+            reasons[key] = part.finish_reason
+    for out in whole:
+        for part in out.outputs:
+            key = out.prompt_index, part.index
+            assert texts[key] == part.text
+            assert tokens[key] == part.token_ids
+            assert scores[key] == len(part.token_ids)
+            assert reasons[key] == part.finish_reason
+    assert idle(llm)
+
+
+def test_output_kinds_of_a_stream(llm):
+    whole = only(llm.generate("abc", GREEDY)).text
+    params = GREEDY.clone()
+    params.output_kind = RequestOutputKind.CUMULATIVE
+    texts = [c.outputs[0].text for c in llm.generate("abc", params, stream=True)]
+    assert all(whole.startswith(text) for text in texts)
+    assert texts[-1] == whole
+    params.output_kind = RequestOutputKind.FINAL_ONLY
+    chunks = list(llm.generate("abc", params, stream=True))
+    assert [c.outputs[0].text for c in chunks] == [whole]
+
+
+def test_streamed_text_is_whole_characters(llm):
+    """The letters of a three-byte character arrive as three tokens and leave as one chunk."""
+    euro = [3 + byte for byte in "€".encode()]
+    bias = {euro[0]: 100.0}
+    params = SamplingParams(temperature=0, max_tokens=9, logit_bias=bias, ignore_eos=True)
+    for chunk in llm.generate("x", params, stream=True):
+        chunk.outputs[0].text.encode("utf-8")  # a lone surrogate would fail
+    stream = llm.get_tokenizer().decode(euro)
+    assert stream == "€"
+
+
+def test_leaving_a_stream_cancels(llm):
+    stream = llm.generate(["abc", "def"], LONG, stream=True)
+    next(stream)
+    stream.close()
+    assert idle(llm)
+    for _ in llm.generate("abc", LONG, stream=True):
+        break
+    gc.collect()
+    assert idle(llm)
+
+
+def test_submit(llm):
+    whole = only(llm.generate("abc", GREEDY))
+    futures = [llm.submit("abc", GREEDY) for _ in range(5)]
+    assert [f.result().outputs[0].text for f in futures] == [whole.text] * 5
+    assert all(f.done() and not f.cancel() for f in futures)
+    done = list(concurrent.futures.as_completed(futures, timeout=5))
+    assert len(done) == 5
+    heard = []
+    futures[0].add_done_callback(heard.append)
+    assert heard == [futures[0]]
+
+
+def test_cancel(llm):
+    future = llm.submit("abc", LONG)
+    with pytest.raises(concurrent.futures.TimeoutError):
+        future.result(timeout=0.01)
+    assert future.cancel()
+    out = future.result(timeout=30).outputs[0]
+    assert out.finish_reason == "abort"
+    assert not future.cancel()
+    assert idle(llm)
+
+
+def test_timeout_returns_what_is_there(llm):
+    out = llm.generate("abc", LONG, timeout=0.05)[0].outputs[0]
+    assert out.finish_reason == "timeout"
+    assert idle(llm)
+
+
+def test_interrupt_cancels(llm):
+    main = threading.main_thread().ident
+    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["abc"] * 4, LONG)
+    timer.join()
+    assert idle(llm)
+    assert only(llm.generate("abc", GREEDY)).finish_reason == "length"
+
+
+def test_agenerate(llm):
+    whole = only(llm.generate("abc", GREEDY)).text
+
+    async def read(prompt):
+        return "".join([c.outputs[0].text async for c in llm.agenerate(prompt, GREEDY)])
+
+    async def leave():
+        stream = llm.agenerate("abc", LONG)
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    async def main():
+        texts = await asyncio.gather(*(read("abc") for _ in range(4)), leave())
+        task = asyncio.create_task(anext_of(llm.agenerate("abc", LONG)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        # The blocking methods work under a running loop as well, as in a notebook.
+        assert only(llm.generate("abc", GREEDY)).text == whole
+        wrapped = asyncio.wrap_future(llm.submit("abc", GREEDY))
+        assert (await wrapped).outputs[0].text == whole
+        return texts[:4]
+
+    async def anext_of(stream):
+        async for _ in stream:
+            pass
+
+    assert asyncio.run(main()) == [whole] * 4
+    assert idle(llm)
+
+
+def test_styles_mixed_on_one_engine_give_equal_text(llm):
+    whole = only(llm.generate("abc", GREEDY)).text
+    future = llm.submit("abc", GREEDY)
+    stream = llm.generate("abc", GREEDY, stream=True)
+    assert only(llm.generate("abc", GREEDY)).text == whole
+    assert "".join(c.outputs[0].text for c in stream) == whole
+    assert future.result().outputs[0].text == whole
+
+
+def test_many_threads(llm):
+    prompts = [f"prompt {i}" for i in range(24)]
+    expected = [o.outputs[0].text for o in llm.generate(prompts, GREEDY)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda p: only(llm.generate(p, GREEDY)).text, prompts))
+    assert found == expected
+
+
+def test_priority_runs_first(folder):
+    params = SamplingParams(temperature=0, max_tokens=30, **COMMON)
+    with LLM(str(folder), max_num_seqs=1) as llm:
+        order = []
+        blocker = llm.submit("abc", LONG)
+        futures = {}
+        for name, priority in (("late", 5), ("soon", 1), ("middle", 3)):
+            futures[name] = llm.submit("abc", params, priority=priority)
+            futures[name].add_done_callback(lambda _, name=name: order.append(name))
+        blocker.cancel()
+        for future in futures.values():
+            future.result()
+        assert order == ["soon", "middle", "late"]
+
+
+def test_preemption_changes_nothing(llm):
+    prompts = [f"prompt number {i} " * (i + 1) for i in range(6)]
+    params = SamplingParams(seed=1, max_tokens=40, logprobs=0, **COMMON)
+    expected = llm.generate(prompts, params)
+    before = llm.engine.stats()["preemptions"]
+    futures = [llm.submit(p, params) for p in prompts]
+    for _ in range(20):  # not for ever: recomputing is no progress
+        llm.engine.preempt(3)
+        time.sleep(0.002)
+    for out, future in zip(expected, futures, strict=True):
+        got = future.result().outputs[0]
+        assert got.token_ids == out.outputs[0].token_ids
+        assert got.logprob_array.tobytes() == out.outputs[0].logprob_array.tobytes()
+    stats = llm.engine.stats()
+    assert stats["preemptions"] > before
+    assert stats["recomputed_tokens"] > 0
+    assert stats["step_allocations"] == 0
+
+
+# ---- scoring ------------------------------------------------------------------------------------
+
+
+def test_logits_are_zero_copy(llm):
+    tensor = llm.logits([1, 50, 60])
+    assert tensor.shape == (3, letters.VOCAB)
+    assert np.from_dlpack(tensor).__array_interface__["data"][0] == tensor.data_ptr()
+    again = np.asarray(llm.logits(np.array([1, 50, 60])))
+    assert again.tobytes() == np.asarray(tensor).tobytes()
+
+
+def test_loglikelihood(llm):
+    contexts = ["the same context", "the same context", "another one", "the same context", ""]
+    continuations = [" ends", " goes on", "", " x", "start"]
+    with pytest.raises(RequestError, match=r"continuations\[2\]"):
+        llm.loglikelihood(contexts, continuations)
+    continuations[2] = "!"
+    before = llm.engine.stats()["prompt_tokens"]
+    results = llm.loglikelihood(contexts, continuations)
+    fed = llm.engine.stats()["prompt_tokens"] - before
+    tokenizer = llm.get_tokenizer()
+    total = 0
+    pairs = zip(contexts, continuations, strict=True)
+    for (context, continuation), (score, greedy) in zip(pairs, results, strict=True):
+        head, ids = tokenizer.encode(context), tokenizer.encode(context + continuation)
+        total += len(ids)
+        rows = log_softmax(np.asarray(llm.logits(ids)))
+        places = range(len(head), len(ids))
+        assert score == pytest.approx(sum(rows[i - 1][ids[i]] for i in places), abs=1e-3)
+        assert greedy == all(rows[i - 1].argmax() == ids[i] for i in places)
+    assert fed < total  # the shared context was fed once
+    best = llm.generate("abc", SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))[0]
+    pair = llm.loglikelihood([best.prompt_token_ids] * 2, [best.outputs[0].token_ids, [5, 5, 5]])
+    assert pair[0][1]
+    assert not pair[1][1]

@@ -1,0 +1,220 @@
+"""Bad input: each request its own exception that names the thing, and nobody else notices.
+
+The table runs while good requests are under way; their tokens and logprobs must be those they
+have alone. The random part mixes valid and invalid requests in all styles and then looks at the
+counters.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+
+import letters
+import numpy as np
+import pytest
+
+from llmaccel import LLM, RequestError, SamplingParams, UnsupportedError
+
+COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
+GOOD = SamplingParams(seed=4, max_tokens=24, logprobs=2, **COMMON)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    folder = letters.write_model(tmp_path_factory.mktemp("letters"))
+    with LLM(str(folder), max_num_seqs=6, max_num_batched_tokens=32) as llm:
+        yield llm
+
+
+def changed(**values):
+    """Parameters that were fine when they were made."""
+    params = SamplingParams(max_tokens=4)
+    for name, value in values.items():
+        setattr(params, name, value)
+    return params
+
+
+# prompt, what the message names
+BAD_PROMPTS = [
+    (None, "NoneType"), (3, "int"), (2.5, "float"), (b"bytes", "bytes"),
+    (["ok", 3], r"prompts\[1\]"),
+    ([[1, 2], []], r"prompts\[1\]: empty"), ({"prompt_token_ids": []}, "prompt|empty"),
+    ([1, -1], "-1"), ([1, letters.VOCAB], "vocabulary of 301"), ([[5], [2**40]], r"prompts\[1\]"),
+    ([[1, 2.5]], "token id"), ([[1, "x"]], "token id"), ([[True, 2]], "token id"),
+    ([[1, None]], "token id"), ([[[1], [2]]], "token id"),
+    (np.zeros((1, 1, 1), np.int32), "ndarray"),
+    ([np.array([0.5])], "ndarray"), ([7] * 160, "160"), ([7] * 100_000, "max_model_len"),
+    ("x" * 200, "max_model_len"), ("\ud800", "surrogate"), ({}, "NoneType"),
+    ({"prompt": None}, "NoneType"), ({"prompt": 5}, "int"),
+]
+
+
+@pytest.mark.parametrize(("prompt", "names"), BAD_PROMPTS,
+                         ids=[repr(p)[:24] for p, _ in BAD_PROMPTS])
+def test_bad_prompts(llm, prompt, names):
+    with pytest.raises(RequestError, match=names):
+        llm.generate(prompt, GOOD)
+
+
+def test_unknown_prompt_keys(llm):
+    with pytest.raises(UnsupportedError, match="multi_modal_data"):
+        llm.generate({"prompt": "x", "multi_modal_data": {}}, GOOD)
+
+
+BAD_PARAMS = [
+    (changed(temperature=float("nan")), "temperature"), (changed(top_p=-1.0), "top_p"),
+    (changed(max_tokens=-4), "max_tokens"), (changed(n=0), "n must"),
+    (changed(stop_token_ids=[10**6]), "stop_token_ids"),
+    (changed(stop_token_ids=["x"]), "stop_token"),
+    (changed(allowed_token_ids=[letters.VOCAB]), "allowed_token_ids"),
+    (changed(logit_bias={letters.VOCAB: 1.0}), "logit_bias"),
+    (changed(logit_bias={1: float("inf")}), "logit_bias"), (changed(logprobs=-7), "logprobs"),
+    (changed(seed=-9), "seed"), (changed(detokenize=False, stop=["x"]), "detokenize"),
+    (changed(allowed_token_ids=[100], min_tokens=3, stop_token_ids=[100]), "allowed"),
+    ({"temperature": 0}, "sampling_params"), (0, "sampling_params"), ("greedy", "sampling_params"),
+    ([GOOD, GOOD], "sampling_params"), ([None, 3], "sampling_params"),
+]
+
+
+@pytest.mark.parametrize(("params", "names"), BAD_PARAMS,
+                         ids=[f"{i}-{names}" for i, (_, names) in enumerate(BAD_PARAMS)])
+def test_bad_parameters(llm, params, names):
+    with pytest.raises(RequestError, match=names):
+        llm.generate("abc", params)
+
+
+@pytest.mark.parametrize("options", [
+    {"timeout": -1}, {"timeout": 0}, {"timeout": float("nan")}, {"timeout": "1"}, {"timeout": True},
+    {"priority": 2**31}, {"priority": 1.5}, {"priority": [1, 2]}, {"priority": "high"},
+])
+def test_bad_options(llm, options):
+    with pytest.raises(RequestError, match=next(iter(options))):
+        llm.generate("abc", GOOD, **options)
+    if not isinstance(options.get("priority"), list):
+        with pytest.raises(RequestError, match=next(iter(options))):
+            llm.submit("abc", GOOD, **options)
+
+
+def test_bad_calls_of_other_methods(llm):
+    for messages in ("text", [3], None, 5, [], [[3]]):
+        with pytest.raises(RequestError, match="messages"):
+            llm.chat(messages, GOOD)
+    with pytest.raises(TypeError, match="max_new_tokens"):
+        llm.generate("abc", max_new_tokens=3)
+    with pytest.raises(RequestError, match="empty"):
+        llm.logits([])
+    with pytest.raises(RequestError, match="161"):
+        llm.logits([5] * 161)
+    with pytest.raises(RequestError, match="vocabulary"):
+        llm.logits([5, 400])
+    with pytest.raises(RequestError, match="continuations"):
+        llm.loglikelihood(["a"], [])
+    with pytest.raises(RequestError, match=r"contexts\[0\]"):
+        llm.loglikelihood(["a" * 300], ["b"])
+
+
+def signature(output):
+    part = output.outputs[0]
+    return part.token_ids, part.logprob_array.tobytes(), part.text, part.finish_reason
+
+
+def test_neighbours_do_not_notice(llm):
+    prompts = [f"neighbour {i}" for i in range(8)]
+    expected = [signature(llm.generate(p, GOOD)[0]) for p in prompts]
+    futures = [llm.submit(p, GOOD) for p in prompts]
+    for prompt, _ in BAD_PROMPTS:
+        with pytest.raises(RequestError):
+            llm.generate(prompt, GOOD)
+    for params, _ in BAD_PARAMS:
+        with pytest.raises(RequestError):
+            llm.generate("abc", params)
+    assert [signature(f.result()) for f in futures] == expected
+
+
+def random_prompt(rng: random.Random):
+    kind = rng.randrange(8)
+    if kind == 0:
+        return rng.choice(BAD_PROMPTS)[0]
+    if kind == 1:
+        return [rng.randrange(-1, letters.VOCAB + 1) for _ in range(rng.randrange(30))]
+    if kind == 2:
+        return "".join(chr(rng.randrange(0x3000)) for _ in range(rng.randrange(1, 20)))
+    return "abc " * rng.randrange(1, 30)
+
+
+def random_params(rng: random.Random) -> SamplingParams:
+    """Mostly in range; about a third somewhere outside."""
+    nasty = [float("nan"), -1, None, 2**70, "x", float("inf"), [], {}]
+    values = {
+        "n": rng.choice([1, 1, 2, 3]), "temperature": rng.choice([0.0, 0.5, 1.0, 3.0]),
+        "top_p": rng.choice([1.0, 0.5, 0.01]), "top_k": rng.choice([0, 1, 5, 1000]),
+        "min_p": rng.choice([0.0, 0.5]), "seed": rng.choice([None, 1, 2**63]),
+        "max_tokens": rng.choice([1, 3, 9, None]), "logprobs": rng.choice([None, 0, 3, -1]),
+        "prompt_logprobs": rng.choice([None, None, 0, 2]),
+        "repetition_penalty": rng.choice([1.0, 1.3]), "presence_penalty": rng.choice([0.0, 1.5]),
+        "stop": rng.choice([None, None, "a", ["b c", "zzz"]]),
+        "bad_words": rng.choice([None, ["ab"], ["c", "dd"]]),
+        "logit_bias": rng.choice([None, {5: 3.0}, {2: -100.0}]),
+        "allowed_token_ids": rng.choice([None, letters.LETTERS, [2]]),
+        "stop_token_ids": rng.choice([None, [7], [letters.VOCAB + 5]]),
+        "min_tokens": rng.choice([0, 0, 1]), "ignore_eos": rng.choice([True, False]),
+    }
+    if rng.random() < 0.3:
+        values[rng.choice(list(values))] = rng.choice(nasty)
+    return SamplingParams(**values)
+
+
+def one_request(llm: LLM, rng: random.Random, futures: list) -> int:
+    """A request in a random style; 1 if it was refused."""
+    try:
+        prompt, params = random_prompt(rng), random_params(rng)
+        style = rng.randrange(6)
+        timeout = rng.choice([None, None, 0.001, -1.0])
+        if style == 0:
+            for chunk in llm.generate(prompt, params, stream=True, timeout=timeout):
+                if rng.random() < 0.2:
+                    break
+                assert chunk.outputs
+        elif style == 1:
+            llm.generate([prompt, prompt], params, timeout=timeout)
+        elif style == 2:
+            future = llm.submit(prompt, params, priority=rng.randrange(-3, 3))
+            future.cancel()
+            futures.append(future)
+        elif style == 3:
+            llm.logits(prompt)
+        else:
+            futures.append(llm.submit(prompt, params, timeout=timeout))
+    except RequestError as error:
+        assert 0 < len(str(error)) < 1000
+        return 1
+    return 0
+
+
+def soak(llm: LLM, count: int, seed: int) -> None:
+    rng = random.Random(seed)
+    expected = signature(llm.generate("abc", GOOD)[0])
+    futures: list = []
+    refused = sum(one_request(llm, rng, futures) for _ in range(count))
+    assert count / 6 < refused < count * 5 / 6
+    for future in futures:
+        assert future.result(timeout=60).finished
+    assert signature(llm.generate("abc", GOOD)[0]) == expected
+    for _ in range(200):
+        stats = llm.engine.stats()
+        if stats["pages_used"] == stats["running"] == stats["waiting"] == 0:
+            break
+        time.sleep(0.01)
+    assert (stats["pages_used"], stats["running"], stats["waiting"]) == (0, 0, 0)
+    assert stats["step_allocations"] == 0
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_random_requests(llm, seed):
+    soak(llm, 300, seed)
+
+
+@pytest.mark.slow
+def test_ten_thousand_random_requests(llm):
+    soak(llm, 10_000, 3)
