@@ -28,7 +28,7 @@ const la_source_type *la_source_info(la_dtype t); /* NULL for a value that is no
  * blocks. Grouped types: code [n], scale and offset [n / group]. */
 void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
                       float *offset);
-/* The same as fp32 values, any type: fp32(scale * code) + offset, as the format's authors compute. */
+/* The same as fp32 values, any type: fp32(scale * code) + offset, as the formats define it. */
 void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out);
 
 #endif

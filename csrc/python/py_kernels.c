@@ -305,7 +305,7 @@ static void rows_fill(la_rows *r, const la_kernels *t, const float *x)
         switch (r->form) {
         case LA_ACT_BF16: t->act_bf16(x, r->K, r->group, (uint16_t *)(void *)a, meta); break;
         case LA_ACT_I8: t->act_i8(x, r->K, r->group, (int8_t *)a, meta); break;
-        default: memset(a, 0, r->pitch - LINE); memcpy(a, x, (size_t)r->K * 4);
+        default: memcpy(memset(a, 0, r->pitch - LINE), x, (size_t)r->K * 4);
         }
     }
 }
