@@ -1,6 +1,6 @@
-"""The scheduler driven without a model: what it plans is carried out on pages made of Python lists.
+"""The scheduler driven without a model: its plans are carried out on pages made of Python lists.
 
-`Machine` plays the engine. Every fed token is written to the page and slot the plan names, and every
+`Machine` plays the engine. Every fed token is written to the page and slot the plan names; every
 sequence then has to read back, through its pages, exactly the tokens it should have seen. That
 catches shared pages written by one owner, lost copies, double ownership and wrong positions,
 whatever mix of forks, preemptions and cancellations led there.
@@ -86,7 +86,7 @@ class Machine:
         return self.jobs[number].priority, number, branch
 
     def n_todo(self, number: int, branch: int) -> int:
-        """Tokens known and to be fed: where nothing is drawn, the last only has its logprob taken."""
+        """Tokens to be fed: where nothing is drawn, the last only has its logprob taken."""
         job = self.jobs[number]
         return len(job.branches[branch].tokens) - (job.n_new == 0)
 
@@ -407,7 +407,7 @@ def test_refuses_what_can_never_fit() -> None:
         core.add(0)
 
 
-# ---- everything at once ---------------------------------------------------------------------------
+# ---- everything at once --------------------------------------------------------------------------
 
 requests = st.fixed_dictionaries({
     "n_prompt": st.one_of(st.integers(1, 12), st.integers(60, 70), st.integers(1, 200)),
@@ -421,13 +421,14 @@ requests = st.fixed_dictionaries({
 })
 
 
+machines = st.builds(Machine, n_pages=st.integers(1, 12), max_seqs=st.integers(1, 5),
+                     budget=st.sampled_from([1, 2, 7, 16, 64, 300]),
+                     max_entries=st.sampled_from([5, 17, 1000]))
+
+
 @settings(max_examples=120, deadline=None)
-@given(data=st.data(), n_pages=st.integers(1, 12), max_seqs=st.integers(1, 5),
-       budget=st.sampled_from([1, 2, 7, 16, 64, 300]), max_entries=st.sampled_from([5, 17, 1000]),
-       jobs=st.lists(requests, min_size=1, max_size=8), seed=st.integers(0, 2**32))
-def test_any_mix_completes(data: st.DataObject, n_pages: int, max_seqs: int, budget: int,
-                           max_entries: int, jobs: list[dict], seed: int) -> None:
-    m = Machine(n_pages, max_seqs, budget, max_entries)
+@given(m=machines, jobs=st.lists(requests, min_size=1, max_size=8), seed=st.integers(0, 2**32))
+def test_any_mix_completes(m: Machine, jobs: list[dict], seed: int) -> None:
     rng = random.Random(seed)
     pending = list(jobs)
     for _ in range(20000):
@@ -436,7 +437,7 @@ def test_any_mix_completes(data: st.DataObject, n_pages: int, max_seqs: int, bud
             if job["n_new"] == 0 and job["n_suffix"] == 0:
                 job["n_suffix"] = 1
             fed = job["n_prompt"] + job["n_suffix"] + job["n_new"] - 1
-            if -(-fed // PAGE) > n_pages:
+            if -(-fed // PAGE) > m.n_pages:
                 with pytest.raises(ValueError, match="never fit"):
                     m.core.add(**job)
                 continue
@@ -447,7 +448,7 @@ def test_any_mix_completes(data: st.DataObject, n_pages: int, max_seqs: int, bud
         if live and rng.random() < 0.02:
             m.cancel(*rng.choice(live))
         if rng.random() < 0.05:
-            m.core.preempt(rng.randint(0, max_seqs))
+            m.core.preempt(rng.randint(0, m.max_seqs))
         if m.live():
             m.step()
     assert not m.live()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -397,10 +398,14 @@ def _gguf_values(name: str, values: np.ndarray, family: str, config: dict[str, A
     return values
 
 
-def make_gguf(family: str, folder: Path, path: Path, quant: str | None = None) -> Path:
+def make_gguf(
+    family: str, folder: Path, path: Path, quant: str | Callable[[str], str] | None = None
+) -> Path:
     """Write the folder of a variant as a GGUF file, the way llama.cpp's converters lay it out.
 
-    quant: a GGUF block type for the matrices whose rows are whole blocks; None: all F32.
+    quant: a GGUF type for the matrices whose rows are whole blocks, or a function of the GGUF name
+    that gives one; None: all F32. K types, which the `gguf` package cannot write, get random blocks
+    of the folder's spread.
     """
     import gguf
 
@@ -409,25 +414,48 @@ def make_gguf(family: str, folder: Path, path: Path, quant: str | None = None) -
     writer = gguf.GGUFWriter(path, _ARCHS.get(row, row))
     _gguf_metadata(writer, config)
     checkpoint = open_safetensors(folder)
-    for name in checkpoint.names():
-        values = _gguf_values(name, checkpoint[name].numpy(), row, config)
-        kind = gguf.GGMLQuantizationType[quant] if quant else None
-        if (
-            kind is not None
-            and values.ndim == 2
-            and values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
-        ):
-            writer.add_tensor(
-                _gguf_name(name, row), gguf.quants.quantize(values, kind), raw_dtype=kind
-            )
+    for theirs in checkpoint.names():
+        values = _gguf_values(theirs, checkpoint[theirs].numpy(), row, config)
+        name = _gguf_name(theirs, row)
+        wanted = quant(name) if callable(quant) else quant
+        kind = gguf.GGMLQuantizationType[wanted or "F32"]
+        if values.ndim == 2 and values.shape[1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            writer.add_tensor(name, _gguf_blocks(name, values, kind), raw_dtype=kind)
         else:
-            writer.add_tensor(_gguf_name(name, row), np.ascontiguousarray(values))
+            writer.add_tensor(name, np.ascontiguousarray(values))
     _gguf_factors(writer, config)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# Byte offsets of the fp16 fields of a K block.
+_K_HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+
+
+def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:
+    """`values` as bytes of a GGUF type."""
+    import gguf
+
+    if kind.name not in _K_HALVES:
+        return gguf.quants.quantize(np.ascontiguousarray(values), kind)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows, n_blocks = values.shape[0], values.shape[1] // block
+    raw = rng.integers(0, 256, (rows, n_blocks, size), dtype=np.uint8)
+    shape = (len(_K_HALVES[kind.name]), rows, n_blocks, 1)
+    halves = rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape)  # signed: a mean near 0
+
+    def with_scale(scale: float) -> np.ndarray:
+        for at, half in zip(_K_HALVES[kind.name], halves, strict=True):
+            raw[:, :, at : at + 2] = (half * scale).astype(np.float16).view(np.uint8)
+        return raw.reshape(rows, -1)
+
+    # Values are proportional to the fp16 fields.
+    drawn = gguf.quants.dequantize(with_scale(1.0), kind)
+    return with_scale(float(values.std() / np.sqrt(np.mean(drawn * drawn))))
 
 
 def _gguf_metadata(writer, config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 /* dequant.c - see dequant.h.
  *
- * A block function turns one block into codes, scales and offsets. K-quant scales are the product of
- * an fp16 and a small integer: exact in fp32.
+ * A block function turns one block into codes, scales and offsets. K-quant scales are the product
+ * of an fp16 and a small integer: exact in fp32.
  */
 #include "dequant.h"
 
@@ -37,7 +37,8 @@ static void block_q4_1(const uint8_t *b, int8_t *code, float *scale, float *offs
     nibbles(b + 4, 0, code);
 }
 
-/* The fifth bits, bit k of 32; eight at a time: a byte in every byte, bit i kept in byte i, made 16. */
+/* The fifth bits, bit k of 32; eight at a time: a byte in every byte, bit i kept in byte i, made
+ * 16. */
 static void fifth_bits(const uint8_t *h, int bias, int8_t *code)
 {
     for (int i = 0; i < 4; i++) {
@@ -173,6 +174,7 @@ static void block_q6_k(const uint8_t *b, int8_t *code, float *scale, float *offs
     }
 }
 
+/* clang-format off */
 static const la_source_type types[LA_DTYPE_COUNT] = {
     /*            block bytes group bits offset centered scales */
     [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32},
@@ -196,6 +198,7 @@ static const la_block_fn blocks[LA_DTYPE_COUNT] = {
     [LA_Q3_K] = block_q3_k, [LA_Q4_K] = block_q4_k, [LA_Q5_K] = block_q5_k,
     [LA_Q6_K] = block_q6_k,
 };
+/* clang-format on */
 
 const la_source_type *la_source_info(la_dtype t)
 {

@@ -1,8 +1,8 @@
 /* dequant.h - one row of a checkpoint tensor, in pieces: floats, or codes with scales and offsets.
  *
- * Owns the reading of source formats (GGUF's published block layouts). Invariant: for grouped sources
- * every weight equals scale * code + offset, where scale and offset are exact in fp32 and code is a
- * signed integer. Called by pack.c alone; sizes were checked there.
+ * Owns the reading of source formats (GGUF's published block layouts). Invariant: for grouped
+ * sources every weight equals scale * code + offset, where scale and offset are exact in fp32 and
+ * code is a signed integer. Called by pack.c alone; sizes were checked there.
  */
 #ifndef LA_DEQUANT_H
 #define LA_DEQUANT_H
@@ -13,22 +13,22 @@ enum { LA_DEQUANT_SPAN = 256 }; /* k of a piece: a multiple of every block */
 
 /* What a source type is made of. */
 typedef struct la_source_type {
-    int block;          /* k of a block, 1 for floats */
+    int block; /* k of a block, 1 for floats */
     int block_bytes;
-    int group;          /* k that share a scale; 0 for floats */
-    int bits;           /* 4: codes fit an I4 pack, 8: they need I8 */
+    int group; /* k that share a scale; 0 for floats */
+    int bits;  /* 4: codes fit an I4 pack, 8: they need I8 */
     int has_offset;
-    int centered;       /* codes are signed about 0 (-8..7 for 4 bits) */
-    la_dtype scale_type;    /* LA_F16 where scales and offsets are stored as fp16 */
+    int centered;        /* codes are signed about 0 (-8..7 for 4 bits) */
+    la_dtype scale_type; /* LA_F16 where scales and offsets are stored as fp16 */
 } la_source_type;
 
 const la_source_type *la_source_info(la_dtype t); /* NULL for a value that is no type */
 
-/* Weights k0 .. k0 + n of a row; k0 is a multiple of LA_DEQUANT_SPAN, n at most that and of whole blocks.
- * Grouped types: code [n], scale and offset [n / group]. */
+/* Weights k0 .. k0 + n of a row; k0 is a multiple of LA_DEQUANT_SPAN, n at most that and of whole
+ * blocks. Grouped types: code [n], scale and offset [n / group]. */
 void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
                       float *offset);
-/* The same as fp32 values, any type: fp32(scale * code) + offset, as the format's authors compute. */
+/* The same as fp32 values, any type: fp32(scale * code) + offset, as the formats define it. */
 void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out);
 
 #endif

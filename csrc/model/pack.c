@@ -94,8 +94,8 @@ la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes)
         return la_fail(LA_ERR_SHAPE, "%d columns are no multiple of the type's block of %d", cols,
                        s->block);
     }
-    if (!la_size_mul((size_t)(cols / s->block), (size_t)s->block_bytes, &row)
-        || !la_size_mul(row, (size_t)rows, bytes)) {
+    if (!la_size_mul((size_t)(cols / s->block), (size_t)s->block_bytes, &row) ||
+        !la_size_mul(row, (size_t)rows, bytes)) {
         return la_fail(LA_ERR_SHAPE, "tensor of %d rows and %d columns is too large", rows, cols);
     }
     return LA_OK;
@@ -110,10 +110,10 @@ static int format_holds(la_format f, const la_source_type *s)
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
     }
-    return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0
-           && (f.group == 16 || f.group == 32) && s->group % f.group == 0
-           && (f.has_offset || !s->has_offset)
-           && (f.scale_type == LA_F32 || (f.scale_type == LA_F16 && s->scale_type == LA_F16));
+    return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0 &&
+           (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
+           (f.has_offset || !s->has_offset) &&
+           (f.scale_type == LA_F32 || (f.scale_type == LA_F16 && s->scale_type == LA_F16));
 }
 
 static la_status check_part(la_format f, const la_source *parts, int i, int paired)
@@ -237,23 +237,22 @@ static void pack_half(const la_columns *c, int j, int k0, int n, la_piece *t, in
     }
 }
 
-/* 8 codes (the first in the low byte) as the two words of an I8 step pair: k 0 4 1 5 and 2 6 3 7. */
+/* 8 codes (the first in the low byte) as the words of two I8 steps: k 0 4 1 5 and 2 6 3 7. */
 static void put_i8(uint8_t *out, uint64_t x)
 {
     uint32_t lo = (uint32_t)x, hi = (uint32_t)(x >> 32);
     put_u32(out, (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
     lo >>= 16;
     hi >>= 16;
-    put_u32(out + 128,
-            (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
+    put_u32(out + 128, (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
 }
 
 /* 8 codes below 16 as one word: nibble p holds k 2 * (p % 4) + p / 4. */
 static void put_i4(uint8_t *out, uint64_t x)
 {
     uint64_t y = x | x >> 12; /* bytes 0, 4, 1, 5: k 0 2, 4 6, 1 3, 5 7 */
-    put_u32(out, (uint32_t)((y & 0xff) | (y >> 24 & 0xff00) | (y << 8 & 0xff0000)
-                            | (y >> 16 & 0xff000000)));
+    put_u32(out, (uint32_t)((y & 0xff) | (y >> 24 & 0xff00) | (y << 8 & 0xff0000) |
+                            (y >> 16 & 0xff000000)));
 }
 
 static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
@@ -326,15 +325,12 @@ void la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int p
         int n = w->K - k0 < LA_DEQUANT_SPAN ? w->K - k0 : LA_DEQUANT_SPAN;
         for (int j = 0; j < LA_UNIT; j++) {
             switch (w->f.pack) {
-            case LA_PACK_F32:
-                pack_f32(&c, j, k0, n, scratch, unit);
-                break;
+            case LA_PACK_F32: pack_f32(&c, j, k0, n, scratch, unit); break;
             case LA_PACK_F16:
             case LA_PACK_BF16:
                 pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
                 break;
-            default:
-                pack_codes(w->f, &c, j, k0, n, scratch, unit);
+            default: pack_codes(w->f, &c, j, k0, n, scratch, unit);
             }
         }
     }

@@ -12,6 +12,7 @@
 typedef struct kept_logits {
     struct kept_logits *next;
     int64_t id;
+    int n_open;     /* branches still to finish: any of them may outlive the others */
     Py_buffer view; /* float32 [n_prompt, V] */
 } kept_logits;
 
@@ -212,6 +213,7 @@ static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
         status = la_engine_add(self->handle, &holder.request, &id);
         if (status == LA_OK) {
             holder.logits->id = id;
+            holder.logits->n_open = holder.request.n_branches;
             holder.logits->next = self->kept;
             self->kept = holder.logits;
             holder.logits = NULL;
@@ -257,11 +259,15 @@ static PyObject *engine_cancel(PyObject *object, PyObject *args)
 
 /* ---- step --------------------------------------------------------------------------------------- */
 
+/* A branch of the request has finished; with the last one nothing writes to the buffer any more. */
 static void release_logits(py_engine *self, int64_t id)
 {
     for (kept_logits **at = &self->kept; *at != NULL; at = &(*at)->next) {
         if ((*at)->id == id) {
             kept_logits *done = *at;
+            if (--done->n_open > 0) {
+                return;
+            }
             *at = done->next;
             PyBuffer_Release(&done->view);
             PyMem_Free(done);

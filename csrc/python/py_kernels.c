@@ -1,9 +1,9 @@
 /* py_kernels.c - packing, products and activation rows on user buffers.
  *
- * Owns the Python functions that run one kernel slot of one level on plain buffers (buffer protocol in,
- * bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is checked or made
- * here. Surroundings of every array are filled with NaN patterns, so a kernel that reads or
- * writes outside its contract shows. Used by the kernel tests; rows and attention are in
+ * Owns the Python functions that run one kernel slot of one level on plain buffers (buffer protocol
+ * in, bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is
+ * checked or made here. Surroundings of every array are filled with NaN patterns, so a kernel that
+ * reads or writes outside its contract shows. Used by the kernel tests; rows and attention are in
  * py_kernels_rows.c.
  */
 #define PY_SSIZE_T_CLEAN
@@ -22,7 +22,7 @@ enum { MAX_PARTS = 8, LINE = 64, POISON = 0xff };
 
 /* A packed weight as Python passes it around: its bytes and the numbers that describe them. */
 typedef struct la_packed {
-    la_weight w;        /* data is borrowed from view */
+    la_weight w; /* data is borrowed from view */
     Py_buffer view;
 } la_packed;
 
@@ -50,7 +50,7 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view)
     return 0;
 }
 
-/* ---- lists ------------------------------------------------------------------------------------ */
+/* ---- lists ----------------------------------------------------------------------------------- */
 
 static PyObject *kernel_isas(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(args))
 {
@@ -96,7 +96,7 @@ static PyObject *kernel_slots(PyObject *Py_UNUSED(self), PyObject *args)
     return dict;
 }
 
-/* ---- packing ---------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 static int read_part(PyObject *item, la_source *part, Py_buffer *view)
 {
@@ -106,8 +106,8 @@ static int read_part(PyObject *item, la_source *part, Py_buffer *view)
         PyErr_SetString(PyExc_TypeError, "pack: a part is (data, dtype, rows, cols)");
         return -1;
     }
-    if (!PyArg_ParseTuple(item, "Oiii:part", &data, &dtype, &rows, &cols)
-        || PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
+    if (!PyArg_ParseTuple(item, "Oiii:part", &data, &dtype, &rows, &cols) ||
+        PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
         return -1;
     }
     *part = (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols};
@@ -119,8 +119,8 @@ static PyObject *pack_parts(const la_source *parts, int n, int weights, int pair
 {
     la_format f;
     la_weight w;
-    if (la_pack_format((la_dtype)weights, parts, n, &f) != LA_OK
-        || la_pack_plan(f, parts, n, paired, &w) != LA_OK) {
+    if (la_pack_format((la_dtype)weights, parts, n, &f) != LA_OK ||
+        la_pack_plan(f, parts, n, paired, &w) != LA_OK) {
         PyErr_SetString(PyExc_ValueError, la_last_error());
         return NULL;
     }
@@ -177,8 +177,8 @@ static int format_valid(la_format f)
     int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4;
     int group = f.group == 16 || f.group == 32 || f.group == 64 || f.group == 128;
     int scale = f.scale_type == LA_F16 || f.scale_type == LA_F32;
-    return f.pack < LA_PACK_COUNT && f.has_offset <= 1
-           && (grouped ? group && scale : f.group == 0 && !f.has_offset);
+    return f.pack < LA_PACK_COUNT && f.has_offset <= 1 &&
+           (grouped ? group && scale : f.group == 0 && !f.has_offset);
 }
 
 static int item(PyObject *dict, const char *key, int *out)
@@ -197,9 +197,9 @@ static int item(PyObject *dict, const char *key, int *out)
 static int packed_read(PyObject *data, PyObject *dict, la_packed *p)
 {
     int pack_, scale_type, has_offset, group, K;
-    if (item(dict, "pack", &pack_) < 0 || item(dict, "scale_type", &scale_type) < 0
-        || item(dict, "has_offset", &has_offset) < 0 || item(dict, "group", &group) < 0
-        || item(dict, "K", &K) < 0) {
+    if (item(dict, "pack", &pack_) < 0 || item(dict, "scale_type", &scale_type) < 0 ||
+        item(dict, "has_offset", &has_offset) < 0 || item(dict, "group", &group) < 0 ||
+        item(dict, "K", &K) < 0) {
         return -1;
     }
     la_format f = {(uint8_t)(pack_ & 255), (uint8_t)(scale_type & 255), (uint8_t)(has_offset & 255),
@@ -229,8 +229,8 @@ static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
     int row;
     la_kernels t;
     la_packed p;
-    if (!PyArg_ParseTuple(args, "sOO!i:unpack", &isa, &data, &PyDict_Type, &dict, &row)
-        || py_kernels_isa(isa, &t) < 0 || packed_read(data, dict, &p) < 0) {
+    if (!PyArg_ParseTuple(args, "sOO!i:unpack", &isa, &data, &PyDict_Type, &dict, &row) ||
+        py_kernels_isa(isa, &t) < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
     PyObject *out = NULL;
@@ -254,15 +254,15 @@ static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
     return out;
 }
 
-/* ---- activation rows -------------------------------------------------------------------------- */
+/* ---- activation rows ------------------------------------------------------------------------- */
 
 typedef struct la_rows {
     int M, K, group;
     la_act_form form;
-    size_t pitch;       /* bytes of a row, a line of padding included */
+    size_t pitch; /* bytes of a row, a line of padding included */
     size_t bytes;
-    uint8_t *a;         /* [M] rows of pitch bytes */
-    la_act_meta *meta;  /* [M][ceil(K/group)], NULL without groups */
+    uint8_t *a;        /* [M] rows of pitch bytes */
+    la_act_meta *meta; /* [M][ceil(K/group)], NULL without groups */
     size_t meta_bytes;
 } la_rows;
 
@@ -285,9 +285,8 @@ static int rows_init(la_rows *r, Py_ssize_t n_floats)
     int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
     r->a = NULL;
     r->meta = NULL;
-    if (!la_size_mul(r->pitch, (size_t)r->M, &r->bytes)
-        || !(r->a = la_map(r->bytes + LINE))
-        || (groups && !(r->meta = la_alloc((size_t)r->M * (size_t)groups, sizeof *r->meta)))) {
+    if (!la_size_mul(r->pitch, (size_t)r->M, &r->bytes) || !(r->a = la_map(r->bytes + LINE)) ||
+        (groups && !(r->meta = la_alloc((size_t)r->M * (size_t)groups, sizeof *r->meta)))) {
         rows_free(r);
         PyErr_NoMemory();
         return -1;
@@ -304,15 +303,9 @@ static void rows_fill(la_rows *r, const la_kernels *t, const float *x)
         uint8_t *a = r->a + (size_t)m * r->pitch;
         la_act_meta *meta = r->meta ? r->meta + (size_t)m * (size_t)groups : NULL;
         switch (r->form) {
-        case LA_ACT_BF16:
-            t->act_bf16(x, r->K, r->group, (uint16_t *)(void *)a, meta);
-            break;
-        case LA_ACT_I8:
-            t->act_i8(x, r->K, r->group, (int8_t *)a, meta);
-            break;
-        default:
-            memset(a, 0, r->pitch - LINE);
-            memcpy(a, x, (size_t)r->K * 4);
+        case LA_ACT_BF16: t->act_bf16(x, r->K, r->group, (uint16_t *)(void *)a, meta); break;
+        case LA_ACT_I8: t->act_i8(x, r->K, r->group, (int8_t *)a, meta); break;
+        default: memcpy(memset(a, 0, r->pitch - LINE), x, (size_t)r->K * 4);
         }
     }
 }
@@ -336,16 +329,16 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     int K, group;
     la_kernels t;
     Py_buffer view;
-    if (!PyArg_ParseTuple(args, "ssOii:act_rows", &isa, &act, &x, &K, &group)
-        || py_kernels_isa(isa, &t) < 0) {
+    if (!PyArg_ParseTuple(args, "ssOii:act_rows", &isa, &act, &x, &K, &group) ||
+        py_kernels_isa(isa, &t) < 0) {
         return NULL;
     }
     int form = act_form(act);
     if (form < 0) {
         return NULL;
     }
-    if (K < 1 || (group != 0 && group != 16 && group != 32 && group != 64 && group != 128)
-        || (form == LA_ACT_I8 && group == 0)) {
+    if (K < 1 || (group != 0 && group != 16 && group != 32 && group != 64 && group != 128) ||
+        (form == LA_ACT_I8 && group == 0)) {
         return PyErr_Format(PyExc_ValueError, "act_rows: K %d with groups of %d", K, group);
     }
     if (py_kernels_floats(x, "x", &view) < 0) {
@@ -363,19 +356,16 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     return result;
 }
 
-/* ---- products --------------------------------------------------------------------------------- */
+/* ---- products -------------------------------------------------------------------------------- */
 
 typedef void (*la_gemm_fn)(const la_gemm *g);
 
 static la_gemm_fn gemm_slot(const la_kernels *t, la_format f, la_act_form form)
 {
     switch (f.pack) {
-    case LA_PACK_F32:
-        return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
-    case LA_PACK_F16:
-        return form == LA_ACT_F32 ? t->gemm_f16_f32 : NULL;
-    case LA_PACK_BF16:
-        return form == LA_ACT_BF16 ? t->gemm_bf16_bf16 : NULL;
+    case LA_PACK_F32: return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
+    case LA_PACK_F16: return form == LA_ACT_F32 ? t->gemm_f16_f32 : NULL;
+    case LA_PACK_BF16: return form == LA_ACT_BF16 ? t->gemm_bf16_bf16 : NULL;
     case LA_PACK_I8:
         return form == LA_ACT_BF16 ? t->gemm_i8_bf16 : form == LA_ACT_I8 ? t->gemm_i8_i8 : NULL;
     default:
@@ -402,8 +392,8 @@ static int gemm_run(la_gemm_fn fn, const la_packed *p, const la_rows *r, int gra
         for (int i = 0; i < n; i++) {
             memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
         }
-        la_gemm g = {w, pitch, n, p->w.K, p->w.f, r->a, r->pitch, r->meta, r->M, c, ldc, w,
-                     w_bytes};
+        la_gemm g = {w,       pitch, n, p->w.K, p->w.f, r->a,   r->pitch,
+                     r->meta, r->M,  c, ldc,    w,      w_bytes};
         if (u + n >= p->w.n_units) {
             g.next = NULL;
             g.next_bytes = 0;
@@ -451,8 +441,8 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
     la_packed p;
     Py_buffer view;
     if (!PyArg_ParseTuple(args, "sOO!Os|i:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
-                          &granule)
-        || py_kernels_isa(isa, &t) < 0) {
+                          &granule) ||
+        py_kernels_isa(isa, &t) < 0) {
         return NULL;
     }
     int form = act_form(act);
@@ -477,7 +467,7 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
     return result;
 }
 
-/* ---- probes ----------------------------------------------------------------------------------- */
+/* ---- probes ---------------------------------------------------------------------------------- */
 
 static PyObject *probe_read(PyObject *Py_UNUSED(self), PyObject *args)
 {

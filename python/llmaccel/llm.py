@@ -51,7 +51,7 @@ class LLM:
     tokenizer: a path, or what load_tokenizer gave; None: the model's own. revision: of a hub name.
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
-    activation: of products with 4- and 8-bit weights: "auto" (int8), "int8", "bf16", "float32".
+    activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
     kv_cache_dtype: "auto", "float32", "bfloat16". kv_cache_memory_bytes: cap of the cache; it is
         committed only as tokens arrive. None: a share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.

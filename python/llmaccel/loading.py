@@ -304,7 +304,7 @@ def choose_forms(
         raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
     activation = {"int8": "i8", "bf16": "bf16", "float32": "f32"}.get(options.activation)
     if activation is None:
-        activation = "i8" if quantized else "bf16" if main == "BF16" else "f32"
+        activation = "bf16" if quantized or main == "BF16" else "f32"
     kv = options.kv_cache_dtype
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"

@@ -1,8 +1,8 @@
 /* act.h - activation rows on their way into a product: bf16, or int8 per group.
  *
- * Invariant: every level writes the same bits. Group maxima are compared as bit patterns, which makes
- * the maximum independent of the order and keeps a NaN visible: its group's scale becomes NaN.
- * Filled into the table by isa_*.c; called once per row before a product.
+ * Invariant: every level writes the same bits. Group maxima are compared as bit patterns, which
+ * makes the maximum independent of the order and keeps a NaN visible: its group's scale becomes
+ * NaN. Filled into the table by isa_*.c; called once per row before a product.
  */
 #ifndef LA_ACT_H
 #define LA_ACT_H

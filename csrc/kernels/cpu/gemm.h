@@ -1,13 +1,14 @@
-/* gemm.h - products in fp32 multiply-adds over vec.h: float weights, and grouped ones with bf16 rows.
+/* gemm.h - products in fp32 multiply-adds over vec.h: float weights, and grouped ones with bf16
+ * rows.
  *
  *         C vectors of columns
  *       +---------------------+      AVX2     3 rows x 1 unit  (12 of 16 registers accumulate)
  *  R    | acc[r][c] += a * b  |      AVX-512  6 rows x 2 units (24 of 32), or 8 x 1 for few rows
  *  rows +---------------------+
  *
- * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the weights
- * first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then second.
- * Grouped weights are decoded to fp32 into a block on the stack that stays in the caches.
+ * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the
+ * weights first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then
+ * second. Grouped weights are decoded to fp32 into a block on the stack that stays in the caches.
  * Invariant: one chain per result, k ascending. Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_GEMM_H
@@ -61,12 +62,15 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
         *ahead += t->ahead_step;
         for (int odd = 0; odd < pair; odd++) {
             vf x[8];
-            LA_UNROLL for (int r = 0; r < R; r++) {
+            LA_UNROLL
+            for (int r = 0; r < R; r++) {
                 x[r] = fma_row(kind, ap + (size_t)r * t->a_pitch, odd);
             }
-            LA_UNROLL for (int c = 0; c < C; c++) {
+            LA_UNROLL
+            for (int c = 0; c < C; c++) {
                 vf b = fma_column(kind, U, wp, t->w_pitch, c, odd);
-                LA_UNROLL for (int r = 0; r < R; r++) {
+                LA_UNROLL
+                for (int r = 0; r < R; r++) {
                     acc[r][c] = v_fma(x[r], b, acc[r][c]);
                     __asm__("" : "+v"(acc[r][c])); /* stay in this register: gcc 12 would rotate */
                 }
@@ -83,11 +87,13 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
 LA_INLINE void fma_fold(const int R, const int U, const la_tile *t, const uint8_t *head,
                         const la_act_meta *meta, int first, vf acc[8][4])
 {
-    LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+    LA_UNROLL
+    for (int c = 0; c < U * TILE_V; c++) {
         const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
         vf scale = tile_scale(t->f, h, 0, c % TILE_V);
         vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
-        LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
             float *out = t->c + (size_t)r * t->ldc + c * VL;
             vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
             if (t->f.has_offset) {
@@ -104,14 +110,18 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
     const uint8_t *w = kind == FMA_DECODED ? t->decoded : t->w, *a = t->a, *head = t->w;
     size_t ahead = 0;
     if (kind != FMA_DECODED) {
-        LA_UNROLL for (int r = 0; r < R; r++) {
-            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
+            LA_UNROLL
+            for (int c = 0; c < U * TILE_V; c++) {
                 acc[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
             }
         }
         fma_range(kind, R, U, t, t->k, &w, &a, &ahead, acc);
-        LA_UNROLL for (int r = 0; r < R; r++) {
-            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
+            LA_UNROLL
+            for (int c = 0; c < U * TILE_V; c++) {
                 v_store(t->c + (size_t)r * t->ldc + c * VL, acc[r][c]);
             }
         }
@@ -121,8 +131,10 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
     const la_act_meta *meta = t->meta;
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += stride, meta++) {
         int k = t->k - k0 < t->f.group ? (t->k - k0 + 7) / 8 * 8 : t->f.group;
-        LA_UNROLL for (int r = 0; r < R; r++) {
-            LA_UNROLL for (int c = 0; c < U * TILE_V; c++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
+            LA_UNROLL
+            for (int c = 0; c < U * TILE_V; c++) {
                 acc[r][c] = v_zero();
             }
         }
@@ -145,10 +157,12 @@ LA_INLINE void fma_decode(const int bits, const la_tile *t, int n_units, uint8_t
             int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
             w += la_format_header(t->f);
             for (int i = 0; i < k; i += 8, out += 8 * row) {
-                LA_UNROLL for (int p = 0; p < 8; p++) {
+                LA_UNROLL
+                for (int p = 0; p < 8; p++) {
                     int at = bits == 4 ? 2 * (p % 4) + p / 4 : p / 4 * 2 + p % 4 / 2 + p % 2 * 4;
                     const uint8_t *line = w + (bits == 4 ? 0 : p / 4 * 128);
-                    LA_UNROLL for (int c = 0; c < TILE_V; c++) {
+                    LA_UNROLL
+                    for (int c = 0; c < TILE_V; c++) {
                         vi x = vi_loadu(line + (size_t)c * VL * 4);
                         x = vi_and(vi_shr(x, bits == 4 ? 4 * p : 8 * (p % 4)), mask);
                         v_store(out + (size_t)at * row + c * VL, v_sub(v_from_i(x), zero));
@@ -170,8 +184,9 @@ static void fma_decode_i4(const la_tile *t, int n_units, uint8_t *out)
     fma_decode(4, t, n_units, out);
 }
 
-/* ---- tiles by number of rows, and the slots ---------------------------------------------------- */
+/* ---- tiles by number of rows, and the slots -------------------------------------------------- */
 
+/* clang-format off */
 #define FMA_TILE(name, kind, R, U)                          \
     static void fma_##name##_##R##_##U(const la_tile *t)    \
     {                                                       \
@@ -204,40 +219,76 @@ FMA_TILES(f32, FMA_F32)
 FMA_TILES(f16, FMA_F16)
 FMA_TILES(bf16, FMA_BF16)
 FMA_TILES(decoded, FMA_DECODED)
+/* clang-format on */
 
 static void gemm_f32_f32(const la_gemm *g)
 {
-    static const la_tiler s = {fma_f32_one, TILE_FEW, fma_f32_one, FMA_TWO(f32), TILE_ROWS, 4, 1,
-                               NULL, 0};
+    static const la_tiler s = {
+        .few = fma_f32_one,
+        .few_rows = TILE_FEW,
+        .one = fma_f32_one,
+        .two = FMA_TWO(f32),
+        .rows = TILE_ROWS,
+        .a_bytes = 4,
+        .step_k = 1,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static void gemm_f16_f32(const la_gemm *g)
 {
-    static const la_tiler s = {fma_f16_one, TILE_FEW, fma_f16_one, FMA_TWO(f16), TILE_ROWS, 4, 2,
-                               NULL, 0};
+    static const la_tiler s = {
+        .few = fma_f16_one,
+        .few_rows = TILE_FEW,
+        .one = fma_f16_one,
+        .two = FMA_TWO(f16),
+        .rows = TILE_ROWS,
+        .a_bytes = 4,
+        .step_k = 2,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static void gemm_bf16_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {fma_bf16_one, TILE_FEW, fma_bf16_one, FMA_TWO(bf16), TILE_ROWS, 2, 2,
-                               NULL, 0};
+    static const la_tiler s = {
+        .few = fma_bf16_one,
+        .few_rows = TILE_FEW,
+        .one = fma_bf16_one,
+        .two = FMA_TWO(bf16),
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static void gemm_i8_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {NULL, 0, fma_decoded_one, FMA_TWO(decoded), TILE_ROWS, 2, 2,
-                               fma_decode_i8, FMA_DECODE_K};
+    static const la_tiler s = {
+        .one = fma_decoded_one,
+        .two = FMA_TWO(decoded),
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = fma_decode_i8,
+        .decode_k = FMA_DECODE_K,
+    };
     _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
     tile_drive(g, &s, block);
 }
 
 static void gemm_i4_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {NULL, 0, fma_decoded_one, FMA_TWO(decoded), TILE_ROWS, 2, 2,
-                               fma_decode_i4, FMA_DECODE_K};
+    static const la_tiler s = {
+        .one = fma_decoded_one,
+        .two = FMA_TWO(decoded),
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = fma_decode_i4,
+        .decode_k = FMA_DECODE_K,
+    };
     _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
     tile_drive(g, &s, block);
 }

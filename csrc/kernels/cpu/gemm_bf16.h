@@ -1,8 +1,8 @@
 /* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4 and int8 groups decoded to bf16.
  *
- * The tile is that of gemm_vnni.h with pairs of k instead of fours. Codes less their zero are exact in
- * bf16, so grouped products round only in their sums. Few rows decode in registers: int4 by one word
- * permute per pair of k (the table repeats, so the nibble above needs no mask), int8 by two byte
+ * The tile is that of gemm_vnni.h with pairs of k instead of fours. Codes less their zero are exact
+ * in bf16, so grouped products round only in their sums. Few rows decode in registers: int4 by one
+ * word permute per pair of k (the table repeats: the nibble above needs no mask), int8 by two byte
  * tables over |q - 128|. More rows decode a block of K once to a block on the stack.
  * Invariant: both ways run the same chain of pairs (k ascending) and the same folds, so bits do not
  * depend on M. The instruction treats bf16 subnormals as zero. Included by isa_bf16.c.
@@ -19,12 +19,13 @@ LA_INLINE vf bf16_dot(vf acc, vi w, vi a)
     return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)a);
 }
 
-/* The same with the pair at a broadcast from memory: gcc 12 would keep a register per row and spill. */
+/* The same with the pair at a broadcast from memory: gcc 12 would keep a register per row and
+ * spill. */
 LA_INLINE vf bf16_dot_at(vf acc, vi w, const uint8_t *a)
 {
     __asm__("vdpbf16ps %2%{1to16%}, %1, %0"
             : "+v"(acc)
-            : "v"(w), "m"(*(const int32_t(*)[1])(const void *)a));
+            : "v"(w), "m"(*(const int32_t (*)[1])(const void *)a));
     return acc;
 }
 
@@ -35,8 +36,9 @@ LA_INLINE vi bf16_row(const uint8_t *a)
     return vi_set1(x);
 }
 
-/* ---- codes to bf16 ----------------------------------------------------------------------------- */
+/* ---- codes to bf16 --------------------------------------------------------------------------- */
 
+/* clang-format off */
 /* bf16 of the integers 0..127, by the position of the leading bit. */
 #define BF16_INT(m)                         \
     ((m) < 1    ? 0                         \
@@ -55,6 +57,7 @@ LA_INLINE vi bf16_row(const uint8_t *a)
     BF16_16(f, m), BF16_16(f, (m) + 16), BF16_16(f, (m) + 32), BF16_16(f, (m) + 48)
 #define BF16_Q(m) BF16_INT(m)
 #define BF16_Q8(m) ((m) < 8 ? 0x8000 | BF16_INT(8 - (m)) : BF16_INT((m) - 8))
+/* clang-format on */
 
 /* The tables of one format, loaded before the loops. */
 typedef struct bf16_codes {
@@ -102,7 +105,8 @@ LA_INLINE void bf16_decode8(const int bits, const bf16_codes *t, const uint8_t *
 {
     vi x = _mm512_load_si512(w);
     if (bits == 4) {
-        LA_UNROLL for (int j = 0; j < 4; j++) {
+        LA_UNROLL
+        for (int j = 0; j < 4; j++) {
             pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word);
         }
         return;
@@ -123,10 +127,12 @@ LA_INLINE void bf16_decode(const int bits, const la_tile *t, int n_units, uint8_
             int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
             w += la_format_header(t->f);
             for (int i = 0; i < k; i += 8, to += 4 * row, w += bits == 4 ? 128 : 256) {
-                LA_UNROLL for (int c = 0; c < 2; c++) {
+                LA_UNROLL
+                for (int c = 0; c < 2; c++) {
                     vi pair[4];
                     bf16_decode8(bits, &tables, w + c * 64, pair);
-                    LA_UNROLL for (int j = 0; j < 4; j++) {
+                    LA_UNROLL
+                    for (int j = 0; j < 4; j++) {
                         _mm512_store_si512(to + (size_t)j * row + c * 64, pair[j]);
                     }
                 }
@@ -145,12 +151,14 @@ static void bf16_decode_i4(const la_tile *t, int n_units, uint8_t *out)
     bf16_decode(4, t, n_units, out);
 }
 
-/* ---- tiles --------------------------------------------------------------------------------------- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
 LA_INLINE void bf16_zero(const int R, const int C, vf acc[8][4])
 {
-    LA_UNROLL for (int r = 0; r < R; r++) {
-        LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
             acc[r][c] = v_zero();
         }
     }
@@ -165,12 +173,15 @@ LA_INLINE void bf16_range(const int R, const int U, const la_tile *t, int steps,
         vi x[4];
         tile_prefetch(t, *ahead, U);
         *ahead += t->ahead_step;
-        LA_UNROLL for (int c = 0; c < C; c++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
             x[c] = _mm512_load_si512(w + (size_t)(c / 2) * pitch + c % 2 * 64);
         }
-        LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
             vi y = bf16_row(a + (size_t)r * t->a_pitch);
-            LA_UNROLL for (int c = 0; c < C; c++) {
+            LA_UNROLL
+            for (int c = 0; c < C; c++) {
                 acc[r][c] = bf16_dot(acc[r][c], x[c], y);
             }
         }
@@ -182,14 +193,18 @@ LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
 {
     vf acc[8][4];
     size_t ahead = 0;
-    LA_UNROLL for (int r = 0; r < R; r++) {
-        LA_UNROLL for (int c = 0; c < 2 * U; c++) {
+    LA_UNROLL
+    for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int c = 0; c < 2 * U; c++) {
             acc[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
         }
     }
     bf16_range(R, U, t, (t->k + 1) / 2, t->w, t->w_pitch, 128, t->a, &ahead, acc);
-    LA_UNROLL for (int r = 0; r < R; r++) {
-        LA_UNROLL for (int c = 0; c < 2 * U; c++) {
+    LA_UNROLL
+    for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int c = 0; c < 2 * U; c++) {
             v_store(t->c + (size_t)r * t->ldc + c * VL, acc[r][c]);
         }
     }
@@ -199,11 +214,13 @@ LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
 LA_INLINE void bf16_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
                          const la_act_meta *meta, int first, vf acc[8][4])
 {
-    LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
         vf scale = tile_scale(t->f, h, 0, c % 2);
         vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
-        LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
             float *out = t->c + (size_t)r * t->ldc + c * VL;
             vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
             if (t->f.has_offset) {
@@ -247,11 +264,14 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
         bf16_zero(R, 2, acc);
         w += header;
         for (int i = 0; i < k; i += 8, a += 16, w += bits == 4 ? 128 : 256) {
-            LA_UNROLL for (int c = 0; c < 2; c++) {
+            LA_UNROLL
+            for (int c = 0; c < 2; c++) {
                 vi pair[4];
                 bf16_decode8(bits, &tables, w + c * 64, pair);
-                LA_UNROLL for (int j = 0; j < 4; j++) {
-                    LA_UNROLL for (int r = 0; r < R; r++) {
+                LA_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    LA_UNROLL
+                    for (int r = 0; r < R; r++) {
                         const uint8_t *row = a + (size_t)r * t->a_pitch + j * 4;
                         acc[r][c] = R > 2 ? bf16_dot_at(acc[r][c], pair[j], row)
                                           : bf16_dot(acc[r][c], pair[j], bf16_row(row));
@@ -263,6 +283,7 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
     }
 }
 
+/* clang-format off */
 #define BF16_TILE(name, body, ...)             \
     static void bf16_##name(const la_tile *t)  \
     {                                          \
@@ -280,10 +301,14 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
         NULL, bf16_##name##_1_2, bf16_##name##_2_2, bf16_##name##_3_2, bf16_##name##_4_2,         \
         bf16_##name##_5_2, bf16_##name##_6_2};
 #define BF16_CODES(bits)                                                                         \
-    BF16_TILE(i##bits##_1, bf16_codes_tile, bits, 1) BF16_TILE(i##bits##_2, bf16_codes_tile, bits, 2) \
-    BF16_TILE(i##bits##_3, bf16_codes_tile, bits, 3) BF16_TILE(i##bits##_4, bf16_codes_tile, bits, 4) \
-    BF16_TILE(i##bits##_5, bf16_codes_tile, bits, 5) BF16_TILE(i##bits##_6, bf16_codes_tile, bits, 6) \
-    BF16_TILE(i##bits##_7, bf16_codes_tile, bits, 7) BF16_TILE(i##bits##_8, bf16_codes_tile, bits, 8) \
+    BF16_TILE(i##bits##_1, bf16_codes_tile, bits, 1)                                             \
+    BF16_TILE(i##bits##_2, bf16_codes_tile, bits, 2)                                             \
+    BF16_TILE(i##bits##_3, bf16_codes_tile, bits, 3)                                             \
+    BF16_TILE(i##bits##_4, bf16_codes_tile, bits, 4)                                             \
+    BF16_TILE(i##bits##_5, bf16_codes_tile, bits, 5)                                             \
+    BF16_TILE(i##bits##_6, bf16_codes_tile, bits, 6)                                             \
+    BF16_TILE(i##bits##_7, bf16_codes_tile, bits, 7)                                             \
+    BF16_TILE(i##bits##_8, bf16_codes_tile, bits, 8)                                             \
     static const la_tile_fn bf16_i##bits##_few[] = {                                              \
         NULL, bf16_i##bits##_1, bf16_i##bits##_2, bf16_i##bits##_3, bf16_i##bits##_4,             \
         bf16_i##bits##_5, bf16_i##bits##_6, bf16_i##bits##_7, bf16_i##bits##_8};
@@ -304,26 +329,52 @@ BF16_TWO(decoded, bf16_decoded_tile)
 
 BF16_CODES(4)
 BF16_CODES(8)
+/* clang-format on */
 
 static void gemm_bf16_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {bf16_plain_one, TILE_FEW, bf16_plain_one, bf16_plain_two, TILE_ROWS,
-                               2, 2, NULL, 0};
+    static const la_tiler s = {
+        .few = bf16_plain_one,
+        .few_rows = TILE_FEW,
+        .one = bf16_plain_one,
+        .two = bf16_plain_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static void gemm_i8_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {bf16_i8_few, TILE_FEW, bf16_decoded_one, bf16_decoded_two, TILE_ROWS,
-                               2, 2, bf16_decode_i8, BF16_DECODE_K};
+    static const la_tiler s = {
+        .few = bf16_i8_few,
+        .few_rows = TILE_FEW,
+        .one = bf16_decoded_one,
+        .two = bf16_decoded_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = bf16_decode_i8,
+        .decode_k = BF16_DECODE_K,
+    };
     _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
     tile_drive(g, &s, block);
 }
 
 static void gemm_i4_bf16(const la_gemm *g)
 {
-    static const la_tiler s = {bf16_i4_few, TILE_FEW, bf16_decoded_one, bf16_decoded_two, TILE_ROWS,
-                               2, 2, bf16_decode_i4, BF16_DECODE_K};
+    static const la_tiler s = {
+        .few = bf16_i4_few,
+        .few_rows = TILE_FEW,
+        .one = bf16_decoded_one,
+        .two = bf16_decoded_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = bf16_decode_i4,
+        .decode_k = BF16_DECODE_K,
+    };
     _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
     tile_drive(g, &s, block);
 }
@@ -332,15 +383,18 @@ static float probe_bf16(int64_t n)
 {
     vf acc[16];
     vi w = vi_set1(0x3c003c00), a = vi_set1(0x3f803f80);
-    LA_UNROLL for (int i = 0; i < 16; i++) {
+    LA_UNROLL
+    for (int i = 0; i < 16; i++) {
         acc[i] = v_set1((float)i);
     }
     for (int64_t j = 0; j < n; j++) {
-        LA_UNROLL for (int i = 0; i < 16; i++) {
+        LA_UNROLL
+        for (int i = 0; i < 16; i++) {
             acc[i] = bf16_dot(acc[i], w, a);
         }
     }
-    LA_UNROLL for (int i = 1; i < 16; i++) {
+    LA_UNROLL
+    for (int i = 1; i < 16; i++) {
         acc[0] = v_add(acc[0], acc[i]);
     }
     return _mm512_reduce_add_ps(acc[0]);

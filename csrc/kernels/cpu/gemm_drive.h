@@ -2,10 +2,10 @@
  *
  * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
  * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %.
- * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each block strips of rows
- * over all M; the next block's lines are prefetched evenly over the strips.
- * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass through
- * c unrounded, so neither M, strips nor blocks change a bit.
+ * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
+ * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
+ * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass
+ * through c unrounded, so neither M, strips nor blocks change a bit.
  */
 #ifndef LA_GEMM_DRIVE_H
 #define LA_GEMM_DRIVE_H
@@ -14,47 +14,47 @@
 #include "vec.h"
 
 enum {
-    TILE_V = LA_UNIT / VL,          /* vectors of a unit */
-    TILE_WIDE = VL == 16,           /* strips are two units wide: 24 of 32 registers accumulate */
-    TILE_FEW = VL == 16 ? 8 : 3,    /* most rows of a one-unit tile */
-    TILE_ROWS = VL == 16 ? 6 : 3,   /* most rows of a strip */
-    TILE_QUANTUM = 128,             /* k blocks are multiples of every group */
+    TILE_V = LA_UNIT / VL,        /* vectors of a unit */
+    TILE_WIDE = VL == 16,         /* strips are two units wide: 24 of 32 registers accumulate */
+    TILE_FEW = VL == 16 ? 8 : 3,  /* most rows of a one-unit tile */
+    TILE_ROWS = VL == 16 ? 6 : 3, /* most rows of a strip */
+    TILE_QUANTUM = 128,           /* k blocks are multiples of every group */
     TILE_BLOCK_BYTES = 128 << 10
 };
 
 /* One register tile: some rows by one or two units over a range of k. */
 typedef struct la_tile {
-    const uint8_t *w;           /* first unit, where the range begins (a group's header) */
+    const uint8_t *w; /* first unit, where the range begins (a group's header) */
     size_t w_pitch;
-    const uint8_t *decoded;     /* the range in the tile's own form, or NULL */
-    const uint8_t *a;           /* first row, where the range begins */
+    const uint8_t *decoded; /* the range in the tile's own form, or NULL */
+    const uint8_t *a;       /* first row, where the range begins */
     size_t a_pitch;
-    const la_act_meta *meta;    /* first row, first group of the range */
-    size_t meta_pitch;          /* groups of a row */
-    float *c;                   /* first row, first column */
+    const la_act_meta *meta; /* first row, first group of the range */
+    size_t meta_pitch;       /* groups of a row */
+    float *c;                /* first row, first column */
     size_t ldc;
-    int k;                      /* length of the range */
-    int first;                  /* sums start at 0, else at c */
+    int k;     /* length of the range */
+    int first; /* sums start at 0, else at c */
     la_format f;
-    const uint8_t *ahead;       /* prefetched while the tile runs, or NULL */
-    size_t ahead_pitch;         /* from unit to unit */
-    size_t ahead_step;          /* bytes per step of the tile */
+    const uint8_t *ahead; /* prefetched while the tile runs, or NULL */
+    size_t ahead_pitch;   /* from unit to unit */
+    size_t ahead_step;    /* bytes per step of the tile */
 } la_tile;
 
 typedef void (*la_tile_fn)(const la_tile *t);
 
 /* The tiles of one slot. */
 typedef struct la_tiler {
-    const la_tile_fn *few;      /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
-    int few_rows;               /* 0: none */
-    const la_tile_fn *one;      /* [rows] one unit; [rows + 1] */
-    const la_tile_fn *two;      /* [rows] two units, or NULL */
+    const la_tile_fn *few; /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
+    int few_rows;          /* 0: none */
+    const la_tile_fn *one; /* [rows] one unit; [rows + 1] */
+    const la_tile_fn *two; /* [rows] two units, or NULL */
     int rows;
-    int a_bytes;                /* of one activation value */
-    int step_k;                 /* k of a step of one and two: paces the prefetch */
+    int a_bytes; /* of one activation value */
+    int step_k;  /* k of a step of one and two: paces the prefetch */
     /* Writes n_units units of k values as one and two read them; NULL: they read the weights. */
     void (*decode)(const la_tile *t, int n_units, uint8_t *out);
-    int decode_k;               /* k of a decoded block, a multiple of TILE_QUANTUM */
+    int decode_k; /* k of a decoded block, a multiple of TILE_QUANTUM */
 } la_tiler;
 
 /* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's header. */
@@ -146,7 +146,7 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
             t.k = g->K - k0 < block ? g->K - k0 : block;
             size_t bytes = tile_offset(g->f, block), pitch = g->w_pitch;
             const uint8_t *next = t.w + bytes;
-            if (k0 + block >= g->K) { /* the next units, then what the thread does after this call */
+            if (k0 + block >= g->K) { /* the next units, then what follows this call */
                 next = g->w + (size_t)(u + units) * g->w_pitch;
                 bytes = g->w_pitch < bytes ? g->w_pitch : bytes;
             }

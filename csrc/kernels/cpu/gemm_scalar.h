@@ -1,8 +1,10 @@
-/* gemm_scalar.h - products and probes that read like their formula; every slot has its scalar body here.
+/* gemm_scalar.h - products and probes that read like their formula; every slot has its scalar body
+ * here.
  *
  * Invariant: the integer products (gemm_i*_i8) are the definition of their bits: per group an exact
- * integer dot, f = fma(dot, scale_w * scale_a, f), then f = fma(offset, sum_a, f); every level agrees
- * with it bit for bit. Other products may round differently between levels. Included by isa_scalar.c.
+ * integer dot, f = fma(dot, scale_w * scale_a, f), then f = fma(offset, sum_a, f); every level
+ * agrees with it bit for bit. Other products may round differently between levels. Included by
+ * isa_scalar.c.
  */
 #ifndef LA_GEMM_SCALAR_H
 #define LA_GEMM_SCALAR_H
@@ -77,7 +79,7 @@ static void gemm_bf16_bf16(const la_gemm *g)
 static int scalar_code(la_format f, const uint8_t *codes, int j, int k)
 {
     int zero = la_format_zero(f);
-    int i = k % 8; /* byte 0..7 holds k 0 4 1 5 2 6 3 7; nibbles in the same order, low ones first */
+    int i = k % 8; /* bytes hold k 0 4 1 5 2 6 3 7; nibbles in the same order, low ones first */
     int at = 2 * (i % 4) + i / 4;
     if (f.pack == LA_PACK_I8) {
         return codes[(k / 8) * 256 + (at / 4) * 128 + 4 * j + at % 4] - zero;
@@ -165,25 +167,13 @@ static void gemm_grouped(const la_gemm *g, int int8)
     }
 }
 
-static void gemm_i8_bf16(const la_gemm *g)
-{
-    gemm_grouped(g, 0);
-}
+static void gemm_i8_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
-static void gemm_i8_i8(const la_gemm *g)
-{
-    gemm_grouped(g, 1);
-}
+static void gemm_i8_i8(const la_gemm *g) { gemm_grouped(g, 1); }
 
-static void gemm_i4_bf16(const la_gemm *g)
-{
-    gemm_grouped(g, 0);
-}
+static void gemm_i4_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
-static void gemm_i4_i8(const la_gemm *g)
-{
-    gemm_grouped(g, 1);
-}
+static void gemm_i4_i8(const la_gemm *g) { gemm_grouped(g, 1); }
 
 /* streams: 1, 2, 4 or 8 places read at once. The scalar level leaves prefetching to the machine. */
 static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
@@ -223,7 +213,8 @@ static float probe_bf16(int64_t n)
     float acc[16] = {0};
     for (int64_t i = 0; i < n; i++) {
         for (int j = 0; j < 16; j++) {
-            acc[j] += la_bf16_to_f32((uint16_t)(0x3c00 + j)) * la_bf16_to_f32((uint16_t)(i & 0x3fff));
+            float a = la_bf16_to_f32((uint16_t)(i & 0x3fff));
+            acc[j] += la_bf16_to_f32((uint16_t)(0x3c00 + j)) * a;
         }
     }
     float sum = 0.0f;

@@ -1,9 +1,9 @@
 /* gemm_vnni.h - int4 and int8 weights with int8 rows by vpdpbusd: u8 weights, s8 rows, int32 sums.
  *
- *            unit 0       unit 1        per step: 4 column vectors, each against every row
- *        +------+------+------+------+  rows x 2 units: 24 accumulators, 4 weights or 2 nibble halves,
- *  rows  | 16 n | 16 n | 16 n | 16 n |  the row's 4 bytes as a broadcast memory operand
- *        +------+------+------+------+
+ *            unit 0       unit 1       per step: 4 column vectors, each against every row
+ *       +------+------+------+------+  6 rows x 2 units: 24 accumulators, 4 weights or 2
+ *  rows | 16 n | 16 n | 16 n | 16 n |  nibble halves, the row's 4 bytes as a broadcast
+ *       +------+------+------+------+  memory operand
  *
  * Sums start at -zero * sum(a), so codes go in as stored. The dots are written in assembly: with
  * intrinsics gcc 12 copies accumulators and spills, and the broadcast operand (int4) would take a
@@ -27,7 +27,7 @@ LA_INLINE vi vnni_dot_at(vi acc, vi w, const uint8_t *a)
 {
     __asm__("vpdpbusd %2%{1to16%}, %1, %0"
             : "+v"(acc)
-            : "v"(w), "m"(*(const int32_t(*)[1])(const void *)a));
+            : "v"(w), "m"(*(const int32_t (*)[1])(const void *)a));
     return acc;
 }
 
@@ -43,10 +43,12 @@ LA_INLINE void vnni_step_i4(const int R, const int C, const la_tile *t, const ui
                             const uint8_t *a, vi acc[8][4])
 {
     const vi low = vi_set1(0x0f0f0f0f);
-    LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int c = 0; c < C; c++) {
         vi x = _mm512_load_si512(w + (size_t)(c / 2) * t->w_pitch + c % 2 * 64);
         vi lo = vi_and(x, low), hi = vi_and(vi_shr(x, 4), low);
-        LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
             const uint8_t *row = a + (size_t)r * t->a_pitch;
             if (R > 2) {
                 acc[r][c] = vnni_dot_at(acc[r][c], lo, row);
@@ -65,28 +67,34 @@ LA_INLINE void vnni_step_i8(const int R, const int C, const la_tile *t, const ui
                             const uint8_t *a, vi acc[8][4])
 {
     vi x[4];
-    LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int c = 0; c < C; c++) {
         x[c] = _mm512_load_si512(w + (size_t)(c / 2) * t->w_pitch + c % 2 * 64);
     }
-    LA_UNROLL for (int r = 0; r < R; r++) {
+    LA_UNROLL
+    for (int r = 0; r < R; r++) {
         vi y = vnni_row(a + (size_t)r * t->a_pitch);
-        LA_UNROLL for (int c = 0; c < C; c++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
             acc[r][c] = vnni_dot(acc[r][c], x[c], y);
         }
     }
 }
 
-/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term. f is in registers where they
- * suffice (regs), else in c: 24 accumulators and 24 sums do not fit, and a load per fold is cheap. */
+/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term. f is in registers where
+ * they suffice (regs), else in c: 24 accumulators and 24 sums do not fit, and a load per fold is
+ * cheap. */
 LA_INLINE void vnni_fold(const int R, const int C, const int regs, const la_tile *t,
                          const uint8_t *head, const la_act_meta *meta, int first, vi acc[8][4],
                          vf f[8][4])
 {
-    LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
         vf scale = tile_scale(t->f, h, 0, c % 2);
         vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
-        LA_UNROLL for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
             const la_act_meta *m = meta + (size_t)r * t->meta_pitch;
             float *out = t->c + (size_t)r * t->ldc + c * VL;
             vf y = regs ? f[r][c] : first ? v_zero() : v_load(out);
@@ -113,8 +121,10 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
     const la_act_meta *meta = t->meta;
     size_t ahead = 0;
     vf f[8][4];
-    LA_UNROLL for (int r = 0; r < R && regs; r++) {
-        LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int r = 0; r < R && regs; r++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
             f[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
         }
     }
@@ -123,8 +133,10 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
         int steps = (k + 7) / 8 * (bits == 4 ? 1 : 2);
         const uint8_t *head = w;
         vi acc[8][4];
-        LA_UNROLL for (int r = 0; r < R; r++) {
-            LA_UNROLL for (int c = 0; c < C; c++) {
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
+            LA_UNROLL
+            for (int c = 0; c < C; c++) {
                 acc[r][c] = vi_set1(-zero * meta[(size_t)r * t->meta_pitch].isum);
             }
         }
@@ -143,13 +155,16 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
         }
         vnni_fold(R, C, regs, t, head, meta, t->first && k0 == 0, acc, f);
     }
-    LA_UNROLL for (int r = 0; r < R && regs; r++) {
-        LA_UNROLL for (int c = 0; c < C; c++) {
+    LA_UNROLL
+    for (int r = 0; r < R && regs; r++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
             v_store(t->c + (size_t)r * t->ldc + c * VL, f[r][c]);
         }
     }
 }
 
+/* clang-format off */
 #define VNNI_TILE(bits, R, U)                               \
     static void vnni##bits##_##R##_##U(const la_tile *t)    \
     {                                                       \
@@ -169,33 +184,52 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
 
 VNNI_TILES(4)
 VNNI_TILES(8)
+/* clang-format on */
 
 /* 5 to 8 rows of int4 are bound by arithmetic: two strips of 64 columns beat one of 32. */
 static void gemm_i4_i8(const la_gemm *g)
 {
-    static const la_tiler s = {vnni4_one, TILE_FEW / 2, vnni4_one, vnni4_two, TILE_ROWS, 1, 8, NULL,
-                               0};
+    static const la_tiler s = {
+        .few = vnni4_one,
+        .few_rows = TILE_FEW / 2,
+        .one = vnni4_one,
+        .two = vnni4_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 1,
+        .step_k = 8,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static void gemm_i8_i8(const la_gemm *g)
 {
-    static const la_tiler s = {vnni8_one, TILE_FEW, vnni8_one, vnni8_two, TILE_ROWS, 1, 4, NULL, 0};
+    static const la_tiler s = {
+        .few = vnni8_one,
+        .few_rows = TILE_FEW,
+        .one = vnni8_one,
+        .two = vnni8_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 1,
+        .step_k = 4,
+    };
     tile_drive(g, &s, NULL);
 }
 
 static float probe_i8(int64_t n)
 {
     vi acc[16], w = vi_set1(0x3c003c00), a = vi_set1(0x01010101);
-    LA_UNROLL for (int i = 0; i < 16; i++) {
+    LA_UNROLL
+    for (int i = 0; i < 16; i++) {
         acc[i] = vi_set1(i);
     }
     for (int64_t j = 0; j < n; j++) {
-        LA_UNROLL for (int i = 0; i < 16; i++) {
+        LA_UNROLL
+        for (int i = 0; i < 16; i++) {
             acc[i] = vnni_dot(acc[i], w, a);
         }
     }
-    LA_UNROLL for (int i = 1; i < 16; i++) {
+    LA_UNROLL
+    for (int i = 1; i < 16; i++) {
         acc[0] = vi_or(acc[0], acc[i]);
     }
     return (float)_mm512_reduce_or_epi32(acc[0]);

@@ -5,7 +5,4 @@
 #define LA_VEC_AVX512
 #include "gemm_vnni.h"
 
-void la_kernels_fill_vnni(la_kernels *t)
-{
-    fill_gemm_vnni(t);
-}
+void la_kernels_fill_vnni(la_kernels *t) { fill_gemm_vnni(t); }

@@ -1,7 +1,7 @@
 /* probe.h - roofline probes over vec.h: memory reads and fp32 multiply-adds.
  *
- * Invariant: a probe's result depends on all it did, so nothing is optimised away. Which pattern reads
- * fastest differs between machines and from minute to minute; the caller tries several.
+ * Invariant: a probe's result depends on all it did, so nothing is optimised away. Which pattern
+ * reads fastest differs between machines and from minute to minute; the caller tries several.
  * Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_PROBE_H
@@ -10,15 +10,18 @@
 #include "../kernels.h"
 #include "vec.h"
 
-/* S streams of `part` bytes (a multiple of 512), 8 lines a round; hint 0 none, 1 all caches, 2 once. */
+/* S streams of `part` bytes (a multiple of 512), 8 lines a round; hint 0 none, 1 all caches, 2
+ * once. */
 LA_INLINE vi probe_streams(const uint8_t *p, size_t part, const int S, const int hint, size_t ahead)
 {
     vi any[8];
-    LA_UNROLL for (int i = 0; i < 8; i++) {
+    LA_UNROLL
+    for (int i = 0; i < 8; i++) {
         any[i] = vi_set1(0);
     }
     for (size_t at = 0; at < part; at += (size_t)(512 / S)) {
-        LA_UNROLL for (int i = 0; i < 8; i++) {
+        LA_UNROLL
+        for (int i = 0; i < 8; i++) {
             const uint8_t *line = p + (size_t)(i % S) * part + at + (size_t)(i / S) * 64;
             if (hint == 1) {
                 __builtin_prefetch(line + ahead, 0, 3);
@@ -26,12 +29,14 @@ LA_INLINE vi probe_streams(const uint8_t *p, size_t part, const int S, const int
             if (hint == 2) {
                 __builtin_prefetch(line + ahead, 0, 0);
             }
-            LA_UNROLL for (int v = 0; v < 16 / VL; v++) {
+            LA_UNROLL
+            for (int v = 0; v < 16 / VL; v++) {
                 any[i] = vi_or(any[i], vi_loadu(line + v * VL * 4));
             }
         }
     }
-    LA_UNROLL for (int i = 1; i < 8; i++) {
+    LA_UNROLL
+    for (int i = 1; i < 8; i++) {
         any[0] = vi_or(any[0], any[i]);
     }
     return any[0];
@@ -52,17 +57,10 @@ static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
     size_t part = n / (size_t)streams / 512 * 512;
     vi v;
     switch (streams) {
-    case 1:
-        v = probe_pattern(p, part, 1, ahead);
-        break;
-    case 2:
-        v = probe_pattern(p, part, 2, ahead);
-        break;
-    case 4:
-        v = probe_pattern(p, part, 4, ahead);
-        break;
-    default:
-        v = probe_pattern(p, part, 8, ahead);
+    case 1: v = probe_pattern(p, part, 1, ahead); break;
+    case 2: v = probe_pattern(p, part, 2, ahead); break;
+    case 4: v = probe_pattern(p, part, 4, ahead); break;
+    default: v = probe_pattern(p, part, 8, ahead);
     }
     uint64_t lane[VL / 2], any = 0;
     vi_storeu(lane, v);
@@ -75,23 +73,27 @@ static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
     return any;
 }
 
-/* AVX2 has 16 registers; 12 chains cover latency 6 at two a cycle. la_kernels_probe_ops counts them. */
+/* AVX2 has 16 registers; 12 chains cover latency 6 at two a cycle. la_kernels_probe_ops counts
+ * them. */
 enum { PROBE_CHAINS = VL == 16 ? 16 : 12 };
 
 static float probe_f32(int64_t n)
 {
     vf acc[PROBE_CHAINS], half = v_set1(0.5f), one = v_set1(1.0f);
-    LA_UNROLL for (int i = 0; i < PROBE_CHAINS; i++) {
+    LA_UNROLL
+    for (int i = 0; i < PROBE_CHAINS; i++) {
         acc[i] = v_set1((float)i);
     }
     /* acc = acc * half + one: the accumulator is the operand that waits, as in a dot */
     for (int64_t j = 0; j < n; j++) {
-        LA_UNROLL for (int i = 0; i < PROBE_CHAINS; i++) {
+        LA_UNROLL
+        for (int i = 0; i < PROBE_CHAINS; i++) {
             acc[i] = v_fma(acc[i], half, one);
         }
     }
     float lane[VL], sum = 0.0f;
-    LA_UNROLL for (int i = 1; i < PROBE_CHAINS; i++) {
+    LA_UNROLL
+    for (int i = 1; i < PROBE_CHAINS; i++) {
         acc[0] = v_add(acc[0], acc[i]);
     }
     v_storeu(lane, acc[0]);

@@ -1,7 +1,7 @@
 /* table.c - which function fills which slot of the kernel list.
  *
- * Owns the choice: levels fill bottom-up, so the highest level that has a kernel wins. Invariant: the scalar
- * level fills every slot. Called by model/backend_cpu.c and the tests.
+ * Owns the choice: levels fill bottom-up, so the highest level that has a kernel wins. Invariant:
+ * the scalar level fills every slot. Called by model/backend_cpu.c and the tests.
  */
 #include "../kernels.h"
 
@@ -35,10 +35,7 @@ int la_kernels_have(la_isa isa)
     return (int)isa >= 0 && isa < LA_ISA_COUNT && fills[isa] != NULL;
 }
 
-int la_kernels_count(void)
-{
-    return (int)(sizeof names / sizeof names[0]);
-}
+int la_kernels_count(void) { return (int)(sizeof names / sizeof names[0]); }
 
 const char *la_kernels_name(int slot)
 {

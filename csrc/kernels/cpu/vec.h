@@ -1,9 +1,10 @@
 /* vec.h - the vector of one level: VL fp32 lanes, chosen by the isa_*.c file that includes it.
  *
- * Owns the names shared by the kernel headers: vf (VL floats) and vi (VL int32) and the operations on
- * them, prefix v_ and vi_. A level's header defines every operation, so a kernel written over vec.h
- * compiles at each level. Loads and stores without u want natural alignment. max and min return the second operand if
- * either is NaN, as the instructions do. Included by rows.h, attention.h, sample.h and gemm*.h.
+ * Owns the names shared by the kernel headers: vf (VL floats) and vi (VL int32) and the operations
+ * on them, prefix v_ and vi_. A level's header defines every operation, so a kernel written over
+ * vec.h compiles at each level. Loads and stores without u want natural alignment. max and min
+ * return the second operand if either is NaN, as the instructions do. Included by rows.h,
+ * attention.h, sample.h and gemm*.h.
  */
 #ifndef LA_VEC_H
 #define LA_VEC_H

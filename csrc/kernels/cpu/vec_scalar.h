@@ -1,7 +1,7 @@
 /* vec_scalar.h - one lane in plain C: what every operation of vec.h means.
  *
- * Invariant: fma rounds once, as the vector levels do, so code written over vec.h can agree bit for bit
- * across levels. Included by vec.h alone.
+ * Invariant: fma rounds once, as the vector levels do, so code written over vec.h can agree bit for
+ * bit across levels. Included by vec.h alone.
  */
 #ifndef LA_VEC_SCALAR_H
 #define LA_VEC_SCALAR_H
