@@ -312,7 +312,8 @@ def test_leaving_a_stream_cancels(llm):
     before = llm.engine.stats()["output_tokens"]
     llm.generate(["abc", "def"], LONG, stream=True)  # dropped before its first chunk
     gc.collect()
-    assert idle(llm)
+    while llm.engine._requests:
+        time.sleep(0.01)
     assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
 
 
