@@ -149,7 +149,12 @@ def test_generation_config(folder, tmp_path):
     ({"max_model_len": "many"}, ConfigError, "max_model_len"),
     ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
     ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
+    ({"max_num_seqs": 70_000}, ConfigError, "max_num_seqs=70000.*from 1 to 65536"),
+    ({"max_num_seqs": None}, ConfigError, "max_num_seqs"),
+    ({"max_model_len": 1 << 29}, ConfigError, "max_model_len=536870912.*from 1 to 16777216"),
     ({"threads": -1}, ConfigError, "threads"), ({"threads": True}, ConfigError, "threads"),
+    ({"threads": 2**40}, ConfigError, "threads=.*from 1 to 1024"),
+    ({"isa": 5}, ConfigError, "isa=5"), ({"seed": 2**64}, ConfigError, "seed=.*from 0 to"),
     ({"isa": "sse9"}, LLMAccelError, "sse9"), ({"seed": -1}, ConfigError, "seed"),
     ({"load_format": "pickle"}, ConfigError, "load_format"),
     ({"generation_config": 5}, ConfigError, "generation_config"),
@@ -197,9 +202,10 @@ def test_environment(folder, monkeypatch):
         assert llm.report()["backend"]["n_threads"] == 1
     with LLM(str(folder), threads=2) as llm:
         assert llm.report()["backend"]["n_threads"] == 2
-    monkeypatch.setenv("LLMACCEL_NUM_THREADS", "two")
-    with pytest.raises(ConfigError, match="LLMACCEL_NUM_THREADS"):
-        LLM(str(folder))
+    for wrong in ("two", "1025", "9" * 5000):
+        monkeypatch.setenv("LLMACCEL_NUM_THREADS", wrong)
+        with pytest.raises(ConfigError, match=r"LLMACCEL_NUM_THREADS.*from 0 to 1024"):
+            LLM(str(folder))
     monkeypatch.delenv("LLMACCEL_NUM_THREADS")
     monkeypatch.setenv("LLMACCEL_ISA", "scalar")
     with LLM(str(folder)) as llm:

@@ -48,8 +48,9 @@ class LLM:
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
-        Face hub.
-    tokenizer: a path, or what load_tokenizer gave; None: the model's own. revision: of a hub name.
+        Face hub; "owner/name:file.gguf" takes one GGUF file of several.
+    tokenizer: a path or hub name, or what load_tokenizer gave; None: the model's own. revision: of
+        the model's repository on the hub.
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
     activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
