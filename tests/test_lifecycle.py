@@ -263,6 +263,32 @@ def test_a_cap_of_the_cache(folder):
         LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=10_000)
 
 
+def test_a_cap_beyond_what_there_is(folder, monkeypatch):
+    with LLM(str(folder), max_model_len=640) as llm:
+        plan = llm.plan()
+    available = plan.required + 3 * plan.kv_page_bytes + 100
+    monkeypatch.setattr(memory, "available_memory", lambda: (available, "a test"))
+    cap = plan.kv_sequence_bytes + 50 * plan.kv_page_bytes
+    with pytest.raises(MemoryPlanError, match=f"kv_cache_memory_bytes={cap}: .*a test") as caught:
+        LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=cap)
+    fits = int(str(caught.value).rpartition("=")[2])
+    assert plan.kv_sequence_bytes < fits < cap
+    with LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=fits) as llm:
+        assert available - plan.kv_page_bytes < llm.plan().total <= available
+    with LLM(str(folder), max_model_len=640) as llm:
+        assert llm.plan().total <= available
+
+
+def test_logits_that_do_not_fit(llm, monkeypatch):
+    n_bytes = 100 * letters.VOCAB * 4
+    monkeypatch.setattr(memory, "available_memory", lambda: (n_bytes, "a test"))
+    assert llm.logits([5] * 100).nbytes == n_bytes
+    before = llm.engine.stats()["prompt_tokens"]
+    with pytest.raises(MemoryPlanError, match=f"101 positions and {letters.VOCAB} tokens.*a test"):
+        llm.logits([5] * 101)
+    assert llm.engine.stats()["prompt_tokens"] == before
+
+
 def write(path, text):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -317,6 +317,15 @@ def test_leaving_a_stream_cancels(llm):
     assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
 
 
+def test_a_refused_prompt_cancels_those_before_it(llm):
+    before = llm.engine.stats()["output_tokens"]
+    with pytest.raises(RequestError, match=r"prompts\[2\].*vocabulary"):
+        llm.generate(["abc", "def", [1, letters.VOCAB]], LONG)
+    while llm.engine._requests:
+        time.sleep(0.01)
+    assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
+
+
 def test_submit(llm):
     whole = only(llm.generate("abc", GREEDY))
     futures = [llm.submit("abc", GREEDY) for _ in range(5)]

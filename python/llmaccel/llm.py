@@ -33,7 +33,7 @@ from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LLMAccelError, LoadError, RequestError, UnsupportedError
 from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
-from llmaccel.memory import MemoryPlan
+from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
 from llmaccel.request import Request
@@ -144,8 +144,10 @@ class LLM:
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
         carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
-        in a notebook. Raises RequestError, naming the prompt, before anything runs; Ctrl-C cancels
-        the call's requests.
+        in a notebook. Raises RequestError, naming the prompt: all prompts and parameters are
+        checked before the first is submitted, and where the engine refuses one (an id outside the
+        vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
+        does.
         """
         self._driver.check()
         items = _prompt_list(prompts)
@@ -281,12 +283,15 @@ class LLM:
         """Logits of every position of one prompt, before temperature.
 
         Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a
-        copy.
+        copy. MemoryPlanError where there is no room for it.
         """
         self._driver.check()
         text, ids = self._encode(prompt, "prompt")
         self._check_length(ids, 0, "prompt")
-        tensor = _core.Tensor.zeros((len(ids), self._config.n_vocab), "F32")
+        n_vocab = self._config.n_vocab
+        check_available(f"logits of {len(ids)} positions and {n_vocab} tokens",
+                        4 * len(ids) * n_vocab)
+        tensor = _core.Tensor.zeros((len(ids), n_vocab), "F32")
         request = self._score_request(text, ids, 1)
         self._score([(request, {"logits": tensor})])
         return tensor
