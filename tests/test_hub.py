@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub, with a hub that is a folder: what is asked for and what is chosen."""
+"""Names on the hub, with a hub that is a folder: what is asked for and what is chosen."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_one_of_several_gguf_files(stub):
     path = find_model(LoadOptions("a/gguf:big/m-F16-00002-of-00002.gguf"))
     assert present(path.parent) == {"m-F16-00001-of-00002.gguf", "m-F16-00002-of-00002.gguf"}
     assert hub.fetch_tokenizer("a/gguf:m-Q8_0.gguf", None).name == "m-Q8_0.gguf"
-    with pytest.raises(LoadError, match="no file 'm-Q3.gguf'"):
+    with pytest.raises(LoadError, match=r"no file 'm-Q3\.gguf'"):
         find_model(LoadOptions("a/gguf:m-Q3.gguf"))
 
 

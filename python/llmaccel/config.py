@@ -5,7 +5,8 @@ Face `config.json` or from GGUF metadata. Every value in those files is untruste
 with its type and range, and the error names the key. Floats are rounded to float32, as the C struct
 holds them, so that one model gives one `ModelConfig` whatever file it came from.
 
-Called by the loader (llm.py), by models/families.py and by the tests; imports nothing slow.
+Called by loading.py, by the mapping, families, rope and gguf_config of models/, and by the tests;
+imports nothing slow.
 """
 
 from __future__ import annotations

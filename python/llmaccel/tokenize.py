@@ -5,7 +5,8 @@ names that transformers gave these methods and behaves as transformers does: add
 inside a text, special ones may be left out of a decode, a rendered chat is encoded without adding
 BOS again. Invariant: immutable after construction and safe to use from several threads. Encoding is
 done by the `tokenizers` package; decoding by detokenize.py, so that streamed and one-shot text are
-the same. Called by llm.py, params.py (stop strings, bad words) and the command line.
+the same. Called by loading.py (which tokenizer), llm.py (prompts, chats, bad words) and request.py
+(StreamDecoder).
 """
 
 from __future__ import annotations

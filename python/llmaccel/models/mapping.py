@@ -4,8 +4,8 @@ slots.
 `build_config` maps a Hugging Face config or GGUF metadata, checking every value, because files are
 untrusted; `iter_slots` yields the weights one slot at a time; `tensor_specs` names the tensors that
 a checkpoint must have. Nothing here knows a family by name. Invariant: a key that changes the
-arithmetic and that the row does not read is refused. Called by the loader (llm.py), the planner and
-the tests.
+arithmetic and that the row does not read is refused. Called by loading.py, which also hands
+the slots to the planner, and by the tests.
 """
 
 from __future__ import annotations
