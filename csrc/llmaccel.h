@@ -149,12 +149,13 @@ typedef struct la_limits {
 
 typedef struct la_plan {
     size_t kv_page_bytes;       /* one 64-token page, all layers */
-    size_t workspace_bytes;     /* activations, logits tile, tables, scheduler arrays */
+    size_t workspace_bytes;     /* activations, logits tile, scratch of every thread */
     size_t rope_bytes;
 } la_plan;
 
-/* Numbers only; loads nothing. */
-la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, la_plan *out);
+/* Numbers only; loads nothing. n_threads: 0 for one per usable processor. */
+la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, int n_threads,
+                        la_plan *out);
 /* Packed bytes of one slot filled from these parts (data ignored) when the model keeps `weights`. */
 la_status la_model_weight_bytes(const la_model_desc *desc, la_dtype weights, la_slot slot,
                                 const la_source *parts, int n_parts, size_t *bytes);
@@ -168,7 +169,8 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *pa
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */
 la_status la_model_finish(la_model *m);
 void la_model_free(la_model *m);
-size_t la_model_bytes(const la_model *m);          /* resident packed bytes */
+/* Packed matrices and vectors, as la_model_weight_bytes counts them; rope tables come besides. */
+size_t la_model_bytes(const la_model *m);
 /* Bytes that one decoded token reads: every weight once, the head once, embedding rows not. */
 size_t la_model_token_bytes(const la_model *m);
 la_slot la_slot_from_name(const char *name);        /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
@@ -234,7 +236,7 @@ typedef struct la_engine_stats {
     int running, waiting;       /* sequences */
     int64_t pages_cap, pages_committed, pages_used;
     size_t kv_bytes;            /* committed */
-    size_t workspace_bytes;
+    size_t workspace_bytes;     /* la_plan's and la_engine_bytes */
     int64_t steps, prompt_tokens, output_tokens, recomputed_tokens, preemptions;
     int64_t step_allocations;   /* heap allocations made inside la_engine_step: stays 0 */
     int last_step_tokens;
@@ -243,6 +245,8 @@ typedef struct la_engine_stats {
 
 la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out);
 void la_engine_free(la_engine *e);
+/* Bytes of an engine's own arrays (events, results, page tables), beside la_plan's. Loads nothing. */
+size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits);
 /* Any thread, any time. Validates, copies, returns an id > 0. */
 la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
 /* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */

@@ -73,3 +73,12 @@ def test_isas_agree(checkpoint):
         if reference is None:
             reference = logits
         assert np.abs(logits - reference).max() <= 1e-4
+
+
+def test_plan_is_what_is_used(checkpoint):
+    """The plan made from headers equals what the loaded model and its engine hold."""
+    with open_llm(checkpoint) as llm:
+        plan, report = llm.plan(), llm.report()
+        assert report["memory"]["weight_bytes"] == plan.weights
+        assert report["stats"]["workspace_bytes"] == plan.workspace
+        assert report["memory"]["rope_bytes"] == plan.rope

@@ -51,7 +51,8 @@ struct la_engine {
     la_branch *first_finished;  /* branches whose FINISH event is still to come, in order */
     la_branch *last_finished;
     la_engine_stats stats;  /* the stepping thread's; published after each step */
-    size_t array_bytes;
+    uint8_t *arrays;        /* one block; the arrays above lie in it */
+    size_t array_bytes;     /* of it and of the page tables */
     atomic_int stepping;
 };
 
@@ -77,39 +78,59 @@ static la_status check_limits(la_model *m, const la_limits *limits)
     return LA_OK;
 }
 
-/* la_alloc that adds to the engine's account. */
-static void *engine_alloc(la_engine *e, size_t n, size_t size)
+/* The next `n` items of `size` bytes of a block; NULL while the block is only measured. */
+static void *carve(uint8_t *base, size_t *at, size_t n, size_t size)
 {
-    e->array_bytes += n * size; /* n and size are bounded by check_limits */
-    return la_alloc(n, size);
+    void *p = base != NULL ? base + *at : NULL;
+    *at += la_round_up(n * size, 64); /* n and size are bounded by check_limits */
+    return p;
+}
+
+/* Lays the step's arrays out from base (NULL: only measures); returns the bytes. */
+static size_t lay_out_arrays(la_engine *e, int n_vocab, const la_limits *limits, uint8_t *base)
+{
+    la_assembly *s = &e->step;
+    size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
+    int64_t floor = 2 * (int64_t)n_vocab; /* a row asks for V entries at most */
+    s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
+    s->n_entries = s->n_entries > floor ? s->n_entries : floor;
+    e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
+    s->tokens = carve(base, &at, t, sizeof *s->tokens);
+    s->spans = carve(base, &at, n_seqs, sizeof *s->spans);
+    s->rows = carve(base, &at, t, sizeof *s->rows);
+    s->row_seqs = carve(base, &at, t, sizeof *s->row_seqs);
+    s->row_positions = carve(base, &at, t, sizeof *s->row_positions);
+    s->out_tokens = carve(base, &at, t, sizeof *s->out_tokens);
+    s->out_logprobs = carve(base, &at, t, sizeof *s->out_logprobs);
+    s->out_ranks = carve(base, &at, t, sizeof *s->out_ranks);
+    s->top_ids = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_ids);
+    s->top_logprobs = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_logprobs);
+    e->events = carve(base, &at, (size_t)e->max_events, sizeof *e->events);
+    return at;
+}
+
+/* At most two copies for a sequence in a plan: one of each start, and few start twice. */
+static int max_copies(const la_limits *limits)
+{
+    return 2 * limits->max_seqs;
+}
+
+size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits)
+{
+    la_engine e = {0};
+    return lay_out_arrays(&e, desc->n_vocab, limits, NULL) +
+           la_kvcache_bytes(limits->kv_pages, max_copies(limits));
 }
 
 static la_status create_arrays(la_engine *e)
 {
-    la_assembly *s = &e->step;
-    size_t t = (size_t)e->limits.max_batch_tokens;
-    size_t n_seqs = (size_t)e->limits.max_seqs;
-    int64_t floor = 2 * (int64_t)e->door.n_vocab; /* a row asks for V entries at most */
-    s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
-    s->n_entries = s->n_entries > floor ? s->n_entries : floor;
-    s->tokens = engine_alloc(e, t, sizeof *s->tokens);
-    s->spans = engine_alloc(e, n_seqs, sizeof *s->spans);
-    s->rows = engine_alloc(e, t, sizeof *s->rows);
-    s->row_seqs = engine_alloc(e, t, sizeof *s->row_seqs);
-    s->row_positions = engine_alloc(e, t, sizeof *s->row_positions);
-    s->out_tokens = engine_alloc(e, t, sizeof *s->out_tokens);
-    s->out_logprobs = engine_alloc(e, t, sizeof *s->out_logprobs);
-    s->out_ranks = engine_alloc(e, t, sizeof *s->out_ranks);
-    s->top_ids = engine_alloc(e, (size_t)s->n_entries, sizeof *s->top_ids);
-    s->top_logprobs = engine_alloc(e, (size_t)s->n_entries, sizeof *s->top_logprobs);
-    e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
-    e->events = engine_alloc(e, (size_t)e->max_events, sizeof *e->events);
-    if (s->tokens == NULL || s->spans == NULL || s->rows == NULL || s->row_seqs == NULL ||
-        s->row_positions == NULL || s->out_tokens == NULL || s->out_logprobs == NULL ||
-        s->out_ranks == NULL || s->top_ids == NULL || s->top_logprobs == NULL ||
-        e->events == NULL) {
-        return la_fail(LA_ERR_MEMORY, "engine: %zu bytes of step arrays", e->array_bytes);
+    int n_vocab = e->door.n_vocab;
+    size_t bytes = lay_out_arrays(e, n_vocab, &e->limits, NULL);
+    e->arrays = la_alloc(bytes, 1);
+    if (e->arrays == NULL) {
+        return la_fail(LA_ERR_MEMORY, "engine: %zu bytes of step arrays", bytes);
     }
+    lay_out_arrays(e, n_vocab, &e->limits, e->arrays);
     return LA_OK;
 }
 
@@ -146,11 +167,10 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     e->door = (la_door){la_model_desc_of(m)->n_vocab, limits->max_len, limits->kv_pages};
     LA_TRY(la_inbox_init(&e->inbox));
     LA_TRY(create_arrays(e));
-    /* at most two copies for a sequence in a plan: one of each start, and few start twice */
-    LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, 2 * limits->max_seqs));
+    LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, max_copies(limits)));
     LA_TRY(la_sched_init(&e->sched, &e->cache, limits->max_seqs, limits->max_batch_tokens,
                          e->step.n_entries));
-    e->array_bytes += la_kvcache_bytes(&e->cache);
+    e->array_bytes = la_engine_bytes(la_model_desc_of(m), limits);
     LA_TRY(la_kv_create(m, limits->kv_pages, &e->kv));
     LA_TRY(la_workspace_create(m, limits, &e->workspace));
     publish_stats(e);
@@ -166,23 +186,12 @@ void la_engine_free(la_engine *e)
     if (e == NULL) {
         return;
     }
-    la_assembly *s = &e->step;
     la_inbox_free(&e->inbox);
     la_sched_free(&e->sched);
     la_kvcache_free(&e->cache);
     la_workspace_free(e->workspace);
     la_kv_free(e->kv);
-    la_free(s->tokens);
-    la_free(s->spans);
-    la_free(s->rows);
-    la_free(s->row_seqs);
-    la_free(s->row_positions);
-    la_free(s->out_tokens);
-    la_free(s->out_logprobs);
-    la_free(s->out_ranks);
-    la_free(s->top_ids);
-    la_free(s->top_logprobs);
-    la_free(e->events);
+    la_free(e->arrays);
     la_free(e);
 }
 

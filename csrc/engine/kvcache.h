@@ -42,7 +42,7 @@ static inline int la_kvcache_span(int n_tokens)
 
 la_status la_kvcache_init(la_kvcache *c, int64_t n_pages, int max_copies);
 void la_kvcache_free(la_kvcache *c); /* what init took; the struct itself is the caller's */
-size_t la_kvcache_bytes(const la_kvcache *c);
+size_t la_kvcache_bytes(int64_t n_pages, int max_copies); /* what init would take */
 
 /* Appends a fresh page; 0 when none is free. */
 int la_kvcache_grow(la_kvcache *c, la_table *t);

@@ -6,6 +6,8 @@
  */
 #include "slots.h"
 
+#include "../base/cpu.h"
+
 #include <math.h>
 
 enum {
@@ -96,14 +98,16 @@ done:
     return st;
 }
 
-la_status la_model_plan(const la_model_desc *d, const la_limits *limits, la_plan *out)
+la_status la_model_plan(const la_model_desc *d, const la_limits *limits, int n_threads,
+                        la_plan *out)
 {
     la_status st;
     *out = (la_plan){0, 0, 0};
+    n_threads = n_threads > 0 ? n_threads : la_cpu_count();
     LA_TRY(check_desc(d));
     LA_TRY(check_limits(d, limits));
     la_workspace w = {0};
-    la_workspace_layout(la_backend_cpu_ops(), d, limits, 1, &w);
+    la_workspace_layout(la_backend_cpu_ops(), d, limits, n_threads, &w);
     out->workspace_bytes = w.bytes;
     out->kv_page_bytes = la_kv_layout_of(d).page_bytes;
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
@@ -477,16 +481,32 @@ static size_t layers_bytes(const la_model *m)
     return n;
 }
 
-size_t la_model_bytes(const la_model *m)
+static int vector_is_set(const la_model *m, la_slot slot, int layer)
 {
-    size_t rope = 0;
-    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
-        if (m->rope_cos[i] != NULL) {
-            rope += (size_t)m->desc.max_len * (size_t)m->desc.d_rope * sizeof(float);
+    la_model *any = (la_model *)(uintptr_t)m; /* matrix_of and vector_of only look */
+    const la_matrix *of = matrix_of(any, slot, layer);
+    return of != NULL ? of->bias != NULL : *vector_of(any, slot, layer) != NULL;
+}
+
+static size_t vectors_bytes(const la_model *m)
+{
+    size_t n = 0;
+    for (int s = 0; s < LA_SLOT_COUNT; s++) {
+        la_shape shape = la_slot_shape(&m->desc, (la_slot)s);
+        int layers = !shape.is_vector ? 0 : s < LA_ATTN_NORM ? 1 : m->desc.n_layers;
+        for (int l = 0; l < layers; l++) {
+            for (int i = 0; i < shape.n_parts && vector_is_set(m, (la_slot)s, l); i++) {
+                n += la_round_up((size_t)shape.rows[i], LA_UNIT) * sizeof(float);
+            }
         }
     }
+    return n;
+}
+
+size_t la_model_bytes(const la_model *m)
+{
     return layers_bytes(m) + matrix_bytes(&m->embed) + matrix_bytes(&m->pos_embed) +
-           matrix_bytes(&m->head) + rope;
+           matrix_bytes(&m->head) + vectors_bytes(m);
 }
 
 size_t la_model_token_bytes(const la_model *m)

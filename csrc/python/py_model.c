@@ -278,7 +278,8 @@ static PyObject *model_token_bytes(PyObject *object, void *closure)
 static PyObject *core_plan(PyObject *module, PyObject *args)
 {
     PyObject *mapping, *limits_mapping;
-    if (!PyArg_ParseTuple(args, "OO:plan", &mapping, &limits_mapping)) {
+    int n_threads = 0;
+    if (!PyArg_ParseTuple(args, "OO|i:plan", &mapping, &limits_mapping, &n_threads)) {
         return NULL;
     }
     py_state *state = py_state_of(module);
@@ -289,7 +290,12 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
     py_desc holder;
     la_plan plan = {0, 0, 0};
     int failed = py_desc_parse(state, mapping, &holder) < 0;
-    la_status status = failed ? LA_OK : la_model_plan(&holder.desc, &limits, &plan);
+    la_status status =
+        failed ? LA_OK : la_model_plan(&holder.desc, &limits, n_threads, &plan);
+    size_t workspace = plan.workspace_bytes;
+    if (!failed && status == LA_OK) {
+        workspace += la_engine_bytes(&holder.desc, &limits);
+    }
     py_desc_clear(&holder);
     if (failed) {
         return NULL;
@@ -298,7 +304,7 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
         return py_raise(state, status);
     }
     return Py_BuildValue("{s:n,s:n,s:n}", "kv_page_bytes", (Py_ssize_t)plan.kv_page_bytes,
-                         "workspace_bytes", (Py_ssize_t)plan.workspace_bytes, "rope_bytes",
+                         "workspace_bytes", (Py_ssize_t)workspace, "rope_bytes",
                          (Py_ssize_t)plan.rope_bytes);
 }
 
@@ -400,7 +406,7 @@ static PyType_Spec model_spec = {
 
 static PyMethodDef model_functions[] = {
     {"plan", core_plan, METH_VARARGS,
-     "plan(desc, limits) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads nothing."},
+     "plan(desc, limits, threads=0) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads nothing."},
     {"weight_bytes", core_weight_bytes, METH_VARARGS,
      "weight_bytes(desc, weights, slots) -> int\n\nPacked bytes of slots, a list of (slot, parts) "
      "with parts (dtype, rows, cols)."},

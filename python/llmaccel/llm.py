@@ -11,6 +11,7 @@ Called by users, by cli.py and by the wings.
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import itertools
 import logging
 import math
@@ -33,7 +34,7 @@ from llmaccel import _core
 from llmaccel.driver import Driver
 from llmaccel.errors import ConfigError, LLMAccelError, LoadError, RequestError, UnsupportedError
 from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
-from llmaccel.memory import MemoryPlan
+from llmaccel.memory import MemoryPlan, thread_count
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
 from llmaccel.request import Request
@@ -582,11 +583,7 @@ class RequestFuture(Future[RequestOutput]):
 
 def open_backend(isa: str | None, threads: int | None) -> Any:
     """A backend, shared with every model that uses the same. None: the environment's choice."""
-    if threads is None:
-        text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
-        if not text.strip().isdecimal():
-            raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
-        threads = int(text)
+    threads = thread_count(threads)
     isa = isa or os.environ.get("LLMACCEL_ISA") or None
     key = (os.getpid(), isa, threads)
     with _BACKENDS_LOCK:
@@ -675,7 +672,10 @@ def _wait(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
     """Until every request has told that it is done."""
     bar = None
     if use_tqdm or (use_tqdm is None and requests and _wants_bar()):
-        from tqdm.auto import tqdm
+        if importlib.util.find_spec("ipywidgets") is None:
+            from tqdm import tqdm  # the notebook bar needs ipywidgets, and warns without
+        else:
+            from tqdm.auto import tqdm
 
         bar = tqdm(total=len(requests), desc="Generating", unit="prompt", file=sys.stderr)
     try:

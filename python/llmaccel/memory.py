@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmaccel import _core
 from llmaccel.config import ModelConfig
-from llmaccel.errors import MemoryPlanError
+from llmaccel.errors import ConfigError, MemoryPlanError
 
 if TYPE_CHECKING:
     from llmaccel.loading import LoadOptions
@@ -105,6 +105,16 @@ def format_bytes(n: float) -> str:
     raise AssertionError
 
 
+def thread_count(given: int | None) -> int:
+    """Threads asked for: the argument, else LLMACCEL_NUM_THREADS; 0: one per usable processor."""
+    if given is not None:
+        return given
+    text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
+    if not text.strip().isdecimal():
+        raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
+    return int(text)
+
+
 def plan_memory(
     config: ModelConfig, weights: str, slots: list[tuple[str, list[tuple[str, int, int]]]],
     options: LoadOptions,
@@ -112,13 +122,15 @@ def plan_memory(
     """The plan for a configuration; MemoryPlanError with the numbers if it does not fit."""
     available, source = available_memory()
     weight_bytes = _core.weight_bytes(vars(config), weights, slots)
+    threads = thread_count(options.threads)
 
-    def sized(max_len: int, max_seqs: int) -> MemoryPlan:
-        limits = {"max_seqs": max_seqs, "max_len": max_len, "kv_pages": _pages(max_len),
+    def sized(max_len: int, max_seqs: int, pages: int = 0) -> MemoryPlan:
+        pages = pages or _pages(max_len)  # one sequence of full length is the least
+        limits = {"max_seqs": max_seqs, "max_len": max_len, "kv_pages": pages,
                   "max_batch_tokens": options.max_num_batched_tokens}
-        numbers = _core.plan({**vars(config), "max_len": max_len}, limits)
+        numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads)
         return MemoryPlan(
-            weight_bytes, numbers["kv_page_bytes"], _pages(max_len), numbers["workspace_bytes"],
+            weight_bytes, numbers["kv_page_bytes"], pages, numbers["workspace_bytes"],
             numbers["rope_bytes"], available, source, max_len, max_seqs,
             options.max_num_batched_tokens,
         )
@@ -131,7 +143,8 @@ def plan_memory(
         left = available - plan.weights - plan.workspace - plan.rope
         cap = max(int(left * _KV_SHARE), plan.kv_sequence_bytes)
     wanted = options.max_num_seqs * _pages(config.max_len)
-    return replace(plan, kv_pages=min(wanted, cap // plan.kv_page_bytes))
+    pages = min(wanted, cap // plan.kv_page_bytes)
+    return sized(config.max_len, options.max_num_seqs, pages)
 
 
 def _pages(tokens: int) -> int:
