@@ -1,6 +1,7 @@
 """A fresh interpreter for what a test cannot do in its own: measure memory, fork, be interrupted.
 
-`run` gives back what the script prints; RSS is a prelude with readings of /proc/self/status in bytes.
+`run` gives back what the script prints; RSS is a prelude with readings of /proc/self/status in
+bytes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
 """What memory is taken, refused and given back: the plan before the load, peaks, close().
 
-Sizes are read off /proc in processes of their own. What the plan's table says and how cgroups are read
-is in test_lifecycle.py.
+Sizes are read off /proc in processes of their own. What the plan's table says and how cgroups are
+read is in test_lifecycle.py.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import struct
 
@@ -16,6 +15,7 @@ import tiny
 from processes import RSS, measures_memory, run
 
 from llmaccel import LLM, MemoryPlanError, _core, memory
+from llmaccel.models.checkpoint import RawTensor
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ def plans(monkeypatch, available: int) -> None:
 
 @pytest.fixture(scope="module")
 def huge(tmp_path_factory):
-    """A folder whose weights file says 128 GB and is a hole: reading it would show in its blocks."""
+    """A folder whose weights file says 141 GB and is one hole."""
     folder = tmp_path_factory.mktemp("huge")
     config = tiny.config_of(
         "llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=80, head_dim=128,
@@ -61,6 +61,7 @@ def refuse_loading(monkeypatch) -> None:
         pytest.fail("a weight was touched")
 
     monkeypatch.setattr(_core, "Model", forbidden)
+    monkeypatch.setattr(RawTensor, "numpy", forbidden)
 
 
 @pytest.mark.parametrize("load_format", ["auto", "dummy"])
@@ -74,8 +75,6 @@ def test_refusal_reads_no_weights(huge, monkeypatch, load_format):
     assert "16.0 GiB available (a test)" in message
     assert "320.0 KiB per token" in message  # 2 * 80 layers * 8 heads * 128 * 2 bytes
     assert "no max_model_len or max_num_seqs would fit" in message
-    blocks = os.stat(huge / "model.safetensors").st_blocks
-    assert blocks * 512 < MIB
 
 
 def test_the_numbers_that_would_fit_do_fit(huge, monkeypatch):
@@ -90,6 +89,28 @@ def test_the_numbers_that_would_fit_do_fit(huge, monkeypatch):
         LLM(huge, max_num_seqs=64, max_model_len=length)
     with pytest.raises(MemoryPlanError):
         LLM(huge, max_num_seqs=64, max_model_len=length + 64)
+
+
+def test_fewer_sequences_may_fit(huge, monkeypatch):
+    refuse_loading(monkeypatch)
+    short = {"max_model_len": 256, "max_num_batched_tokens": 512}
+    plans(monkeypatch, 1 << 60)
+    few, many = (_plan(huge, max_num_seqs=n, **short).required for n in (1, 8192))
+    assert few < many
+    plans(monkeypatch, (few + many) // 2)
+    with pytest.raises(MemoryPlanError) as caught:
+        LLM(huge, max_num_seqs=8192, **short)
+    seqs = int(re.search(r"max_num_seqs=(\d+) \(with max_model_len=256\)", str(caught.value))[1])
+    assert 1 < seqs < 8192
+    assert _plan(huge, max_num_seqs=seqs, **short).max_num_seqs == seqs
+    with pytest.raises(MemoryPlanError):
+        _plan(huge, max_num_seqs=seqs + 1, **short)
+
+
+def _plan(folder, **options):
+    from llmaccel.loading import LoadOptions, prepare
+
+    return prepare(LoadOptions(folder, **options)).plan
 
 
 # ---- measured ------------------------------------------------------------------------------------

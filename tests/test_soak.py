@@ -1,7 +1,7 @@
 """What must hold after hours of use: nothing leaks, nothing is lost, nobody's tokens change.
 
-Many threads throw good, bad, cancelled and timed out requests at one tiny model while neighbours check
-their own tokens; models are loaded and closed over and over.
+Many threads throw good, bad, cancelled and timed out requests at one tiny model while neighbours
+check their own tokens; models are loaded and closed over and over.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gc
 import random
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,7 @@ import letters
 import pytest
 from processes import RSS, measures_memory, run
 
-from llmaccel import LLM, RequestError, SamplingParams
+from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams
 
 MODEL_LEN = 160
 
@@ -31,10 +32,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def llm(folder):
     """Few pages for many sequences: preemption is part of the test."""
-    pages = 3 * 64 * 2 * 2 * 20 * 4  # bytes of a page: layers, tokens, k and v, heads, size, fp32
-    with LLM(folder, max_num_seqs=8, max_num_batched_tokens=48,
-             kv_cache_memory_bytes=16 * pages) as llm:  # fmt: skip
-        assert 10 <= llm.engine.stats()["pages_cap"] <= 24
+    with LLM(folder, max_num_seqs=8) as llm:
+        page = llm.plan().kv_page_bytes
+    options = {"max_num_seqs": 8, "max_num_batched_tokens": 48, "kv_cache_memory_bytes": 7 * page}
+    with LLM(folder, **options) as llm:
+        assert llm.engine.stats()["pages_cap"] == 7
         yield llm
 
 
@@ -69,7 +71,6 @@ BAD_PARAMS = [
 # Requests that only the engine can refuse: (prompt, parameters, what the message names).
 BAD_REQUESTS = [
     ([], {}, "prompt"),
-    ("", {}, None),  # BOS is added: no error
     ([letters.VOCAB], {}, "prompt"),
     ([-1], {}, "prompt"),
     ([2**40], {}, "prompt"),
@@ -95,12 +96,8 @@ def throw_bad(llm: LLM, rng: random.Random) -> None:
             llm.submit("abc", SamplingParams(**values))
         return
     prompt, values, name = rng.choice(BAD_REQUESTS)
-    if name is None:
-        llm.submit(prompt, SamplingParams(max_tokens=1)).result(timeout=60)
-        return
-    with pytest.raises((RequestError, LookupError, Exception), match=name) as caught:
+    with pytest.raises(LLMAccelError, match=name):
         llm.submit(prompt, SamplingParams(**values))
-    assert type(caught.value).__module__ == "llmaccel.errors", caught.value
 
 
 def throw_good(llm: LLM, rng: random.Random, ends: Counter) -> None:
@@ -118,7 +115,7 @@ def throw_good(llm: LLM, rng: random.Random, ends: Counter) -> None:
         ignore_eos=rng.random() < 0.5,
         allowed_token_ids=rng.choice((None, letters.LETTERS)),
     )
-    prompt = [rng.randrange(3, letters.VOCAB) for _ in range(rng.choice((1, 3, 20, 70)))]
+    prompt = [rng.randrange(3, letters.VOCAB) for _ in range(rng.choice((1, 3, 20, 70, 110)))]
     style = rng.choice(("wait", "wait", "stream", "leave", "cancel", "timeout", "score"))
     if style == "wait":
         ends[llm.generate({"prompt_token_ids": prompt}, params)[0].outputs[0].finish_reason] += 1
@@ -166,15 +163,10 @@ def soak(llm: LLM, count: int, n_threads: int) -> Counter:
     return ends
 
 
-def test_requests_from_many_threads(llm):
-    ends = soak(llm, 1200, 6)
+def test_ten_thousand_requests_from_many_threads(llm):
+    ends = soak(llm, 10_000, 8)
     assert {"length", "stop", "abort", "timeout", "streamed", "scored", "refused"} <= set(ends)
     assert llm.engine.stats()["preemptions"] > 0
-
-
-@pytest.mark.slow
-def test_ten_thousand_requests_from_many_threads(llm):
-    soak(llm, 10_000, 8)
 
 
 def test_neighbours_of_bad_requests(llm):
@@ -236,30 +228,34 @@ def test_inside_a_running_loop(llm):
     assert len(asyncio.run(main())) == 1
 
 
-def test_garbage_collected_on_the_engine_thread(folder):
-    """Streams and models in reference cycles may be finalised by whichever thread allocates next, also
-    by the driver's own, in the middle of its work; nothing may deadlock."""
-    params = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0)
-    threshold = gc.get_threshold()
-    gc.set_threshold(5, 2, 2)  # the driver collects all the time
+def test_garbage_collected_on_the_engine_thread(folder, monkeypatch):
+    """Streams and models in reference cycles are finalised by whichever thread collects, also by
+    the driver's own in the middle of its work; nothing may deadlock."""
+    params = SamplingParams(max_tokens=100, ignore_eos=True, temperature=0)
+    gc.disable()
     try:
         with LLM(folder, max_num_seqs=4) as llm:
-            running = [llm.submit("abc", params) for _ in range(4)]
-            for _ in range(60):
-                stream = llm.generate("abc", params, stream=True)
-                next(stream)
-                cycle: list = [stream]
-                cycle.append(cycle)
-                del stream, cycle
-                other = LLM(folder, max_num_seqs=1)
-                other.cycle = other
-                if _ % 10 == 0:
-                    other.submit("abc", params)
-                del other
-            for future in running:
-                assert len(future.result(timeout=60).outputs[0].token_ids) == 30
+            dispatch = llm.engine._dispatch
+
+            def collect_and_dispatch(*args):
+                gc.collect()  # with the driver's lock held
+                return dispatch(*args)
+
+            monkeypatch.setattr(llm.engine, "_dispatch", collect_and_dispatch)
+            stream = llm.generate("abc", params, stream=True)
+            next(stream)
+            other = LLM(folder, max_num_seqs=1)
+            other.submit("abc", params).result(timeout=60)
+            gone = weakref.ref(other)
+            cycle: list = [stream, other]
+            cycle.append(cycle)
+            del stream, other, cycle
+            out = llm.submit("def", params).result(timeout=60)
+            assert len(out.outputs[0].token_ids) == 100
+            assert gone() is None
+            assert settled(llm)["pages_used"] == 0
     finally:
-        gc.set_threshold(*threshold)
+        gc.enable()
 
 
 def test_interrupt_in_a_process_of_its_own(folder):
@@ -320,5 +316,5 @@ def test_load_and_close_do_not_grow(request, folder, which):
         PYTHONMALLOC="malloc",
     )
     assert min(loaded[-3:]) < 1.02 * loaded[0]
-    assert min(closed[-3:]) < 1.02 * closed[0]
+    assert min(closed[-3:]) < closed[0] + 0.02 * loaded[0]
     assert threads < 16
