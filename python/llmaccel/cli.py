@@ -239,7 +239,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _doctor(args: argparse.Namespace) -> int:
     from llmaccel import __version__
-    from llmaccel.llm import open_backend
+    from llmaccel.environment import open_backend
     from llmaccel.memory import available_memory, format_bytes
 
     backend = open_backend(args.isa, args.threads)

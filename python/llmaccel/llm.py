@@ -16,11 +16,9 @@ import itertools
 import logging
 import math
 import numbers
-import os
 import queue
 import secrets
 import sys
-import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -32,9 +30,10 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.driver import Driver
-from llmaccel.errors import ConfigError, LLMAccelError, LoadError, RequestError, UnsupportedError
+from llmaccel.environment import configure_log, open_backend
+from llmaccel.errors import LLMAccelError, LoadError, RequestError, UnsupportedError
 from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
-from llmaccel.memory import MemoryPlan, thread_count
+from llmaccel.memory import MemoryPlan
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
 from llmaccel.request import Request
@@ -43,10 +42,6 @@ _LOG = logging.getLogger("llmaccel")
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
-
-# Engines on one backend take turns instead of fighting for processors.
-_BACKENDS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
-_BACKENDS_LOCK = threading.Lock()
 
 
 class LLM:
@@ -104,7 +99,7 @@ class LLM:
         return llm
 
     def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
-        _configure_log()
+        configure_log()
         prepared = prepare(options, arrays)
         self._options = options
         self._config = prepared.config
@@ -239,6 +234,7 @@ class LLM:
         priority: int | Sequence[int], timeout: float | None, stream: bool, use_tqdm: bool | None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
+        self._driver.check_wait()
         count = len(encoded)
         all_params = _spread("sampling_params", params, count, SamplingParams)
         priorities = [_priority(one) for one in _spread("priority", priority, count, int)]
@@ -253,8 +249,8 @@ class LLM:
             for i, (request, fields) in enumerate(made):
                 request.streaming = stream
                 request.listener = news.put
+                started.append(request)  # first: an interrupt may come right after it is submitted
                 self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
-                started.append(request)
             if not stream:
                 _wait(started, news, use_tqdm)
                 return [request.output() for request in started]
@@ -380,13 +376,14 @@ class LLM:
 
     def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
         """Run requests that draw nothing, and wait."""
+        self._driver.check_wait()
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started: list[Request] = []
         try:
             for request, options in work:
                 request.listener = news.put
-                self._driver.submit(request, score_fields(), **options)
                 started.append(request)
+                self._driver.submit(request, score_fields(), **options)
             _wait(started, news, False)
         except BaseException:
             self._abandon(started)
@@ -567,6 +564,9 @@ class RequestFuture(Future[RequestOutput]):
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
+        llm = self._llm
+        if llm is not None and timeout is None:
+            llm._driver.check_wait()
         super().result(timeout)
         return self._request.output()
 
@@ -579,32 +579,6 @@ class RequestFuture(Future[RequestOutput]):
 
 
 # ---- helpers -------------------------------------------------------------------------------------
-
-
-def open_backend(isa: str | None, threads: int | None) -> Any:
-    """A backend, shared with every model that uses the same. None: the environment's choice."""
-    threads = thread_count(threads)
-    isa = isa or os.environ.get("LLMACCEL_ISA") or None
-    key = (os.getpid(), isa, threads)
-    with _BACKENDS_LOCK:
-        backend = _BACKENDS.get(key)
-        if backend is None:
-            backend = _core.Backend("cpu", isa, threads)
-            _BACKENDS[key] = backend
-        return backend
-
-
-def _configure_log() -> None:
-    """LLMACCEL_LOG=info (or debug, warning, ...) sets the level of the logger "llmaccel"."""
-    name = os.environ.get("LLMACCEL_LOG")
-    if name is None:
-        return
-    level = logging.getLevelName(name.upper())
-    if not isinstance(level, int):
-        raise ConfigError(f"LLMACCEL_LOG={name!r:.80}: expected debug, info, warning or error")
-    _LOG.setLevel(level)
-    if not _LOG.handlers and not logging.getLogger().handlers:
-        _LOG.addHandler(logging.StreamHandler())
 
 
 def _prompt_list(prompts: Any) -> list[Any]:

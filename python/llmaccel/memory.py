@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from llmaccel import _core
 from llmaccel.config import ModelConfig
-from llmaccel.errors import ConfigError, MemoryPlanError
+from llmaccel.environment import thread_count
+from llmaccel.errors import MemoryPlanError
 
 if TYPE_CHECKING:
     from llmaccel.loading import LoadOptions
@@ -103,16 +104,6 @@ def format_bytes(n: float) -> str:
             return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
         n /= 1024
     raise AssertionError
-
-
-def thread_count(given: int | None) -> int:
-    """Threads asked for: the argument, else LLMACCEL_NUM_THREADS; 0: one per usable processor."""
-    if given is not None:
-        return given
-    text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
-    if not text.strip().isdecimal():
-        raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
-    return int(text)
 
 
 def plan_memory(

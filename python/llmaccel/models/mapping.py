@@ -373,8 +373,8 @@ def slot_forms(config: ModelConfig,
                checkpoint: TensorTable) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
     """(slot, parts) of every slot with parts as (dtype, rows, cols), a vector being one row.
 
-    What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a missing
-    tensor.
+    What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a
+    missing tensor.
     """
     table = _name_table(config, checkpoint)
     for slot, layer in walk(config):

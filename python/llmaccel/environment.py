@@ -1,0 +1,59 @@
+"""What the environment decides: the backend that models share, and the level of the log.
+
+Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA and LLMACCEL_LOG; an argument wins over its
+variable. Invariant: models with the same choice share one backend while any of them lives, so that
+their engines take turns instead of fighting for processors. Called by llm.py, memory.py and
+cli.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from typing import Any
+
+from llmaccel import _core
+from llmaccel.errors import ConfigError
+
+_LOG = logging.getLogger("llmaccel")
+
+_BACKENDS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+_BACKENDS_LOCK = threading.Lock()
+
+
+def thread_count(given: int | None) -> int:
+    """Threads asked for: the argument, else LLMACCEL_NUM_THREADS; 0: one per usable processor."""
+    if given is not None:
+        return given
+    text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
+    if not text.strip().isdecimal():
+        raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
+    return int(text)
+
+
+def open_backend(isa: str | None, threads: int | None) -> Any:
+    """A backend, shared with every model that uses the same. None: the environment's choice."""
+    threads = thread_count(threads)
+    isa = isa or os.environ.get("LLMACCEL_ISA") or None
+    key = (os.getpid(), isa, threads)
+    with _BACKENDS_LOCK:
+        backend = _BACKENDS.get(key)
+        if backend is None:
+            backend = _core.Backend("cpu", isa, threads)
+            _BACKENDS[key] = backend
+        return backend
+
+
+def configure_log() -> None:
+    """LLMACCEL_LOG=info (or debug, warning, ...) sets the level of the logger "llmaccel"."""
+    name = os.environ.get("LLMACCEL_LOG")
+    if name is None:
+        return
+    level = logging.getLevelName(name.upper())
+    if not isinstance(level, int):
+        raise ConfigError(f"LLMACCEL_LOG={name!r:.80}: expected debug, info, warning or error")
+    _LOG.setLevel(level)
+    if not _LOG.handlers and not logging.getLogger().handlers:
+        _LOG.addHandler(logging.StreamHandler())
