@@ -424,6 +424,7 @@ void la_model_free(la_model *m)
     la_free(m->layers);
     la_free(m->layer_desc);
     la_free(m);
+    la_trim();
 }
 
 static la_status need(int is_set, la_slot slot, int layer)
@@ -451,6 +452,7 @@ la_status la_model_finish(la_model *m)
         }
     }
     m->ready = 1;
+    la_trim(); /* headers, vocabularies and staging buffers of the load */
 done:
     return st;
 }

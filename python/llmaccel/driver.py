@@ -29,7 +29,9 @@ class Driver:
     def __init__(self, engine: Any, model: Any) -> None:
         self._engine = engine
         self._model = model
-        self._lock = threading.Lock()
+        # Reentrant: the collector may drop a stream or an LLM, which cancels or closes, on any
+        # thread that makes objects while it holds the lock.
+        self._lock = threading.RLock()
         self._wake = threading.Condition(self._lock)
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
