@@ -15,6 +15,7 @@ import letters
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
 
 import llmaccel
 from llmaccel import (
@@ -104,7 +105,7 @@ def test_gguf(tmp_path, folder):
     pytest.importorskip("gguf")
     source = tiny.make_checkpoint("llama", tmp_path / "hf", seed=3)
     path = tmp_path / "model.gguf"
-    tiny.make_gguf("llama", source, path)
+    tiny_gguf.make_gguf("llama", source, path)
     ids = [1, 40, 50, 60]
     with LLM(path) as a, LLM(tmp_path / "hf") as b, LLM(tmp_path, load_format="gguf") as c:
         np.testing.assert_allclose(np.asarray(a.logits(ids)), np.asarray(b.logits(ids)), atol=1e-4)
