@@ -282,6 +282,38 @@ def test_cgroup_limits(tmp_path):
     assert memory.available_memory(tmp_path)[0] == 2_000_000
 
 
+def test_cgroup_processors(tmp_path):
+    root, groups = str(tmp_path), tmp_path / "sys/fs/cgroup"
+    assert _core.cgroup_cpus(root) == 0
+    # Version 2: the smallest of the group and those above it; quotas are rounded down, never to 0.
+    write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
+    write(groups / "a/b/cpu.max", "max 100000\n")
+    assert _core.cgroup_cpus(root) == 0
+    write(groups / "a/cpu.max", "350000 100000\n")
+    assert _core.cgroup_cpus(root) == 3
+    write(groups / "a/b/cpu.max", "5000000 1000000\n")
+    assert _core.cgroup_cpus(root) == 3
+    write(groups / "cpu.max", "10000 100000\n")
+    assert _core.cgroup_cpus(root) == 1
+    # A container that sees the host's path: only the mount is there.
+    write(groups / "cpu.max", "200000 100000\n")
+    write(tmp_path / "proc/self/cgroup", "0::/docker/1\n")
+    assert _core.cgroup_cpus(root) == 2
+    # Version 1, beside others; cpuset is another controller.
+    lines = "5:cpuset:/none\n4:cpu,cpuacct:/x/y\n3:memory:/docker/1\n"
+    write(tmp_path / "proc/self/cgroup", lines)
+    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
+    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
+    assert _core.cgroup_cpus(root) == 0
+    write(groups / "cpu/x/y/cpu.cfs_quota_us", "400000\n")
+    write(groups / "cpu/x/y/cpu.cfs_period_us", "50000\n")
+    assert _core.cgroup_cpus(root) == 8
+    write(tmp_path / "proc/self/cgroup", lines.replace("cpu,cpuacct", "cpuacct,cpu"))
+    assert _core.cgroup_cpus(root) == 8
+    write(tmp_path / "proc/self/cgroup", "no colon\n\n4:cpuset:/x/y\n")
+    assert _core.cgroup_cpus(root) == 0
+
+
 # ---- the end ------------------------------------------------------------------------------------
 
 
