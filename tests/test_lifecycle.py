@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,7 @@ from llmaccel import (
     _core,
     memory,
 )
+from llmaccel.loading import LoadOptions, load_weights, prepare
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -114,6 +116,30 @@ def test_gguf(tmp_path, folder):
         assert a.get_tokenizer().vocab_size > 0
     with pytest.raises(ConfigError, match="dummy"):
         LLM(path, load_format="dummy")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_a_file_cut_while_it_is_loaded(tmp_path, kind):
+    """Reading beyond the end of a mapped file would end the process."""
+    path = tiny.make_checkpoint("llama", tmp_path / "hf", seed=3)
+    cut = path / "model.safetensors"
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+        cut = path = tiny_gguf.make_gguf("llama", path, tmp_path / "model.gguf")
+    packed = []
+
+    class Model:
+        def set(self, slot, layer, parts):
+            packed.append(slot)
+            if len(packed) == 3:
+                os.truncate(cut, cut.stat().st_size // 2)
+
+        def finish(self):
+            pytest.fail("finished a model whose file is not whole")
+
+    with pytest.raises(LoadError, match=r"tensor '\S+': the file has been cut from \d+ to \d+"):
+        load_weights(Model(), prepare(LoadOptions(path)))
+    assert len(packed) == 3
 
 
 def test_generation_config(folder, tmp_path):
