@@ -512,7 +512,8 @@ static la_status run_step(la_engine *e)
     la_kvcache *c = &e->cache;
     drain(e);
     la_sched_plan(&e->sched);
-    LA_TRY(la_kv_commit(e->kv, c->high)); /* on failure the same plan is made again next time */
+    /* On failure the same plan is made again next time, with fewer pages once some were given up. */
+    LA_TRY(la_kv_commit(e->kv, la_kvcache_settle(c)));
     for (int i = 0; i < c->n_copies; i++) {
         la_kv_copy(e->kv, c->copies[i].src, c->copies[i].dst);
     }
