@@ -15,8 +15,8 @@ from llmaccel import LLM, SamplingParams
 
 WORDS = (
     "The", "ocean", "is", "wide", "and", "a", "small", "boat", "sails", "under", "stars", "while",
-    "people", "sing", "old", "songs", "about", "rivers", "mountains", "winter",
-    "bread", "and", "light",
+    "people", "sing", "old", "songs", "about", "rivers", "mountains", "winter", "bread", "and",
+    "light",
 )
 
 
@@ -72,8 +72,8 @@ GRID = [
     {"batch": batch, "order": order, "max_num_batched_tokens": chunk, "threads": threads}
     for batch, order, chunk, threads in [
         (64, "given", 512, 2), (64, "reversed", 16, 2), (64, "shuffled", 64, 1),
-        (7, "shuffled", 512, 2), (7, "given", 16, 1), (2, "reversed", 64, 2),
-        (1, "given", 16, 2), (64, "shuffled", 512, 1),
+        (7, "shuffled", 512, 2),
+        (7, "given", 16, 1), (2, "reversed", 64, 2), (1, "given", 16, 2), (64, "shuffled", 512, 1),
     ]
 ] + [{"batch": 64, "preempt": True, "max_num_batched_tokens": 64}]
 

@@ -83,7 +83,7 @@ static inline size_t la_attend_scratch(int R, int d)
 
 /* X(slot, type of result, (arguments)) */
 #define LA_KERNELS(X)                                                                             \
-    /* y = x / rms(x) * w; statistics in 16 fixed lanes */                                        \
+    /* y = x / rms(x) * w; statistics in 16 fixed lanes; y may be x */                            \
     X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))               \
     /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                 \
     X(layer_norm, void,                                                                           \

@@ -63,8 +63,11 @@ static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_pro
         else if (v->form == LA_ACT_I8) {
             k->act_i8(x, K, v->group, (int8_t *)dst, meta);
         }
-        else if ((const uint8_t *)x != dst) {
-            memcpy(dst, x, (size_t)K * sizeof(float));
+        else {
+            if ((const uint8_t *)x != dst) {
+                memcpy(dst, x, (size_t)K * sizeof(float));
+            }
+            memset(dst + (size_t)K * sizeof(float), 0, v->pitch - (size_t)K * sizeof(float));
         }
     }
 }

@@ -130,28 +130,23 @@ static void apply_rules(const la_sample_row *r, float *x, int V)
 
 /* ---- drawing ----------------------------------------------------------------------------------- */
 
-/* The first n of `ids` whose probabilities reach top_p of the candidates' total; at least one.
- * x holds exp(logit - max) by id. */
-static int nucleus(const float *x, const int32_t *ids, int n, double total, float top_p)
+/* Below, p holds exp(logit - max) by id: the best has 1, ruled-out ids 0. */
+
+static double mass(const float *p, const int32_t *ids, int n)
 {
     double sum = 0.0;
     for (int i = 0; i < n; i++) {
-        sum += (double)x[ids[i]];
-        if (sum >= (double)top_p * total) {
-            return i + 1;
-        }
+        sum += (double)p[ids[i]];
     }
-    return n;
+    return sum;
 }
 
-static int32_t draw_from(const float *x, const int32_t *ids, int n, double u)
+/* The id at which the running sum passes u of the total. */
+static int32_t draw_from(const float *p, const int32_t *ids, int n, double u)
 {
-    double total = 0.0, sum = 0.0;
+    double total = mass(p, ids, n), sum = 0.0;
     for (int i = 0; i < n; i++) {
-        total += (double)x[ids[i]];
-    }
-    for (int i = 0; i < n; i++) {
-        sum += (double)x[ids[i]];
+        sum += (double)p[ids[i]];
         if (sum > u * total) {
             return ids[i];
         }
@@ -159,13 +154,77 @@ static int32_t draw_from(const float *x, const int32_t *ids, int n, double u)
     return ids[n - 1];
 }
 
-/* Every id whose value is not below `least`, in id order. */
-static int survivors(const la_kernels *k, const float *x, int V, float least, int32_t *ids)
+/* The same over the whole vocabulary in id order. */
+static int32_t draw_any(const float *p, int V, double u)
 {
-    return k->select_above(x, V, nextafterf(least, -INFINITY), ids, V);
+    double total = 0.0, sum = 0.0;
+    int32_t last = 0;
+    for (int i = 0; i < V; i++) {
+        total += (double)p[i];
+    }
+    for (int i = 0; i < V; i++) {
+        sum += (double)p[i];
+        last = p[i] > 0.0f ? i : last;
+        if (sum > u * total) {
+            return i;
+        }
+    }
+    return last;
 }
 
-/* x: logits after the rules, overwritten by exp(logit / T - max). */
+/* Ids whose probability is at least `least` of the best's, in id order. */
+static int survivors(const la_kernels *k, const float *p, int V, float least, int32_t *ids)
+{
+    return k->select_above(p, V, nextafterf(least, -INFINITY), ids, V);
+}
+
+/* How many of n sorted ids it takes to reach `want` of probability; at least one. */
+static int nucleus(const float *p, const int32_t *ids, int n, double want)
+{
+    double sum = 0.0;
+    for (int i = 0; i < n; i++) {
+        sum += (double)p[ids[i]];
+        if (sum >= want) {
+            return i + 1;
+        }
+    }
+    return n;
+}
+
+/* The smallest set of best ids that holds top_p of what min_p leaves, best first. Candidates are
+ * gathered above falling thresholds until they hold enough, so only few are ever sorted. */
+static int top_p_set(const la_kernels *k, const la_sample_row *r, const float *p, int V,
+                     int32_t *ids)
+{
+    float least = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
+    double want = (double)r->top_p * mass(p, ids, survivors(k, p, V, least, ids));
+    int n = 0;
+    for (float above = 0x1p-4f;; above *= 0x1p-4f) {
+        n = survivors(k, p, V, above > least ? above : least, ids);
+        if (above <= least || mass(p, ids, n) >= want) {
+            break;
+        }
+    }
+    for (int i = n / 2 - 1; i >= 0; i--) {
+        sift_down(p, ids, n, i);
+    }
+    heap_sort(p, ids, n);
+    return nucleus(p, ids, n, want);
+}
+
+/* The top_k best of what min_p leaves, cut to top_p of their own probability, best first. */
+static int top_k_set(const la_kernels *k, const la_sample_row *r, const float *p, int V,
+                     int32_t *ids)
+{
+    int n = r->top_k < V ? r->top_k : V;
+    best_of(k, p, V, n, ids);
+    while (n > 1 && (p[ids[n - 1]] < r->min_p || p[ids[n - 1]] == 0.0f)) {
+        n--;
+    }
+    return r->top_p < 1.0f ? nucleus(p, ids, n, (double)r->top_p * mass(p, ids, n)) : n;
+}
+
+/* x: logits after the rules, overwritten. */
 static int32_t draw(const la_kernels *k, const la_sample_row *r, float *x, int V, int32_t *ids)
 {
     float max;
@@ -174,28 +233,20 @@ static int32_t draw(const la_kernels *k, const la_sample_row *r, float *x, int V
     if (!(max > -INFINITY) || max == INFINITY) {
         return best; /* nothing is left to choose from, or one infinite logit */
     }
-    k->exp_sub(x, max, x, V); /* the best becomes 1 */
+    k->exp_sub(x, max, x, V);
     double u = uniform(r);
-    int n = survivors(k, x, V, r->min_p > 0.0f ? r->min_p : 0x1p-149f, ids);
-    if (n == 0) {
-        return best;
-    }
-    if (r->top_k > 0 && r->top_k < n) {
-        n = r->top_k;
-        best_of(k, x, V, n, ids);
+    int n;
+    if (r->top_k > 0) {
+        n = top_k_set(k, r, x, V, ids);
     }
     else if (r->top_p < 1.0f) {
-        for (int i = n / 2 - 1; i >= 0; i--) {
-            sift_down(x, ids, n, i);
-        }
-        heap_sort(x, ids, n);
+        n = top_p_set(k, r, x, V, ids);
     }
-    if (r->top_p < 1.0f) {
-        double total = 0.0;
-        for (int i = 0; i < n; i++) {
-            total += (double)x[ids[i]];
-        }
-        n = nucleus(x, ids, n, total, r->top_p);
+    else if (r->min_p > 0.0f) {
+        n = survivors(k, x, V, r->min_p, ids);
+    }
+    else {
+        return draw_any(x, V, u);
     }
     return draw_from(x, ids, n, u);
 }

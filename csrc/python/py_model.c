@@ -219,6 +219,9 @@ static PyObject *model_set(PyObject *object, PyObject *args)
     if (self == NULL || parse_slot(state, slot_name, &slot) < 0) {
         return NULL;
     }
+    if (self->engines > 0 || self->calls > 0) { /* a step or another call may read the slot */
+        return py_raise_format(state, LA_ERR_STATE, "this Model is in use; close its Engine first");
+    }
     parts_holder parts;
     int failed = parse_parts(state, list, 1, &parts) < 0;
     la_status status = LA_OK;

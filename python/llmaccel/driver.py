@@ -36,6 +36,8 @@ class Driver:
     def __init__(self, engine: Any, model: Any) -> None:
         self._engine = engine
         self._model = model
+        # Reentrant: the collector may drop a stream or an LLM, which cancels or closes, on any
+        # thread that makes objects while it holds the lock.
         self._lock = threading.RLock()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._requests: dict[int, Request] = {}

@@ -400,7 +400,7 @@ class LLM:
             text = given
             ids = self.get_tokenizer().encode(given)
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
-            ids = given.tolist()
+            ids = _checked_ids(given.tolist(), where)
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
             ids = _checked_ids(given, where)
         else:
@@ -624,7 +624,7 @@ def _prompt_list(prompts: Any) -> list[Any]:
 
 def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
     for i, item in enumerate(given):
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+        if not isinstance(item, numbers.Integral) or isinstance(item, bool) or item < 0:
             raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
     return list(map(int, given))
 
