@@ -213,7 +213,7 @@ def test_report_and_plan(folder):
         assert report["options"]["max_num_seqs"] == 64
         plan = llm.plan()
         resident = report["memory"]["weight_bytes"]
-        assert resident == pytest.approx(plan.weights + plan.rope, rel=0.01)
+        assert resident == plan.weights
         assert 0 < report["memory"]["token_bytes"] <= plan.weights
         assert plan.required <= plan.total <= plan.available
         assert "KV cache" in str(plan)
@@ -474,8 +474,10 @@ def test_the_core_guards_itself(folder):
             _core.Engine(llm._backend, llm.plan().limits)
         with pytest.raises(ConfigError, match="slot"):
             model.set("nope", 0, [])
+        with pytest.raises(LLMAccelError, match="in use"):
+            model.set("head", 0, [(b"", "F32", 1, 1)])
         with pytest.raises(UnsupportedError, match="F8"):
-            model.set("head", 0, [(b"", "F8", 1, 1)])
+            _core.Model(llm._backend, vars(llm._config)).set("head", 0, [(b"", "F8", 1, 1)])
     with pytest.raises(LLMAccelError, match="closed"):
         engine.step()
     with pytest.raises(LLMAccelError, match="closed"):
