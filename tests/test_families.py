@@ -1,8 +1,8 @@
 """The family table: each row against transformers through the NumPy specification, and against bad
 files.
 
-Here the C core computes nothing: reference.py runs on what build_config and iter_slots give. The same
-rows run through the core in test_models.py.
+Here the C core computes nothing: reference.py runs on what build_config and iter_slots give. The
+same rows run through the core in test_models.py.
 """
 
 from __future__ import annotations

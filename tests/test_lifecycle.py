@@ -28,9 +28,11 @@ from llmaccel import (
     SamplingParams,
     UnsupportedError,
     _core,
+    config,
     memory,
 )
 from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.models.mapping import build_config
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -427,6 +429,24 @@ def test_engines_share_a_backend_and_take_turns(folder):
         futures = list(itertools.chain.from_iterable(
             (a.submit("abc", GREEDY), b.submit("abc", GREEDY)) for _ in range(6)))
         assert {f.result().outputs[0].text for f in futures} == {expected}
+
+
+@pytest.mark.parametrize(
+    ("field", "limit"), [("n_layers", config.MAX_LAYERS), ("max_len", config.MAX_POSITIONS)]
+)
+def test_limits_are_the_cores(field, limit):
+    """What config.py lets pass the core takes, and no more."""
+    given = vars(build_config(tiny.config_of("llama")))
+    limits = {"max_seqs": 1, "max_len": 1, "kv_pages": 1, "max_batch_tokens": 1}
+    layers = [tuple(given["layers"][0])]
+    for value in (limit, limit + 1):
+        count = value if field == "n_layers" else 1
+        desc = {**given, "n_layers": count, "layers": layers * count, field: value}
+        if value == limit:
+            assert _core.plan(desc, limits, 1)["kv_page_bytes"] > 0
+        else:
+            with pytest.raises(ConfigError, match=f"{field}: expected 1 to {limit}, got {value}"):
+                _core.plan(desc, limits, 1)
 
 
 def test_the_core_guards_itself(folder):
