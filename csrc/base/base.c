@@ -1,6 +1,9 @@
 /* base.c - see base.h. */
 #include "base.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -114,6 +117,13 @@ void la_unmap(void *p, size_t bytes)
     if (p != NULL) {
         munmap(p, map_length(bytes));
     }
+}
+
+void la_trim(void)
+{
+#ifdef __GLIBC__
+    (void)malloc_trim(0);
+#endif
 }
 
 double la_now(void)

@@ -56,6 +56,8 @@ int la_commit(void *p, size_t bytes);
 /* Gives the pages back to the system; the range stays reserved. */
 void la_decommit(void *p, size_t bytes);
 void la_unmap(void *p, size_t bytes);
+/* Gives what the C heap holds free back to the system, where the C library can. */
+void la_trim(void);
 
 /* Seconds of a monotonic clock. */
 double la_now(void);

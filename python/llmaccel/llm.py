@@ -259,7 +259,7 @@ class LLM:
         except BaseException:
             self._abandon(started)
             raise
-        return self._chunks(started, news)
+        return _Chunks(self, started, news)
 
     def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
         try:
@@ -268,21 +268,6 @@ class LLM:
             if count == 1:
                 raise
             raise RequestError(f"prompts[{request.prompt_index}]: {error}") from None
-
-    def _chunks(self, started: list[Request], news: Any) -> Iterator[RequestOutput]:
-        left = {request.request_id for request in started}
-        try:
-            while left:
-                request = news.get()
-                if request.request_id not in left:
-                    continue
-                chunk = request.snapshot(_kind(request))
-                if chunk is not None:
-                    if chunk.finished:
-                        left.remove(request.request_id)
-                    yield chunk
-        finally:
-            self._abandon(started)
 
     def _abandon(self, requests: list[Request]) -> None:
         for request in requests:
@@ -411,7 +396,7 @@ class LLM:
             text = given
             ids = self.get_tokenizer().encode(given)
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
-            ids = given.tolist()
+            ids = _checked_ids(given.tolist(), where)
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
             ids = _checked_ids(given, where)
         else:
@@ -540,6 +525,42 @@ class LLM:
         self.close()
 
 
+class _Chunks(Iterator[RequestOutput]):
+    """The chunks of streamed requests; closing or dropping it cancels what still runs, even where
+    no chunk was ever taken, which a generator's finally would not see."""
+
+    def __init__(self, llm: LLM, requests: list[Request], news: Any) -> None:
+        self._llm = llm
+        self._requests = requests
+        self._news = news
+        self._left = {request.request_id for request in requests}
+
+    def __next__(self) -> RequestOutput:
+        try:
+            while self._left:
+                request = self._news.get()
+                if request.request_id not in self._left:
+                    continue
+                chunk = request.snapshot(_kind(request))
+                if chunk is not None:
+                    if chunk.finished:
+                        self._left.remove(request.request_id)
+                    return chunk
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancel; nothing comes after it. May be called again."""
+        if self._left:
+            self._left.clear()
+            self._llm._abandon(self._requests)
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class RequestFuture(Future[RequestOutput]):
     """A request under way. result(timeout) gives its RequestOutput and raises its error."""
 
@@ -596,7 +617,7 @@ def _prompt_list(prompts: Any) -> list[Any]:
 
 def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
     for i, item in enumerate(given):
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool):
+        if not isinstance(item, numbers.Integral) or isinstance(item, bool) or item < 0:
             raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
     return list(map(int, given))
 
