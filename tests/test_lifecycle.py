@@ -28,9 +28,11 @@ from llmaccel import (
     SamplingParams,
     UnsupportedError,
     _core,
+    config,
     memory,
 )
 from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.models.mapping import build_config
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -212,8 +214,8 @@ def test_report_and_plan(folder):
         assert report["model"]["n_vocab"] == letters.VOCAB
         assert report["options"]["max_num_seqs"] == 64
         plan = llm.plan()
-        resident = report["memory"]["weight_bytes"]
-        assert resident == plan.weights
+        assert report["memory"]["weight_bytes"] == plan.weights
+        assert report["memory"]["rope_bytes"] == plan.rope > 0
         assert 0 < report["memory"]["token_bytes"] <= plan.weights
         assert plan.required <= plan.total <= plan.available
         assert "KV cache" in str(plan)
@@ -461,6 +463,24 @@ def test_engines_share_a_backend_and_take_turns(folder):
         assert {f.result().outputs[0].text for f in futures} == {expected}
 
 
+@pytest.mark.parametrize(
+    ("field", "limit"), [("n_layers", config.MAX_LAYERS), ("max_len", config.MAX_POSITIONS)]
+)
+def test_limits_are_the_cores(field, limit):
+    """What config.py lets pass the core takes, and no more."""
+    given = vars(build_config(tiny.config_of("llama")))
+    limits = {"max_seqs": 1, "max_len": 1, "kv_pages": 1, "max_batch_tokens": 1}
+    layers = [tuple(given["layers"][0])]
+    for value in (limit, limit + 1):
+        count = value if field == "n_layers" else 1
+        desc = {**given, "n_layers": count, "layers": layers * count, field: value}
+        if value == limit:
+            assert _core.plan(desc, limits, 1)["kv_page_bytes"] > 0
+        else:
+            with pytest.raises(ConfigError, match=f"{field}: expected 1 to {limit}, got {value}"):
+                _core.plan(desc, limits, 1)
+
+
 def test_the_core_guards_itself(folder):
     with LLM(str(folder)) as llm:
         model, engine = llm.engine._model, llm.engine._engine
@@ -476,8 +496,9 @@ def test_the_core_guards_itself(folder):
             model.set("nope", 0, [])
         with pytest.raises(LLMAccelError, match="in use"):
             model.set("head", 0, [(b"", "F32", 1, 1)])
+        fresh = _core.Model(llm._backend, vars(llm._config))
         with pytest.raises(UnsupportedError, match="F8"):
-            _core.Model(llm._backend, vars(llm._config)).set("head", 0, [(b"", "F8", 1, 1)])
+            fresh.set("head", 0, [(b"", "F8", 1, 1)])
     with pytest.raises(LLMAccelError, match="closed"):
         engine.step()
     with pytest.raises(LLMAccelError, match="closed"):

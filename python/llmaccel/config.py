@@ -21,14 +21,14 @@ import numpy as np
 from llmaccel.errors import ConfigError, LoadError
 from llmaccel.files import read_json_object
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 4096  # LA_MAX_LAYERS of csrc/llmaccel.h
 MAX_D_MODEL = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_D_HEAD = 256
 MAX_ROW = 1 << 22  # heads of a token side by side
 MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
-MAX_POSITIONS = 1 << 30
+MAX_POSITIONS = 1 << 24  # LA_MAX_POSITIONS
 _MAX_JSON_BYTES = 64 << 20
 _MAX_STOP_IDS = 4096
 

@@ -39,6 +39,8 @@ from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, sc
 from llmaccel.request import Request
 
 _LOG = logging.getLogger("llmaccel")
+# Continuations of one context that go into one request; more become several requests.
+_SUFFIXES_PER_REQUEST = 1024
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -319,8 +321,8 @@ class LLM:
         work = []
         places: list[list[int]] = []
         for head_ids, members in groups.items():
-            for start in range(0, len(members), _MAX_BRANCHES):
-                part = members[start : start + _MAX_BRANCHES]
+            for start in range(0, len(members), _SUFFIXES_PER_REQUEST):
+                part = members[start : start + _SUFFIXES_PER_REQUEST]
                 request = self._score_request(None, list(head_ids), len(part))
                 work.append((request, {"suffixes": [tail for _, tail in part]}))
                 places.append([i for i, _ in part])
@@ -527,9 +529,6 @@ class LLM:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-_MAX_BRANCHES = 1024
 
 
 class _Chunks(Iterator[RequestOutput]):
