@@ -53,6 +53,13 @@ la_status la_backend_open(const char *name, const char *isa, int n_threads, la_b
 void la_backend_close(la_backend *b);
 void la_backend_describe(const la_backend *b, la_backend_info *out);
 
+/* One call of a step: op ("embed", "qkv", ...), its layer (-1: none), rows and columns of what it wrote,
+ * and a checksum of those values. */
+typedef void (*la_trace_fn)(void *arg, const char *op, int layer, int rows, int cols,
+                            uint64_t checksum);
+/* Calls fn after every op of every step from here on; NULL: no more. arg is KEPT. No step may run. */
+void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg);
+
 /* Reads of `bytes` of fresh memory by all threads, best of several patterns; GB/s (1e9). */
 la_status la_backend_probe_read(la_backend *b, size_t bytes, double *gb_per_s);
 /* Peak of one dot instruction on all threads; operations (2 per multiply-add) per second / 1e9.
@@ -110,7 +117,6 @@ typedef enum la_slot {
     LA_FINAL_NORM,      /* [D] */
     LA_FINAL_NORM_BIAS, /* [D] */
     LA_HEAD,            /* [V, D]; unset: tied to LA_EMBED */
-    LA_HEAD_BIAS,       /* [V] */
     /* per layer */
     LA_ATTN_NORM,       /* [D]; unset: the block reads x itself (OLMo-2) */
     LA_ATTN_NORM_BIAS,  /* [D] */

@@ -148,8 +148,6 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
             x = x + feed(x, layer)
     head = one("head") if ("head", 0) in weights else one("embed")
     logits = normed(x, "final_norm") @ head.T
-    if ("head_bias", 0) in weights:
-        logits = logits + one("head_bias")
     return softcap(logits * c.logit_scale, c.logit_softcap)
 
 

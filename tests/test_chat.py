@@ -214,3 +214,14 @@ def test_sources(tmp_path: Path):
     for bad in (5, [1], [{"name": "x"}]):
         with pytest.raises(LoadError, match="chat_template"):
             chat.load_chat_template(tmp_path, {"chat_template": bad})
+    as_json = tmp_path / "chat_template.json"
+    for content in (b"{", b"[1]", b'"text"', b"\xff", b'{"chat_template": 5}', b"[" * 100_000):
+        as_json.write_bytes(content)
+        with pytest.raises(LoadError, match=r"chat_template\.json: "):
+            chat.load_chat_template(tmp_path, {})
+    file.write_bytes(b"\xff")
+    with pytest.raises(LoadError, match=r"chat_template\.jinja: not UTF-8"):
+        chat.resolve_chat_template(file)
+    file.write_bytes(b"x" * (4 * chat.MAX_TEMPLATE_CHARS + 1))
+    with pytest.raises(LoadError, match=r"chat_template\.jinja: .* larger"):
+        chat.resolve_chat_template(file)

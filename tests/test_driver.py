@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import queue
 import threading
+import time
 
 import letters
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from llmaccel import LLM, LLMAccelError, SamplingParams
 from llmaccel.driver import Driver
 from llmaccel.params import score_fields
-from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
+from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request, TextStream
 
 LENGTH = 1
 
@@ -26,10 +28,14 @@ class Engine:
         self.silent = False
         self.closed = False
         self.cancelled: list[int] = []
+        self.interrupted = False
+        self.tokens = 1
 
     def add(self, prompt, fields, branches=1, **options):
         self.ids += 1
         self.live.append(self.ids)
+        if self.interrupted:
+            raise KeyboardInterrupt
         return self.ids
 
     def cancel(self, id, branch=-1):
@@ -43,8 +49,8 @@ class Engine:
         if self.silent:
             return []
         return [e for id in live for e in (
-            (id, 0, EVENT_TOKEN, 0, 7, 0, 0.0, 0, None, None),
-            (id, 0, EVENT_FINISH, 1, -1, LENGTH, 0.0, 0, None, None))]
+            *((id, 0, EVENT_TOKEN, i, 7, 0, 0.0, 0, None, None) for i in range(self.tokens)),
+            (id, 0, EVENT_FINISH, self.tokens, -1, LENGTH, 0.0, 0, None, None))]
 
     def has_work(self):
         return bool(self.live)
@@ -69,10 +75,19 @@ def driver(engine):
     assert engine.closed
 
 
-def run(driver: Driver) -> Request:
+def comes(condition) -> bool:
+    """Whether a condition holds soon."""
+    for _ in range(1000):
+        if condition():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def run(driver: Driver, request: Request | None = None) -> Request:
     """Submit a request and wait until it has told that it is done."""
     news: queue.SimpleQueue[Request] = queue.SimpleQueue()
-    request = Request("r", None, [1], SamplingParams())
+    request = request or Request("r", None, [1], SamplingParams())
     request.listener = news.put
     driver.submit(request, score_fields())
     return news.get(timeout=30)
@@ -82,8 +97,131 @@ def test_a_failing_step_fails_its_requests_only(driver, engine):
     engine.fail = 1
     with pytest.raises(LLMAccelError, match="out of pages"):
         run(driver).output()
-    assert engine.cancelled == [1]
+    assert set(engine.cancelled) == {1}
     assert run(driver).output().outputs[0].token_ids == [7]
+
+
+def test_work_without_requests_is_stepped_off(driver, engine):
+    """What a failed step or an interrupted submit leaves in the engine would hold its pages."""
+    engine.fail = 3
+    with pytest.raises(LLMAccelError, match="out of pages"):
+        run(driver).output()
+    assert comes(lambda: not engine.has_work())
+    engine.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        run(driver)
+    assert comes(lambda: not engine.has_work())
+    assert set(engine.cancelled) == {1, 2}
+    engine.interrupted = False
+    assert run(driver).output().finished
+
+
+def test_an_engine_that_keeps_failing_is_not_hammered(driver, engine):
+    engine.fail = 10**9
+    with pytest.raises(LLMAccelError, match="out of pages"):
+        run(driver).output()
+    time.sleep(0.5)
+    assert 10**9 - engine.fail < 30
+    engine.fail = 0
+    assert run(driver).output().finished
+
+
+class Panic(BaseException):
+    """As pyo3's PanicException: no Exception."""
+
+
+class Decoder:
+    """Gives "x" for a token; fails where it is told to."""
+
+    def __init__(self, error: BaseException | None = None, seconds: float = 0.0) -> None:
+        self.error = error
+        self.seconds = seconds
+
+    def push(self, ids):
+        if self.error is not None:
+            raise self.error
+        time.sleep(self.seconds)
+        return "x" * len(ids)
+
+    def finish(self):
+        return ""
+
+
+def with_text(decoder: Decoder, **options) -> Request:
+    request = Request("r", None, [1], SamplingParams(**options))
+    request.branches[0].text = TextStream(decoder, request.params)
+    return request
+
+
+@pytest.mark.parametrize("error", [ValueError("bad byte"), Panic("bad byte")])
+def test_a_failing_decoder_fails_its_request_only(driver, engine, error):
+    engine.tokens = 3
+    bad = with_text(Decoder(error), stop=["q"])
+    with pytest.raises(LLMAccelError, match="bad byte") as caught:
+        run(driver, bad).output()
+    assert caught.value.__cause__ is error
+    assert set(engine.cancelled) == {1}
+    assert run(driver, with_text(Decoder(), stop=["q"])).output().outputs[0].text == "xxx"
+
+
+def test_many_threads_take_one_result(driver):
+    request = run(driver, with_text(Decoder(seconds=0.2)))
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(request.output())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [output.outputs[0].text for output in found] == ["x"] * 4
+    assert all(output is found[0] for output in found)
+
+
+class Counted(list):
+    """A list that counts how often it is gone through."""
+
+    passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_an_event_costs_the_same_whatever_the_number_of_branches(driver):
+    request = Request("r", None, [1], SamplingParams(), n_branches=50)
+    request.branches = Counted(request.branches)
+    driver._requests[1] = request
+    for branch in range(50):
+        assert not request.done
+        assert not request.ended
+        driver._dispatch([(1, branch, EVENT_TOKEN, 0, 7, 0, 0.0, 0, None, None),
+                          (1, branch, EVENT_FINISH, 1, -1, LENGTH, 0.0, 0, None, None)], 1.0)
+    assert request.done
+    assert request.ended
+    assert request.branches.passes == 0
+    assert not driver._requests
+
+
+def test_a_finalizer_on_the_drivers_own_thread(engine):
+    """The collector may drop the LLM, and so close the driver, while this thread holds the lock."""
+    driver = Driver(engine, Engine())
+
+    class Dropped:
+        def __init__(self):
+            self.itself = self
+
+        def __del__(self):
+            driver.close()
+
+    class Collecting(Request):
+        def on_event(self, event, now):
+            Dropped()
+            gc.collect()
+            return super().on_event(event, now)
+
+    request = run(driver, Collecting("r", None, [1], SamplingParams()))
+    assert request.output().finished
+    driver._thread.join(30)
+    assert engine.closed
 
 
 def test_a_silent_engine_does_not_hang_its_callers(driver, engine):
@@ -96,7 +234,7 @@ def test_a_silent_engine_does_not_hang_its_callers(driver, engine):
 
 def test_a_failing_listener_is_its_own_problem(driver):
     def fail(request):
-        raise ValueError("mine")
+        raise Panic("mine")
 
     request = Request("r", None, [1], SamplingParams())
     request.listener = fail

@@ -150,8 +150,8 @@ def test_a_request_beyond_the_pages_is_refused(model):
 
 
 @pytest.mark.parametrize(("limits", "message"), [
-    ({"max_seqs": 0}, "max_seqs"), ({"max_batch_tokens": 0}, "max_batch_tokens"),
-    ({"max_len": MAX_LEN + 1}, "max_len"), ({"max_len": 0}, "max_len"),
+    ({"max_seqs": 0}, "max_num_seqs"), ({"max_batch_tokens": 0}, "max_num_batched_tokens"),
+    ({"max_len": MAX_LEN + 1}, "max_model_len"), ({"max_len": 0}, "max_model_len"),
     ({"kv_pages": 0}, "kv_pages"),
 ])
 def test_bad_limits(model, limits, message):

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
+import tiny_gguf
 
 from llmaccel.config import load_hf_config
 from llmaccel.errors import ConfigError, LLMAccelError, LoadError, UnsupportedError
@@ -363,7 +364,7 @@ def test_dtypes_of_weights():
 def test_gguf_is_the_same_model(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / "hf")
     ours = build_config(load_hf_config(folder))
-    file = open_gguf(tiny.make_gguf(family, folder, tmp_path / "model.gguf"))
+    file = open_gguf(tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf"))
     config = build_config(file.metadata, gguf=True, tensors=file)
     different = ["gguf"]
     if family.partition("-")[0] in ("llama", "mistral", "granite"):
@@ -382,7 +383,7 @@ def test_gguf_is_the_same_model(family, tmp_path):
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / "hf")
-    file = open_gguf(tiny.make_gguf(family, folder, tmp_path / "model.gguf", quant="Q8_0"))
+    file = open_gguf(tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf", quant="Q8_0"))
     config = build_config(file.metadata, gguf=True, tensors=file)
     kinds = {}
     for slot, layer, parts in iter_slots(config, file):
@@ -403,7 +404,7 @@ def gguf_file(tmp_path_factory):
     for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope"):
         path = tmp_path_factory.mktemp("gguf")
         folder = tiny.make_checkpoint(family, path / "hf")
-        files[family] = open_gguf(tiny.make_gguf(family, folder, path / "model.gguf"))
+        files[family] = open_gguf(tiny_gguf.make_gguf(family, folder, path / "model.gguf"))
     return files
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import reference
 import tiny
+import tiny_gguf
 
 from llmaccel import LLM, ConfigError, SamplingParams
 from llmaccel.models.gguf import open_gguf
@@ -44,7 +45,7 @@ def folder(tmp_path_factory):
 def model(request, folder):
     """(type, file, expected logits)."""
     path = folder / f"{request.param}.gguf"
-    tiny.make_gguf("llama", folder, path, MIXED.get(request.param, request.param))
+    tiny_gguf.make_gguf("llama", folder, path, MIXED.get(request.param, request.param))
     file = open_gguf(path)
     config = build_config(file.metadata, gguf=True, tensors=file)
     return request.param, path, reference.forward(config, reference.load_weights(config, file), IDS)

@@ -20,6 +20,7 @@ from pathlib import Path
 import letters
 import pytest
 import tiny
+import tiny_gguf
 from fuzz_files import mutations
 
 from llmaccel import LLM, LLMAccelError, SamplingParams
@@ -63,7 +64,7 @@ def gguf_file(request, folder, tmp_path_factory):
         writer.add_token_merges([])
         writer.add_chat_template(letters.CHAT_TEMPLATE)
 
-    path = tiny.make_gguf("llama", source, source / "m.gguf", request.param, add_vocabulary)
+    path = tiny_gguf.make_gguf("llama", source, source / "m.gguf", request.param, add_vocabulary)
     data = path.read_bytes()
     file = open_gguf(path)
     return data, len(data) - sum(file[name].data.size for name in file)

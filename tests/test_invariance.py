@@ -1,7 +1,7 @@
 """The contract: a request's tokens and logprobs are the same bits whatever happens around it.
 
-Alone, in any batch, in any order, in chunks of any size, on one thread or two, preempted and recomputed.
-Runs on the real SmolLM2 file; the full grid is slow, a corner of it runs every time.
+Alone, in any batch, in any order, in chunks of any size, on one thread or two, preempted and
+recomputed. Runs on the real SmolLM2 file; the full grid is slow, a corner of it runs every time.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import pytest
 from llmaccel import LLM, SamplingParams
 
 WORDS = (
-    "The", "ocean", "is", "wide", "and", "a", "small", "boat", "sails", "under", "stars", "while", "people",
-    "sing", "old", "songs", "about", "rivers", "mountains", "winter", "bread", "and", "light",
+    "The", "ocean", "is", "wide", "and", "a", "small", "boat", "sails", "under", "stars", "while",
+    "people", "sing", "old", "songs", "about", "rivers", "mountains", "winter", "bread", "and",
+    "light",
 )
 
 
@@ -32,7 +33,8 @@ def params_for(index: int) -> SamplingParams:
     if index % 3 == 1:
         return SamplingParams(temperature=0.9, top_p=0.9, seed=index, **common)
     return SamplingParams(
-        temperature=1.1, top_k=40, seed=index, repetition_penalty=1.2, presence_penalty=0.3, **common
+        temperature=1.1, top_k=40, seed=index, repetition_penalty=1.2, presence_penalty=0.3,
+        **common,
     )
 
 
@@ -66,7 +68,8 @@ CORNER = [
 GRID = [
     {"batch": batch, "order": order, "max_num_batched_tokens": chunk, "threads": threads}
     for batch, order, chunk, threads in [
-        (64, "given", 512, 2), (64, "reversed", 16, 2), (64, "shuffled", 64, 1), (7, "shuffled", 512, 2),
+        (64, "given", 512, 2), (64, "reversed", 16, 2), (64, "shuffled", 64, 1),
+        (7, "shuffled", 512, 2),
         (7, "given", 16, 1), (2, "reversed", 64, 2), (1, "given", 16, 2), (64, "shuffled", 512, 1),
     ]
 ] + [{"batch": 64, "preempt": True, "max_num_batched_tokens": 64}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import letters
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
 
 import llmaccel
 from llmaccel import (
@@ -28,6 +30,7 @@ from llmaccel import (
     _core,
     memory,
 )
+from llmaccel.loading import LoadOptions, load_weights, prepare
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -104,7 +107,7 @@ def test_gguf(tmp_path, folder):
     pytest.importorskip("gguf")
     source = tiny.make_checkpoint("llama", tmp_path / "hf", seed=3)
     path = tmp_path / "model.gguf"
-    tiny.make_gguf("llama", source, path)
+    tiny_gguf.make_gguf("llama", source, path)
     ids = [1, 40, 50, 60]
     with LLM(path) as a, LLM(tmp_path / "hf") as b, LLM(tmp_path, load_format="gguf") as c:
         np.testing.assert_allclose(np.asarray(a.logits(ids)), np.asarray(b.logits(ids)), atol=1e-4)
@@ -113,6 +116,30 @@ def test_gguf(tmp_path, folder):
         assert a.get_tokenizer().vocab_size > 0
     with pytest.raises(ConfigError, match="dummy"):
         LLM(path, load_format="dummy")
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_a_file_cut_while_it_is_loaded(tmp_path, kind):
+    """Reading beyond the end of a mapped file would end the process."""
+    path = tiny.make_checkpoint("llama", tmp_path / "hf", seed=3)
+    cut = path / "model.safetensors"
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+        cut = path = tiny_gguf.make_gguf("llama", path, tmp_path / "model.gguf")
+    packed = []
+
+    class Model:
+        def set(self, slot, layer, parts):
+            packed.append(slot)
+            if len(packed) == 3:
+                os.truncate(cut, cut.stat().st_size // 2)
+
+        def finish(self):
+            pytest.fail("finished a model whose file is not whole")
+
+    with pytest.raises(LoadError, match=r"tensor '\S+': the file has been cut from \d+ to \d+"):
+        load_weights(Model(), prepare(LoadOptions(path)))
+    assert len(packed) == 3
 
 
 def test_generation_config(folder, tmp_path):
@@ -279,6 +306,38 @@ def test_cgroup_limits(tmp_path):
     write(base / "memory.limit_in_bytes", "3000000\n")
     write(base / "memory.usage_in_bytes", "1000000\n")
     assert memory.available_memory(tmp_path)[0] == 2_000_000
+
+
+def test_cgroup_processors(tmp_path):
+    root, groups = str(tmp_path), tmp_path / "sys/fs/cgroup"
+    assert _core.cgroup_cpus(root) == 0
+    # Version 2: the smallest of the group and those above it; quotas are rounded down, never to 0.
+    write(tmp_path / "proc/self/cgroup", "0::/a/b\n")
+    write(groups / "a/b/cpu.max", "max 100000\n")
+    assert _core.cgroup_cpus(root) == 0
+    write(groups / "a/cpu.max", "350000 100000\n")
+    assert _core.cgroup_cpus(root) == 3
+    write(groups / "a/b/cpu.max", "5000000 1000000\n")
+    assert _core.cgroup_cpus(root) == 3
+    write(groups / "cpu.max", "10000 100000\n")
+    assert _core.cgroup_cpus(root) == 1
+    # A container that sees the host's path: only the mount is there.
+    write(groups / "cpu.max", "200000 100000\n")
+    write(tmp_path / "proc/self/cgroup", "0::/docker/1\n")
+    assert _core.cgroup_cpus(root) == 2
+    # Version 1, beside others; cpuset is another controller.
+    lines = "5:cpuset:/none\n4:cpu,cpuacct:/x/y\n3:memory:/docker/1\n"
+    write(tmp_path / "proc/self/cgroup", lines)
+    write(groups / "cpu/cpu.cfs_quota_us", "-1\n")
+    write(groups / "cpu/cpu.cfs_period_us", "100000\n")
+    assert _core.cgroup_cpus(root) == 0
+    write(groups / "cpu/x/y/cpu.cfs_quota_us", "400000\n")
+    write(groups / "cpu/x/y/cpu.cfs_period_us", "50000\n")
+    assert _core.cgroup_cpus(root) == 8
+    write(tmp_path / "proc/self/cgroup", lines.replace("cpu,cpuacct", "cpuacct,cpu"))
+    assert _core.cgroup_cpus(root) == 8
+    write(tmp_path / "proc/self/cgroup", "no colon\n\n4:cpuset:/x/y\n")
+    assert _core.cgroup_cpus(root) == 0
 
 
 # ---- the end ------------------------------------------------------------------------------------

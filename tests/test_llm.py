@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from llmaccel import LLM, RequestError, RequestOutputKind, SamplingParams
+from llmaccel.request import EVENT_TOKEN, Request
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -276,14 +277,26 @@ def test_output_kinds_of_a_stream(llm):
 
 
 def test_streamed_text_is_whole_characters(llm):
-    """The letters of a three-byte character arrive as three tokens and leave as one chunk."""
+    """The three bytes of a character arrive as three tokens and leave as one chunk."""
     euro = [3 + byte for byte in "€".encode()]
-    bias = {euro[0]: 100.0}
-    params = SamplingParams(temperature=0, max_tokens=9, logit_bias=bias, ignore_eos=True)
-    for chunk in llm.generate("x", params, stream=True):
-        chunk.outputs[0].text.encode("utf-8")  # a lone surrogate would fail
-    stream = llm.get_tokenizer().decode(euro)
-    assert stream == "€"
+    request = Request("r", None, [1], SamplingParams())
+    request.attach_text(llm.get_tokenizer())
+    texts = []
+    for i, token in enumerate(euro * 2):
+        request.on_event((1, 0, EVENT_TOKEN, i, token, 0, 0.0, 0, None, None), 1.0)
+        texts.append(request.snapshot(RequestOutputKind.DELTA).outputs[0].text)
+    assert texts == ["", "", "€"] * 2
+
+
+def test_streamed_bytes_add_up_to_their_decoding(llm):
+    """A model that draws bytes of "€" in any order: what it writes by chance is whole as well."""
+    euro = [3 + byte for byte in "€".encode()]
+    params = SamplingParams(seed=1, max_tokens=200, allowed_token_ids=euro, ignore_eos=True)
+    chunks = [c.outputs[0] for c in llm.generate("x", params, stream=True)]
+    ids = [token for chunk in chunks for token in chunk.token_ids]
+    text = "".join(chunk.text for chunk in chunks)
+    assert text == bytes(token - 3 for token in ids).decode(errors="replace")
+    assert "€" in text
 
 
 def test_leaving_a_stream_cancels(llm):
@@ -291,10 +304,16 @@ def test_leaving_a_stream_cancels(llm):
     next(stream)
     stream.close()
     assert idle(llm)
+    assert list(stream) == []
     for _ in llm.generate("abc", LONG, stream=True):
         break
     gc.collect()
     assert idle(llm)
+    before = llm.engine.stats()["output_tokens"]
+    llm.generate(["abc", "def"], LONG, stream=True)  # dropped before its first chunk
+    gc.collect()
+    assert idle(llm)
+    assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
 
 
 def test_submit(llm):

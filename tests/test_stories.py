@@ -12,6 +12,7 @@ import math
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
 
 from llmaccel import LLM, SamplingParams
 
@@ -38,7 +39,7 @@ def folder(golden, shared_data, tmp_path_factory):
 def llm(request, folder):
     path = folder
     if request.param == "gguf":
-        path = tiny.make_gguf("llama", folder, folder.parent / "f32.gguf")
+        path = tiny_gguf.make_gguf("llama", folder, folder.parent / "f32.gguf")
     with LLM(path, dtype="float32", tokenizer=folder) as llm:
         yield llm
 

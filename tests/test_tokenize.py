@@ -488,6 +488,31 @@ def test_damaged_files(tmp_path, name, content, error, what):
         load_tokenizer(tmp_path)
 
 
+def test_sizes_are_bounded(tmp_path, monkeypatch):
+    """Long tokens cost the square of their length, so their number is limited; so are files."""
+    spm = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["a" * n for n in range(2900, 3000)],
+        "tokenizer.ggml.scores": [0.0] * 100,
+    }
+    with pytest.raises(LoadError, match="GGUF: the squared lengths of the tokens"):
+        Tokenizer.from_gguf(spm)
+    for model in ("llama", "gpt2"):
+        long = {**spm, "tokenizer.ggml.tokens": ["a" * 4097], "tokenizer.ggml.scores": [0.0]}
+        with pytest.raises(LoadError, match=r"tokenizer\.ggml\.tokens holds 'aa.* 4097 characters"):
+            Tokenizer.from_gguf({**long, "tokenizer.ggml.model": model})
+    ranks = [base64.b64encode(b"a" * n) + b" %d" % (n - 2900) for n in range(2900, 3000)]
+    (tmp_path / "r50k_base.tiktoken").write_bytes(b"\n".join(ranks))
+    with pytest.raises(LoadError, match=r"r50k_base\.tiktoken: the squared lengths"):
+        load_tokenizer(tmp_path / "r50k_base.tiktoken")
+    (tmp_path / "tokenizer.model").write_bytes(spm_bytes(spm_pieces()))
+    for name in ("r50k_base.tiktoken", "tokenizer.model"):
+        with (tmp_path / name).open("r+b") as file:
+            file.truncate((1 << 28) + 1)  # a hole: no disk is filled
+        with pytest.raises(LoadError, match=f"{name}: .* larger than the limit"):
+            load_tokenizer(tmp_path / name)
+
+
 def test_truncated_sentencepiece(tmp_path):
     data = spm_bytes(spm_pieces())
     file = tmp_path / "tokenizer.model"

@@ -3,6 +3,7 @@
 
 #include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { ISA_SCALAR, ISA_AVX2, ISA_AVX512, ISA_VNNI, ISA_BF16, ISA_COUNT };
@@ -78,36 +79,90 @@ int la_cpu_isa_from_name(const char *name)
     return -1;
 }
 
-/* quota / period of this process's cgroup, rounded down to whole processors; 0 if unlimited. */
-static int cgroup_cpus(void)
+/* ---- processors ------------------------------------------------------------------------------ */
+
+enum { MAX_CPUS = 4096, PATH_BYTES = 4096, LINE_BYTES = 64 };
+
+/* The first line of a group's file, "" without one; in version 1 the mount is part of the group. */
+static void read_group(const char *root, const char *group, const char *file, char *line)
 {
-    long long quota = -1, period = 100000;
-    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "re");
+    char path[PATH_BYTES];
+    int n = snprintf(path, sizeof path, "%s/sys/fs/cgroup%s/%s", root, group, file);
+    FILE *f = n > 0 && n < PATH_BYTES ? fopen(path, "re") : NULL;
+    line[0] = '\0';
     if (f != NULL) {
-        char text[32] = "";
-        if (fscanf(f, "%31s %lld", text, &period) == 2 && strcmp(text, "max") != 0) {
-            (void)sscanf(text, "%lld", &quota);
+        if (fgets(line, LINE_BYTES, f) == NULL) {
+            line[0] = '\0';
         }
         fclose(f);
     }
-    else if ((f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "re")) != NULL) {
-        if (fscanf(f, "%lld", &quota) != 1) {
-            quota = -1;
-        }
-        fclose(f);
-        f = fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "re");
-        if (f != NULL) {
-            if (fscanf(f, "%lld", &period) != 1) {
-                period = 100000;
-            }
-            fclose(f);
-        }
+}
+
+/* quota / period of one group, rounded down to whole processors; 0 if unlimited. */
+static int group_cpus(const char *root, const char *group, int version)
+{
+    char line[LINE_BYTES], *end;
+    read_group(root, group, version == 2 ? "cpu.max" : "cpu.cfs_quota_us", line);
+    long long quota = strtoll(line, &end, 10); /* 0 for "max" */
+    if (version == 1) {
+        read_group(root, group, "cpu.cfs_period_us", line);
+        end = line;
     }
+    long long period = strtoll(end, NULL, 10);
     if (quota <= 0 || period <= 0) {
         return 0;
     }
     long long n = quota / period;
-    return n < 1 ? 1 : n > 4096 ? 4096 : (int)n;
+    return n < 1 ? 1 : n > MAX_CPUS ? MAX_CPUS : (int)n;
+}
+
+/* Whether "cpu" is in a comma-separated list. */
+static int lists_cpu(const char *names)
+{
+    for (const char *at = names; at != NULL; at = strchr(at, ',')) {
+        at += *at == ',';
+        if (strncmp(at, "cpu", 3) == 0 && (at[3] == '\0' || at[3] == ',')) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+int la_cgroup_cpus(const char *root)
+{
+    char path[PATH_BYTES], line[PATH_BYTES], group[PATH_BYTES + 8];
+    int n = snprintf(path, sizeof path, "%s/proc/self/cgroup", root);
+    FILE *f = n > 0 && n < PATH_BYTES ? fopen(path, "re") : NULL;
+    int least = 0;
+    while (f != NULL && fgets(line, sizeof line, f) != NULL) {
+        /* number:controllers:/path; version 2 has no controllers */
+        line[strcspn(line, "\n")] = '\0';
+        char *names = strchr(line, ':');
+        char *place = names != NULL ? strchr(names + 1, ':') : NULL;
+        if (place == NULL) {
+            continue;
+        }
+        *place++ = '\0';
+        int version = names[1] == '\0' ? 2 : 1;
+        if (version == 1 && !lists_cpu(names + 1)) {
+            continue;
+        }
+        (void)snprintf(group, sizeof group, "%s%s", version == 1 ? "/cpu" : "", place);
+        /* The group, then each above it. In a container the path may be the host's: then only the
+         * last, the mount itself, is there. */
+        for (char *cut = group; cut != NULL;) {
+            int cpus = group_cpus(root, group, version);
+            least = cpus > 0 && (least == 0 || cpus < least) ? cpus : least;
+            cut = strrchr(group, '/');
+            if (cut != NULL) {
+                *cut = '\0';
+            }
+        }
+    }
+    if (f != NULL) {
+        fclose(f);
+    }
+    return least;
 }
 
 int la_cpu_count(void)
@@ -117,7 +172,7 @@ int la_cpu_count(void)
     if (sched_getaffinity(0, sizeof set, &set) == 0) {
         n = CPU_COUNT(&set);
     }
-    int quota = cgroup_cpus();
+    int quota = la_cgroup_cpus("");
     if (quota > 0 && quota < n) {
         n = quota;
     }

@@ -12,7 +12,10 @@ int la_cpu_has(int isa);
 const char *la_cpu_isa_name(int isa);
 /* Level of a name, -1 if unknown. */
 int la_cpu_isa_from_name(const char *name);
-/* Processors this process may use: affinity mask, then the cgroup's cpu quota, at least 1. */
+/* The smallest cpu quota among this process's cgroups and those above them, rounded down to whole
+ * processors, at least 1; 0 if there is none. root: where proc and sys are, "" but in tests. */
+int la_cgroup_cpus(const char *root);
+/* Processors this process may use: affinity mask, then the cgroups' cpu quota, at least 1. */
 int la_cpu_count(void);
 
 #endif

@@ -1,4 +1,4 @@
-/* pool.c - see pool.h. The only file with atomics besides the engine's inbox.
+/* pool.c - see pool.h.
  *
  * A barrier is two epochs: every worker publishes its arrival on a cache line of its own, thread 0
  * gathers them and publishes the release. No counter is shared by writers (a fetch-and-add would move
@@ -133,11 +133,6 @@ void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
         la_pool_barrier(p, 0);
     }
     pthread_mutex_unlock(&p->turn);
-}
-
-int la_pool_size(const la_pool *p)
-{
-    return p->n;
 }
 
 void la_pool_free(la_pool *p)

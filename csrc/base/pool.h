@@ -15,7 +15,6 @@ typedef struct la_pool la_pool;
 /* n_threads includes the caller of la_pool_run. */
 la_status la_pool_create(int n_threads, la_pool **out);
 void la_pool_free(la_pool *p);
-int la_pool_size(const la_pool *p);
 /* Runs fn(arg, tid, nth) on every thread, the caller being tid 0; returns when all are done.
  * Several callers take turns. */
 void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg);

@@ -58,31 +58,11 @@ struct la_engine {
 
 /* ---- create and free -------------------------------------------------------------------------- */
 
-static la_status check_limits(la_model *m, const la_limits *limits)
-{
-    const la_model_desc *desc = la_model_desc_of(m);
-    if (limits->max_seqs < 1 || limits->max_seqs > 65536) {
-        return la_fail(LA_ERR_ARGUMENT, "max_seqs: %d is not in [1, 65536]", limits->max_seqs);
-    }
-    if (limits->max_batch_tokens < 1 || limits->max_batch_tokens > (1 << 20)) {
-        return la_fail(LA_ERR_ARGUMENT, "max_batch_tokens: %d is not in [1, %d]",
-                       limits->max_batch_tokens, 1 << 20);
-    }
-    if (limits->max_len < 1 || limits->max_len > desc->max_len) {
-        return la_fail(LA_ERR_ARGUMENT, "max_len: %d is not in [1, %d]", limits->max_len,
-                       desc->max_len);
-    }
-    if (!la_model_ready(m)) {
-        return la_fail(LA_ERR_STATE, "model: not finished, la_model_finish comes first");
-    }
-    return LA_OK;
-}
-
 /* The next `n` items of `size` bytes of a block; NULL while the block is only measured. */
 static void *carve(uint8_t *base, size_t *at, size_t n, size_t size)
 {
     void *p = base != NULL ? base + *at : NULL;
-    *at += la_round_up(n * size, 64); /* n and size are bounded by check_limits */
+    *at += la_round_up(n * size, 64); /* n and size are bounded by la_limits_check */
     return p;
 }
 
@@ -157,7 +137,10 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     la_status st = LA_OK;
     la_engine *e = NULL;
     *out = NULL;
-    LA_TRY(check_limits(m, limits));
+    LA_TRY(la_limits_check(la_model_desc_of(m), limits));
+    if (!la_model_ready(m)) {
+        return la_fail(LA_ERR_STATE, "model: not finished, la_model_finish comes first");
+    }
     e = la_alloc(1, sizeof *e);
     if (e == NULL) {
         return la_fail(LA_ERR_MEMORY, "engine");

@@ -29,6 +29,12 @@ void la_backend_describe(const la_backend *b, la_backend_info *out)
     b->ops->describe(b, out);
 }
 
+void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
+{
+    b->trace = fn;
+    b->trace_arg = arg;
+}
+
 la_status la_backend_probe_read(la_backend *b, size_t bytes, double *gb_per_s)
 {
     return b->ops->probe_read(b, bytes, gb_per_s);

@@ -12,8 +12,6 @@
 #include "model.h"
 #include "pack.h"
 
-enum { LA_BACKEND_ABI = 1 };
-
 /* A linear layer: weights side by side in output columns (q, k, v may differ in format). */
 typedef struct la_matrix {
     la_weight part[3];
@@ -68,7 +66,6 @@ typedef struct la_kv_layout {
 } la_kv_layout;
 
 struct la_kv {
-    la_backend *b;
     la_kv_layout at;
     uint8_t *base;
     int64_t max_pages, committed;
@@ -77,7 +74,6 @@ struct la_kv {
 
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {
-    la_backend *b;
     uint8_t *base;
     size_t bytes;
     int max_tokens;
@@ -119,7 +115,6 @@ typedef struct la_ctx {
 } la_ctx;
 
 typedef struct la_backend_ops {
-    int abi;
     const char *name;
     void (*close)(la_backend *b);
     void (*describe)(const la_backend *b, la_backend_info *out);
@@ -130,9 +125,8 @@ typedef struct la_backend_ops {
                       int paired);
     /* fn on every thread that takes part in a step. */
     void (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
-    /* Scratch a workspace must offer for T tokens. */
-    void (*scratch)(const la_model_desc *d, int max_tokens, int n_threads, size_t *shared,
-                    size_t *local);
+    /* Scratch a workspace must offer for T tokens: of the step, and of each thread. */
+    void (*scratch)(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local);
     /* ---- ops of a step ---- */
     void (*embed)(la_ctx *c, la_rows x);
     void (*linear)(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
@@ -152,6 +146,8 @@ typedef struct la_backend_ops {
 struct la_backend {
     const la_backend_ops *ops;
     int n_threads;
+    la_trace_fn trace;  /* NULL: off */
+    void *trace_arg;
 };
 
 la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);

@@ -66,10 +66,8 @@ void la_cpu_local_of(la_ctx *c, la_cpu_local *out)
     la_cpu_local_layout(&c->m->desc, c->w->max_tokens, base, out);
 }
 
-static void scratch(const la_model_desc *d, int max_tokens, int n_threads, size_t *shared,
-                    size_t *local)
+static void scratch(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local)
 {
-    (void)n_threads;
     la_cpu_local unused;
     *shared = la_cpu_converted_bytes(d, max_tokens);
     *local = la_round_up(la_cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
@@ -191,7 +189,7 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
                       int paired)
 {
     la_cpu_backend *cpu = (la_cpu_backend *)b;
-    size_t each = la_round_up(la_pack_scratch(w->K), 64), total;
+    size_t each = la_round_up(la_pack_scratch(), 64), total;
     uint8_t *own = NULL;
     if (la_size_mul(each, (size_t)b->n_threads, &total)) {
         own = la_map(total);
@@ -238,7 +236,8 @@ static void fill_thread(void *arg, int tid, int nth)
 
 static la_status probe_read(la_backend *b, size_t bytes, double *gb_per_s)
 {
-    static const int patterns[][2] = {{1, 0}, {2, 0}, {2, 1024}, {4, 0}, {4, 1024}, {8, 512}};
+    /* {streams, bytes ahead}; negative: past the caches */
+    static const int patterns[][2] = {{1, 0}, {2, 0}, {2, 1024}, {2, -1024}, {4, 0}, {8, 512}};
     la_cpu_backend *cpu = (la_cpu_backend *)b;
     *gb_per_s = 0.0;
     if (bytes < (size_t)1 << 20) {
@@ -311,7 +310,7 @@ static void close_backend(la_backend *b)
 static void describe(const la_backend *b, la_backend_info *out)
 {
     const la_cpu_backend *cpu = (const la_cpu_backend *)b;
-    out->name = "cpu";
+    out->name = b->ops->name;
     out->isa = la_cpu_isa_name((int)cpu->isa);
     out->n_threads = b->n_threads;
     out->n_cpus = la_cpu_count();
@@ -320,7 +319,6 @@ static void describe(const la_backend *b, la_backend_info *out)
 }
 
 static const la_backend_ops cpu_ops = {
-    .abi = LA_BACKEND_ABI,
     .name = "cpu",
     .close = close_backend,
     .describe = describe,

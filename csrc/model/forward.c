@@ -14,6 +14,24 @@ static la_rows take(la_rows r, int n)
     return r;
 }
 
+/* FNV-1a over the values an op wrote. Thread 0 alone reads them: the next op writes elsewhere, and the one
+ * after that waits for thread 0 at a barrier. */
+static void trace(la_ctx *c, const char *op, int layer, la_rows r, int cols)
+{
+    if (c->b->trace == NULL || c->tid != 0) {
+        return;
+    }
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (int i = 0; i < r.n; i++) {
+        for (int j = 0; j < cols; j++) {
+            uint32_t bits;
+            memcpy(&bits, r.p + (int64_t)i * r.ld + j, sizeof bits);
+            sum = (sum ^ bits) * 0x100000001b3u;
+        }
+    }
+    c->b->trace(c->b->trace_arg, op, layer, r.n, cols, sum);
+}
+
 static void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    la_epilogue epi)
 {
@@ -55,17 +73,23 @@ static void layer(la_ctx *c, int l)
     int T = c->batch->n_tokens;
     la_rows x = take(c->w->x, T), q = take(c->w->q, T), a = take(c->w->a, T), h = take(c->w->h, T);
 
+    const la_model_desc *d = &c->m->desc;
     project_heads(c, l, x, q);
+    trace(c, "qkv", l, q, d->n_heads * d->d_head);
     c->b->ops->attend(c, l, q, a);
-    if (c->m->desc.parallel) { /* both blocks read the same x */
-        linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
+    trace(c, "attend", l, a, d->n_heads * d->d_head);
+    if (!d->parallel) {
         add_block(c, &w->o, a, w->attn_post_norm, x);
+        trace(c, "o", l, x, d->d_model);
     }
-    else {
+    linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
+    trace(c, "gate_up", l, h, d->d_ffn);
+    if (d->parallel) { /* both blocks read the x of the layer's start */
         add_block(c, &w->o, a, w->attn_post_norm, x);
-        linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
+        trace(c, "o", l, x, d->d_model);
     }
     add_block(c, &w->down, h, w->ffn_post_norm, x);
+    trace(c, "down", l, x, d->d_model);
 }
 
 /* Logits of the rows that want them, a tile at a time, so that memory does not grow with the prompt. */
@@ -82,13 +106,16 @@ static void sample(la_ctx *c)
         la_rows last = take(c->w->last, n), logits = take(c->w->logits, n);
         c->b->ops->gather(c, first, c->w->x, last);
         linear(c, head, last, logits, m->final_norm, epi);
+        trace(c, "head", -1, logits, m->desc.n_vocab);
         c->b->ops->sample(c, first, logits);
     }
 }
 
 void la_forward(la_ctx *c)
 {
-    c->b->ops->embed(c, take(c->w->x, c->batch->n_tokens));
+    la_rows x = take(c->w->x, c->batch->n_tokens);
+    c->b->ops->embed(c, x);
+    trace(c, "embed", -1, x, c->m->desc.d_model);
     for (int l = 0; l < c->m->desc.n_layers; l++) {
         layer(c, l);
     }

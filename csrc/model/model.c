@@ -88,7 +88,7 @@ done:
     return st;
 }
 
-static la_status check_limits(const la_model_desc *d, const la_limits *l)
+la_status la_limits_check(const la_model_desc *d, const la_limits *l)
 {
     la_status st;
     LA_TRY(check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
@@ -105,7 +105,7 @@ la_status la_model_plan(const la_model_desc *d, const la_limits *limits, int n_t
     *out = (la_plan){0, 0, 0};
     n_threads = n_threads > 0 ? n_threads : la_cpu_count();
     LA_TRY(check_desc(d));
-    LA_TRY(check_limits(d, limits));
+    LA_TRY(la_limits_check(d, limits));
     la_workspace w = {0};
     la_workspace_layout(la_backend_cpu_ops(), d, limits, n_threads, &w);
     out->workspace_bytes = w.bytes;
@@ -245,7 +245,6 @@ static la_matrix *matrix_of(la_model *m, la_slot slot, int layer)
     case LA_POS_EMBED:
         return &m->pos_embed;
     case LA_HEAD:
-    case LA_HEAD_BIAS:
         return &m->head;
     case LA_QKV:
     case LA_QKV_BIAS:
@@ -441,9 +440,6 @@ la_status la_model_finish(la_model *m)
     la_status st;
     LA_TRY(need(m->embed.n_parts != 0, LA_EMBED, -1));
     LA_TRY(need(m->final_norm.w != NULL, LA_FINAL_NORM, -1));
-    if (m->head.bias != NULL) {
-        LA_TRY(need(m->head.n_parts != 0, LA_HEAD, -1));
-    }
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
         LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
@@ -512,11 +508,6 @@ size_t la_model_bytes(const la_model *m)
 size_t la_model_token_bytes(const la_model *m)
 {
     return layers_bytes(m) + matrix_bytes(m->head.n_parts != 0 ? &m->head : &m->embed);
-}
-
-la_backend *la_model_backend(const la_model *m)
-{
-    return m->b;
 }
 
 const la_model_desc *la_model_desc_of(const la_model *m)

@@ -14,9 +14,10 @@ typedef struct la_kv la_kv;
 /* Activations, logits tile and per-thread scratch of one engine, sized by limits. */
 typedef struct la_workspace la_workspace;
 
-la_backend *la_model_backend(const la_model *m);
 const la_model_desc *la_model_desc_of(const la_model *m);
 int la_model_ready(const la_model *m);
+/* The part of limits that concerns a step; kv_pages is la_kv_create's. */
+la_status la_limits_check(const la_model_desc *desc, const la_limits *limits);
 
 la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out);
 void la_kv_free(la_kv *kv);

@@ -309,9 +309,9 @@ static void pack_codes(la_format f, const la_columns *c, int j, int k0, int n, l
     }
 }
 
-size_t la_pack_scratch(int K)
+/* Rows are read in spans of one length whatever K is. */
+size_t la_pack_scratch(void)
 {
-    (void)K; /* rows are read in spans of the same length whatever K is */
     return sizeof(la_piece);
 }
 

@@ -31,7 +31,7 @@ la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes);
 /* Fills unit u of w (w->data set). scratch: la_pack_scratch bytes. Cannot fail: the plan checked. */
 void la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
                   void *scratch);
-size_t la_pack_scratch(int K);
+size_t la_pack_scratch(void);
 /* A vector of any float type as fp32 [n]. */
 void la_pack_vector(const la_source *src, float *out);
 

@@ -13,7 +13,6 @@ static const char *const slot_names[LA_SLOT_COUNT] = {
     [LA_FINAL_NORM] = "final_norm",
     [LA_FINAL_NORM_BIAS] = "final_norm_bias",
     [LA_HEAD] = "head",
-    [LA_HEAD_BIAS] = "head_bias",
     [LA_ATTN_NORM] = "attn_norm",
     [LA_ATTN_NORM_BIAS] = "attn_norm_bias",
     [LA_QKV] = "qkv",
@@ -72,8 +71,6 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
         s = matrix(d->max_len, 0, 0, D);
         s.more_rows = 1;
         return s;
-    case LA_HEAD_BIAS:
-        return vector(V, 0, 0);
     case LA_QKV:
         return matrix(q, k, k, D);
     case LA_QKV_BIAS:

@@ -63,7 +63,7 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d,
     w->logits = carve_rows(w, w->logit_rows, d->n_vocab);
     w->pos = (int *)(void *)carve(w, (size_t)T * sizeof(int));
     w->page = (int32_t *)(void *)carve(w, (size_t)T * sizeof(int32_t));
-    ops->scratch(d, T, n_threads, &w->shared_bytes, &w->local_bytes);
+    ops->scratch(d, T, &w->shared_bytes, &w->local_bytes);
     w->shared = carve(w, w->shared_bytes);
     w->local = carve(w, w->local_bytes * (size_t)n_threads);
 }
@@ -75,7 +75,6 @@ la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace
     if (w == NULL) {
         return la_fail(LA_ERR_MEMORY, "workspace: out of memory");
     }
-    w->b = m->b;
     la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
     size_t bytes = w->bytes;
     w->base = la_map(bytes);
@@ -119,7 +118,7 @@ la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out)
     }
     /* A slab of about 8 MiB keeps commits rare and the surplus small. */
     int64_t slab = (int64_t)(((size_t)8 << 20) / at.page_bytes);
-    *kv = (la_kv){m->b, at, base, max_pages, 0, slab < 1 ? 1 : slab};
+    *kv = (la_kv){at, base, max_pages, 0, slab < 1 ? 1 : slab};
     *out = kv;
     return LA_OK;
 }

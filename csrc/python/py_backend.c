@@ -13,6 +13,7 @@ typedef struct py_backend {
     PyObject_HEAD
     PyObject *weak_references;
     la_backend *handle;
+    PyObject *trace; /* called after every op, or NULL */
     long pid;
 } py_backend;
 
@@ -27,12 +28,33 @@ la_backend *py_backend_get(py_state *state, PyObject *object)
     return py_same_process(state, self->pid, "this Backend") < 0 ? NULL : self->handle;
 }
 
+/* la_trace_fn: trace(op, layer, rows, cols, checksum). What it raises is reported, not passed on. */
+static void backend_traced(void *arg, const char *op, int layer, int rows, int cols,
+                           uint64_t checksum)
+{
+    PyObject *trace = arg;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *result = PyObject_CallFunction(trace, "siiiK", op, layer, rows, cols,
+                                             (unsigned long long)checksum);
+    if (result == NULL) {
+        PyErr_WriteUnraisable(trace);
+    }
+    Py_XDECREF(result);
+    PyGILState_Release(gil);
+}
+
 static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"name", "isa", "threads", NULL};
+    static char *names[] = {"name", "isa", "threads", "trace", NULL};
     const char *name = "cpu", *isa = NULL;
     int threads = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|szi:Backend", names, &name, &isa, &threads)) {
+    PyObject *trace = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|sziO:Backend", names, &name, &isa, &threads,
+                                     &trace)) {
+        return NULL;
+    }
+    if (trace != Py_None && !PyCallable_Check(trace)) {
+        PyErr_SetString(PyExc_TypeError, "trace: expected a callable or None");
         return NULL;
     }
     py_state *state = (py_state *)PyType_GetModuleState(type);
@@ -51,6 +73,10 @@ static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     }
     self->handle = handle;
     self->pid = py_process();
+    if (trace != Py_None) {
+        self->trace = Py_NewRef(trace);
+        la_backend_trace(handle, backend_traced, trace);
+    }
     return (PyObject *)self;
 }
 
@@ -66,6 +92,7 @@ static void backend_dealloc(PyObject *object)
         la_backend_close(self->handle);
         Py_END_ALLOW_THREADS
     }
+    Py_CLEAR(self->trace);
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -158,7 +185,8 @@ static PyMemberDef backend_members[] = {
 };
 
 static PyType_Slot backend_slots[] = {
-    {Py_tp_doc, "Backend(name='cpu', isa=None, threads=0)\n\nWhere the arithmetic runs."},
+    {Py_tp_doc, "Backend(name='cpu', isa=None, threads=0, trace=None)\n\nWhere the arithmetic runs. "
+                "trace(op, layer, rows, cols, checksum) is called after every op of a step."},
     {Py_tp_new, backend_new},
     {Py_tp_dealloc, backend_dealloc},
     {Py_tp_methods, backend_methods},

@@ -125,7 +125,7 @@ static PyObject *pack_parts(const la_source *parts, int n, int weights, int pair
         return NULL;
     }
     size_t bytes = (size_t)w.n_units * w.unit_bytes;
-    void *scratch = la_alloc(1, la_pack_scratch(w.K));
+    void *scratch = la_alloc(1, la_pack_scratch());
     PyObject *out = bytes <= PY_SSIZE_T_MAX ? PyBytes_FromStringAndSize(NULL, (Py_ssize_t)bytes)
                                             : PyErr_NoMemory();
     if (!scratch || !out) {

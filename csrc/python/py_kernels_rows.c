@@ -365,8 +365,9 @@ static void attend_call(la_call *c, la_attend_args *g, int bf16)
     char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
     memset(scratch, POISON, bytes + GUARD);
     g->scratch = scratch;
-    Py_BEGIN_ALLOW_THREADS(bf16 ? c->t.attend_bf16 : c->t.attend_f32)
-    (g);
+    void (*attend)(const la_attend_args *) = bf16 ? c->t.attend_bf16 : c->t.attend_f32;
+    Py_BEGIN_ALLOW_THREADS
+    attend(g);
     Py_END_ALLOW_THREADS
     for (int i = 0; i < GUARD; i++) {
         if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {

@@ -1,4 +1,4 @@
-/* py_testing.c - the page tables and the scheduler as Python objects, for tests alone.
+/* py_testing.c - the page tables, the scheduler and the cgroup reader, for tests alone.
  *
  * Owns PagePool and StepScheduler: each wraps one C structure and the tables or groups handed to it,
  * which tests name by number. Invariant: every argument that could break the C side is checked here,
@@ -7,6 +7,7 @@
  */
 #include "py_module.h"
 
+#include "../base/cpu.h"
 #include "../engine/scheduler.h"
 
 /* ---- numbered things -------------------------------------------------------------------------- */
@@ -572,8 +573,22 @@ static PyType_Spec sched_spec = {
     .slots = sched_slots,
 };
 
+static PyObject *cgroup_cpus(PyObject *Py_UNUSED(module), PyObject *root)
+{
+    const char *path = PyUnicode_AsUTF8(root);
+    return path == NULL ? NULL : PyLong_FromLong(la_cgroup_cpus(path));
+}
+
+static PyMethodDef functions[] = {
+    {"cgroup_cpus", cgroup_cpus, METH_O, "cgroup_cpus(root) -> processors allowed; 0: no limit."},
+    {NULL, NULL, 0, NULL},
+};
+
 int py_testing_register(PyObject *module)
 {
+    if (PyModule_AddFunctions(module, functions) < 0) {
+        return -1;
+    }
     PyType_Spec *specs[] = {&pool_spec, &sched_spec};
     for (int i = 0; i < 2; i++) {
         PyTypeObject *type = NULL;

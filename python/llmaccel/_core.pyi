@@ -1,6 +1,6 @@
 """The C core as Python sees it; use llmaccel.LLM instead. Sources: csrc/python/."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,10 @@ EVENT_KINDS: tuple[int, int, int]
 class Backend:
     """Where the arithmetic runs: a pool of threads and a table of kernels."""
 
-    def __init__(self, name: str = "cpu", isa: str | None = None, threads: int = 0) -> None: ...
+    def __init__(
+        self, name: str = "cpu", isa: str | None = None, threads: int = 0,
+        trace: Callable[[str, int, int, int, int], object] | None = None,
+    ) -> None: ...
     @property
     def info(self) -> dict[str, Any]: ...
     def probe_read(self, bytes: int, /) -> float: ...

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LoadError, RequestError
+from .files import read_json_object, read_text
 
 Templates = dict[str, str]
 
 MAX_TEMPLATE_CHARS = 1 << 20
+_MAX_TEMPLATE_FILE = 4 * MAX_TEMPLATE_CHARS  # bytes
 MAX_OUTPUT_CHARS = 1 << 24  # any string a template builds, its whole output included
 MAX_LOOP_TURNS = 2_000_000
 MAX_INTEGER_BITS = 4096
@@ -57,14 +59,14 @@ def load_chat_template(folder: Path, tokenizer_config: Mapping[str, Any]) -> Tem
     found = _templates_of_config(tokenizer_config.get("chat_template"), folder)
     as_json = folder / "chat_template.json"
     if as_json.is_file():
-        content = json.loads(_read_text(as_json))
+        content = read_json_object(as_json, _MAX_TEMPLATE_FILE)
         found.update(_templates_of_config(content.get("chat_template"), as_json))
     for directory in ("chat_templates", "additional_chat_templates"):
         for file in sorted((folder / directory).glob("*.jinja")):
-            found[file.stem] = _read_text(file)
+            found[file.stem] = read_text(file, _MAX_TEMPLATE_FILE)
     as_jinja = folder / "chat_template.jinja"
     if as_jinja.is_file():
-        found["default"] = _read_text(as_jinja)
+        found["default"] = read_text(as_jinja, _MAX_TEMPLATE_FILE)
     return found
 
 
@@ -85,24 +87,13 @@ def _templates_of_config(value: Any, where: Path) -> Templates:
     return dict(pairs)
 
 
-def _read_text(file: Path) -> str:
-    try:
-        if file.stat().st_size > 4 * MAX_TEMPLATE_CHARS:
-            raise LoadError(
-                f"{file}: chat_template file is larger than {4 * MAX_TEMPLATE_CHARS} bytes"
-            )
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{file}: cannot read the chat_template: {error}") from error
-
-
 def resolve_chat_template(value: str | Path) -> str:
     """Source of the `chat_template=` argument, which is Jinja source or a file's path."""
     if isinstance(value, Path) or (isinstance(value, str) and not set(value) & set("{\n")):
         file = Path(value)
         if not file.is_file():
             raise ConfigError(f"chat_template: {str(value)!r} is neither a template nor a file")
-        return _read_text(file)
+        return read_text(file, _MAX_TEMPLATE_FILE)
     if not isinstance(value, str):
         raise ConfigError(f"chat_template must be a string or a path, got {type(value).__name__}")
     return value

@@ -10,7 +10,6 @@ Called by the loader (llm.py), by models/families.py and by the tests; imports n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError
+from llmaccel.files import read_json_object
 
 MAX_LAYERS = 4096
 MAX_D_MODEL = 1 << 20
@@ -217,28 +217,12 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; LoadError if it is unreadable, too large, or something else."""
-    try:
-        size = path.stat().st_size
-        if size > _MAX_JSON_BYTES:
-            raise LoadError(f"{path}: {size} bytes are too large for a configuration file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LoadError(f"{path}: cannot read the file: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise LoadError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise LoadError(f"{path}: expected a JSON object, got {_shown(value)}")
-    return value
-
-
 def load_hf_config(folder: str | Path) -> dict[str, Any]:
     """The `config.json` of a Hugging Face folder, as written. LoadError names what is wrong."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise LoadError(f"{path}: the file is missing")
-    return read_json_object(path)
+    return read_json_object(path, _MAX_JSON_BYTES)
 
 
 def load_generation_config(folder: str | Path) -> GenerationConfig:
@@ -249,7 +233,7 @@ def load_generation_config(folder: str | Path) -> GenerationConfig:
     path = Path(folder) / "generation_config.json"
     if not path.is_file():
         return GenerationConfig()
-    return parse_generation_config(read_json_object(path))
+    return parse_generation_config(read_json_object(path, _MAX_JSON_BYTES))
 
 
 def parse_generation_config(raw: Mapping[str, Any]) -> GenerationConfig:

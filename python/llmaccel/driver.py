@@ -3,8 +3,10 @@
 Owns the engine's life from here on: it closes engine and model when it is told to stop. Invariant:
 `lock` guards the table of requests and is held while a request enters the engine, so no event can
 arrive before its request is in the table; listeners run outside the lock. One request's failure is
-its own; a failing step fails the requests that are under way and the engine goes on. The driver
-knows nothing of the LLM that made it, so dropping the LLM ends both.
+its own, whatever its decoder or listener raises; a failing step fails the requests that are under
+way and the engine goes on. The driver knows nothing of the LLM that made it, so dropping the LLM
+ends both; a finalizer may do so on any thread, at any allocation, so the lock is reentrant and the
+wake-ups are a SimpleQueue, whose put is.
 
 Called by llm.py.
 """
@@ -13,14 +15,19 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import threading
 import time
 from typing import Any
 
 from llmaccel.errors import LLMAccelError
-from llmaccel.request import Request
+from llmaccel.request import EVENT_FINISH, Request
 
 _LOG = logging.getLogger("llmaccel")
+
+# Seconds before the next step after one that failed; doubled from failure to failure.
+_FIRST_PAUSE = 0.001
+_LONGEST_PAUSE = 1.0
 
 
 class Driver:
@@ -32,7 +39,7 @@ class Driver:
         # Reentrant: the collector may drop a stream or an LLM, which cancels or closes, on any
         # thread that makes objects while it holds the lock.
         self._lock = threading.RLock()
-        self._wake = threading.Condition(self._lock)
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -61,14 +68,16 @@ class Driver:
         self.check()
         with self._lock:
             self.check()
-            request.engine_id = self._engine.add(
-                request.prompt_ids, fields, branches=len(request.branches), **options
-            )
-            self._requests[request.engine_id] = request
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="llmaccel", daemon=True)
                 self._thread.start()
-            self._wake.notify()
+            try:
+                request.engine_id = self._engine.add(
+                    request.prompt_ids, fields, branches=len(request.branches), **options
+                )
+                self._requests[request.engine_id] = request
+            finally:  # also where an interrupt came between the two: the engine has work then
+                self._wake.put(None)
 
     def cancel(self, request: Request) -> bool:
         """End a request within one step. False if it has ended already."""
@@ -99,7 +108,7 @@ class Driver:
             first = not self._closing
             self._closing = True
             thread = self._thread
-            self._wake.notify()
+            self._wake.put(None)
         if thread is None:
             if first:
                 self._release()
@@ -115,23 +124,39 @@ class Driver:
         self._model.close()
 
     def _run(self) -> None:
+        pause = 0.0
         while True:
-            with self._wake:
-                while not self._closing and not self._requests:
-                    self._wake.wait()
+            while not self._wake.empty():  # before the look below, which no later put can escape
+                self._wake.get_nowait()
+            with self._lock:
                 if self._closing:
                     break
-            self._step()
+                idle = not self._requests and not self._engine.has_work()
+            if idle:
+                self._wake.get()
+                pause = 0.0
+            elif self._step():
+                pause = 0.0
+            else:
+                pause = min(max(2.0 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+                self._rest(pause)
         self._release()
 
-    def _step(self) -> None:
+    def _rest(self, seconds: float) -> None:
+        try:
+            self._wake.get(timeout=seconds)
+        except queue.Empty:
+            return
+
+    def _step(self) -> bool:
+        """Run a step and tell of it; False if the engine failed."""
         try:
             events = self._engine.step()
             stuck = not events and not self._engine.has_work()
         except Exception as error:
             _LOG.exception("the engine's step failed")
             self._give_up(error)
-            return
+            return False
         now = time.monotonic()
         with self._lock:
             touched = self._dispatch(events, now)
@@ -142,23 +167,34 @@ class Driver:
         _fail(lost, LLMAccelError("the engine has no work but the request has not ended"))
         for request in touched:
             _tell(request)
+        return True
 
     def _dispatch(self, events: list[Any], now: float) -> list[Request]:
         """Give events to their requests; those that shall hear of it."""
         touched: dict[int, Request] = {}
-        requests = self._requests
         for event in events:
-            request = requests.get(event[0])
+            number = event[0]
+            request = self._requests.get(number)
             if request is None:
+                # Failed before, or its submit was interrupted: nobody waits for it.
+                if event[2] != EVENT_FINISH:
+                    self._stop(number)
                 continue
             was_done = request.done
-            branch = request.on_event(event, now)
+            try:
+                branch = request.on_event(event, now)
+            except BaseException as error:  # a decoder may raise anything, Rust's panics included
+                request.error = _failure(request, error)
+                self._stop(number)
+                del self._requests[number]
+                touched[number] = request
+                continue
             if branch >= 0:
-                self._engine.cancel(event[0], branch)
+                self._stop(number, branch)
             if request.streaming or (not was_done and request.done):
-                touched[event[0]] = request
+                touched[number] = request
             if request.ended:
-                del requests[event[0]]
+                del self._requests[number]
         return list(touched.values())
 
     def _give_up(self, error: Exception) -> None:
@@ -167,8 +203,22 @@ class Driver:
             failed = list(self._requests.values())
             self._requests.clear()
             for request in failed:
-                self._engine.cancel(request.engine_id)
+                self._stop(request.engine_id)
         _fail(failed, error)
+
+    def _stop(self, number: int, branch: int = -1) -> None:
+        """Cancel on this thread, which must live on where even that fails."""
+        try:
+            self._engine.cancel(number, branch)
+        except Exception:
+            _LOG.exception("the engine cannot cancel request %d", number)
+
+
+def _failure(request: Request, error: BaseException) -> LLMAccelError:
+    """An exception that every waiter may be given, whatever kind `error` is."""
+    failure = LLMAccelError(f"request {request.request_id}: its text failed: {error!r:.200}")
+    failure.__cause__ = error
+    return failure
 
 
 def _fail(requests: list[Request], error: BaseException) -> None:
@@ -183,5 +233,5 @@ def _tell(request: Request) -> None:
         return
     try:
         request.listener(request)
-    except Exception:
+    except BaseException:  # as in _dispatch: this thread serves the others too
         _LOG.exception("request %s: its listener failed", request.request_id)

@@ -1,15 +1,16 @@
 """What the environment decides: the backend that models share, and the level of the log.
 
-Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA and LLMACCEL_LOG; an argument wins over its
-variable. Invariant: models with the same choice share one backend while any of them lives, so that
-their engines take turns instead of fighting for processors. Called by llm.py, memory.py and
-cli.py.
+Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA, LLMACCEL_TRACE and LLMACCEL_LOG; an argument
+wins over its variable. Invariant: models with the same choice share one backend while any of them
+lives, so that their engines take turns instead of fighting for processors. Called by llm.py,
+memory.py and cli.py.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from typing import Any
@@ -33,15 +34,22 @@ def thread_count(given: int | None) -> int:
     return int(text)
 
 
+def _trace_op(op: str, layer: int, rows: int, cols: int, checksum: int) -> None:
+    """LLMACCEL_TRACE=1: one line an op on standard error, to find where two runs part."""
+    where = f"layer {layer}" if layer >= 0 else "model"
+    print(f"llmaccel: {op} {where} [{rows}, {cols}] {checksum:016x}", file=sys.stderr)
+
+
 def open_backend(isa: str | None, threads: int | None) -> Any:
     """A backend, shared with every model that uses the same. None: the environment's choice."""
     threads = thread_count(threads)
     isa = isa or os.environ.get("LLMACCEL_ISA") or None
-    key = (os.getpid(), isa, threads)
+    trace = _trace_op if os.environ.get("LLMACCEL_TRACE", "0") not in ("", "0") else None
+    key = (os.getpid(), isa, threads, trace)
     with _BACKENDS_LOCK:
         backend = _BACKENDS.get(key)
         if backend is None:
-            backend = _core.Backend("cpu", isa, threads)
+            backend = _core.Backend("cpu", isa, threads, trace)
             _BACKENDS[key] = backend
         return backend
 

@@ -257,7 +257,7 @@ class LLM:
         except BaseException:
             self._abandon(started)
             raise
-        return self._chunks(started, news)
+        return _Chunks(self, started, news)
 
     def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
         try:
@@ -266,21 +266,6 @@ class LLM:
             if count == 1:
                 raise
             raise RequestError(f"prompts[{request.prompt_index}]: {error}") from None
-
-    def _chunks(self, started: list[Request], news: Any) -> Iterator[RequestOutput]:
-        left = {request.request_id for request in started}
-        try:
-            while left:
-                request = news.get()
-                if request.request_id not in left:
-                    continue
-                chunk = request.snapshot(_kind(request))
-                if chunk is not None:
-                    if chunk.finished:
-                        left.remove(request.request_id)
-                    yield chunk
-        finally:
-            self._abandon(started)
 
     def _abandon(self, requests: list[Request]) -> None:
         for request in requests:
@@ -539,6 +524,42 @@ class LLM:
 
 
 _MAX_BRANCHES = 1024
+
+
+class _Chunks(Iterator[RequestOutput]):
+    """The chunks of streamed requests; closing or dropping it cancels what still runs, even where
+    no chunk was ever taken, which a generator's finally would not see."""
+
+    def __init__(self, llm: LLM, requests: list[Request], news: Any) -> None:
+        self._llm = llm
+        self._requests = requests
+        self._news = news
+        self._left = {request.request_id for request in requests}
+
+    def __next__(self) -> RequestOutput:
+        try:
+            while self._left:
+                request = self._news.get()
+                if request.request_id not in self._left:
+                    continue
+                chunk = request.snapshot(_kind(request))
+                if chunk is not None:
+                    if chunk.finished:
+                        self._left.remove(request.request_id)
+                    return chunk
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancel; nothing comes after it. May be called again."""
+        if self._left:
+            self._left.clear()
+            self._llm._abandon(self._requests)
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class RequestFuture(Future[RequestOutput]):

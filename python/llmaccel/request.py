@@ -1,16 +1,18 @@
 """A request between the engine's events and the outputs that users see.
 
 Owns the text of every continuation (whole UTF-8, stop strings held back across token borders) and
-the cursors of a stream. Invariant: the driver's thread alone adds events; one consumer at a time
-takes snapshots, on its own thread, without a lock: a branch publishes its count of tokens last and
-its finish_reason after that, and a snapshot reads them in the opposite order. Text is decoded by
-the driver only where stop strings need it at once, else by whoever looks.
+the cursors of a stream. Invariant: the driver's thread alone adds events; consumers take snapshots
+on their own threads, one at a time by the request's lock, which the driver never waits for: a
+branch publishes its count of tokens last and its finish_reason after that, and a snapshot reads
+them in the opposite order. Text is decoded by the driver only where stop strings need it at once,
+else by whoever looks.
 
 Called by driver.py (events) and llm.py (snapshots).
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -142,7 +144,11 @@ class Request:
         self.branches = [
             Branch(i, None, Scores() if wanted else None) for i in range(n_branches)
         ]
+        # Counted, because a request may have thousands of branches and every event asks.
+        self._n_running = n_branches  # without a finish_reason
+        self._n_open = n_branches  # that the engine is not done with
         self._final: RequestOutput | None = None
+        self._looking = threading.Lock()  # around what consumers decode and keep
 
     def attach_text(self, tokenizer: Any) -> None:
         """Give every branch a decoder; without this call text stays empty."""
@@ -163,12 +169,12 @@ class Request:
     @property
     def done(self) -> bool:
         """Whether every continuation has ended or the request failed."""
-        return self.error is not None or all(b.finish_reason is not None for b in self.branches)
+        return self.error is not None or self._n_running == 0
 
     @property
     def ended(self) -> bool:
         """Whether the engine has nothing more to say about it."""
-        return all(b.ended for b in self.branches)
+        return self._n_open == 0
 
     # ---- events, on the driver's thread ---------------------------------------------------------
 
@@ -178,6 +184,7 @@ class Request:
         branch = self.branches[index]
         top = None if top_ids is None or top_logprobs is None else (top_ids, top_logprobs)
         if kind == EVENT_FINISH:
+            self._n_open -= not branch.ended
             branch.ended = True
             if branch.finish_reason is None:
                 self._finish(branch, _REASONS[reason], token, now)
@@ -228,11 +235,16 @@ class Request:
     def _set_reason(self, branch: Branch, reason: str, now: float) -> None:
         self.finished = now
         branch.finish_reason = reason
+        self._n_running -= 1  # last: whoever sees that all is done must see every reason
 
-    # ---- snapshots, on the consumer's thread ----------------------------------------------------
+    # ---- snapshots, on the consumers' threads ---------------------------------------------------
 
     def output(self) -> RequestOutput:
         """Everything, once it is done; the same object every time. Raises the request's error."""
+        with self._looking:
+            return self._whole()
+
+    def _whole(self) -> RequestOutput:
         if self.error is not None:
             raise self.error
         if self._final is None:
@@ -242,11 +254,15 @@ class Request:
 
     def snapshot(self, kind: RequestOutputKind) -> RequestOutput | None:
         """The next chunk of a stream; None where nothing is new. Raises the request's error."""
+        with self._looking:
+            return self._chunk(kind)
+
+    def _chunk(self, kind: RequestOutputKind) -> RequestOutput | None:
         if self.error is not None:
             raise self.error
         finished = self.done
         if kind == RequestOutputKind.FINAL_ONLY:
-            return self.output() if finished else None
+            return self._whole() if finished else None
         parts = []
         for branch in self.branches:
             seen = self._visible(branch)

@@ -21,6 +21,7 @@ from . import chat
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
 from .errors import LoadError, RequestError
+from .files import read_json_object
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
 
@@ -524,8 +525,7 @@ def _from_file(file: Path, config: Mapping[str, Any], bare: bool) -> convert.Par
 def _from_tokenizer_json(file: Path) -> convert.Parts:
     from tokenizers import Tokenizer as Backend
 
-    content = convert.read_json(file)
-    model = content.get("model") if isinstance(content, dict) else None
+    model = read_json_object(file).get("model")
     if not isinstance(model, dict):
         raise LoadError(f"{file}: no model")
     prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
@@ -544,18 +544,12 @@ def _read_configs(folder: Path) -> tuple[dict[str, Any], bool]:
     read = 0
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            content = convert.read_json(folder / name)
-            if not isinstance(content, dict):
-                raise LoadError(f"{folder / name}: not a JSON object")
-            config.update(content)
+            config.update(read_json_object(folder / name))
             read += 1
     added = folder / "added_tokens.json"
     if added.is_file() and "added_tokens_decoder" not in config:
-        content = convert.read_json(added)
-        if not isinstance(content, dict):
-            raise LoadError(f"{added}: not a JSON object")
         config["added_tokens_decoder"] = {
-            str(i): {"content": token} for token, i in content.items()
+            str(i): {"content": token} for token, i in read_json_object(added).items()
         }
     return config, read > 0
 

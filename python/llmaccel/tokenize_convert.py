@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import math
 import re
 import struct
@@ -25,6 +24,7 @@ from typing import Any
 
 from .detokenize import char_of_byte
 from .errors import LLMAccelError, LoadError, UnsupportedError
+from .files import read_file
 from .tokenize_patterns import (
     CLASS_RULES,
     GGUF_RULES,
@@ -36,7 +36,10 @@ from .tokenize_patterns import (
 )
 
 METASPACE = "\u2581"
-MAX_TOKEN_BYTES = 4096
+MAX_TOKEN_BYTES = 4096  # of byte-level vocabularies; characters of the others
+# What listing the splits of a vocabulary may cost: the sum of its squared token lengths. That of
+# a vocabulary of 128 thousand tokens is near 7 million.
+MAX_SPLIT_COST = 1 << 28
 MAX_ADDED_GAP = 1 << 16
 
 # SentencePiece piece types; GGUF uses the same numbers.
@@ -147,8 +150,19 @@ def added_token_flags(entry: Mapping[str, Any]) -> dict[str, bool]:
     return {name: bool(entry[name]) for name in names if name in entry}
 
 
-def split_merges(pieces: Iterable[str], vocab: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Every split of every piece into two pieces of `vocab`, in the order of `pieces`."""
+def split_merges(
+    pieces: Sequence[str], vocab: Mapping[str, Any], where: str
+) -> list[tuple[str, str]]:
+    """Every split of every piece into two pieces of `vocab`, in the order of `pieces`.
+
+    Raises LoadError, which begins with `where`, for pieces so long that this would take minutes.
+    """
+    cost = sum(len(piece) ** 2 for piece in pieces)
+    if cost > MAX_SPLIT_COST:
+        raise LoadError(
+            f"{where}: the squared lengths of the tokens add up to {cost}, beyond the limit of "
+            f"{MAX_SPLIT_COST}"
+        )
     merges = []
     for piece in pieces:
         for cut in range(1, len(piece)):
@@ -214,7 +228,7 @@ def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
     chars = char_of_byte()
     table = {byte: chars[byte] for byte in range(256)}
     vocab = {token.decode("latin-1").translate(table): rank for token, rank in ranks.items()}
-    merges = split_merges(sorted(vocab, key=vocab.__getitem__), vocab)
+    merges = split_merges(sorted(vocab, key=vocab.__getitem__), vocab, str(file))
     with guarded(str(file)):
         model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
     backend = Tokenizer(model)
@@ -224,7 +238,7 @@ def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
 
 def _read_ranks(file: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    for number, line in enumerate(read_file(file).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -408,7 +422,7 @@ def from_sentencepiece(file: Path, config: Mapping[str, Any], bare: bool) -> Par
     Models that `tokenizers` cannot follow exactly are encoded by the sentencepiece package;
     UnsupportedError says so where it is not installed.
     """
-    data = file.read_bytes()
+    data = read_file(file)
     pieces = read_sentencepiece(data, str(file))
     encoder = _library_encoder(file, data, pieces.inexact) if pieces.inexact else None
     if encoder is None and isinstance(config.get("add_prefix_space"), bool):
@@ -455,7 +469,7 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     with guarded(where):
         model = models.BPE(
             vocab=vocab,
-            merges=[] if pieces.inexact else _sentencepiece_merges(pieces),
+            merges=[] if pieces.inexact else _sentencepiece_merges(pieces, where),
             unk_token=pieces.text[pieces.unk_id],
             fuse_unk=True,
             byte_fallback=pieces.byte_fallback,
@@ -480,12 +494,12 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     return backend
 
 
-def _sentencepiece_merges(pieces: Pieces) -> list[tuple[str, str]]:
+def _sentencepiece_merges(pieces: Pieces, where: str) -> list[tuple[str, str]]:
     merging = (NORMAL, USER_DEFINED) if pieces.raw_symbols else (NORMAL,)
     ranked = [i for i, kind in enumerate(pieces.kind) if kind in merging]
     mergeable = {pieces.text[i] for i in ranked}
     ranked.sort(key=lambda i: (-pieces.score[i], i))
-    return split_merges((pieces.text[i] for i in ranked), mergeable)
+    return split_merges([pieces.text[i] for i in ranked], mergeable, where)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -548,6 +562,12 @@ class _Gguf:
             raise LoadError("GGUF: tokenizer.ggml.tokens is missing or empty")
         if not all(isinstance(name, str) for name in names):
             raise LoadError("GGUF: tokenizer.ggml.tokens holds something that is no string")
+        longest = max(names, key=len)
+        if len(longest) > MAX_TOKEN_BYTES:
+            raise LoadError(
+                f"GGUF: tokenizer.ggml.tokens holds {longest[:40]!r}... of {len(longest)} "
+                f"characters; the limit is {MAX_TOKEN_BYTES}"
+            )
         self.tokens = [name or f"[EMPTY_{index}]" for index, name in enumerate(names)]
         self.kinds = self.array("token_type", len(names)) or [NORMAL] * len(names)
         self.vocab = {token: index for index, token in enumerate(self.tokens)}
@@ -636,13 +656,3 @@ def _gguf_spm(get: _Gguf) -> Parts:
     return Parts(
         build_sentencepiece(pieces, prefix_each=prefix, where="GGUF"), add_bos=True, add_eos=False
     )
-
-
-def read_json(file: Path, limit: int = 1 << 28) -> Any:
-    """Parse a JSON file of at most `limit` bytes; LoadError names the file."""
-    try:
-        if file.stat().st_size > limit:
-            raise LoadError(f"{file}: larger than {limit} bytes")
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"{file}: {error}") from error

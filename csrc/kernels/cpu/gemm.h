@@ -83,27 +83,6 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
     *a = ap;
 }
 
-/* c = (first ? 0 : c) + acc * scale + offset * sum, group by group. */
-LA_INLINE void fma_fold(const int R, const int U, const la_tile *t, const uint8_t *head,
-                        const la_act_meta *meta, int first, vf acc[8][4])
-{
-    LA_UNROLL
-    for (int c = 0; c < U * TILE_V; c++) {
-        const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
-        vf scale = tile_scale(t->f, h, 0, c % TILE_V);
-        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
-        LA_UNROLL
-        for (int r = 0; r < R; r++) {
-            float *out = t->c + (size_t)r * t->ldc + c * VL;
-            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
-            if (t->f.has_offset) {
-                y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
-            }
-            v_store(out, y);
-        }
-    }
-}
-
 LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile *t)
 {
     vf acc[8][4];
@@ -139,7 +118,7 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
             }
         }
         fma_range(kind, R, U, t, k, &w, &a, &ahead, acc);
-        fma_fold(R, U, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, U * TILE_V, t, head, meta, t->first && k0 == 0, acc);
     }
 }
 

@@ -210,27 +210,6 @@ LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
     }
 }
 
-/* f = fma(acc, scale, f), then the offset's term; f lies in c. */
-LA_INLINE void bf16_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
-                         const la_act_meta *meta, int first, vf acc[8][4])
-{
-    LA_UNROLL
-    for (int c = 0; c < C; c++) {
-        const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
-        vf scale = tile_scale(t->f, h, 0, c % 2);
-        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
-        LA_UNROLL
-        for (int r = 0; r < R; r++) {
-            float *out = t->c + (size_t)r * t->ldc + c * VL;
-            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
-            if (t->f.has_offset) {
-                y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
-            }
-            v_store(out, y);
-        }
-    }
-}
-
 /* Groups already decoded by bf16_decode. */
 LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
 {
@@ -244,7 +223,7 @@ LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
         int steps = (k + 7) / 8 * 4;
         bf16_zero(R, 2 * U, acc);
         bf16_range(R, U, t, steps, w, 128, step, a, &ahead, acc);
-        bf16_fold(R, 2 * U, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, 2 * U, t, head, meta, t->first && k0 == 0, acc);
         w += (size_t)steps * step;
         a += (size_t)steps * 4;
     }
@@ -279,7 +258,7 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
                 }
             }
         }
-        bf16_fold(R, 2, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, 2, t, head, meta, t->first && k0 == 0, acc);
     }
 }
 

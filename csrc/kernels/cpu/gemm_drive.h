@@ -66,6 +66,27 @@ LA_INLINE vf tile_scale(la_format f, const uint8_t *head, int i, int c)
     return v_loadu((const float *)(const void *)head + i * LA_UNIT + c * VL);
 }
 
+/* c = (first ? 0 : c) + acc * scale + offset * sum, group by group. */
+LA_INLINE void tile_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
+                         const la_act_meta *meta, int first, vf acc[8][4])
+{
+    LA_UNROLL
+    for (int c = 0; c < C; c++) {
+        const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
+        vf scale = tile_scale(t->f, h, 0, c % TILE_V);
+        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
+        LA_UNROLL
+        for (int r = 0; r < R; r++) {
+            float *out = t->c + (size_t)r * t->ldc + c * VL;
+            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
+            if (t->f.has_offset) {
+                y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
+            }
+            v_store(out, y);
+        }
+    }
+}
+
 LA_INLINE void tile_prefetch(const la_tile *t, size_t at, const int units)
 {
     if (t->ahead) {

@@ -31,7 +31,6 @@ LA_INLINE vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 LA_INLINE vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 LA_INLINE vf v_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
 LA_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
-LA_INLINE vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 LA_INLINE vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 LA_INLINE vf v_round(vf a)
 {
@@ -46,7 +45,6 @@ LA_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 LA_INLINE vi vi_loadu(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
 LA_INLINE void vi_storeu(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); }
 LA_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
-LA_INLINE vi vi_sub(vi a, vi b) { return _mm256_sub_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }

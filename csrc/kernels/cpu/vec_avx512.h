@@ -33,7 +33,6 @@ LA_INLINE vf v_max(vf a, vf b) { return _mm512_max_ps(a, b); }
 LA_INLINE vf v_min(vf a, vf b) { return _mm512_min_ps(a, b); }
 LA_INLINE vf v_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
 LA_INLINE vf v_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
-LA_INLINE vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 LA_INLINE vf v_abs(vf a) { return _mm512_abs_ps(a); }
 LA_INLINE vf v_round(vf a)
 {
@@ -48,7 +47,6 @@ LA_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 LA_INLINE vi vi_loadu(const void *p) { return _mm512_loadu_si512(p); }
 LA_INLINE void vi_storeu(void *p, vi a) { _mm512_storeu_si512(p, a); }
 LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
-LA_INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }

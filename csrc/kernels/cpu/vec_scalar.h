@@ -32,7 +32,6 @@ LA_INLINE vf v_max(vf a, vf b) { return a > b ? a : b; }
 LA_INLINE vf v_min(vf a, vf b) { return a < b ? a : b; }
 LA_INLINE vf v_fma(vf a, vf b, vf c) { return fmaf(a, b, c); }   /* a * b + c */
 LA_INLINE vf v_fnma(vf a, vf b, vf c) { return fmaf(-a, b, c); } /* c - a * b */
-LA_INLINE vf v_sqrt(vf a) { return sqrtf(a); }
 LA_INLINE vf v_abs(vf a) { return fabsf(a); }
 LA_INLINE vf v_round(vf a) { return rintf(a); } /* to nearest even */
 /* a > b ? x : y, lane by lane */
@@ -47,7 +46,6 @@ LA_INLINE vi vi_loadu(const void *p)
 }
 LA_INLINE void vi_storeu(void *p, vi a) { memcpy(p, &a, sizeof a); }
 LA_INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
-LA_INLINE vi vi_sub(vi a, vi b) { return (vi)((uint32_t)a - (uint32_t)b); }
 LA_INLINE vi vi_and(vi a, vi b) { return a & b; }
 LA_INLINE vi vi_or(vi a, vi b) { return a | b; }
 LA_INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }

@@ -87,8 +87,9 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
 def map_file(path: Path) -> np.ndarray:
     """Map a whole file read-only; returns its bytes as uint8 [file size], a view of the map.
 
-    Raises LoadError if `path` is no readable, non-empty regular file. The size is taken once, from
-    the open file. Truncating the file on disk while it is mapped is outside what a map can survive.
+    Raises LoadError if `path` is no readable, non-empty regular file. The size is taken from the
+    open file. Reading bytes that a file has lost since would end the process with SIGBUS, so
+    `Checkpoint` looks at the size again whenever a tensor is asked for.
     """
     try:
         # A FIFO in place of a checkpoint must be refused, not waited for.
@@ -105,6 +106,21 @@ def map_file(path: Path) -> np.ndarray:
     except (OSError, ValueError) as error:
         raise LoadError(f"{path}: cannot open the file: {error}") from error
     return np.frombuffer(mapped, dtype=np.uint8)
+
+
+def _check_whole(where: str, data: np.ndarray) -> None:
+    """LoadError if the file that `data` is a view of has become shorter than its map."""
+    owner: object = data
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    # size() asks the system about the file, which the map keeps open; len() is what was mapped.
+    if isinstance(owner, mmap.mmap) and owner.size() < len(owner):
+        raise LoadError(
+            f"{where}: the file has been cut from {len(owner)} to {owner.size()} "
+            "bytes since it was opened"
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -179,6 +195,7 @@ class Checkpoint:
     """Tensors by name, from one file or several; mapping-like and a context manager.
 
     `close` drops the table of tensors; a file is unmapped when the last array over it is gone.
+    Asking for a tensor raises LoadError when it is missing or its file has been cut since.
     """
 
     def __init__(self, path: Path, tensors: dict[str, RawTensor]) -> None:
@@ -196,7 +213,9 @@ class Checkpoint:
         table = self._table()
         if name not in table:
             raise LoadError(f"{self.path}: tensor {quoted(name)} is missing")
-        return table[name]
+        tensor = table[name]
+        _check_whole(f"{self.path}: tensor {quoted(name)}", tensor.data)
+        return tensor
 
     def __len__(self) -> int:
         return len(self._table())

@@ -1,0 +1,41 @@
+"""LLMACCEL_TRACE=1: one line an op, with a checksum that tells where two runs part."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import tiny
+
+from llmaccel import LLM, SamplingParams, _core
+
+LINE = re.compile(r"llmaccel: (\w+) (model|layer \d+) \[\d+, \d+\] [0-9a-f]{16}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_checkpoint("qwen2", tmp_path_factory.mktemp("trace") / "qwen2", seed=3)
+
+
+def trace(folder, capfd, ids: list[int], **options) -> list[str]:
+    with LLM(str(folder), dtype="float32", **options) as llm:
+        params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, detokenize=False)
+        llm.generate({"prompt_token_ids": ids}, params, use_tqdm=False)
+        layers = llm.report()["model"]["n_layers"]
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 2 * (5 * layers + 2)  # two steps: embedding, five ops a layer, head
+    assert all(LINE.fullmatch(line) for line in lines)
+    return lines
+
+
+def test_trace_shows_where_runs_part(folder, capfd, monkeypatch):
+    monkeypatch.setenv("LLMACCEL_TRACE", "1")
+    first = trace(folder, capfd, [1, 2, 3])
+    assert trace(folder, capfd, [1, 2, 3], threads=1) == first
+    other = trace(folder, capfd, [1, 2, 4])
+    assert other[0] != first[0]
+
+
+def test_trace_must_be_callable():
+    with pytest.raises(TypeError, match="trace"):
+        _core.Backend("cpu", None, 1, 7)
