@@ -86,13 +86,17 @@ def _gguf_values(name: str, values: np.ndarray, family: str, config: dict[str, A
 
 
 def make_gguf(
-    family: str, folder: Path, path: Path, quant: str | Callable[[str], str] | None = None
+    family: str,
+    folder: Path,
+    path: Path,
+    quant: str | Callable[[str], str] | None = None,
+    extend: Callable[[Any], None] | None = None,
 ) -> Path:
     """Write the folder of a variant as a GGUF file, the way llama.cpp's converters lay it out.
 
     quant: a GGUF type for the matrices whose rows are whole blocks, or a function of the GGUF name
     that gives one; None: all F32. K types, which the `gguf` package cannot write, get random blocks
-    of the folder's spread.
+    of the folder's spread. extend: adds metadata of its own to the writer.
     """
     import gguf
 
@@ -111,6 +115,8 @@ def make_gguf(
         else:
             writer.add_tensor(name, np.ascontiguousarray(values))
     _gguf_factors(writer, config)
+    if extend is not None:
+        extend(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
