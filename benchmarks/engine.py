@@ -43,8 +43,10 @@ QWEN = {
     "use_sliding_window": False,
 }
 # Weights of one token's products, without the head: every layer's matrices.
-MATRIX_WEIGHTS = {"smollm2": 30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536),
-                  "qwen2.5-0.5b": 24 * (896 * 1152 + 896 * 896 + 3 * 896 * 4864)}
+MATRIX_WEIGHTS = {
+    "smollm2": 30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536),
+    "qwen2.5-0.5b": 24 * (896 * 1152 + 896 * 896 + 3 * 896 * 4864),
+}
 VOCAB = {"smollm2": 49152, "qwen2.5-0.5b": 151936}
 
 

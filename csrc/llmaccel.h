@@ -39,10 +39,10 @@ typedef struct la_engine la_engine;
 /* ---- backend: where the arithmetic runs ---------------------------------------------------- */
 
 typedef struct la_backend_info {
-    const char *name;   /* "cpu" */
-    const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16" */
-    int n_threads;      /* threads of the pool, the caller included */
-    int n_cpus;         /* processors this process may use (affinity and cgroup quota) */
+    const char *name;            /* "cpu" */
+    const char *isa;             /* "scalar", "avx2", "avx512", "vnni", "bf16" */
+    int n_threads;               /* threads of the pool, the caller included */
+    int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
     const char *const *slots;    /* kernel slot names, NULL-terminated */
     const char *const *slot_isa; /* ISA chosen for each slot, same order */
 } la_backend_info;
@@ -81,33 +81,33 @@ typedef struct la_layer_desc {
 
 /* One row of a family table, in numbers. A feature that is off is a neutral value or an unset tensor. */
 typedef struct la_model_desc {
-    int n_layers;       /* L */
-    int d_model;        /* D */
-    int n_heads;        /* H */
-    int n_kv_heads;     /* K, divides H */
-    int d_head;         /* d, up to 256; H*d need not be D */
-    int d_ffn;          /* F */
-    int n_vocab;        /* V */
-    int max_len;        /* positions the rope tables (and pos_embed) cover */
-    int norm;           /* LA_NORM_* */
+    int n_layers;   /* L */
+    int d_model;    /* D */
+    int n_heads;    /* H */
+    int n_kv_heads; /* K, divides H */
+    int d_head;     /* d, up to 256; H*d need not be D */
+    int d_ffn;      /* F */
+    int n_vocab;    /* V */
+    int max_len;    /* positions the rope tables (and pos_embed) cover */
+    int norm;       /* LA_NORM_* */
     float norm_eps;
-    int act;            /* LA_GATE_* */
-    int gated;          /* 1: act(gate) * up; 0: act(up) */
-    int parallel;       /* 1: x + attn(n1(x)) + ffn(n2(x)) (GPT-NeoX) */
-    int qk_norm;        /* LA_QK_NORM_*: before the rotation, per head or over the whole row */
-    int d_rope;         /* rotated dimensions of a head, even, <= d; 0: none */
-    int rope_interleaved;   /* pairs (2i, 2i+1) instead of (i, i + d_rope/2) */
-    float attn_scale;   /* multiplies q.k */
-    float attn_softcap; /* c * tanh(s / c); 0: off */
-    float logit_softcap;    /* the same on logits; 0: off */
-    float logit_scale;  /* multiplies logits, before the softcap */
-    float embed_scale;  /* multiplies embeddings */
-    float residual_scale;   /* multiplies each block's output before it is added */
-    int activation;     /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
-    int kv_dtype;       /* LA_F32 or LA_BF16 */
-    const la_layer_desc *layers;                     /* [L] */
-    const float *rope_inv_freq[LA_MAX_ROPE_TABLES];  /* [d_rope/2] each, or NULL */
-    float rope_scale[LA_MAX_ROPE_TABLES];            /* multiplies cos and sin (yarn, longrope) */
+    int act;              /* LA_GATE_* */
+    int gated;            /* 1: act(gate) * up; 0: act(up) */
+    int parallel;         /* 1: x + attn(n1(x)) + ffn(n2(x)) (GPT-NeoX) */
+    int qk_norm;          /* LA_QK_NORM_*: before the rotation, per head or over the whole row */
+    int d_rope;           /* rotated dimensions of a head, even, <= d; 0: none */
+    int rope_interleaved; /* pairs (2i, 2i+1) instead of (i, i + d_rope/2) */
+    float attn_scale;     /* multiplies q.k */
+    float attn_softcap;   /* c * tanh(s / c); 0: off */
+    float logit_softcap;  /* the same on logits; 0: off */
+    float logit_scale;    /* multiplies logits, before the softcap */
+    float embed_scale;    /* multiplies embeddings */
+    float residual_scale; /* multiplies each block's output before it is added */
+    int activation; /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
+    int kv_dtype;                                   /* LA_F32 or LA_BF16 */
+    const la_layer_desc *layers;                    /* [L] */
+    const float *rope_inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope/2] each, or NULL */
+    float rope_scale[LA_MAX_ROPE_TABLES];           /* multiplies cos and sin (yarn, longrope) */
 } la_model_desc;
 
 /* Tensor slots. Matrices are [N, K] row-major (rows are outputs); vectors are fp32 after the set. */
@@ -119,44 +119,44 @@ typedef enum la_slot {
     LA_FINAL_NORM_BIAS, /* [D] */
     LA_HEAD,            /* [V, D]; unset: tied to LA_EMBED */
     /* per layer */
-    LA_ATTN_NORM,       /* [D]; unset: the block reads x itself (OLMo-2) */
-    LA_ATTN_NORM_BIAS,  /* [D] */
-    LA_QKV,             /* parts q [H*d, D], k [K*d, D], v [K*d, D] */
-    LA_QKV_BIAS,        /* parts [H*d], [K*d], [K*d] */
-    LA_Q_NORM,          /* [d] for HEAD, [H*d] for ROW */
-    LA_K_NORM,          /* [d] for HEAD, [K*d] for ROW */
-    LA_O,               /* [D, H*d] */
-    LA_O_BIAS,          /* [D] */
-    LA_ATTN_POST_NORM,  /* [D]; norm of the block's output before it is added */
-    LA_FFN_NORM,        /* [D] */
-    LA_FFN_NORM_BIAS,   /* [D] */
-    LA_GATE_UP,         /* gated: parts gate [F, D], up [F, D]; else part up [F, D] */
-    LA_GATE_UP_BIAS,    /* parts [F] (, [F]) */
-    LA_DOWN,            /* [D, F] */
-    LA_DOWN_BIAS,       /* [D] */
-    LA_FFN_POST_NORM,   /* [D] */
+    LA_ATTN_NORM,      /* [D]; unset: the block reads x itself (OLMo-2) */
+    LA_ATTN_NORM_BIAS, /* [D] */
+    LA_QKV,            /* parts q [H*d, D], k [K*d, D], v [K*d, D] */
+    LA_QKV_BIAS,       /* parts [H*d], [K*d], [K*d] */
+    LA_Q_NORM,         /* [d] for HEAD, [H*d] for ROW */
+    LA_K_NORM,         /* [d] for HEAD, [K*d] for ROW */
+    LA_O,              /* [D, H*d] */
+    LA_O_BIAS,         /* [D] */
+    LA_ATTN_POST_NORM, /* [D]; norm of the block's output before it is added */
+    LA_FFN_NORM,       /* [D] */
+    LA_FFN_NORM_BIAS,  /* [D] */
+    LA_GATE_UP,        /* gated: parts gate [F, D], up [F, D]; else part up [F, D] */
+    LA_GATE_UP_BIAS,   /* parts [F] (, [F]) */
+    LA_DOWN,           /* [D, F] */
+    LA_DOWN_BIAS,      /* [D] */
+    LA_FFN_POST_NORM,  /* [D] */
     LA_SLOT_COUNT
 } la_slot;
 
 /* One checkpoint tensor, or a run of its rows. data may be NULL where only sizes are asked. */
 typedef struct la_source {
-    const void *data;   /* rows one after another, no padding between them */
-    size_t bytes;       /* of data */
+    const void *data; /* rows one after another, no padding between them */
+    size_t bytes;     /* of data */
     la_dtype dtype;
-    int rows;           /* N (vectors: 1) */
-    int cols;           /* K */
+    int rows; /* N (vectors: 1) */
+    int cols; /* K */
 } la_source;
 
 typedef struct la_limits {
-    int max_seqs;           /* sequences in a step */
-    int max_batch_tokens;   /* tokens in a step */
-    int max_len;            /* tokens of a sequence, prompt and output; <= desc max_len */
-    int64_t kv_pages;       /* cap of the page pool */
+    int max_seqs;         /* sequences in a step */
+    int max_batch_tokens; /* tokens in a step */
+    int max_len;          /* tokens of a sequence, prompt and output; <= desc max_len */
+    int64_t kv_pages;     /* cap of the page pool */
 } la_limits;
 
 typedef struct la_plan {
-    size_t kv_page_bytes;       /* one 64-token page, all layers */
-    size_t workspace_bytes;     /* activations, logits tile, scratch of every thread */
+    size_t kv_page_bytes;   /* one 64-token page, all layers */
+    size_t workspace_bytes; /* activations, logits tile, scratch of every thread */
     size_t rope_bytes;
 } la_plan;
 
@@ -180,72 +180,72 @@ void la_model_free(la_model *m);
 size_t la_model_bytes(const la_model *m);
 /* Bytes that one decoded token reads: every weight once, the head once, embedding rows not. */
 size_t la_model_token_bytes(const la_model *m);
-la_slot la_slot_from_name(const char *name);        /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
+la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
 
 /* ---- engine: requests to tokens --------------------------------------------------------------- */
 
 typedef struct la_sampling {
-    float temperature;          /* 0: argmax */
-    float top_p;                /* (0, 1] */
-    float min_p;                /* [0, 1] */
-    int top_k;                  /* 0: all */
-    float presence_penalty;     /* generated tokens */
-    float frequency_penalty;    /* generated tokens */
-    float repetition_penalty;   /* prompt and generated tokens; 1: off */
-    uint64_t seed;              /* counter RNG key; branch b draws from (seed, b, position) */
+    float temperature;        /* 0: argmax */
+    float top_p;              /* (0, 1] */
+    float min_p;              /* [0, 1] */
+    int top_k;                /* 0: all */
+    float presence_penalty;   /* generated tokens */
+    float frequency_penalty;  /* generated tokens */
+    float repetition_penalty; /* prompt and generated tokens; 1: off */
+    uint64_t seed;            /* counter RNG key; branch b draws from (seed, b, position) */
     int min_tokens;
-    int max_tokens;             /* 0 allowed: score only */
-    int logprobs;               /* -1: none; 0: the sampled token; k: k best and the sampled */
-    int prompt_logprobs;        /* the same for prompt tokens */
-    const int32_t *stop_ids;    /* [n_stop] end the sequence; masked until min_tokens */
+    int max_tokens;          /* 0 allowed: score only */
+    int logprobs;            /* -1: none; 0: the sampled token; k: k best and the sampled */
+    int prompt_logprobs;     /* the same for prompt tokens */
+    const int32_t *stop_ids; /* [n_stop] end the sequence; masked until min_tokens */
     int n_stop;
-    const int32_t *bias_ids;    /* [n_bias] */
-    const float *bias;          /* [n_bias] */
+    const int32_t *bias_ids; /* [n_bias] */
+    const float *bias;       /* [n_bias] */
     int n_bias;
-    const int32_t *allowed;     /* [n_allowed]; 0: all */
+    const int32_t *allowed; /* [n_allowed]; 0: all */
     int n_allowed;
-    const int32_t *bad;         /* bad words: sequences one after another */
-    const int32_t *bad_len;     /* [n_bad] length of each */
+    const int32_t *bad;     /* bad words: sequences one after another */
+    const int32_t *bad_len; /* [n_bad] length of each */
     int n_bad;
 } la_sampling;
 
 typedef struct la_request {
-    const int32_t *prompt;      /* [n_prompt], at least one */
+    const int32_t *prompt; /* [n_prompt], at least one */
     int n_prompt;
-    la_sampling sampling;       /* arrays are copied */
-    int n_branches;             /* continuations that share the prompt's pages (vLLM's n) */
-    const int32_t *suffix;      /* teacher-forced continuations, one after another, or NULL */
-    const int *suffix_len;      /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
-    float *logits;              /* KEPT until the request ends: [n_prompt, V], or NULL */
-    int priority;               /* lower runs first */
-    double timeout;             /* seconds from the call; <= 0: none */
+    la_sampling sampling;  /* arrays are copied */
+    int n_branches;        /* continuations that share the prompt's pages (vLLM's n) */
+    const int32_t *suffix; /* teacher-forced continuations, one after another, or NULL */
+    const int *suffix_len; /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
+    float *logits;         /* KEPT until the request ends: [n_prompt, V], or NULL */
+    int priority;          /* lower runs first */
+    double timeout;        /* seconds from the call; <= 0: none */
 } la_request;
 
 enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
 
 typedef struct la_event {
-    int64_t request;        /* what la_engine_add gave */
+    int64_t request; /* what la_engine_add gave */
     int branch;
-    int kind;               /* LA_EVENT_* */
-    int position;           /* index of the token in prompt + suffix or output */
-    int32_t token;          /* FINISH: the stop id that ended it, or -1 */
-    int reason;             /* FINISH: LA_FINISH_* */
-    float logprob;          /* of token; raw, before temperature. NaN if not asked */
-    int rank;               /* of token, from 1; 0 if not asked */
+    int kind;      /* LA_EVENT_* */
+    int position;  /* index of the token in prompt + suffix or output */
+    int32_t token; /* FINISH: the stop id that ended it, or -1 */
+    int reason;    /* FINISH: LA_FINISH_* */
+    float logprob; /* of token; raw, before temperature. NaN if not asked */
+    int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
-    const int32_t *top_ids;     /* [n_top] best first */
-    const float *top_logprobs;  /* [n_top] */
+    const int32_t *top_ids;    /* [n_top] best first */
+    const float *top_logprobs; /* [n_top] */
 } la_event;
 
 typedef struct la_engine_stats {
-    int running, waiting;       /* sequences */
+    int running, waiting; /* sequences */
     int64_t pages_cap, pages_committed, pages_used;
-    size_t kv_bytes;            /* committed */
-    size_t workspace_bytes;     /* la_plan's and la_engine_bytes */
+    size_t kv_bytes;        /* committed */
+    size_t workspace_bytes; /* la_plan's and la_engine_bytes */
     int64_t steps, prompt_tokens, output_tokens, recomputed_tokens, preemptions;
-    int64_t step_allocations;   /* heap allocations made inside la_engine_step: stays 0 */
+    int64_t step_allocations; /* heap allocations made inside la_engine_step: stays 0 */
     int last_step_tokens;
     double last_step_seconds;
 } la_engine_stats;

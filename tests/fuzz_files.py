@@ -21,11 +21,47 @@ FUZZ_COUNT = int(os.environ.get("LLMACCEL_FUZZ", "200"))
 # Python's own caches (compiled patterns, an exception with its traceback) are not the file's doing.
 _SLACK_BYTES = 128 * 1024
 
-_LENGTHS = (0, 1, 2, 7, 8, 255, 256, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40,
-            2**62, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
-_TEXTS = (b"-1", b"1e9", b"0.5", b"null", b"NaN", b"[[[[", b"{{{{", b'"a":', b'"\\ud800"',
-          b"\xff\xfe", b"\x00", b"}", b"]", b",", b'"', b"9" * 30, b"18446744073709551616",
-          b'"dtype":"F32",')
+_LENGTHS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    255,
+    256,
+    2**15,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**40,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 8,
+    2**64 - 1,
+)
+_TEXTS = (
+    b"-1",
+    b"1e9",
+    b"0.5",
+    b"null",
+    b"NaN",
+    b"[[[[",
+    b"{{{{",
+    b'"a":',
+    b'"\\ud800"',
+    b"\xff\xfe",
+    b"\x00",
+    b"}",
+    b"]",
+    b",",
+    b'"',
+    b"9" * 30,
+    b"18446744073709551616",
+    b'"dtype":"F32",',
+)
 
 
 def mutations(valid: bytes, count: int, seed: int) -> Iterator[bytes]:

@@ -48,7 +48,8 @@ def chat_ids(folder, text):
     with LLM(folder) as llm:
         return llm.get_tokenizer().apply_chat_template(
             [{"role": "system", "content": "be kind"}, {"role": "user", "content": text}],
-            add_generation_prompt=True)
+            add_generation_prompt=True,
+        )
 
 
 def test_plan_loads_nothing(folder, capsys, monkeypatch):
@@ -69,15 +70,22 @@ def test_failures_are_one_line(folder, capsys):
     assert "LoadError" in first
     assert "/nowhere/model" in first
     assert "top_p" in second
-    for arguments in ([], ["fly"], ["plan", folder, "--kv-cache-memory", "much"],
-                      ["complete", folder, "-p", "x"], ["complete", folder, "x", "-n", "1", "y"],
-                      ["chat", folder, "-n", "1", "y"]):
+    for arguments in (
+        [],
+        ["fly"],
+        ["plan", folder, "--kv-cache-memory", "much"],
+        ["complete", folder, "-p", "x"],
+        ["complete", folder, "x", "-n", "1", "y"],
+        ["chat", folder, "-n", "1", "y"],
+    ):
         with pytest.raises(SystemExit):
             cli.main(arguments)
 
 
-@pytest.mark.parametrize(("text", "size"), [
-    ("1000", 1000), ("2k", 2048), ("1.5M", 3 << 19), ("2GiB", 2 << 30), ("1TB", 1 << 40)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1000", 1000), ("2k", 2048), ("1.5M", 3 << 19), ("2GiB", 2 << 30), ("1TB", 1 << 40)],
+)
 def test_sizes(text, size):
     assert cli._size(text) == size
 

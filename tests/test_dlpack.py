@@ -10,8 +10,18 @@ import pytest
 
 from llmaccel import ConfigError, UnsupportedError, _core
 
-DTYPES = ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint16", "uint8",
-          "bool"]
+DTYPES = [
+    "float64",
+    "float32",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint16",
+    "uint8",
+    "bool",
+]
 
 
 def address(array: np.ndarray) -> int:
@@ -80,6 +90,7 @@ def test_zeros_and_empty_shapes():
 
 def test_lifetimes():
     """Whoever looks keeps the memory; when the last one goes, so does the memory."""
+
     class Array(np.ndarray):
         pass
 

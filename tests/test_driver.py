@@ -48,9 +48,14 @@ class Engine:
         live, self.live = self.live, []
         if self.silent:
             return []
-        return [e for id in live for e in (
-            *((id, 0, EVENT_TOKEN, i, 7, 0, 0.0, 0, None, None) for i in range(self.tokens)),
-            (id, 0, EVENT_FINISH, self.tokens, -1, LENGTH, 0.0, 0, None, None))]
+        return [
+            e
+            for id in live
+            for e in (
+                *((id, 0, EVENT_TOKEN, i, 7, 0, 0.0, 0, None, None) for i in range(self.tokens)),
+                (id, 0, EVENT_FINISH, self.tokens, -1, LENGTH, 0.0, 0, None, None),
+            )
+        ]
 
     def has_work(self):
         return bool(self.live)
@@ -193,8 +198,13 @@ def test_an_event_costs_the_same_whatever_the_number_of_branches(driver):
     for branch in range(50):
         assert not request.done
         assert not request.ended
-        driver._dispatch([(1, branch, EVENT_TOKEN, 0, 7, 0, 0.0, 0, None, None),
-                          (1, branch, EVENT_FINISH, 1, -1, LENGTH, 0.0, 0, None, None)], 1.0)
+        driver._dispatch(
+            [
+                (1, branch, EVENT_TOKEN, 0, 7, 0, 0.0, 0, None, None),
+                (1, branch, EVENT_FINISH, 1, -1, LENGTH, 0.0, 0, None, None),
+            ],
+            1.0,
+        )
     assert request.done
     assert request.ended
     assert request.branches.passes == 0
@@ -264,9 +274,11 @@ def test_callbacks_may_submit_but_not_wait(tmp_path):
         heard = threading.Event()
 
         def on_done(future):
-            for name, call in (("generate", lambda: llm.generate("a", params)),
-                               ("logits", lambda: llm.logits("a")),
-                               ("result", lambda: llm.submit("a", params).result())):
+            for name, call in (
+                ("generate", lambda: llm.generate("a", params)),
+                ("logits", lambda: llm.logits("a")),
+                ("result", lambda: llm.submit("a", params).result()),
+            ):
                 try:
                     call()
                 except LLMAccelError as error:

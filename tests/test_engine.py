@@ -29,10 +29,23 @@ STOP, LENGTH, ABORT, TIMEOUT = range(4)
 ROOMY = {"max_seqs": 8, "max_batch_tokens": 512, "max_len": MAX_LEN, "kv_pages": 64}
 TIGHT = {"max_seqs": 3, "max_batch_tokens": 13, "max_len": MAX_LEN, "kv_pages": 7}
 PARAMS: dict[str, Any] = {
-    "temperature": 1.0, "top_p": 1.0, "min_p": 0.0, "top_k": 0, "presence_penalty": 0.0,
-    "frequency_penalty": 0.0, "repetition_penalty": 1.0, "seed": 0, "min_tokens": 0,
-    "max_tokens": 8, "logprobs": -1, "prompt_logprobs": -1, "stop_ids": [], "bias_ids": [],
-    "bias": [], "allowed": [], "bad": [],
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_k": 0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+    "min_tokens": 0,
+    "max_tokens": 8,
+    "logprobs": -1,
+    "prompt_logprobs": -1,
+    "stop_ids": [],
+    "bias_ids": [],
+    "bias": [],
+    "allowed": [],
+    "bad": [],
 }
 
 
@@ -53,21 +66,48 @@ class Stepper:
         self.events: dict[tuple[int, int], list[tuple]] = defaultdict(list)
         self.ends: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def add(self, prompt: list[int], *, branches: int = 1, suffixes: Any = None, priority: int = 0,
-            timeout: float = 0.0, logits: Any = None, **params: Any) -> int:
-        return self.core.add(prompt, {**PARAMS, **params}, branches=branches, suffixes=suffixes,
-                             priority=priority, timeout=timeout, logits=logits)
+    def add(
+        self,
+        prompt: list[int],
+        *,
+        branches: int = 1,
+        suffixes: Any = None,
+        priority: int = 0,
+        timeout: float = 0.0,
+        logits: Any = None,
+        **params: Any,
+    ) -> int:
+        return self.core.add(
+            prompt,
+            {**PARAMS, **params},
+            branches=branches,
+            suffixes=suffixes,
+            priority=priority,
+            timeout=timeout,
+            logits=logits,
+        )
 
     def step(self) -> None:
-        for request, branch, kind, position, token, reason, logprob, rank, ids, tops in \
-                self.core.step():
+        for (
+            request,
+            branch,
+            kind,
+            position,
+            token,
+            reason,
+            logprob,
+            rank,
+            ids,
+            tops,
+        ) in self.core.step():
             key = request, branch
             assert key not in self.ends, "an event after the end"
             if kind == FINISH:
                 self.ends[key] = reason, token
             else:
-                self.events[key].append((kind, position, token, struct.pack("f", logprob), rank,
-                                         ids, tops))
+                self.events[key].append(
+                    (kind, position, token, struct.pack("f", logprob), rank, ids, tops)
+                )
 
     def run(self) -> Stepper:
         while self.core.has_work():
@@ -149,11 +189,16 @@ def test_a_request_beyond_the_pages_is_refused(model):
     assert len(engine.tokens(fits)) == 29
 
 
-@pytest.mark.parametrize(("limits", "message"), [
-    ({"max_seqs": 0}, "max_num_seqs"), ({"max_batch_tokens": 0}, "max_num_batched_tokens"),
-    ({"max_len": MAX_LEN + 1}, "max_model_len"), ({"max_len": 0}, "max_model_len"),
-    ({"kv_pages": 0}, "kv_pages"),
-])
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"max_seqs": 0}, "max_num_seqs"),
+        ({"max_batch_tokens": 0}, "max_num_batched_tokens"),
+        ({"max_len": MAX_LEN + 1}, "max_model_len"),
+        ({"max_len": 0}, "max_model_len"),
+        ({"kv_pages": 0}, "kv_pages"),
+    ],
+)
 def test_bad_limits(model, limits, message):
     with pytest.raises(ConfigError, match=message):
         Stepper(model, **limits)
@@ -260,8 +305,9 @@ def test_suffixes_score_as_one_prompt_would(model, limits):
     going_on = engine.add(prompt, branches=4, suffixes=suffixes, max_tokens=5, temperature=0.0)
     engine.run()
     for b, suffix in enumerate(suffixes):
-        whole = reference(model, {"prompt_logprobs": 0, "max_tokens": 5, "temperature": 0.0},
-                          prompt + suffix)
+        whole = reference(
+            model, {"prompt_logprobs": 0, "max_tokens": 5, "temperature": 0.0}, prompt + suffix
+        )
         wanted = [e for e in whole if e[0] == PROMPT and e[1] >= 70]
         assert [e[2] for e in wanted] == suffix
         assert engine.events[scored, b] == wanted
@@ -275,8 +321,9 @@ def test_logits_and_prompt_logprobs(model, limits):
     prompt = some_ids(130)
     logits = np.full((130, VOCAB), np.nan, np.float32)
     only = np.full((130, VOCAB), np.nan, np.float32)
-    request = engine.add(prompt, logits=logits, prompt_logprobs=2, logprobs=VOCAB, max_tokens=1,
-                         temperature=0.0)
+    request = engine.add(
+        prompt, logits=logits, prompt_logprobs=2, logprobs=VOCAB, max_tokens=1, temperature=0.0
+    )
     engine.add(prompt, logits=only, max_tokens=0)
     engine.run()
     assert logits.tobytes() == only.tobytes()
@@ -315,9 +362,12 @@ def test_logits_buffer_is_kept_until_the_last_branch_ends(model):
 def random_request(rng: random.Random) -> dict[str, Any]:
     request: dict[str, Any] = {
         "prompt": some_ids(rng.choice([1, 2, 17, 63, 64, 65, 120]), rng.randrange(1000)),
-        "max_tokens": rng.choice([0, 1, 5, 25]), "seed": rng.randrange(2**63),
-        "branches": rng.choice([1, 1, 1, 2, 3]), "temperature": rng.choice([0.0, 0.8, 1.2]),
-        "logprobs": rng.choice([-1, 0, 3, VOCAB]), "priority": rng.randint(-1, 1),
+        "max_tokens": rng.choice([0, 1, 5, 25]),
+        "seed": rng.randrange(2**63),
+        "branches": rng.choice([1, 1, 1, 2, 3]),
+        "temperature": rng.choice([0.0, 0.8, 1.2]),
+        "logprobs": rng.choice([-1, 0, 3, VOCAB]),
+        "priority": rng.randint(-1, 1),
         "prompt_logprobs": rng.choice([-1, -1, 0, 2, VOCAB]),
     }
     if rng.random() < 0.3:
@@ -325,19 +375,27 @@ def random_request(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.3:
         request |= {"top_k": 40, "top_p": 0.9, "min_p": 0.01, "bias_ids": [3, 4], "bias": [5, -9]}
     if rng.random() < 0.3:
-        request |= {"stop_ids": some_ids(12, rng.randrange(99)),
-                    "min_tokens": min(2, request["max_tokens"]), "bad": [[5], [6, 7]]}
+        request |= {
+            "stop_ids": some_ids(12, rng.randrange(99)),
+            "min_tokens": min(2, request["max_tokens"]),
+            "bad": [[5], [6, 7]],
+        }
     if rng.random() < 0.2:
         lengths = rng.choices([1, 3, 66], k=request["branches"])
         request["suffixes"] = [some_ids(n, b) for b, n in enumerate(lengths)]
     return request
 
 
-@pytest.mark.parametrize("limits", [
-    {"max_seqs": 1, "max_batch_tokens": 1}, {"max_seqs": 3, "max_batch_tokens": 7, "kv_pages": 6},
-    {"max_seqs": 8, "max_batch_tokens": 64, "kv_pages": 6},
-    {"max_seqs": 8, "max_batch_tokens": 512},
-], ids=str)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"max_seqs": 1, "max_batch_tokens": 1},
+        {"max_seqs": 3, "max_batch_tokens": 7, "kv_pages": 6},
+        {"max_seqs": 8, "max_batch_tokens": 64, "kv_pages": 6},
+        {"max_seqs": 8, "max_batch_tokens": 512},
+    ],
+    ids=str,
+)
 def test_company_does_not_change_a_bit(model, limits):
     rng = random.Random(str(limits))
     engine = Stepper(model, **limits)

@@ -17,8 +17,19 @@ from llmaccel.models.gguf import open_gguf
 VOCABULARIES = Path(__file__).parents[1].parent / "shared" / "data" / "tokenizers" / "gguf_vocab"
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
-FORMATS = {U8: "<B", I8: "<b", U16: "<H", I16: "<h", U32: "<I", I32: "<i", F32: "<f", BOOL: "<B",
-           U64: "<Q", I64: "<q", F64: "<d"}
+FORMATS = {
+    U8: "<B",
+    I8: "<b",
+    U16: "<H",
+    I16: "<h",
+    U32: "<I",
+    I32: "<i",
+    F32: "<f",
+    BOOL: "<B",
+    U64: "<Q",
+    I64: "<q",
+    F64: "<d",
+}
 
 
 def string(text: str | bytes) -> bytes:
@@ -117,9 +128,18 @@ def test_all_metadata_types_round_trip(tmp_path):
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_custom_alignment(64)
     scalars = {
-        "uint8": 255, "int8": -128, "uint16": 65535, "int16": -32768, "uint32": 2**32 - 1,
-        "int32": -(2**31), "uint64": 2**64 - 1, "int64": -(2**63), "float32": 0.5, "float64": 0.1,
-        "bool": True, "string": "gr\u00fc\u00df\n\0",
+        "uint8": 255,
+        "int8": -128,
+        "uint16": 65535,
+        "int16": -32768,
+        "uint32": 2**32 - 1,
+        "int32": -(2**31),
+        "uint64": 2**64 - 1,
+        "int64": -(2**63),
+        "float32": 0.5,
+        "float64": 0.1,
+        "bool": True,
+        "string": "gr\u00fc\u00df\n\0",
     }
     for kind, value in scalars.items():
         getattr(writer, f"add_{kind}")(f"x.{kind}", value)
@@ -156,10 +176,13 @@ def test_package_reads_the_hand_built_files(tmp_path):
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "hand.gguf"
     values = np.arange(6, dtype=np.float32)
-    path.write_bytes(file_bytes(
-        [pair("a.b", U16, 7), pair("a.s", ARRAY, array(STRING, 2, string("x") + string("yz")))],
-        [info("t", [3, 2], 0, 0)], values.tobytes(),
-    ))
+    path.write_bytes(
+        file_bytes(
+            [pair("a.b", U16, 7), pair("a.s", ARRAY, array(STRING, 2, string("x") + string("yz")))],
+            [info("t", [3, 2], 0, 0)],
+            values.tobytes(),
+        )
+    )
     theirs = gguf.GGUFReader(path)
     np.testing.assert_array_equal(theirs.tensors[0].data, values.reshape(2, 3))
     assert theirs.fields["a.b"].contents() == 7
@@ -195,11 +218,17 @@ def test_arrays_do_not_pin_the_file(tmp_path):
 def test_scalars_and_short_dims(tmp_path):
     path = tmp_path / "s.gguf"
     data = struct.pack("<f28x2h", 2.5, 3, 4)
-    path.write_bytes(file_bytes(
-        [],
-        [info("scalar", [], 0, 0), info("deep", [1, 2, 1, 1], 25, 32), info("none", [4, 0], 0, 32)],
-        data,
-    ))
+    path.write_bytes(
+        file_bytes(
+            [],
+            [
+                info("scalar", [], 0, 0),
+                info("deep", [1, 2, 1, 1], 25, 32),
+                info("none", [4, 0], 0, 32),
+            ],
+            data,
+        )
+    )
     opened = open_gguf(path)
     assert opened["scalar"].shape == ()
     assert opened["scalar"].numpy() == 2.5
@@ -209,6 +238,7 @@ def test_scalars_and_short_dims(tmp_path):
 
 
 # --- split files
+
 
 def write_split(folder: Path) -> tuple[list[Path], dict[str, np.ndarray]]:
     tensors = {f"blk.{i}.w": np.full((2, 4), i, np.float32) for i in range(5)}
@@ -250,8 +280,9 @@ def test_wrong_splits(tmp_path):
     assert "m-00003-of-00003.gguf: tensor 'blk.2.w' is in an earlier part" in message()
     files[1].write_bytes(good[1].replace(pair("split.count", U16, 3), pair("split.count", U16, 4)))
     assert "m-00002-of-00003.gguf: split.count is 4, expected 3" in message()
-    files[0].write_bytes(good[0].replace(
-        pair("split.tensors.count", I32, 5), pair("split.tensors.count", I32, 6)))
+    files[0].write_bytes(
+        good[0].replace(pair("split.tensors.count", I32, 5), pair("split.tensors.count", I32, 6))
+    )
     assert "split.tensors.count is 6, the parts hold 5 tensors" in message()
     files[1].write_bytes(good[1][:-32])
     assert "m-00002-of-00003.gguf: tensor 'blk.3.w': 32 bytes at offset" in message()
@@ -274,18 +305,29 @@ def test_a_merged_file_is_no_part(tmp_path):
         split = pair("split.count", U16, count)
         path.write_bytes(file_bytes([split], [info("t", [1], 24, 0)], b"\1"))
         assert open_gguf(path).names() == ["t"]
-    for kind, value, shown in ((I16, -1, "-1"), (F32, 1.0, "1.0"), (BOOL, 1, "True"),
-                               (STRING, string("2"), "of type str")):
+    for kind, value, shown in (
+        (I16, -1, "-1"),
+        (F32, 1.0, "1.0"),
+        (BOOL, 1, "True"),
+        (STRING, string("2"), "of type str"),
+    ):
         message = refused(tmp_path, file_bytes([pair("split.count", kind, value)]))
         assert f"split.count is {shown}, expected a non-negative integer" in message
 
 
 # --- real files
 
+
 @pytest.mark.skipif(not VOCABULARIES.is_dir(), reason="no ../shared/data")
-@pytest.mark.parametrize(("name", "size"), [
-    ("llama-spm", 32000), ("gpt-2", 50257), ("phi-3", 32064), ("deepseek-coder", 32256),
-])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("llama-spm", 32000),
+        ("gpt-2", 50257),
+        ("phi-3", 32064),
+        ("deepseek-coder", 32256),
+    ],
+)
 def test_real_vocabularies(name, size):
     path = VOCABULARIES / f"ggml-vocab-{name}.gguf"
     opened = open_gguf(path)
@@ -325,14 +367,17 @@ def check_against_package(path: Path) -> None:
 
 # --- files that lie
 
+
 def test_not_a_gguf_file(tmp_path):
     assert "the file is empty" in refused(tmp_path, b"")
     assert "not a GGUF file" in refused(tmp_path, b"GGU")
     assert "not a GGUF file" in refused(tmp_path, b"ggml" + bytes(100))
     assert "the version needs 4 bytes at offset 4, the file has 2 left" in refused(
-        tmp_path, b"GGUF\3\0")
+        tmp_path, b"GGUF\3\0"
+    )
     assert "metadata key 0, string 0, needs 8 bytes at offset 24, the file has 0 left" in refused(
-        tmp_path, file_bytes(counts=(0, 1), alignment=1))
+        tmp_path, file_bytes(counts=(0, 1), alignment=1)
+    )
     with pytest.raises(LoadError, match=r"nothing\.gguf: cannot open the file"):
         open_gguf(tmp_path / "nothing.gguf")
     with pytest.raises(LoadError, match="not a regular file"):
@@ -345,7 +390,8 @@ def test_not_a_gguf_file(tmp_path):
 def test_every_truncation_is_refused(tmp_path):
     good = file_bytes(
         [pair("a.b", U16, 7), pair("a.s", ARRAY, array(STRING, 2, string("x") + string("yz")))],
-        [info("t", [3, 2], 0, 0)], bytes(24),
+        [info("t", [3, 2], 0, 0)],
+        bytes(24),
     )
     for length in range(len(good)):
         refused(tmp_path, good[:length])
@@ -366,19 +412,40 @@ WRONG_METADATA = [
     (pair("k", STRING, string(b"\xc3")), (0, 1), r"metadata 'k', string 0, is not UTF-8"),
     (pair("k", ARRAY, array(13, 0)), (0, 1), r"metadata 'k' has the unknown element type 13"),
     (pair("k", ARRAY, array(BOOL, 2, b"\1\2")), (0, 1), r"metadata 'k' holds booleans other"),
-    (pair("k", ARRAY, array(STRING, 2, string("a") + string(b"\x80"))), (0, 1),
-     r"metadata 'k', string 1, is not UTF-8"),
+    (
+        pair("k", ARRAY, array(STRING, 2, string("a") + string(b"\x80"))),
+        (0, 1),
+        r"metadata 'k', string 1, is not UTF-8",
+    ),
     (pair("k", ARRAY, array(ARRAY, 1) * 5), (0, 1), r"metadata 'k' nests arrays deeper than 4"),
     (pair("k", ARRAY, array(ARRAY, 1) * 200_000), (0, 1), r"nests arrays deeper than 4"),
-    (pair("k", ARRAY, array(ARRAY, 65537, array(U8, 0) * 65537)), (0, 1),
-     r"metadata 'k': more than 65536 nested arrays"),
-    *[(pair("k", STRING, struct.pack("<Q", n)), (0, 1), rf"'k', string 0, says it has {n} bytes")
-      for n in HUGE],
-    *[(pair("k", ARRAY, array(kind, n)), (0, 1), rf"metadata 'k' needs {n * size} bytes")
-      for n in HUGE for kind, size in ((U8, 1), (F64, 8), (BOOL, 1), (STRING, 8), (ARRAY, 12))],
-    *[(pair("general.alignment", kind, value), (0, 1), r"general\.alignment is .* a power of two")
-      for kind, value in ((U32, 0), (U32, 4), (U32, 24), (U32, 2**31), (I32, -32), (F32, 32.0),
-                          (BOOL, 1), (STRING, string("32")))],
+    (
+        pair("k", ARRAY, array(ARRAY, 65537, array(U8, 0) * 65537)),
+        (0, 1),
+        r"metadata 'k': more than 65536 nested arrays",
+    ),
+    *[
+        (pair("k", STRING, struct.pack("<Q", n)), (0, 1), rf"'k', string 0, says it has {n} bytes")
+        for n in HUGE
+    ],
+    *[
+        (pair("k", ARRAY, array(kind, n)), (0, 1), rf"metadata 'k' needs {n * size} bytes")
+        for n in HUGE
+        for kind, size in ((U8, 1), (F64, 8), (BOOL, 1), (STRING, 8), (ARRAY, 12))
+    ],
+    *[
+        (pair("general.alignment", kind, value), (0, 1), r"general\.alignment is .* a power of two")
+        for kind, value in (
+            (U32, 0),
+            (U32, 4),
+            (U32, 24),
+            (U32, 2**31),
+            (I32, -32),
+            (F32, 32.0),
+            (BOOL, 1),
+            (STRING, string("32")),
+        )
+    ],
 ]
 
 
@@ -393,8 +460,10 @@ WRONG_TENSORS = [
     ([info(b"\xff", [4], 24, 0)], 8, "tensor name 0, string 0, is not UTF-8"),
     ([info("t", [1] * 5, 24, 0)], 8, "tensor 't' has 5 dimensions, at most 4"),
     ([string("t") + struct.pack("<I", 2**32 - 1)], 8, "'t' has 4294967295 dimensions"),
-    *[([info("t", [32], kind, 0)], 64, f"tensor 't' has the unknown type {kind}")
-      for kind in (4, 5, 9, 15, 31, 36, 42, 2**32 - 1)],
+    *[
+        ([info("t", [32], kind, 0)], 64, f"tensor 't' has the unknown type {kind}")
+        for kind in (4, 5, 9, 15, 31, 36, 42, 2**32 - 1)
+    ],
     ([info("t", [2**63], 24, 0)], 8, "tensor 't': shape [9223372036854775808] overflows"),
     ([info("t", [2**32, 2**32], 24, 0)], 8, "tensor 't': shape [4294967296, 4294967296] overflows"),
     ([info("t", [2**62, 2**62, 0], 24, 0)], 8, "overflows"),
@@ -409,8 +478,11 @@ WRONG_TENSORS = [
     ([info("t", [33], 24, 32)], 64, "33 bytes at offset 32 are outside the 64 data bytes"),
     ([info("t", [4], 24, 2**64 - 32)], 64, "at offset 18446744073709551584 are outside"),
     ([info("t", [0], 24, 96)], 64, "0 bytes at offset 96 are outside"),
-    ([info("a", [33], 24, 0), info("b", [1], 24, 32)], 64,
-     "tensors 'a' and 'b' overlap: bytes 0 to 33, and from 32 on"),
+    (
+        [info("a", [33], 24, 0), info("b", [1], 24, 32)],
+        64,
+        "tensors 'a' and 'b' overlap: bytes 0 to 33, and from 32 on",
+    ),
     ([info("a", [1], 24, 0), info("b", [1], 24, 0)], 64, "tensors 'a' and 'b' overlap"),
 ]
 
@@ -422,19 +494,27 @@ def test_wrong_tensors(tmp_path, infos, size, problem):
 
 def test_alignment_moves_the_data(tmp_path):
     path = tmp_path / "a.gguf"
-    path.write_bytes(file_bytes(
-        [pair("general.alignment", U32, 256)], [info("t", [2], 24, 256)], bytes(256) + b"\7\x08",
-        alignment=256,
-    ))
+    path.write_bytes(
+        file_bytes(
+            [pair("general.alignment", U32, 256)],
+            [info("t", [2], 24, 256)],
+            bytes(256) + b"\7\x08",
+            alignment=256,
+        )
+    )
     assert open_gguf(path)["t"].numpy().tolist() == [7, 8]
 
 
-@pytest.mark.parametrize("body", [
-    pair("k", ARRAY, array(STRING, 250_000, bytes(8) * 250_000)) + b"\xff",  # empty strings
-    pair("k", ARRAY, array(STRING, 200_000, string("ab") * 199_999)),
-    pair("k", ARRAY, array(U8, 2_000_000, bytes(2_000_000)))[:-1],
-    b"".join(pair(f"k{i}", U8, 1) for i in range(60_000)),
-], ids=["empty strings", "short strings", "bytes", "keys"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        pair("k", ARRAY, array(STRING, 250_000, bytes(8) * 250_000)) + b"\xff",  # empty strings
+        pair("k", ARRAY, array(STRING, 200_000, string("ab") * 199_999)),
+        pair("k", ARRAY, array(U8, 2_000_000, bytes(2_000_000)))[:-1],
+        b"".join(pair(f"k{i}", U8, 1) for i in range(60_000)),
+    ],
+    ids=["empty strings", "short strings", "bytes", "keys"],
+)
 def test_hostile_metadata_costs_no_memory(tmp_path, body):
     data = file_bytes([body], counts=(1, 60_000))
     path = tmp_path / "bad.gguf"
@@ -449,16 +529,27 @@ def test_hostile_metadata_costs_no_memory(tmp_path, body):
 
 def fuzz_seed() -> bytes:
     """A valid file with every kind of content."""
-    pairs = [pair("general.architecture", STRING, string("llama")),
-             pair("general.alignment", U32, 32), pair("llama.block_count", U64, 2),
-             pair("x.half", F32, 0.5), pair("x.on", BOOL, 1),
-             pair("tokenizer.ggml.tokens", ARRAY,
-                  array(STRING, 30, b"".join(string(f"tok{i}") for i in range(30)))),
-             pair("tokenizer.ggml.scores", ARRAY, array(F32, 30, bytes(120))),
-             pair("x.flags", ARRAY, array(BOOL, 4, b"\0\1\0\1")),
-             pair("x.nested", ARRAY, array(ARRAY, 2, array(U16, 3, bytes(6)) * 2))]
-    infos = [info("token_embd.weight", [32, 4], 2, 0), info("blk.0.attn.weight", [4, 5], 0, 96),
-             info("output_norm.weight", [4], 30, 192), info("blk.1.k.weight", [256, 1], 12, 224)]
+    pairs = [
+        pair("general.architecture", STRING, string("llama")),
+        pair("general.alignment", U32, 32),
+        pair("llama.block_count", U64, 2),
+        pair("x.half", F32, 0.5),
+        pair("x.on", BOOL, 1),
+        pair(
+            "tokenizer.ggml.tokens",
+            ARRAY,
+            array(STRING, 30, b"".join(string(f"tok{i}") for i in range(30))),
+        ),
+        pair("tokenizer.ggml.scores", ARRAY, array(F32, 30, bytes(120))),
+        pair("x.flags", ARRAY, array(BOOL, 4, b"\0\1\0\1")),
+        pair("x.nested", ARRAY, array(ARRAY, 2, array(U16, 3, bytes(6)) * 2)),
+    ]
+    infos = [
+        info("token_embd.weight", [32, 4], 2, 0),
+        info("blk.0.attn.weight", [4, 5], 0, 96),
+        info("output_norm.weight", [4], 30, 192),
+        info("blk.1.k.weight", [256, 1], 12, 224),
+    ]
     return file_bytes(pairs, infos, bytes(i % 256 for i in range(368)))
 
 

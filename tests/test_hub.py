@@ -53,9 +53,15 @@ def present(folder: Path) -> set[str]:
 
 
 def test_a_folder_of_safetensors(stub):
-    wanted = {"config.json", "model.safetensors", "tokenizer.json", "merges.txt",
-              "chat_template.jinja", "chat_templates/tools.jinja",
-              "additional_chat_templates/rag.jinja"}
+    wanted = {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "merges.txt",
+        "chat_template.jinja",
+        "chat_templates/tools.jinja",
+        "additional_chat_templates/rag.jinja",
+    }
     stub.files["a/b"] = [*wanted, "pytorch_model.bin", "model-Q4_0.gguf", "README.md"]
     assert present(find_model(LoadOptions("a/b", revision="v2"))) == wanted
     assert stub.asked == [("a/b", "v2")]
@@ -70,8 +76,12 @@ def test_dummy_weights_need_no_weights(stub):
 
 
 def test_a_tokenizer_is_its_files_alone(stub):
-    stub.files["a/b"] = ["config.json", "model.safetensors", "tokenizer.json",
-                         "chat_templates/x.jinja"]
+    stub.files["a/b"] = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_templates/x.jinja",
+    ]
     folder = hub.fetch_tokenizer("a/b", None)
     assert present(folder) == {"tokenizer.json", "chat_templates/x.jinja"}
 
@@ -82,8 +92,13 @@ def test_the_only_gguf_file(stub):
 
 
 def test_one_of_several_gguf_files(stub):
-    stub.files["a/gguf"] = ["config.json", "m-Q4_0.gguf", "m-Q8_0.gguf",
-                            "big/m-F16-00001-of-00002.gguf", "big/m-F16-00002-of-00002.gguf"]
+    stub.files["a/gguf"] = [
+        "config.json",
+        "m-Q4_0.gguf",
+        "m-Q8_0.gguf",
+        "big/m-F16-00001-of-00002.gguf",
+        "big/m-F16-00002-of-00002.gguf",
+    ]
     with pytest.raises(LoadError, match=r"m-Q4_0.gguf, m-Q8_0.gguf.*'a/gguf:big/m-F16-00001"):
         find_model(LoadOptions("a/gguf"))
     path = find_model(LoadOptions("a/gguf:m-Q8_0.gguf"))
@@ -105,12 +120,26 @@ def test_without_a_connection_what_is_there_counts(stub):
     assert find_model(LoadOptions("a/gguf")) == path
 
 
-@pytest.mark.parametrize("name", [
-    "./a", "/a/b", "~/b", "a/b/c", "m.gguf", "a/m.gguf", "a/b:config.json", "a/b:../x.gguf",
-    "a/b:/x.gguf", "a/b:"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "./a",
+        "/a/b",
+        "~/b",
+        "a/b/c",
+        "m.gguf",
+        "a/m.gguf",
+        "a/b:config.json",
+        "a/b:../x.gguf",
+        "a/b:/x.gguf",
+        "a/b:",
+    ],
+)
 def test_what_looks_like_a_path_is_not_asked_for(stub, name):
-    for fetch in (lambda: hub.fetch_model(name, None, "auto"),
-                  lambda: hub.fetch_tokenizer(name, None)):
+    for fetch in (
+        lambda: hub.fetch_model(name, None, "auto"),
+        lambda: hub.fetch_tokenizer(name, None),
+    ):
         with pytest.raises(LoadError, match=r"no such file|expected a \.gguf file"):
             fetch()
     assert stub.asked == []

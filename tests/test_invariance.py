@@ -14,8 +14,28 @@ import pytest
 from llmaccel import LLM, SamplingParams
 
 WORDS = (
-    "The", "ocean", "is", "wide", "and", "a", "small", "boat", "sails", "under", "stars", "while",
-    "people", "sing", "old", "songs", "about", "rivers", "mountains", "winter", "bread", "and",
+    "The",
+    "ocean",
+    "is",
+    "wide",
+    "and",
+    "a",
+    "small",
+    "boat",
+    "sails",
+    "under",
+    "stars",
+    "while",
+    "people",
+    "sing",
+    "old",
+    "songs",
+    "about",
+    "rivers",
+    "mountains",
+    "winter",
+    "bread",
+    "and",
     "light",
 )
 
@@ -35,7 +55,11 @@ def params_for(index: int) -> SamplingParams:
     if index % 3 == 1:
         return SamplingParams(temperature=0.9, top_p=0.9, seed=index, **common)
     return SamplingParams(
-        temperature=1.1, top_k=40, seed=index, repetition_penalty=1.2, presence_penalty=0.3,
+        temperature=1.1,
+        top_k=40,
+        seed=index,
+        repetition_penalty=1.2,
+        presence_penalty=0.3,
         **common,
     )
 
@@ -71,9 +95,14 @@ CORNER = [
 GRID = [
     {"batch": batch, "order": order, "max_num_batched_tokens": chunk, "threads": threads}
     for batch, order, chunk, threads in [
-        (64, "given", 512, 2), (64, "reversed", 16, 2), (64, "shuffled", 64, 1),
+        (64, "given", 512, 2),
+        (64, "reversed", 16, 2),
+        (64, "shuffled", 64, 1),
         (7, "shuffled", 512, 2),
-        (7, "given", 16, 1), (2, "reversed", 64, 2), (1, "given", 16, 2), (64, "shuffled", 512, 1),
+        (7, "given", 16, 1),
+        (2, "reversed", 64, 2),
+        (1, "given", 16, 2),
+        (64, "shuffled", 512, 1),
     ]
 ] + [{"batch": 64, "preempt": True, "max_num_batched_tokens": 64}]
 

@@ -83,8 +83,10 @@ def test_from_torch_tensors():
     arrays = tiny.arrays_of(config, 3)
     there = {k: torch.from_numpy(v).to(torch.bfloat16).requires_grad_() for k, v in arrays.items()}
     rounded = {k: v.detach().float().numpy() for k, v in there.items()}
-    with LLM.from_arrays(config, there, dtype="float32") as a, \
-            LLM.from_arrays(config, rounded) as b:
+    with (
+        LLM.from_arrays(config, there, dtype="float32") as a,
+        LLM.from_arrays(config, rounded) as b,
+    ):
         expected = np.asarray(b.logits([1, 2, 3]))
         np.testing.assert_array_equal(np.asarray(a.logits([1, 2, 3])), expected)
     with LLM.from_arrays(config, there) as c:
@@ -98,8 +100,10 @@ def test_dummy_weights(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(tiny.config_of("llama")))
     with pytest.raises(LoadError, match="safetensors"):
         LLM(str(tmp_path))
-    seen = [np.asarray(LLM(str(tmp_path), load_format="dummy", seed=seed).logits([3, 4, 5]))
-            for seed in (1, 1, 2)]
+    seen = [
+        np.asarray(LLM(str(tmp_path), load_format="dummy", seed=seed).logits([3, 4, 5]))
+        for seed in (1, 1, 2)
+    ]
     assert np.isfinite(seen[0]).all()
     np.testing.assert_array_equal(seen[0], seen[1])
     assert np.abs(seen[0] - seen[2]).max() > 0
@@ -150,8 +154,9 @@ def test_generation_config(folder, tmp_path):
 
     copy = tmp_path / "model"
     shutil.copytree(folder, copy)
-    (copy / "generation_config.json").write_text(json.dumps(
-        {"temperature": 0.5, "top_k": 7, "max_new_tokens": 33, "eos_token_id": [2, 9]}))
+    (copy / "generation_config.json").write_text(
+        json.dumps({"temperature": 0.5, "top_k": 7, "max_new_tokens": 33, "eos_token_id": [2, 9]})
+    )
     with LLM(copy) as llm:
         params = llm.get_default_sampling_params()
         assert (params.temperature, params.top_k, params.max_tokens) == (0.5, 7, 33)
@@ -165,37 +170,45 @@ def test_generation_config(folder, tmp_path):
         LLM(copy, generation_config=str(tmp_path))
 
 
-@pytest.mark.parametrize(("options", "error", "name"), [
-    ({"dtype": "float8"}, ConfigError, "dtype"), ({"dtype": None}, ConfigError, "dtype"),
-    ({"quantization": "int8"}, UnsupportedError, "quantization"),
-    ({"quantization": "gguf"}, ConfigError, "quantization"),
-    ({"activation": "int4"}, ConfigError, "activation"),
-    ({"activation": "int8"}, ConfigError, "activation"),
-    ({"activation": "bf16"}, ConfigError, "activation"),
-    ({"kv_cache_dtype": "int8"}, UnsupportedError, "kv_cache_dtype"),
-    ({"kv_cache_memory_bytes": 1.5}, ConfigError, "kv_cache_memory_bytes"),
-    ({"max_model_len": 0}, ConfigError, "max_model_len"),
-    ({"max_model_len": "many"}, ConfigError, "max_model_len"),
-    ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
-    ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
-    ({"max_num_seqs": 70_000}, ConfigError, "max_num_seqs=70000.*from 1 to 65536"),
-    ({"max_num_seqs": None}, ConfigError, "max_num_seqs"),
-    ({"max_model_len": 1 << 29}, ConfigError, "max_model_len=536870912.*from 1 to 16777216"),
-    ({"threads": -1}, ConfigError, "threads"), ({"threads": True}, ConfigError, "threads"),
-    ({"threads": 2**40}, ConfigError, "threads=.*from 1 to 1024"),
-    ({"isa": 5}, ConfigError, "isa=5"), ({"seed": 2**64}, ConfigError, "seed=.*from 0 to"),
-    ({"isa": "sse9"}, LLMAccelError, "sse9"), ({"seed": -1}, ConfigError, "seed"),
-    ({"load_format": "pickle"}, ConfigError, "load_format"),
-    ({"generation_config": 5}, ConfigError, "generation_config"),
-    ({"hf_overrides": [1]}, ConfigError, "hf_overrides"),
-    ({"hf_overrides": {"architectures": ["Nope"]}}, UnsupportedError, "Nope"),
-    ({"fast_math": True}, UnsupportedError, "fast_math"),
-    ({"revision": "main"}, ConfigError, "revision"), ({"tokenizer": 5}, ConfigError, "tokenizer"),
-    ({"tokenizer": "/nowhere/at/all"}, LoadError, "nowhere"),
-    ({"tensor_parallel_size": 2}, UnsupportedError, "tensor_parallel_size"),
-    ({"enable_prefix_caching": True}, UnsupportedError, "enable_prefix_caching"),
-    ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
-])
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"dtype": "float8"}, ConfigError, "dtype"),
+        ({"dtype": None}, ConfigError, "dtype"),
+        ({"quantization": "int8"}, UnsupportedError, "quantization"),
+        ({"quantization": "gguf"}, ConfigError, "quantization"),
+        ({"activation": "int4"}, ConfigError, "activation"),
+        ({"activation": "int8"}, ConfigError, "activation"),
+        ({"activation": "bf16"}, ConfigError, "activation"),
+        ({"kv_cache_dtype": "int8"}, UnsupportedError, "kv_cache_dtype"),
+        ({"kv_cache_memory_bytes": 1.5}, ConfigError, "kv_cache_memory_bytes"),
+        ({"max_model_len": 0}, ConfigError, "max_model_len"),
+        ({"max_model_len": "many"}, ConfigError, "max_model_len"),
+        ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
+        ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
+        ({"max_num_seqs": 70_000}, ConfigError, "max_num_seqs=70000.*from 1 to 65536"),
+        ({"max_num_seqs": None}, ConfigError, "max_num_seqs"),
+        ({"max_model_len": 1 << 29}, ConfigError, "max_model_len=536870912.*from 1 to 16777216"),
+        ({"threads": -1}, ConfigError, "threads"),
+        ({"threads": True}, ConfigError, "threads"),
+        ({"threads": 2**40}, ConfigError, "threads=.*from 1 to 1024"),
+        ({"isa": 5}, ConfigError, "isa=5"),
+        ({"seed": 2**64}, ConfigError, "seed=.*from 0 to"),
+        ({"isa": "sse9"}, LLMAccelError, "sse9"),
+        ({"seed": -1}, ConfigError, "seed"),
+        ({"load_format": "pickle"}, ConfigError, "load_format"),
+        ({"generation_config": 5}, ConfigError, "generation_config"),
+        ({"hf_overrides": [1]}, ConfigError, "hf_overrides"),
+        ({"hf_overrides": {"architectures": ["Nope"]}}, UnsupportedError, "Nope"),
+        ({"fast_math": True}, UnsupportedError, "fast_math"),
+        ({"revision": "main"}, ConfigError, "revision"),
+        ({"tokenizer": 5}, ConfigError, "tokenizer"),
+        ({"tokenizer": "/nowhere/at/all"}, LoadError, "nowhere"),
+        ({"tensor_parallel_size": 2}, UnsupportedError, "tensor_parallel_size"),
+        ({"enable_prefix_caching": True}, UnsupportedError, "enable_prefix_caching"),
+        ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
+    ],
+)
 def test_a_bad_option_names_itself(folder, options, error, name):
     with pytest.raises(error, match=name):
         LLM(str(folder), **options)
@@ -248,8 +261,9 @@ def test_environment(folder, monkeypatch):
 
 def test_silent_by_default(folder):
     code = f"from llmaccel import LLM; LLM({str(folder)!r}).generate('abc')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout == ""
     assert done.stderr == ""
 
@@ -384,9 +398,15 @@ def test_close(folder):
     llm.close()
     with pytest.raises(LLMAccelError, match="closed"):
         future.result(timeout=30)
-    calls = [lambda: llm.generate("a"), lambda: llm.chat([{"role": "user", "content": "x"}]),
-             lambda: llm.submit("a"), lambda: llm.logits("a"),
-             lambda: llm.loglikelihood(["a"], ["b"]), llm.plan, llm.report]
+    calls = [
+        lambda: llm.generate("a"),
+        lambda: llm.chat([{"role": "user", "content": "x"}]),
+        lambda: llm.submit("a"),
+        lambda: llm.logits("a"),
+        lambda: llm.loglikelihood(["a"], ["b"]),
+        llm.plan,
+        llm.report,
+    ]
     for call in calls:
         with pytest.raises(LLMAccelError, match="closed"):
             call()
@@ -438,8 +458,9 @@ def test_after_fork(folder):
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), len(llm.generate("abc", params)))
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
-                          check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.stdout.split() == ["0", "1"], done.stderr
 
 
@@ -449,8 +470,9 @@ def test_works_at_module_level_without_a_guard(folder, tmp_path):
         f"from llmaccel import LLM\nllm = LLM({str(folder)!r})\n"
         "print(len(llm.generate(['a', 'b'])))\nfuture = llm.submit('abc')\n"
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True,
-                          timeout=120, check=True)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout == "2\n"
 
 
@@ -458,8 +480,11 @@ def test_engines_share_a_backend_and_take_turns(folder):
     with LLM(str(folder)) as a, LLM(str(folder)) as b:
         assert a._backend is b._backend
         expected = only(a.generate("abc", GREEDY)).text
-        futures = list(itertools.chain.from_iterable(
-            (a.submit("abc", GREEDY), b.submit("abc", GREEDY)) for _ in range(6)))
+        futures = list(
+            itertools.chain.from_iterable(
+                (a.submit("abc", GREEDY), b.submit("abc", GREEDY)) for _ in range(6)
+            )
+        )
         assert {f.result().outputs[0].text for f in futures} == {expected}
 
 

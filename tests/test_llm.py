@@ -59,8 +59,14 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_forms_of_a_prompt_agree(llm):
     ids = llm.get_tokenizer().encode("abc")
     assert ids[0] == 1
-    forms = ["abc", ids, np.array(ids, np.int64), {"prompt": "abc"}, {"prompt_token_ids": ids},
-             {"prompt": "abc", "prompt_token_ids": ids}]
+    forms = [
+        "abc",
+        ids,
+        np.array(ids, np.int64),
+        {"prompt": "abc"},
+        {"prompt_token_ids": ids},
+        {"prompt": "abc", "prompt_token_ids": ids},
+    ]
     expected = only(llm.generate("abc", GREEDY))
     assert len(expected.token_ids) == 20
     assert expected.finish_reason == "length"
@@ -88,8 +94,9 @@ def test_one_params_object_each_or_for_all(llm):
 
 def test_chat_renders_and_adds_no_second_bos(llm):
     messages = [{"role": "user", "content": "hi"}]
-    out = llm.chat(messages, GREEDY, chat_template_kwargs={"mood": "good"},
-                   tools=[{"type": "function"}])[0]
+    out = llm.chat(
+        messages, GREEDY, chat_template_kwargs={"mood": "good"}, tools=[{"type": "function"}]
+    )[0]
     assert out.prompt == "[user]hitools=1mood=good[assistant]"
     assert 1 not in out.prompt_token_ids
     two = llm.chat([messages, messages], GREEDY)
@@ -104,8 +111,9 @@ def test_truncate_prompt_tokens(llm):
     out = llm.generate(ids, SamplingParams(max_tokens=1, truncate_prompt_tokens=7))[0]
     assert out.prompt_token_ids == ids[-7:]
     too_long = [5] * 1500
-    out = llm.generate(too_long, SamplingParams(max_tokens=5, truncate_prompt_tokens=-1,
-                                                ignore_eos=True))[0]
+    out = llm.generate(
+        too_long, SamplingParams(max_tokens=5, truncate_prompt_tokens=-1, ignore_eos=True)
+    )[0]
     assert len(out.prompt_token_ids) == 1023
     assert len(out.outputs[0].token_ids) == 1
 
@@ -130,7 +138,8 @@ def test_greedy_is_the_argmax_of_the_logits(llm):
         assert [logprob.rank for logprob in entry.values()] == [1, 2, 3]
         assert out.outputs[0].logprob_array[i] == pytest.approx(row[token], abs=1e-4)
     assert out.outputs[0].cumulative_logprob == pytest.approx(
-        out.outputs[0].logprob_array.sum(), abs=1e-3)
+        out.outputs[0].logprob_array.sum(), abs=1e-3
+    )
 
 
 def test_prompt_logprobs(llm):
@@ -178,8 +187,11 @@ def test_stop_strings(llm):
     out = only(llm.generate("abc", SamplingParams(stop=stop, **greedy)))
     assert (out.text, out.finish_reason, out.stop_reason) == (whole[:at], "stop", stop)
     assert len(out.token_ids) == at + 3
-    kept = only(llm.generate("abc", SamplingParams(
-        stop=[stop, "zz"], include_stop_str_in_output=True, **greedy)))
+    kept = only(
+        llm.generate(
+            "abc", SamplingParams(stop=[stop, "zz"], include_stop_str_in_output=True, **greedy)
+        )
+    )
     assert kept.text == whole[: at + 3]
     later = only(llm.generate("abc", SamplingParams(min_tokens=20, stop=stop, **greedy)))
     assert later.text == whole
@@ -191,8 +203,11 @@ def test_stop_ids(llm):
     whole = only(llm.generate("abc", GREEDY))
     token = whole.token_ids[5]
     at = whole.token_ids.index(token)
-    out = only(llm.generate("abc", SamplingParams(temperature=0, max_tokens=20,
-                                                  stop_token_ids=[token], **COMMON)))
+    out = only(
+        llm.generate(
+            "abc", SamplingParams(temperature=0, max_tokens=20, stop_token_ids=[token], **COMMON)
+        )
+    )
     assert out.token_ids == whole.token_ids[: at + 1]
     assert (out.text, out.finish_reason, out.stop_reason) == (whole.text[:at], "stop", token)
     # Biased so that the model's own end comes first.
@@ -242,8 +257,9 @@ def test_max_tokens_none_fills_the_context(folder):
 
 @pytest.mark.parametrize("stop", [None, ["d e", "zz"]])
 def test_chunks_add_up_to_the_whole(llm, stop):
-    params = SamplingParams(temperature=0.8, seed=3, n=2, max_tokens=40, stop=stop, logprobs=1,
-                            **COMMON)
+    params = SamplingParams(
+        temperature=0.8, seed=3, n=2, max_tokens=40, stop=stop, logprobs=1, **COMMON
+    )
     prompts = ["abc", "hello there", "x"]
     whole = llm.generate(prompts, params)
     texts, tokens, scores, reasons = {}, {}, {}, {}

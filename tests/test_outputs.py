@@ -183,7 +183,9 @@ def test_branches_are_told_apart_and_errors_are_raised():
     event(request, EVENT_FINISH, branch=1, reason=LENGTH)
     chunk = request.snapshot(RequestOutputKind.DELTA)
     assert [(o.index, o.text, o.finish_reason) for o in chunk.outputs] == [
-        (0, "a", None), (1, "b", "length")]
+        (0, "a", None),
+        (1, "b", "length"),
+    ]
     assert not chunk.finished
     event(request, EVENT_FINISH, branch=0, reason=3)
     outputs = request.output().outputs

@@ -14,31 +14,89 @@ from llmaccel.params import engine_fields, score_fields
 
 HEADER = Path(__file__).resolve().parents[1] / "csrc" / "llmaccel.h"
 # Names of la_sampling that are not the dataclass's: what they are made of.
-RENAMED = {"stop_ids": "stop_token_ids", "bias_ids": "logit_bias", "bias": "logit_bias",
-           "allowed": "allowed_token_ids", "bad": "bad_words"}
+RENAMED = {
+    "stop_ids": "stop_token_ids",
+    "bias_ids": "logit_bias",
+    "bias": "logit_bias",
+    "allowed": "allowed_token_ids",
+    "bad": "bad_words",
+}
 # Fields of the dataclass that never reach the engine.
-TEXT_ONLY = {"n", "stop", "include_stop_str_in_output", "ignore_eos", "detokenize",
-             "skip_special_tokens", "spaces_between_special_tokens", "truncate_prompt_tokens",
-             "output_kind"}
+TEXT_ONLY = {
+    "n",
+    "stop",
+    "include_stop_str_in_output",
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "truncate_prompt_tokens",
+    "output_kind",
+}
 
 BAD = [
-    ("n", 0), ("n", -1), ("n", 1.5), ("n", True), ("n", 10**6),
-    ("presence_penalty", 2.5), ("presence_penalty", float("nan")), ("frequency_penalty", -2.1),
-    ("frequency_penalty", "1"), ("repetition_penalty", 0.0), ("repetition_penalty", -1.0),
-    ("repetition_penalty", float("inf")), ("temperature", -0.1), ("temperature", float("nan")),
-    ("temperature", float("inf")), ("temperature", None), ("temperature", [1.0]),
-    ("top_p", 0.0), ("top_p", 1.1), ("top_p", float("nan")), ("top_k", -2), ("top_k", 2.0),
-    ("min_p", -0.1), ("min_p", 1.1), ("seed", -2), ("seed", 2**64), ("seed", "x"), ("seed", 1.0),
-    ("stop", ""), ("stop", ["a", ""]), ("stop", 3), ("stop", [3]), ("stop_token_ids", [-1]),
-    ("stop_token_ids", "abc"), ("stop_token_ids", 5), ("stop_token_ids", [1.0]),
-    ("bad_words", [""]), ("bad_words", [1]), ("include_stop_str_in_output", 1),
-    ("ignore_eos", None), ("detokenize", "yes"), ("skip_special_tokens", 0),
-    ("spaces_between_special_tokens", 2), ("max_tokens", 0), ("max_tokens", -5),
-    ("max_tokens", 2.0), ("min_tokens", -1), ("min_tokens", None), ("logprobs", -2),
-    ("logprobs", True), ("prompt_logprobs", -2), ("prompt_logprobs", 1.5), ("logit_bias", [1]),
-    ("logit_bias", {-1: 1.0}), ("logit_bias", {1: float("nan")}), ("logit_bias", {"x": 1.0}),
-    ("logit_bias", {1: None}), ("allowed_token_ids", []), ("allowed_token_ids", [-3]),
-    ("truncate_prompt_tokens", 0), ("truncate_prompt_tokens", -2), ("output_kind", 7),
+    ("n", 0),
+    ("n", -1),
+    ("n", 1.5),
+    ("n", True),
+    ("n", 10**6),
+    ("presence_penalty", 2.5),
+    ("presence_penalty", float("nan")),
+    ("frequency_penalty", -2.1),
+    ("frequency_penalty", "1"),
+    ("repetition_penalty", 0.0),
+    ("repetition_penalty", -1.0),
+    ("repetition_penalty", float("inf")),
+    ("temperature", -0.1),
+    ("temperature", float("nan")),
+    ("temperature", float("inf")),
+    ("temperature", None),
+    ("temperature", [1.0]),
+    ("top_p", 0.0),
+    ("top_p", 1.1),
+    ("top_p", float("nan")),
+    ("top_k", -2),
+    ("top_k", 2.0),
+    ("min_p", -0.1),
+    ("min_p", 1.1),
+    ("seed", -2),
+    ("seed", 2**64),
+    ("seed", "x"),
+    ("seed", 1.0),
+    ("stop", ""),
+    ("stop", ["a", ""]),
+    ("stop", 3),
+    ("stop", [3]),
+    ("stop_token_ids", [-1]),
+    ("stop_token_ids", "abc"),
+    ("stop_token_ids", 5),
+    ("stop_token_ids", [1.0]),
+    ("bad_words", [""]),
+    ("bad_words", [1]),
+    ("include_stop_str_in_output", 1),
+    ("ignore_eos", None),
+    ("detokenize", "yes"),
+    ("skip_special_tokens", 0),
+    ("spaces_between_special_tokens", 2),
+    ("max_tokens", 0),
+    ("max_tokens", -5),
+    ("max_tokens", 2.0),
+    ("min_tokens", -1),
+    ("min_tokens", None),
+    ("logprobs", -2),
+    ("logprobs", True),
+    ("prompt_logprobs", -2),
+    ("prompt_logprobs", 1.5),
+    ("logit_bias", [1]),
+    ("logit_bias", {-1: 1.0}),
+    ("logit_bias", {1: float("nan")}),
+    ("logit_bias", {"x": 1.0}),
+    ("logit_bias", {1: None}),
+    ("allowed_token_ids", []),
+    ("allowed_token_ids", [-3]),
+    ("truncate_prompt_tokens", 0),
+    ("truncate_prompt_tokens", -2),
+    ("output_kind", 7),
 ]
 
 
@@ -72,8 +130,13 @@ def test_contradictions():
 
 
 def test_numpy_scalars_and_strings_are_normalised():
-    p = SamplingParams(temperature=np.float32(0.5), top_k=np.int64(4), stop="END",
-                       stop_token_ids=np.array([5, 6]), logit_bias={"7": 1})
+    p = SamplingParams(
+        temperature=np.float32(0.5),
+        top_k=np.int64(4),
+        stop="END",
+        stop_token_ids=np.array([5, 6]),
+        logit_bias={"7": 1},
+    )
     assert (p.temperature, p.top_k, p.stop, p.stop_token_ids) == (0.5, 4, ["END"], [5, 6])
     assert type(p.top_k) is int
     assert p.logit_bias == {7: 1.0}
@@ -96,8 +159,17 @@ def fields_of(params, **options):
 
 
 def test_engine_fields():
-    f = fields_of(SamplingParams(temperature=1e-5, top_k=-1, logprobs=-1, prompt_logprobs=500,
-                                 stop_token_ids=[3], logit_bias={4: 2.0}), stop_ids={1, 2})
+    f = fields_of(
+        SamplingParams(
+            temperature=1e-5,
+            top_k=-1,
+            logprobs=-1,
+            prompt_logprobs=500,
+            stop_token_ids=[3],
+            logit_bias={4: 2.0},
+        ),
+        stop_ids={1, 2},
+    )
     assert f["temperature"] == pytest.approx(0.01)  # vLLM's floor
     assert (f["top_k"], f["logprobs"], f["prompt_logprobs"]) == (0, 100, 100)
     assert f["stop_ids"] == [1, 2, 3]
@@ -113,15 +185,20 @@ def struct_fields() -> dict[str, str]:
     """name: C type of the members of la_sampling, in order."""
     text = re.sub(r"/\*.*?\*/", "", HEADER.read_text(), flags=re.S)
     body = re.search(r"typedef struct la_sampling \{(.*?)\} la_sampling;", text, re.S).group(1)
-    return {name: kind.strip() for kind, name in
-            re.findall(r"([\w\s]+?[\s*]+)(\w+)\s*;", body)}
+    return {name: kind.strip() for kind, name in re.findall(r"([\w\s]+?[\s*]+)(\w+)\s*;", body)}
 
 
 def test_table_struct_and_dataclass_agree():
     struct = struct_fields()
     table = _core.sampling_fields()
-    kinds = {"float": "float", "int": "int", "uint64": "uint64_t", "ids": "const int32_t *",
-             "floats": "const float *", "id_lists": "const int32_t *"}
+    kinds = {
+        "float": "float",
+        "int": "int",
+        "uint64": "uint64_t",
+        "ids": "const int32_t *",
+        "floats": "const float *",
+        "id_lists": "const int32_t *",
+    }
     for name, kind, _ in table:
         assert struct[name] == kinds[kind], name
     lengths = {"n_stop", "n_bias", "n_allowed", "n_bad", "bad_len"}
@@ -146,8 +223,14 @@ def test_the_core_refuses_other_mappings(tmp_path):
         missing = {k: v for k, v in fields.items() if k != "top_p"}
         with pytest.raises(RequestError, match="top_p"):
             engine.add([1, 2], missing)
-        for bad in ({"temperature": "hot"}, {"seed": -1}, {"top_k": 2**40}, {"stop_ids": ["x"]},
-                    {"bad": [[1], ["x"]]}, {"bias": [1.0]}):
+        for bad in (
+            {"temperature": "hot"},
+            {"seed": -1},
+            {"top_k": 2**40},
+            {"stop_ids": ["x"]},
+            {"bad": [[1], ["x"]]},
+            {"bias": [1.0]},
+        ):
             with pytest.raises(RequestError, match=next(iter(bad))):
                 engine.add([1, 2], {**fields, **bad})
         with pytest.raises(ConfigError, match="max_seqs"):

@@ -37,21 +37,36 @@ def changed(**values):
 
 # prompt, what the message names
 BAD_PROMPTS = [
-    (None, "NoneType"), (3, "int"), (2.5, "float"), (b"bytes", "bytes"),
+    (None, "NoneType"),
+    (3, "int"),
+    (2.5, "float"),
+    (b"bytes", "bytes"),
     (["ok", 3], r"prompts\[1\]"),
-    ([[1, 2], []], r"prompts\[1\]: empty"), ({"prompt_token_ids": []}, "prompt|empty"),
-    ([1, -1], "-1"), ([1, letters.VOCAB], "vocabulary of 301"), ([[5], [2**40]], r"prompts\[1\]"),
-    ([[1, 2.5]], "token id"), ([[1, "x"]], "token id"), ([[True, 2]], "token id"),
-    ([[1, None]], "token id"), ([[[1], [2]]], "token id"),
+    ([[1, 2], []], r"prompts\[1\]: empty"),
+    ({"prompt_token_ids": []}, "prompt|empty"),
+    ([1, -1], "-1"),
+    ([1, letters.VOCAB], "vocabulary of 301"),
+    ([[5], [2**40]], r"prompts\[1\]"),
+    ([[1, 2.5]], "token id"),
+    ([[1, "x"]], "token id"),
+    ([[True, 2]], "token id"),
+    ([[1, None]], "token id"),
+    ([[[1], [2]]], "token id"),
     (np.zeros((1, 1, 1), np.int32), "ndarray"),
-    ([np.array([0.5])], "ndarray"), ([7] * 160, "160"), ([7] * 100_000, "max_model_len"),
-    ("x" * 200, "max_model_len"), ("\ud800", "surrogate"), ({}, "NoneType"),
-    ({"prompt": None}, "NoneType"), ({"prompt": 5}, "int"),
+    ([np.array([0.5])], "ndarray"),
+    ([7] * 160, "160"),
+    ([7] * 100_000, "max_model_len"),
+    ("x" * 200, "max_model_len"),
+    ("\ud800", "surrogate"),
+    ({}, "NoneType"),
+    ({"prompt": None}, "NoneType"),
+    ({"prompt": 5}, "int"),
 ]
 
 
-@pytest.mark.parametrize(("prompt", "names"), BAD_PROMPTS,
-                         ids=[repr(p)[:24] for p, _ in BAD_PROMPTS])
+@pytest.mark.parametrize(
+    ("prompt", "names"), BAD_PROMPTS, ids=[repr(p)[:24] for p, _ in BAD_PROMPTS]
+)
 def test_bad_prompts(llm, prompt, names):
     with pytest.raises(RequestError, match=names):
         llm.generate(prompt, GOOD)
@@ -63,31 +78,49 @@ def test_unknown_prompt_keys(llm):
 
 
 BAD_PARAMS = [
-    (changed(temperature=float("nan")), "temperature"), (changed(top_p=-1.0), "top_p"),
-    (changed(max_tokens=-4), "max_tokens"), (changed(n=0), "n must"),
+    (changed(temperature=float("nan")), "temperature"),
+    (changed(top_p=-1.0), "top_p"),
+    (changed(max_tokens=-4), "max_tokens"),
+    (changed(n=0), "n must"),
     (changed(stop_token_ids=[10**6]), "stop_token_ids"),
     (changed(stop_token_ids=["x"]), "stop_token"),
     (changed(allowed_token_ids=[letters.VOCAB]), "allowed_token_ids"),
     (changed(logit_bias={letters.VOCAB: 1.0}), "logit_bias"),
-    (changed(logit_bias={1: float("inf")}), "logit_bias"), (changed(logprobs=-7), "logprobs"),
-    (changed(seed=-9), "seed"), (changed(detokenize=False, stop=["x"]), "detokenize"),
+    (changed(logit_bias={1: float("inf")}), "logit_bias"),
+    (changed(logprobs=-7), "logprobs"),
+    (changed(seed=-9), "seed"),
+    (changed(detokenize=False, stop=["x"]), "detokenize"),
     (changed(allowed_token_ids=[100], min_tokens=3, stop_token_ids=[100]), "allowed"),
-    ({"temperature": 0}, "sampling_params"), (0, "sampling_params"), ("greedy", "sampling_params"),
-    ([GOOD, GOOD], "sampling_params"), ([None, 3], "sampling_params"),
+    ({"temperature": 0}, "sampling_params"),
+    (0, "sampling_params"),
+    ("greedy", "sampling_params"),
+    ([GOOD, GOOD], "sampling_params"),
+    ([None, 3], "sampling_params"),
 ]
 
 
-@pytest.mark.parametrize(("params", "names"), BAD_PARAMS,
-                         ids=[f"{i}-{names}" for i, (_, names) in enumerate(BAD_PARAMS)])
+@pytest.mark.parametrize(
+    ("params", "names"), BAD_PARAMS, ids=[f"{i}-{names}" for i, (_, names) in enumerate(BAD_PARAMS)]
+)
 def test_bad_parameters(llm, params, names):
     with pytest.raises(RequestError, match=names):
         llm.generate("abc", params)
 
 
-@pytest.mark.parametrize("options", [
-    {"timeout": -1}, {"timeout": 0}, {"timeout": float("nan")}, {"timeout": "1"}, {"timeout": True},
-    {"priority": 2**31}, {"priority": 1.5}, {"priority": [1, 2]}, {"priority": "high"},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout": -1},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"timeout": "1"},
+        {"timeout": True},
+        {"priority": 2**31},
+        {"priority": 1.5},
+        {"priority": [1, 2]},
+        {"priority": "high"},
+    ],
+)
 def test_bad_options(llm, options):
     with pytest.raises(RequestError, match=next(iter(options))):
         llm.generate("abc", GOOD, **options)
@@ -147,18 +180,24 @@ def random_params(rng: random.Random) -> SamplingParams:
     """Mostly in range; about a third somewhere outside."""
     nasty = [float("nan"), -1, None, 2**70, "x", float("inf"), [], {}]
     values = {
-        "n": rng.choice([1, 1, 2, 3]), "temperature": rng.choice([0.0, 0.5, 1.0, 3.0]),
-        "top_p": rng.choice([1.0, 0.5, 0.01]), "top_k": rng.choice([0, 1, 5, 1000]),
-        "min_p": rng.choice([0.0, 0.5]), "seed": rng.choice([None, 1, 2**63]),
-        "max_tokens": rng.choice([1, 3, 9, None]), "logprobs": rng.choice([None, 0, 3, -1]),
+        "n": rng.choice([1, 1, 2, 3]),
+        "temperature": rng.choice([0.0, 0.5, 1.0, 3.0]),
+        "top_p": rng.choice([1.0, 0.5, 0.01]),
+        "top_k": rng.choice([0, 1, 5, 1000]),
+        "min_p": rng.choice([0.0, 0.5]),
+        "seed": rng.choice([None, 1, 2**63]),
+        "max_tokens": rng.choice([1, 3, 9, None]),
+        "logprobs": rng.choice([None, 0, 3, -1]),
         "prompt_logprobs": rng.choice([None, None, 0, 2]),
-        "repetition_penalty": rng.choice([1.0, 1.3]), "presence_penalty": rng.choice([0.0, 1.5]),
+        "repetition_penalty": rng.choice([1.0, 1.3]),
+        "presence_penalty": rng.choice([0.0, 1.5]),
         "stop": rng.choice([None, None, "a", ["b c", "zzz"]]),
         "bad_words": rng.choice([None, ["ab"], ["c", "dd"]]),
         "logit_bias": rng.choice([None, {5: 3.0}, {2: -100.0}]),
         "allowed_token_ids": rng.choice([None, letters.LETTERS, [2]]),
         "stop_token_ids": rng.choice([None, [7], [letters.VOCAB + 5]]),
-        "min_tokens": rng.choice([0, 0, 1]), "ignore_eos": rng.choice([True, False]),
+        "min_tokens": rng.choice([0, 0, 1]),
+        "ignore_eos": rng.choice([True, False]),
     }
     if rng.random() < 0.3:
         values[rng.choice(list(values))] = rng.choice(nasty)

@@ -16,9 +16,19 @@ from llmaccel.models.checkpoint import BLOCKS, RawTensor
 from llmaccel.models.safetensors import open_safetensors
 
 NUMPY_TYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I8": np.int8, "I16": np.int16,
-    "I32": np.int32, "I64": np.int64, "U8": np.uint8, "U16": np.uint16, "U32": np.uint32,
-    "U64": np.uint64, "BOOL": np.bool_, "C64": np.complex64,
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I8": np.int8,
+    "I16": np.int16,
+    "I32": np.int32,
+    "I64": np.int64,
+    "U8": np.uint8,
+    "U16": np.uint16,
+    "U32": np.uint32,
+    "U64": np.uint64,
+    "BOOL": np.bool_,
+    "C64": np.complex64,
 }
 
 
@@ -77,9 +87,14 @@ def test_torch_round_trip(tmp_path):
     oracle = pytest.importorskip("safetensors.torch")
     values = torch.randn(6, 4, generator=torch.Generator().manual_seed(2)) * 3
     kinds = {
-        "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-        "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-        "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+        "BF16": torch.bfloat16,
+        "F16": torch.float16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+        "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
     }
     tensors = {dtype: values.to(kind) for dtype, kind in kinds.items()}
     oracle.save_file(tensors, tmp_path / "model.safetensors")
@@ -174,13 +189,18 @@ def write_shards(folder: Path) -> dict[str, np.ndarray]:
 
 
 def write_index(folder: Path, weight_map: object, **more: object) -> None:
-    text = json.dumps({"metadata": {"total_size": 48, "x": [1, {"y": None}]}, **more,
-                       "weight_map": weight_map})
+    text = json.dumps(
+        {"metadata": {"total_size": 48, "x": [1, {"y": None}]}, **more, "weight_map": weight_map}
+    )
     (folder / "model.safetensors.index.json").write_text(text)
 
 
-GOOD_MAP = {"t0": "a.safetensors", "t1": "a.safetensors", "t2": "b.safetensors",
-            "t3": "b.safetensors"}
+GOOD_MAP = {
+    "t0": "a.safetensors",
+    "t1": "a.safetensors",
+    "t2": "b.safetensors",
+    "t3": "b.safetensors",
+}
 
 
 def test_sharded_folder(tmp_path):
@@ -203,10 +223,19 @@ def test_a_tensor_in_two_files_without_index(tmp_path):
         open_safetensors(tmp_path)
 
 
-@pytest.mark.parametrize("shard", [
-    "../a.safetensors", "/etc/a.safetensors", "sub/a.safetensors", "a.safetensors\0", "..",
-    "..\\a.safetensors", "", "a.bin",
-])
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../a.safetensors",
+        "/etc/a.safetensors",
+        "sub/a.safetensors",
+        "a.safetensors\0",
+        "..",
+        "..\\a.safetensors",
+        "",
+        "a.bin",
+    ],
+)
 def test_index_cannot_leave_its_folder(tmp_path, shard):
     write_shards(tmp_path)
     write_index(tmp_path, GOOD_MAP | {"t1": shard})
@@ -265,58 +294,95 @@ def test_wrong_lengths(tmp_path):
     assert "data_offsets [0, 4] are outside the 3 data bytes" in refused(tmp_path, good[:-1])
     assert "the tensors cover 4 of 5 data bytes" in refused(tmp_path, good + b"5")
     assert "says it has 18446744073709551615 bytes; the limit is 100000000" in refused(
-        tmp_path, b"\xff" * 8 + good[8:])
+        tmp_path, b"\xff" * 8 + good[8:]
+    )
     assert "says it has 99999999 bytes, the file has" in refused(
-        tmp_path, struct.pack("<Q", 99_999_999) + good[8:])
+        tmp_path, struct.pack("<Q", 99_999_999) + good[8:]
+    )
 
 
 A = '"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]}'
 
 
-@pytest.mark.parametrize(("header", "problem"), [
-    ("", "does not start with '{'"),
-    (" {" + A + "}", "does not start with '{'"),
-    ("[]", "does not start with '{'"),
-    ("{" + A, "found the end"),
-    ("{" + A + "} x", "text after the closing brace"),
-    ("{" + A + "," + A + "}", "key 'a' is repeated"),
-    ("{" + A + ",}", "expected '\"', found '}'"),
-    ('{"a":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}}', "'dtype' is repeated"),
-    ('{"a":{"dtype":"U8","shape":[4]}}', "tensor 'a': missing data_offsets"),
-    ('{"a":{}}', "tensor 'a': missing dtype and shape and data_offsets"),
-    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":1}}', "unknown field 'x'"),
-    ('{"a":{"dtype":"Q4_0","shape":[32],"data_offsets":[0,18]}}', "unknown dtype 'Q4_0'"),
-    ('{"a":{"dtype":8,"shape":[4],"data_offsets":[0,4]}}', "expected '\"', found '8'"),
-    ('{"a":{"dtype":"U8","shape":4,"data_offsets":[0,4]}}', "expected '[', found '4'"),
-    ('{"a":{"dtype":"U8","shape":[4.0],"data_offsets":[0,4]}}', "expected a non-negative integer"),
-    ('{"a":{"dtype":"U8","shape":[4e0],"data_offsets":[0,4]}}', "expected a non-negative integer"),
-    ('{"a":{"dtype":"U8","shape":[-4],"data_offsets":[0,4]}}', "expected a non-negative integer"),
-    ('{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,4]}}', "expected a non-negative integer"),
-    ('{"a":{"dtype":"U8","shape":[04],"data_offsets":[0,4]}}', "expected ']', found '4'"),
-    ('{"a":{"dtype":"U8","shape":[' + "9" * 5000 + '],"data_offsets":[0,4]}}', "of 5000 digits"),
-    ('{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}}', "more than 8"),
-    ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,4]}}', "U8 [3] needs 3 bytes"),
-    ('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}', "F32 [4] needs 16 bytes"),
-    ('{"a":{"dtype":"F4","shape":[7],"data_offsets":[0,4]}}', "7 elements are no multiple"),
-    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0]}}', "[0] are not [begin, end]"),
-    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,2,4]}}', "a list of more than 2"),
-    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}}', "[4, 0] are outside"),
-    ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}', "[4, 8] are outside the 4"),
-    ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}', "'a' leaves a hole: it starts at"),
-    ('{"__metadata__":{"a":1},' + A + "}", "expected '\"', found '1'"),
-    ('{"__metadata__":null,' + A + "}", "expected '{', found 'n'"),
-    ('{"\\ud800":{}}', "half of a surrogate pair"),
-    ('{"a\n":{}}', "Invalid control character"),
-    ("{" + A + ',"b":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}', "'b' overlaps the tensor"),
-    (b'{"\xff":1}', "header is not UTF-8 (byte 2)"),
-])
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ("", "does not start with '{'"),
+        (" {" + A + "}", "does not start with '{'"),
+        ("[]", "does not start with '{'"),
+        ("{" + A, "found the end"),
+        ("{" + A + "} x", "text after the closing brace"),
+        ("{" + A + "," + A + "}", "key 'a' is repeated"),
+        ("{" + A + ",}", "expected '\"', found '}'"),
+        (
+            '{"a":{"dtype":"U8","dtype":"U8","shape":[4],"data_offsets":[0,4]}}',
+            "'dtype' is repeated",
+        ),
+        ('{"a":{"dtype":"U8","shape":[4]}}', "tensor 'a': missing data_offsets"),
+        ('{"a":{}}', "tensor 'a': missing dtype and shape and data_offsets"),
+        ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4],"x":1}}', "unknown field 'x'"),
+        ('{"a":{"dtype":"Q4_0","shape":[32],"data_offsets":[0,18]}}', "unknown dtype 'Q4_0'"),
+        ('{"a":{"dtype":8,"shape":[4],"data_offsets":[0,4]}}', "expected '\"', found '8'"),
+        ('{"a":{"dtype":"U8","shape":4,"data_offsets":[0,4]}}', "expected '[', found '4'"),
+        (
+            '{"a":{"dtype":"U8","shape":[4.0],"data_offsets":[0,4]}}',
+            "expected a non-negative integer",
+        ),
+        (
+            '{"a":{"dtype":"U8","shape":[4e0],"data_offsets":[0,4]}}',
+            "expected a non-negative integer",
+        ),
+        (
+            '{"a":{"dtype":"U8","shape":[-4],"data_offsets":[0,4]}}',
+            "expected a non-negative integer",
+        ),
+        (
+            '{"a":{"dtype":"U8","shape":[true],"data_offsets":[0,4]}}',
+            "expected a non-negative integer",
+        ),
+        ('{"a":{"dtype":"U8","shape":[04],"data_offsets":[0,4]}}', "expected ']', found '4'"),
+        (
+            '{"a":{"dtype":"U8","shape":[' + "9" * 5000 + '],"data_offsets":[0,4]}}',
+            "of 5000 digits",
+        ),
+        ('{"a":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,4]}}', "more than 8"),
+        ('{"a":{"dtype":"U8","shape":[3],"data_offsets":[0,4]}}', "U8 [3] needs 3 bytes"),
+        ('{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}', "F32 [4] needs 16 bytes"),
+        ('{"a":{"dtype":"F4","shape":[7],"data_offsets":[0,4]}}', "7 elements are no multiple"),
+        ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0]}}', "[0] are not [begin, end]"),
+        ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[0,2,4]}}', "a list of more than 2"),
+        ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}}', "[4, 0] are outside"),
+        ('{"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}}', "[4, 8] are outside the 4"),
+        (
+            '{"a":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}',
+            "'a' leaves a hole: it starts at",
+        ),
+        ('{"__metadata__":{"a":1},' + A + "}", "expected '\"', found '1'"),
+        ('{"__metadata__":null,' + A + "}", "expected '{', found 'n'"),
+        ('{"\\ud800":{}}', "half of a surrogate pair"),
+        ('{"a\n":{}}', "Invalid control character"),
+        (
+            "{" + A + ',"b":{"dtype":"U8","shape":[3],"data_offsets":[1,4]}}',
+            "'b' overlaps the tensor",
+        ),
+        (b'{"\xff":1}', "header is not UTF-8 (byte 2)"),
+    ],
+)
 def test_wrong_headers(tmp_path, header, problem):
     assert problem in refused(tmp_path, file_bytes(header, b"1234"))
 
 
-@pytest.mark.parametrize("shape", [
-    [2**63], [2**32, 2**32], [0, 2**62, 2**62], [2**64 - 1] * 8, [2**61, 2], [18446744073709551617],
-])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        [2**63],
+        [2**32, 2**32],
+        [0, 2**62, 2**62],
+        [2**64 - 1] * 8,
+        [2**61, 2],
+        [18446744073709551617],
+    ],
+)
 def test_shapes_that_overflow(tmp_path, shape):
     message = refused(tmp_path, file_bytes({"big": entry("F32", shape, 0, 0)}))
     assert f"tensor 'big': shape {shape} overflows" in message
@@ -329,10 +395,12 @@ def test_long_names_are_cut_in_messages(tmp_path):
 
 
 def test_space_and_order_are_free(tmp_path):
-    header = ('{ "b" : {"data_offsets" :[ 4 , 6 ] ,"shape":[ ],\n"dtype":"I16"},\t'
-              '"__metadata__":{"caf\\u00e9":"\u00fc"}, "a":{"shape":[4,0],"dtype":"F32",'
-              '"data_offsets":[4,4]}, '
-              '"\\u0063":{"dtype":"U8","data_offsets":[0,4],"shape":[2,2]}}   ')
+    header = (
+        '{ "b" : {"data_offsets" :[ 4 , 6 ] ,"shape":[ ],\n"dtype":"I16"},\t'
+        '"__metadata__":{"caf\\u00e9":"\u00fc"}, "a":{"shape":[4,0],"dtype":"F32",'
+        '"data_offsets":[4,4]}, '
+        '"\\u0063":{"dtype":"U8","data_offsets":[0,4],"shape":[2,2]}}   '
+    )
     (tmp_path / "model.safetensors").write_bytes(file_bytes(header, b"\1\2\3\4\5\0"))
     opened = open_safetensors(tmp_path)
     assert opened.names() == ["b", "a", "c"]
@@ -341,9 +409,19 @@ def test_space_and_order_are_free(tmp_path):
     assert opened["c"].numpy().tolist() == [[1, 2], [3, 4]]
 
 
-@pytest.mark.parametrize("filler", [
-    b"[],", b'"a":{},', b'{"', b'"a",', b"[", b"9", b" ", b'"\\u00e9',
-])
+@pytest.mark.parametrize(
+    "filler",
+    [
+        b"[],",
+        b'"a":{},',
+        b'{"',
+        b'"a",',
+        b"[",
+        b"9",
+        b" ",
+        b'"\\u00e9',
+    ],
+)
 def test_hostile_headers_cost_no_memory(tmp_path, filler):
     size = 2_000_000
     path = tmp_path / "bad.safetensors"

@@ -59,18 +59,37 @@ class Machine:
         self.memory: list[list[str | None]] = [[None] * PAGE for _ in range(n_pages)]
         self.step_tokens: list[int] = []
 
-    def add(self, n_prompt: int, *, n_branches: int = 1, n_suffix: int = 0, n_new: int = 1,
-            priority: int = 0, score: bool = False, forced_cost: int = 0,
-            sample_cost: int = 0) -> int:
-        number = self.core.add(n_prompt, n_branches=n_branches, n_suffix=n_suffix, n_new=n_new,
-                               priority=priority, score=score, forced_cost=forced_cost,
-                               sample_cost=sample_cost)
+    def add(
+        self,
+        n_prompt: int,
+        *,
+        n_branches: int = 1,
+        n_suffix: int = 0,
+        n_new: int = 1,
+        priority: int = 0,
+        score: bool = False,
+        forced_cost: int = 0,
+        sample_cost: int = 0,
+    ) -> int:
+        number = self.core.add(
+            n_prompt,
+            n_branches=n_branches,
+            n_suffix=n_suffix,
+            n_new=n_new,
+            priority=priority,
+            score=score,
+            forced_cost=forced_cost,
+            sample_cost=sample_cost,
+        )
         assert number == len(self.jobs)
         prompt = [f"{number}:{i}" for i in range(n_prompt)]
-        branches = [Branch(prompt + [f"{number}.{b}:{n_prompt + i}" for i in range(n_suffix)],
-                           n_new) for b in range(n_branches)]
-        self.jobs.append(Job(n_prompt, n_suffix, n_new, priority, score, forced_cost, sample_cost,
-                             branches))
+        branches = [
+            Branch(prompt + [f"{number}.{b}:{n_prompt + i}" for i in range(n_suffix)], n_new)
+            for b in range(n_branches)
+        ]
+        self.jobs.append(
+            Job(n_prompt, n_suffix, n_new, priority, score, forced_cost, sample_cost, branches)
+        )
         return number
 
     def cancel(self, number: int, branch: int) -> None:
@@ -79,8 +98,12 @@ class Machine:
         assert self.core.state(number, branch)["pages"] == []
 
     def live(self) -> list[tuple[int, int]]:
-        return [(j, b) for j, job in enumerate(self.jobs)
-                for b, branch in enumerate(job.branches) if not branch.ended]
+        return [
+            (j, b)
+            for j, job in enumerate(self.jobs)
+            for b, branch in enumerate(job.branches)
+            if not branch.ended
+        ]
 
     def rank(self, number: int, branch: int) -> tuple[int, int, int]:
         return self.jobs[number].priority, number, branch
@@ -122,8 +145,9 @@ class Machine:
             assert first + n <= self.n_todo(number, b)
             assert len(pages) * PAGE >= first + n
             rows = range(max(first, first_row), first + n)
-            entries += sum(job.forced_cost if pos < job.n_forced - 1 else job.sample_cost
-                           for pos in rows)
+            entries += sum(
+                job.forced_cost if pos < job.n_forced - 1 else job.sample_cost for pos in rows
+            )
         assert entries <= self.max_entries
         if self.live():
             assert plan, "somebody can always advance"
@@ -152,8 +176,12 @@ class Machine:
             branch.n_drawn += 1
         if branch.n_drawn == job.n_new:
             branch.ended = True
-            assert branch.scored[-1:] == [job.n_forced - 1] or job.n_suffix + job.score == 0 \
-                or job.n_forced == 1 or (b > 0 and job.n_suffix == 0)
+            assert (
+                branch.scored[-1:] == [job.n_forced - 1]
+                or job.n_suffix + job.score == 0
+                or job.n_forced == 1
+                or (b > 0 and job.n_suffix == 0)
+            )
             self.core.finish(number, b)
         else:
             self.core.extend(number, b)
@@ -409,21 +437,27 @@ def test_refuses_what_can_never_fit() -> None:
 
 # ---- everything at once --------------------------------------------------------------------------
 
-requests = st.fixed_dictionaries({
-    "n_prompt": st.one_of(st.integers(1, 12), st.integers(60, 70), st.integers(1, 200)),
-    "n_branches": st.sampled_from([1, 1, 1, 2, 3, 6]),
-    "n_suffix": st.sampled_from([0, 0, 1, 2, 70]),
-    "n_new": st.one_of(st.integers(0, 4), st.integers(50, 80)),
-    "priority": st.integers(-1, 1),
-    "score": st.booleans(),
-    "forced_cost": st.sampled_from([0, 0, 1, 5]),
-    "sample_cost": st.sampled_from([0, 0, 1, 5]),
-})
+requests = st.fixed_dictionaries(
+    {
+        "n_prompt": st.one_of(st.integers(1, 12), st.integers(60, 70), st.integers(1, 200)),
+        "n_branches": st.sampled_from([1, 1, 1, 2, 3, 6]),
+        "n_suffix": st.sampled_from([0, 0, 1, 2, 70]),
+        "n_new": st.one_of(st.integers(0, 4), st.integers(50, 80)),
+        "priority": st.integers(-1, 1),
+        "score": st.booleans(),
+        "forced_cost": st.sampled_from([0, 0, 1, 5]),
+        "sample_cost": st.sampled_from([0, 0, 1, 5]),
+    }
+)
 
 
-machines = st.builds(Machine, n_pages=st.integers(1, 12), max_seqs=st.integers(1, 5),
-                     budget=st.sampled_from([1, 2, 7, 16, 64, 300]),
-                     max_entries=st.sampled_from([5, 17, 1000]))
+machines = st.builds(
+    Machine,
+    n_pages=st.integers(1, 12),
+    max_seqs=st.integers(1, 5),
+    budget=st.sampled_from([1, 2, 7, 16, 64, 300]),
+    max_entries=st.sampled_from([5, 17, 1000]),
+)
 
 
 @settings(max_examples=120, deadline=None)

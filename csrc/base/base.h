@@ -19,12 +19,12 @@
 la_status la_fail(la_status st, const char *fmt, ...) LA_PRINTF(2, 3);
 
 /* Runs x; on failure leaves through the label `done:` with st set. */
-#define LA_TRY(x)            \
-    do {                     \
-        st = (x);            \
-        if (st != LA_OK) {   \
-            goto done;       \
-        }                    \
+#define LA_TRY(x)          \
+    do {                   \
+        st = (x);          \
+        if (st != LA_OK) { \
+            goto done;     \
+        }                  \
     } while (0)
 
 /* 1 and *out on success, 0 on overflow. */

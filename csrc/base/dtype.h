@@ -54,18 +54,18 @@ typedef struct la_format {
     uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
     uint8_t has_offset; /* groups carry an offset */
     uint8_t pad;
-    int32_t group;      /* k per group: 16, 32, 64, 128; 0 for float packs. The last may be shorter */
+    int32_t group; /* k per group: 16, 32, 64, 128; 0 for float packs. The last may be shorter */
 } la_format;
 
-enum { LA_UNIT = 32 };      /* output columns of a unit */
-enum { LA_PAGE = 64 };      /* tokens of a KV page */
-enum { LA_CHUNK = 256 };    /* tokens of an attention chunk, on absolute positions */
+enum { LA_UNIT = 32 };   /* output columns of a unit */
+enum { LA_PAGE = 64 };   /* tokens of a KV page */
+enum { LA_CHUNK = 256 }; /* tokens of an attention chunk, on absolute positions */
 
 /* Per activation row and group: what folds need. 16 bytes. */
 typedef struct la_act_meta {
-    float scale;    /* value of one int8 step; 1 for bf16 rows */
-    float sum;      /* sum of the row's converted values in the group, fp32 */
-    int32_t isum;   /* I8: sum of the int8 codes; 0 for bf16 rows */
+    float scale;  /* value of one int8 step; 1 for bf16 rows */
+    float sum;    /* sum of the row's converted values in the group, fp32 */
+    int32_t isum; /* I8: sum of the int8 codes; 0 for bf16 rows */
     int32_t pad;
 } la_act_meta;
 
@@ -148,14 +148,10 @@ static inline size_t la_format_codes(la_format f, int k)
 {
     size_t n = (size_t)k;
     switch (f.pack) {
-    case LA_PACK_F32:
-        return n * 128;
-    case LA_PACK_I8:
-        return (n + 7) / 8 * 256;
-    case LA_PACK_I4:
-        return (n + 7) / 8 * 128;
-    default:
-        return (n + 1) / 2 * 128;
+    case LA_PACK_F32: return n * 128;
+    case LA_PACK_I8: return (n + 7) / 8 * 256;
+    case LA_PACK_I4: return (n + 7) / 8 * 128;
+    default: return (n + 1) / 2 * 128;
     }
 }
 

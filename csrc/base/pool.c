@@ -17,9 +17,9 @@
 #include <unistd.h>
 
 enum {
-    LINE = 128,             /* two lines: the adjacent-line prefetcher pairs them */
-    SPIN_SHARED = 64,       /* rounds before sleeping when threads outnumber processors */
-    SPIN_STEP = 4000,       /* in a step: about 50-100 us */
+    LINE = 128,       /* two lines: the adjacent-line prefetcher pairs them */
+    SPIN_SHARED = 64, /* rounds before sleeping when threads outnumber processors */
+    SPIN_STEP = 4000, /* in a step: about 50-100 us */
     MAX_THREADS = 1024
 };
 
@@ -34,7 +34,7 @@ typedef struct la_worker {
     la_pool *pool;
     pthread_t thread;
     int tid;
-    uint32_t round;     /* barriers passed; private to the thread */
+    uint32_t round; /* barriers passed; private to the thread */
 } la_worker;
 
 struct la_pool {
@@ -43,10 +43,10 @@ struct la_pool {
     int n;
     int n_started;
     int spin;
-    int stop;           /* written before a release, read after it */
+    int stop; /* written before a release, read after it */
     void (*fn)(void *arg, int tid, int nth);
     void *arg;
-    pthread_mutex_t turn;   /* one run at a time */
+    pthread_mutex_t turn; /* one run at a time */
 };
 
 static void cpu_relax(void)

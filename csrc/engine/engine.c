@@ -19,16 +19,16 @@ enum { LA_ENTRIES_PER_TOKEN = 64 };
 
 /* The tokens and rows of the step in the making. */
 typedef struct la_assembly {
-    int32_t *tokens;        /* [max_batch_tokens] */
-    la_span *spans;         /* [max_seqs] */
-    la_sample_row *rows;    /* [max_batch_tokens] */
-    la_seq **row_seqs;      /* [max_batch_tokens] whose row it is */
-    int *row_positions;     /* [max_batch_tokens] fed position of the row */
-    int32_t *out_tokens;    /* [max_batch_tokens] */
-    float *out_logprobs;    /* [max_batch_tokens] */
-    int *out_ranks;         /* [max_batch_tokens] */
-    int32_t *top_ids;       /* [n_entries] */
-    float *top_logprobs;    /* [n_entries] */
+    int32_t *tokens;     /* [max_batch_tokens] */
+    la_span *spans;      /* [max_seqs] */
+    la_sample_row *rows; /* [max_batch_tokens] */
+    la_seq **row_seqs;   /* [max_batch_tokens] whose row it is */
+    int *row_positions;  /* [max_batch_tokens] fed position of the row */
+    int32_t *out_tokens; /* [max_batch_tokens] */
+    float *out_logprobs; /* [max_batch_tokens] */
+    int *out_ranks;      /* [max_batch_tokens] */
+    int32_t *top_ids;    /* [n_entries] */
+    float *top_logprobs; /* [n_entries] */
     int64_t n_entries;
     int64_t entries_used;
     int n_tokens, n_spans, n_rows;
@@ -44,15 +44,15 @@ struct la_engine {
     la_sched sched;
     la_inbox inbox;
     la_assembly step;
-    la_event *events;       /* [max_events] */
+    la_event *events; /* [max_events] */
     int n_events;
     int max_events;
     la_heap deadlines;
-    la_branch *first_finished;  /* branches whose FINISH event is still to come, in order */
+    la_branch *first_finished; /* branches whose FINISH event is still to come, in order */
     la_branch *last_finished;
-    la_engine_stats stats;  /* the stepping thread's; published after each step */
-    uint8_t *arrays;        /* one block; the arrays above lie in it */
-    size_t array_bytes;     /* of it and of the page tables */
+    la_engine_stats stats; /* the stepping thread's; published after each step */
+    uint8_t *arrays;       /* one block; the arrays above lie in it */
+    size_t array_bytes;    /* of it and of the page tables */
     atomic_int stepping;
 };
 
@@ -406,7 +406,8 @@ static void assemble(la_engine *e)
             }
             s->n_tokens++;
         }
-        if (q->n_high < q->n_forced) { /* first feeding of given tokens; drawn ones count as output */
+        if (q->n_high <
+            q->n_forced) { /* first feeding of given tokens; drawn ones count as output */
             int from = q->n_done > q->n_high ? q->n_done : q->n_high;
             int to = q->n_done + q->n_run < q->n_forced ? q->n_done + q->n_run : q->n_forced;
             e->stats.prompt_tokens += to > from ? to - from : 0;

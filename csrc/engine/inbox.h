@@ -17,14 +17,14 @@ enum { LA_INBOX_BUCKETS = 4096 };
 typedef struct la_inbox {
     pthread_mutex_t mutex;
     int64_t next_id;
-    int64_t n_live;         /* requests whose last event is still to come */
-    int n_new;              /* sequences of the requests in the list below */
-    la_live *first_new;     /* in order of arrival */
+    int64_t n_live;     /* requests whose last event is still to come */
+    int n_new;          /* sequences of the requests in the list below */
+    la_live *first_new; /* in order of arrival */
     la_live *last_new;
     la_live *first_cancel;
-    int n_preempt;          /* asked for by la_engine_preempt */
-    la_live **buckets;      /* [LA_INBOX_BUCKETS] by id */
-    la_engine_stats stats;  /* of the last finished step */
+    int n_preempt;         /* asked for by la_engine_preempt */
+    la_live **buckets;     /* [LA_INBOX_BUCKETS] by id */
+    la_engine_stats stats; /* of the last finished step */
 } la_inbox;
 
 la_status la_inbox_init(la_inbox *box);

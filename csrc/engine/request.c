@@ -142,8 +142,8 @@ static la_status check_lengths(const la_door *door, const la_request *r, int lon
     int64_t pages = (fed + LA_PAGE - 1) / LA_PAGE;
     if (pages > door->n_pages) {
         return REFUSE("max_tokens: %d prompt and suffix tokens and up to %d more need %lld KV "
-                      "pages, the cache has %lld", (int)given, *max_tokens, (long long)pages,
-                      (long long)door->n_pages);
+                      "pages, the cache has %lld",
+                      (int)given, *max_tokens, (long long)pages, (long long)door->n_pages);
     }
     return LA_OK;
 }
@@ -247,9 +247,8 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     q->table.cap = cap;
     q->table.pages = carve(c, (size_t)cap, sizeof *q->table.pages);
     branch->output = carve(c, (size_t)t->max_tokens, sizeof *branch->output);
-    int keep = t->max_tokens > 0
-                   ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab)
-                   : 0;
+    int keep =
+        t->max_tokens > 0 ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab) : 0;
     la_sampler *s = &branch->sampler;
     s->n_slots = la_sampler_slots(keep);
     s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);

@@ -15,24 +15,24 @@ enum { LA_MAX_BRANCHES = 16384 };
 
 /* What the engine makes of one branch. */
 typedef struct la_branch {
-    const int32_t *suffix;      /* [n_suffix] */
+    const int32_t *suffix; /* [n_suffix] */
     int n_suffix;
-    int32_t *output;            /* [max_tokens] */
+    int32_t *output; /* [max_tokens] */
     int n_output;
     la_sampler sampler;
-    int reason;                 /* LA_FINISH_*, once the sequence is done */
+    int reason; /* LA_FINISH_*, once the sequence is done */
     int32_t stop_token;
     struct la_branch *next_finished;
     struct la_live *live;
 } la_branch;
 
 typedef struct la_live {
-    la_group group;             /* branch b is group.seqs[b] and branches[b] */
+    la_group group; /* branch b is group.seqs[b] and branches[b] */
     int64_t id;
     int n_branches;
-    la_branch *branches;        /* [n_branches] */
-    int n_open;                 /* branches whose last event is still to come */
-    const int32_t *prompt;      /* [n_prompt] */
+    la_branch *branches;   /* [n_branches] */
+    int n_open;            /* branches whose last event is still to come */
+    const int32_t *prompt; /* [n_prompt] */
     int n_prompt;
     la_sampling sampling;       /* arrays point into this allocation; max_tokens fits max_len */
     const uint32_t *allowed;    /* [ceil(V/32)] or NULL */
@@ -40,7 +40,7 @@ typedef struct la_live {
     double deadline;            /* la_now() time; 0: none */
     la_heap_node deadline_node; /* engine.c's queue; hi in nanoseconds */
     /* guarded by the inbox's mutex */
-    unsigned char *cancelled;   /* [n_branches] */
+    unsigned char *cancelled; /* [n_branches] */
     int in_cancels;
     struct la_live *next_new;
     struct la_live *next_cancel;

@@ -12,10 +12,8 @@
 la_status la_sched_init(la_sched *s, la_kvcache *cache, int max_seqs, int budget,
                         int64_t max_entries)
 {
-    *s = (la_sched){.cache = cache,
-                    .max_seqs = max_seqs,
-                    .budget = budget,
-                    .max_entries = max_entries};
+    *s = (la_sched){
+        .cache = cache, .max_seqs = max_seqs, .budget = budget, .max_entries = max_entries};
     s->running = la_alloc((size_t)max_seqs, sizeof *s->running);
     s->planned = la_alloc((size_t)max_seqs, sizeof *s->planned);
     if (s->running == NULL || s->planned == NULL) {
@@ -354,7 +352,8 @@ static la_seq *sched_next(la_sched *s)
 /* Prompts, running and waiting, merged in order. */
 static void sched_fill(la_sched *s)
 {
-    int blocked = 0; /* the first waiting sequence has to go on waiting, and so has who comes after */
+    int blocked =
+        0; /* the first waiting sequence has to go on waiting, and so has who comes after */
     int i = 0;
     while (s->room > 0) {
         while (i < s->n_running && s->running[i]->n_todo - s->running[i]->n_done == 1) {

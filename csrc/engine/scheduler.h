@@ -20,20 +20,21 @@ typedef struct la_group la_group;
 
 /* One branch of a request. */
 typedef struct la_seq {
-    la_heap_node node;  /* in the waiting queue or among its group's parked; key (priority, ticket) */
+    la_heap_node
+        node; /* in the waiting queue or among its group's parked; key (priority, ticket) */
     la_group *group;
     int branch;
-    int state;          /* LA_SEQ_* */
-    int n_todo;         /* tokens that are known and have to be fed */
-    int n_done;         /* fed: their keys and values are in the pages */
-    int n_run;          /* fed by the planned step */
-    int n_high;         /* most tokens ever fed; feeding one below again is recomputing */
-    int n_max;          /* most tokens that will ever be fed */
-    int n_forced;       /* prompt and suffix: rows before position n_forced - 1 score a given token */
-    int first_row;      /* fed positions from here on give a row of logits */
-    int forced_cost;    /* result entries of a scoring row */
-    int sample_cost;    /* result entries of a sampling row */
-    la_table table;     /* [ceil(n_max / 64)] */
+    int state;       /* LA_SEQ_* */
+    int n_todo;      /* tokens that are known and have to be fed */
+    int n_done;      /* fed: their keys and values are in the pages */
+    int n_run;       /* fed by the planned step */
+    int n_high;      /* most tokens ever fed; feeding one below again is recomputing */
+    int n_max;       /* most tokens that will ever be fed */
+    int n_forced;    /* prompt and suffix: rows before position n_forced - 1 score a given token */
+    int first_row;   /* fed positions from here on give a row of logits */
+    int forced_cost; /* result entries of a scoring row */
+    int sample_cost; /* result entries of a sampling row */
+    la_table table;  /* [ceil(n_max / 64)] */
 } la_seq;
 
 /* The branches of a request share the pages of positions 0 .. n_prefix - 1, the prompt less its
@@ -41,34 +42,34 @@ typedef struct la_seq {
  * leader) computes them while the others are parked; then the group holds them until no branch is
  * left that has yet to start from them. */
 struct la_group {
-    la_seq *seqs;           /* [n_seqs] */
+    la_seq *seqs; /* [n_seqs] */
     int n_seqs;
-    int n_prefix;           /* 0: nothing to share */
-    int n_waiting;          /* branches in state WAITING */
+    int n_prefix;  /* 0: nothing to share */
+    int n_waiting; /* branches in state WAITING */
     la_seq *leader;
     la_heap parked;
-    la_table prefix;        /* [ceil(n_prefix / 64)]; n is 0 when not held */
-    la_group *prev_holder;  /* list of groups that hold a prefix */
+    la_table prefix;       /* [ceil(n_prefix / 64)]; n is 0 when not held */
+    la_group *prev_holder; /* list of groups that hold a prefix */
     la_group *next_holder;
 };
 
 typedef struct la_sched {
     la_kvcache *cache;
     int max_seqs;
-    int budget;             /* tokens of a step */
-    int64_t max_entries;    /* result entries of a step; any single row fits */
+    int budget;          /* tokens of a step */
+    int64_t max_entries; /* result entries of a step; any single row fits */
     int64_t next_ticket;
     la_heap waiting;
     int64_t n_parked;
-    la_seq **running;       /* [max_seqs] in order */
+    la_seq **running; /* [max_seqs] in order */
     int n_running;
     la_group *holders;
-    int room;               /* tokens left in the plan */
-    int64_t entries;        /* result entries left in the plan */
-    la_seq **planned;       /* [max_seqs] sequences with n_run > 0, in order */
+    int room;         /* tokens left in the plan */
+    int64_t entries;  /* result entries left in the plan */
+    la_seq **planned; /* [max_seqs] sequences with n_run > 0, in order */
     int n_planned;
     int64_t n_preempted;
-    int64_t n_recomputed;   /* tokens */
+    int64_t n_recomputed; /* tokens */
 } la_sched;
 
 la_status la_sched_init(la_sched *s, la_kvcache *cache, int max_seqs, int budget,

@@ -34,18 +34,18 @@ typedef enum la_isa {
  *        k = 2*(p%4) + p/4 of the 8
  *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
 typedef struct la_gemm {
-    const uint8_t *w;         /* first unit of the granule, 64-byte aligned */
-    size_t w_pitch;           /* bytes from one unit to the next */
-    int n_units;              /* 1..8 */
-    int K;                    /* true K */
+    const uint8_t *w; /* first unit of the granule, 64-byte aligned */
+    size_t w_pitch;   /* bytes from one unit to the next */
+    int n_units;      /* 1..8 */
+    int K;            /* true K */
     la_format f;
-    const uint8_t *a;         /* [M] rows of a_pitch bytes, 64-byte aligned, zero-padded to 64 bytes */
+    const uint8_t *a; /* [M] rows of a_pitch bytes, 64-byte aligned, zero-padded to 64 bytes */
     size_t a_pitch;
-    const la_act_meta *meta;  /* [M][ceil(K/group)] for grouped packs, else NULL */
+    const la_act_meta *meta; /* [M][ceil(K/group)] for grouped packs, else NULL */
     int M;
-    float *c;                 /* [M][ldc], 64-byte aligned; scratch between K blocks, then the result */
-    int ldc;                  /* >= 32 * n_units, multiple of 16 */
-    const uint8_t *next;      /* what this thread reads next (prefetch hint), or NULL */
+    float *c;            /* [M][ldc], 64-byte aligned; scratch between K blocks, then the result */
+    int ldc;             /* >= 32 * n_units, multiple of 16 */
+    const uint8_t *next; /* what this thread reads next (prefetch hint), or NULL */
     size_t next_bytes;
 } la_gemm;
 
@@ -56,23 +56,23 @@ typedef struct la_gemm {
  * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
  * V of tokens that do not count is finite (pages are cleared when they are first written). */
 typedef struct la_attend_args {
-    const float *q;           /* [R] rows of ldq floats, [d] used, unscaled */
+    const float *q; /* [R] rows of ldq floats, [d] used, unscaled */
     int ldq;
-    int R;                    /* 1..64 */
+    int R; /* 1..64 */
     int d;
-    const int *row_pos;       /* [R] absolute position of the row's token */
-    const uint8_t *const *k_pages;  /* [n_pages] this kv head's K block of each page */
-    const uint8_t *const *v_pages;  /* [n_pages] */
-    int n_pages;              /* 1..4 */
-    int first;                /* absolute position of the chunk's first token */
-    int window;               /* 0: none */
+    const int *row_pos;            /* [R] absolute position of the row's token */
+    const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
+    const uint8_t *const *v_pages; /* [n_pages] */
+    int n_pages;                   /* 1..4 */
+    int first;                     /* absolute position of the chunk's first token */
+    int window;                    /* 0: none */
     float scale;
-    float softcap;            /* 0: off */
-    float *m;                 /* [R] out: running maximum, -INFINITY if nothing counted */
-    float *l;                 /* [R] out: sum of exp */
-    float *o;                 /* [R][ldo] out: unnormalised */
-    int ldo;                  /* d rounded up to 16 */
-    void *scratch;            /* la_attend_scratch(R, d) bytes, 64-byte aligned */
+    float softcap; /* 0: off */
+    float *m;      /* [R] out: running maximum, -INFINITY if nothing counted */
+    float *l;      /* [R] out: sum of exp */
+    float *o;      /* [R][ldo] out: unnormalised */
+    int ldo;       /* d rounded up to 16 */
+    void *scratch; /* la_attend_scratch(R, d) bytes, 64-byte aligned */
 } la_attend_args;
 
 static inline size_t la_attend_scratch(int R, int d)
@@ -82,58 +82,58 @@ static inline size_t la_attend_scratch(int R, int d)
 }
 
 /* X(slot, type of result, (arguments)) */
-#define LA_KERNELS(X)                                                                             \
-    /* y = x / rms(x) * w; statistics in 16 fixed lanes; y may be x */                            \
-    X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))               \
-    /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                 \
-    X(layer_norm, void,                                                                           \
-      (const float *x, const float *w, const float *b, float eps, float *y, int D))               \
-    /* y += x * s; y may be x */                                                                  \
-    X(add_scaled, void, (const float *x, float s, float *y, int n))                               \
-    /* y += b */                                                                                  \
-    X(add, void, (const float *b, float *y, int n))                                               \
-    /* y = act(gate) * up, act: LA_GATE_* of llmaccel.h as int; y may be gate */                  \
-    X(act_mul, void, (int act, const float *gate, const float *up, float *y, int n))              \
-    /* y = act(x); y may be x */                                                                  \
-    X(act, void, (int act, const float *x, float *y, int n))                                      \
-    /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                        \
-    X(rope, void, (float *x, const float *cos, const float *sin, int d_rope, int interleaved))    \
-    /* x = c * tanh(x * s / c); c == 0: x *= s */                                                 \
-    X(softcap, void, (float *x, float s, float c, int n))                                         \
-    /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                    \
-    X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))       \
-    X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))           \
-    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */ \
-    X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))   \
-    X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))  \
-    X(attend_f32, void, (const la_attend_args *a))                                                \
-    X(attend_bf16, void, (const la_attend_args *a))                                               \
-    /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                             \
-    X(attend_merge, void,                                                                         \
-      (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                 \
-    /* o = o / l, 0 where l is 0 */                                                               \
-    X(attend_finish, void, (const float *o, float l, float *out, int d))                          \
-    /* largest value and its lowest index */                                                      \
-    X(argmax, int, (const float *x, int n, float *max))                                           \
+#define LA_KERNELS(X)                                                                                             \
+    /* y = x / rms(x) * w; statistics in 16 fixed lanes; y may be x */                                            \
+    X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))                               \
+    /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                                 \
+    X(layer_norm, void,                                                                                           \
+      (const float *x, const float *w, const float *b, float eps, float *y, int D))                               \
+    /* y += x * s; y may be x */                                                                                  \
+    X(add_scaled, void, (const float *x, float s, float *y, int n))                                               \
+    /* y += b */                                                                                                  \
+    X(add, void, (const float *b, float *y, int n))                                                               \
+    /* y = act(gate) * up, act: LA_GATE_* of llmaccel.h as int; y may be gate */                                  \
+    X(act_mul, void, (int act, const float *gate, const float *up, float *y, int n))                              \
+    /* y = act(x); y may be x */                                                                                  \
+    X(act, void, (int act, const float *x, float *y, int n))                                                      \
+    /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                                        \
+    X(rope, void, (float *x, const float *cos, const float *sin, int d_rope, int interleaved))                    \
+    /* x = c * tanh(x * s / c); c == 0: x *= s */                                                                 \
+    X(softcap, void, (float *x, float s, float c, int n))                                                         \
+    /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                                    \
+    X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))                       \
+    X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))                           \
+    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */    \
+    X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                   \
+    X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                  \
+    X(attend_f32, void, (const la_attend_args *a))                                                                \
+    X(attend_bf16, void, (const la_attend_args *a))                                                               \
+    /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                                             \
+    X(attend_merge, void,                                                                                         \
+      (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                                 \
+    /* o = o / l, 0 where l is 0 */                                                                               \
+    X(attend_finish, void, (const float *o, float l, float *out, int d))                                          \
+    /* largest value and its lowest index */                                                                      \
+    X(argmax, int, (const float *x, int n, float *max))                                                           \
     /* sum of exp(x - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 blocks, double total */ \
-    X(sum_exp, double, (const float *x, float max, int n))                                        \
-    /* y = exp(x - max) ; y may be x */                                                           \
-    X(exp_sub, void, (const float *x, float max, float *y, int n))                                \
-    /* indices of x[i] > thr, ascending, at most cap; returns how many there are */               \
-    X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))               \
-    /* row n of a unit as fp32 [K] */                                                             \
-    X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))             \
-    X(gemm_f32_f32, void, (const la_gemm *g))                                                     \
-    X(gemm_f16_f32, void, (const la_gemm *g))                                                     \
-    X(gemm_bf16_bf16, void, (const la_gemm *g))                                                   \
-    X(gemm_i8_bf16, void, (const la_gemm *g))                                                     \
-    X(gemm_i8_i8, void, (const la_gemm *g))                                                       \
-    X(gemm_i4_bf16, void, (const la_gemm *g))                                                     \
-    X(gemm_i4_i8, void, (const la_gemm *g))                                                       \
-    /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */ \
-    X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                 \
-    X(probe_f32, float, (int64_t n))                                                              \
-    X(probe_bf16, float, (int64_t n))                                                             \
+    X(sum_exp, double, (const float *x, float max, int n))                                                        \
+    /* y = exp(x - max) ; y may be x */                                                                           \
+    X(exp_sub, void, (const float *x, float max, float *y, int n))                                                \
+    /* indices of x[i] > thr, ascending, at most cap; returns how many there are */                               \
+    X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))                               \
+    /* row n of a unit as fp32 [K] */                                                                             \
+    X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                             \
+    X(gemm_f32_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_f16_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_bf16_bf16, void, (const la_gemm *g))                                                                   \
+    X(gemm_i8_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i8_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_i4_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i4_i8, void, (const la_gemm *g))                                                                       \
+    /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                \
+    X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                 \
+    X(probe_f32, float, (int64_t n))                                                                              \
+    X(probe_bf16, float, (int64_t n))                                                                             \
     X(probe_i8, float, (int64_t n))
 
 typedef struct la_kernels {

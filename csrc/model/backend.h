@@ -15,20 +15,20 @@
 /* A linear layer: weights side by side in output columns (q, k, v may differ in format). */
 typedef struct la_matrix {
     la_weight part[3];
-    int n_parts;        /* 0: not set */
+    int n_parts; /* 0: not set */
     int N, K;
-    int paired;         /* gate and up interleaved 16 + 16 */
-    float *bias;        /* columns of the units in order, zero-padded; NULL: none */
+    int paired;  /* gate and up interleaved 16 + 16 */
+    float *bias; /* columns of the units in order, zero-padded; NULL: none */
 } la_matrix;
 
 typedef struct la_norm {
-    float *w;           /* [D]; NULL: no norm */
-    float *b;           /* [D] or NULL */
+    float *w; /* [D]; NULL: no norm */
+    float *b; /* [D] or NULL */
 } la_norm;
 
 typedef struct la_layer {
     la_norm attn_norm, ffn_norm, attn_post_norm, ffn_post_norm;
-    float *q_norm, *k_norm;     /* [d] or the whole row; NULL: none */
+    float *q_norm, *k_norm; /* [d] or the whole row; NULL: none */
     la_matrix qkv, o, gate_up, down;
 } la_layer;
 
@@ -41,15 +41,15 @@ typedef struct la_rows {
 
 /* How rows enter a product. */
 typedef struct la_prologue {
-    la_norm norm;       /* w == NULL: as they are */
+    la_norm norm; /* w == NULL: as they are */
 } la_prologue;
 
 typedef enum la_epilogue_kind {
-    LA_STORE = 0,       /* out = y */
-    LA_ADD,             /* out += scale * y */
-    LA_ACT,             /* out = act(y), gated: act(gate) * up */
-    LA_LOGITS,          /* out = softcap(scale * y) */
-    LA_HEADS            /* q: norm, rope, to out; k: norm, rope, to its page; v: to its page */
+    LA_STORE = 0, /* out = y */
+    LA_ADD,       /* out += scale * y */
+    LA_ACT,       /* out = act(y), gated: act(gate) * up */
+    LA_LOGITS,    /* out = softcap(scale * y) */
+    LA_HEADS      /* q: norm, rope, to out; k: norm, rope, to its page; v: to its page */
 } la_epilogue_kind;
 
 /* What happens to a finished tile, after the bias. */
@@ -57,7 +57,7 @@ typedef struct la_epilogue {
     la_epilogue_kind kind;
     float scale;
     float softcap;
-    int layer;          /* LA_HEADS */
+    int layer; /* LA_HEADS */
 } la_epilogue;
 
 /* Bytes of one KV page and where things lie in it: [layer][kv head][k block | v block]. */
@@ -69,7 +69,7 @@ struct la_kv {
     la_kv_layout at;
     uint8_t *base;
     int64_t max_pages, committed;
-    int64_t slab;       /* pages committed at a time */
+    int64_t slab; /* pages committed at a time */
 };
 
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
@@ -77,31 +77,31 @@ struct la_workspace {
     uint8_t *base;
     size_t bytes;
     int max_tokens;
-    int logit_rows;     /* rows of the logits tile */
-    la_rows x;          /* [T, D] residual stream */
-    la_rows y;          /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv */
-    la_rows q, a;       /* [T, H d] */
-    la_rows h;          /* [T, F] */
-    la_rows last;       /* [logit_rows, D] rows that want logits */
-    la_rows logits;     /* [logit_rows, V] */
-    int *pos;           /* [T] absolute position of each token */
-    int32_t *page;      /* [T] page of each token */
-    uint8_t *shared;    /* converted activation rows */
-    uint8_t *local;     /* per-thread scratch, local_bytes each */
+    int logit_rows;  /* rows of the logits tile */
+    la_rows x;       /* [T, D] residual stream */
+    la_rows y;       /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv */
+    la_rows q, a;    /* [T, H d] */
+    la_rows h;       /* [T, F] */
+    la_rows last;    /* [logit_rows, D] rows that want logits */
+    la_rows logits;  /* [logit_rows, V] */
+    int *pos;        /* [T] absolute position of each token */
+    int32_t *page;   /* [T] page of each token */
+    uint8_t *shared; /* converted activation rows */
+    uint8_t *local;  /* per-thread scratch, local_bytes each */
     size_t shared_bytes, local_bytes;
 };
 
 struct la_model {
     la_backend *b;
     la_model_desc desc;
-    la_layer_desc *layer_desc;  /* [L] */
+    la_layer_desc *layer_desc; /* [L] */
     float *inv_freq[LA_MAX_ROPE_TABLES];
-    float *rope_cos[LA_MAX_ROPE_TABLES], *rope_sin[LA_MAX_ROPE_TABLES];  /* [max_len][d_rope/2] */
+    float *rope_cos[LA_MAX_ROPE_TABLES], *rope_sin[LA_MAX_ROPE_TABLES]; /* [max_len][d_rope/2] */
     la_dtype weights;
     int ready;
     la_matrix embed, pos_embed, head;
     la_norm final_norm;
-    la_layer *layers;           /* [L] */
+    la_layer *layers; /* [L] */
 };
 
 /* One thread's view of a step. */
@@ -146,7 +146,7 @@ typedef struct la_backend_ops {
 struct la_backend {
     const la_backend_ops *ops;
     int n_threads;
-    la_trace_fn trace;  /* NULL: off */
+    la_trace_fn trace; /* NULL: off */
     void *trace_arg;
 };
 
@@ -161,8 +161,8 @@ la_kv_layout la_kv_layout_of(const la_model_desc *d);
 void la_rope_fill(const float *inv_freq, int half, int max_len, float scale, float *cos_out,
                   float *sin_out);
 /* Lays a workspace out; with base == NULL only w->bytes and sizes are filled. */
-void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d,
-                         const la_limits *limits, int n_threads, la_workspace *w);
+void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, const la_limits *limits,
+                         int n_threads, la_workspace *w);
 const la_backend_ops *la_backend_cpu_ops(void);
 
 /* forward.c: the transformer, run by every thread. */

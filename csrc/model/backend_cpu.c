@@ -81,7 +81,7 @@ void la_cpu_barrier(la_ctx *c)
 /* ---- row-wise ops ---------------------------------------------------------------------------- */
 
 void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
-              int n)
+                 int n)
 {
     if (kind == LA_NORM_RMS) {
         k->rms_norm(x, norm.w, eps, y, n);
@@ -128,7 +128,8 @@ static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     la_cpu_local_of(c, &own);
     int end = la_cpu_share(x.n, c->tid + 1, c->nth);
     for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
-        la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row, d->d_model);
+        la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row,
+                    d->d_model);
         b->k.add_scaled(own.row, scale, x.p + (int64_t)t * x.ld, d->d_model);
     }
     la_cpu_barrier(c);
@@ -171,7 +172,7 @@ typedef struct pack_job {
     const la_weight *w;
     const la_source *parts;
     int n_parts, paired;
-    uint8_t *scratch;       /* [threads] of scratch_bytes */
+    uint8_t *scratch; /* [threads] of scratch_bytes */
     size_t scratch_bytes;
 } pack_job;
 
@@ -223,8 +224,8 @@ static void probe_thread(void *arg, int tid, int nth)
         return;
     }
     size_t each = job->bytes / (size_t)nth / 4096 * 4096;
-    job->sink += job->b->k.probe_read(job->data + each * (size_t)tid, each, job->streams,
-                                      job->ahead);
+    job->sink +=
+        job->b->k.probe_read(job->data + each * (size_t)tid, each, job->streams, job->ahead);
 }
 
 static void fill_thread(void *arg, int tid, int nth)

@@ -12,10 +12,10 @@
 #include "backend.h"
 
 enum {
-    LA_CPU_FEW_ROWS = 4,       /* up to here every thread converts all rows itself: no barrier */
-    LA_CPU_TILE_ROWS = 512,    /* rows of an output tile; more rows are cut into blocks of this */
-    LA_CPU_TILE_COLS = 256,    /* widest granule */
-    LA_CPU_ATTEND_ROWS = 64,   /* query rows of one attention call */
+    LA_CPU_FEW_ROWS = 4,     /* up to here every thread converts all rows itself: no barrier */
+    LA_CPU_TILE_ROWS = 512,  /* rows of an output tile; more rows are cut into blocks of this */
+    LA_CPU_TILE_COLS = 256,  /* widest granule */
+    LA_CPU_ATTEND_ROWS = 64, /* query rows of one attention call */
     LA_CPU_CHUNK_PAGES = LA_CHUNK / LA_PAGE
 };
 
@@ -24,22 +24,22 @@ typedef struct la_cpu_backend {
     la_pool *pool;
     la_kernels k;
     la_isa isa;
-    const char **slot_names;    /* [slots + 1] */
-    const char **slot_isas;     /* [slots + 1] */
+    const char **slot_names; /* [slots + 1] */
+    const char **slot_isas;  /* [slots + 1] */
 } la_cpu_backend;
 
 /* Per-thread scratch, in the order it is laid out. */
 typedef struct la_cpu_local {
-    float *tile;            /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
-    float *row;             /* [max K] a normalized row */
-    uint8_t *few;           /* converted rows of a small batch, as shared */
-    uint8_t *attend;        /* la_attend_scratch */
-    float *attend_q;        /* [LA_CPU_ATTEND_ROWS][d] gathered queries */
-    float *attend_o;        /* [2][LA_CPU_ATTEND_ROWS][d rounded to 16] a chunk's result, the sum so far */
-    float *attend_ml;       /* [4][LA_CPU_ATTEND_ROWS] m and l of both */
-    int *attend_pos;        /* [LA_CPU_ATTEND_ROWS] */
-    float *probs;           /* [V] sampling */
-    int32_t *ids;           /* [V] */
+    float *tile;     /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
+    float *row;      /* [max K] a normalized row */
+    uint8_t *few;    /* converted rows of a small batch, as shared */
+    uint8_t *attend; /* la_attend_scratch */
+    float *attend_q; /* [LA_CPU_ATTEND_ROWS][d] gathered queries */
+    float *attend_o; /* [2][LA_CPU_ATTEND_ROWS][d rounded to 16] a chunk's result, the sum so far */
+    float *attend_ml; /* [4][LA_CPU_ATTEND_ROWS] m and l of both */
+    int *attend_pos;  /* [LA_CPU_ATTEND_ROWS] */
+    float *probs;     /* [V] sampling */
+    int32_t *ids;     /* [V] */
 } la_cpu_local;
 
 static inline la_cpu_backend *la_cpu_of(const la_ctx *c)
@@ -53,7 +53,8 @@ size_t la_cpu_row_bytes(int K);
 /* Bytes of all parts of T converted rows. */
 size_t la_cpu_converted_bytes(const la_model_desc *d, int T);
 /* Lays scratch out from base (NULL: sizes only); returns the bytes. */
-size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out);
+size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base,
+                           la_cpu_local *out);
 void la_cpu_local_of(la_ctx *c, la_cpu_local *out);
 void la_cpu_barrier(la_ctx *c);
 /* First of thread tid's share of n things. */
@@ -63,12 +64,12 @@ static inline int la_cpu_share(int n, int tid, int nth)
 }
 
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
-                const la_epilogue *epi);
+                   const la_epilogue *epi);
 /* qkv columns col0.. of one token's row, starting at a head border: norm, rope, store. */
 void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
-                      la_rows q);
+                         la_rows q);
 void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
-              int n);
+                 int n);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
 void la_cpu_sample(la_ctx *c, int first, la_rows logits);

@@ -25,7 +25,7 @@ static void rotate(la_ctx *c, int layer, int token, float *head)
     }
     int64_t at = (int64_t)c->w->pos[token] * half;
     la_cpu_of(c)->k.rope(head, m->rope_cos[table] + at, m->rope_sin[table] + at, m->desc.d_rope,
-                      m->desc.rope_interleaved);
+                         m->desc.rope_interleaved);
 }
 
 static void norm_head(la_ctx *c, const float *w, float *x, int n)
@@ -35,7 +35,7 @@ static void norm_head(la_ctx *c, const float *w, float *x, int n)
 }
 
 void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
-                      la_rows q)
+                         la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
@@ -62,8 +62,8 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
         }
         uint8_t *kp = kv_block(c, layer, is_v ? kv - d->n_kv_heads : kv, c->w->page[token]);
         uint8_t *vp = kp + c->kv->at.k_bytes;
-        (d->kv_dtype == LA_F32 ? k->kv_store_f32 : k->kv_store_bf16)(is_v ? NULL : x,
-                                                                   is_v ? x : NULL, dh, slot, kp, vp);
+        (d->kv_dtype == LA_F32 ? k->kv_store_f32 : k->kv_store_bf16)(
+            is_v ? NULL : x, is_v ? x : NULL, dh, slot, kp, vp);
     }
 }
 
@@ -134,11 +134,22 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
             kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
             vp[n] = kp[n] + c->kv->at.k_bytes;
         }
-        la_attend_args args = {.q = own.attend_q, .ldq = d16, .R = R, .d = dh,
-                               .row_pos = own.attend_pos, .k_pages = kp, .v_pages = vp,
-                               .n_pages = n, .first = first, .window = window,
-                               .scale = d->attn_scale, .softcap = d->attn_softcap,
-                               .m = part_m, .l = part_l, .o = part_o, .ldo = d16,
+        la_attend_args args = {.q = own.attend_q,
+                               .ldq = d16,
+                               .R = R,
+                               .d = dh,
+                               .row_pos = own.attend_pos,
+                               .k_pages = kp,
+                               .v_pages = vp,
+                               .n_pages = n,
+                               .first = first,
+                               .window = window,
+                               .scale = d->attn_scale,
+                               .softcap = d->attn_softcap,
+                               .m = part_m,
+                               .l = part_l,
+                               .o = part_o,
+                               .ldo = d16,
                                .scratch = own.attend};
         (d->kv_dtype == LA_F32 ? k->attend_f32 : k->attend_bf16)(&args);
         for (int r = 0; r < R; r++) {
@@ -158,7 +169,7 @@ typedef struct tile_walk {
     la_ctx *c;
     int layer;
     la_rows q, a;
-    int64_t total, from, to;    /* costs: all, and this thread's share; total < 0 while counting */
+    int64_t total, from, to; /* costs: all, and this thread's share; total < 0 while counting */
 } tile_walk;
 
 static void visit(tile_walk *w, const query_tile *t, int64_t *at)

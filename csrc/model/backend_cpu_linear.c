@@ -11,7 +11,7 @@
 typedef struct converted {
     const uint8_t *a;
     size_t pitch;
-    la_act_meta *meta;      /* NULL: none */
+    la_act_meta *meta; /* NULL: none */
     int groups;
     la_act_form form;
     int group;
@@ -74,8 +74,7 @@ static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_pro
 
 /* Converts the rows for every part; parts that want the same form share one conversion. Few rows are
  * converted by every thread for itself, which is cheaper than a barrier. */
-static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue *pro,
-                    converted *v)
+static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue *pro, converted *v)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
@@ -106,21 +105,11 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
 static void run_gemm(const la_kernels *k, const la_gemm *g, la_act_form form)
 {
     switch (g->f.pack) {
-    case LA_PACK_F32:
-        k->gemm_f32_f32(g);
-        break;
-    case LA_PACK_F16:
-        k->gemm_f16_f32(g);
-        break;
-    case LA_PACK_BF16:
-        k->gemm_bf16_bf16(g);
-        break;
-    case LA_PACK_I8:
-        (form == LA_ACT_I8 ? k->gemm_i8_i8 : k->gemm_i8_bf16)(g);
-        break;
-    default:
-        (form == LA_ACT_I8 ? k->gemm_i4_i8 : k->gemm_i4_bf16)(g);
-        break;
+    case LA_PACK_F32: k->gemm_f32_f32(g); break;
+    case LA_PACK_F16: k->gemm_f16_f32(g); break;
+    case LA_PACK_BF16: k->gemm_bf16_bf16(g); break;
+    case LA_PACK_I8: (form == LA_ACT_I8 ? k->gemm_i8_i8 : k->gemm_i8_bf16)(g); break;
+    default: (form == LA_ACT_I8 ? k->gemm_i4_i8 : k->gemm_i4_bf16)(g); break;
     }
 }
 
@@ -129,8 +118,8 @@ typedef struct tile {
     float *c;
     int ld;
     int row0, rows;
-    int col0;       /* output column of the tile's first, pairs counted before gating */
-    int cols;       /* that exist */
+    int col0; /* output column of the tile's first, pairs counted before gating */
+    int cols; /* that exist */
 } tile;
 
 static void finish_act(const la_kernels *k, const tile *t, int act, int gated, const float *y,
@@ -156,19 +145,13 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
         float *y = t->c + (int64_t)r * t->ld;
         float *row = out.p + (int64_t)(t->row0 + r) * out.ld;
         if (m->bias != NULL) {
-            k->add(m->bias + t->col0, y, m->paired ? (int)la_round_up((size_t)t->cols, LA_UNIT)
-                                                   : t->cols);
+            k->add(m->bias + t->col0, y,
+                   m->paired ? (int)la_round_up((size_t)t->cols, LA_UNIT) : t->cols);
         }
         switch (epi->kind) {
-        case LA_STORE:
-            memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float));
-            break;
-        case LA_ADD:
-            k->add_scaled(y, epi->scale, row + t->col0, t->cols);
-            break;
-        case LA_ACT:
-            finish_act(k, t, d->act, m->paired, y, row);
-            break;
+        case LA_STORE: memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float)); break;
+        case LA_ADD: k->add_scaled(y, epi->scale, row + t->col0, t->cols); break;
+        case LA_ACT: finish_act(k, t, d->act, m->paired, y, row); break;
         case LA_LOGITS:
             if (epi->scale != 1.0f || epi->softcap != 0.0f) {
                 k->softcap(y, epi->scale, epi->softcap, t->cols);
@@ -177,7 +160,7 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
             break;
         case LA_HEADS:
             la_cpu_finish_heads(c, epi->layer, t->row0 + r, y, t->col0 / d->d_head,
-                             t->cols / d->d_head, out);
+                                t->cols / d->d_head, out);
             break;
         }
     }
@@ -227,7 +210,11 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
             }
             run_gemm(&la_cpu_of(c)->k, &g, v->form);
             int left = w->N - u * LA_UNIT;
-            tile t = {own.tile, g.ldc, row0, rows, col_base + u * LA_UNIT,
+            tile t = {own.tile,
+                      g.ldc,
+                      row0,
+                      rows,
+                      col_base + u * LA_UNIT,
                       left < n * LA_UNIT ? left : n * LA_UNIT};
             finish_tile(c, m, &t, out, epi);
         }
@@ -235,7 +222,7 @@ static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, l
 }
 
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
-                const la_epilogue *epi)
+                   const la_epilogue *epi)
 {
     converted v[3];
     int grains[3], total = 0, grain, step;
@@ -247,7 +234,8 @@ void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const
     prepare(c, m, in, pro, v);
     int first = la_cpu_share(total, c->tid, c->nth), end = la_cpu_share(total, c->tid + 1, c->nth);
     for (int p = 0, at = 0; p < m->n_parts; at += grains[p], p++) {
-        int range[2] = {first - at < 0 ? 0 : first - at, end - at < grains[p] ? end - at : grains[p]};
+        int range[2] = {first - at < 0 ? 0 : first - at,
+                        end - at < grains[p] ? end - at : grains[p]};
         if (range[0] < range[1]) {
             run_part(c, m, p, &v[p], in, out, epi, range);
         }

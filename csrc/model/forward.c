@@ -97,9 +97,8 @@ static void sample(la_ctx *c)
 {
     const la_model *m = c->m;
     const la_matrix *head = m->head.n_parts != 0 ? &m->head : &m->embed;
-    la_epilogue epi = {.kind = LA_LOGITS,
-                       .scale = m->desc.logit_scale,
-                       .softcap = m->desc.logit_softcap};
+    la_epilogue epi = {
+        .kind = LA_LOGITS, .scale = m->desc.logit_scale, .softcap = m->desc.logit_softcap};
     for (int first = 0; first < c->batch->n_rows; first += c->w->logit_rows) {
         int n = c->batch->n_rows - first;
         n = n < c->w->logit_rows ? n : c->w->logit_rows;

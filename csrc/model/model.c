@@ -11,7 +11,7 @@
 #include <math.h>
 
 enum {
-    MAX_DIM = 1 << 24,      /* keeps every product of two dimensions inside int64 */
+    MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
     MAX_HEAD = 256
 };
 
@@ -239,26 +239,18 @@ static la_status bias_set(la_matrix *m, const la_source *parts, int n_parts, int
 static la_matrix *matrix_of(la_model *m, la_slot slot, int layer)
 {
     switch (slot) {
-    case LA_EMBED:
-        return &m->embed;
-    case LA_POS_EMBED:
-        return &m->pos_embed;
-    case LA_HEAD:
-        return &m->head;
+    case LA_EMBED: return &m->embed;
+    case LA_POS_EMBED: return &m->pos_embed;
+    case LA_HEAD: return &m->head;
     case LA_QKV:
-    case LA_QKV_BIAS:
-        return &m->layers[layer].qkv;
+    case LA_QKV_BIAS: return &m->layers[layer].qkv;
     case LA_O:
-    case LA_O_BIAS:
-        return &m->layers[layer].o;
+    case LA_O_BIAS: return &m->layers[layer].o;
     case LA_GATE_UP:
-    case LA_GATE_UP_BIAS:
-        return &m->layers[layer].gate_up;
+    case LA_GATE_UP_BIAS: return &m->layers[layer].gate_up;
     case LA_DOWN:
-    case LA_DOWN_BIAS:
-        return &m->layers[layer].down;
-    default:
-        return NULL;
+    case LA_DOWN_BIAS: return &m->layers[layer].down;
+    default: return NULL;
     }
 }
 
@@ -266,28 +258,17 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
 {
     la_layer *l = &m->layers[layer < 0 || layer >= m->desc.n_layers ? 0 : layer];
     switch (slot) {
-    case LA_FINAL_NORM:
-        return &m->final_norm.w;
-    case LA_FINAL_NORM_BIAS:
-        return &m->final_norm.b;
-    case LA_ATTN_NORM:
-        return &l->attn_norm.w;
-    case LA_ATTN_NORM_BIAS:
-        return &l->attn_norm.b;
-    case LA_Q_NORM:
-        return &l->q_norm;
-    case LA_K_NORM:
-        return &l->k_norm;
-    case LA_ATTN_POST_NORM:
-        return &l->attn_post_norm.w;
-    case LA_FFN_NORM:
-        return &l->ffn_norm.w;
-    case LA_FFN_NORM_BIAS:
-        return &l->ffn_norm.b;
-    case LA_FFN_POST_NORM:
-        return &l->ffn_post_norm.w;
-    default:
-        return NULL;
+    case LA_FINAL_NORM: return &m->final_norm.w;
+    case LA_FINAL_NORM_BIAS: return &m->final_norm.b;
+    case LA_ATTN_NORM: return &l->attn_norm.w;
+    case LA_ATTN_NORM_BIAS: return &l->attn_norm.b;
+    case LA_Q_NORM: return &l->q_norm;
+    case LA_K_NORM: return &l->k_norm;
+    case LA_ATTN_POST_NORM: return &l->attn_post_norm.w;
+    case LA_FFN_NORM: return &l->ffn_norm.w;
+    case LA_FFN_NORM_BIAS: return &l->ffn_norm.b;
+    case LA_FFN_POST_NORM: return &l->ffn_post_norm.w;
+    default: return NULL;
     }
 }
 

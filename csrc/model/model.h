@@ -36,19 +36,20 @@ size_t la_workspace_bytes(const la_workspace *w);
 
 /* The tokens of one sequence in a step: positions first_pos .. first_pos + n_tokens - 1. */
 typedef struct la_span {
-    int first_token;        /* index into la_batch.tokens */
+    int first_token; /* index into la_batch.tokens */
     int n_tokens;
-    int first_pos;          /* tokens already in the pages */
-    const int32_t *pages;   /* [ceil((first_pos + n_tokens) / 64)] */
+    int first_pos;        /* tokens already in the pages */
+    const int32_t *pages; /* [ceil((first_pos + n_tokens) / 64)] */
 } la_span;
 
 /* One row of logits that is wanted, what to do with it and where results go. Order of operations:
  * raw logprobs -> allowed -> banned -> bias -> penalties -> temperature -> min_p -> top_k -> top_p. */
 typedef struct la_sample_row {
-    int token;                  /* index into la_batch.tokens */
-    int32_t target;             /* >= 0: report this token's logprob, draw nothing; -1: draw; -2: neither (logits only) */
+    int token; /* index into la_batch.tokens */
+    int32_t
+        target; /* >= 0: report this token's logprob, draw nothing; -1: draw; -2: neither (logits only) */
     float temperature, top_p, min_p;
-    int top_k;                  /* 0: all */
+    int top_k; /* 0: all */
     float presence, frequency, repetition;
     const int32_t *seen_ids;    /* [n_seen] distinct ids of prompt and output, for penalties */
     const int32_t *seen_counts; /* [n_seen] times generated; 0: prompt only */
@@ -56,26 +57,26 @@ typedef struct la_sample_row {
     const int32_t *bias_ids;
     const float *bias;
     int n_bias;
-    const uint32_t *allowed;    /* [ceil(V/32)] bit mask, or NULL */
-    const int32_t *ban_ids;     /* [n_ban] probability 0 */
+    const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */
+    const int32_t *ban_ids;  /* [n_ban] probability 0 */
     int n_ban;
     uint64_t seed, stream, counter; /* counter RNG: key, branch, position */
-    int n_top;                  /* best logprobs wanted; -1: no logprobs at all */
+    int n_top;                      /* best logprobs wanted; -1: no logprobs at all */
     /* results, written by the step */
-    int32_t *out_token;         /* the draw (target < 0) */
-    float *out_logprob;         /* raw logprob of target or the draw, when n_top >= 0 */
-    int *out_rank;              /* from 1 */
-    int32_t *top_ids;           /* [n_top] best first, ties by lower id */
-    float *top_logprobs;        /* [n_top] */
-    float *logits;              /* [V] raw logits copied here, or NULL */
+    int32_t *out_token;  /* the draw (target < 0) */
+    float *out_logprob;  /* raw logprob of target or the draw, when n_top >= 0 */
+    int *out_rank;       /* from 1 */
+    int32_t *top_ids;    /* [n_top] best first, ties by lower id */
+    float *top_logprobs; /* [n_top] */
+    float *logits;       /* [V] raw logits copied here, or NULL */
 } la_sample_row;
 
 typedef struct la_batch {
-    int n_tokens;               /* T <= limits.max_batch_tokens */
-    const int32_t *tokens;      /* [T] */
-    int n_spans;                /* <= limits.max_seqs */
+    int n_tokens;          /* T <= limits.max_batch_tokens */
+    const int32_t *tokens; /* [T] */
+    int n_spans;           /* <= limits.max_seqs */
     const la_span *spans;
-    int n_rows;                 /* <= T */
+    int n_rows; /* <= T */
     la_sample_row *rows;
 } la_batch;
 

@@ -13,11 +13,11 @@
 /* A weight matrix [N, K] in units. gate/up pairs are interleaved 16 + 16 columns inside a unit. */
 typedef struct la_weight {
     la_format f;
-    int N;              /* output rows as the caller sees them (paired: both together) */
+    int N; /* output rows as the caller sees them (paired: both together) */
     int K;
     int n_units;
-    size_t unit_bytes;  /* multiple of 64 */
-    uint8_t *data;      /* n_units * unit_bytes, 64-byte aligned; NULL while only sized */
+    size_t unit_bytes; /* multiple of 64 */
+    uint8_t *data;     /* n_units * unit_bytes, 64-byte aligned; NULL while only sized */
 } la_weight;
 
 /* Format that holds every part exactly under `weights` (see la_model_create): grouped sources of
@@ -25,7 +25,8 @@ typedef struct la_weight {
 la_status la_pack_format(la_dtype weights, const la_source *parts, int n_parts, la_format *out);
 /* Unit size and the like; checks rows, cols and byte counts of each part (data may be NULL).
  * paired: parts[0] and parts[1] are gate and up of equal shape. */
-la_status la_pack_plan(la_format f, const la_source *parts, int n_parts, int paired, la_weight *out);
+la_status la_pack_plan(la_format f, const la_source *parts, int n_parts, int paired,
+                       la_weight *out);
 /* Bytes of `rows` x `cols` of a source type; error if cols is no multiple of its block. */
 la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes);
 /* Fills unit u of w (w->data set). scratch: la_pack_scratch bytes. Cannot fail: the plan checked. */

@@ -65,30 +65,20 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     la_shape s;
     switch (slot) {
     case LA_EMBED:
-    case LA_HEAD:
-        return matrix(V, 0, 0, D);
+    case LA_HEAD: return matrix(V, 0, 0, D);
     case LA_POS_EMBED:
         s = matrix(d->max_len, 0, 0, D);
         s.more_rows = 1;
         return s;
-    case LA_QKV:
-        return matrix(q, k, k, D);
-    case LA_QKV_BIAS:
-        return vector(q, k, k);
-    case LA_Q_NORM:
-        return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
-    case LA_K_NORM:
-        return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
-    case LA_O:
-        return matrix(D, 0, 0, q);
-    case LA_GATE_UP:
-        return matrix(F, d->gated ? F : 0, 0, D);
-    case LA_GATE_UP_BIAS:
-        return vector(F, d->gated ? F : 0, 0);
-    case LA_DOWN:
-        return matrix(D, 0, 0, F);
-    default:
-        return vector(D, 0, 0);
+    case LA_QKV: return matrix(q, k, k, D);
+    case LA_QKV_BIAS: return vector(q, k, k);
+    case LA_Q_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
+    case LA_K_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
+    case LA_O: return matrix(D, 0, 0, q);
+    case LA_GATE_UP: return matrix(F, d->gated ? F : 0, 0, D);
+    case LA_GATE_UP_BIAS: return vector(F, d->gated ? F : 0, 0);
+    case LA_DOWN: return matrix(D, 0, 0, F);
+    default: return vector(D, 0, 0);
     }
 }
 

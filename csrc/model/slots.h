@@ -6,10 +6,10 @@
 
 typedef struct la_shape {
     int is_vector;
-    int rows[3];    /* rows of each part; vectors: their lengths */
+    int rows[3]; /* rows of each part; vectors: their lengths */
     int n_parts;
-    int cols;       /* matrices */
-    int more_rows;  /* the checkpoint may have more rows than are used */
+    int cols;      /* matrices */
+    int more_rows; /* the checkpoint may have more rows than are used */
 } la_shape;
 
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot);

@@ -6,7 +6,7 @@
  */
 #include "backend.h"
 
-enum { LOGIT_ROWS = 32 };   /* x 152k vocabulary x 4 B = 19 MB */
+enum { LOGIT_ROWS = 32 }; /* x 152k vocabulary x 4 B = 19 MB */
 
 int la_head_granule(int d_head)
 {
@@ -46,8 +46,8 @@ static la_rows carve_rows(la_workspace *w, int n, int cols)
     return r;
 }
 
-void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d,
-                         const la_limits *limits, int n_threads, la_workspace *w)
+void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, const la_limits *limits,
+                         int n_threads, la_workspace *w)
 {
     int T = limits->max_batch_tokens;
     int hd = d->n_heads * d->d_head, raw = (d->n_heads + 2 * d->n_kv_heads) * d->d_head;

@@ -34,8 +34,8 @@ static void backend_traced(void *arg, const char *op, int layer, int rows, int c
 {
     PyObject *trace = arg;
     PyGILState_STATE gil = PyGILState_Ensure();
-    PyObject *result = PyObject_CallFunction(trace, "siiiK", op, layer, rows, cols,
-                                             (unsigned long long)checksum);
+    PyObject *result =
+        PyObject_CallFunction(trace, "siiiK", op, layer, rows, cols, (unsigned long long)checksum);
     if (result == NULL) {
         PyErr_WriteUnraisable(trace);
     }
@@ -185,8 +185,9 @@ static PyMemberDef backend_members[] = {
 };
 
 static PyType_Slot backend_slots[] = {
-    {Py_tp_doc, "Backend(name='cpu', isa=None, threads=0, trace=None)\n\nWhere the arithmetic runs. "
-                "trace(op, layer, rows, cols, checksum) is called after every op of a step."},
+    {Py_tp_doc,
+     "Backend(name='cpu', isa=None, threads=0, trace=None)\n\nWhere the arithmetic runs. "
+     "trace(op, layer, rows, cols, checksum) is called after every op of a step."},
     {Py_tp_new, backend_new},
     {Py_tp_dealloc, backend_dealloc},
     {Py_tp_methods, backend_methods},

@@ -22,9 +22,9 @@ static const char *const QK_NORM_NAMES[] = {
 static const char *const ACTIVATION_NAMES[] = {
     [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
 static const char *const DTYPE_NAMES[] = {
-    [LA_F32] = "F32",   [LA_F16] = "F16",   [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
-    [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0", [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
-    [LA_Q2_K] = "Q2_K", [LA_Q3_K] = "Q3_K", [LA_Q4_K] = "Q4_K", [LA_Q5_K] = "Q5_K",
+    [LA_F32] = "F32",   [LA_F16] = "F16",        [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
+    [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0",      [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
+    [LA_Q2_K] = "Q2_K", [LA_Q3_K] = "Q3_K",      [LA_Q4_K] = "Q4_K", [LA_Q5_K] = "Q5_K",
     [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
 };
 
@@ -155,9 +155,8 @@ static int parse_layers(const py_state *state, PyObject *mapping, py_desc *holde
     for (int i = 0; i < n; i++) {
         PyObject *pair = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
         la_layer_desc *layer = &holder->layers[i];
-        int ok = pair != NULL &&
-                 PyArg_ParseTuple(pair, "ii;layers: expected pairs (window, rope)", &layer->window,
-                                  &layer->rope);
+        int ok = pair != NULL && PyArg_ParseTuple(pair, "ii;layers: expected pairs (window, rope)",
+                                                  &layer->window, &layer->rope);
         Py_XDECREF(pair);
         if (!ok) {
             goto done;
@@ -212,10 +211,11 @@ static int parse_ropes(const py_state *state, PyObject *mapping, py_desc *holder
         goto done;
     }
     if (n > LA_MAX_ROPE_TABLES || n_scales != n || holder->desc.d_rope < 0) {
-        py_raise_format(state, LA_ERR_ARGUMENT,
-                        "rope_inv_freq, rope_scale: expected up to %d tables and as many scales, got "
-                        "%zd and %zd",
-                        (int)LA_MAX_ROPE_TABLES, n, n_scales);
+        py_raise_format(
+            state, LA_ERR_ARGUMENT,
+            "rope_inv_freq, rope_scale: expected up to %d tables and as many scales, got "
+            "%zd and %zd",
+            (int)LA_MAX_ROPE_TABLES, n, n_scales);
         goto done;
     }
     for (int i = 0; i < (int)n; i++) {
@@ -262,7 +262,7 @@ int py_desc_parse(const py_state *state, PyObject *mapping, py_desc *holder)
         }
     }
     return parse_layers(state, mapping, holder) < 0 || parse_ropes(state, mapping, holder) < 0 ? -1
-                                                                                              : 0;
+                                                                                               : 0;
 }
 
 int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)

@@ -165,8 +165,8 @@ static int request_logits(const py_state *state, PyObject *object, int n_vocab,
 static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
                          request_holder *holder)
 {
-    static char *names[] = {"prompt",   "params", "branches", "suffixes",
-                            "priority", "timeout", "logits",  NULL};
+    static char *names[] = {"prompt",   "params",  "branches", "suffixes",
+                            "priority", "timeout", "logits",   NULL};
     PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None;
     la_request *r = &holder->request;
     memset(holder, 0, sizeof *holder);
@@ -289,10 +289,10 @@ static PyObject *event_tuple(const la_event *event)
 {
     enum { N_ITEMS = 10 };
     PyObject *items[N_ITEMS] = {
-        PyLong_FromLongLong(event->request), PyLong_FromLong(event->branch),
-        PyLong_FromLong(event->kind),        PyLong_FromLong(event->position),
-        PyLong_FromLong(event->token),       PyLong_FromLong(event->reason),
-        PyFloat_FromDouble(event->logprob),  PyLong_FromLong(event->rank),
+        PyLong_FromLongLong(event->request),  PyLong_FromLong(event->branch),
+        PyLong_FromLong(event->kind),         PyLong_FromLong(event->position),
+        PyLong_FromLong(event->token),        PyLong_FromLong(event->reason),
+        PyFloat_FromDouble(event->logprob),   PyLong_FromLong(event->rank),
         packed(event->top_ids, event->n_top), packed(event->top_logprobs, event->n_top),
     };
     PyObject *tuple = PyTuple_New(N_ITEMS);
@@ -391,9 +391,8 @@ static PyObject *engine_stats(PyObject *object, PyObject *unused)
         (Py_ssize_t)s.kv_bytes, "workspace_bytes", (Py_ssize_t)s.workspace_bytes, "steps",
         (long long)s.steps, "prompt_tokens", (long long)s.prompt_tokens, "output_tokens",
         (long long)s.output_tokens, "recomputed_tokens", (long long)s.recomputed_tokens,
-        "preemptions", (long long)s.preemptions, "step_allocations",
-        (long long)s.step_allocations, "last_step_tokens", s.last_step_tokens, "last_step_seconds",
-        s.last_step_seconds);
+        "preemptions", (long long)s.preemptions, "step_allocations", (long long)s.step_allocations,
+        "last_step_tokens", s.last_step_tokens, "last_step_seconds", s.last_step_seconds);
 }
 
 static PyMethodDef engine_methods[] = {

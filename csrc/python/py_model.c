@@ -7,7 +7,6 @@
  */
 #include "py_module.h"
 
-
 typedef struct py_model {
     PyObject_HEAD
     PyObject *backend;
@@ -293,8 +292,7 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
     py_desc holder;
     la_plan plan = {0, 0, 0};
     int failed = py_desc_parse(state, mapping, &holder) < 0;
-    la_status status =
-        failed ? LA_OK : la_model_plan(&holder.desc, &limits, n_threads, &plan);
+    la_status status = failed ? LA_OK : la_model_plan(&holder.desc, &limits, n_threads, &plan);
     size_t workspace = plan.workspace_bytes;
     if (!failed && status == LA_OK) {
         workspace += la_engine_bytes(&holder.desc, &limits);
@@ -368,8 +366,8 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
     size_t total = 0;
     int failed = py_desc_parse(state, mapping, &holder) < 0;
     for (Py_ssize_t i = 0; !failed && i < PySequence_Fast_GET_SIZE(list); i++) {
-        failed = add_slot_bytes(state, &holder, weights, PySequence_Fast_GET_ITEM(list, i),
-                                &total) < 0;
+        failed =
+            add_slot_bytes(state, &holder, weights, PySequence_Fast_GET_ITEM(list, i), &total) < 0;
     }
     py_desc_clear(&holder);
     Py_DECREF(list);
@@ -409,7 +407,8 @@ static PyType_Spec model_spec = {
 
 static PyMethodDef model_functions[] = {
     {"plan", core_plan, METH_VARARGS,
-     "plan(desc, limits, threads=0) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads nothing."},
+     "plan(desc, limits, threads=0) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads "
+     "nothing."},
     {"weight_bytes", core_weight_bytes, METH_VARARGS,
      "weight_bytes(desc, weights, slots) -> int\n\nPacked bytes of slots, a list of (slot, parts) "
      "with parts (dtype, rows, cols)."},

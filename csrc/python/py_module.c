@@ -70,10 +70,14 @@ int py_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **out)
 static int core_load_errors(py_state *state)
 {
     static const char *const names[PY_N_STATUS] = {
-        [LA_OK] = "LLMAccelError",           [LA_ERR_ARGUMENT] = "ConfigError",
-        [LA_ERR_SHAPE] = "LoadError",        [LA_ERR_MEMORY] = "MemoryPlanError",
-        [LA_ERR_UNSUPPORTED] = "UnsupportedError", [LA_ERR_REQUEST] = "RequestError",
-        [LA_ERR_STATE] = "LLMAccelError",    [LA_ERR_SYSTEM] = "LLMAccelError",
+        [LA_OK] = "LLMAccelError",
+        [LA_ERR_ARGUMENT] = "ConfigError",
+        [LA_ERR_SHAPE] = "LoadError",
+        [LA_ERR_MEMORY] = "MemoryPlanError",
+        [LA_ERR_UNSUPPORTED] = "UnsupportedError",
+        [LA_ERR_REQUEST] = "RequestError",
+        [LA_ERR_STATE] = "LLMAccelError",
+        [LA_ERR_SYSTEM] = "LLMAccelError",
     };
     PyObject *errors = PyImport_ImportModule("llmaccel.errors");
     if (errors == NULL) {
@@ -91,7 +95,7 @@ static int core_load_errors(py_state *state)
 static int core_exec(PyObject *module)
 {
     static int (*const parts[])(PyObject *) = {
-        py_backend_register, py_model_register,  py_params_register,  py_engine_register,
+        py_backend_register, py_model_register,   py_params_register,  py_engine_register,
         py_tensor_register,  py_kernels_register, py_testing_register,
     };
     if (core_load_errors(py_state_of(module)) < 0) {

@@ -63,8 +63,8 @@ void py_id_lists_clear(py_id_lists *lists);
 /* A model description and the arrays it points to. */
 typedef struct py_desc {
     la_model_desc desc;
-    la_layer_desc *layers;                /* [n_layers] */
-    float *inv_freq[LA_MAX_ROPE_TABLES];  /* [d_rope / 2] each, or NULL */
+    la_layer_desc *layers;               /* [n_layers] */
+    float *inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope / 2] each, or NULL */
 } py_desc;
 
 /* From a mapping with the fields of ModelConfig. 0, or -1 with an exception set; clear in both

@@ -14,9 +14,9 @@ typedef enum param_type {
     PARAM_FLOAT,
     PARAM_INT,
     PARAM_UINT64,
-    PARAM_IDS,      /* int32 array and its length */
-    PARAM_FLOATS,   /* float array as long as the ids before it */
-    PARAM_ID_LISTS  /* lists of ids: flat array, lengths, number of lists */
+    PARAM_IDS,     /* int32 array and its length */
+    PARAM_FLOATS,  /* float array as long as the ids before it */
+    PARAM_ID_LISTS /* lists of ids: flat array, lengths, number of lists */
 } param_type;
 
 static const char *const TYPE_NAMES[] = {"float", "int", "uint64", "ids", "floats", "id_lists"};
@@ -350,9 +350,9 @@ static PyObject *sampling_fields(PyObject *module, PyObject *unused)
     (void)unused;
     PyObject *list = PyList_New(0);
     for (int i = 0; list != NULL && i < N_PARAM_FIELDS; i++) {
-        PyObject *entry = Py_BuildValue("(ssn)", PARAM_FIELDS[i].name,
-                                        TYPE_NAMES[PARAM_FIELDS[i].type],
-                                        (Py_ssize_t)PARAM_FIELDS[i].offset);
+        PyObject *entry =
+            Py_BuildValue("(ssn)", PARAM_FIELDS[i].name, TYPE_NAMES[PARAM_FIELDS[i].type],
+                          (Py_ssize_t)PARAM_FIELDS[i].offset);
         if (entry == NULL || PyList_Append(list, entry) < 0) {
             Py_CLEAR(list);
         }

@@ -15,16 +15,16 @@
 enum { MAX_DIMS = 8, NO_NUMPY = -1 };
 
 static const struct tensor_dtype {
-    const char *name;   /* as in safetensors */
+    const char *name; /* as in safetensors */
     la_dl_dtype dl;
     int numpy;          /* type number, NO_NUMPY where NumPy has none */
     const char *format; /* of the buffer protocol; bfloat16 shows its bits */
 } DTYPES[] = {
-    {"F64", {LA_DL_FLOAT, 64, 1}, NPY_DOUBLE, "d"},  {"F32", {LA_DL_FLOAT, 32, 1}, NPY_FLOAT, "f"},
-    {"F16", {LA_DL_FLOAT, 16, 1}, NPY_HALF, "e"},    {"BF16", {LA_DL_BFLOAT, 16, 1}, NO_NUMPY, "H"},
-    {"I64", {LA_DL_INT, 64, 1}, NPY_INT64, "q"},     {"I32", {LA_DL_INT, 32, 1}, NPY_INT32, "i"},
-    {"I16", {LA_DL_INT, 16, 1}, NPY_INT16, "h"},     {"I8", {LA_DL_INT, 8, 1}, NPY_INT8, "b"},
-    {"U16", {LA_DL_UINT, 16, 1}, NPY_UINT16, "H"},   {"U8", {LA_DL_UINT, 8, 1}, NPY_UINT8, "B"},
+    {"F64", {LA_DL_FLOAT, 64, 1}, NPY_DOUBLE, "d"}, {"F32", {LA_DL_FLOAT, 32, 1}, NPY_FLOAT, "f"},
+    {"F16", {LA_DL_FLOAT, 16, 1}, NPY_HALF, "e"},   {"BF16", {LA_DL_BFLOAT, 16, 1}, NO_NUMPY, "H"},
+    {"I64", {LA_DL_INT, 64, 1}, NPY_INT64, "q"},    {"I32", {LA_DL_INT, 32, 1}, NPY_INT32, "i"},
+    {"I16", {LA_DL_INT, 16, 1}, NPY_INT16, "h"},    {"I8", {LA_DL_INT, 8, 1}, NPY_INT8, "b"},
+    {"U16", {LA_DL_UINT, 16, 1}, NPY_UINT16, "H"},  {"U8", {LA_DL_UINT, 8, 1}, NPY_UINT8, "B"},
     {"BOOL", {LA_DL_BOOL, 8, 1}, NPY_BOOL, "?"},
 };
 enum { N_DTYPES = sizeof DTYPES / sizeof DTYPES[0] };
@@ -36,8 +36,8 @@ typedef struct py_tensor {
     int n_dims, read_only;
     Py_ssize_t bytes;
     int64_t shape[MAX_DIMS];
-    int64_t strides[MAX_DIMS];            /* in elements, as DLPack counts */
-    Py_ssize_t buffer_strides[MAX_DIMS];  /* in bytes, as the buffer protocol counts */
+    int64_t strides[MAX_DIMS];           /* in elements, as DLPack counts */
+    Py_ssize_t buffer_strides[MAX_DIMS]; /* in bytes, as the buffer protocol counts */
     /* what keeps data alive; the rest is NULL */
     void *allocation;
     PyObject *array;
@@ -109,8 +109,8 @@ static int tensor_from_array(const py_state *state, py_tensor *self, PyArrayObje
         if (name == NULL) {
             return -1;
         }
-        int is_bfloat16 = PyUnicode_Check(name) &&
-                          PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
+        int is_bfloat16 =
+            PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
         int failed = is_bfloat16 ? tensor_find_dtype(state, self, "BF16") < 0 : 1;
         if (failed && !is_bfloat16) {
             py_raise_format(state, LA_ERR_UNSUPPORTED, "array: dtype %S is not supported", name);
@@ -200,7 +200,8 @@ static int tensor_from_exporter(const py_state *state, py_tensor *self, PyObject
     PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
     if (method == NULL) {
         PyErr_Clear();
-        PyErr_Format(PyExc_TypeError, "array: expected a NumPy array or a DLPack exporter, got %.100s",
+        PyErr_Format(PyExc_TypeError,
+                     "array: expected a NumPy array or a DLPack exporter, got %.100s",
                      Py_TYPE(object)->tp_name);
         return -1;
     }
@@ -573,7 +574,8 @@ static PyMethodDef tensor_methods[] = {
      "zeros(shape, dtype) -> Tensor\n\nNew memory; dtype as in safetensors: 'F32', 'BF16', ..."},
     {"numpy", tensor_numpy, METH_NOARGS,
      "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16, which NumPy lacks."},
-    {"data_ptr", tensor_data_ptr, METH_NOARGS, "data_ptr() -> int\n\nAddress of the first element."},
+    {"data_ptr", tensor_data_ptr, METH_NOARGS,
+     "data_ptr() -> int\n\nAddress of the first element."},
     {"__array__", (PyCFunction)(void (*)(void))tensor_array, METH_VARARGS | METH_KEYWORDS, NULL},
     {"__dlpack__", (PyCFunction)(void (*)(void))tensor_dlpack, METH_VARARGS | METH_KEYWORDS,
      "A DLPack capsule: versioned if max_version is 1.0 or later, else the old form."},

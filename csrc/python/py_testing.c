@@ -162,8 +162,7 @@ static PyObject *pool_grow(PyObject *self, PyObject *args)
     pool_object *o = (pool_object *)self;
     Py_ssize_t number;
     la_table *t;
-    if (!PyArg_ParseTuple(args, "n:grow", &number) ||
-        (t = shelf_get(&o->tables, number)) == NULL) {
+    if (!PyArg_ParseTuple(args, "n:grow", &number) || (t = shelf_get(&o->tables, number)) == NULL) {
         return NULL;
     }
     if (t->n == t->cap) {
@@ -296,8 +295,8 @@ static int sched_init(PyObject *self, PyObject *args, PyObject *kwargs)
     long long n_pages, max_entries;
     int max_seqs, budget;
     static char *names[] = {"n_pages", "max_seqs", "budget", "max_entries", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LiiL:StepScheduler", names, &n_pages,
-                                     &max_seqs, &budget, &max_entries)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LiiL:StepScheduler", names, &n_pages, &max_seqs,
+                                     &budget, &max_entries)) {
         return -1;
     }
     if (o->cache.refs != NULL || max_seqs < 1 || budget < 1 || max_entries < 0) {
@@ -338,8 +337,8 @@ static la_group *make_group(const asked *a)
     size_t cap = (size_t)la_kvcache_span(n_max);
     size_t prefix_cap = (size_t)la_kvcache_span(n_prefix);
     size_t n = (size_t)a->n_branches;
-    la_group *g = la_alloc(1, sizeof *g + n * sizeof(la_seq) +
-                                  (n * cap + prefix_cap) * sizeof(int32_t));
+    la_group *g =
+        la_alloc(1, sizeof *g + n * sizeof(la_seq) + (n * cap + prefix_cap) * sizeof(int32_t));
     if (g == NULL) {
         return NULL;
     }
@@ -368,7 +367,7 @@ static PyObject *sched_add(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     sched_object *o = (sched_object *)self;
     asked a = {.n_branches = 1, .n_new = 1};
-    static char *names[] = {"n_prompt", "n_branches", "n_suffix",    "n_new",       "priority",
+    static char *names[] = {"n_prompt", "n_branches",  "n_suffix",    "n_new", "priority",
                             "score",    "forced_cost", "sample_cost", NULL};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$iiiipii:add", names, &a.n_prompt,
                                      &a.n_branches, &a.n_suffix, &a.n_new, &a.priority, &a.score,

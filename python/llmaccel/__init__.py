@@ -22,22 +22,40 @@ from llmaccel.errors import (
 )
 
 if TYPE_CHECKING:
-    from llmaccel.llm import LLM, RequestFuture
+    from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RequestOutputKind, SamplingParams
     from llmaccel.tokenize import load_tokenizer
+    from llmaccel.waiting import RequestFuture
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "LLM", "CompletionOutput", "ConfigError", "LLMAccelError", "LoadError", "Logprob",
-    "MemoryPlanError", "RequestError", "RequestFuture", "RequestOutput", "RequestOutputKind",
-    "SamplingParams", "UnsupportedError", "__version__", "load_tokenizer",
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "LLMAccelError",
+    "LoadError",
+    "Logprob",
+    "MemoryPlanError",
+    "RequestError",
+    "RequestFuture",
+    "RequestOutput",
+    "RequestOutputKind",
+    "SamplingParams",
+    "UnsupportedError",
+    "__version__",
+    "load_tokenizer",
 ]
 
 _HOMES = {
-    "LLM": "llm", "RequestFuture": "llm", "CompletionOutput": "outputs", "Logprob": "outputs",
-    "RequestOutput": "outputs", "RequestOutputKind": "params", "SamplingParams": "params",
+    "LLM": "llm",
+    "RequestFuture": "waiting",
+    "CompletionOutput": "outputs",
+    "Logprob": "outputs",
+    "RequestOutput": "outputs",
+    "RequestOutputKind": "params",
+    "SamplingParams": "params",
     "load_tokenizer": "tokenize",
 }
 

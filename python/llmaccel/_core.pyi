@@ -13,7 +13,10 @@ class Backend:
     """Where the arithmetic runs: a pool of threads and a table of kernels."""
 
     def __init__(
-        self, name: str = "cpu", isa: str | None = None, threads: int = 0,
+        self,
+        name: str = "cpu",
+        isa: str | None = None,
+        threads: int = 0,
         trace: Callable[[str, int, int, int, int], object] | None = None,
     ) -> None: ...
     @property
@@ -42,8 +45,14 @@ class Engine:
 
     def __init__(self, model: Model, limits: Mapping[str, int]) -> None: ...
     def add(
-        self, prompt: Sequence[int] | Buffer, params: Mapping[str, Any], *, branches: int = 1,
-        suffixes: Sequence[Sequence[int]] | None = None, priority: int = 0, timeout: float = 0.0,
+        self,
+        prompt: Sequence[int] | Buffer,
+        params: Mapping[str, Any],
+        *,
+        branches: int = 1,
+        suffixes: Sequence[Sequence[int]] | None = None,
+        priority: int = 0,
+        timeout: float = 0.0,
         logits: Buffer | None = None,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
@@ -74,8 +83,12 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __dlpack__(
-        self, *, stream: None = None, max_version: tuple[int, int] | None = None,
-        dl_device: tuple[int, int] | None = None, copy: bool | None = None,
+        self,
+        *,
+        stream: None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
@@ -83,8 +96,10 @@ def plan(
     desc: Mapping[str, Any], limits: Mapping[str, int], threads: int = 0, /
 ) -> dict[str, int]: ...
 def weight_bytes(
-    desc: Mapping[str, Any], weights: str,
-    slots: Sequence[tuple[str, Sequence[tuple[str, int, int]]]], /,
+    desc: Mapping[str, Any],
+    weights: str,
+    slots: Sequence[tuple[str, Sequence[tuple[str, int, int]]]],
+    /,
 ) -> int: ...
 def sampling_fields() -> list[tuple[str, str, int]]: ...
 def kernel_isas() -> list[str]: ...

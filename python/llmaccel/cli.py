@@ -21,9 +21,24 @@ from typing import Any
 
 from llmaccel.errors import LLMAccelError, UnsupportedError
 
-_CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq",
-              "avx512_vnni", "avx512_vbmi", "avx512_bf16", "avx_vnni", "amx_tile", "amx_bf16",
-              "amx_int8")
+_CPU_FLAGS = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "f16c",
+    "avx512f",
+    "avx512bw",
+    "avx512vl",
+    "avx512dq",
+    "avx512_vnni",
+    "avx512_vbmi",
+    "avx512_bf16",
+    "avx_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+)
 _PROBE_BYTES = 256 << 20  # beyond every cache
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
@@ -51,8 +66,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = _parser()
     args, left = parser.parse_known_args(argv)
     # Of `complete MODEL --top-k 5 PROMPT` argparse leaves the prompt: it settled it after MODEL.
-    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None \
-            and args.run is _complete:
+    if (
+        len(left) == 1
+        and not left[0].startswith("-")
+        and getattr(args, "prompt", "") is None
+        and args.run is _complete
+    ):
         args.prompt = left.pop()
     if left:
         parser.error(f"unrecognized arguments: {' '.join(left)}")
@@ -66,8 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     complete = commands.add_parser("complete", help="continue a text")
     _add_model(complete)
     _add_sampling(complete)
-    complete.add_argument("prompt", nargs="?",
-                          help="the text; read from stdin where it is not given")
+    complete.add_argument(
+        "prompt", nargs="?", help="the text; read from stdin where it is not given"
+    )
     complete.set_defaults(run=_complete)
 
     chat = commands.add_parser("chat", help="talk to a model")
@@ -90,25 +110,54 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder, .gguf file, or name on the Hugging Face hub")
-    for name in ("tokenizer", "revision", "dtype", "activation", "kv-cache-dtype", "isa",
-                 "load-format", "chat-template", "generation-config"):
-        parser.add_argument(f"--{name}", default=argparse.SUPPRESS,
-                            help=f"as {name.replace('-', '_')} of LLM")
+    for name in (
+        "tokenizer",
+        "revision",
+        "dtype",
+        "activation",
+        "kv-cache-dtype",
+        "isa",
+        "load-format",
+        "chat-template",
+        "generation-config",
+    ):
+        parser.add_argument(
+            f"--{name}", default=argparse.SUPPRESS, help=f"as {name.replace('-', '_')} of LLM"
+        )
     for name in ("max-model-len", "max-num-seqs", "max-num-batched-tokens", "threads", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=argparse.SUPPRESS,
-                            help=f"as {name.replace('-', '_')} of LLM")
-    parser.add_argument("--kv-cache-memory", type=_size, metavar="SIZE", default=argparse.SUPPRESS,
-                        dest="kv_cache_memory_bytes", help="cap of the cache, such as 2G")
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=argparse.SUPPRESS,
+            help=f"as {name.replace('-', '_')} of LLM",
+        )
+    parser.add_argument(
+        "--kv-cache-memory",
+        type=_size,
+        metavar="SIZE",
+        default=argparse.SUPPRESS,
+        dest="kv_cache_memory_bytes",
+        help="cap of the cache, such as 2G",
+    )
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--max-tokens", type=int, default=None,
-                        help="tokens to generate; until the context is full where not given")
+    parser.add_argument(
+        "-n",
+        "--max-tokens",
+        type=int,
+        default=None,
+        help="tokens to generate; until the context is full where not given",
+    )
     for name in ("temperature", "top-p", "min-p", "repetition-penalty"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS)
     parser.add_argument("--top-k", type=int, default=argparse.SUPPRESS)
-    parser.add_argument("--stop", action="append", default=argparse.SUPPRESS,
-                        help="text that ends the answer; may be repeated")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=argparse.SUPPRESS,
+        help="text that ends the answer; may be repeated",
+    )
 
 
 def _size(text: str) -> int:
@@ -123,9 +172,21 @@ def _size(text: str) -> int:
 
 
 _MODEL_OPTIONS = (
-    "tokenizer", "revision", "dtype", "activation", "kv_cache_dtype", "isa", "load_format",
-    "chat_template", "generation_config", "max_model_len", "max_num_seqs",
-    "max_num_batched_tokens", "threads", "seed", "kv_cache_memory_bytes",
+    "tokenizer",
+    "revision",
+    "dtype",
+    "activation",
+    "kv_cache_dtype",
+    "isa",
+    "load_format",
+    "chat_template",
+    "generation_config",
+    "max_model_len",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "threads",
+    "seed",
+    "kv_cache_memory_bytes",
 )
 _SAMPLING_OPTIONS = ("temperature", "top_p", "min_p", "repetition_penalty", "top_k", "stop")
 
@@ -210,8 +271,9 @@ def _chat(args: argparse.Namespace) -> int:
             messages.append({"role": "user", "content": args.prompt})
             _Live().show(llm.chat(messages, params, stream=True))
             return 0
-        print("Type a message; an empty line or Ctrl-D ends. Ctrl-C stops an answer.",
-              file=sys.stderr)
+        print(
+            "Type a message; an empty line or Ctrl-D ends. Ctrl-C stops an answer.", file=sys.stderr
+        )
         while True:
             try:
                 asked = input("> " if sys.stdin.isatty() else "")
@@ -244,8 +306,10 @@ def _plan(args: argparse.Namespace) -> int:
 
     prepared = prepare(LoadOptions(args.model, **_given(args, _MODEL_OPTIONS)))
     config, forms = prepared.config, prepared.forms
-    print(f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
-          f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_dtype}")
+    print(
+        f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
+        f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_dtype}"
+    )
     print(prepared.plan)
     return 0
 
@@ -257,12 +321,16 @@ def _doctor(args: argparse.Namespace) -> int:
 
     backend = open_backend(args.isa, args.threads)
     info = backend.info
-    print(f"llmaccel {__version__}, Python {platform.python_version()}, {platform.machine()} "
-          f"{platform.system()} {platform.release()}")
+    print(
+        f"llmaccel {__version__}, Python {platform.python_version()}, {platform.machine()} "
+        f"{platform.system()} {platform.release()}"
+    )
     print(f"CPU          {_cpu_name()}")
     print(f"features     {' '.join(_cpu_flags()) or 'none that matter'}")
-    print(f"processors   {os.cpu_count()} in the machine, {info['n_cpus']} usable by this process "
-          f"(affinity and cgroup quota), {info['n_threads']} threads in the pool")
+    print(
+        f"processors   {os.cpu_count()} in the machine, {info['n_cpus']} usable by this process "
+        f"(affinity and cgroup quota), {info['n_threads']} threads in the pool"
+    )
     n_bytes, source = available_memory()
     print(f"memory       {format_bytes(n_bytes)} available ({source})")
     read = backend.probe_read(min(_PROBE_BYTES, n_bytes // 4))

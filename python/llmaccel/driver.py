@@ -59,8 +59,9 @@ class Driver:
         """The same, and LLMAccelError on the engine's own thread, where waiting would never end."""
         self.check()
         if threading.current_thread() is self._thread:
-            raise LLMAccelError("a callback runs on the engine's thread and cannot wait for it; "
-                                "use submit() there")
+            raise LLMAccelError(
+                "a callback runs on the engine's thread and cannot wait for it; use submit() there"
+            )
 
     def submit(self, request: Request, fields: dict[str, Any], **options: Any) -> None:
         """Hand a request to the engine; options are those of Engine.add. RequestError if it is

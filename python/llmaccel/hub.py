@@ -17,8 +17,16 @@ from pathlib import Path
 from llmaccel.errors import LoadError
 
 _TOKENIZER = (
-    "tokenizer*", "*.model", "*.tiktoken", "vocab.json", "merges.txt", "special_tokens_map.json",
-    "added_tokens.json", "chat_template*", "chat_templates/*", "additional_chat_templates/*",
+    "tokenizer*",
+    "*.model",
+    "*.tiktoken",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "chat_templates/*",
+    "additional_chat_templates/*",
 )
 _CONFIG = ("*.json", *_TOKENIZER)
 _WEIGHTS = ("*.safetensors",)
@@ -35,8 +43,11 @@ def fetch_model(name: str, revision: str | None, load_format: str) -> Path:
     if load_format in ("safetensors", "dummy") or any(folder.glob("*.safetensors")):
         return folder
     # Of a split file any part stands for the whole.
-    found = [name for name in _gguf_names(folder, repository, revision)
-             if _PART.search(name) is None or "-00001-of-" in name]
+    found = [
+        name
+        for name in _gguf_names(folder, repository, revision)
+        if _PART.search(name) is None or "-00001-of-" in name
+    ]
     if len(found) > 1:
         raise LoadError(
             f"model {repository!r}: several GGUF files ({', '.join(found)}); name one, such as "

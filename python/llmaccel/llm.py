@@ -3,7 +3,8 @@
 Owns the public methods and how a call becomes requests: prompts to ids, parameters to the engine's
 numbers, waiting, streaming, cancelling. Invariant: every method checks the process and the open
 state first, so nothing hangs after fork() or close(); a call that is interrupted cancels what it
-submitted. Loading is in loading.py, the background thread in driver.py, text in request.py.
+submitted. Loading is in loading.py, the background thread in driver.py,
+waiting in waiting.py, text in request.py.
 
 Called by users, by cli.py and by the wings.
 """
@@ -11,17 +12,14 @@ Called by users, by cli.py and by the wings.
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import itertools
 import logging
 import math
 import numbers
 import queue
 import secrets
-import sys
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,13 @@ import numpy as np
 from llmaccel import _core
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
-from llmaccel.errors import LLMAccelError, LoadError, RequestError, UnsupportedError
+from llmaccel.errors import LoadError, RequestError, UnsupportedError
 from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
 from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
-from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
+from llmaccel.params import SamplingParams, engine_fields, score_fields
 from llmaccel.request import Request
+from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all
 
 _LOG = logging.getLogger("llmaccel")
 # Continuations of one context that go into one request; more become several requests.
@@ -75,14 +74,28 @@ class LLM:
     """
 
     def __init__(
-        self, model: str | Path, *, tokenizer: Any = None, revision: str | None = None,
-        dtype: str = "auto", quantization: str | None = None, activation: str = "auto",
-        kv_cache_dtype: str = "auto", kv_cache_memory_bytes: int | None = None,
-        max_model_len: int | None = None, max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512, threads: int | None = None, isa: str | None = None,
-        seed: int | None = 0, load_format: str = "auto",
-        generation_config: Any = "auto", chat_template: str | Path | None = None,
-        hf_overrides: Mapping[str, Any] | None = None, fast_math: bool = False, **compatible: Any,
+        self,
+        model: str | Path,
+        *,
+        tokenizer: Any = None,
+        revision: str | None = None,
+        dtype: str = "auto",
+        quantization: str | None = None,
+        activation: str = "auto",
+        kv_cache_dtype: str = "auto",
+        kv_cache_memory_bytes: int | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 64,
+        max_num_batched_tokens: int = 512,
+        threads: int | None = None,
+        isa: str | None = None,
+        seed: int | None = 0,
+        load_format: str = "auto",
+        generation_config: Any = "auto",
+        chat_template: str | Path | None = None,
+        hf_overrides: Mapping[str, Any] | None = None,
+        fast_math: bool = False,
+        **compatible: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name != "self"}
         self._load(LoadOptions(**given), None)
@@ -121,8 +134,11 @@ class LLM:
         self._counter = itertools.count()
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
         if self._tokenizer is not None and len(self._tokenizer) > self._config.n_vocab:
-            _LOG.warning("the tokenizer has %d tokens, the model %d", len(self._tokenizer),
-                         self._config.n_vocab)
+            _LOG.warning(
+                "the tokenizer has %d tokens, the model %d",
+                len(self._tokenizer),
+                self._config.n_vocab,
+            )
 
     def _find_stop_ids(self) -> frozenset[int]:
         """The union of what config, generation config and tokenizer call the end."""
@@ -134,8 +150,13 @@ class LLM:
     # ---- generation -----------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], sampling_params: Params = None, *,
-        priority: int | Sequence[int] = 0, timeout: float | None = None, stream: bool = False,
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        timeout: float | None = None,
+        stream: bool = False,
         use_tqdm: bool | None = None,
     ) -> Any:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
@@ -154,15 +175,29 @@ class LLM:
         self._driver.check()
         items = _prompt_list(prompts)
         encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
-        return self._run(encoded, sampling_params, priority=priority, timeout=timeout,
-                         stream=stream, use_tqdm=use_tqdm)
+        return self._run(
+            encoded,
+            sampling_params,
+            priority=priority,
+            timeout=timeout,
+            stream=stream,
+            use_tqdm=use_tqdm,
+        )
 
     def chat(
-        self, messages: Sequence[Any], sampling_params: Params = None, *,
-        tools: Sequence[Mapping[str, Any]] | None = None, chat_template: str | None = None,
-        add_generation_prompt: bool | None = None, continue_final_message: bool = False,
-        chat_template_kwargs: Mapping[str, Any] | None = None, priority: int | Sequence[int] = 0,
-        timeout: float | None = None, stream: bool = False, use_tqdm: bool | None = None,
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Sequence[int] = 0,
+        timeout: float | None = None,
+        stream: bool = False,
+        use_tqdm: bool | None = None,
     ) -> Any:
         """Answer a conversation, or a list of conversations; returns what generate returns.
 
@@ -179,19 +214,34 @@ class LLM:
         encoded = []
         for one in conversations:
             text = tokenizer.apply_chat_template(
-                one, tools=tools, chat_template=chat_template, tokenize=False,
+                one,
+                tools=tools,
+                chat_template=chat_template,
+                tokenize=False,
                 add_generation_prompt=not continue_final_message
-                if add_generation_prompt is None else add_generation_prompt,
-                continue_final_message=continue_final_message, **(chat_template_kwargs or {}),
+                if add_generation_prompt is None
+                else add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **(chat_template_kwargs or {}),
             )
             # The template wrote its special tokens, BOS included.
             ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
             encoded.append((text, ids))
-        return self._run(encoded, sampling_params, priority=priority, timeout=timeout,
-                         stream=stream, use_tqdm=use_tqdm)
+        return self._run(
+            encoded,
+            sampling_params,
+            priority=priority,
+            timeout=timeout,
+            stream=stream,
+            use_tqdm=use_tqdm,
+        )
 
     def submit(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> RequestFuture:
         """Start one prompt and return at once: a future of its RequestOutput."""
@@ -201,12 +251,17 @@ class LLM:
         future = RequestFuture(self, request)
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
-        self._driver.submit(request, fields, priority=_priority(priority),
-                            timeout=_seconds(timeout))
+        self._driver.submit(
+            request, fields, priority=_priority(priority), timeout=_seconds(timeout)
+        )
         return future
 
     async def agenerate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0,
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
         timeout: float | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
@@ -219,9 +274,10 @@ class LLM:
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         request.streaming = True
         request.listener = lambda _: loop.call_soon_threadsafe(news.set)
-        kind = _kind(request)
-        self._driver.submit(request, fields, priority=_priority(priority),
-                            timeout=_seconds(timeout))
+        kind = output_kind(request)
+        self._driver.submit(
+            request, fields, priority=_priority(priority), timeout=_seconds(timeout)
+        )
         try:
             finished = False
             while not finished:
@@ -232,11 +288,17 @@ class LLM:
                     finished = chunk.finished
                     yield chunk
         finally:
-            self._abandon([request])
+            abandon(self._driver, [request])
 
     def _run(
-        self, encoded: list[tuple[str | None, list[int]]], params: Params, *,
-        priority: int | Sequence[int], timeout: float | None, stream: bool, use_tqdm: bool | None,
+        self,
+        encoded: list[tuple[str | None, list[int]]],
+        params: Params,
+        *,
+        priority: int | Sequence[int],
+        timeout: float | None,
+        stream: bool,
+        use_tqdm: bool | None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
         self._driver.check_wait()
@@ -257,12 +319,12 @@ class LLM:
                 started.append(request)  # first: an interrupt may come right after it is submitted
                 self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
             if not stream:
-                _wait(started, news, use_tqdm)
+                wait_all(started, news, use_tqdm)
                 return [request.output() for request in started]
         except BaseException:
-            self._abandon(started)
+            abandon(self._driver, started)
             raise
-        return _Chunks(self, started, news)
+        return Chunks(self, started, news)
 
     def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
         try:
@@ -271,13 +333,6 @@ class LLM:
             if count == 1:
                 raise
             raise RequestError(f"prompts[{request.prompt_index}]: {error}") from None
-
-    def _abandon(self, requests: list[Request]) -> None:
-        for request in requests:
-            try:
-                self._driver.cancel(request)
-            except LLMAccelError:
-                return  # closed or forked: nothing runs any more
 
     # ---- scoring --------------------------------------------------------------------------------
 
@@ -291,8 +346,9 @@ class LLM:
         text, ids = self._encode(prompt, "prompt")
         self._check_length(ids, 0, "prompt")
         n_vocab = self._config.n_vocab
-        check_available(f"logits of {len(ids)} positions and {n_vocab} tokens",
-                        4 * len(ids) * n_vocab)
+        check_available(
+            f"logits of {len(ids)} positions and {n_vocab} tokens", 4 * len(ids) * n_vocab
+        )
         tensor = _core.Tensor.zeros((len(ids), n_vocab), "F32")
         request = self._score_request(text, ids, 1)
         self._score([(request, {"logits": tensor})])
@@ -331,8 +387,10 @@ class LLM:
         for (request, _), where in zip(work, places, strict=True):
             for i, branch in zip(where, request.branches, strict=True):
                 assert branch.scores is not None
-                results[i] = (math.fsum(branch.scores.logprobs),
-                              all(rank == 1 for rank in branch.scores.ranks))
+                results[i] = (
+                    math.fsum(branch.scores.logprobs),
+                    all(rank == 1 for rank in branch.scores.ranks),
+                )
         return results
 
     def _encode_pair(
@@ -343,11 +401,14 @@ class LLM:
             # Spaces go with the word that follows them.
             kept = context.rstrip()
             head = tokenizer.encode(kept)
-            both = tokenizer.encode(kept + context[len(kept):] + continuation)
+            both = tokenizer.encode(kept + context[len(kept) :] + continuation)
             head, tail = both[: len(head)], both[len(head) :]
         else:
-            head = [] if isinstance(context, str) and not context \
+            head = (
+                []
+                if isinstance(context, str) and not context
                 else self._encode(context, f"contexts[{i}]")[1]
+            )
             if isinstance(continuation, str):
                 tail = self.get_tokenizer().encode(continuation, add_special_tokens=False)
             else:
@@ -377,9 +438,9 @@ class LLM:
                 request.listener = news.put
                 started.append(request)
                 self._driver.submit(request, score_fields(), **options)
-            _wait(started, news, False)
+            wait_all(started, news, False)
         except BaseException:
-            self._abandon(started)
+            abandon(self._driver, started)
             raise
         for request in started:
             if request.error is not None:
@@ -420,7 +481,11 @@ class LLM:
             )
 
     def _make_request(
-        self, text: str | None, ids: list[int], params: SamplingParams | None, index: int,
+        self,
+        text: str | None,
+        ids: list[int],
+        params: SamplingParams | None,
+        index: int,
         where: str,
     ) -> tuple[Request, dict[str, Any]]:
         params = self.get_default_sampling_params() if params is None else params
@@ -442,8 +507,12 @@ class LLM:
         room = self._config.max_len - len(ids)
         wanted = room if params.max_tokens is None else min(params.max_tokens, room)
         fields = engine_fields(
-            params, n_vocab=self._config.n_vocab, max_tokens=wanted, seed=_mix(self._seed, number),
-            stop_ids=request.own_stop_ids, bad=self._bad_words(params),
+            params,
+            n_vocab=self._config.n_vocab,
+            max_tokens=wanted,
+            seed=_mix(self._seed, number),
+            stop_ids=request.own_stop_ids,
+            bad=self._bad_words(params),
         )
         return request, fields
 
@@ -496,23 +565,35 @@ class LLM:
         self._driver.check()
         config, options = self._config, self._options
         skipped = ("compatible", "model")
-        given = {name: getattr(options, name) for name in LoadOptions.__dataclass_fields__
-                 if name not in skipped}
+        given = {
+            name: getattr(options, name)
+            for name in LoadOptions.__dataclass_fields__
+            if name not in skipped
+        }
         stats = self._driver.stats()
         return {
             "model": {
                 "path": str(self._path) if self._path is not None else None,
-                "architecture": config.architecture, "family": config.family,
-                "n_layers": config.n_layers, "d_model": config.d_model, "n_vocab": config.n_vocab,
-                "max_model_len": config.max_len, "dtype": self._forms.dtype,
-                "quantized": self._forms.quantized, "activation": config.activation,
-                "kv_cache_dtype": config.kv_dtype, "stop_token_ids": sorted(self._own_stop_ids),
+                "architecture": config.architecture,
+                "family": config.family,
+                "n_layers": config.n_layers,
+                "d_model": config.d_model,
+                "n_vocab": config.n_vocab,
+                "max_model_len": config.max_len,
+                "dtype": self._forms.dtype,
+                "quantized": self._forms.quantized,
+                "activation": config.activation,
+                "kv_cache_dtype": config.kv_dtype,
+                "stop_token_ids": sorted(self._own_stop_ids),
             },
             "backend": self._backend.info,
             "memory": {
-                "weight_bytes": self._weight_bytes, "token_bytes": self._token_bytes,
-                "kv_page_bytes": self._plan.kv_page_bytes, "kv_cap_bytes": self._plan.kv_bytes,
-                "kv_bytes": stats["kv_bytes"], "workspace_bytes": stats["workspace_bytes"],
+                "weight_bytes": self._weight_bytes,
+                "token_bytes": self._token_bytes,
+                "kv_page_bytes": self._plan.kv_page_bytes,
+                "kv_cap_bytes": self._plan.kv_bytes,
+                "kv_bytes": stats["kv_bytes"],
+                "workspace_bytes": stats["workspace_bytes"],
                 "rope_bytes": self._plan.rope,
             },
             "options": given,
@@ -529,79 +610,6 @@ class LLM:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Chunks(Iterator[RequestOutput]):
-    """The chunks of streamed requests; closing or dropping it cancels what still runs, even where
-    no chunk was ever taken, which a generator's finally would not see."""
-
-    def __init__(self, llm: LLM, requests: list[Request], news: Any) -> None:
-        self._llm = llm
-        self._requests = requests
-        self._news = news
-        self._left = {request.request_id for request in requests}
-
-    def __next__(self) -> RequestOutput:
-        try:
-            while self._left:
-                request = self._news.get()
-                if request.request_id not in self._left:
-                    continue
-                chunk = request.snapshot(_kind(request))
-                if chunk is not None:
-                    if chunk.finished:
-                        self._left.remove(request.request_id)
-                    return chunk
-        except BaseException:
-            self.close()
-            raise
-        raise StopIteration
-
-    def close(self) -> None:
-        """Cancel; nothing comes after it. May be called again."""
-        if self._left:
-            self._left.clear()
-            self._llm._abandon(self._requests)
-
-    def __del__(self) -> None:
-        self.close()
-
-
-class RequestFuture(Future[RequestOutput]):
-    """A request under way. result(timeout) gives its RequestOutput and raises its error."""
-
-    def __init__(self, llm: LLM, request: Request) -> None:
-        super().__init__()
-        self._llm: LLM | None = llm
-        self._request = request
-
-    @property
-    def request_id(self) -> str:
-        """As in the RequestOutput."""
-        return self._request.request_id
-
-    def cancel(self) -> bool:
-        """End the request within one step; its result then has finish_reason "abort".
-
-        False if it has ended already.
-        """
-        llm = self._llm
-        return llm is not None and llm._driver.cancel(self._request)
-
-    def result(self, timeout: float | None = None) -> RequestOutput:
-        """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
-        llm = self._llm
-        if llm is not None and timeout is None:
-            llm._driver.check_wait()
-        super().result(timeout)
-        return self._request.output()
-
-    def _on_done(self, request: Request) -> None:
-        self._llm = None
-        if request.error is not None:
-            self.set_exception(request.error)
-        else:
-            self.set_result(None)  # type: ignore[arg-type]  # made by whoever asks
 
 
 # ---- helpers -------------------------------------------------------------------------------------
@@ -654,11 +662,6 @@ def _priority(value: Any) -> int:
     return value
 
 
-def _kind(request: Request) -> RequestOutputKind:
-    kind = request.params.output_kind
-    return RequestOutputKind.DELTA if kind is None else kind
-
-
 def _mix(seed: int, number: int) -> int:
     """A 64-bit seed for request `number` (the finaliser of splitmix64)."""
     mask = 2**64 - 1
@@ -666,31 +669,3 @@ def _mix(seed: int, number: int) -> int:
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
     return z ^ (z >> 31)
-
-
-def _wait(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
-    """Until every request has told that it is done."""
-    bar = None
-    if use_tqdm or (use_tqdm is None and requests and _wants_bar()):
-        if importlib.util.find_spec("ipywidgets") is None:
-            from tqdm import tqdm  # the notebook bar needs ipywidgets, and warns without
-        else:
-            from tqdm.auto import tqdm
-
-        bar = tqdm(total=len(requests), desc="Generating", unit="prompt", file=sys.stderr)
-    try:
-        for _ in requests:
-            news.get()
-            if bar is not None:
-                bar.update()
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def _wants_bar() -> bool:
-    shell = sys.modules.get("IPython")
-    instance = shell.get_ipython() if shell is not None else None
-    if instance is not None and hasattr(instance, "kernel"):
-        return True
-    return sys.stderr is not None and sys.stderr.isatty()

@@ -34,25 +34,41 @@ from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor
 
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
-_WEIGHTS = {"auto": "auto", "float32": "F32", "float": "F32", "bfloat16": "BF16",
-            "float16": "F16", "half": "F16"}
+_WEIGHTS = {
+    "auto": "auto",
+    "float32": "F32",
+    "float": "F32",
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "half": "F16",
+}
 _KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
-    "trust_remote_code": None, "enforce_eager": None, "disable_log_stats": None,
-    "gpu_memory_utilization": None, "swap_space": None, "block_size": (None, 64),
-    "tensor_parallel_size": (1,), "pipeline_parallel_size": (1,), "data_parallel_size": (1,),
-    "enable_prefix_caching": (None, False), "enable_chunked_prefill": (None, True),
+    "trust_remote_code": None,
+    "enforce_eager": None,
+    "disable_log_stats": None,
+    "gpu_memory_utilization": None,
+    "swap_space": None,
+    "block_size": (None, 64),
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "enable_prefix_caching": (None, False),
+    "enable_chunked_prefill": (None, True),
 }
 
 
 # What the core takes (engine.c, pool.c, model.c) or, for bytes, more than any machine has.
 # Whether None stands for a choice comes last.
 _COUNTS = (
-    ("max_num_seqs", 1, 65536, False), ("max_num_batched_tokens", 1, 65536, False),
-    ("max_model_len", 1, 1 << 24, True), ("kv_cache_memory_bytes", 1, 1 << 62, True),
-    ("threads", 1, MAX_THREADS, True), ("seed", 0, (1 << 64) - 1, True),
+    ("max_num_seqs", 1, 65536, False),
+    ("max_num_batched_tokens", 1, 65536, False),
+    ("max_model_len", 1, 1 << 24, True),
+    ("kv_cache_memory_bytes", 1, 1 << 62, True),
+    ("threads", 1, MAX_THREADS, True),
+    ("seed", 0, (1 << 64) - 1, True),
 )
 
 
@@ -83,8 +99,11 @@ class LoadOptions:
 
     def check(self) -> None:
         """ConfigError, UnsupportedError or TypeError naming the first bad option."""
-        choices = (("dtype", tuple(_WEIGHTS)), ("activation", _ACTIVATIONS),
-                   ("load_format", _LOAD_FORMATS))
+        choices = (
+            ("dtype", tuple(_WEIGHTS)),
+            ("activation", _ACTIVATIONS),
+            ("load_format", _LOAD_FORMATS),
+        )
         for name, known in choices:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
@@ -174,8 +193,11 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
 
         checkpoint = open_safetensors(path)
     config = build_config(
-        raw, max_model_len=options.max_model_len, hf_overrides=options.hf_overrides,
-        gguf=metadata is not None, tensors=checkpoint,
+        raw,
+        max_model_len=options.max_model_len,
+        hf_overrides=options.hf_overrides,
+        gguf=metadata is not None,
+        tensors=checkpoint,
     )
     if checkpoint is None:
         checkpoint = DummyTensors(config, options, draw=False)
@@ -216,8 +238,9 @@ def _gguf_in(folder: Path, wanted: bool) -> Path:
     if (folder / "config.json").is_file() and not wanted:
         return folder
     # Of a split file any part stands for the whole.
-    found = [f for f in sorted(folder.glob("*.gguf"))
-             if "-of-" not in f.name or "-00001-of-" in f.name]
+    found = [
+        f for f in sorted(folder.glob("*.gguf")) if "-of-" not in f.name or "-00001-of-" in f.name
+    ]
     if len(found) == 1:
         return found[0]
     if found:
@@ -255,8 +278,11 @@ def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
     if isinstance(given, Mapping):
         return parse_generation_config(given)
     if given == "auto":
-        return load_generation_config(path) if path is not None and path.is_dir() \
+        return (
+            load_generation_config(path)
+            if path is not None and path.is_dir()
             else GenerationConfig()
+        )
     if given in (None, "vllm"):
         return GenerationConfig()
     if isinstance(given, (str, Path)):
@@ -284,8 +310,8 @@ def choose_forms(
         weights = "F32" if weights == "auto" else weights
     quantized = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
     floats = {dtype: n for dtype, n in stored.items() if not dtype.startswith("Q")}
-    main = weights if weights != "auto" else max(
-        floats, key=lambda name: floats[name], default="F32"
+    main = (
+        weights if weights != "auto" else max(floats, key=lambda name: floats[name], default="F32")
     )
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- or 8-bit weights, these are {main}")
@@ -378,8 +404,9 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot. LoadError names a tensor that is missing or has another shape."""
     for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
-        model.set(slot, layer,
-                  [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts])
+        model.set(
+            slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
+        )
     model.finish()
 
 
@@ -394,8 +421,9 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
     if isinstance(given, (str, Path)):
         # A revision names a state of the model's repository, not of another one.
         same = hub.repository_of(given) == hub.repository_of(options.model)
-        return load_tokenizer(given, chat_template=options.chat_template,
-                              revision=options.revision if same else None)
+        return load_tokenizer(
+            given, chat_template=options.chat_template, revision=options.revision if same else None
+        )
     if given is not None:
         if not isinstance(given, Tokenizer):
             raise ConfigError(f"tokenizer={given!r:.80}: expected a path or a Tokenizer")

@@ -77,18 +77,28 @@ class MemoryPlan:
     @property
     def limits(self) -> dict[str, int]:
         """The limits of the engine (la_limits)."""
-        return {"max_seqs": self.max_num_seqs, "max_batch_tokens": self.max_num_batched_tokens,
-                "max_len": self.max_model_len, "kv_pages": self.kv_pages}
+        return {
+            "max_seqs": self.max_num_seqs,
+            "max_batch_tokens": self.max_num_batched_tokens,
+            "max_len": self.max_model_len,
+            "kv_pages": self.kv_pages,
+        }
 
     def __str__(self) -> str:
         sequences = self.kv_bytes / self.kv_sequence_bytes
         rows = [
             ("weights", format_bytes(self.weights), "packed"),
-            ("KV cache, cap", format_bytes(self.kv_bytes),
-             f"{self.kv_pages} pages of 64 tokens, {format_bytes(self.kv_token_bytes)} per token, "
-             f"{sequences:.1f} sequences of {self.max_model_len}"),
-            ("workspace", format_bytes(self.workspace),
-             f"{self.max_num_seqs} sequences, {self.max_num_batched_tokens} tokens a step"),
+            (
+                "KV cache, cap",
+                format_bytes(self.kv_bytes),
+                f"{self.kv_pages} pages of 64 tokens, {format_bytes(self.kv_token_bytes)} a token, "
+                f"{sequences:.1f} sequences of {self.max_model_len}",
+            ),
+            (
+                "workspace",
+                format_bytes(self.workspace),
+                f"{self.max_num_seqs} sequences, {self.max_num_batched_tokens} tokens a step",
+            ),
             ("rope tables", format_bytes(self.rope), f"{self.max_model_len} positions"),
             ("needed at least", format_bytes(self.required), "with one sequence of full length"),
             ("needed at most", format_bytes(self.total), "with the cache at its cap"),
@@ -107,7 +117,9 @@ def format_bytes(n: float) -> str:
 
 
 def plan_memory(
-    config: ModelConfig, weights: str, slots: list[tuple[str, list[tuple[str, int, int]]]],
+    config: ModelConfig,
+    weights: str,
+    slots: list[tuple[str, list[tuple[str, int, int]]]],
     options: LoadOptions,
 ) -> MemoryPlan:
     """The plan for a configuration; MemoryPlanError with the numbers if it does not fit."""
@@ -117,12 +129,23 @@ def plan_memory(
 
     def sized(max_len: int, max_seqs: int, pages: int = 0) -> MemoryPlan:
         pages = pages or _pages(max_len)  # one sequence of full length is the least
-        limits = {"max_seqs": max_seqs, "max_len": max_len, "kv_pages": pages,
-                  "max_batch_tokens": options.max_num_batched_tokens}
+        limits = {
+            "max_seqs": max_seqs,
+            "max_len": max_len,
+            "kv_pages": pages,
+            "max_batch_tokens": options.max_num_batched_tokens,
+        }
         numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads)
         return MemoryPlan(
-            weight_bytes, numbers["kv_page_bytes"], pages, numbers["workspace_bytes"],
-            numbers["rope_bytes"], available, source, max_len, max_seqs,
+            weight_bytes,
+            numbers["kv_page_bytes"],
+            pages,
+            numbers["workspace_bytes"],
+            numbers["rope_bytes"],
+            available,
+            source,
+            max_len,
+            max_seqs,
             options.max_num_batched_tokens,
         )
 
@@ -154,8 +177,10 @@ def check_available(what: str, n_bytes: int) -> None:
     """MemoryPlanError with the numbers where n_bytes for `what` are more than there is now."""
     available, source = available_memory()
     if n_bytes > available:
-        raise MemoryPlanError(f"{what}: {format_bytes(n_bytes)} needed, "
-                              f"{format_bytes(available)} available ({source})")
+        raise MemoryPlanError(
+            f"{what}: {format_bytes(n_bytes)} needed, "
+            f"{format_bytes(available)} available ({source})"
+        )
 
 
 def _pages(tokens: int) -> int:
@@ -164,6 +189,7 @@ def _pages(tokens: int) -> int:
 
 def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int | None) -> str:
     """What does not fit, in numbers, and the largest limits that would."""
+
     def fits(candidate: MemoryPlan) -> bool:
         return candidate.required <= plan.available and (
             cap is None or candidate.kv_sequence_bytes <= cap
@@ -176,8 +202,10 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
         f"workspace {format_bytes(plan.workspace)} for max_num_seqs={plan.max_num_seqs}, "
         f"rope tables {format_bytes(plan.rope)}"
     )
-    what = (f"{format_bytes(plan.required)} needed, "
-            f"{format_bytes(plan.available)} available ({plan.source})")
+    what = (
+        f"{format_bytes(plan.required)} needed, "
+        f"{format_bytes(plan.available)} available ({plan.source})"
+    )
     if cap is not None:
         what += f", kv_cache_memory_bytes={cap}"
     length = _largest(plan.max_model_len, lambda n: fits(sized(n, plan.max_num_seqs)))
@@ -190,8 +218,11 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
     both = 0 if length or seqs else _largest(plan.max_model_len, lambda n: fits(sized(n, 1)))
     if both:
         hints.append(f"max_model_len={both} with max_num_seqs=1")
-    would = f"would fit: {' or '.join(hints)}" if hints \
+    would = (
+        f"would fit: {' or '.join(hints)}"
+        if hints
         else "no max_model_len or max_num_seqs would fit"
+    )
     return f"the model does not fit: {what}: {parts}; {would}"
 
 

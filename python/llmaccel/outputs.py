@@ -51,8 +51,12 @@ class Scores:
 
     def part(self, start: int, stop: int) -> Scores:
         """A copy of the entries start:stop."""
-        return Scores(self.ids[start:stop], self.logprobs[start:stop], self.ranks[start:stop],
-                      self.top[start:stop])
+        return Scores(
+            self.ids[start:stop],
+            self.logprobs[start:stop],
+            self.ranks[start:stop],
+            self.top[start:stop],
+        )
 
 
 class LogprobList(Sequence[dict[int, Logprob] | None]):

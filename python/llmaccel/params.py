@@ -117,8 +117,13 @@ class SamplingParams:
             )
         self.logprobs = _optional("logprobs", self.logprobs, -1, _INT32_MAX)
         self.prompt_logprobs = _optional("prompt_logprobs", self.prompt_logprobs, -1, _INT32_MAX)
-        for name in ("include_stop_str_in_output", "ignore_eos", "detokenize",
-                     "skip_special_tokens", "spaces_between_special_tokens"):
+        for name in (
+            "include_stop_str_in_output",
+            "ignore_eos",
+            "detokenize",
+            "skip_special_tokens",
+            "spaces_between_special_tokens",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._validate_lists()
@@ -164,8 +169,13 @@ class SamplingParams:
 
 
 def engine_fields(
-    params: SamplingParams, *, n_vocab: int, max_tokens: int, seed: int,
-    stop_ids: Iterable[int], bad: list[list[int]],
+    params: SamplingParams,
+    *,
+    n_vocab: int,
+    max_tokens: int,
+    seed: int,
+    stop_ids: Iterable[int],
+    bad: list[list[int]],
 ) -> dict[str, Any]:
     """The values of `la_sampling` for validated parameters.
 
@@ -174,8 +184,11 @@ def engine_fields(
     list with an id outside the vocabulary.
     """
     bias = params.logit_bias or {}
-    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", bias),
-                      ("allowed_token_ids", params.allowed_token_ids)):
+    for name, ids in (
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", bias),
+        ("allowed_token_ids", params.allowed_token_ids),
+    ):
         for token in ids or ():
             if token >= n_vocab:
                 raise RequestError(f"{name}: id {token} is outside the vocabulary of {n_vocab}")

@@ -122,8 +122,14 @@ class Request:
     """
 
     def __init__(
-        self, request_id: str, prompt: str | None, prompt_ids: Sequence[int],
-        params: SamplingParams, *, n_branches: int = 1, prompt_index: int = 0,
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        n_branches: int = 1,
+        prompt_index: int = 0,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -141,9 +147,7 @@ class Request:
         self.finished = 0.0
         self.prompt_scores = Scores() if params.prompt_logprobs is not None else None
         wanted = params.logprobs is not None
-        self.branches = [
-            Branch(i, None, Scores() if wanted else None) for i in range(n_branches)
-        ]
+        self.branches = [Branch(i, None, Scores() if wanted else None) for i in range(n_branches)]
         # Counted, because a request may have thousands of branches and every event asks.
         self._n_running = n_branches  # without a finish_reason
         self._n_open = n_branches  # that the engine is not done with
@@ -160,7 +164,8 @@ class Request:
             return
         for branch in self.branches:
             decoder = StreamDecoder(
-                tokenizer, skip_special_tokens=params.skip_special_tokens,
+                tokenizer,
+                skip_special_tokens=params.skip_special_tokens,
                 spaces_between_special_tokens=params.spaces_between_special_tokens,
                 prompt_ids=self.prompt_ids,
             )
@@ -293,9 +298,14 @@ class Request:
             cumulative = float(sum(scores.logprobs[: seen.tokens]))
         text = branch.text.text[start_text : seen.text] if branch.text is not None else ""
         return CompletionOutput(
-            branch.index, text, np.array(branch.ids[start : seen.tokens], np.int32), cumulative,
-            logprobs, branch.finish_reason if seen.ended else None,
-            branch.stop_reason if seen.ended else None, values,
+            branch.index,
+            text,
+            np.array(branch.ids[start : seen.tokens], np.int32),
+            cumulative,
+            logprobs,
+            branch.finish_reason if seen.ended else None,
+            branch.stop_reason if seen.ended else None,
+            values,
         )
 
     def _wrap(self, parts: list[CompletionOutput], finished: bool) -> RequestOutput:
@@ -303,9 +313,16 @@ class Request:
         if self.prompt_scores is not None:
             prompt_logprobs = LogprobList(self.prompt_scores, self.token_text, leading_none=True)
         n_tokens = sum(branch.n for branch in self.branches)
-        timings = Timings(self.arrival, self.first_token, self.finished if finished else 0.0,
-                          n_tokens)
+        timings = Timings(
+            self.arrival, self.first_token, self.finished if finished else 0.0, n_tokens
+        )
         return RequestOutput(
-            self.request_id, self.prompt, self.prompt_ids, parts, finished,
-            prompt_logprobs=prompt_logprobs, timings=timings, prompt_index=self.prompt_index,
+            self.request_id,
+            self.prompt,
+            self.prompt_ids,
+            parts,
+            finished,
+            prompt_logprobs=prompt_logprobs,
+            timings=timings,
+            prompt_index=self.prompt_index,
         )

@@ -16,7 +16,7 @@
 enum {
     N_ENGINES = 2,
     N_ADDERS = 2,
-    N_REQUESTS = 60,    /* of each adder */
+    N_REQUESTS = 60, /* of each adder */
     MAX_BRANCHES = 3,
     MAX_PROMPT = 150,
     MAX_NEW = 24,
@@ -69,8 +69,8 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (
         for (int i = 0; i < cells; i++) {
             data[n][i] = ((float)rng_below(r, 2001) - 1000.0f) * 1.0e-4f;
         }
-        parts[n] = (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0],
-                               shapes[n][1]};
+        parts[n] =
+            (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1]};
     }
     check(la_model_set(m, slot, layer, parts, n) == LA_OK, la_slot_name(slot));
 }
@@ -90,14 +90,28 @@ static la_model *make_model(la_backend *backend)
     for (int i = 0; i < D_HEAD / 2; i++) {
         inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)D_HEAD);
     }
-    la_model_desc desc = {.n_layers = N_LAYERS, .d_model = D_MODEL, .n_heads = N_HEADS,
-                          .n_kv_heads = N_KV_HEADS, .d_head = D_HEAD, .d_ffn = D_FFN,
-                          .n_vocab = N_VOCAB, .max_len = MAX_LEN, .norm = LA_NORM_RMS,
-                          .norm_eps = 1.0e-5f, .act = LA_GATE_SILU, .gated = 1,
-                          .d_rope = D_HEAD, .attn_scale = 0.25f, .logit_scale = 1.0f,
-                          .embed_scale = 1.0f, .residual_scale = 1.0f, .activation = LA_ACT_F32,
-                          .kv_dtype = LA_F32, .layers = layers,
-                          .rope_inv_freq = {inv_freq}, .rope_scale = {1.0f, 1.0f}};
+    la_model_desc desc = {.n_layers = N_LAYERS,
+                          .d_model = D_MODEL,
+                          .n_heads = N_HEADS,
+                          .n_kv_heads = N_KV_HEADS,
+                          .d_head = D_HEAD,
+                          .d_ffn = D_FFN,
+                          .n_vocab = N_VOCAB,
+                          .max_len = MAX_LEN,
+                          .norm = LA_NORM_RMS,
+                          .norm_eps = 1.0e-5f,
+                          .act = LA_GATE_SILU,
+                          .gated = 1,
+                          .d_rope = D_HEAD,
+                          .attn_scale = 0.25f,
+                          .logit_scale = 1.0f,
+                          .embed_scale = 1.0f,
+                          .residual_scale = 1.0f,
+                          .activation = LA_ACT_F32,
+                          .kv_dtype = LA_F32,
+                          .layers = layers,
+                          .rope_inv_freq = {inv_freq},
+                          .rope_scale = {1.0f, 1.0f}};
     la_model *m = NULL;
     rng r = {1};
     check(la_model_create(backend, &desc, LA_F32, &m) == LA_OK, "la_model_create");
@@ -119,9 +133,9 @@ static la_model *make_model(la_backend *backend)
 
 typedef struct rig {
     la_engine *engine;
-    atomic_int adders;      /* still at work */
-    atomic_int expected;    /* branches of accepted requests */
-    int finished;           /* the stepping thread's */
+    atomic_int adders;                                  /* still at work */
+    atomic_int expected;                                /* branches of accepted requests */
+    int finished;                                       /* the stepping thread's */
     int ended[2 * N_ADDERS * N_REQUESTS][MAX_BRANCHES]; /* by id; the stepping thread's */
 } rig;
 
@@ -151,12 +165,19 @@ static la_status add_random(rig *g, rng *r, int64_t *id)
             suffix[n_suffix++] = rng_below(r, N_VOCAB);
         }
     }
-    la_request q = {.prompt = prompt, .n_prompt = n_prompt, .n_branches = n_branches,
-                    .priority = rng_below(r, 3), .timeout = rng_below(r, 10) == 0 ? 0.02 : 0.0};
-    q.sampling = (la_sampling){.temperature = 1.0f, .top_p = 0.9f, .repetition_penalty = 1.1f,
-                               .seed = rng_next(r), .max_tokens = 1 + rng_below(r, MAX_NEW),
+    la_request q = {.prompt = prompt,
+                    .n_prompt = n_prompt,
+                    .n_branches = n_branches,
+                    .priority = rng_below(r, 3),
+                    .timeout = rng_below(r, 10) == 0 ? 0.02 : 0.0};
+    q.sampling = (la_sampling){.temperature = 1.0f,
+                               .top_p = 0.9f,
+                               .repetition_penalty = 1.1f,
+                               .seed = rng_next(r),
+                               .max_tokens = 1 + rng_below(r, MAX_NEW),
                                .logprobs = rng_below(r, 5) - 1,
-                               .prompt_logprobs = rng_below(r, 4) - 1, .stop_ids = stop,
+                               .prompt_logprobs = rng_below(r, 4) - 1,
+                               .stop_ids = stop,
                                .n_stop = 2};
     if (rng_below(r, 3) == 0) {
         q.suffix = suffix;

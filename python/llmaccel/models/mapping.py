@@ -366,8 +366,9 @@ def iter_slots(
         yield slot, layer, fill(config, table, slot, layer)
 
 
-def slot_forms(config: ModelConfig,
-               checkpoint: TensorTable) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
+def slot_forms(
+    config: ModelConfig, checkpoint: TensorTable
+) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
     """(slot, parts) of every slot with parts as (dtype, rows, cols), a vector being one row.
 
     What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a
@@ -381,8 +382,13 @@ def slot_forms(config: ModelConfig,
             dtypes = dtypes[:1] * len(shapes)
         if table.tensors[slot].layout == "minus_one":
             dtypes = ["F32"]
-        yield slot, [("F32" if dtype == "F64" else dtype, *((1, *shape)[-2:]))
-                     for dtype, shape in zip(dtypes, shapes, strict=True)]
+        yield (
+            slot,
+            [
+                ("F32" if dtype == "F64" else dtype, *((1, *shape)[-2:]))
+                for dtype, shape in zip(dtypes, shapes, strict=True)
+            ],
+        )
 
 
 def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -35,11 +35,32 @@ _MAX_DIGITS = 20  # of an unsigned 64-bit integer
 _MAX_INDEX_DEPTH = 8
 
 # The dtypes of this format: the table of storage formats also has GGUF's block formats.
-_DTYPES = frozenset({
-    "F64", "F32", "F16", "BF16", "C64", "BOOL", "I8", "I16", "I32", "I64",
-    "U8", "U16", "U32", "U64",
-    "F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F4", "F6_E2M3", "F6_E3M2",
-})
+_DTYPES = frozenset(
+    {
+        "F64",
+        "F32",
+        "F16",
+        "BF16",
+        "C64",
+        "BOOL",
+        "I8",
+        "I16",
+        "I32",
+        "I64",
+        "U8",
+        "U16",
+        "U32",
+        "U64",
+        "F8_E4M3",
+        "F8_E5M2",
+        "F8_E8M0",
+        "F8_E4M3FNUZ",
+        "F8_E5M2FNUZ",
+        "F4",
+        "F6_E2M3",
+        "F6_E3M2",
+    }
+)
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
@@ -213,9 +234,7 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
     return tensors
 
 
-def _read_entry(
-    scanner: _Scanner, where: str, size: int
-) -> tuple[str, tuple[int, ...], int, int]:
+def _read_entry(scanner: _Scanner, where: str, size: int) -> tuple[str, tuple[int, ...], int, int]:
     """One tensor's (dtype, shape, begin, end), checked against each other and `size` data bytes."""
     dtype, shape, offsets = None, None, None
     for field in scanner.members():

@@ -1,0 +1,139 @@
+"""How a caller waits for requests: all of them, chunk by chunk, or as a future.
+
+Owns the three ways to take results from the engine's thread. Invariant: whoever stops waiting (an
+exception, a dropped stream, a cancelled future) cancels what still runs. Called by llm.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from llmaccel.driver import Driver
+from llmaccel.errors import LLMAccelError
+from llmaccel.outputs import RequestOutput
+from llmaccel.params import RequestOutputKind
+from llmaccel.request import Request
+
+if TYPE_CHECKING:
+    from llmaccel.llm import LLM
+
+
+def abandon(driver: Driver, requests: list[Request]) -> None:
+    """Cancel what still runs of `requests`."""
+    for request in requests:
+        try:
+            driver.cancel(request)
+        except LLMAccelError:
+            return  # closed or forked: nothing runs any more
+
+
+def output_kind(request: Request) -> RequestOutputKind:
+    """What a stream of this request yields: what its parameters say, else what is new."""
+    kind = request.params.output_kind
+    return RequestOutputKind.DELTA if kind is None else kind
+
+
+def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
+    """Until every request has told that it is done."""
+    bar = None
+    if use_tqdm or (use_tqdm is None and requests and wants_bar()):
+        if importlib.util.find_spec("ipywidgets") is None:
+            from tqdm import tqdm  # the notebook bar needs ipywidgets, and warns without
+        else:
+            from tqdm.auto import tqdm
+
+        bar = tqdm(total=len(requests), desc="Generating", unit="prompt", file=sys.stderr)
+    try:
+        for _ in requests:
+            news.get()
+            if bar is not None:
+                bar.update()
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def wants_bar() -> bool:
+    """Whether somebody watches: a notebook or a terminal."""
+    shell = sys.modules.get("IPython")
+    instance = shell.get_ipython() if shell is not None else None
+    if instance is not None and hasattr(instance, "kernel"):
+        return True
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+class Chunks(Iterator[RequestOutput]):
+    """The chunks of streamed requests; closing or dropping it cancels what still runs, even where
+    no chunk was ever taken, which a generator's finally would not see."""
+
+    def __init__(self, llm: LLM, requests: list[Request], news: Any) -> None:
+        self._llm = llm
+        self._requests = requests
+        self._news = news
+        self._left = {request.request_id for request in requests}
+
+    def __next__(self) -> RequestOutput:
+        try:
+            while self._left:
+                request = self._news.get()
+                if request.request_id not in self._left:
+                    continue
+                chunk = request.snapshot(output_kind(request))
+                if chunk is not None:
+                    if chunk.finished:
+                        self._left.remove(request.request_id)
+                    return chunk
+        except BaseException:
+            self.close()
+            raise
+        raise StopIteration
+
+    def close(self) -> None:
+        """Cancel; nothing comes after it. May be called again."""
+        if self._left:
+            self._left.clear()
+            abandon(self._llm.engine, self._requests)
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class RequestFuture(Future[RequestOutput]):
+    """A request under way. result(timeout) gives its RequestOutput and raises its error."""
+
+    def __init__(self, llm: LLM, request: Request) -> None:
+        super().__init__()
+        self._llm: LLM | None = llm
+        self._request = request
+
+    @property
+    def request_id(self) -> str:
+        """As in the RequestOutput."""
+        return self._request.request_id
+
+    def cancel(self) -> bool:
+        """End the request within one step; its result then has finish_reason "abort".
+
+        False if it has ended already.
+        """
+        llm = self._llm
+        return llm is not None and llm.engine.cancel(self._request)
+
+    def result(self, timeout: float | None = None) -> RequestOutput:
+        """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
+        llm = self._llm
+        if llm is not None and timeout is None:
+            llm.engine.check_wait()
+        super().result(timeout)
+        return self._request.output()
+
+    def _on_done(self, request: Request) -> None:
+        self._llm = None
+        if request.error is not None:
+            self.set_exception(request.error)
+        else:
+            self.set_result(None)  # type: ignore[arg-type]  # made by whoever asks
