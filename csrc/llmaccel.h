@@ -71,7 +71,8 @@ la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per
 enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
 enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU };
 enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW };
-enum { LA_MAX_ROPE_TABLES = 2 };
+/* Largest n_layers and max_len of a model; config.py has the same. */
+enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
 
 typedef struct la_layer_desc {
     int window; /* sliding window: a token sees the last `window` tokens, itself included; 0: all */

@@ -24,8 +24,9 @@ def greedy(folder, prompt, tokens):
 def test_complete(folder, capsys, monkeypatch):
     expected = greedy(folder, "abc", 5) + "\n"
     arguments = ["complete", folder, "-n", "5", "--temperature", "0"]
-    assert cli.main([*arguments, "-p", "abc"]) == 0
-    assert capsys.readouterr() == (expected, "")
+    for where in (2, len(arguments)):
+        assert cli.main([*arguments[:where], "abc", *arguments[where:]]) == 0
+        assert capsys.readouterr() == (expected, "")
     monkeypatch.setattr("sys.stdin", io.StringIO("abc"))
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out == expected
@@ -61,14 +62,16 @@ def test_plan_loads_nothing(folder, capsys, monkeypatch):
 
 def test_failures_are_one_line(folder, capsys):
     assert cli.main(["plan", "/nowhere/model"]) == 1
-    assert cli.main(["complete", folder, "-p", "x", "--top-p", "7"]) == 1
+    assert cli.main(["complete", folder, "x", "--top-p", "7"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     first, second = err.splitlines()
     assert "LoadError" in first
     assert "/nowhere/model" in first
     assert "top_p" in second
-    for arguments in ([], ["fly"], ["plan", folder, "--kv-cache-memory", "much"]):
+    for arguments in ([], ["fly"], ["plan", folder, "--kv-cache-memory", "much"],
+                      ["complete", folder, "-p", "x"], ["complete", folder, "x", "-n", "1", "y"],
+                      ["chat", folder, "-n", "1", "y"]):
         with pytest.raises(SystemExit):
             cli.main(arguments)
 
@@ -89,7 +92,7 @@ def test_doctor(capsys, monkeypatch):
 
 def test_the_terminal_shows_the_speed(folder, capsys, monkeypatch):
     monkeypatch.setattr(cli, "_is_terminal", lambda: True)
-    assert cli.main(["complete", folder, "-n", "40", "-p", "abc", "--temperature", "0"]) == 0
+    assert cli.main(["complete", folder, "abc", "-n", "40", "--temperature", "0"]) == 0
     out = capsys.readouterr().out
     assert out.endswith("\n")
     assert "\x1b[K" in out

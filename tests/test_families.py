@@ -1,8 +1,8 @@
 """The family table: each row against transformers through the NumPy specification, and against bad
 files.
 
-Here the C core takes no part: reference.py runs on what build_config and iter_slots give. The same
-rows run through the core in test_models.py.
+Here the C core computes nothing: reference.py runs on what build_config and iter_slots give. The
+same rows run through the core in test_models.py.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import tiny_gguf
 
 from llmaccel.config import load_hf_config
 from llmaccel.errors import ConfigError, LLMAccelError, LoadError, UnsupportedError
+from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.checkpoint import Checkpoint, RawTensor
 from llmaccel.models.families import FAMILIES
 from llmaccel.models.gguf import open_gguf
 from llmaccel.models.mapping import (
     build_config,
-    checkpoint_from_arrays,
     iter_slots,
     tensor_specs,
     unused_tensors,
@@ -80,7 +80,7 @@ def test_every_feature_of_a_row_is_felt(family):
     """Without any one feature the logits leave the tolerance: the comparisons above can fail."""
     raw, tensors = arrays(family)
     config = build_config(raw)
-    weights = reference.load_weights(config, checkpoint_from_arrays(tensors))
+    weights = reference.load_weights(config, arrays_checkpoint(tensors))
     expected = reference.forward(config, weights, IDS)
 
     def moves(changed, w=weights) -> bool:
@@ -226,7 +226,7 @@ def test_slots_have_the_announced_shapes(family):
     config = build_config(raw)
     assert dict(tensor_specs(config)) == {name: a.shape for name, a in weights.items()}
     seen = set()
-    for slot, layer, parts in iter_slots(config, checkpoint_from_arrays(weights)):
+    for slot, layer, parts in iter_slots(config, arrays_checkpoint(weights)):
         assert [part.shape for part in parts] == slot_shapes(config, slot)
         for part in parts:
             assert part.data.dtype == np.uint8
@@ -241,13 +241,13 @@ def test_arrays_and_files_are_the_same_model(tmp_path):
     folder = tiny.make_checkpoint("phi3", tmp_path, seed=1)
     raw, weights = arrays("phi3")
     config = build_config(raw)
-    assert np.array_equal(logits(config, checkpoint_from_arrays(weights)),
+    assert np.array_equal(logits(config, arrays_checkpoint(weights)),
                           logits(config, open_safetensors(folder)))  # fmt: skip
 
 
 def test_slices_are_views():
     raw, weights = arrays("phi3")
-    checkpoint = checkpoint_from_arrays(weights)
+    checkpoint = arrays_checkpoint(weights)
     for slot, _, parts in iter_slots(build_config(raw), checkpoint):
         for part in parts:
             assert np.shares_memory(part.data, weights[part.name]), slot
@@ -259,16 +259,16 @@ def test_moved_layouts_keep_half_precision(family):
     raw, weights = arrays(family)
     half = {name: a.astype(np.float16) for name, a in weights.items()}
     config = build_config(raw)
-    for slot, _, parts in iter_slots(config, checkpoint_from_arrays(half)):
+    for slot, _, parts in iter_slots(config, arrays_checkpoint(half)):
         assert {part.dtype for part in parts} == {"F16"}, slot
     wide = {name: a.astype(np.float32) for name, a in half.items()}
-    assert np.array_equal(logits(config, checkpoint_from_arrays(half)),
-                          logits(config, checkpoint_from_arrays(wide)))  # fmt: skip
+    assert np.array_equal(logits(config, arrays_checkpoint(half)),
+                          logits(config, arrays_checkpoint(wide)))  # fmt: skip
 
 
 def test_a_bfloat16_matrix_is_turned():
     raw, weights = arrays("gpt2")
-    checkpoint = checkpoint_from_arrays(weights)
+    checkpoint = arrays_checkpoint(weights)
     tensors = {name: checkpoint[name] for name in checkpoint.names()}
     name = "transformer.h.0.mlp.c_fc.weight"
     bits = (weights[name].view(np.uint32) >> 16).astype(np.uint16)
@@ -285,8 +285,8 @@ def test_names_without_the_prefix(family):
     prefix = next(f.prefix for f in FAMILIES if f.name == family)
     bare = {name.removeprefix(prefix): a for name, a in weights.items()}
     assert bare.keys() != weights.keys()
-    assert np.array_equal(logits(config, checkpoint_from_arrays(bare)),
-                          logits(config, checkpoint_from_arrays(weights)))  # fmt: skip
+    assert np.array_equal(logits(config, arrays_checkpoint(bare)),
+                          logits(config, arrays_checkpoint(weights)))  # fmt: skip
 
 
 def test_both_names_of_the_neox_head():
@@ -294,11 +294,11 @@ def test_both_names_of_the_neox_head():
     config = build_config(raw)
     renamed = {name.replace("embed_out", "lm_head"): a for name, a in weights.items()}
     assert renamed.keys() != weights.keys()
-    assert np.array_equal(logits(config, checkpoint_from_arrays(renamed)),
-                          logits(config, checkpoint_from_arrays(weights)))  # fmt: skip
+    assert np.array_equal(logits(config, arrays_checkpoint(renamed)),
+                          logits(config, arrays_checkpoint(weights)))  # fmt: skip
     del renamed["lm_head.weight"]
     with pytest.raises(LoadError, match=r"'embed_out.weight' is missing"):
-        list(iter_slots(config, checkpoint_from_arrays(renamed)))
+        list(iter_slots(config, arrays_checkpoint(renamed)))
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -308,10 +308,10 @@ def test_every_tensor_is_needed_and_checked(family):
     for name in weights:
         less = {k: a for k, a in weights.items() if k != name}
         with pytest.raises(LoadError, match=f"tensor '{name}' is missing"):
-            list(iter_slots(config, checkpoint_from_arrays(less)))
+            list(iter_slots(config, arrays_checkpoint(less)))
         wrong = {**weights, name: weights[name][:-1]}
         with pytest.raises(LoadError) as caught:
-            list(iter_slots(config, checkpoint_from_arrays(wrong)))
+            list(iter_slots(config, arrays_checkpoint(wrong)))
         shape, cut = list(weights[name].shape), list(wrong[name].shape)
         assert str(caught.value) == f"{name}: expected {shape}, got {cut}"
 
@@ -326,16 +326,16 @@ def test_unused_tensors_are_named(caplog):
         "model.mtp.0.weight": extra,
     }
     with caplog.at_level(logging.WARNING, logger="llmaccel"):
-        list(iter_slots(config, checkpoint_from_arrays({**weights, **useless})))
+        list(iter_slots(config, arrays_checkpoint({**weights, **useless})))
         assert not caplog.records
         more = {**weights, "model.layers.0.self_attn.q_proj.bias": extra, "other": extra}
-        list(iter_slots(config, checkpoint_from_arrays(more)))
+        list(iter_slots(config, arrays_checkpoint(more)))
     assert "2 tensors of the checkpoint are not used: 'model.layers.0" in caplog.text
-    assert unused_tensors(config, checkpoint_from_arrays(more)) == [
+    assert unused_tensors(config, arrays_checkpoint(more)) == [
         "model.layers.0.self_attn.q_proj.bias", "other"]  # fmt: skip
     raw, weights = arrays("gpt2")
     mask = {f"transformer.h.{i}.attn.{n}": extra for i in range(3) for n in ("bias", "masked_bias")}
-    assert not unused_tensors(build_config(raw), checkpoint_from_arrays({**weights, **mask}))
+    assert not unused_tensors(build_config(raw), arrays_checkpoint({**weights, **mask}))
 
 
 def test_dtypes_of_weights():
@@ -343,18 +343,18 @@ def test_dtypes_of_weights():
     config = build_config(raw)
     name = "model.layers.1.mlp.down_proj.weight"
     wide = {**weights, name: weights[name].astype(np.float64)}
-    assert np.array_equal(logits(config, checkpoint_from_arrays(wide)),
-                          logits(config, checkpoint_from_arrays(weights)))  # fmt: skip
-    checkpoint = checkpoint_from_arrays(weights)
+    assert np.array_equal(logits(config, arrays_checkpoint(wide)),
+                          logits(config, arrays_checkpoint(weights)))  # fmt: skip
+    checkpoint = arrays_checkpoint(weights)
     tensors = {key: checkpoint[key] for key in checkpoint.names()}
     shape = weights[name].shape
     tensors[name] = RawTensor(name, "I8", shape, np.zeros(math.prod(shape), np.uint8))
     with pytest.raises(UnsupportedError, match=f"{name}: weights of type I8"):
         list(iter_slots(config, Checkpoint(checkpoint.path, tensors)))
-    for bad in ({"a": [1.0]}, {3: np.ones(2, np.float32)}, {"a": np.ones(2, np.int32)},
+    for bad in ({"a": [1.0]}, {3: np.ones(2, np.float32)}, {"a": np.ones((2, 3)).T},
                 {"a": np.ones(2, ">f4")}, [1]):  # fmt: skip
         with pytest.raises(ConfigError, match="from_arrays"):
-            checkpoint_from_arrays(bad)
+            arrays_checkpoint(bad)
 
 
 # ---- GGUF ----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ recomputed. Runs on the real SmolLM2 file; the full grid is slow, a corner of it
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -50,12 +52,13 @@ def run(path, count: int, order: np.ndarray, batch: int, preempt: bool = False, 
         for start in range(0, count, batch):
             which = order[start : start + batch]
             futures = [llm.submit(prompts[i], params_for(int(i))) for i in which]
-            if preempt:
-                for _ in range(3):
-                    llm.engine.preempt(len(which) // 2 + 1)
-                    futures[0].done()
+            while preempt and not all(future.done() for future in futures):
+                llm.engine.preempt(len(which) // 4 + 1)
+                time.sleep(0.2)
             for i, future in zip(which, futures, strict=True):
                 result[i] = fingerprint(future.result())
+        preemptions = llm.report()["stats"]["preemptions"]
+        assert preemptions > 0 if preempt else preemptions == 0
     return result
 
 

@@ -28,9 +28,11 @@ from llmaccel import (
     SamplingParams,
     UnsupportedError,
     _core,
+    config,
     memory,
 )
 from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.models.mapping import build_config
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
@@ -176,7 +178,12 @@ def test_generation_config(folder, tmp_path):
     ({"max_model_len": "many"}, ConfigError, "max_model_len"),
     ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
     ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
+    ({"max_num_seqs": 70_000}, ConfigError, "max_num_seqs=70000.*from 1 to 65536"),
+    ({"max_num_seqs": None}, ConfigError, "max_num_seqs"),
+    ({"max_model_len": 1 << 29}, ConfigError, "max_model_len=536870912.*from 1 to 16777216"),
     ({"threads": -1}, ConfigError, "threads"), ({"threads": True}, ConfigError, "threads"),
+    ({"threads": 2**40}, ConfigError, "threads=.*from 1 to 1024"),
+    ({"isa": 5}, ConfigError, "isa=5"), ({"seed": 2**64}, ConfigError, "seed=.*from 0 to"),
     ({"isa": "sse9"}, LLMAccelError, "sse9"), ({"seed": -1}, ConfigError, "seed"),
     ({"load_format": "pickle"}, ConfigError, "load_format"),
     ({"generation_config": 5}, ConfigError, "generation_config"),
@@ -207,8 +214,8 @@ def test_report_and_plan(folder):
         assert report["model"]["n_vocab"] == letters.VOCAB
         assert report["options"]["max_num_seqs"] == 64
         plan = llm.plan()
-        resident = report["memory"]["weight_bytes"]
-        assert resident == pytest.approx(plan.weights + plan.rope, rel=0.01)
+        assert report["memory"]["weight_bytes"] == plan.weights
+        assert report["memory"]["rope_bytes"] == plan.rope > 0
         assert 0 < report["memory"]["token_bytes"] <= plan.weights
         assert plan.required <= plan.total <= plan.available
         assert "KV cache" in str(plan)
@@ -224,9 +231,10 @@ def test_environment(folder, monkeypatch):
         assert llm.report()["backend"]["n_threads"] == 1
     with LLM(str(folder), threads=2) as llm:
         assert llm.report()["backend"]["n_threads"] == 2
-    monkeypatch.setenv("LLMACCEL_NUM_THREADS", "two")
-    with pytest.raises(ConfigError, match="LLMACCEL_NUM_THREADS"):
-        LLM(str(folder))
+    for wrong in ("two", "1025", "9" * 5000):
+        monkeypatch.setenv("LLMACCEL_NUM_THREADS", wrong)
+        with pytest.raises(ConfigError, match=r"LLMACCEL_NUM_THREADS.*from 0 to 1024"):
+            LLM(str(folder))
     monkeypatch.delenv("LLMACCEL_NUM_THREADS")
     monkeypatch.setenv("LLMACCEL_ISA", "scalar")
     with LLM(str(folder)) as llm:
@@ -282,6 +290,32 @@ def test_a_cap_of_the_cache(folder):
         assert len(texts) == 20
     with pytest.raises(MemoryPlanError, match="kv_cache_memory_bytes"):
         LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=10_000)
+
+
+def test_a_cap_beyond_what_there_is(folder, monkeypatch):
+    with LLM(str(folder), max_model_len=640) as llm:
+        plan = llm.plan()
+    available = plan.required + 3 * plan.kv_page_bytes + 100
+    monkeypatch.setattr(memory, "available_memory", lambda: (available, "a test"))
+    cap = plan.kv_sequence_bytes + 50 * plan.kv_page_bytes
+    with pytest.raises(MemoryPlanError, match=f"kv_cache_memory_bytes={cap}: .*a test") as caught:
+        LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=cap)
+    fits = int(str(caught.value).rpartition("=")[2])
+    assert plan.kv_sequence_bytes < fits < cap
+    with LLM(str(folder), max_model_len=640, kv_cache_memory_bytes=fits) as llm:
+        assert available - plan.kv_page_bytes < llm.plan().total <= available
+    with LLM(str(folder), max_model_len=640) as llm:
+        assert llm.plan().total <= available
+
+
+def test_logits_that_do_not_fit(llm, monkeypatch):
+    n_bytes = 100 * letters.VOCAB * 4
+    monkeypatch.setattr(memory, "available_memory", lambda: (n_bytes, "a test"))
+    assert llm.logits([5] * 100).nbytes == n_bytes
+    before = llm.engine.stats()["prompt_tokens"]
+    with pytest.raises(MemoryPlanError, match=f"101 positions and {letters.VOCAB} tokens.*a test"):
+        llm.logits([5] * 101)
+    assert llm.engine.stats()["prompt_tokens"] == before
 
 
 def write(path, text):
@@ -429,6 +463,24 @@ def test_engines_share_a_backend_and_take_turns(folder):
         assert {f.result().outputs[0].text for f in futures} == {expected}
 
 
+@pytest.mark.parametrize(
+    ("field", "limit"), [("n_layers", config.MAX_LAYERS), ("max_len", config.MAX_POSITIONS)]
+)
+def test_limits_are_the_cores(field, limit):
+    """What config.py lets pass the core takes, and no more."""
+    given = vars(build_config(tiny.config_of("llama")))
+    limits = {"max_seqs": 1, "max_len": 1, "kv_pages": 1, "max_batch_tokens": 1}
+    layers = [tuple(given["layers"][0])]
+    for value in (limit, limit + 1):
+        count = value if field == "n_layers" else 1
+        desc = {**given, "n_layers": count, "layers": layers * count, field: value}
+        if value == limit:
+            assert _core.plan(desc, limits, 1)["kv_page_bytes"] > 0
+        else:
+            with pytest.raises(ConfigError, match=f"{field}: expected 1 to {limit}, got {value}"):
+                _core.plan(desc, limits, 1)
+
+
 def test_the_core_guards_itself(folder):
     with LLM(str(folder)) as llm:
         model, engine = llm.engine._model, llm.engine._engine
@@ -442,8 +494,11 @@ def test_the_core_guards_itself(folder):
             _core.Engine(llm._backend, llm.plan().limits)
         with pytest.raises(ConfigError, match="slot"):
             model.set("nope", 0, [])
+        with pytest.raises(LLMAccelError, match="in use"):
+            model.set("head", 0, [(b"", "F32", 1, 1)])
+        fresh = _core.Model(llm._backend, vars(llm._config))
         with pytest.raises(UnsupportedError, match="F8"):
-            model.set("head", 0, [(b"", "F8", 1, 1)])
+            fresh.set("head", 0, [(b"", "F8", 1, 1)])
     with pytest.raises(LLMAccelError, match="closed"):
         engine.step()
     with pytest.raises(LLMAccelError, match="closed"):

@@ -312,7 +312,17 @@ def test_leaving_a_stream_cancels(llm):
     before = llm.engine.stats()["output_tokens"]
     llm.generate(["abc", "def"], LONG, stream=True)  # dropped before its first chunk
     gc.collect()
-    assert idle(llm)
+    while llm.engine._requests:
+        time.sleep(0.01)
+    assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
+
+
+def test_a_refused_prompt_cancels_those_before_it(llm):
+    before = llm.engine.stats()["output_tokens"]
+    with pytest.raises(RequestError, match=r"prompts\[2\].*vocabulary"):
+        llm.generate(["abc", "def", [1, letters.VOCAB]], LONG)
+    while llm.engine._requests:
+        time.sleep(0.01)
     assert llm.engine.stats()["output_tokens"] - before < 1000  # of 2000
 
 

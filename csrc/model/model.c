@@ -12,7 +12,6 @@
 
 enum {
     MAX_DIM = 1 << 24,      /* keeps every product of two dimensions inside int64 */
-    MAX_LAYERS = 4096,
     MAX_HEAD = 256
 };
 
@@ -53,14 +52,14 @@ static la_status check_layers(const la_model_desc *d)
 static la_status check_desc(const la_model_desc *d)
 {
     la_status st;
-    LA_TRY(check_int("n_layers", d->n_layers, 1, MAX_LAYERS));
+    LA_TRY(check_int("n_layers", d->n_layers, 1, LA_MAX_LAYERS));
     LA_TRY(check_int("d_model", d->d_model, 1, MAX_DIM));
     LA_TRY(check_int("d_head", d->d_head, 1, MAX_HEAD));
     LA_TRY(check_int("n_heads", d->n_heads, 1, MAX_DIM / d->d_head / 3));
     LA_TRY(check_int("n_kv_heads", d->n_kv_heads, 1, d->n_heads));
     LA_TRY(check_int("d_ffn", d->d_ffn, 1, MAX_DIM));
     LA_TRY(check_int("n_vocab", d->n_vocab, 1, MAX_DIM));
-    LA_TRY(check_int("max_len", d->max_len, 1, MAX_DIM));
+    LA_TRY(check_int("max_len", d->max_len, 1, LA_MAX_POSITIONS));
     LA_TRY(check_int("norm", d->norm, LA_NORM_RMS, LA_NORM_LAYER));
     LA_TRY(check_int("act", d->act, LA_GATE_SILU, LA_GATE_RELU));
     LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));

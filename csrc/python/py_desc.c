@@ -65,7 +65,7 @@ static const struct {
 #undef FLOAT
 #undef CHOICE
 };
-enum { N_DESC_FIELDS = sizeof DESC_FIELDS / sizeof DESC_FIELDS[0], MAX_LAYERS = 1 << 16 };
+enum { N_DESC_FIELDS = sizeof DESC_FIELDS / sizeof DESC_FIELDS[0] };
 
 void py_desc_clear(py_desc *holder)
 {
@@ -130,9 +130,9 @@ static PyObject *require(const py_state *state, PyObject *mapping, const char *n
 static int parse_layers(const py_state *state, PyObject *mapping, py_desc *holder)
 {
     int n = holder->desc.n_layers;
-    if (n < 1 || n > MAX_LAYERS) {
+    if (n < 1 || n > LA_MAX_LAYERS) {
         py_raise_format(state, LA_ERR_ARGUMENT, "n_layers: expected 1 to %d, got %d",
-                        (int)MAX_LAYERS, n);
+                        (int)LA_MAX_LAYERS, n);
         return -1;
     }
     PyObject *value = require(state, mapping, "layers");

@@ -30,7 +30,7 @@ _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = _arguments(argv)
     try:
         return args.run(args)
     except LLMAccelError as error:
@@ -47,6 +47,18 @@ def main(argv: list[str] | None = None) -> int:
 # ---- arguments -----------------------------------------------------------------------------------
 
 
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, left = parser.parse_known_args(argv)
+    # Of `complete MODEL --top-k 5 PROMPT` argparse leaves the prompt: it settled it after MODEL.
+    if len(left) == 1 and not left[0].startswith("-") and getattr(args, "prompt", "") is None \
+            and args.run is _complete:
+        args.prompt = left.pop()
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference on the CPU.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -54,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     complete = commands.add_parser("complete", help="continue a text")
     _add_model(complete)
     _add_sampling(complete)
-    complete.add_argument("-p", "--prompt", help="the text; read from stdin where it is not given")
+    complete.add_argument("prompt", nargs="?",
+                          help="the text; read from stdin where it is not given")
     complete.set_defaults(run=_complete)
 
     chat = commands.add_parser("chat", help="talk to a model")

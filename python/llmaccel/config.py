@@ -5,7 +5,8 @@ Face `config.json` or from GGUF metadata. Every value in those files is untruste
 with its type and range, and the error names the key. Floats are rounded to float32, as the C struct
 holds them, so that one model gives one `ModelConfig` whatever file it came from.
 
-Called by the loader (llm.py), by models/families.py and by the tests; imports nothing slow.
+Called by loading.py, by the mapping, families, rope and gguf_config of models/, and by the tests;
+imports nothing slow.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ import numpy as np
 from llmaccel.errors import ConfigError, LoadError
 from llmaccel.files import read_json_object
 
-MAX_LAYERS = 4096
+MAX_LAYERS = 4096  # LA_MAX_LAYERS of csrc/llmaccel.h
 MAX_D_MODEL = 1 << 20
 MAX_HEADS = 1 << 16
 MAX_D_HEAD = 256
 MAX_ROW = 1 << 22  # heads of a token side by side
 MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
-MAX_POSITIONS = 1 << 30
+MAX_POSITIONS = 1 << 24  # LA_MAX_POSITIONS
 _MAX_JSON_BYTES = 64 << 20
 _MAX_STOP_IDS = 4096
 

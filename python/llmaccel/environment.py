@@ -20,6 +20,8 @@ from llmaccel.errors import ConfigError
 
 _LOG = logging.getLogger("llmaccel")
 
+MAX_THREADS = 1024  # of a pool, as in csrc/base/pool.c
+
 _BACKENDS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 _BACKENDS_LOCK = threading.Lock()
 
@@ -29,8 +31,10 @@ def thread_count(given: int | None) -> int:
     if given is not None:
         return given
     text = os.environ.get("LLMACCEL_NUM_THREADS", "0")
-    if not text.strip().isdecimal():
-        raise ConfigError(f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number")
+    if not text.strip().isdecimal() or len(text) > 9 or int(text) > MAX_THREADS:
+        raise ConfigError(
+            f"LLMACCEL_NUM_THREADS={text!r:.80}: expected a number from 0 to {MAX_THREADS}"
+        )
     return int(text)
 
 

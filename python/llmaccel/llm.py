@@ -33,12 +33,14 @@ from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LLMAccelError, LoadError, RequestError, UnsupportedError
 from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
-from llmaccel.memory import MemoryPlan
+from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import RequestOutputKind, SamplingParams, engine_fields, score_fields
 from llmaccel.request import Request
 
 _LOG = logging.getLogger("llmaccel")
+# Continuations of one context that go into one request; more become several requests.
+_SUFFIXES_PER_REQUEST = 1024
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
@@ -48,8 +50,9 @@ class LLM:
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
-        Face hub.
-    tokenizer: a path, or what load_tokenizer gave; None: the model's own. revision: of a hub name.
+        Face hub; "owner/name:file.gguf" takes one GGUF file of several.
+    tokenizer: a path or hub name, or what load_tokenizer gave; None: the model's own. revision: of
+        the model's repository on the hub.
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
     activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
@@ -143,8 +146,10 @@ class LLM:
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
         carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
-        in a notebook. Raises RequestError, naming the prompt, before anything runs; Ctrl-C cancels
-        the call's requests.
+        in a notebook. Raises RequestError, naming the prompt: all prompts and parameters are
+        checked before the first is submitted, and where the engine refuses one (an id outside the
+        vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
+        does.
         """
         self._driver.check()
         items = _prompt_list(prompts)
@@ -280,12 +285,15 @@ class LLM:
         """Logits of every position of one prompt, before temperature.
 
         Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a
-        copy.
+        copy. MemoryPlanError where there is no room for it.
         """
         self._driver.check()
         text, ids = self._encode(prompt, "prompt")
         self._check_length(ids, 0, "prompt")
-        tensor = _core.Tensor.zeros((len(ids), self._config.n_vocab), "F32")
+        n_vocab = self._config.n_vocab
+        check_available(f"logits of {len(ids)} positions and {n_vocab} tokens",
+                        4 * len(ids) * n_vocab)
+        tensor = _core.Tensor.zeros((len(ids), n_vocab), "F32")
         request = self._score_request(text, ids, 1)
         self._score([(request, {"logits": tensor})])
         return tensor
@@ -313,8 +321,8 @@ class LLM:
         work = []
         places: list[list[int]] = []
         for head_ids, members in groups.items():
-            for start in range(0, len(members), _MAX_BRANCHES):
-                part = members[start : start + _MAX_BRANCHES]
+            for start in range(0, len(members), _SUFFIXES_PER_REQUEST):
+                part = members[start : start + _SUFFIXES_PER_REQUEST]
                 request = self._score_request(None, list(head_ids), len(part))
                 work.append((request, {"suffixes": [tail for _, tail in part]}))
                 places.append([i for i, _ in part])
@@ -521,9 +529,6 @@ class LLM:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-_MAX_BRANCHES = 1024
 
 
 class _Chunks(Iterator[RequestOutput]):

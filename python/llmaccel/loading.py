@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaccel import _core
+from llmaccel import _core, hub
 from llmaccel.config import (
     GenerationConfig,
     ModelConfig,
@@ -26,6 +26,7 @@ from llmaccel.config import (
     load_hf_config,
     parse_generation_config,
 )
+from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, LoadError, UnsupportedError
 from llmaccel.memory import MemoryPlan, plan_memory
 from llmaccel.models.checkpoint import Checkpoint, RawTensor, quoted, tensor_bytes
@@ -37,10 +38,6 @@ _WEIGHTS = {"auto": "auto", "float32": "F32", "float": "F32", "bfloat16": "BF16"
             "float16": "F16", "half": "F16"}
 _KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
-_HUB_PATTERNS = (
-    "*.json", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "*.jinja",
-    "additional_chat_templates/*",
-)
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None, "enforce_eager": None, "disable_log_stats": None,
@@ -48,6 +45,15 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "tensor_parallel_size": (1,), "pipeline_parallel_size": (1,), "data_parallel_size": (1,),
     "enable_prefix_caching": (None, False), "enable_chunked_prefill": (None, True),
 }
+
+
+# What the core takes (engine.c, pool.c, model.c) or, for bytes, more than any machine has.
+# Whether None stands for a choice comes last.
+_COUNTS = (
+    ("max_num_seqs", 1, 65536, False), ("max_num_batched_tokens", 1, 65536, False),
+    ("max_model_len", 1, 1 << 24, True), ("kv_cache_memory_bytes", 1, 1 << 62, True),
+    ("threads", 1, MAX_THREADS, True), ("seed", 0, (1 << 64) - 1, True),
+)
 
 
 @dataclass(frozen=True)
@@ -95,13 +101,12 @@ class LoadOptions:
             )
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
-        for name in ("max_num_seqs", "max_num_batched_tokens"):
-            _check_count(name, getattr(self, name), 1, 65536)
-        for name in ("max_model_len", "kv_cache_memory_bytes", "threads"):
-            if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name), 1, 2**62)
-        if self.seed is not None:
-            _check_count("seed", self.seed, 0, 2**64 - 1)
+        for name, lo, hi, optional in _COUNTS:
+            value = getattr(self, name)
+            if value is not None or not optional:
+                _check_count(name, value, lo, hi)
+        if self.isa is not None and not isinstance(self.isa, str):
+            raise ConfigError(f"isa={self.isa!r:.80}: expected the name of an instruction set")
         for name, value in self.compatible.items():
             if name not in COMPATIBLE:
                 raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
@@ -114,7 +119,7 @@ class LoadOptions:
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
-        raise ConfigError(f"{name}={value!r:.80}: expected an integer of at least {lo}")
+        raise ConfigError(f"{name}={value!r:.80}: expected an integer from {lo} to {hi}")
 
 
 @dataclass(frozen=True)
@@ -192,7 +197,7 @@ def find_model(options: LoadOptions) -> Path:
         raise ConfigError(f"model={options.model!r:.80}: expected a path or a model name")
     path = Path(options.model).expanduser()
     if not path.exists():
-        path = _download(str(options.model), options.revision)
+        path = hub.fetch_model(str(options.model), options.revision, options.load_format)
     elif options.revision is not None:
         raise ConfigError(f"revision={options.revision!r}: {path} is local and has no revisions")
     if path.is_dir() and options.load_format in ("auto", "gguf"):
@@ -221,20 +226,6 @@ def _gguf_in(folder: Path, wanted: bool) -> Path:
     if wanted:
         raise LoadError(f"{folder}: no .gguf file")
     return folder
-
-
-def _download(name: str, revision: str | None) -> Path:
-    local = name.startswith((".", "/", "~")) or name.endswith(".gguf") or name.count("/") > 1
-    if local:
-        raise LoadError(f"{name}: no such file or folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
-    except Exception as error:  # the hub's own errors, and whatever its transport raises
-        raise LoadError(
-            f"model {name!r}: no such file or folder, and not from the Hugging Face hub: {error}"
-        ) from error
 
 
 def _config_dict(config: Any) -> Mapping[str, Any]:
@@ -401,7 +392,10 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
 
     given = options.tokenizer
     if isinstance(given, (str, Path)):
-        return load_tokenizer(given, chat_template=options.chat_template, revision=options.revision)
+        # A revision names a state of the model's repository, not of another one.
+        same = hub.repository_of(given) == hub.repository_of(options.model)
+        return load_tokenizer(given, chat_template=options.chat_template,
+                              revision=options.revision if same else None)
     if given is not None:
         if not isinstance(given, Tokenizer):
             raise ConfigError(f"tokenizer={given!r:.80}: expected a path or a Tokenizer")

@@ -135,7 +135,27 @@ def plan_memory(
         cap = max(int(left * _KV_SHARE), plan.kv_sequence_bytes)
     wanted = options.max_num_seqs * _pages(config.max_len)
     pages = min(wanted, cap // plan.kv_page_bytes)
-    return sized(config.max_len, options.max_num_seqs, pages)
+
+    def with_pages(n: int) -> MemoryPlan:
+        return sized(config.max_len, options.max_num_seqs, n)
+
+    capped = with_pages(pages)
+    if capped.total > available:  # an explicit cap: the share above leaves room
+        fits = _largest(pages, lambda n: with_pages(n).total <= available)
+        raise MemoryPlanError(
+            f"kv_cache_memory_bytes={cap}: with a KV cache of {format_bytes(capped.kv_bytes)} "
+            f"{format_bytes(capped.total)} would be needed, {format_bytes(available)} available "
+            f"({source}); would fit: kv_cache_memory_bytes={fits * plan.kv_page_bytes}"
+        )
+    return capped
+
+
+def check_available(what: str, n_bytes: int) -> None:
+    """MemoryPlanError with the numbers where n_bytes for `what` are more than there is now."""
+    available, source = available_memory()
+    if n_bytes > available:
+        raise MemoryPlanError(f"{what}: {format_bytes(n_bytes)} needed, "
+                              f"{format_bytes(available)} available ({source})")
 
 
 def _pages(tokens: int) -> int:

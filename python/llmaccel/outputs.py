@@ -4,7 +4,7 @@ Token ids and log probabilities stay in NumPy arrays and packed bytes; lists and
 objects are made when somebody looks at them, so a long completion that is only printed costs no
 object per token. Invariant: an output is a snapshot and never changes after it was handed out.
 
-Made by driver.py; read by users.
+Made by request.py; read by users.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 from llmaccel.errors import RequestError
 
 _INT32_MAX = 2**31 - 1
-_MAX_BRANCHES = 16384
+_MAX_BRANCHES = 16384  # LA_MAX_BRANCHES of csrc/engine/request.h
 # Below this a temperature only multiplies rounding errors; vLLM clamps at the same value.
 _MIN_TEMPERATURE = 0.01
 

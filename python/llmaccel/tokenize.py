@@ -5,7 +5,8 @@ names that transformers gave these methods and behaves as transformers does: add
 inside a text, special ones may be left out of a decode, a rendered chat is encoded without adding
 BOS again. Invariant: immutable after construction and safe to use from several threads. Encoding is
 done by the `tokenizers` package; decoding by detokenize.py, so that streamed and one-shot text are
-the same. Called by llm.py, params.py (stop strings, bad words) and the command line.
+the same. Called by loading.py (which tokenizer), llm.py (prompts, chats, bad words) and request.py
+(StreamDecoder).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import chat
+from . import chat, hub
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
 from .errors import LoadError, RequestError
@@ -33,18 +34,6 @@ _SPECIAL_NAMES = (
     "pad_token",
     "cls_token",
     "mask_token",
-)
-_HUB_PATTERNS = (
-    "tokenizer*",
-    "*.model",
-    "*.tiktoken",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "chat_templates/*",
-    "additional_chat_templates/*",
 )
 
 
@@ -441,13 +430,14 @@ def load_tokenizer(
     *.tiktoken), vocab.json with merges.txt, or one GGUF, in this order; tokenizer_config.json,
     special_tokens_map.json and added_tokens.json give special tokens and the chat template. A
     single file stands for itself: nothing beside it is read. `chat_template` (Jinja source or a
-    file) replaces the templates found; `revision` applies to hub names. Raises LoadError (files
+    file) replaces the templates found; `revision` applies to hub names, which may choose a GGUF
+    file as "owner/name:file.gguf". Raises LoadError (files
     missing, damaged, contradicting) or UnsupportedError (a kind that cannot be converted exactly),
     naming the file.
     """
     found = Path(path)
     if not found.exists():
-        found = _download(str(path), revision)
+        found = hub.fetch_tokenizer(str(path), revision)
     parts = _from_file(found, {}, bare=True) if found.is_file() else _from_folder(found)
     _override_template(parts, chat_template)
     return Tokenizer(parts)
@@ -456,24 +446,6 @@ def load_tokenizer(
 def _override_template(parts: convert.Parts, chat_template: str | Path | None) -> None:
     if chat_template is not None:
         parts.templates = {"default": chat.resolve_chat_template(chat_template)}
-
-
-def _download(name: str, revision: str | None) -> Path:
-    if (
-        name.count("/") > 1
-        or name.startswith((".", "/", "~"))
-        or Path(name).suffix in (".json", ".model", ".gguf")
-    ):
-        raise LoadError(f"tokenizer {name!r}: no such file or folder")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_HUB_PATTERNS)))
-    except Exception as error:  # the hub's own errors, and whatever its transport raises
-        raise LoadError(
-            f"tokenizer {name!r}: no such file or folder, and not available from the Hugging Face "
-            f"hub: {error}"
-        ) from error
 
 
 def _from_folder(folder: Path) -> convert.Parts:

@@ -4,8 +4,8 @@ slots.
 `build_config` maps a Hugging Face config or GGUF metadata, checking every value, because files are
 untrusted; `iter_slots` yields the weights one slot at a time; `tensor_specs` names the tensors that
 a checkpoint must have. Nothing here knows a family by name. Invariant: a key that changes the
-arithmetic and that the row does not read is refused. Called by the loader (llm.py), the planner and
-the tests.
+arithmetic and that the row does not read is refused. Called by loading.py, which also hands
+the slots to the planner, and by the tests.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from llmaccel.config import (
     MAX_D_FFN,
@@ -35,7 +32,7 @@ from llmaccel.config import (
     flatten,
 )
 from llmaccel.errors import ConfigError, UnsupportedError
-from llmaccel.models.checkpoint import Checkpoint, RawTensor, quoted
+from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, GGUF_TENSORS, Family, find_family, gguf_family
 from llmaccel.models.gguf_config import hf_config_from_gguf
 from llmaccel.models.rope import RopeContext, rope_tables
@@ -364,7 +361,7 @@ def iter_slots(
     dtype.
     """
     table = _name_table(config, checkpoint)
-    _warn_unused(config, table, checkpoint)
+    _warn_unused(config, checkpoint)
     for slot, layer in walk(config):
         yield slot, layer, fill(config, table, slot, layer)
 
@@ -398,10 +395,7 @@ def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names in `checkpoint` that no slot uses and no row knows as useless."""
-    return _unused(config, _name_table(config, checkpoint), checkpoint)
-
-
-def _unused(config: ModelConfig, table: NameTable, checkpoint: TensorTable) -> list[str]:
+    table = _name_table(config, checkpoint)
     used = {name for slot, layer in walk(config) for name in table.names(slot, layer)}
     patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
     if config.tie_embeddings:
@@ -410,8 +404,8 @@ def _unused(config: ModelConfig, table: NameTable, checkpoint: TensorTable) -> l
     return [name for name in checkpoint.names() if name not in used and not useless.fullmatch(name)]
 
 
-def _warn_unused(config: ModelConfig, table: NameTable, checkpoint: TensorTable) -> None:
-    names = _unused(config, table, checkpoint)
+def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:
+    names = unused_tensors(config, checkpoint)
     if names:
         shown = ", ".join(quoted(name) for name in names[:8])
         _LOG.warning(
@@ -420,31 +414,3 @@ def _warn_unused(config: ModelConfig, table: NameTable, checkpoint: TensorTable)
             shown,
             ", ..." if len(names) > 8 else "",
         )
-
-
-_ARRAY_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-def checkpoint_from_arrays(arrays: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint over NumPy arrays (float64, float32, float16, or bfloat16 of the ml_dtypes
-    package).
-
-    Arrays in C order are not copied. ConfigError names an entry that is no such array.
-    """
-    if not isinstance(arrays, Mapping):
-        raise ConfigError("from_arrays: the weights must be a mapping of names to arrays")
-    tensors = {}
-    for name, array in arrays.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
-            raise ConfigError(
-                f"from_arrays: {ascii(name)[:80]} must be a NumPy array with a string name"
-            )
-        dtype = _ARRAY_DTYPES.get(array.dtype.name)
-        if dtype is None or not array.dtype.isnative:
-            raise ConfigError(
-                f"from_arrays: {quoted(name)} has dtype {array.dtype}; known: "
-                f"{', '.join(_ARRAY_DTYPES)}"
-            )
-        flat = np.ascontiguousarray(array)
-        tensors[name] = RawTensor(name, dtype, array.shape, flat.reshape(-1).view(np.uint8))
-    return Checkpoint(Path("<arrays>"), tensors)

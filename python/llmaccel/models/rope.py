@@ -6,7 +6,7 @@ Owns the reading of `rope_theta` / `rope_scaling` (transformers 4) and `rope_par
 frequencies are fixed here, once, from the length that the model is loaded for, so a token's bits
 never depend on how long its neighbours are. The steps are transformers' own, in float32; powers are
 taken in float64 and rounded, which makes the result independent of NumPy's vector library. Called
-by models/families.py.
+by models/mapping.py; families.py names the keys (`RopeKeys`).
 """
 
 from __future__ import annotations
