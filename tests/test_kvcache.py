@@ -32,7 +32,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.values: list[list[int]] = [[] for _ in range(TABLES)]
         self.memory: dict[int, int] = {}
         self.fresh = itertools.count(1)
-        self.pending = 0
+        self.pending: list[int] = []  # pages that copies go to
 
     def free_pages(self) -> list[int]:
         return [p for p, refs in enumerate(self.pool.refs()) if refs == 0]
@@ -40,7 +40,7 @@ class PoolMachine(RuleBasedStateMachine):
     def do_copies(self) -> None:
         for src, dst in self.pool.copies():
             self.memory[dst] = self.memory[src]
-        self.pending = 0
+        self.pending = []
 
     @rule(t=pick)
     def grow(self, t: int) -> None:
@@ -66,14 +66,14 @@ class PoolMachine(RuleBasedStateMachine):
         page = self.pool.pages(self.tables[t])[i]
         shared = self.pool.refs()[page] > 1
         free = self.free_pages()
-        possible = not shared or (bool(free) and self.pending < self.max_copies)
+        possible = not shared or (bool(free) and len(self.pending) < self.max_copies)
         assert self.pool.own(self.tables[t], i) == possible
         if not possible:
             return
         mine = self.pool.pages(self.tables[t])[i]
         assert mine == (free[0] if shared else page)
         assert self.pool.refs()[mine] == 1
-        self.pending += shared
+        self.pending += [mine] * shared
         if flush or not shared:
             self.do_copies()
             self.memory[mine] = next(self.fresh)
@@ -101,8 +101,10 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        used = [p for p, refs in enumerate(self.pool.refs()) if refs]
+        refs = self.pool.refs()
+        used = [p for p, count in enumerate(refs) if count]
         assert self.pool.settle() == (used[-1] + 1 if used else 0)
+        self.pending = [page for page in self.pending if refs[page]]
         assert self.pool.counts()["high"] == self.pool.settle()
 
     @invariant()

@@ -210,6 +210,49 @@ def test_close_gives_a_real_model_back(smollm2_path):
 
 
 @measures_memory
+@pytest.mark.parametrize("length", [3000, 40])
+def test_no_memory_for_the_cache(wide, length):
+    """A commit is refused under the cap: who is under way fails, whoever comes next does not.
+
+    Long prompts fail where they grow, the short one where its branches copy their last page.
+    """
+    failed, same = run(
+        """
+        import logging, resource
+        from llmaccel import LLM, LLMAccelError, SamplingParams
+        logging.getLogger("llmaccel").setLevel(logging.CRITICAL)
+        override = {"num_hidden_layers": 4, "num_key_value_heads": 8, "num_attention_heads": 8,
+                    "head_dim": 128, "vocab_size": 512}
+        llm = LLM(sys.argv[1], load_format="dummy", max_num_seqs=64, hf_overrides=override,
+                  kv_cache_memory_bytes=1 << 30)
+        def fresh(n, branches=1):
+            params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True, n=branches)
+            return llm.submit({"prompt_token_ids": [n] * int(sys.argv[2])}, params)
+        small = {"prompt_token_ids": [5] * 20}, SamplingParams(temperature=0, max_tokens=9)
+        expected = llm.generate(*small)[0].outputs[0].token_ids
+        unlimited = resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_DATA, (reading("VmData") + (40 << 20), unlimited))
+        failed = 0
+        for future in [fresh(n, branches=64) for n in range(1, 4)]:
+            try:
+                future.result(timeout=60)
+            except MemoryError as error:
+                failed += "cannot commit" in str(error) and isinstance(error, LLMAccelError)
+        same = [llm.generate(*small)[0].outputs[0].token_ids == expected]
+        resource.setrlimit(resource.RLIMIT_DATA, (unlimited, unlimited))
+        same += [len(fresh(n, 64).result(timeout=60).outputs) == 64 for n in range(1, 3)]
+        same += [llm.generate(*small)[0].outputs[0].token_ids == expected]
+        print(json.dumps([failed, same]))
+        """,
+        wide,
+        length,
+        prelude=RSS,
+    )
+    assert failed > 0
+    assert same == [True] * 4
+
+
+@measures_memory
 def test_the_cache_shrinks_when_idle(wide):
     """Pages come as tokens arrive and go when the last request has ended."""
     idle, busy, later, committed = run(

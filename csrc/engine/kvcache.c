@@ -123,5 +123,12 @@ int64_t la_kvcache_settle(la_kvcache *c)
     while (c->high > 0 && c->refs[c->high - 1] == 0) {
         c->high--;
     }
+    int n = 0;
+    for (int i = 0; i < c->n_copies; i++) {
+        if (c->refs[c->copies[i].dst] > 0) {
+            c->copies[n++] = c->copies[i];
+        }
+    }
+    c->n_copies = n;
     return c->high;
 }

@@ -52,7 +52,8 @@ int la_kvcache_own(la_kvcache *c, la_table *t, int i);
 void la_kvcache_fork(la_kvcache *c, const la_table *src, int n, la_table *dst);
 /* Lets go of all pages of the table. */
 void la_kvcache_clear(la_kvcache *c, la_table *t);
-/* Lowers `high` to one past the highest page in use and returns it. */
+/* Lowers `high` to one past the highest page in use and returns it; forgets copies into pages that
+ * were given up before the copies were made. */
 int64_t la_kvcache_settle(la_kvcache *c);
 
 #endif
