@@ -25,11 +25,11 @@ typedef struct la_copy {
 typedef struct la_kvcache {
     int64_t n_pages;
     int64_t n_used;
-    int64_t high;       /* pages from here on were not used since the last la_kvcache_settle */
-    int64_t low;        /* words of `vacant` below this one hold no free page */
-    int32_t *refs;      /* [n_pages] */
-    uint64_t *vacant;   /* [ceil(n_pages/64)] bit set: free */
-    la_copy *copies;    /* [max_copies], to be done in order */
+    int64_t high;     /* pages from here on were not used since the last la_kvcache_settle */
+    int64_t low;      /* words of `vacant` below this one hold no free page */
+    int32_t *refs;    /* [n_pages] */
+    uint64_t *vacant; /* [ceil(n_pages/64)] bit set: free */
+    la_copy *copies;  /* [max_copies], to be done in order */
     int n_copies;
     int max_copies;
 } la_kvcache;
