@@ -57,6 +57,11 @@ int64_t la_alloc_count(void)
     return alloc_count;
 }
 
+void la_alloc_count_add(int64_t n)
+{
+    alloc_count += n;
+}
+
 /* The length a mapping of `bytes` really has; la_unmap must be given the same `bytes`. */
 static size_t map_length(size_t bytes)
 {

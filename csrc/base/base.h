@@ -46,6 +46,8 @@ void *la_alloc(size_t n, size_t size);
 void la_free(void *p);
 /* Heap allocations made so far by the calling thread (la_alloc and la_map). */
 int64_t la_alloc_count(void);
+/* Adds what other threads did for the calling one (pool.c). */
+void la_alloc_count_add(int64_t n);
 
 /* Zeroed anonymous memory, 2 MiB-aligned and advised to huge pages when large. NULL on failure. */
 void *la_map(size_t bytes);

@@ -45,7 +45,7 @@ typedef enum la_pack {
 typedef enum la_act_form {
     LA_ACT_F32 = 0, /* fp32 */
     LA_ACT_BF16,    /* bf16 round-to-nearest-even */
-    LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (LA_ACT_PERM) */
+    LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (see kernels.h) */
     LA_ACT_FORM_COUNT
 } la_act_form;
 

@@ -34,7 +34,8 @@ typedef struct la_worker {
     la_pool *pool;
     pthread_t thread;
     int tid;
-    uint32_t round; /* barriers passed; private to the thread */
+    uint32_t round;      /* barriers passed; private to the thread */
+    int64_t allocations; /* of the last run; thread 0 reads it behind the last barrier */
 } la_worker;
 
 struct la_pool {
@@ -114,7 +115,9 @@ static void *worker_main(void *arg)
         if (p->stop) {
             return NULL;
         }
+        int64_t before = la_alloc_count();
         p->fn(p->arg, me->tid, p->n);
+        me->allocations = la_alloc_count() - before;
         la_pool_barrier(p, me->tid);
     }
 }
@@ -131,6 +134,9 @@ void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
         signal_set(&p->release, ++p->workers[0].round);
         fn(arg, 0, p->n);
         la_pool_barrier(p, 0);
+        for (int i = 1; i < p->n; i++) {
+            la_alloc_count_add(p->workers[i].allocations);
+        }
     }
     pthread_mutex_unlock(&p->turn);
 }

@@ -2,8 +2,8 @@
  *
  * Owns the mutex, the list of requests not yet seen by a step, the list of requests with branches
  * to cancel, the table of live requests by id, and the published statistics. Invariant: nothing is
- * read or written here but under the mutex, and no call does more than link and copy, so that a
- * caller never waits for a step. Called by engine.c.
+ * read or written here but under the mutex; callers link and copy, and a step holds it only while it
+ * takes what arrived, so that a caller never waits for a forward pass. Called by engine.c.
  */
 #ifndef LA_INBOX_H
 #define LA_INBOX_H

@@ -3,7 +3,7 @@
  * Owns one Python function per slot of rows.h, attention.h and sample.h: each runs that slot of the level
  * it is given. Inputs and outputs are contiguous float32 or int32 buffers, outputs are written in
  * place. Invariant: every size, type and range the kernel takes for granted is checked here first.
- * Used by the kernel tests and by llmaccel.kernels.
+ * Used by the kernel tests.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
