@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import gc
-import signal
-import threading
 import time
 
 import letters
@@ -369,17 +367,6 @@ def test_timeout_returns_what_is_there(llm):
     out = llm.generate("abc", LONG, timeout=0.05)[0].outputs[0]
     assert out.finish_reason == "timeout"
     assert idle(llm)
-
-
-def test_interrupt_cancels(llm):
-    main = threading.main_thread().ident
-    timer = threading.Timer(0.1, lambda: signal.pthread_kill(main, signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate(["abc"] * 4, LONG)
-    timer.join()
-    assert idle(llm)
-    assert only(llm.generate("abc", GREEDY)).finish_reason == "length"
 
 
 def test_agenerate(llm):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import threading
 import time
@@ -164,7 +165,7 @@ def soak(llm: LLM, count: int, n_threads: int) -> Counter:
 
 
 def test_ten_thousand_requests_from_many_threads(llm):
-    ends = soak(llm, 10_000, 8)
+    ends = soak(llm, 2000 if "LLMACCEL_SANITIZE" in os.environ else 10_000, 8)
     assert {"length", "stop", "abort", "timeout", "streamed", "scored", "refused"} <= set(ends)
     assert llm.engine.stats()["preemptions"] > 0
 
@@ -235,10 +236,12 @@ def test_garbage_collected_on_the_engine_thread(folder, monkeypatch):
     gc.disable()
     try:
         with LLM(folder, max_num_seqs=4) as llm:
-            dispatch = llm.engine._dispatch
+            dispatch, dropped = llm.engine._dispatch, threading.Event()
 
             def collect_and_dispatch(*args):
-                gc.collect()  # with the driver's lock held
+                if dropped.is_set():
+                    gc.collect()  # with the driver's lock held
+                    dropped.clear()
                 return dispatch(*args)
 
             monkeypatch.setattr(llm.engine, "_dispatch", collect_and_dispatch)
@@ -250,8 +253,10 @@ def test_garbage_collected_on_the_engine_thread(folder, monkeypatch):
             cycle: list = [stream, other]
             cycle.append(cycle)
             del stream, other, cycle
+            dropped.set()
             out = llm.submit("def", params).result(timeout=60)
             assert len(out.outputs[0].token_ids) == 100
+            assert not dropped.is_set()
             assert gone() is None
             assert settled(llm)["pages_used"] == 0
     finally:
