@@ -36,7 +36,7 @@ help:
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 
 demo: $(VENV)/.run build $(MODEL) ## set up, fetch a 135M chat model, let it answer a question
-	$(PY) -m llmaccel.cli chat $(MODEL) --prompt "Why is the sky blue?"
+	$(PY) -m llmaccel.cli chat $(MODEL) --prompt "Why is the sky blue?" --temperature 0
 
 test: $(VENV)/.test build fetch ## set up and run the quick tests
 	@$(WITH_MODEL) $(PY) -m pytest

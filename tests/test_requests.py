@@ -257,3 +257,11 @@ def test_random_requests(llm, seed):
 @pytest.mark.slow
 def test_ten_thousand_random_requests(llm):
     soak(llm, 10_000, 3)
+
+
+@pytest.mark.parametrize("given", ["abc", None, {"prompt": "abc"}])
+def test_loglikelihood_wants_lists(llm, given):
+    with pytest.raises(RequestError, match="contexts: expected a list of prompts"):
+        llm.loglikelihood(given, ["abc"])
+    with pytest.raises(RequestError, match="continuations: expected a list of prompts"):
+        llm.loglikelihood(["abc"], given)

@@ -364,6 +364,10 @@ class LLM:
         may cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
         """
         self._driver.check()
+        for name, given in (("contexts", contexts), ("continuations", continuations)):
+            if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+                kind = type(given).__name__
+                raise RequestError(f"{name}: expected a list of prompts, got {kind}")
         if len(contexts) != len(continuations):
             raise RequestError(
                 f"continuations: expected one for each of {len(contexts)} contexts, got "
