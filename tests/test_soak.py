@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import random
 import threading
 import time
@@ -31,11 +32,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folder):
-    """Few pages for many sequences: preemption is part of the test."""
+    """Few pages for many sequences: preemption is part of the test. One thread, because steps this
+    small wait for the scheduler of a busy machine, not for each other."""
     with LLM(folder, max_num_seqs=8) as llm:
         page = llm.plan().kv_page_bytes
     options = {"max_num_seqs": 8, "max_num_batched_tokens": 48, "kv_cache_memory_bytes": 7 * page}
-    with LLM(folder, **options) as llm:
+    with LLM(folder, threads=1, **options) as llm:
         assert llm.engine.stats()["pages_cap"] == 7
         yield llm
 
@@ -164,7 +166,7 @@ def soak(llm: LLM, count: int, n_threads: int) -> Counter:
 
 
 def test_ten_thousand_requests_from_many_threads(llm):
-    ends = soak(llm, 10_000, 8)
+    ends = soak(llm, 2000 if "LLMACCEL_SANITIZE" in os.environ else 10_000, 8)
     assert {"length", "stop", "abort", "timeout", "streamed", "scored", "refused"} <= set(ends)
     assert llm.engine.stats()["preemptions"] > 0
 
@@ -235,10 +237,12 @@ def test_garbage_collected_on_the_engine_thread(folder, monkeypatch):
     gc.disable()
     try:
         with LLM(folder, max_num_seqs=4) as llm:
-            dispatch = llm.engine._dispatch
+            dispatch, dropped = llm.engine._dispatch, threading.Event()
 
             def collect_and_dispatch(*args):
-                gc.collect()  # with the driver's lock held
+                if dropped.is_set():
+                    gc.collect()  # with the driver's lock held
+                    dropped.clear()
                 return dispatch(*args)
 
             monkeypatch.setattr(llm.engine, "_dispatch", collect_and_dispatch)
@@ -250,8 +254,10 @@ def test_garbage_collected_on_the_engine_thread(folder, monkeypatch):
             cycle: list = [stream, other]
             cycle.append(cycle)
             del stream, other, cycle
+            dropped.set()
             out = llm.submit("def", params).result(timeout=60)
             assert len(out.outputs[0].token_ids) == 100
+            assert not dropped.is_set()
             assert gone() is None
             assert settled(llm)["pages_used"] == 0
     finally:
