@@ -32,11 +32,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def llm(folder):
-    """Few pages for many sequences: preemption is part of the test."""
+    """Few pages for many sequences: preemption is part of the test. One thread, because steps this
+    small wait for the scheduler of a busy machine, not for each other."""
     with LLM(folder, max_num_seqs=8) as llm:
         page = llm.plan().kv_page_bytes
     options = {"max_num_seqs": 8, "max_num_batched_tokens": 48, "kv_cache_memory_bytes": 7 * page}
-    with LLM(folder, **options) as llm:
+    with LLM(folder, threads=1, **options) as llm:
         assert llm.engine.stats()["pages_cap"] == 7
         yield llm
 
