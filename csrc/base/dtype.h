@@ -31,13 +31,15 @@ typedef enum la_dtype {
 
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
  * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0.
- * I8: q in 0..255, zero 128 always (so the signed code is q - 128). */
+ * I8: q in 0..255, zero 128 always (so the signed code is q - 128). F8: q is the value of an E4M3
+ * code (S.EEEE.MMM, bias 7, no infinities), zero 0, never an offset. */
 typedef enum la_pack {
     LA_PACK_F32 = 0,
     LA_PACK_F16,
     LA_PACK_BF16,
     LA_PACK_I8,
     LA_PACK_I4,
+    LA_PACK_F8,
     LA_PACK_COUNT
 } la_pack;
 
@@ -53,8 +55,9 @@ typedef struct la_format {
     uint8_t pack;       /* la_pack */
     uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
     uint8_t has_offset; /* groups carry an offset */
-    uint8_t pad;
-    int32_t group; /* k per group: 16, 32, 64, 128; 0 for float packs. The last may be shorter */
+    uint8_t row_scale;  /* one scale per output row, at the head of the unit, for all groups: sums are
+                         * folded and activations quantized per group all the same */
+    int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
 
 enum { LA_UNIT = 32 };   /* output columns of a unit */
@@ -136,11 +139,22 @@ static inline uint16_t la_f32_to_f16(float f)
     return (uint16_t)(sign | ((r - 0x38000000u) >> 13));
 }
 
-/* Bytes of one group's scales and offsets in a unit; 0 for float packs. */
-static inline size_t la_format_header(la_format f)
+/* Bytes of one set of scales and offsets in a unit; 0 for float packs. */
+static inline size_t la_format_scales(la_format f)
 {
     size_t one = LA_UNIT * (f.scale_type == LA_F16 ? 2u : 4u);
     return f.group == 0 ? 0 : f.has_offset ? 2 * one : one;
+}
+
+/* Bytes of them in front of each group's codes, and once in front of a unit: one of the two is 0. */
+static inline size_t la_format_header(la_format f)
+{
+    return f.row_scale ? 0 : la_format_scales(f);
+}
+
+static inline size_t la_format_unit_header(la_format f)
+{
+    return f.row_scale ? la_format_scales(f) : 0;
 }
 
 /* Bytes of codes (grouped) or values (float) that k of a unit take; grouped k is padded to 8. */
@@ -149,7 +163,8 @@ static inline size_t la_format_codes(la_format f, int k)
     size_t n = (size_t)k;
     switch (f.pack) {
     case LA_PACK_F32: return n * 128;
-    case LA_PACK_I8: return (n + 7) / 8 * 256;
+    case LA_PACK_I8:
+    case LA_PACK_F8: return (n + 7) / 8 * 256;
     case LA_PACK_I4: return (n + 7) / 8 * 128;
     default: return (n + 1) / 2 * 128;
     }
@@ -159,13 +174,13 @@ static inline size_t la_format_codes(la_format f, int k)
 static inline size_t la_format_unit(la_format f, int K)
 {
     size_t groups = f.group == 0 ? 0 : ((size_t)K + (size_t)f.group - 1) / (size_t)f.group;
-    return groups * la_format_header(f) + la_format_codes(f, K);
+    return la_format_unit_header(f) + groups * la_format_header(f) + la_format_codes(f, K);
 }
 
-/* Code that stands for zero. */
+/* Code that stands for zero, in packs of integers. */
 static inline int la_format_zero(la_format f)
 {
-    return f.pack == LA_PACK_I8 ? 128 : f.has_offset ? 0 : 8;
+    return f.pack == LA_PACK_I8 ? 128 : f.pack == LA_PACK_I4 && !f.has_offset ? 8 : 0;
 }
 
 #endif

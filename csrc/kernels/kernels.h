@@ -30,8 +30,10 @@ typedef enum la_isa {
  *   I8   per group: scales [32], offsets [32] if any (F16: 64 bytes each, F32: 128), then
  *        steps of 4 k: [32 n][4 k] u8 = q + 128; k of step s inside each 8: {0,4,1,5} for even s,
  *        {2,6,3,7} for odd s
+ *   F8   as I8 with E4M3 codes; scales always F32, never offsets
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
+ *   row_scale: one set of scales at the head of the unit instead of one per group.
  *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
 typedef struct la_gemm {
     const uint8_t *w; /* first unit of the granule, 64-byte aligned */
