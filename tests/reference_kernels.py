@@ -41,6 +41,7 @@ class Format:
     scale_type: int = F32
     has_offset: int = 0
     group: int = 0
+    row_scale: int = 0
 
     @property
     def zero(self) -> int:
@@ -91,16 +92,18 @@ def write_floats(pack: int, w: np.ndarray) -> bytes:
 def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> bytes:
     """Units of a grouped pack.
 
-    codes [N, K] as stored (0..15 or 0..255), scale and offset [N, groups] float32. Codes that pad K
-    to a multiple of 8 are set to 1: they must meet zero activations.
+    codes [N, K] as stored (0..15 or 0..255), scale and offset [N, groups] float32, of which the
+    first column counts with row_scale. Codes that pad K to a multiple of 8 are set to 1: they must
+    meet zero activations.
     """
     out = bytearray()
     head = np.float16 if f.scale_type == F16 else np.float32
     for n in range(0, codes.shape[0], UNIT):
         for g, (k0, k1) in enumerate(f.spans()):
-            out += scale[n : n + UNIT, g].astype(head).tobytes()
-            if f.has_offset:
-                out += offset[n : n + UNIT, g].astype(head).tobytes()
+            if g == 0 or not f.row_scale:
+                out += scale[n : n + UNIT, g].astype(head).tobytes()
+                if f.has_offset:
+                    out += offset[n : n + UNIT, g].astype(head).tobytes()
             block = np.ones((UNIT, -(-(k1 - k0) // 8) * 8), np.uint8)
             block[:, : k1 - k0] = codes[n : n + UNIT, k0:k1]
             eights = block.reshape(UNIT, -1, 8)[:, :, ORDER8]
@@ -121,11 +124,16 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     while at < len(raw):
         row, scale, offset = [], [], []
         for k0, k1 in f.spans():
-            scale.append(raw[at : at + line].view(head).astype(np.float32))
-            at += line
-            if f.has_offset:
-                offset.append(raw[at : at + line].view(head).astype(np.float32))
+            if k0 and f.row_scale:
+                scale.append(scale[0])
+                offset.append(offset[0])
+            else:
+                scale.append(raw[at : at + line].view(head).astype(np.float32))
                 at += line
+                offset.append(np.zeros(UNIT, np.float32))
+                if f.has_offset:
+                    offset[-1] = raw[at : at + line].view(head).astype(np.float32)
+                    at += line
             eights = -(-(k1 - k0) // 8)
             if f.pack == PACK_I8:
                 steps = raw[at : at + eights * 256].reshape(eights, 2, UNIT, 4)
@@ -140,7 +148,7 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
             row.append(block.reshape(UNIT, -1)[:, : k1 - k0])
         codes.append(np.concatenate(row, axis=1))
         scales.append(np.stack(scale, axis=1))
-        offsets.append(np.stack(offset, axis=1) if offset else np.zeros_like(scales[-1]))
+        offsets.append(np.stack(offset, axis=1))
     return np.concatenate(codes), np.concatenate(scales), np.concatenate(offsets)
 
 
@@ -149,7 +157,8 @@ def unit_rows(f: Format, data: bytes) -> int:
     if f.group:
         one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)
         codes = sum(-(-(k1 - k0) // 8) * (8 if f.pack == PACK_I8 else 4) for k0, k1 in f.spans())
-        return len(data) // (one * len(list(f.spans())) + codes)
+        sets = 1 if f.row_scale else len(list(f.spans()))
+        return len(data) // (one * sets + codes)
     return len(data) // (f.K * 4 if f.pack == PACK_F32 else (f.K + 1) // 2 * 4)
 
 

@@ -32,10 +32,12 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     if slot in FLOATS:
         yield ref.Format(pack, k)
         return
-    for group in (16, 32, 64, 128):
+    for group in (16, 32, 64, 128, 256):
         for scale_type in (ref.F16, ref.F32):
             for has_offset in (0, 1):
                 yield ref.Format(pack, k, scale_type, has_offset, group)
+    for group, scale_type, has_offset in [(256, ref.F32, 0), (256, ref.F16, 1), (64, ref.F32, 1)]:
+        yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)
 
 
 @functools.lru_cache(64)
@@ -105,11 +107,24 @@ def test_grouped_product(slot: str, k: int) -> None:
         check(slot, f, 3, 8, ISAS[-2:])
 
 
+@pytest.mark.parametrize("slot", GROUPED)
+@pytest.mark.parametrize("k", [37, 300, 778])
+def test_grouped_shapes(slot: str, k: int) -> None:
+    """Short last groups, K no multiple of 8; rows around the tiles' sizes, every granule."""
+    for f in formats(slot, k):
+        if (f.group, f.scale_type) not in [(32, ref.F16), (128, ref.F32), (256, ref.F32)]:
+            continue
+        for m in (*range(1, 10), 13, 16, 33):
+            check(slot, f, m, 1 + m % 3, ISAS[1:])
+        for units in range(1, 9):
+            check(slot, f, 7, units, ISAS[1:])
+
+
 @pytest.mark.parametrize("slot", ref.PRODUCTS)
 def test_long_rows(slot: str) -> None:
     """K blocks: the weights of a unit no longer fit the first-level caches."""
-    k = 4864
-    groups = {32: ref.F16, 128: ref.F32, 0: ref.F32}
+    k = 4864 + 40
+    groups = {32: ref.F16, 128: ref.F32, 256: ref.F32, 0: ref.F32}
     for f in formats(slot, k):
         if groups.get(f.group) == f.scale_type:
             for m, units in [(1, 2), (6, 3), (40, 3)]:
@@ -124,10 +139,11 @@ def test_bits_do_not_depend_on_the_batch(isa: str, slot: str) -> None:
     quick = isa == "scalar"
     for k in (172,) if quick else (172, 2080):
         for f in formats(slot, k):
-            if f.group in (16, 64) and (f.scale_type == ref.F16) == bool(f.has_offset):
+            odd = (f.scale_type == ref.F16) == bool(f.has_offset)
+            if f.group in (16, 64, 256) and odd and not f.row_scale:
                 continue
             data, x = make_weight(f, 3), make_rows(40 if quick else 512, k)
-            if f.group not in (0, 32) or k > 172:
+            if (f.group not in (0, 32) and not f.row_scale) or k > 172:
                 x = x[:40]
             alone = np.vstack([gemm(isa, f, data, x[i : i + 1], act) for i in range(40)])
             full = gemm(isa, f, data, x, act)
@@ -155,7 +171,7 @@ def test_integer_products_do_not_saturate(slot: str) -> None:
     for f in formats(slot, 256):
         for code in (0, 15 if f.pack == ref.PACK_I4 else 255):
             codes = np.full((64, f.K), code, np.uint8)
-            scale = np.ones((64, f.K // f.group), np.float32)
+            scale = np.ones((64, -(-f.K // f.group)), np.float32)
             data = ref.write_codes(f, codes, scale, 0 * scale)
             x = np.full((7, f.K), -1.0, np.float32)
             x[1], x[2, ::2] = 1.0, 1.0
@@ -214,7 +230,7 @@ def read_meta(meta: bytes, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 def test_bf16_rows(isa: str, k: int) -> None:
     x = make_rows(6, k).copy()
     x[0, :1] = 1e-40  # subnormals are kept
-    for group in (0, 16, 32, 64, 128):
+    for group in (0, 16, 32, 64, 128, 256):
         data, pitch, meta = core.act_rows(isa, "bf16", x, k, group)
         rows = np.frombuffer(data, np.uint16).reshape(6, pitch // 2)
         np.testing.assert_array_equal(rows[:, :k], ref.bf16_round(x))
@@ -236,7 +252,7 @@ def test_bf16_rows(isa: str, k: int) -> None:
 def test_int8_rows(isa: str, k: int) -> None:
     x = make_rows(6, k).copy()
     x[1] = 1e-39  # counts as zero
-    for group in (16, 32, 64, 128):
+    for group in (16, 32, 64, 128, 256):
         data, pitch, meta = core.act_rows(isa, "i8", x, k, group)
         rows = np.frombuffer(data, np.int8).reshape(6, pitch)
         padded = -(-k // 64) * 64
@@ -257,7 +273,7 @@ def test_rows_agree_between_levels(act: str) -> None:
     for k in (5, 172, 1000):
         x = make_rows(9, k).copy()
         x[2, 0], x[3, k - 1] = np.nan, -np.inf
-        for group in (16, 32, 64, 128):
+        for group in (16, 32, 64, 128, 256):
             want = core.act_rows("scalar", act, x, k, group)
             for isa in ISAS[1:]:
                 assert core.act_rows(isa, act, x, k, group) == want, (isa, k, group)

@@ -141,9 +141,9 @@ static PyObject *pack_parts(const la_source *parts, int n, int weights, int pair
     }
     Py_END_ALLOW_THREADS
     la_free(scratch);
-    return Py_BuildValue("N{sisisisisisi}", out, "pack", (int)f.pack, "scale_type",
-                         (int)f.scale_type, "has_offset", (int)f.has_offset, "group", (int)f.group,
-                         "N", w.N, "K", w.K);
+    return Py_BuildValue("N{sisisisisisisi}", out, "pack", (int)f.pack, "scale_type",
+                         (int)f.scale_type, "has_offset", (int)f.has_offset, "row_scale",
+                         (int)f.row_scale, "group", (int)f.group, "N", w.N, "K", w.K);
 }
 
 static PyObject *pack(PyObject *Py_UNUSED(self), PyObject *args)
@@ -172,13 +172,18 @@ static PyObject *pack(PyObject *Py_UNUSED(self), PyObject *args)
     return result;
 }
 
+static int group_valid(int group)
+{
+    return group == 16 || group == 32 || group == 64 || group == 128 || group == 256;
+}
+
 static int format_valid(la_format f)
 {
     int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4;
-    int group = f.group == 16 || f.group == 32 || f.group == 64 || f.group == 128;
     int scale = f.scale_type == LA_F16 || f.scale_type == LA_F32;
-    return f.pack < LA_PACK_COUNT && f.has_offset <= 1 &&
-           (grouped ? group && scale : f.group == 0 && !f.has_offset);
+    return f.pack < LA_PACK_COUNT && f.has_offset <= 1 && f.row_scale <= 1 &&
+           (grouped ? group_valid(f.group) && scale
+                    : f.group == 0 && !f.has_offset && !f.row_scale);
 }
 
 static int item(PyObject *dict, const char *key, int *out)
@@ -196,15 +201,15 @@ static int item(PyObject *dict, const char *key, int *out)
 /* (bytes, description) into p; the buffer is held until packed_release. */
 static int packed_read(PyObject *data, PyObject *dict, la_packed *p)
 {
-    int pack_, scale_type, has_offset, group, K;
+    int pack_, scale_type, has_offset, row_scale, group, K;
     if (item(dict, "pack", &pack_) < 0 || item(dict, "scale_type", &scale_type) < 0 ||
-        item(dict, "has_offset", &has_offset) < 0 || item(dict, "group", &group) < 0 ||
-        item(dict, "K", &K) < 0) {
+        item(dict, "has_offset", &has_offset) < 0 || item(dict, "row_scale", &row_scale) < 0 ||
+        item(dict, "group", &group) < 0 || item(dict, "K", &K) < 0) {
         return -1;
     }
     la_format f = {(uint8_t)(pack_ & 255), (uint8_t)(scale_type & 255), (uint8_t)(has_offset & 255),
-                   0, group};
-    if (pack_ > 255 || scale_type > 255 || has_offset > 255 || K < 1 || !format_valid(f)) {
+                   (uint8_t)(row_scale & 255), group};
+    if ((pack_ | scale_type | has_offset | row_scale) > 255 || K < 1 || !format_valid(f)) {
         PyErr_SetString(PyExc_ValueError, "format: not a packed weight");
         return -1;
     }
@@ -337,8 +342,7 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     if (form < 0) {
         return NULL;
     }
-    if (K < 1 || (group != 0 && group != 16 && group != 32 && group != 64 && group != 128) ||
-        (form == LA_ACT_I8 && group == 0)) {
+    if (K < 1 || (group != 0 && !group_valid(group)) || (form == LA_ACT_I8 && group == 0)) {
         return PyErr_Format(PyExc_ValueError, "act_rows: K %d with groups of %d", K, group);
     }
     if (py_kernels_floats(x, "x", &view) < 0) {

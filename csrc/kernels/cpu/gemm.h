@@ -86,7 +86,7 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
 LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile *t)
 {
     vf acc[8][4];
-    const uint8_t *w = kind == FMA_DECODED ? t->decoded : t->w, *a = t->a, *head = t->w;
+    const uint8_t *w = kind == FMA_DECODED ? t->decoded : t->w, *a = t->a, *head = t->head;
     size_t ahead = 0;
     if (kind != FMA_DECODED) {
         LA_UNROLL
@@ -106,9 +106,8 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
         }
         return;
     }
-    const size_t stride = tile_offset(t->f, t->f.group);
     const la_act_meta *meta = t->meta;
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += stride, meta++) {
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? (t->k - k0 + 7) / 8 * 8 : t->f.group;
         LA_UNROLL
         for (int r = 0; r < R; r++) {

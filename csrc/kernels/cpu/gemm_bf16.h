@@ -213,12 +213,12 @@ LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
 /* Groups already decoded by bf16_decode. */
 LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
 {
-    const size_t step = (size_t)U * 128, stride = tile_offset(t->f, t->f.group);
-    const uint8_t *w = t->decoded, *a = t->a, *head = t->w;
+    const size_t step = (size_t)U * 128;
+    const uint8_t *w = t->decoded, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     size_t ahead = 0;
     vf acc[8][4];
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += stride, meta++) {
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         int steps = (k + 7) / 8 * 4;
         bf16_zero(R, 2 * U, acc);
@@ -234,11 +234,10 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
 {
     const bf16_codes tables = bf16_tables(bits, t->f);
     const size_t header = la_format_header(t->f);
-    const uint8_t *w = t->w, *a = t->a;
+    const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     vf acc[8][4];
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, meta++) {
-        const uint8_t *head = w;
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         bf16_zero(R, 2, acc);
         w += header;

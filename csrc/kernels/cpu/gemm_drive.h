@@ -18,14 +18,16 @@ enum {
     TILE_WIDE = VL == 16,         /* strips are two units wide: 24 of 32 registers accumulate */
     TILE_FEW = VL == 16 ? 8 : 3,  /* most rows of a one-unit tile */
     TILE_ROWS = VL == 16 ? 6 : 3, /* most rows of a strip */
-    TILE_QUANTUM = 128,           /* k blocks are multiples of every group */
+    TILE_QUANTUM = 256,           /* k blocks are multiples of every group */
     TILE_BLOCK_BYTES = 128 << 10
 };
 
 /* One register tile: some rows by one or two units over a range of k. */
 typedef struct la_tile {
-    const uint8_t *w; /* first unit, where the range begins (a group's header) */
+    const uint8_t *w; /* first unit, where the range begins (a group's header, if it has one) */
     size_t w_pitch;
+    const uint8_t *head; /* first unit, scales of the range's first group */
+    size_t head_step;    /* bytes from one group's scales to the next's; 0: one set for all */
     const uint8_t *decoded; /* the range in the tile's own form, or NULL */
     const uint8_t *a;       /* first row, where the range begins */
     size_t a_pitch;
@@ -57,7 +59,7 @@ typedef struct la_tiler {
     int decode_k; /* k of a decoded block, a multiple of TILE_QUANTUM */
 } la_tiler;
 
-/* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's header. */
+/* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's scales. */
 LA_INLINE vf tile_scale(la_format f, const uint8_t *head, int i, int c)
 {
     if (f.scale_type == LA_F16) {
@@ -96,6 +98,7 @@ LA_INLINE void tile_prefetch(const la_tile *t, size_t at, const int units)
     }
 }
 
+/* Bytes of k values of a unit, whole groups with their headers. */
 LA_INLINE size_t tile_offset(la_format f, int k)
 {
     if (f.group == 0) {
@@ -109,8 +112,11 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
 {
     la_tile t;
     memset(&t, 0, sizeof t);
-    t.w = g->w + (size_t)u * g->w_pitch + tile_offset(g->f, k0);
+    const uint8_t *unit = g->w + (size_t)u * g->w_pitch;
+    t.w = unit + la_format_unit_header(g->f) + tile_offset(g->f, k0);
     t.w_pitch = g->w_pitch;
+    t.head = g->f.row_scale ? unit : t.w;
+    t.head_step = g->f.row_scale ? 0 : tile_offset(g->f, g->f.group);
     t.a = g->a + (size_t)k0 * (size_t)s->a_bytes;
     t.a_pitch = g->a_pitch;
     t.meta_pitch = g->f.group ? (size_t)((g->K + g->f.group - 1) / g->f.group) : 0;

@@ -66,11 +66,11 @@ LA_INLINE void q_dot_i8(const int R, const uint8_t *w, const uint8_t *a, size_t 
 
 LA_INLINE void q_tile(const int bits, const int R, const la_tile *t)
 {
-    const uint8_t *w = t->w, *a = t->a;
+    const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const size_t header = la_format_header(t->f);
     const int zero = la_format_zero(t->f);
     const la_act_meta *meta = t->meta;
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, meta++) {
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         int eights = (k + 7) / 8;
         const uint8_t *codes = w + header;
@@ -86,8 +86,8 @@ LA_INLINE void q_tile(const int bits, const int R, const la_tile *t)
             else {
                 q_dot_i8(R, codes + c * VL * 4, a, t->a_pitch, 2 * eights, acc);
             }
-            vf scale = tile_scale(t->f, w, 0, c);
-            vf offset = t->f.has_offset ? tile_scale(t->f, w, 1, c) : v_zero();
+            vf scale = tile_scale(t->f, head, 0, c);
+            vf offset = t->f.has_offset ? tile_scale(t->f, head, 1, c) : v_zero();
             LA_UNROLL
             for (int r = 0; r < R; r++) {
                 const la_act_meta *m = meta + (size_t)r * t->meta_pitch;

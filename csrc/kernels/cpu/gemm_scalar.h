@@ -88,7 +88,7 @@ static int scalar_code(la_format f, const uint8_t *codes, int j, int k)
     return (at < 4 ? x[at] & 15 : x[at - 4] >> 4) - zero;
 }
 
-/* Scale (i = 0) or offset (i = 1) of column j; head: the group's header. */
+/* Scale (i = 0) or offset (i = 1) of column j; head: the group's scales. */
 static float scalar_scale(la_format f, const uint8_t *head, int i, int j)
 {
     if (f.scale_type == LA_F16) {
@@ -109,15 +109,17 @@ static void unpack_row(const uint8_t *unit, la_format f, int n, int K, float *ou
             out[k] = f.pack == LA_PACK_F16 ? la_f16_to_f32(h) : la_bf16_to_f32(h);
         }
     }
+    const uint8_t *group = unit + la_format_unit_header(f);
     for (int k0 = 0; k0 < K && f.group != 0; k0 += f.group) {
-        const uint8_t *codes = unit + la_format_header(f);
+        const uint8_t *head = f.row_scale ? unit : group;
+        const uint8_t *codes = group + la_format_header(f);
         int kn = K - k0 < f.group ? K - k0 : f.group;
-        float scale = scalar_scale(f, unit, 0, n);
-        float offset = f.has_offset ? scalar_scale(f, unit, 1, n) : 0.0f;
+        float scale = scalar_scale(f, head, 0, n);
+        float offset = f.has_offset ? scalar_scale(f, head, 1, n) : 0.0f;
         for (int k = 0; k < kn; k++) {
             out[k0 + k] = scale * (float)scalar_code(f, codes, n, k) + offset;
         }
-        unit = codes + la_format_codes(f, kn);
+        group = codes + la_format_codes(f, kn);
     }
 }
 
@@ -128,8 +130,10 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
     for (int j = 0; j < LA_UNIT; j++) {
         c[j] = 0.0f;
     }
+    const uint8_t *group = w + la_format_unit_header(g->f);
     for (int k0 = 0; k0 < g->K; k0 += g->f.group, meta++) {
-        const uint8_t *codes = w + la_format_header(g->f);
+        const uint8_t *head = g->f.row_scale ? w : group;
+        const uint8_t *codes = group + la_format_header(g->f);
         int kn = g->K - k0 < g->f.group ? g->K - k0 : g->f.group;
         for (int j = 0; j < LA_UNIT; j++) {
             int32_t idot = 0;
@@ -144,12 +148,12 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
                     dot += (float)q * la_bf16_to_f32(a16[k0 + k]);
                 }
             }
-            c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, w, 0, j) * meta->scale, c[j]);
+            c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, head, 0, j) * meta->scale, c[j]);
             if (g->f.has_offset) {
-                c[j] = fmaf(scalar_scale(g->f, w, 1, j), meta->sum, c[j]);
+                c[j] = fmaf(scalar_scale(g->f, head, 1, j), meta->sum, c[j]);
             }
         }
-        w = codes + la_format_codes(g->f, kn);
+        group = codes + la_format_codes(g->f, kn);
     }
 }
 

@@ -115,7 +115,7 @@ LA_INLINE void vnni_fold(const int R, const int C, const int regs, const la_tile
 LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile *t)
 {
     const int C = 2 * U, regs = R * C <= 10;
-    const uint8_t *w = t->w, *a = t->a;
+    const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const size_t header = la_format_header(t->f);
     const int zero = la_format_zero(t->f);
     const la_act_meta *meta = t->meta;
@@ -128,10 +128,9 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
             f[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
         }
     }
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, meta++) {
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         int steps = (k + 7) / 8 * (bits == 4 ? 1 : 2);
-        const uint8_t *head = w;
         vi acc[8][4];
         LA_UNROLL
         for (int r = 0; r < R; r++) {
