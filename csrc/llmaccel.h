@@ -160,18 +160,40 @@ typedef struct la_plan {
     size_t rope_bytes;
 } la_plan;
 
+/* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per
+ * output row, or LA_PACK_I4 with one per 128 or 32 k. */
+typedef enum la_quant {
+    LA_QUANT_KEEP = 0,
+    LA_QUANT_INT8,
+    LA_QUANT_W4G128,
+    LA_QUANT_W4G32,
+    LA_QUANT_FP8,
+    LA_QUANT_COUNT
+} la_quant;
+
+/* Forms of a model's matrices. Block-quantized (GGUF) tensors are never quantized again: they stay exact,
+ * or become fp32 where floats is LA_F32. */
+typedef struct la_recipe {
+    la_dtype
+        floats; /* of what is not quantized: LA_F32, LA_BF16, LA_F16; LA_DTYPE_COUNT: as stored */
+    la_quant body; /* qkv, o, gate_up, down */
+    la_quant head;
+    la_quant embed; /* the head's where the two are tied: the matrix exists once */
+    uint32_t wide;  /* bit 1 << la_slot: activations stay bf16 where the desc asks for int8 */
+} la_recipe;
+
 /* Numbers only; loads nothing. n_threads: 0 for one per usable processor. */
 la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, int n_threads,
                         la_plan *out);
-/* Packed bytes of one slot filled from these parts (data ignored) when the model keeps `weights`. */
-la_status la_model_weight_bytes(const la_model_desc *desc, la_dtype weights, la_slot slot,
+/* Packed bytes of one slot filled from these parts (data ignored). */
+la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_slot slot,
                                 const la_source *parts, int n_parts, size_t *bytes);
 
-/* weights: LA_F32 dequantizes everything, LA_BF16 and LA_F16 convert float tensors and keep grouped ones,
- * LA_DTYPE_COUNT keeps each tensor's own form. The desc is copied. */
-la_status la_model_create(la_backend *b, const la_model_desc *desc, la_dtype weights,
+/* The desc is copied. */
+la_status la_model_create(la_backend *b, const la_model_desc *desc, la_recipe recipe,
                           la_model **out);
-/* Packs parts into the slot, by all threads; replaces what the slot held. */
+/* Packs parts into the slot, by all threads; replaces what the slot held. LA_ERR_SHAPE names a part that is
+ * to be quantized and holds a value that is not finite. */
 la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *parts, int n_parts);
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */
 la_status la_model_finish(la_model *m);

@@ -17,8 +17,9 @@ typedef struct la_matrix {
     la_weight part[3];
     int n_parts; /* 0: not set */
     int N, K;
-    int paired;  /* gate and up interleaved 16 + 16 */
-    float *bias; /* columns of the units in order, zero-padded; NULL: none */
+    int paired;     /* gate and up interleaved 16 + 16 */
+    int activation; /* la_act_form of products with grouped parts */
+    float *bias;    /* columns of the units in order, zero-padded; NULL: none */
 } la_matrix;
 
 typedef struct la_norm {
@@ -97,7 +98,7 @@ struct la_model {
     la_layer_desc *layer_desc; /* [L] */
     float *inv_freq[LA_MAX_ROPE_TABLES];
     float *rope_cos[LA_MAX_ROPE_TABLES], *rope_sin[LA_MAX_ROPE_TABLES]; /* [max_len][d_rope/2] */
-    la_dtype weights;
+    la_recipe recipe;
     int ready;
     la_matrix embed, pos_embed, head;
     la_norm final_norm;
@@ -120,7 +121,8 @@ typedef struct la_backend_ops {
     void (*describe)(const la_backend *b, la_backend_info *out);
     la_status (*probe_read)(la_backend *b, size_t bytes, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
-    /* Packs all units of w, by all threads; w->data is set and freed by the caller. */
+    /* Packs all units of w, by all threads; w->data is set and freed by the caller. LA_ERR_SHAPE where a
+     * value that is to be quantized is not finite. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired);
     /* fn on every thread that takes part in a step. */

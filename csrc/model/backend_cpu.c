@@ -172,25 +172,29 @@ typedef struct pack_job {
     const la_weight *w;
     const la_source *parts;
     int n_parts, paired;
-    uint8_t *scratch; /* [threads] of scratch_bytes */
+    uint8_t
+        *scratch; /* [threads] of scratch_bytes; the first int stays what la_pack_unit returned */
     size_t scratch_bytes;
 } pack_job;
+
+enum { PACK_HEAD = 64 };
 
 static void pack_thread(void *arg, int tid, int nth)
 {
     const pack_job *job = arg;
     uint8_t *own = job->scratch + job->scratch_bytes * (size_t)tid;
-    int end = la_cpu_share(job->w->n_units, tid + 1, nth);
-    for (int u = la_cpu_share(job->w->n_units, tid, nth); u < end; u++) {
-        la_pack_unit(job->w, job->parts, job->n_parts, job->paired, u, own);
+    int end = la_cpu_share(job->w->n_units, tid + 1, nth), bad = 0;
+    for (int u = la_cpu_share(job->w->n_units, tid, nth); bad == 0 && u < end; u++) {
+        bad = la_pack_unit(job->w, job->parts, job->n_parts, job->paired, u, own + PACK_HEAD);
     }
+    memcpy(own, &bad, sizeof bad);
 }
 
 static la_status pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired)
 {
     la_cpu_backend *cpu = (la_cpu_backend *)b;
-    size_t each = la_round_up(la_pack_scratch(), 64), total;
+    size_t each = PACK_HEAD + la_round_up(la_pack_scratch(), 64), total;
     uint8_t *own = NULL;
     if (la_size_mul(each, (size_t)b->n_threads, &total)) {
         own = la_map(total);
@@ -200,7 +204,15 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     }
     pack_job job = {w, parts, n_parts, paired, own, each};
     la_pool_run(cpu->pool, pack_thread, &job);
+    int bad = 0;
+    for (int i = 0; bad == 0 && i < b->n_threads; i++) {
+        memcpy(&bad, own + each * (size_t)i, sizeof bad);
+    }
     la_unmap(own, total);
+    if (bad != 0) {
+        return la_fail(LA_ERR_SHAPE, "tensor %d of %d holds a value that is not finite", bad,
+                       n_parts);
+    }
     return LA_OK;
 }
 

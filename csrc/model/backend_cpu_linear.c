@@ -83,7 +83,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
     int first = few ? 0 : la_cpu_share(in.n, c->tid, c->nth);
     int end = few ? in.n : la_cpu_share(in.n, c->tid + 1, c->nth);
     for (int p = 0; p < m->n_parts; p++) {
-        size_t used = plan_converted(&v[p], &m->part[p], c->m->desc.activation, in.n, base);
+        size_t used = plan_converted(&v[p], &m->part[p], m->activation, in.n, base);
         if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
             v[p] = v[p - 1];
             continue;

@@ -87,6 +87,25 @@ done:
     return st;
 }
 
+static la_status check_recipe(const la_model_desc *d, la_recipe r)
+{
+    la_status st;
+    LA_TRY(check_int("body", (int)r.body, 0, LA_QUANT_COUNT - 1));
+    LA_TRY(check_int("head", (int)r.head, 0, LA_QUANT_COUNT - 1));
+    LA_TRY(check_int("embed", (int)r.embed, 0, LA_QUANT_COUNT - 1));
+    if (r.floats != LA_F32 && r.floats != LA_F16 && r.floats != LA_BF16 &&
+        r.floats != LA_DTYPE_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "floats: %d is no float type", (int)r.floats);
+    }
+    int quantized = r.body != LA_QUANT_KEEP || r.head != LA_QUANT_KEEP;
+    if (quantized && d->activation == LA_ACT_F32) {
+        return la_fail(LA_ERR_ARGUMENT,
+                       "activation: products of quantized weights take bf16 or i8");
+    }
+done:
+    return st;
+}
+
 la_status la_limits_check(const la_model_desc *d, const la_limits *l)
 {
     la_status st;
@@ -137,21 +156,35 @@ static void matrix_clear(la_matrix *m)
 static int same_format(la_format a, la_format b)
 {
     return a.pack == b.pack && a.group == b.group && a.has_offset == b.has_offset &&
-           a.scale_type == b.scale_type;
+           a.scale_type == b.scale_type && a.row_scale == b.row_scale;
+}
+
+static la_quant quant_of(la_recipe r, la_slot slot)
+{
+    switch (slot) {
+    case LA_EMBED: return r.embed;
+    case LA_HEAD: return r.head;
+    case LA_POS_EMBED: return LA_QUANT_KEEP;
+    default: return r.body;
+    }
 }
 
 /* Sizes of a matrix: one weight where formats agree, else one per part. Nothing is mapped. */
-static la_status matrix_plan(const la_model_desc *d, la_dtype weights, const la_source *parts,
-                             int n_parts, int paired, la_matrix *out)
+static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot slot,
+                             const la_source *parts, int n_parts, la_matrix *out)
 {
     la_status st = LA_OK;
     la_format f[3];
-    int together = 1;
-    la_dtype keep = d->activation == LA_ACT_F32 ? LA_F32 : weights;
+    int together = 1, paired = slot == LA_GATE_UP && d->gated;
+    la_dtype keep = d->activation == LA_ACT_F32 ? LA_F32 : recipe.floats;
+    la_quant quant = quant_of(recipe, slot);
+    int wide = d->activation == LA_ACT_I8 && (recipe.wide >> slot & 1u) != 0;
     *out = (la_matrix){.paired = paired, .K = parts[0].cols};
+    out->activation = wide ? LA_ACT_BF16 : d->activation;
     for (int i = 0; i < n_parts; i++) {
-        la_dtype want = parts[i].dtype > LA_BF16 ? keep : weights;
-        LA_TRY(la_pack_format(want, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
+        la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
+        LA_TRY(
+            la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;
     }
@@ -168,12 +201,12 @@ done:
     return st;
 }
 
-static la_status matrix_set(la_model *m, la_matrix *dst, const la_source *parts, int n_parts,
-                            int paired)
+static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_source *parts,
+                            int n_parts)
 {
     la_status st;
     la_matrix fresh;
-    LA_TRY(matrix_plan(&m->desc, m->weights, parts, n_parts, paired, &fresh));
+    LA_TRY(matrix_plan(&m->desc, m->recipe, slot, parts, n_parts, &fresh));
     for (int i = 0; i < fresh.n_parts; i++) {
         la_weight *w = &fresh.part[i];
         w->data = la_map(weight_bytes(w));
@@ -182,7 +215,8 @@ static la_status matrix_set(la_model *m, la_matrix *dst, const la_source *parts,
             goto done;
         }
         int split = fresh.n_parts > 1;
-        LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts, paired));
+        LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts,
+                               fresh.paired && !split));
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
@@ -272,7 +306,7 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     }
 }
 
-la_status la_model_weight_bytes(const la_model_desc *d, la_dtype weights, la_slot slot,
+la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slot slot,
                                 const la_source *parts, int n_parts, size_t *bytes)
 {
     la_status st;
@@ -285,7 +319,8 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_dtype weights, la_slo
         return LA_OK;
     }
     la_matrix m;
-    LA_TRY(matrix_plan(d, weights, parts, n_parts, slot == LA_GATE_UP && d->gated, &m));
+    LA_TRY(check_recipe(d, recipe));
+    LA_TRY(matrix_plan(d, recipe, slot, parts, n_parts, &m));
     for (int i = 0; i < m.n_parts; i++) {
         *bytes += weight_bytes(&m.part[i]);
     }
@@ -304,12 +339,11 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *pa
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
     la_matrix *dst = matrix_of(m, slot, layer);
-    int paired = m->desc.gated && (slot == LA_GATE_UP || slot == LA_GATE_UP_BIAS);
     if (!shape.is_vector) {
-        LA_TRY(matrix_set(m, dst, parts, n_parts, paired));
+        LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
     }
     else if (dst != NULL) {
-        LA_TRY(bias_set(dst, parts, n_parts, paired));
+        LA_TRY(bias_set(dst, parts, n_parts, m->desc.gated && slot == LA_GATE_UP_BIAS));
     }
     else {
         LA_TRY(vector_set(vector_of(m, slot, layer), &parts[0]));
@@ -348,22 +382,20 @@ static la_status copy_tables(la_model *m, const la_model_desc *d)
     return LA_OK;
 }
 
-la_status la_model_create(la_backend *b, const la_model_desc *d, la_dtype weights, la_model **out)
+la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recipe, la_model **out)
 {
     la_status st;
     la_model *m = NULL;
     *out = NULL;
     LA_TRY(check_desc(d));
-    if (weights != LA_F32 && weights != LA_F16 && weights != LA_BF16 && weights != LA_DTYPE_COUNT) {
-        return la_fail(LA_ERR_ARGUMENT, "weights: %d is no float type", (int)weights);
-    }
+    LA_TRY(check_recipe(d, recipe));
     m = la_alloc(1, sizeof *m);
     if (m == NULL) {
         return la_fail(LA_ERR_MEMORY, "model: out of memory");
     }
     m->b = b;
     m->desc = *d;
-    m->weights = weights;
+    m->recipe = recipe;
     LA_TRY(copy_tables(m, d));
     *out = m;
     return LA_OK;

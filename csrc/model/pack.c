@@ -7,20 +7,23 @@
 
 #include "../base/base.h"
 #include "dequant.h"
+#include "pack_quant.h"
 
-/* Row buffers of one column. */
+/* Row buffers of one column, and what the unit's columns are multiplied by to become codes. */
 typedef struct la_piece {
     float value[LA_DEQUANT_SPAN];
     uint16_t half[LA_DEQUANT_SPAN + 2];
     int8_t code[LA_DEQUANT_SPAN];
     float scale[LA_DEQUANT_SPAN / 16];
     float offset[LA_DEQUANT_SPAN / 16];
+    float inverse[LA_UNIT]; /* of packs with row_scale */
 } la_piece;
 
 /* The rows of a unit. */
 typedef struct la_columns {
     const uint8_t *row[LA_UNIT]; /* NULL for padding */
     la_dtype dtype[LA_UNIT];
+    int part[LA_UNIT];
 } la_columns;
 
 static la_status check_parts(const la_source *parts, int n_parts)
@@ -55,11 +58,25 @@ static la_format grouped_format(const la_source *parts, int n_parts)
     return f;
 }
 
-la_status la_pack_format(la_dtype weights, const la_source *parts, int n_parts, la_format *out)
+static la_format quant_format(la_quant quant)
+{
+    switch (quant) {
+    case LA_QUANT_INT8: return (la_format){LA_PACK_I8, LA_F32, 0, 1, 256};
+    case LA_QUANT_FP8: return (la_format){LA_PACK_F8, LA_F32, 0, 1, 256};
+    case LA_QUANT_W4G32: return (la_format){LA_PACK_I4, LA_F16, 0, 0, 32};
+    default: return (la_format){LA_PACK_I4, LA_F16, 0, 0, 128};
+    }
+}
+
+la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *parts, int n_parts,
+                         la_format *out)
 {
     la_status st = check_parts(parts, n_parts);
     if (st != LA_OK) {
         return st;
+    }
+    if ((int)quant < 0 || quant >= LA_QUANT_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "pack: quantization %d is unknown", (int)quant);
     }
     int grouped = 0, same = 1;
     for (int i = 0; i < n_parts; i++) {
@@ -72,7 +89,10 @@ la_status la_pack_format(la_dtype weights, const la_source *parts, int n_parts, 
         return la_fail(LA_ERR_ARGUMENT, "pack: weights of type %d; expected F32, F16, BF16 or keep",
                        (int)weights);
     }
-    if (grouped == n_parts && weights != LA_F32) {
+    if (grouped == 0 && quant != LA_QUANT_KEEP) {
+        f = quant_format(quant);
+    }
+    else if (grouped == n_parts && weights != LA_F32) {
         f = grouped_format(parts, n_parts);
     }
     else if (grouped == 0 && target != LA_F32) {
@@ -101,11 +121,15 @@ la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes)
     return LA_OK;
 }
 
-/* Can f hold every weight of a part exactly (or with the one rounding of a float target)? */
+/* Can f hold every weight of a part: exactly, with the one rounding of a float target, or quantized? */
 static int format_holds(la_format f, const la_source_type *s)
 {
     if (f.pack == LA_PACK_F32) {
         return f.group == 0;
+    }
+    if (f.group != 0 && s->group == 0) {
+        return f.row_scale ? f.scale_type == LA_F32 && !f.has_offset && f.pack != LA_PACK_I4
+                           : f.scale_type == LA_F16 && f.pack == LA_PACK_I4;
     }
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
@@ -178,6 +202,7 @@ static void set_column(la_columns *c, int j, const la_source *parts, int n_parts
             size_t pitch = (size_t)(p->cols / s->block) * (size_t)s->block_bytes;
             c->row[j] = (const uint8_t *)p->data + (size_t)row * pitch;
             c->dtype[j] = p->dtype;
+            c->part[j] = i;
             return;
         }
         row -= p->rows;
@@ -189,6 +214,7 @@ static void find_columns(const la_source *parts, int n_parts, int paired, int u,
     for (int j = 0; j < LA_UNIT; j++) {
         if (paired) {
             set_column(c, j, parts + j / 16, 1, (int64_t)u * 16 + j % 16);
+            c->part[j] = j / 16;
         }
         else {
             set_column(c, j, parts, n_parts, (int64_t)u * LA_UNIT + j);
@@ -266,47 +292,86 @@ static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
     }
 }
 
-/* Codes k0 .. k0 + n of column j into a grouped unit. Blocks make n a multiple of the group. */
-static void pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t,
-                       uint8_t *unit)
+/* Codes k0 .. k0 + n of column j into t, as they are stored, padded to whole 8; scales and offsets per
+ * `own` k, which is returned. 0: a value is not finite. */
+static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
 {
-    int own = f.group; /* k per scale as decoded */
-    int bias = f.pack == LA_PACK_I8 ? 128 : 8;
-    int recenter = 0; /* codes lose their zero of 8, which becomes an offset */
-    if (!c->row[j]) {
-        memset(t, 0, sizeof *t);
+    const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
+    int own = f.group, bias = f.pack == LA_PACK_I8 ? 128 : f.pack == LA_PACK_I4 ? 8 : 0;
+    memset(t->code, 0, sizeof t->code);
+    if (s == NULL) {
+        memset(t->scale, 0, sizeof t->scale);
+        memset(t->offset, 0, sizeof t->offset);
     }
-    else {
-        const la_source_type *s = la_source_info(c->dtype[j]);
+    else if (s->group != 0) {
         la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
         own = s->group;
         bias = f.pack == LA_PACK_I8 || s->centered ? bias : 0;
-        recenter = f.pack == LA_PACK_I4 && s->centered && f.has_offset;
+        for (int i = 0; f.pack == LA_PACK_I4 && s->centered && f.has_offset && i < n / own; i++) {
+            t->offset[i] = -8.0f * t->scale[i]; /* the zero of 8 becomes an offset */
+        }
     }
-    for (int k = 0; k < n; k++) {
+    else {
+        la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
+        for (int k = 0, i = 0; k < n && !f.row_scale; k += own, i++) {
+            if (!la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
+                                &t->scale[i], &t->offset[i])) {
+                return 0;
+            }
+        }
+        if (f.row_scale) {
+            la_quant_codes(f.pack, t->value, n, t->inverse[j], t->code);
+        }
+        bias = f.has_offset ? 0 : bias;
+    }
+    for (int k = 0; bias != 0 && k < LA_DEQUANT_SPAN; k++) {
         t->code[k] = (int8_t)(uint8_t)(t->code[k] + bias);
     }
+    return own;
+}
+
+/* The same into the unit. Returns 0 where read_codes does. */
+static int pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t,
+                      uint8_t *unit)
+{
+    int own = read_codes(f, c, j, k0, n, t);
     size_t header = la_format_header(f), stride = header + la_format_codes(f, f.group);
-    uint8_t *group = unit + (size_t)(k0 / f.group) * stride;
+    uint8_t *group = unit + la_format_unit_header(f) + (size_t)(k0 / f.group) * stride;
     size_t step = la_format_codes(f, 8);
-    for (int k = 0; k < n; k += f.group, group += stride) {
-        float scale = t->scale[k / own], offset = t->offset[k / own];
-        put_scale(f, group, 0, j, scale);
+    for (int k = 0; own != 0 && k < n; k += f.group, group += stride) {
+        if (header != 0) {
+            put_scale(f, group, 0, j, t->scale[k / own]);
+        }
         if (f.has_offset) {
-            put_scale(f, group, 1, j, recenter ? -8.0f * scale : offset);
+            put_scale(f, group, 1, j, t->offset[k / own]);
         }
         uint8_t *out = group + header + (size_t)j * 4;
-        for (int i = 0; i < f.group; i += 8, out += step) {
+        for (int i = 0; i < f.group && k + i < n; i += 8, out += step) {
             uint64_t x;
             memcpy(&x, t->code + k + i, sizeof x);
-            if (f.pack == LA_PACK_I8) {
-                put_i8(out, x);
+            if (f.pack == LA_PACK_I4) {
+                put_i4(out, x);
             }
             else {
-                put_i4(out, x);
+                put_i8(out, x);
             }
         }
     }
+    return own;
+}
+
+/* The scale of every row at the head of the unit. Returns 0, or 1 + the part that holds a value that is
+ * not finite. */
+static int pack_row_scales(la_format f, const la_columns *c, int K, la_piece *t, uint8_t *unit)
+{
+    for (int j = 0; j < LA_UNIT; j++) {
+        uint32_t peak = c->row[j] ? la_quant_peak(c->dtype[j], c->row[j], K) : 0;
+        if (peak > LA_QUANT_FINITE) {
+            return 1 + c->part[j];
+        }
+        put_scale(f, unit, 0, j, la_quant_row(f.pack, peak, &t->inverse[j]));
+    }
+    return 0;
 }
 
 /* Rows are read in spans of one length whatever K is. */
@@ -315,25 +380,27 @@ size_t la_pack_scratch(void)
     return sizeof(la_piece);
 }
 
-void la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
-                  void *scratch)
+int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
+                 void *scratch)
 {
     la_columns c;
     uint8_t *unit = w->data + (size_t)u * w->unit_bytes;
     find_columns(parts, n_parts, paired, u, &c);
-    for (int k0 = 0; k0 < w->K; k0 += LA_DEQUANT_SPAN) {
+    int bad = w->f.row_scale ? pack_row_scales(w->f, &c, w->K, scratch, unit) : 0;
+    for (int k0 = 0; bad == 0 && k0 < w->K; k0 += LA_DEQUANT_SPAN) {
         int n = w->K - k0 < LA_DEQUANT_SPAN ? w->K - k0 : LA_DEQUANT_SPAN;
-        for (int j = 0; j < LA_UNIT; j++) {
+        for (int j = 0; bad == 0 && j < LA_UNIT; j++) {
             switch (w->f.pack) {
             case LA_PACK_F32: pack_f32(&c, j, k0, n, scratch, unit); break;
             case LA_PACK_F16:
             case LA_PACK_BF16:
                 pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
                 break;
-            default: pack_codes(w->f, &c, j, k0, n, scratch, unit);
+            default: bad = pack_codes(w->f, &c, j, k0, n, scratch, unit) ? 0 : 1 + c.part[j];
             }
         }
     }
+    return bad;
 }
 
 void la_pack_vector(const la_source *src, float *out)

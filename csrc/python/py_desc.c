@@ -28,6 +28,10 @@ static const char *const DTYPE_NAMES[] = {
     [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
 };
 
+static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",     [LA_QUANT_INT8] = "int8",
+                                          [LA_QUANT_W4G128] = "w4g128", [LA_QUANT_W4G32] = "w4g32",
+                                          [LA_QUANT_FP8] = "fp8",       NULL};
+
 static const struct {
     const char *name;
     int type;
@@ -300,11 +304,67 @@ int py_dtype_from(const py_state *state, const char *name, la_dtype *out)
 }
 
 /* "F32", "BF16", "F16", or "auto": each tensor keeps its own form. */
-int py_weights_from(const py_state *state, const char *name, la_dtype *out)
+static int parse_floats(const py_state *state, PyObject *value, la_dtype *out)
 {
+    const char *name = PyUnicode_Check(value) ? PyUnicode_AsUTF8(value) : NULL;
+    if (name == NULL) {
+        PyErr_Clear();
+        py_raise_format(state, LA_ERR_ARGUMENT, "weights: expected a name or a mapping, got %R",
+                        value);
+        return -1;
+    }
     if (strcmp(name, "auto") == 0) {
         *out = LA_DTYPE_COUNT;
         return 0;
     }
     return py_dtype_from(state, name, out);
+}
+
+/* Slot names as bits. */
+static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
+{
+    PyObject *list = PySequence_Fast(value, "wide: expected a sequence of slot names");
+    int failed = list == NULL;
+    for (Py_ssize_t i = 0; !failed && i < PySequence_Fast_GET_SIZE(list); i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        const char *name = PyUnicode_Check(item) ? PyUnicode_AsUTF8(item) : NULL;
+        la_slot slot = name != NULL ? la_slot_from_name(name) : LA_SLOT_COUNT;
+        failed = slot == LA_SLOT_COUNT;
+        if (failed) {
+            PyErr_Clear();
+            py_raise_format(state, LA_ERR_ARGUMENT, "wide: unknown slot %R", item);
+        }
+        else {
+            *out |= 1u << slot;
+        }
+    }
+    Py_XDECREF(list);
+    return failed ? -1 : 0;
+}
+
+int py_recipe_from(const py_state *state, PyObject *value, la_recipe *out)
+{
+    *out = (la_recipe){LA_DTYPE_COUNT, LA_QUANT_KEEP, LA_QUANT_KEEP, LA_QUANT_KEEP, 0};
+    if (value == NULL) {
+        return 0;
+    }
+    if (!PyDict_Check(value)) {
+        return parse_floats(state, value, &out->floats);
+    }
+    PyObject *floats = require(state, value, "floats");
+    int failed = floats == NULL || parse_floats(state, floats, &out->floats) < 0;
+    Py_XDECREF(floats);
+    const char *const names[] = {"body", "head", "embed"};
+    la_quant *const fields[] = {&out->body, &out->head, &out->embed};
+    for (int i = 0; i < 3 && !failed; i++) {
+        int quant = 0;
+        PyObject *name = require(state, value, names[i]);
+        failed = name == NULL || parse_choice(state, name, names[i], QUANT_NAMES, &quant) < 0;
+        Py_XDECREF(name);
+        *fields[i] = (la_quant)quant;
+    }
+    PyObject *wide = failed ? NULL : require(state, value, "wide");
+    failed = wide == NULL || parse_wide(state, wide, &out->wide) < 0;
+    Py_XDECREF(wide);
+    return failed ? -1 : 0;
 }

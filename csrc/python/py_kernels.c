@@ -115,11 +115,11 @@ static int read_part(PyObject *item, la_source *part, Py_buffer *view)
 }
 
 /* (packed bytes, description) of the parts. */
-static PyObject *pack_parts(const la_source *parts, int n, int weights, int paired)
+static PyObject *pack_parts(const la_source *parts, int n, const int *recipe, int paired)
 {
     la_format f;
     la_weight w;
-    if (la_pack_format((la_dtype)weights, parts, n, &f) != LA_OK ||
+    if (la_pack_format((la_dtype)recipe[0], (la_quant)recipe[1], parts, n, &f) != LA_OK ||
         la_pack_plan(f, parts, n, paired, &w) != LA_OK) {
         PyErr_SetString(PyExc_ValueError, la_last_error());
         return NULL;
@@ -135,12 +135,17 @@ static PyObject *pack_parts(const la_source *parts, int n, int weights, int pair
     }
     w.data = (uint8_t *)PyBytes_AS_STRING(out);
     memset(w.data, POISON, bytes);
+    int bad = 0;
     Py_BEGIN_ALLOW_THREADS
-    for (int u = 0; u < w.n_units; u++) {
-        la_pack_unit(&w, parts, n, paired, u, scratch);
+    for (int u = 0; bad == 0 && u < w.n_units; u++) {
+        bad = la_pack_unit(&w, parts, n, paired, u, scratch);
     }
     Py_END_ALLOW_THREADS
     la_free(scratch);
+    if (bad != 0) {
+        Py_DECREF(out);
+        return PyErr_Format(PyExc_ValueError, "pack: part %d is not finite", bad - 1);
+    }
     return Py_BuildValue("N{sisisisisisisi}", out, "pack", (int)f.pack, "scale_type",
                          (int)f.scale_type, "has_offset", (int)f.has_offset, "row_scale",
                          (int)f.row_scale, "group", (int)f.group, "N", w.N, "K", w.K);
@@ -149,10 +154,11 @@ static PyObject *pack_parts(const la_source *parts, int n, int weights, int pair
 static PyObject *pack(PyObject *Py_UNUSED(self), PyObject *args)
 {
     PyObject *list, *result = NULL;
-    int weights, paired;
+    int recipe[2] = {0, LA_QUANT_KEEP}, paired; /* la_dtype, la_quant */
     la_source parts[MAX_PARTS];
     Py_buffer views[MAX_PARTS];
-    if (!PyArg_ParseTuple(args, "O!ip:pack", &PyList_Type, &list, &weights, &paired)) {
+    if (!PyArg_ParseTuple(args, "O!ip|i:pack", &PyList_Type, &list, &recipe[0], &paired,
+                          &recipe[1])) {
         return NULL;
     }
     Py_ssize_t n = PyList_GET_SIZE(list), held = 0;
@@ -164,7 +170,7 @@ static PyObject *pack(PyObject *Py_UNUSED(self), PyObject *args)
         held++;
     }
     if (held == n) {
-        result = pack_parts(parts, (int)n, weights, paired);
+        result = pack_parts(parts, (int)n, recipe, paired);
     }
     while (held > 0) {
         PyBuffer_Release(&views[--held]);

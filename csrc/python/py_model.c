@@ -131,16 +131,15 @@ int py_model_vocab(PyObject *object)
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"backend", "desc", "weights", NULL};
-    PyObject *backend, *mapping;
-    const char *weights_name = "auto";
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|s:Model", names, &backend, &mapping,
-                                     &weights_name)) {
+    PyObject *backend, *mapping, *weights = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|O:Model", names, &backend, &mapping,
+                                     &weights)) {
         return NULL;
     }
     py_state *state = (py_state *)PyType_GetModuleState(type);
     la_backend *backend_handle = py_backend_get(state, backend);
-    la_dtype weights;
-    if (backend_handle == NULL || py_weights_from(state, weights_name, &weights) < 0) {
+    la_recipe recipe;
+    if (backend_handle == NULL || py_recipe_from(state, weights, &recipe) < 0) {
         return NULL;
     }
     py_model *self = (py_model *)type->tp_alloc(type, 0);
@@ -158,7 +157,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->backend = Py_NewRef(backend);
     la_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = la_model_create(backend_handle, &holder.desc, weights, &self->handle);
+    status = la_model_create(backend_handle, &holder.desc, recipe, &self->handle);
     Py_END_ALLOW_THREADS
     py_desc_clear(&holder);
     if (status != LA_OK) {
@@ -310,7 +309,7 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
 }
 
 /* Adds the packed bytes of one (slot, parts) entry to *total. */
-static int add_slot_bytes(const py_state *state, const py_desc *holder, la_dtype weights,
+static int add_slot_bytes(const py_state *state, const py_desc *holder, la_recipe recipe,
                           PyObject *entry, size_t *total)
 {
     const char *slot_name;
@@ -328,7 +327,7 @@ static int add_slot_bytes(const py_state *state, const py_desc *holder, la_dtype
     }
     size_t bytes = 0;
     la_status status =
-        la_model_weight_bytes(&holder->desc, weights, slot, parts.sources, parts.n, &bytes);
+        la_model_weight_bytes(&holder->desc, recipe, slot, parts.sources, parts.n, &bytes);
     if (status != LA_OK) {
         py_raise(state, status);
         goto done;
@@ -348,14 +347,13 @@ done:
 
 static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
 {
-    PyObject *mapping, *slots;
-    const char *weights_name;
-    if (!PyArg_ParseTuple(args, "OsO:weight_bytes", &mapping, &weights_name, &slots)) {
+    PyObject *mapping, *slots, *weights;
+    if (!PyArg_ParseTuple(args, "OOO:weight_bytes", &mapping, &weights, &slots)) {
         return NULL;
     }
     py_state *state = py_state_of(module);
-    la_dtype weights;
-    if (py_weights_from(state, weights_name, &weights) < 0) {
+    la_recipe recipe;
+    if (py_recipe_from(state, weights, &recipe) < 0) {
         return NULL;
     }
     PyObject *list = PySequence_Fast(slots, "slots: expected a sequence");
@@ -367,7 +365,7 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
     int failed = py_desc_parse(state, mapping, &holder) < 0;
     for (Py_ssize_t i = 0; !failed && i < PySequence_Fast_GET_SIZE(list); i++) {
         failed =
-            add_slot_bytes(state, &holder, weights, PySequence_Fast_GET_ITEM(list, i), &total) < 0;
+            add_slot_bytes(state, &holder, recipe, PySequence_Fast_GET_ITEM(list, i), &total) < 0;
     }
     py_desc_clear(&holder);
     Py_DECREF(list);
@@ -390,7 +388,11 @@ static PyGetSetDef model_getset[] = {
 };
 
 static PyType_Slot model_slots[] = {
-    {Py_tp_doc, "Model(backend, desc, weights='auto')\n\nPacked weights of one model."},
+    {Py_tp_doc,
+     "Model(backend, desc, weights='auto')\n\nPacked weights of one model. weights: 'auto', "
+     "'F32', 'BF16', 'F16', or a mapping of 'floats' (one of these), 'body', 'head' and "
+     "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8'), 'wide' (slots that keep bf16 "
+     "activations)."},
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},

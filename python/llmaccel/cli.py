@@ -114,6 +114,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "tokenizer",
         "revision",
         "dtype",
+        "quantization",
         "activation",
         "kv-cache-dtype",
         "isa",
@@ -175,6 +176,7 @@ _MODEL_OPTIONS = (
     "tokenizer",
     "revision",
     "dtype",
+    "quantization",
     "activation",
     "kv_cache_dtype",
     "isa",
@@ -308,7 +310,7 @@ def _plan(args: argparse.Namespace) -> int:
     config, forms = prepared.config, prepared.forms
     print(
         f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
-        f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_dtype}"
+        f"weights {forms.dtype}, head {forms.head}, activations {config.activation}, KV cache {config.kv_dtype}"
     )
     print(prepared.plan)
     return 0

@@ -53,7 +53,10 @@ class LLM:
     tokenizer: a path or hub name, or what load_tokenizer gave; None: the model's own. revision: of
         the model's repository on the hub.
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
-        "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
+        "bfloat16", "float16" convert float tensors.
+    quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
+        per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
+        becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
     activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
     kv_cache_dtype: "auto", "float32", "bfloat16". kv_cache_memory_bytes: cap of the cache; it is
         committed only as tokens arrive. None: a share of what is free.
@@ -585,8 +588,10 @@ class LLM:
                 "n_vocab": config.n_vocab,
                 "max_model_len": config.max_len,
                 "dtype": self._forms.dtype,
+                "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,
                 "activation": config.activation,
+                "bf16_activations": list(self._forms.wide),
                 "kv_cache_dtype": config.kv_dtype,
                 "stop_token_ids": sorted(self._own_stop_ids),
             },

@@ -29,8 +29,15 @@ from llmaccel.config import (
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, LoadError, UnsupportedError
 from llmaccel.memory import MemoryPlan, plan_memory
-from llmaccel.models.checkpoint import Checkpoint, RawTensor, quoted, tensor_bytes
+from llmaccel.models.checkpoint import (
+    Checkpoint,
+    RawTensor,
+    drop_pages,
+    quoted,
+    tensor_bytes,
+)
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
+from llmaccel.recipes import QUANTIZATIONS, WIDE_SLOTS, check_quantization, make_recipe
 
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
@@ -44,6 +51,7 @@ _WEIGHTS = {
 }
 _KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
+_AUTO_ACTIVATION = "bf16"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None,
@@ -113,10 +121,10 @@ class LoadOptions:
                 f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, "
                 "bfloat16"
             )
-        if self.quantization not in (None, "gguf"):
+        if self.quantization not in (None, "gguf", *QUANTIZATIONS):
             raise UnsupportedError(
-                f"quantization={self.quantization!r:.80}: this version keeps the quantization of a "
-                "GGUF file and quantizes nothing itself"
+                f"quantization={self.quantization!r:.80}: this version has "
+                f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
             )
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
@@ -143,11 +151,14 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
 
 @dataclass(frozen=True)
 class Forms:
-    """Number formats. weights: the core's name or "auto"; dtype: of most weights."""
+    """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and of
+    the head, as reports name them. wide: slots with bf16 activations where the others have int8."""
 
-    weights: str
+    weights: Mapping[str, Any]
     dtype: str
+    head: str
     quantized: bool
+    wide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -308,29 +319,49 @@ def choose_forms(
     weights = _WEIGHTS[options.dtype]
     if options.activation == "float32":
         weights = "F32" if weights == "auto" else weights
-    quantized = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
+    quantization = options.quantization if options.quantization in QUANTIZATIONS else None
+    if quantization is not None:
+        check_quantization(quantization, stored, vars(options))
+    blocks = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
+    quantized = blocks or quantization is not None
     floats = {dtype: n for dtype, n in stored.items() if not dtype.startswith("Q")}
     main = (
         weights if weights != "auto" else max(floats, key=lambda name: floats[name], default="F32")
     )
+    activation = _activation(options, main, weights, quantized, quantization)
+    kv = options.kv_cache_dtype
+    if kv == "auto":
+        kv = "float32" if main == "F32" and not quantized else "bfloat16"
+    tied = all(slot != "head" for slot, _ in slots)
+    recipe = make_recipe(weights, quantization, tied)
+    dtype = head = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
+    if quantization is not None:
+        dtype, head = quantization, recipe["head"]
+    elif blocks:
+        dtype = max((n for n in stored if n.startswith("Q")), key=lambda name: stored[name])
+        forms = dict(slots)
+        form = forms["embed" if tied else "head"][0][0]
+        head = form if form.startswith("Q") else head
+    config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
+    wide = WIDE_SLOTS if activation == "i8" else ()
+    return config, Forms(recipe, dtype, head, quantized, wide)
+
+
+def _activation(
+    options: LoadOptions, main: str, weights: str, quantized: bool, quantization: str | None
+) -> str:
+    """la_act_form of products with quantized weights; ConfigError for a contradiction."""
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- or 8-bit weights, these are {main}")
     if options.activation == "bf16" and not quantized and main != "BF16":
         raise ConfigError(f"activation='bf16': the weights are {main}; use dtype='bfloat16'")
     if options.activation == "float32" and weights != "F32":
         raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
-    activation = {"int8": "i8", "bf16": "bf16", "float32": "f32"}.get(options.activation)
-    if activation is None:
-        activation = "bf16" if quantized or main == "BF16" else "f32"
-    kv = options.kv_cache_dtype
-    if kv == "auto":
-        kv = "float32" if main == "F32" and not quantized else "bfloat16"
-    dtype = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
+    if options.activation != "auto":
+        return {"int8": "i8", "bf16": "bf16", "float32": "f32"}[options.activation]
     if quantized:
-        blocks = [name for name in stored if name.startswith("Q")]
-        dtype = max(blocks, key=lambda name: stored[name])
-    config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
-    return config, Forms(weights, dtype, quantized)
+        return "bf16" if quantization == "fp8" else _AUTO_ACTIVATION
+    return "bf16" if main == "BF16" else "f32"
 
 
 # ---- weights -------------------------------------------------------------------------------------
@@ -402,11 +433,18 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def load_weights(model: Any, prepared: Prepared) -> None:
-    """Pack every slot. LoadError names a tensor that is missing or has another shape."""
+    """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
+    missing, has another shape, or holds a value that is not finite where it is to be quantized."""
     for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
-        model.set(
-            slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
-        )
+        try:
+            model.set(
+                slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
+            )
+        except LoadError as error:
+            names = ", ".join(quoted(part.name) for part in parts)
+            raise LoadError(f"{names}: {error}") from error
+        for part in parts:
+            drop_pages(part.data)
     model.finish()
 
 

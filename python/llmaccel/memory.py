@@ -11,7 +11,7 @@ Called by loading.prepare, llm.py and the command line.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +118,7 @@ def format_bytes(n: float) -> str:
 
 def plan_memory(
     config: ModelConfig,
-    weights: str,
+    weights: Mapping[str, Any],
     slots: list[tuple[str, list[tuple[str, int, int]]]],
     options: LoadOptions,
 ) -> MemoryPlan:

@@ -112,9 +112,10 @@ static la_model *make_model(la_backend *backend)
                           .layers = layers,
                           .rope_inv_freq = {inv_freq},
                           .rope_scale = {1.0f, 1.0f}};
+    la_recipe recipe = {.floats = LA_F32};
     la_model *m = NULL;
     rng r = {1};
-    check(la_model_create(backend, &desc, LA_F32, &m) == LA_OK, "la_model_create");
+    check(la_model_create(backend, &desc, recipe, &m) == LA_OK, "la_model_create");
     set_random(m, &r, LA_EMBED, 0, embed);
     set_random(m, &r, LA_FINAL_NORM, 0, norm);
     for (int i = 0; i < N_LAYERS; i++) {

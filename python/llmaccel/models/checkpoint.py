@@ -155,19 +155,37 @@ def map_file(path: Path) -> np.ndarray:
     return np.frombuffer(mapped, dtype=np.uint8)
 
 
-def _check_whole(where: str, data: np.ndarray) -> None:
-    """LoadError if the file that `data` is a view of has become shorter than its map."""
+def _map_of(data: np.ndarray) -> mmap.mmap | None:
+    """The file map that `data` is a view of, if it is one."""
     owner: object = data
     while isinstance(owner, np.ndarray):
         owner = owner.base
     if isinstance(owner, memoryview):
         owner = owner.obj
+    return owner if isinstance(owner, mmap.mmap) else None
+
+
+def _check_whole(where: str, data: np.ndarray) -> None:
+    """LoadError if the file that `data` is a view of has become shorter than its map."""
+    owner = _map_of(data)
     # size() asks the system about the file, which the map keeps open; len() is what was mapped.
-    if isinstance(owner, mmap.mmap) and owner.size() < len(owner):
+    if owner is not None and owner.size() < len(owner):
         raise LoadError(
             f"{where}: the file has been cut from {len(owner)} to {owner.size()} "
             "bytes since it was opened"
         )
+
+
+def drop_pages(data: np.ndarray) -> None:
+    """Takes the pages under `data` out of this process's memory, where it is a view of a mapped file;
+    they stay in the system's cache and come back when they are read. Any other memory is left alone.
+    """
+    owner = _map_of(data)
+    if owner is None or data.size == 0:
+        return
+    first = data.ctypes.data - np.frombuffer(owner, np.uint8).ctypes.data
+    start = first // mmap.PAGESIZE * mmap.PAGESIZE
+    owner.madvise(mmap.MADV_DONTNEED, start, first + data.size - start)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -1,0 +1,28 @@
+/* pack_quant.h - float weights to codes with scales, a piece of one row at a time.
+ *
+ * Owns the rounding of quantize-at-load. Invariant: a code is the nearest one under the scale (and
+ * offset) that is stored beside it, so what the products read is what these functions say; no result
+ * depends on other rows, threads or instruction sets. Called by pack.c alone.
+ */
+#ifndef LA_PACK_QUANT_H
+#define LA_PACK_QUANT_H
+
+#include "../llmaccel.h"
+
+/* Bits of the largest |x| of a row of any float type as fp32; above LA_QUANT_FINITE: the row holds an
+ * infinity or a NaN. */
+uint32_t la_quant_peak(la_dtype t, const uint8_t *row, int n);
+enum { LA_QUANT_FINITE = 0x7f7fffff };
+
+/* Scale of a row whose largest |x| has these bits, and what its weights are multiplied by. 0 and 0 where
+ * the row is as good as zero. */
+float la_quant_row(la_pack pack, uint32_t peak, float *inverse);
+/* code[n] = round(x * inverse): I8 signed -127..127, F8 the bits of an E4M3 value. */
+void la_quant_codes(la_pack pack, const float *x, int n, float inverse, int8_t *code);
+
+/* One group of an I4 pack, n <= 256: scale (fp16's value) and codes of least squared error; -8..7, with
+ * has_offset 0..15 and an offset. Returns 0 where a value is not finite or too large for fp16 scales. */
+int la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
+                   float *offset);
+
+#endif

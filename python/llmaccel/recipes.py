@@ -1,0 +1,61 @@
+"""Recipes: which form each matrix of a model takes, and which products run on int8 activations.
+
+Owns the names of `quantization=` and what they mean for body, head and embedding. Invariant: a recipe
+is decided from headers alone and is the one that the core packs by and the memory plan counts by.
+
+The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less there
+than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
+
+Called by loading.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from llmaccel.errors import ConfigError
+
+# quantization: the form of qkv, o, gate_up and down. One scale per output row where no group is named.
+QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
+_HEAD = "int8"
+# Slots whose activations stay bf16 where the others are int8; DECISIONS.md has the figures.
+WIDE_SLOTS = ("qkv", "head")
+
+
+def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, Any]:
+    """What `_core.Model` takes as weights. floats: the core's name of a float form, or "auto".
+    tied: the embedding serves as the head."""
+    body = quantization or "keep"
+    head = _HEAD if quantization else "keep"
+    wide = [*WIDE_SLOTS, "embed"] if tied else list(WIDE_SLOTS)
+    return {
+        "floats": floats,
+        "body": body,
+        "head": head,
+        "embed": head if tied else "keep",
+        "wide": wide,
+    }
+
+
+def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, str]) -> None:
+    """ConfigError where `quantization=name` contradicts the file's formats or another option.
+
+    stored: dtypes of the checkpoint's matrices. options: dtype and activation.
+    """
+    blocks = sorted(dtype for dtype in stored if dtype.startswith("Q"))
+    if blocks:
+        raise ConfigError(
+            f"quantization={name!r}: the file's tensors are quantized already "
+            f"({', '.join(blocks)}); leave quantization out, or give a float file"
+        )
+    if options["dtype"] in ("float32", "float"):
+        raise ConfigError(
+            f"dtype={options['dtype']!r}: quantization={name!r} stores codes; leave dtype out"
+        )
+    if options["activation"] == "float32":
+        raise ConfigError(
+            f"activation='float32': quantization={name!r} has bf16 or int8 activations"
+        )
+    if options["activation"] == "int8" and name == "fp8":
+        raise ConfigError("activation='int8': quantization='fp8' has bf16 activations only")
