@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KEEP = range(14)
-PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4 = range(5)
+PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8 = range(6)
 UNIT = 32
 
 # Where a grouped pack keeps k of each 8: byte (or nibble, low ones first) -> k.
@@ -27,6 +27,7 @@ PRODUCTS = {
     "gemm_i8_i8": (PACK_I8, "i8"),
     "gemm_i4_bf16": (PACK_I4, "bf16"),
     "gemm_i4_i8": (PACK_I4, "i8"),
+    "gemm_f8_bf16": (PACK_F8, "bf16"),
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
 GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
@@ -45,8 +46,12 @@ class Format:
 
     @property
     def zero(self) -> int:
-        """Code that stands for zero."""
+        """Code that stands for zero, in packs of integers."""
         return 128 if self.pack == PACK_I8 else 0 if self.has_offset else 8
+
+    def values(self, codes: np.ndarray) -> np.ndarray:
+        """What codes stand for before scale and offset, float64."""
+        return F8_VALUES[codes] if self.pack == PACK_F8 else codes.astype(np.float64) - self.zero
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """First k and end of each group."""
@@ -72,6 +77,18 @@ def bf16_round(x: np.ndarray) -> np.ndarray:
 def bf16_value(h: np.ndarray) -> np.ndarray:
     """bfloat16 codes -> float32."""
     return (h.astype(np.uint32) << 16).view(np.float32)
+
+
+def f8_values() -> np.ndarray:
+    """Value of each E4M3 code, float64: sign, 4 bits of exponent (bias 7), 3 of mantissa."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
+    size[code & 127 == 127] = np.nan
+    return np.where(code & 128, -size, size)
+
+
+F8_VALUES = f8_values()
 
 
 # ---- units -------------------------------------------------------------------------------------
@@ -107,10 +124,10 @@ def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndar
             block = np.ones((UNIT, -(-(k1 - k0) // 8) * 8), np.uint8)
             block[:, : k1 - k0] = codes[n : n + UNIT, k0:k1]
             eights = block.reshape(UNIT, -1, 8)[:, :, ORDER8]
-            if f.pack == PACK_I8:
-                steps = eights.reshape(UNIT, -1, 4)
-            else:
+            if f.pack == PACK_I4:
                 steps = eights[:, :, :4] | eights[:, :, 4:] << 4
+            else:
+                steps = eights.reshape(UNIT, -1, 4)
             out += np.ascontiguousarray(steps.transpose(1, 0, 2)).tobytes()
     return bytes(out)
 
@@ -135,14 +152,14 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
                     offset[-1] = raw[at : at + line].view(head).astype(np.float32)
                     at += line
             eights = -(-(k1 - k0) // 8)
-            if f.pack == PACK_I8:
-                steps = raw[at : at + eights * 256].reshape(eights, 2, UNIT, 4)
-                at += eights * 256
-                stored = steps.transpose(2, 0, 1, 3).reshape(UNIT, eights, 8)
-            else:
+            if f.pack == PACK_I4:
                 steps = raw[at : at + eights * 128].reshape(eights, UNIT, 4)
                 at += eights * 128
                 stored = np.concatenate([steps & 15, steps >> 4], axis=2).transpose(1, 0, 2)
+            else:
+                steps = raw[at : at + eights * 256].reshape(eights, 2, UNIT, 4)
+                at += eights * 256
+                stored = steps.transpose(2, 0, 1, 3).reshape(UNIT, eights, 8)
             block = np.empty_like(stored)
             block[:, :, ORDER8] = stored
             row.append(block.reshape(UNIT, -1)[:, : k1 - k0])
@@ -156,7 +173,7 @@ def unit_rows(f: Format, data: bytes) -> int:
     """Columns that packed units hold, padding included."""
     if f.group:
         one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)
-        codes = sum(-(-(k1 - k0) // 8) * (8 if f.pack == PACK_I8 else 4) for k0, k1 in f.spans())
+        codes = sum(-(-(k1 - k0) // 8) * (4 if f.pack == PACK_I4 else 8) for k0, k1 in f.spans())
         sets = 1 if f.row_scale else len(list(f.spans()))
         return len(data) // (one * sets + codes)
     return len(data) // (f.K * 4 if f.pack == PACK_F32 else (f.K + 1) // 2 * 4)
@@ -167,8 +184,8 @@ def unit_values(f: Format, data: bytes) -> np.ndarray:
     if f.group:
         codes, scale, offset = read_codes(f, data)
         group = np.arange(f.K) // f.group
-        q = codes.astype(np.float64) - f.zero
-        return scale.astype(np.float64)[:, group] * q + offset.astype(np.float64)[:, group]
+        linear = scale.astype(np.float64)[:, group] * f.values(codes)
+        return linear + offset.astype(np.float64)[:, group]
     if f.pack == PACK_F32:
         w = np.frombuffer(data, np.float32).reshape(-1, f.K, UNIT).transpose(0, 2, 1)
         return w.reshape(-1, f.K).astype(np.float64)
@@ -225,7 +242,7 @@ def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> tuple[np.ndarray, 
     if f.group:
         codes, scale, offset = read_codes(f, data)
         group = np.arange(f.K) // f.group
-        linear = scale.astype(np.float64)[:, group] * (codes.astype(np.float64) - f.zero)
+        linear = scale.astype(np.float64)[:, group] * f.values(codes)
         constant = offset.astype(np.float64)[:, group]
         w, size = linear + constant, np.abs(linear) + np.abs(constant)
     else:

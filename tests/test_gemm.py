@@ -32,11 +32,14 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     if slot in FLOATS:
         yield ref.Format(pack, k)
         return
+    heads = [(ref.F16, 0), (ref.F16, 1), (ref.F32, 0), (ref.F32, 1)]
+    rows = [(256, ref.F32, 0), (256, ref.F16, 1), (64, ref.F32, 1)]
+    if pack == ref.PACK_F8:
+        heads, rows = [(ref.F32, 0)], [(256, ref.F32, 0), (64, ref.F32, 0)]
     for group in (16, 32, 64, 128, 256):
-        for scale_type in (ref.F16, ref.F32):
-            for has_offset in (0, 1):
-                yield ref.Format(pack, k, scale_type, has_offset, group)
-    for group, scale_type, has_offset in [(256, ref.F32, 0), (256, ref.F16, 1), (64, ref.F32, 1)]:
+        for scale_type, has_offset in heads:
+            yield ref.Format(pack, k, scale_type, has_offset, group)
+    for group, scale_type, has_offset in rows:
         yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)
 
 
@@ -48,7 +51,9 @@ def make_weight(f: ref.Format, units: int) -> bytes:
     if not f.group:
         return ref.write_floats(f.pack, rng.normal(0, 1, (n, f.K)).astype(np.float32))
     groups = -(-f.K // f.group)
-    codes = rng.integers(0, 256 if f.pack == ref.PACK_I8 else 16, (n, f.K), dtype=np.uint8)
+    codes = rng.integers(0, 16 if f.pack == ref.PACK_I4 else 256, (n, f.K), dtype=np.uint8)
+    if f.pack == ref.PACK_F8:
+        codes[codes & 127 == 127] ^= 1  # NaN is refused by the writer
     scale = rng.normal(0, 0.02, (n, groups)).astype(np.float32)
     offset = rng.normal(0, 0.1, (n, groups)).astype(np.float32)
     return ref.write_codes(f, codes, scale, offset)
@@ -70,11 +75,20 @@ def gemm(isa: str, f: ref.Format, data: bytes, x: np.ndarray, act: str, *g: int)
     return np.frombuffer(y, np.float32).reshape(x.shape[0], -1)
 
 
+@functools.lru_cache(4)
+def product(f: ref.Format, act: str, m: int, units: int) -> tuple[np.ndarray, np.ndarray]:
+    return ref.gemm(f, make_weight(f, units), make_rows(m, f.K), act)
+
+
 def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None:
-    """Each level against the float64 product of the same converted values."""
+    """Each level against the float64 product of the same converted values.
+
+    The product is that of 40 rows and 8 units, of which m and `units` are used.
+    """
     act = ref.PRODUCTS[slot][1]
-    data, x = make_weight(f, units), make_rows(m, f.K)
-    want, scale = ref.gemm(f, data, x, act)
+    data = make_weight(f, 8)[: units * len(make_weight(f, 8)) // 8]
+    x = make_rows(40, f.K)[:m]
+    want, scale = (y[:m, : units * ref.UNIT] for y in product(f, act, 40, 8))
     # one fp32 chain over K: the error grows with its length
     limit = 2e-6 + 2e-7 * np.sqrt(f.K) if act == "f32" else 1e-5
     for isa in isas:
@@ -189,14 +203,16 @@ def test_every_code(isa: str, slot: str) -> None:
     for f in formats(slot, 256):
         if f.group != 32 or f.scale_type != ref.F32:
             continue
-        top = 256 if f.pack == ref.PACK_I8 else 16
+        top = 16 if f.pack == ref.PACK_I4 else 256
         codes = ((np.arange(256)[None, :] + 8 * np.arange(32)[:, None]) % top).astype(np.uint8)
         scale = np.ones((32, 8), np.float32)
+        if f.pack == ref.PACK_F8:
+            codes[codes & 127 == 127] = 0
         data = ref.write_codes(f, codes, scale, scale)
         x = np.zeros((256, 256), np.float32)
         np.fill_diagonal(x, 127.0)
         got = gemm(isa, f, data, x, act)
-        want = 127.0 * (codes.astype(np.float64).T - f.zero + f.has_offset)
+        want = 127.0 * (f.values(codes).T + f.has_offset)
         np.testing.assert_array_equal(got, want, err_msg=str(f))
 
 
@@ -289,6 +305,43 @@ def test_unpacked_rows(isa: str, slot: str) -> None:
             for row in (0, 31, 45):
                 got = np.frombuffer(core.unpack(isa, data, f.asdict(), row), np.float32)
                 np.testing.assert_allclose(got, want[row], rtol=3e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_e4m3_codes(isa: str) -> None:
+    """Every code, NaN included, is unpacked to its value."""
+    codes = np.tile(np.arange(256, dtype=np.uint8), (32, 1))
+    f = ref.Format(ref.PACK_F8, 256, ref.F32, 0, 256, row_scale=1)
+    data = ref.write_codes(f, codes, np.ones((32, 1)), np.zeros((32, 1)))
+    got = np.frombuffer(core.unpack(isa, data, f.asdict(), 7), np.float32)
+    np.testing.assert_array_equal(got, ref.F8_VALUES)
+
+
+def test_e4m3_rounding() -> None:
+    """Nearest code, ties to even, 448 beyond: around every value and every middle of two."""
+    every = ref.F8_VALUES.astype(np.float32)
+    assert core.encode_f8(every) == bytes(range(256))
+    values = every[:127]
+    middles = (values[1:] + values[:-1]) / 2
+    np.testing.assert_array_equal(
+        np.frombuffer(core.encode_f8(middles), np.uint8), np.arange(1, 127) & ~1
+    )
+    for side, least in ((-np.inf, 0), (np.inf, 1)):
+        near = np.frombuffer(core.encode_f8(np.nextafter(middles, np.float32(side))), np.uint8)
+        np.testing.assert_array_equal(near, np.arange(126) + least)
+    x = np.arange(0, 1 << 32, 1 << 12, dtype=np.uint32).view(np.float32)  # all sizes, both signs
+    x = x[np.abs(x) <= 460]
+    got = ref.F8_VALUES[np.frombuffer(core.encode_f8(x), np.uint8)]
+    at = np.searchsorted(middles, np.abs(x))
+    np.testing.assert_allclose(np.abs(got), values[at], rtol=0.13, atol=2**-9)
+    assert (np.signbit(got) == np.signbit(x)).all()
+    ties = np.isin(np.abs(x), middles)
+    np.testing.assert_array_equal(np.abs(got)[~ties], values[at][~ties])
+    far = np.array([448, 464, 465, 1e9, np.inf, -1e9], np.float32)
+    np.testing.assert_array_equal(
+        ref.F8_VALUES[np.frombuffer(core.encode_f8(far), np.uint8)], [448] * 5 + [-448]
+    )
+    assert set(core.encode_f8(np.array([np.nan, -np.nan], np.float32))) <= {0x7F, 0xFF}
 
 
 # ---- probes ------------------------------------------------------------------------------------

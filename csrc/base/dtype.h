@@ -55,7 +55,8 @@ typedef struct la_format {
     uint8_t pack;       /* la_pack */
     uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
     uint8_t has_offset; /* groups carry an offset */
-    uint8_t row_scale;  /* one scale per output row, at the head of the unit, for all groups: sums are
+    uint8_t
+        row_scale; /* one scale per output row, at the head of the unit, for all groups: sums are
                          * folded and activations quantized per group all the same */
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
@@ -137,6 +138,50 @@ static inline uint16_t la_f32_to_f16(float f)
     }
     uint32_t r = a + 0xfffu + ((a >> 13) & 1u);
     return (uint16_t)(sign | ((r - 0x38000000u) >> 13));
+}
+
+/* Exact for every E4M3 code; 0x7f and 0xff are NaN. */
+static inline float la_f8_to_f32(uint8_t c)
+{
+    uint32_t sign = (uint32_t)(c & 0x80u) << 24;
+    uint32_t low = c & 0x7fu;
+    uint32_t u;
+    float f;
+    if (low < 8) { /* subnormal: steps of 2^-9 */
+        f = (float)low * 0x1p-9f;
+        memcpy(&u, &f, 4);
+        u |= sign;
+    }
+    else {
+        u = low == 0x7f ? sign | 0x7fc00000u : sign | ((low << 20) + (120u << 23));
+    }
+    memcpy(&f, &u, 4);
+    return f;
+}
+
+/* Round to nearest even; what is beyond 448 becomes 448, NaN a NaN. */
+static inline uint8_t la_f32_to_f8(float f)
+{
+    uint32_t u;
+    memcpy(&u, &f, 4);
+    uint32_t sign = (u >> 24) & 0x80u;
+    uint32_t a = u & 0x7fffffffu;
+    if (a > 0x7f800000u) {
+        return (uint8_t)(sign | 0x7fu);
+    }
+    if (a >= 0x43e00000u) { /* 448 */
+        return (uint8_t)(sign | 0x7eu);
+    }
+    if (a < 0x3c800000u) { /* subnormal in E4M3: let the fp32 adder round */
+        float t;
+        memcpy(&t, &a, 4);
+        t += 16384.0f; /* one ulp of 2^14 is 2^-9, the smallest E4M3 step */
+        uint32_t r;
+        memcpy(&r, &t, 4);
+        return (uint8_t)(sign | (r - 0x46800000u));
+    }
+    uint32_t r = a + 0x7ffffu + ((a >> 20) & 1u);
+    return (uint8_t)(sign | ((r - (120u << 23)) >> 20));
 }
 
 /* Bytes of one set of scales and offsets in a unit; 0 for float packs. */

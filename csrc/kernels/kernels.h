@@ -30,7 +30,8 @@ typedef enum la_isa {
  *   I8   per group: scales [32], offsets [32] if any (F16: 64 bytes each, F32: 128), then
  *        steps of 4 k: [32 n][4 k] u8 = q + 128; k of step s inside each 8: {0,4,1,5} for even s,
  *        {2,6,3,7} for odd s
- *   F8   as I8 with E4M3 codes; scales always F32, never offsets
+ *   F8   as I8 with E4M3 codes; scales always F32, never offsets. The codes of NaN, 0x7f and 0xff,
+ *        do not occur: the writer refuses them, and levels disagree about what they stand for
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
  *   row_scale: one set of scales at the head of the unit instead of one per group.
@@ -132,6 +133,7 @@ static inline size_t la_attend_scratch(int R, int d)
     X(gemm_i8_i8, void, (const la_gemm *g))                                                                       \
     X(gemm_i4_bf16, void, (const la_gemm *g))                                                                     \
     X(gemm_i4_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_f8_bf16, void, (const la_gemm *g))                                                                     \
     /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                \
     X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                 \
     X(probe_f32, float, (int64_t n))                                                                              \

@@ -108,6 +108,7 @@ static void run_gemm(const la_kernels *k, const la_gemm *g, la_act_form form)
     case LA_PACK_F32: k->gemm_f32_f32(g); break;
     case LA_PACK_F16: k->gemm_f16_f32(g); break;
     case LA_PACK_BF16: k->gemm_bf16_bf16(g); break;
+    case LA_PACK_F8: k->gemm_f8_bf16(g); break;
     case LA_PACK_I8: (form == LA_ACT_I8 ? k->gemm_i8_i8 : k->gemm_i8_bf16)(g); break;
     default: (form == LA_ACT_I8 ? k->gemm_i4_i8 : k->gemm_i4_bf16)(g); break;
     }

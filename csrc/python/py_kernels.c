@@ -185,9 +185,10 @@ static int group_valid(int group)
 
 static int format_valid(la_format f)
 {
-    int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4;
-    int scale = f.scale_type == LA_F16 || f.scale_type == LA_F32;
-    return f.pack < LA_PACK_COUNT && f.has_offset <= 1 && f.row_scale <= 1 &&
+    int f8 = f.pack == LA_PACK_F8;
+    int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4 || f8;
+    int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
+    return f.pack < LA_PACK_COUNT && f.has_offset <= !f8 && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
                     : f.group == 0 && !f.has_offset && !f.row_scale);
 }
@@ -262,6 +263,20 @@ static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
     }
     la_unmap(unit, bytes);
     PyBuffer_Release(&p.view);
+    return out;
+}
+
+static PyObject *encode_f8(PyObject *Py_UNUSED(self), PyObject *x)
+{
+    Py_buffer view;
+    if (py_kernels_floats(x, "x", &view) < 0) {
+        return NULL;
+    }
+    PyObject *out = PyBytes_FromStringAndSize(NULL, view.len / 4);
+    for (Py_ssize_t i = 0; out && i < view.len / 4; i++) {
+        PyBytes_AS_STRING(out)[i] = (char)la_f32_to_f8(((const float *)view.buf)[i]);
+    }
+    PyBuffer_Release(&view);
     return out;
 }
 
@@ -376,6 +391,7 @@ static la_gemm_fn gemm_slot(const la_kernels *t, la_format f, la_act_form form)
     case LA_PACK_F32: return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
     case LA_PACK_F16: return form == LA_ACT_F32 ? t->gemm_f16_f32 : NULL;
     case LA_PACK_BF16: return form == LA_ACT_BF16 ? t->gemm_bf16_bf16 : NULL;
+    case LA_PACK_F8: return form == LA_ACT_BF16 ? t->gemm_f8_bf16 : NULL;
     case LA_PACK_I8:
         return form == LA_ACT_BF16 ? t->gemm_i8_bf16 : form == LA_ACT_I8 ? t->gemm_i8_i8 : NULL;
     default:
@@ -539,6 +555,7 @@ static PyMethodDef methods[] = {
      "do not fit together."},
     {"unpack", unpack, METH_VARARGS,
      "unpack(isa, packed, format, row) -> float32 bytes [K]; row counts padded columns."},
+    {"encode_f8", encode_f8, METH_O, "encode_f8(x) -> bytes: the E4M3 code of each float32."},
     {"act_rows", act_rows, METH_VARARGS,
      "act_rows(isa, act, x, K, group) -> (bytes [M][pitch], pitch, meta bytes)."},
     {"gemm", gemm, METH_VARARGS,

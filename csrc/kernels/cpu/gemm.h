@@ -121,13 +121,26 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
     }
 }
 
+/* Value of byte or nibble p of each word. E4M3: the code's exponent and mantissa at those of fp32
+ * are 2^120 too small, subnormals included, and the product is exact. */
+LA_INLINE vf fma_value(const int pack, vi x, const int p, vf zero)
+{
+    if (pack == LA_PACK_F8) {
+        x = vi_and(vi_sar(vi_shl(x, 24 - 8 * (p % 4)), 4), vi_set1((int32_t)0x87f00000u));
+        return v_mul(v_bits(x), v_set1(0x1p120f));
+    }
+    x = pack == LA_PACK_I4 ? vi_and(vi_shr(x, 4 * p), vi_set1(15))
+                           : vi_and(vi_shr(x, 8 * (p % 4)), vi_set1(255));
+    return v_sub(v_from_i(x), zero);
+}
+
 /* q - zero as fp32 [k][n_units * 32], in steps of 8 k; code p of a word is k 0 4 1 5 2 6 3 7 of the
  * 8 for bytes of two steps, and its nibble p holds k 2 * (p % 4) + p / 4. */
-LA_INLINE void fma_decode(const int bits, const la_tile *t, int n_units, uint8_t *decoded)
+LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t *decoded)
 {
+    const int bits = pack == LA_PACK_I4 ? 4 : 8;
     const size_t row = (size_t)n_units * LA_UNIT;
     const vf zero = v_set1((float)la_format_zero(t->f));
-    const vi mask = vi_set1((1 << bits) - 1);
     for (int u = 0; u < n_units; u++) {
         const uint8_t *w = t->w + (size_t)u * t->w_pitch;
         float *out = (float *)(void *)decoded + u * LA_UNIT;
@@ -142,8 +155,7 @@ LA_INLINE void fma_decode(const int bits, const la_tile *t, int n_units, uint8_t
                     LA_UNROLL
                     for (int c = 0; c < TILE_V; c++) {
                         vi x = vi_loadu(line + (size_t)c * VL * 4);
-                        x = vi_and(vi_shr(x, bits == 4 ? 4 * p : 8 * (p % 4)), mask);
-                        v_store(out + (size_t)at * row + c * VL, v_sub(v_from_i(x), zero));
+                        v_store(out + (size_t)at * row + c * VL, fma_value(pack, x, p, zero));
                     }
                 }
                 w += bits == 4 ? 128 : 256;
@@ -154,12 +166,17 @@ LA_INLINE void fma_decode(const int bits, const la_tile *t, int n_units, uint8_t
 
 static void fma_decode_i8(const la_tile *t, int n_units, uint8_t *out)
 {
-    fma_decode(8, t, n_units, out);
+    fma_decode(LA_PACK_I8, t, n_units, out);
 }
 
 static void fma_decode_i4(const la_tile *t, int n_units, uint8_t *out)
 {
-    fma_decode(4, t, n_units, out);
+    fma_decode(LA_PACK_I4, t, n_units, out);
+}
+
+static void fma_decode_f8(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(LA_PACK_F8, t, n_units, out);
 }
 
 /* ---- tiles by number of rows, and the slots -------------------------------------------------- */
@@ -271,6 +288,21 @@ static void gemm_i4_bf16(const la_gemm *g)
     tile_drive(g, &s, block);
 }
 
+static void gemm_f8_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .one = fma_decoded_one,
+        .two = FMA_TWO(decoded),
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = fma_decode_f8,
+        .decode_k = FMA_DECODE_K,
+    };
+    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
+    tile_drive(g, &s, block);
+}
+
 static void fill_gemm(la_kernels *t)
 {
     t->gemm_f32_f32 = gemm_f32_f32;
@@ -278,6 +310,7 @@ static void fill_gemm(la_kernels *t)
     t->gemm_bf16_bf16 = gemm_bf16_bf16;
     t->gemm_i8_bf16 = gemm_i8_bf16;
     t->gemm_i4_bf16 = gemm_i4_bf16;
+    t->gemm_f8_bf16 = gemm_f8_bf16;
 }
 
 #endif

@@ -1,9 +1,10 @@
-/* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4 and int8 groups decoded to bf16.
+/* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4, int8 and E4M3 groups decoded to
+ * bf16.
  *
  * The tile is that of gemm_vnni.h with pairs of k instead of fours. Codes less their zero are exact
  * in bf16, so grouped products round only in their sums. Few rows decode in registers: int4 by one
- * word permute per pair of k (the table repeats: the nibble above needs no mask), int8 by two byte
- * tables over |q - 128|. More rows decode a block of K once to a block on the stack.
+ * word permute per pair of k (the table repeats: the nibble above needs no mask), int8 and E4M3 by
+ * two byte tables over the magnitude. More rows decode a block of K once to a block on the stack.
  * Invariant: both ways run the same chain of pairs (k ascending) and the same folds, so bits do not
  * depend on M. The instruction treats bf16 subnormals as zero. Included by isa_bf16.c.
  */
@@ -51,6 +52,14 @@ LA_INLINE vi bf16_row(const uint8_t *a)
                 : 0x4280 + ((m) - 64) * 2)
 #define BF16_LOW(m) (BF16_INT(m) & 255)
 #define BF16_HIGH(m) (BF16_INT(m) >> 8)
+/* bf16 of the E4M3 codes 0..127; the first 8 are subnormal there, m * 2^-9. */
+#define BF16_E4M3(m)                         \
+    ((m) < 1     ? 0                         \
+     : (m) < 8   ? BF16_INT(m) - 9 * 128     \
+     : (m) < 127 ? 120 * 128 + (m) * 16      \
+                 : 0x7fc0)
+#define BF16_E4M3_LOW(m) (BF16_E4M3(m) & 255)
+#define BF16_E4M3_HIGH(m) (BF16_E4M3(m) >> 8)
 #define BF16_4(f, m) f(m), f((m) + 1), f((m) + 2), f((m) + 3)
 #define BF16_16(f, m) BF16_4(f, m), BF16_4(f, (m) + 4), BF16_4(f, (m) + 8), BF16_4(f, (m) + 12)
 #define BF16_64(f, m) \
@@ -62,63 +71,71 @@ LA_INLINE vi bf16_row(const uint8_t *a)
 /* The tables of one format, loaded before the loops. */
 typedef struct bf16_codes {
     vi word;            /* int4: bf16 of nibble - zero, twice */
-    vi low[2], high[2]; /* int8: bytes of bf16 of 0..127 */
+    vi low[2], high[2]; /* int8, E4M3: bytes of bf16 of the magnitudes 0..127 */
 } bf16_codes;
 
-LA_INLINE bf16_codes bf16_tables(const int bits, la_format f)
+LA_INLINE bf16_codes bf16_tables(const int pack, la_format f)
 {
     static const _Alignas(64) uint16_t plain[32] = {BF16_16(BF16_Q, 0), BF16_16(BF16_Q, 0)};
     static const _Alignas(64) uint16_t centered[32] = {BF16_16(BF16_Q8, 0), BF16_16(BF16_Q8, 0)};
-    static const _Alignas(64) uint8_t low[128] = {BF16_64(BF16_LOW, 0), BF16_64(BF16_LOW, 64)};
-    static const _Alignas(64) uint8_t high[128] = {BF16_64(BF16_HIGH, 0), BF16_64(BF16_HIGH, 64)};
+    static const _Alignas(64)
+        uint8_t low[2][128] = {{BF16_64(BF16_LOW, 0), BF16_64(BF16_LOW, 64)},
+                               {BF16_64(BF16_E4M3_LOW, 0), BF16_64(BF16_E4M3_LOW, 64)}};
+    static const _Alignas(64)
+        uint8_t high[2][128] = {{BF16_64(BF16_HIGH, 0), BF16_64(BF16_HIGH, 64)},
+                                {BF16_64(BF16_E4M3_HIGH, 0), BF16_64(BF16_E4M3_HIGH, 64)}};
+    const int f8 = pack == LA_PACK_F8;
     bf16_codes t;
-    if (bits == 4) {
+    if (pack == LA_PACK_I4) {
         t.word = _mm512_load_si512(f.has_offset ? plain : centered);
     }
     else {
-        t.low[0] = _mm512_load_si512(low);
-        t.low[1] = _mm512_load_si512(low + 64);
-        t.high[0] = _mm512_load_si512(high);
-        t.high[1] = _mm512_load_si512(high + 64);
+        t.low[0] = _mm512_load_si512(low[f8]);
+        t.low[1] = _mm512_load_si512(low[f8] + 64);
+        t.high[0] = _mm512_load_si512(high[f8]);
+        t.high[1] = _mm512_load_si512(high[f8] + 64);
     }
     return t;
 }
 
-/* 4 bytes a column to two pairs: bytes 0, 2 and bytes 1, 3. |q - 128| is 0..128; 128 reads entry 0,
- * whose low byte is right and whose high byte is replaced. */
-LA_INLINE void bf16_bytes(const bf16_codes *t, vi x, vi *even, vi *odd)
+/* 4 bytes a column to two pairs: bytes 0, 2 and bytes 1, 3. int8: |q - 128| is 0..128; 128 reads
+ * entry 0, whose low byte is right and whose high byte is replaced. E4M3: the permutes do not see
+ * the sign. */
+LA_INLINE void bf16_bytes(const int pack, const bf16_codes *t, vi x, vi *even, vi *odd)
 {
     const vi sign = vi_set1((int32_t)0x80808080u), bytes = vi_set1(0x00ff00ff);
-    vi v = _mm512_xor_si512(x, sign);
-    vi m = _mm512_abs_epi8(v);
+    vi v = pack == LA_PACK_F8 ? x : _mm512_xor_si512(x, sign);
+    vi m = pack == LA_PACK_F8 ? x : _mm512_abs_epi8(v);
     vi low = _mm512_permutex2var_epi8(t->low[0], m, t->low[1]);
     vi high = _mm512_permutex2var_epi8(t->high[0], m, t->high[1]);
     high = _mm512_ternarylogic_epi32(high, v, sign, 0xf8); /* high | (v & sign) */
-    high = _mm512_mask_mov_epi8(high, _mm512_movepi8_mask(m), vi_set1((int32_t)0xc3c3c3c3u));
+    if (pack == LA_PACK_I8) {
+        high = _mm512_mask_mov_epi8(high, _mm512_movepi8_mask(m), vi_set1((int32_t)0xc3c3c3c3u));
+    }
     /* (low & bytes) | high << 8 and low >> 8 | (high & ~bytes) */
     *even = _mm512_ternarylogic_epi32(low, vi_shl16(high, 8), bytes, 0xec);
     *odd = _mm512_ternarylogic_epi32(vi_shr16(low, 8), high, bytes, 0xf4);
 }
 
 /* Pairs of 8 k of one column vector, k ascending. w: where the 8 begin. */
-LA_INLINE void bf16_decode8(const int bits, const bf16_codes *t, const uint8_t *w, vi pair[4])
+LA_INLINE void bf16_decode8(const int pack, const bf16_codes *t, const uint8_t *w, vi pair[4])
 {
     vi x = _mm512_load_si512(w);
-    if (bits == 4) {
+    if (pack == LA_PACK_I4) {
         LA_UNROLL
         for (int j = 0; j < 4; j++) {
             pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word);
         }
         return;
     }
-    bf16_bytes(t, x, &pair[0], &pair[2]);
-    bf16_bytes(t, _mm512_load_si512(w + 128), &pair[1], &pair[3]);
+    bf16_bytes(pack, t, x, &pair[0], &pair[2]);
+    bf16_bytes(pack, t, _mm512_load_si512(w + 128), &pair[1], &pair[3]);
 }
 
 /* Pairs [k / 2][n_units * 32] of a range, for the tiles below. */
-LA_INLINE void bf16_decode(const int bits, const la_tile *t, int n_units, uint8_t *out)
+LA_INLINE void bf16_decode(const int pack, const la_tile *t, int n_units, uint8_t *out)
 {
-    const bf16_codes tables = bf16_tables(bits, t->f);
+    const bf16_codes tables = bf16_tables(pack, t->f);
     const size_t row = (size_t)n_units * 128;
     for (int u = 0; u < n_units; u++) {
         const uint8_t *w = t->w + (size_t)u * t->w_pitch;
@@ -126,11 +143,11 @@ LA_INLINE void bf16_decode(const int bits, const la_tile *t, int n_units, uint8_
         for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
             int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
             w += la_format_header(t->f);
-            for (int i = 0; i < k; i += 8, to += 4 * row, w += bits == 4 ? 128 : 256) {
+            for (int i = 0; i < k; i += 8, to += 4 * row, w += pack == LA_PACK_I4 ? 128 : 256) {
                 LA_UNROLL
                 for (int c = 0; c < 2; c++) {
                     vi pair[4];
-                    bf16_decode8(bits, &tables, w + c * 64, pair);
+                    bf16_decode8(pack, &tables, w + c * 64, pair);
                     LA_UNROLL
                     for (int j = 0; j < 4; j++) {
                         _mm512_store_si512(to + (size_t)j * row + c * 64, pair[j]);
@@ -143,12 +160,17 @@ LA_INLINE void bf16_decode(const int bits, const la_tile *t, int n_units, uint8_
 
 static void bf16_decode_i8(const la_tile *t, int n_units, uint8_t *out)
 {
-    bf16_decode(8, t, n_units, out);
+    bf16_decode(LA_PACK_I8, t, n_units, out);
 }
 
 static void bf16_decode_i4(const la_tile *t, int n_units, uint8_t *out)
 {
-    bf16_decode(4, t, n_units, out);
+    bf16_decode(LA_PACK_I4, t, n_units, out);
+}
+
+static void bf16_decode_f8(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(LA_PACK_F8, t, n_units, out);
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
@@ -230,9 +252,9 @@ LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
 }
 
 /* Groups decoded in registers, one unit. */
-LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
+LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *t)
 {
-    const bf16_codes tables = bf16_tables(bits, t->f);
+    const bf16_codes tables = bf16_tables(pack, t->f);
     const size_t header = la_format_header(t->f);
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
@@ -241,11 +263,11 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         bf16_zero(R, 2, acc);
         w += header;
-        for (int i = 0; i < k; i += 8, a += 16, w += bits == 4 ? 128 : 256) {
+        for (int i = 0; i < k; i += 8, a += 16, w += pack == LA_PACK_I4 ? 128 : 256) {
             LA_UNROLL
             for (int c = 0; c < 2; c++) {
                 vi pair[4];
-                bf16_decode8(bits, &tables, w + c * 64, pair);
+                bf16_decode8(pack, &tables, w + c * 64, pair);
                 LA_UNROLL
                 for (int j = 0; j < 4; j++) {
                     LA_UNROLL
@@ -278,18 +300,18 @@ LA_INLINE void bf16_codes_tile(const int bits, const int R, const la_tile *t)
     static const la_tile_fn bf16_##name##_two[] = {                                               \
         NULL, bf16_##name##_1_2, bf16_##name##_2_2, bf16_##name##_3_2, bf16_##name##_4_2,         \
         bf16_##name##_5_2, bf16_##name##_6_2};
-#define BF16_CODES(bits)                                                                         \
-    BF16_TILE(i##bits##_1, bf16_codes_tile, bits, 1)                                             \
-    BF16_TILE(i##bits##_2, bf16_codes_tile, bits, 2)                                             \
-    BF16_TILE(i##bits##_3, bf16_codes_tile, bits, 3)                                             \
-    BF16_TILE(i##bits##_4, bf16_codes_tile, bits, 4)                                             \
-    BF16_TILE(i##bits##_5, bf16_codes_tile, bits, 5)                                             \
-    BF16_TILE(i##bits##_6, bf16_codes_tile, bits, 6)                                             \
-    BF16_TILE(i##bits##_7, bf16_codes_tile, bits, 7)                                             \
-    BF16_TILE(i##bits##_8, bf16_codes_tile, bits, 8)                                             \
-    static const la_tile_fn bf16_i##bits##_few[] = {                                              \
-        NULL, bf16_i##bits##_1, bf16_i##bits##_2, bf16_i##bits##_3, bf16_i##bits##_4,             \
-        bf16_i##bits##_5, bf16_i##bits##_6, bf16_i##bits##_7, bf16_i##bits##_8};
+#define BF16_CODES(name, pack)                                                                   \
+    BF16_TILE(name##_1, bf16_codes_tile, pack, 1)                                                \
+    BF16_TILE(name##_2, bf16_codes_tile, pack, 2)                                                \
+    BF16_TILE(name##_3, bf16_codes_tile, pack, 3)                                                \
+    BF16_TILE(name##_4, bf16_codes_tile, pack, 4)                                                \
+    BF16_TILE(name##_5, bf16_codes_tile, pack, 5)                                                \
+    BF16_TILE(name##_6, bf16_codes_tile, pack, 6)                                                \
+    BF16_TILE(name##_7, bf16_codes_tile, pack, 7)                                                \
+    BF16_TILE(name##_8, bf16_codes_tile, pack, 8)                                                \
+    static const la_tile_fn bf16_##name##_few[] = {                                              \
+        NULL, bf16_##name##_1, bf16_##name##_2, bf16_##name##_3, bf16_##name##_4,                \
+        bf16_##name##_5, bf16_##name##_6, bf16_##name##_7, bf16_##name##_8};
 
 BF16_ONE(plain, bf16_tile)
 BF16_TILE(plain_7_1, bf16_tile, 7, 1)
@@ -305,8 +327,9 @@ static const la_tile_fn bf16_decoded_one[] = {
     bf16_decoded_5_1, bf16_decoded_6_1};
 BF16_TWO(decoded, bf16_decoded_tile)
 
-BF16_CODES(4)
-BF16_CODES(8)
+BF16_CODES(i4, LA_PACK_I4)
+BF16_CODES(i8, LA_PACK_I8)
+BF16_CODES(f8, LA_PACK_F8)
 /* clang-format on */
 
 static void gemm_bf16_bf16(const la_gemm *g)
@@ -357,6 +380,23 @@ static void gemm_i4_bf16(const la_gemm *g)
     tile_drive(g, &s, block);
 }
 
+static void gemm_f8_bf16(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .few = bf16_f8_few,
+        .few_rows = TILE_FEW,
+        .one = bf16_decoded_one,
+        .two = bf16_decoded_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 2,
+        .step_k = 2,
+        .decode = bf16_decode_f8,
+        .decode_k = BF16_DECODE_K,
+    };
+    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
+    tile_drive(g, &s, block);
+}
+
 static float probe_bf16(int64_t n)
 {
     vf acc[16];
@@ -383,6 +423,7 @@ static void fill_gemm_bf16(la_kernels *t)
     t->gemm_bf16_bf16 = gemm_bf16_bf16;
     t->gemm_i8_bf16 = gemm_i8_bf16;
     t->gemm_i4_bf16 = gemm_i4_bf16;
+    t->gemm_f8_bf16 = gemm_f8_bf16;
     t->probe_bf16 = probe_bf16;
 }
 

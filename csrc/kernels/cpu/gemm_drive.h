@@ -26,8 +26,8 @@ enum {
 typedef struct la_tile {
     const uint8_t *w; /* first unit, where the range begins (a group's header, if it has one) */
     size_t w_pitch;
-    const uint8_t *head; /* first unit, scales of the range's first group */
-    size_t head_step;    /* bytes from one group's scales to the next's; 0: one set for all */
+    const uint8_t *head;    /* first unit, scales of the range's first group */
+    size_t head_step;       /* bytes from one group's scales to the next's; 0: one set for all */
     const uint8_t *decoded; /* the range in the tile's own form, or NULL */
     const uint8_t *a;       /* first row, where the range begins */
     size_t a_pitch;

@@ -75,17 +75,22 @@ static void gemm_bf16_bf16(const la_gemm *g)
     }
 }
 
-/* Code of column j and k of the group, less the code of zero; codes: the group's steps. */
-static int scalar_code(la_format f, const uint8_t *codes, int j, int k)
+/* Code of column j and k of the group; codes: the group's steps. */
+static uint8_t scalar_code(la_format f, const uint8_t *codes, int j, int k)
 {
-    int zero = la_format_zero(f);
     int i = k % 8; /* bytes hold k 0 4 1 5 2 6 3 7; nibbles in the same order, low ones first */
     int at = 2 * (i % 4) + i / 4;
-    if (f.pack == LA_PACK_I8) {
-        return codes[(k / 8) * 256 + (at / 4) * 128 + 4 * j + at % 4] - zero;
+    if (f.pack != LA_PACK_I4) {
+        return codes[(k / 8) * 256 + (at / 4) * 128 + 4 * j + at % 4];
     }
     const uint8_t *x = codes + (k / 8) * 128 + 4 * j;
-    return (at < 4 ? x[at] & 15 : x[at - 4] >> 4) - zero;
+    return (uint8_t)(at < 4 ? x[at] & 15 : x[at - 4] >> 4);
+}
+
+/* What a code stands for before its scale. */
+static float scalar_value(la_format f, uint8_t code)
+{
+    return f.pack == LA_PACK_F8 ? la_f8_to_f32(code) : (float)(code - la_format_zero(f));
 }
 
 /* Scale (i = 0) or offset (i = 1) of column j; head: the group's scales. */
@@ -117,7 +122,7 @@ static void unpack_row(const uint8_t *unit, la_format f, int n, int K, float *ou
         float scale = scalar_scale(f, head, 0, n);
         float offset = f.has_offset ? scalar_scale(f, head, 1, n) : 0.0f;
         for (int k = 0; k < kn; k++) {
-            out[k0 + k] = scale * (float)scalar_code(f, codes, n, k) + offset;
+            out[k0 + k] = scale * scalar_value(f, scalar_code(f, codes, n, k)) + offset;
         }
         group = codes + la_format_codes(f, kn);
     }
@@ -139,13 +144,13 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
             int32_t idot = 0;
             float dot = 0.0f;
             for (int k = 0; k < kn; k++) {
-                int q = scalar_code(g->f, codes, j, k);
+                uint8_t code = scalar_code(g->f, codes, j, k);
                 int i = k % 8, at = 2 * (i % 4) + i / 4; /* where act_i8 put k */
                 if (a8) {
-                    idot += q * a8[k0 + k - i + at];
+                    idot += (code - la_format_zero(g->f)) * a8[k0 + k - i + at];
                 }
                 else {
-                    dot += (float)q * la_bf16_to_f32(a16[k0 + k]);
+                    dot += scalar_value(g->f, code) * la_bf16_to_f32(a16[k0 + k]);
                 }
             }
             c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, head, 0, j) * meta->scale, c[j]);
@@ -178,6 +183,8 @@ static void gemm_i8_i8(const la_gemm *g) { gemm_grouped(g, 1); }
 static void gemm_i4_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
 static void gemm_i4_i8(const la_gemm *g) { gemm_grouped(g, 1); }
+
+static void gemm_f8_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
 /* streams: 1, 2, 4 or 8 places read at once. The scalar level leaves prefetching to the machine. */
 static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
@@ -253,6 +260,7 @@ static void fill_gemm(la_kernels *t)
     t->gemm_i8_i8 = gemm_i8_i8;
     t->gemm_i4_bf16 = gemm_i4_bf16;
     t->gemm_i4_i8 = gemm_i4_i8;
+    t->gemm_f8_bf16 = gemm_f8_bf16;
     t->probe_read = probe_read;
     t->probe_f32 = probe_f32;
     t->probe_bf16 = probe_bf16;

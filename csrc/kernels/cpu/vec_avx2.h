@@ -75,6 +75,7 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
 }
 /* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
 LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a unsigned */
+LA_INLINE vi vi_sar(vi a, int n) { return _mm256_srai_epi32(a, n); }
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
