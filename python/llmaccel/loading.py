@@ -49,7 +49,8 @@ _WEIGHTS = {
     "float16": "F16",
     "half": "F16",
 }
-_KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+# vLLM's spellings included
+_KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8", "fp8_e4m3": "f8"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
 _AUTO_ACTIVATION = "bf16"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
@@ -116,10 +117,15 @@ class LoadOptions:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
-        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
+        if self.kv_cache_dtype == "fp8_e5m2":
             raise UnsupportedError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, "
-                "bfloat16"
+                "kv_cache_dtype='fp8_e5m2': two bits of mantissa lose what a scale per token keeps; "
+                "use 'fp8' (E4M3) or 'int8', which take the same memory"
+            )
+        if self.kv_cache_dtype not in ("auto", *_KV_FORMS):
+            raise UnsupportedError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, "
+                f"{', '.join(_KV_FORMS)}"
             )
         if self.quantization not in (None, "gguf", *QUANTIZATIONS):
             raise UnsupportedError(
@@ -342,7 +348,7 @@ def choose_forms(
         forms = dict(slots)
         form = forms["embed" if tied else "head"][0][0]
         head = form if form.startswith("Q") else head
-    config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
+    config = replace(config, activation=activation, kv_form=_KV_FORMS[kv])
     wide = WIDE_SLOTS if activation == "i8" else ()
     return config, Forms(recipe, dtype, head, quantized, wide)
 
