@@ -42,6 +42,11 @@ LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
+LA_INLINE uint32_t v_gt_bits(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+LA_INLINE vf v_pick(uint32_t bits, vf a, vf b)
+{
+    return _mm512_mask_blend_ps((__mmask16)bits, b, a);
+}
 
 LA_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 LA_INLINE vi vi_loadu(const void *p) { return _mm512_loadu_si512(p); }
@@ -50,6 +55,13 @@ LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
+{
+    const vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    /* compressed in a register: the store that compresses is microcode on Zen 4 */
+    vi ids = _mm512_maskz_compress_epi32((__mmask16)bits, vi_add(lane, vi_set1(first)));
+    vi_storeu(p, ids);
+}
 LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 LA_INLINE vi vi_from_f(vf a) { return _mm512_cvtps_epi32(a); }
