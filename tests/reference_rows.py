@@ -21,7 +21,7 @@ ROW_SLOTS = [
     *("rms_norm", "layer_norm", "add_scaled", "add", "act_mul", "act", "rope", "softcap"),
     *("kv_store_f32", "kv_store_bf16", "kv_store_i8", "kv_store_f8"),
     *("attend_f32", "attend_bf16", "attend_i8", "attend_f8", "attend_merge"),
-    *("attend_finish", "argmax", "sum_exp", "exp_sub", "select_above"),
+    *("attend_finish", "argmax", "block_max", "sum_exp", "exp_sub", "select_above", "mask"),
 ]
 
 State = tuple[Any, Any, np.ndarray]  # maximum, sum of exp, unnormalised output
@@ -277,13 +277,24 @@ def argmax(x: np.ndarray) -> tuple[int, float]:
     return at, float(x[at])
 
 
-def sum_exp(x: np.ndarray, top: float) -> float:
-    return float(np.exp(x.astype(np.float64) - top).sum())
+def block_max(x: np.ndarray) -> np.ndarray:
+    x = np.where(np.isnan(x), -np.inf, x).astype(np.float32)
+    return np.pad(x, (0, -len(x) % 32), constant_values=-np.inf).reshape(-1, 32).max(1)
 
 
-def exp_sub(x: np.ndarray, top: float) -> np.ndarray:
-    return np.exp((x - np.float32(top)).astype(np.float64))
+def sum_exp(x: np.ndarray, scale: float, top: float) -> float:
+    return float(exp_sub(x, scale, top).sum())
+
+
+def exp_sub(x: np.ndarray, scale: float, top: float) -> np.ndarray:
+    return np.exp((x * np.float32(scale) - np.float32(top)).astype(np.float64))
 
 
 def select_above(x: np.ndarray, threshold: float) -> np.ndarray:
     return np.flatnonzero(x > np.float32(threshold))
+
+
+def mask(bits: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """bits: int32 words [ceil(n/32)]."""
+    keep = np.unpackbits(bits.view(np.uint8), bitorder="little")[: len(x)]
+    return np.where(keep == 1, x, np.float32(-np.inf))

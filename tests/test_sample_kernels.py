@@ -69,10 +69,13 @@ def test_argmax_never_takes_nan(isa: str, n: int) -> None:
 @each_size
 def test_sum_exp(isa: str, n: int) -> None:
     x = logits(n)
-    top = float(x.max())
-    np.testing.assert_allclose(core.sum_exp(isa, x, top), ref.sum_exp(x, top), rtol=1e-6)
+    for scale in (1.0, 0.3, 2.5):
+        top = float(np.float32(x.max()) * np.float32(scale))
+        want = ref.sum_exp(x, scale, top)
+        np.testing.assert_allclose(core.sum_exp(isa, x, scale, top), want, rtol=1e-6)
     x[n // 2] = -np.inf
-    np.testing.assert_allclose(core.sum_exp(isa, x, top), ref.sum_exp(x, top), rtol=1e-6)
+    want = ref.sum_exp(x, 2.5, top)
+    np.testing.assert_allclose(core.sum_exp(isa, x, 2.5, top), want, rtol=1e-6)
 
 
 @each_isa
@@ -81,11 +84,12 @@ def test_exp_sub(isa: str, n: int) -> None:
     x = logits(n)
     whole = np.full(n + 40, 7, np.float32)
     y = whole[19 : 19 + n]
-    core.exp_sub(isa, x, 3.5, y)
-    np.testing.assert_allclose(y, ref.exp_sub(x, 3.5), rtol=2.4e-7)
-    assert (whole[:19] == 7).all()
-    assert (whole[19 + n :] == 7).all()
-    core.exp_sub(isa, x, 3.5, x)
+    for scale in (1.0, 0.7):
+        core.exp_sub(isa, x, scale, 3.5, y)
+        np.testing.assert_allclose(y, ref.exp_sub(x, scale, 3.5), rtol=2.4e-7)
+        assert (whole[:19] == 7).all()
+        assert (whole[19 + n :] == 7).all()
+    core.exp_sub(isa, x, 0.7, 3.5, x)
     assert x.tobytes() == y.tobytes()
 
 
@@ -95,7 +99,7 @@ def test_exp_is_within_two_ulp(isa: str) -> None:
     x = np.concatenate([x, np.logspace(-40, 0, 20_001), -np.logspace(-40, 0, 20_001)])
     x = x.astype(np.float32)
     y = np.empty_like(x)
-    core.exp_sub(isa, x, 0.0, y)
+    core.exp_sub(isa, x, 1.0, 0.0, y)
     want = np.exp(x.astype(np.float64))
     ulp = np.spacing(want.astype(np.float32)).astype(np.float64)
     assert (np.abs(y - want) / ulp).max() <= 1.2
@@ -105,7 +109,7 @@ def test_exp_is_within_two_ulp(isa: str) -> None:
 def test_exp_at_the_ends(isa: str) -> None:
     x = np.float32([0, -0.0, -88, -104, -1e30, -np.inf, np.inf, 89, 1e30, np.nan])
     y = np.empty_like(x)
-    core.exp_sub(isa, x, 0.0, y)
+    core.exp_sub(isa, x, 1.0, 0.0, y)
     np.testing.assert_array_equal(y, np.float32([1, 1, 0, 0, 0, 0, *[np.inf] * 3, np.nan]))
 
 
@@ -121,19 +125,49 @@ def test_select_above(isa: str, n: int) -> None:
             assert core.select_above(isa, x, threshold, out[:cap]) == len(want)
             kept = min(cap, len(want))
             np.testing.assert_array_equal(out[:kept], want[:kept])
-            assert (out[kept:] == -1).all()
+            assert (out[cap:] == -1).all()
+
+
+@each_isa
+@each_size
+def test_block_max(isa: str, n: int) -> None:
+    x = logits(n)
+    out = np.full(-(-n // 32) + 5, 7, np.float32)
+    for value in (3.0, np.nan, -np.inf):
+        x[:: 1 + n // 9] = value
+        core.block_max(isa, x, out[:-5])
+        np.testing.assert_array_equal(out[:-5], ref.block_max(x))
+    x[:] = np.nan
+    core.block_max(isa, x, out[:-5])
+    assert (out[:-5] == -np.inf).all()
+    assert (out[-5:] == 7).all()
+
+
+@each_isa
+@each_size
+def test_mask(isa: str, n: int) -> None:
+    x = logits(n)
+    bits = np.random.default_rng(n).integers(-(2**31), 2**31, -(-n // 32)).astype(np.int32)
+    whole = np.full(n + 40, 7, np.float32)
+    y = whole[19 : 19 + n]
+    core.mask(isa, bits, x, y)
+    np.testing.assert_array_equal(y, ref.mask(bits, x))
+    assert (whole[:19] == 7).all()
+    assert (whole[19 + n :] == 7).all()
+    core.mask(isa, bits, x, x)
+    assert x.tobytes() == y.tobytes()
 
 
 @each_size
 def test_levels_agree_bit_for_bit(n: int) -> None:
     x = logits(n)
     top = float(x.max())
-    sums = {core.sum_exp(isa, x, top) for isa in ISAS}
+    sums = {core.sum_exp(isa, x, 0.8, top) for isa in ISAS}
     assert len(sums) == 1
     rows = []
     for isa in ISAS:
         rows.append(np.empty_like(x))
-        core.exp_sub(isa, x, top, rows[-1])
+        core.exp_sub(isa, x, 0.8, top, rows[-1])
     assert len({row.tobytes() for row in rows}) == 1
 
 
@@ -142,6 +176,6 @@ def test_bad_arguments_are_named() -> None:
     with pytest.raises(TypeError, match="out: expected contiguous int32"):
         core.select_above(ISAS[0], x, 0.0, x)
     with pytest.raises(ValueError, match="y: 7 values, expected 8"):
-        core.exp_sub(ISAS[0], x, 0.0, np.ones(7, np.float32))
+        core.exp_sub(ISAS[0], x, 1.0, 0.0, np.ones(7, np.float32))
     with pytest.raises(ValueError, match="x: 0 values"):
         core.argmax(ISAS[0], x[:0])

@@ -131,12 +131,16 @@ static inline size_t la_attend_scratch(int R, int d)
     X(attend_finish, void, (const float *o, float l, float *out, int d))                                          \
     /* largest value and its lowest index */                                                                      \
     X(argmax, int, (const float *x, int n, float *max))                                                           \
-    /* sum of exp(x - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 blocks, double total */ \
-    X(sum_exp, double, (const float *x, float max, int n))                                                        \
-    /* y = exp(x - max) ; y may be x */                                                                           \
-    X(exp_sub, void, (const float *x, float max, float *y, int n))                                                \
-    /* indices of x[i] > thr, ascending, at most cap; returns how many there are */                               \
+    /* out[i] = largest of x[32 i] .. x[32 i + 31], the last block short; -INFINITY where all are NaN */          \
+    X(block_max, void, (const float *x, int n, float *out))                                                       \
+    /* sum of exp(x * s - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 part, double sum */ \
+    X(sum_exp, double, (const float *x, float s, float max, int n))                                               \
+    /* y = exp(x * s - max); y may be x */                                                                        \
+    X(exp_sub, void, (const float *x, float s, float max, float *y, int n))                                       \
+    /* indices of x[i] > thr, ascending, at most cap; returns how many there are; all of out may be touched */    \
     X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))                               \
+    /* y[i] = x[i] where bit i % 32 of bits[i / 32] is set, else -INFINITY; y may be x */                         \
+    X(mask, void, (const uint32_t *bits, const float *x, float *y, int n))                                        \
     /* row n of a unit as fp32 [K] */                                                                             \
     X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                             \
     X(gemm_f32_f32, void, (const la_gemm *g))                                                                     \

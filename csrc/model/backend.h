@@ -73,6 +73,14 @@ struct la_kv {
     int64_t slab; /* pages committed at a time */
 };
 
+/* Sums of exp over a slice of a row of logits, each against its own maximum: as they are, and under the
+ * row's temperature. */
+typedef struct la_mass {
+    double raw, tempered;
+} la_mass;
+
+enum { LA_SLICE = 4096 }; /* logits of one la_mass */
+
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {
     uint8_t *base;
@@ -85,6 +93,8 @@ struct la_workspace {
     la_rows h;       /* [T, F] */
     la_rows last;    /* [logit_rows, D] rows that want logits */
     la_rows logits;  /* [logit_rows, V] */
+    la_rows best;    /* [logit_rows, ceil(V/32)] largest logit of every unit, written with them */
+    la_mass *mass;   /* [logit_rows][ceil(V/LA_SLICE)] */
     int *pos;        /* [T] absolute position of each token */
     int32_t *page;   /* [T] page of each token */
     uint8_t *shared; /* converted activation rows */

@@ -55,8 +55,12 @@ size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     out->attend_o = take_floats(base, &at, 2 * LA_CPU_ATTEND_ROWS * d16);
     out->attend_ml = take_floats(base, &at, 4 * LA_CPU_ATTEND_ROWS);
     out->attend_pos = (int *)(void *)take_bytes(base, &at, LA_CPU_ATTEND_ROWS * sizeof(int));
-    out->probs = take_floats(base, &at, (size_t)d->n_vocab);
-    out->ids = (int32_t *)(void *)take_bytes(base, &at, (size_t)d->n_vocab * sizeof(int32_t));
+    size_t V = (size_t)d->n_vocab, units = (size_t)la_ceil_div(d->n_vocab, LA_UNIT);
+    out->ruled = take_floats(base, &at, V);
+    out->ruled_best = take_floats(base, &at, units);
+    out->probs = take_floats(base, &at, V);
+    out->ids = (int32_t *)(void *)take_bytes(base, &at, V * sizeof(int32_t));
+    out->units = (int32_t *)(void *)take_bytes(base, &at, units * sizeof(int32_t));
     return at;
 }
 

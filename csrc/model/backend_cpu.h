@@ -38,8 +38,11 @@ typedef struct la_cpu_local {
     float *attend_o; /* [2][LA_CPU_ATTEND_ROWS][d rounded to 16] a chunk's result, the sum so far */
     float *attend_ml; /* [4][LA_CPU_ATTEND_ROWS] m and l of both */
     int *attend_pos;  /* [LA_CPU_ATTEND_ROWS] */
-    float *probs;     /* [V] sampling */
-    int32_t *ids;     /* [V] */
+    float *ruled; /* [V] sampling: logits after the rules; once drawn from, a list of candidates */
+    float *ruled_best; /* [ceil(V/32)] largest of every unit of them */
+    float *probs;      /* [V] of candidates */
+    int32_t *ids;      /* [V] candidates */
+    int32_t *units;    /* [ceil(V/32)] units that hold some */
 } la_cpu_local;
 
 static inline la_cpu_backend *la_cpu_of(const la_ctx *c)

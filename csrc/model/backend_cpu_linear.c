@@ -158,6 +158,8 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
                 k->softcap(y, epi->scale, epi->softcap, t->cols);
             }
             memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float));
+            k->block_max(y, t->cols,
+                         c->w->best.p + (int64_t)(t->row0 + r) * c->w->best.ld + t->col0 / LA_UNIT);
             break;
         case LA_HEADS:
             la_cpu_finish_heads(c, epi->layer, t->row0 + r, y, t->col0 / d->d_head,

@@ -1,15 +1,20 @@
 /* backend_cpu_sample.c - from a row of logits to a token, its logprob and the best alternatives.
  *
  * Order of operations: raw logprobs, then allowed, banned, bias, penalties, temperature, min_p, top_k,
- * top_p, draw. Draws come from a counter RNG keyed by the row alone. Invariant: a row is computed by one
- * thread in a fixed order, ties go to the lower id, so neither batch nor threads can change a result.
+ * top_p, draw. The product left the largest logit of every unit of 32 beside the row: whoever looks for
+ * large values reads those and then few units. Sums over the vocabulary are made in slices of fixed
+ * size by all threads and added in slice order. Draws come from a counter RNG keyed by the row alone.
+ * Invariant: ties go to the lower id and neither batch nor threads can change a result.
  */
 #include "backend_cpu.h"
 
 #include <math.h>
-#include <stdlib.h>
 
-enum { SELECT_BLOCK = 4096 };
+enum {
+    SELECT_BLOCK = 4096,
+    BUCKETS = 2048,   /* 32 octaves of probability; the last bucket takes what is below */
+    BUCKET_SHIFT = 17 /* 64 buckets an octave */
+};
 
 /* Philox 4x32-10 (Salmon et al. 2011): 64 random bits for (key, stream, counter). */
 static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
@@ -32,6 +37,46 @@ static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
 static double uniform(const la_sample_row *r)
 {
     return (double)(philox(r->seed, r->stream, r->counter) >> 11) * 0x1p-53;
+}
+
+/* A row and the largest value of each of its units. */
+typedef struct view {
+    const la_kernels *k;
+    const float *x;    /* [V] */
+    const float *best; /* [units] */
+    int V, units;
+} view;
+
+/* Lowest id of the largest value; 0 where all are NaN. */
+static int best_id(const view *v, float *value)
+{
+    int u = v->k->argmax(v->best, v->units, value);
+    for (int i = u * LA_UNIT; i < v->V; i++) {
+        if (v->x[i] == *value) {
+            return i;
+        }
+    }
+    *value = v->x[0];
+    return 0;
+}
+
+/* Values above thr: their ids in order where ids [V] is given. Returns how many. */
+static int above(const view *v, float thr, int32_t *units, int32_t *ids)
+{
+    int n_units = v->k->select_above(v->best, v->units, thr, units, v->units), n = 0;
+    for (int i = 0, run; i < n_units; i += run) { /* runs of neighbours, in one call each */
+        for (run = 1; i + run < n_units && units[i + run] == units[i] + run; run++) {
+        }
+        int first = units[i] * LA_UNIT, len = run * LA_UNIT;
+        len = len < v->V - first ? len : v->V - first;
+        int32_t *out = ids != NULL ? ids + n : NULL;
+        int m = v->k->select_above(v->x + first, len, thr, out, ids != NULL ? v->V - n : 0);
+        for (int j = 0; ids != NULL && j < m; j++) {
+            out[j] += first;
+        }
+        n += m;
+    }
+    return n;
 }
 
 /* ---- the best n of a row ----------------------------------------------------------------------- */
@@ -63,7 +108,15 @@ static void sift_down(const float *x, int32_t *heap, int n, int i)
     }
 }
 
-/* Sorts a worst-first heap into best-first order. */
+/* Makes a worst-first heap of n ids. */
+static void heap_make(const float *x, int32_t *heap, int n)
+{
+    for (int i = n / 2 - 1; i >= 0; i--) {
+        sift_down(x, heap, n, i);
+    }
+}
+
+/* Sorts such a heap into best-first order. */
 static void heap_sort(const float *x, int32_t *heap, int n)
 {
     for (int end = n - 1; end > 0; end--) {
@@ -81,9 +134,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
     for (int i = 0; i < n; i++) {
         out[i] = i;
     }
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift_down(x, out, n, i);
-    }
+    heap_make(x, out, n);
     for (int i = n; i < V; i += SELECT_BLOCK) {
         int32_t found[SELECT_BLOCK];
         int len = V - i < SELECT_BLOCK ? V - i : SELECT_BLOCK;
@@ -99,6 +150,25 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
     heap_sort(x, out, n);
 }
 
+/* The same by way of the units: the n largest values are in the n units whose largest are largest, or
+ * equal the smallest of these. */
+static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
+{
+    float least = -INFINITY;
+    if (n < v->units) {
+        best_of(v->k, v->best, v->units, n, own->units);
+        least = v->best[own->units[n - 1]];
+    }
+    if (!(least > -INFINITY)) {
+        best_of(v->k, v->x, v->V, n, out);
+        return;
+    }
+    int m = above(v, nextafterf(least, -INFINITY), own->units, own->ids);
+    heap_make(v->x, own->ids, m);
+    heap_sort(v->x, own->ids, m);
+    memcpy(out, own->ids, (size_t)n * sizeof *out);
+}
+
 /* ---- what sampling parameters do to logits ------------------------------------------------------ */
 
 static int changes_logits(const la_sample_row *r)
@@ -106,47 +176,199 @@ static int changes_logits(const la_sample_row *r)
     return r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
 }
 
-static void apply_rules(const la_sample_row *r, float *x, int V)
+/* One logit of the ruled row; the best of its unit follows. */
+static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float value)
 {
-    for (int i = 0; r->allowed != NULL && i < V; i++) {
-        if ((r->allowed[i / 32] >> (i % 32) & 1u) == 0) {
-            x[i] = -INFINITY;
-        }
+    float *best = &own->ruled_best[id / LA_UNIT];
+    float old = own->ruled[id];
+    own->ruled[id] = value;
+    if (value > *best) {
+        *best = value;
     }
-    for (int i = 0; i < r->n_ban; i++) {
-        x[r->ban_ids[i]] = -INFINITY;
-    }
-    for (int i = 0; i < r->n_bias; i++) {
-        x[r->bias_ids[i]] += r->bias[i];
-    }
-    for (int i = 0; i < r->n_seen; i++) {
-        float *v = &x[r->seen_ids[i]];
-        *v = *v > 0.0f ? *v / r->repetition : *v * r->repetition;
-        if (r->seen_counts[i] > 0) {
-            *v -= r->frequency * (float)r->seen_counts[i] + r->presence;
-        }
+    else if (old == *best) {
+        int first = id / LA_UNIT * LA_UNIT;
+        v->k->block_max(own->ruled + first, v->V - first < LA_UNIT ? v->V - first : LA_UNIT, best);
     }
 }
 
-/* ---- drawing ----------------------------------------------------------------------------------- */
+/* Makes *v the row after the rules, in the thread's own scratch. */
+static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v)
+{
+    if (r->allowed != NULL) {
+        v->k->mask(r->allowed, v->x, own->ruled, v->V);
+        v->k->block_max(own->ruled, v->V, own->ruled_best);
+    }
+    else {
+        memcpy(own->ruled, v->x, (size_t)v->V * sizeof(float));
+        memcpy(own->ruled_best, v->best, (size_t)v->units * sizeof(float));
+    }
+    for (int i = 0; i < r->n_ban; i++) {
+        set_logit(v, own, r->ban_ids[i], -INFINITY);
+    }
+    for (int i = 0; i < r->n_bias; i++) {
+        set_logit(v, own, r->bias_ids[i], own->ruled[r->bias_ids[i]] + r->bias[i]);
+    }
+    for (int i = 0; i < r->n_seen; i++) {
+        float x = own->ruled[r->seen_ids[i]];
+        x = x > 0.0f ? x / r->repetition : x * r->repetition;
+        if (r->seen_counts[i] > 0) {
+            x -= r->frequency * (float)r->seen_counts[i] + r->presence;
+        }
+        set_logit(v, own, r->seen_ids[i], x);
+    }
+    v->x = own->ruled;
+    v->best = own->ruled_best;
+}
 
-/* Below, p holds exp(logit - max) by id: the best has 1, ruled-out ids 0. */
+/* ---- candidates, best first --------------------------------------------------------------------- */
 
-static double mass(const float *p, const int32_t *ids, int n)
+/* A row under its temperature: p = exp(x * scale - top), 1 for the best. */
+typedef struct tempered {
+    float scale, top;
+} tempered;
+
+/* Candidates in id order with their p, never 0, and how much lies in each bucket of p. Few buckets are
+ * ever sorted: those in which a set ends or a draw falls. */
+typedef struct shortlist {
+    const float *p;     /* [n] */
+    const int32_t *ids; /* [n] */
+    int n;
+    int32_t *members; /* [n] scratch: candidates of one bucket, best first */
+    double mass[BUCKETS];
+    int count[BUCKETS];
+} shortlist;
+
+/* 0 for 1, more for less. */
+static int bucket_of(float p)
+{
+    int32_t bits;
+    memcpy(&bits, &p, sizeof bits);
+    int b = (0x3f800000 - bits) >> BUCKET_SHIFT;
+    return b < BUCKETS - 1 ? b : BUCKETS - 1;
+}
+
+/* No p of buckets 0..b lies below it. */
+static float bucket_floor(int b)
+{
+    int32_t bits = 0x3f800000 - ((b + 1) << BUCKET_SHIFT);
+    float p;
+    memcpy(&p, &bits, sizeof p);
+    return b < BUCKETS - 1 ? p : 0x1p-149f;
+}
+
+static void list_fill(shortlist *l)
+{
+    memset(l->mass, 0, sizeof l->mass);
+    memset(l->count, 0, sizeof l->count);
+    for (int i = 0; i < l->n; i++) {
+        int b = bucket_of(l->p[i]);
+        l->mass[b] += (double)l->p[i];
+        l->count[b]++;
+    }
+}
+
+/* Where a walk down the list ended: members and mass up to there, the last one's id. */
+typedef struct mark {
+    int n;
+    double mass;
+    int32_t id;
+} mark;
+
+static int list_members(const shortlist *l, int bucket)
+{
+    int n = 0;
+    for (int i = 0; i < l->n; i++) {
+        if (bucket_of(l->p[i]) == bucket) {
+            l->members[n++] = i;
+        }
+    }
+    heap_make(l->p, l->members, n); /* members are in id order, so index ties are id ties */
+    heap_sort(l->p, l->members, n);
+    return n;
+}
+
+/* Down the list until `limit` members or a mass of `want` are reached. */
+static mark list_walk(const shortlist *l, int limit, double want)
+{
+    mark at = {0, 0.0, l->ids[0]};
+    for (int b = 0; b < BUCKETS && at.n < l->n; b++) {
+        if (l->count[b] == 0) {
+            continue;
+        }
+        if (at.n + l->count[b] < limit && at.mass + l->mass[b] < want) {
+            at.n += l->count[b];
+            at.mass += l->mass[b];
+            continue;
+        }
+        int n = list_members(l, b);
+        for (int i = 0; i < n; i++) {
+            at.n++;
+            at.mass += (double)l->p[l->members[i]];
+            at.id = l->ids[l->members[i]];
+            if (at.n >= limit || at.mass >= want) {
+                return at;
+            }
+        }
+    }
+    return at;
+}
+
+/* Everything whose p is at least `least`, into own->ids and own->probs; returns how many. */
+static int gather(const view *v, tempered t, float least, const la_cpu_local *own)
+{
+    /* A bound on logits that surely lets them pass; exp then decides. */
+    double slack = 0.01 + fabs((double)t.top) * 0x1p-20;
+    double thr = ((double)t.top + log((double)least) - slack) / (double)t.scale;
+    int n = above(v, nextafterf((float)thr, -INFINITY), own->units, own->ids), kept = 0;
+    for (int i = 0; i < n; i++) {
+        own->probs[i] = v->x[own->ids[i]];
+    }
+    v->k->exp_sub(own->probs, t.scale, t.top, own->probs, n);
+    for (int i = 0; i < n; i++) {
+        if (own->probs[i] >= least) {
+            own->probs[kept] = own->probs[i];
+            own->ids[kept++] = own->ids[i];
+        }
+    }
+    return kept;
+}
+
+static double mass_of(const float *p, int n)
 {
     double sum = 0.0;
     for (int i = 0; i < n; i++) {
-        sum += (double)p[ids[i]];
+        sum += (double)p[i];
     }
     return sum;
 }
 
-/* The id at which the running sum passes u of the total. */
+/* A p that the k best reach: that many units have a value as large. */
+static float least_of_best(const view *v, tempered t, int k, const la_cpu_local *own)
+{
+    int count[BUCKETS] = {0}, n = 0;
+    v->k->exp_sub(v->best, t.scale, t.top, own->probs, v->units);
+    for (int u = 0; u < v->units; u++) {
+        if (own->probs[u] > 0.0f) {
+            count[bucket_of(own->probs[u])]++;
+        }
+    }
+    for (int b = 0; b < BUCKETS; b++) {
+        n += count[b];
+        if (n >= k) {
+            return bucket_floor(b);
+        }
+    }
+    return 0x1p-149f;
+}
+
+/* ---- drawing ----------------------------------------------------------------------------------- */
+
+/* The id at which the running sum passes u of the total, in id order. */
 static int32_t draw_from(const float *p, const int32_t *ids, int n, double u)
 {
-    double total = mass(p, ids, n), sum = 0.0;
+    double total = mass_of(p, n), sum = 0.0;
     for (int i = 0; i < n; i++) {
-        sum += (double)p[ids[i]];
+        sum += (double)p[i];
         if (sum > u * total) {
             return ids[i];
         }
@@ -154,155 +376,208 @@ static int32_t draw_from(const float *p, const int32_t *ids, int n, double u)
     return ids[n - 1];
 }
 
-/* The same over the whole vocabulary in id order. */
-static int32_t draw_any(const float *p, int V, double u)
-{
-    double total = 0.0, sum = 0.0;
-    int32_t last = 0;
-    for (int i = 0; i < V; i++) {
-        total += (double)p[i];
-    }
-    for (int i = 0; i < V; i++) {
-        sum += (double)p[i];
-        last = p[i] > 0.0f ? i : last;
-        if (sum > u * total) {
-            return i;
-        }
-    }
-    return last;
-}
-
-/* Ids whose probability is at least `least` of the best's, in id order. */
-static int survivors(const la_kernels *k, const float *p, int V, float least, int32_t *ids)
-{
-    return k->select_above(p, V, nextafterf(least, -INFINITY), ids, V);
-}
-
-/* How many of n sorted ids it takes to reach `want` of probability; at least one. */
-static int nucleus(const float *p, const int32_t *ids, int n, double want)
+/* The same over the whole vocabulary: by slices, then inside one. */
+static int32_t draw_any(const view *v, tempered t, const la_mass *mass, double total, double u,
+                        const la_cpu_local *own)
 {
     double sum = 0.0;
+    int at = 0;
+    for (; at + LA_SLICE < v->V && !(sum + mass[at / LA_SLICE].tempered > u * total);
+         at += LA_SLICE) {
+        sum += mass[at / LA_SLICE].tempered;
+    }
+    int n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE, last = -1;
+    v->k->exp_sub(v->x + at, t.scale, t.top, own->probs, n);
     for (int i = 0; i < n; i++) {
-        sum += (double)p[ids[i]];
-        if (sum >= want) {
-            return i + 1;
+        sum += (double)own->probs[i];
+        last = own->probs[i] > 0.0f ? i : last;
+        if (sum > u * total) {
+            return at + i;
         }
     }
-    return n;
+    float unused;
+    return last >= 0 ? at + last : best_id(v, &unused);
 }
 
-/* The smallest set of best ids that holds top_p of what min_p leaves, best first. Candidates are
- * gathered above falling thresholds until they hold enough, so only few are ever sorted. */
-static int top_p_set(const la_kernels *k, const la_sample_row *r, const float *p, int V,
-                     int32_t *ids)
+/* The smallest set of best candidates that holds top_p of what min_p leaves, or of the top_k best. */
+static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, double total,
+                         const la_cpu_local *own)
 {
-    float least = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
-    double want = (double)r->top_p * mass(p, ids, survivors(k, p, V, least, ids));
-    int n = 0;
-    for (float above = 0x1p-4f;; above *= 0x1p-4f) {
-        n = survivors(k, p, V, above > least ? above : least, ids);
-        if (above <= least || mass(p, ids, n) >= want) {
-            break;
-        }
-    }
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift_down(p, ids, n, i);
-    }
-    heap_sort(p, ids, n);
-    return nucleus(p, ids, n, want);
-}
-
-/* The top_k best of what min_p leaves, cut to top_p of their own probability, best first. */
-static int top_k_set(const la_kernels *k, const la_sample_row *r, const float *p, int V,
-                     int32_t *ids)
-{
-    int n = r->top_k < V ? r->top_k : V;
-    best_of(k, p, V, n, ids);
-    while (n > 1 && (p[ids[n - 1]] < r->min_p || p[ids[n - 1]] == 0.0f)) {
-        n--;
-    }
-    return r->top_p < 1.0f ? nucleus(p, ids, n, (double)r->top_p * mass(p, ids, n)) : n;
-}
-
-/* x: logits after the rules, overwritten. */
-static int32_t draw(const la_kernels *k, const la_sample_row *r, float *x, int V, int32_t *ids)
-{
-    float max;
-    k->softcap(x, 1.0f / r->temperature, 0.0f, V);
-    int best = k->argmax(x, V, &max);
-    if (!(max > -INFINITY) || max == INFINITY) {
-        return best; /* nothing is left to choose from, or one infinite logit */
-    }
-    k->exp_sub(x, max, x, V);
-    double u = uniform(r);
-    int n;
+    shortlist l = {.p = own->probs, .ids = own->ids, .members = (int32_t *)(void *)own->ruled};
+    float floor = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
+    double want = INFINITY, u = uniform(r);
+    int limit = r->top_k > 0 ? r->top_k : v->V;
     if (r->top_k > 0) {
-        n = top_k_set(k, r, x, V, ids);
-    }
-    else if (r->top_p < 1.0f) {
-        n = top_p_set(k, r, x, V, ids);
-    }
-    else if (r->min_p > 0.0f) {
-        n = survivors(k, x, V, r->min_p, ids);
+        float least = least_of_best(v, t, limit, own);
+        l.n = gather(v, t, least > floor ? least : floor, own);
     }
     else {
-        return draw_any(x, V, u);
+        if (r->min_p > 0.0f) {
+            total = mass_of(own->probs, gather(v, t, floor, own));
+        }
+        want = (double)r->top_p * total;
+        /* Above falling thresholds, until they hold enough. */
+        for (float least = 0x1p-4f;; least = least > 0x1p-32f ? least * least : floor) {
+            l.n = gather(v, t, least > floor ? least : floor, own);
+            if (least <= floor || mass_of(own->probs, l.n) >= want) {
+                break;
+            }
+        }
     }
-    return draw_from(x, ids, n, u);
+    list_fill(&l);
+    mark end = list_walk(&l, limit, want);
+    if (r->top_k > 0 && r->top_p < 1.0f) {
+        end = list_walk(&l, end.n, (double)r->top_p * end.mass);
+    }
+    /* past u of it, not at it */
+    return list_walk(&l, end.n, nextafter(u * end.mass, INFINITY)).id;
+}
+
+/* Sums of exp of every slice of a row under its temperature. */
+static void sum_row(const view *v, tempered t, la_mass *mass)
+{
+    for (int at = 0; at < v->V; at += LA_SLICE) {
+        int n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
+        mass[at / LA_SLICE].tempered = v->k->sum_exp(v->x + at, t.scale, t.top, n);
+    }
+}
+
+/* Whether a draw needs the mass of the whole vocabulary. */
+static int needs_mass(const la_sample_row *r)
+{
+    return r->target == -1 && r->temperature > 0.0f && r->top_k == 0 && r->min_p == 0.0f;
+}
+
+/* summed: whether mass holds the row's tempered sums. */
+static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int summed,
+                    const la_cpu_local *own)
+{
+    tempered t = {.scale = 1.0f / r->temperature};
+    float best;
+    double total = 0.0;
+    (void)v->k->argmax(v->best, v->units, &best);
+    t.top = best * t.scale;
+    if (!(t.top > -INFINITY) || t.top == INFINITY) {
+        /* nothing is left to choose from, or one infinite logit */
+        memcpy(own->probs, v->x, (size_t)v->V * sizeof(float));
+        v->k->softcap(own->probs, t.scale, 0.0f, v->V);
+        return v->k->argmax(own->probs, v->V, &best);
+    }
+    if (needs_mass(r) && !summed) {
+        sum_row(v, t, mass);
+    }
+    for (int s = 0; needs_mass(r) && s < la_ceil_div(v->V, LA_SLICE); s++) {
+        total += mass[s].tempered;
+    }
+    if (r->top_k > 0 || r->top_p < 1.0f) {
+        return draw_best(v, r, t, total, own);
+    }
+    if (r->min_p > 0.0f) {
+        int n = gather(v, t, r->min_p, own);
+        return draw_from(own->probs, own->ids, n, uniform(r));
+    }
+    return draw_any(v, t, mass, total, uniform(r), own);
 }
 
 /* ---- a row -------------------------------------------------------------------------------------- */
 
-static void report_logprobs(const la_kernels *k, const la_sample_row *r, const float *x, int V,
-                            int32_t token, int32_t *ids)
+static int wants_logprobs(const la_sample_row *r)
+{
+    return r->n_top >= 0 && r->target >= -1;
+}
+
+static void report_logprobs(const view *v, const la_sample_row *r, const la_mass *mass,
+                            int32_t token, const la_cpu_local *own)
 {
     float max;
-    (void)k->argmax(x, V, &max);
-    double lse = (double)max + log(k->sum_exp(x, max, V));
-    *r->out_logprob = (float)((double)x[token] - lse);
-    *r->out_rank = 1 + k->select_above(x, V, x[token], ids, 0);
+    double sum = 0.0;
+    (void)v->k->argmax(v->best, v->units, &max);
+    for (int s = 0; s < la_ceil_div(v->V, LA_SLICE); s++) {
+        sum += mass[s].raw;
+    }
+    double lse = (double)max + log(sum);
+    *r->out_logprob = (float)((double)v->x[token] - lse);
+    *r->out_rank = 1 + above(v, v->x[token], own->units, NULL);
     if (r->n_top > 0) {
-        best_of(k, x, V, r->n_top, r->top_ids);
+        best_n(v, r->n_top, own, r->top_ids);
         for (int i = 0; i < r->n_top; i++) {
-            r->top_logprobs[i] = (float)((double)x[r->top_ids[i]] - lse);
+            r->top_logprobs[i] = (float)((double)v->x[r->top_ids[i]] - lse);
         }
     }
 }
 
-static int32_t choose(const la_kernels *k, const la_sample_row *r, const float *x, int V,
-                      const la_cpu_local *own)
+static int32_t choose(view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
 {
-    float max;
-    if (r->temperature <= 0.0f && !changes_logits(r)) {
-        return k->argmax(x, V, &max);
+    int ruled = changes_logits(r);
+    if (ruled) {
+        apply_rules(r, own, &v);
     }
-    memcpy(own->probs, x, (size_t)V * sizeof(float));
-    apply_rules(r, own->probs, V);
-    if (r->temperature <= 0.0f) {
-        return k->argmax(own->probs, V, &max);
+    float value;
+    return r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own);
+}
+
+static view view_of(const la_ctx *c, la_rows logits, int i)
+{
+    int V = c->m->desc.n_vocab;
+    return (view){&la_cpu_of(c)->k, logits.p + (int64_t)i * logits.ld,
+                  c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
+}
+
+/* The sums over the vocabulary that rows want of their logits as they are, by all threads. */
+static void sum_slices(la_ctx *c, int first, la_rows logits)
+{
+    int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE), any = 0;
+    int begin = la_cpu_share(n_slices, c->tid, c->nth);
+    int end = la_cpu_share(n_slices, c->tid + 1, c->nth);
+    for (int i = 0; i < logits.n; i++) {
+        const la_sample_row *r = &c->batch->rows[first + i];
+        int raw = wants_logprobs(r), warm = needs_mass(r) && !changes_logits(r);
+        if (!raw && !warm) {
+            continue;
+        }
+        view v = view_of(c, logits, i);
+        la_mass *mass = c->w->mass + (int64_t)i * n_slices;
+        float best, scale = warm ? 1.0f / r->temperature : 1.0f;
+        (void)v.k->argmax(v.best, v.units, &best);
+        for (int s = begin; s < end; s++) {
+            int at = s * LA_SLICE, n = v.V - at < LA_SLICE ? v.V - at : LA_SLICE;
+            if (raw) {
+                mass[s].raw = v.k->sum_exp(v.x + at, 1.0f, best, n);
+            }
+            if (warm) {
+                mass[s].tempered = raw && scale == 1.0f
+                                       ? mass[s].raw
+                                       : v.k->sum_exp(v.x + at, scale, best * scale, n);
+            }
+        }
+        any = 1;
     }
-    return draw(k, r, own->probs, V, own->ids);
+    if (any) { /* rows are the same for all threads, so all meet or none does */
+        la_cpu_barrier(c);
+    }
 }
 
 void la_cpu_sample(la_ctx *c, int first, la_rows logits)
 {
-    const la_kernels *k = &la_cpu_of(c)->k;
-    int V = c->m->desc.n_vocab;
+    int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE);
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    for (int i = c->tid; i < logits.n; i += c->nth) {
+    sum_slices(c, first, logits);
+    int end = la_cpu_share(logits.n, c->tid + 1, c->nth);
+    for (int i = la_cpu_share(logits.n, c->tid, c->nth); i < end; i++) {
         const la_sample_row *r = &c->batch->rows[first + i];
-        const float *x = logits.p + (int64_t)i * logits.ld;
+        la_mass *mass = c->w->mass + (int64_t)i * n_slices;
+        view v = view_of(c, logits, i);
         if (r->logits != NULL) {
-            memcpy(r->logits, x, (size_t)V * sizeof(float));
+            memcpy(r->logits, v.x, (size_t)v.V * sizeof(float));
         }
         int32_t token = r->target;
         if (token == -1) {
-            token = choose(k, r, x, V, &own);
+            token = choose(v, r, mass, &own);
             *r->out_token = token;
         }
-        if (r->n_top >= 0 && token >= 0) {
-            report_logprobs(k, r, x, V, token, own.ids);
+        if (wants_logprobs(r)) {
+            report_logprobs(&v, r, mass, token, &own);
         }
     }
     la_cpu_barrier(c);

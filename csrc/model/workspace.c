@@ -60,6 +60,9 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     w->h = carve_rows(w, T, d->d_ffn);
     w->last = carve_rows(w, w->logit_rows, d->d_model);
     w->logits = carve_rows(w, w->logit_rows, d->n_vocab);
+    w->best = carve_rows(w, w->logit_rows, la_ceil_div(d->n_vocab, LA_UNIT));
+    size_t slices = (size_t)la_ceil_div(d->n_vocab, LA_SLICE);
+    w->mass = (la_mass *)(void *)carve(w, (size_t)w->logit_rows * slices * sizeof *w->mass);
     w->pos = (int *)(void *)carve(w, (size_t)T * sizeof(int));
     w->page = (int32_t *)(void *)carve(w, (size_t)T * sizeof(int32_t));
     ops->scratch(d, T, &w->shared_bytes, &w->local_bytes);

@@ -485,14 +485,14 @@ static PyObject *sum_exp(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox;
-    float max;
+    float s, max;
     la_call c;
-    if (!PyArg_ParseTuple(args, "sOf:sum_exp", &isa, &ox, &max)) {
+    if (!PyArg_ParseTuple(args, "sOff:sum_exp", &isa, &ox, &s, &max)) {
         return NULL;
     }
     call_begin(&c, isa);
     const float *x = call_in(&c, ox, "x", ANY);
-    double sum = c.ok ? c.t.sum_exp(x, max, c.n) : 0.0;
+    double sum = c.ok ? c.t.sum_exp(x, s, max, c.n) : 0.0;
     PyObject *done = call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? PyFloat_FromDouble(sum) : NULL;
@@ -502,16 +502,16 @@ static PyObject *exp_sub(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox, *oy;
-    float max;
+    float s, max;
     la_call c;
-    if (!PyArg_ParseTuple(args, "sOfO:exp_sub", &isa, &ox, &max, &oy)) {
+    if (!PyArg_ParseTuple(args, "sOffO:exp_sub", &isa, &ox, &s, &max, &oy)) {
         return NULL;
     }
     call_begin(&c, isa);
     const float *x = call_in(&c, ox, "x", ANY);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
-        c.t.exp_sub(x, max, y, c.n);
+        c.t.exp_sub(x, s, max, y, c.n);
     }
     return call_end(&c);
 }
@@ -534,6 +534,43 @@ static PyObject *select_above(PyObject *Py_UNUSED(self), PyObject *args)
     PyObject *done = call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? PyLong_FromLong(found) : NULL;
+}
+
+static PyObject *block_max(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *oout;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOO:block_max", &isa, &ox, &oout)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    int n = c.n;
+    float *out = call_out(&c, oout, "out", (n + 31) / 32);
+    if (c.ok) {
+        c.t.block_max(x, n, out);
+    }
+    return call_end(&c);
+}
+
+static PyObject *mask(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa;
+    PyObject *obits, *ox, *oy;
+    la_call c;
+    if (!PyArg_ParseTuple(args, "sOOO:mask", &isa, &obits, &ox, &oy)) {
+        return NULL;
+    }
+    call_begin(&c, isa);
+    const float *x = call_in(&c, ox, "x", ANY);
+    int n = c.n;
+    const int32_t *bits = call_take(&c, obits, "bits", 'i', (n + 31) / 32);
+    float *y = call_out(&c, oy, "y", n);
+    if (c.ok) {
+        c.t.mask((const uint32_t *)bits, x, y, n);
+    }
+    return call_end(&c);
 }
 
 static PyMethodDef methods[] = {
@@ -566,10 +603,14 @@ static PyMethodDef methods[] = {
     {"attend_finish", attend_finish, METH_VARARGS,
      "attend_finish(isa, o, l, out): out [d] = o / l, 0 where l is 0."},
     {"argmax", argmax, METH_VARARGS, "argmax(isa, x) -> (lowest index of the largest, its value)."},
-    {"sum_exp", sum_exp, METH_VARARGS, "sum_exp(isa, x, max) -> sum of exp(x - max)."},
-    {"exp_sub", exp_sub, METH_VARARGS, "exp_sub(isa, x, max, y): y [n] = exp(x - max)."},
+    {"block_max", block_max, METH_VARARGS,
+     "block_max(isa, x, out): out [ceil(n/32)] = the largest of every 32 values."},
+    {"sum_exp", sum_exp, METH_VARARGS, "sum_exp(isa, x, s, max) -> sum of exp(x * s - max)."},
+    {"exp_sub", exp_sub, METH_VARARGS, "exp_sub(isa, x, s, max, y): y [n] = exp(x * s - max)."},
     {"select_above", select_above, METH_VARARGS,
      "select_above(isa, x, thr, out) -> how many x exceed thr; out: int32, takes the first."},
+    {"mask", mask, METH_VARARGS,
+     "mask(isa, bits, x, y): y [n] = x where the bit is set, else -inf; bits: int32, 32 a word."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -40,6 +40,16 @@ LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y)
 {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_GT_OQ));
 }
+LA_INLINE uint32_t v_gt_bits(vf a, vf b)
+{
+    return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ));
+}
+LA_INLINE vf v_pick(uint32_t bits, vf a, vf b)
+{
+    const vi lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    vi set = _mm256_and_si256(_mm256_set1_epi32((int)bits), lane);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, lane)));
+}
 
 LA_INLINE vi vi_set1(int32_t x) { return _mm256_set1_epi32(x); }
 LA_INLINE vi vi_loadu(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
@@ -48,6 +58,12 @@ LA_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
+LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
+{
+    for (; bits != 0; bits &= bits - 1) {
+        *p++ = first + __builtin_ctz(bits);
+    }
+}
 LA_INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
 LA_INLINE vi vi_sar(vi a, int n) { return _mm256_srai_epi32(a, n); }
@@ -76,7 +92,6 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
 }
 /* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
 LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a unsigned */
-LA_INLINE vi vi_sar(vi a, int n) { return _mm256_srai_epi32(a, n); }
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 LA_INLINE vi vi_low8x2(vi a) { return _mm256_unpacklo_epi8(a, a); } /* each of the low 8 twice */
 LA_INLINE vi vi_high8x2(vi a) { return _mm256_unpackhi_epi8(a, a); }

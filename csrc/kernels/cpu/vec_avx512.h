@@ -42,6 +42,11 @@ LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y)
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
+LA_INLINE uint32_t v_gt_bits(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+LA_INLINE vf v_pick(uint32_t bits, vf a, vf b)
+{
+    return _mm512_mask_blend_ps((__mmask16)bits, b, a);
+}
 
 LA_INLINE vi vi_set1(int32_t x) { return _mm512_set1_epi32(x); }
 LA_INLINE vi vi_loadu(const void *p) { return _mm512_loadu_si512(p); }
@@ -50,6 +55,13 @@ LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
+{
+    const vi lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    /* compressed in a register: the store that compresses is microcode on Zen 4 */
+    vi ids = _mm512_maskz_compress_epi32((__mmask16)bits, vi_add(lane, vi_set1(first)));
+    vi_storeu(p, ids);
+}
 LA_INLINE vi vi_shl(vi a, int n) { return _mm512_slli_epi32(a, n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm512_srli_epi32(a, n); }
 LA_INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); }
@@ -77,7 +89,6 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
 }
 /* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
 LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm512_maddubs_epi16(a, b); } /* a unsigned */
-LA_INLINE vi vi_sar(vi a, int n) { return _mm512_srai_epi32(a, n); }
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm512_madd_epi16(a, b); }
 LA_INLINE vi vi_low8x2(vi a) { return _mm512_unpacklo_epi8(a, a); } /* each of the low 8 twice */
 LA_INLINE vi vi_high8x2(vi a) { return _mm512_unpackhi_epi8(a, a); }

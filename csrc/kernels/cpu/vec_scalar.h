@@ -36,6 +36,10 @@ LA_INLINE vf v_abs(vf a) { return fabsf(a); }
 LA_INLINE vf v_round(vf a) { return rintf(a); } /* to nearest even */
 /* a > b ? x : y, lane by lane */
 LA_INLINE vf v_gt_select(vf a, vf b, vf x, vf y) { return a > b ? x : y; }
+/* bit i: lane i of a > b */
+LA_INLINE uint32_t v_gt_bits(vf a, vf b) { return a > b; }
+/* lane i of a where bit i is set, else of b */
+LA_INLINE vf v_pick(uint32_t bits, vf a, vf b) { return (bits & 1u) != 0 ? a : b; }
 
 LA_INLINE vi vi_set1(int32_t x) { return x; }
 LA_INLINE vi vi_loadu(const void *p)
@@ -49,6 +53,13 @@ LA_INLINE vi vi_add(vi a, vi b) { return (vi)((uint32_t)a + (uint32_t)b); }
 LA_INLINE vi vi_and(vi a, vi b) { return a & b; }
 LA_INLINE vi vi_or(vi a, vi b) { return a | b; }
 LA_INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
+/* first + i for every set bit i, ascending; VL entries of p may be written */
+LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
+{
+    if ((bits & 1u) != 0) {
+        *p = first;
+    }
+}
 LA_INLINE vi vi_shl(vi a, int n) { return (vi)((uint32_t)a << n); }
 LA_INLINE vi vi_shr(vi a, int n) { return (vi)((uint32_t)a >> n); } /* zeros come in */
 LA_INLINE vi vi_sar(vi a, int n) { return a >> n; } /* copies of the sign come in */
