@@ -290,7 +290,9 @@ void la_cpu_sample(la_ctx *c, int first, la_rows logits)
     int V = c->m->desc.n_vocab;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    for (int i = c->tid; i < logits.n; i += c->nth) {
+    la_share share;
+    la_cpu_share_begin(c, &share, logits.n, NULL);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
         const la_sample_row *r = &c->batch->rows[first + i];
         const float *x = logits.p + (int64_t)i * logits.ld;
         if (r->logits != NULL) {
