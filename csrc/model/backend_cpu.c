@@ -323,6 +323,7 @@ static void describe(const la_backend *b, la_backend_info *out)
     const la_cpu_backend *cpu = (const la_cpu_backend *)b;
     out->name = b->ops->name;
     out->isa = la_cpu_isa_name((int)cpu->isa);
+    out->n_asked = cpu->n_asked;
     out->n_threads = b->n_threads;
     out->n_cpus = la_cpu_count();
     out->slots = cpu->slot_names;
@@ -404,7 +405,8 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out)
     la_kernels_select(cpu->isa, &cpu->k, which);
     LA_TRY(name_slots(cpu, which));
     cpu->head.ops = &cpu_ops;
-    cpu->head.n_threads = n_threads != 0 ? n_threads : la_cpu_count();
+    cpu->n_asked = n_threads;
+    cpu->head.n_threads = la_cpu_threads(n_threads);
     LA_TRY(la_pool_create(cpu->head.n_threads, &cpu->pool));
     *out = &cpu->head;
     cpu = NULL;

@@ -25,6 +25,7 @@ typedef struct la_cpu_backend {
     la_pool *pool;
     la_kernels k;
     la_isa isa;
+    int n_asked; /* threads */
     const char **slot_names; /* [slots + 1] */
     const char **slot_isas;  /* [slots + 1] */
 } la_cpu_backend;
