@@ -2,8 +2,8 @@
  *
  * A barrier is two epochs: every worker publishes its arrival on a cache line of its own, thread 0
  * gathers them and publishes the release. No counter is shared by writers (a fetch-and-add would move
- * one line through every core). A run is started by the same release word, so a worker waits for one
- * thing only.
+ * one line through every core). A run is started by a word of each worker's, so those that sit a run out
+ * sleep on.
  *
  * A share is one word a worker: phase, first and last item left. Both ends move by compare-and-swap, and
  * whoever comes first, its owner or a thief, replaces the word of an earlier phase by the range that
@@ -28,8 +28,11 @@ enum {
      * thread costs a neighbour its processor. */
     SPIN_LEAST = 4000, /* when waits have been long, or threads outnumber processors */
     SPIN_PHASE = 60000,
-    SPIN_RUN = 200000, /* for the next run, which is a step away */
-    VICTIMS = 8        /* ranges looked at for work: bounds the end of a phase with many threads */
+    SPIN_RUN = 200000,       /* for the next run, which is a step away */
+    CROWD_WINDOW = 50000000, /* ns of steps that are judged together */
+    CROWD_PAUSE = 100000000,
+    CROWD_PAUSE_MOST = 2000000000,
+    VICTIMS = 8 /* ranges looked at for work: bounds the end of a phase with many threads */
 };
 
 /* A word others wait on, and how many sleep on it. */
@@ -39,21 +42,35 @@ typedef struct la_signal {
 } la_signal;
 
 typedef struct la_worker {
+    la_signal go; /* runs this thread is to take part in */
     la_signal arrived;
     _Alignas(LINE) _Atomic uint64_t left; /* of its range: see share_word */
     _Alignas(LINE) la_pool *pool;
     pthread_t thread;
     int tid;
-    uint32_t round;      /* barriers passed; private to the thread, as are the next two */
+    uint32_t runs;       /* what go was set to last; thread 0's */
+    uint32_t round;      /* barriers passed; private to the thread in a run, as are the next four */
     uint32_t phase;      /* shares begun */
     int64_t spin;        /* ns it spins in a run before it sleeps */
-    int64_t allocations; /* of the last run; thread 0 reads it behind the last barrier */
+    int64_t slept;       /* of the last run, ns */
+    int64_t lost;        /* of the last run, ns it could have run but others did */
+    int64_t allocations; /* of the last run; thread 0 reads these two behind the last barrier */
 } la_worker;
+
+/* What steps lost to others lately, and what follows from it. */
+typedef struct la_crowd {
+    int in_step; /* threads that take part in a step */
+    int64_t seen, lost;
+    int64_t pause, retry; /* how long to wait with another try, and until when */
+} la_crowd;
 
 struct la_pool {
     la_signal release;
     la_worker *workers; /* [n] worker 0 is the caller */
     int n;
+    int active;            /* take part in this run */
+    uint32_t round, phase; /* thread 0's when this run began */
+    la_crowd crowd;
     int n_started;
     int crowded; /* more threads than processors */
     int stop;    /* written before a release, read after it */
@@ -83,16 +100,16 @@ static void signal_set(la_signal *s, uint32_t epoch)
     }
 }
 
-static int64_t now_ns(void)
+static int64_t clock_ns(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 /* Returns when the epoch is `want` or later: thread 0 may already have started the next run. Spins for
- * `spin` ns, then sleeps; the result is how long it took, 0 if it was short. */
-static int64_t signal_wait(la_signal *s, uint32_t want, int64_t spin)
+ * `spin` ns, then sleeps and adds to *slept; the result is how long it took, 0 if it was short. */
+static int64_t signal_wait(la_signal *s, uint32_t want, int64_t spin, int64_t *slept)
 {
     int64_t start = 0, now = 0;
     while (now - start <= spin) {
@@ -102,7 +119,7 @@ static int64_t signal_wait(la_signal *s, uint32_t want, int64_t spin)
             }
             cpu_relax();
         }
-        now = now_ns();
+        now = clock_ns(CLOCK_MONOTONIC);
         start = start == 0 ? now : start;
     }
     atomic_fetch_add(&s->sleepers, 1);
@@ -114,7 +131,9 @@ static int64_t signal_wait(la_signal *s, uint32_t want, int64_t spin)
         syscall(SYS_futex, &s->epoch, FUTEX_WAIT_PRIVATE, epoch, NULL, NULL, 0);
     }
     atomic_fetch_sub(&s->sleepers, 1);
-    return now_ns() - start;
+    int64_t end = clock_ns(CLOCK_MONOTONIC);
+    *slept += end - now;
+    return end - start;
 }
 
 /* A wait inside a run. After long ones, when others want this processor or that of the one waited for,
@@ -122,7 +141,7 @@ static int64_t signal_wait(la_signal *s, uint32_t want, int64_t spin)
 static void wait_in_run(la_worker *me, la_signal *s, uint32_t want)
 {
     int64_t most = me->pool->crowded ? SPIN_LEAST : SPIN_PHASE;
-    int64_t took = signal_wait(s, want, me->spin);
+    int64_t took = signal_wait(s, want, me->spin, &me->slept);
     if (took < 2 * SPIN_PHASE) {
         me->spin = most;
     }
@@ -140,7 +159,7 @@ void la_pool_barrier(la_pool *p, int tid)
         wait_in_run(me, &p->release, round);
         return;
     }
-    for (int i = 1; i < p->n; i++) {
+    for (int i = 1; i < p->active; i++) {
         wait_in_run(me, &p->workers[i].arrived, round);
     }
     signal_set(&p->release, round);
@@ -156,7 +175,7 @@ static uint64_t share_word(uint32_t phase, int head, int tail)
 
 static int share_bound(const la_share *s, int tid)
 {
-    return s->bounds != NULL ? s->bounds[tid] : (int)((int64_t)s->n * tid / s->pool->n);
+    return s->bounds != NULL ? s->bounds[tid] : (int)((int64_t)s->n * tid / s->pool->active);
 }
 
 /* Takes up to `most` items from an end of a thread's range. */
@@ -198,8 +217,8 @@ void la_share_begin(la_share *s, la_pool *p, int tid, int n, const int *bounds)
 
 int la_share_next(la_share *s, int most, int *first)
 {
-    for (; s->victim < s->pool->n && s->victim <= VICTIMS; s->victim++) {
-        int tid = (s->tid + s->victim) % s->pool->n;
+    for (; s->victim < s->pool->active && s->victim <= VICTIMS; s->victim++) {
+        int tid = (s->tid + s->victim) % s->pool->active;
         int n = share_take(s, tid, s->victim == 0 ? most : 1, first);
         if (n > 0) {
             return n;
@@ -211,38 +230,101 @@ int la_share_next(la_share *s, int most, int *first)
 
 /* ---- runs ------------------------------------------------------------------------------------ */
 
+/* A thread's part of a run. */
+static void take_part(la_worker *me)
+{
+    la_pool *p = me->pool;
+    int64_t start = clock_ns(CLOCK_MONOTONIC), used = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    int64_t allocations = la_alloc_count();
+    me->slept = 0;
+    me->round = p->round;
+    me->phase = p->phase;
+    p->fn(p->arg, me->tid, p->active);
+    me->allocations = la_alloc_count() - allocations;
+    used = clock_ns(CLOCK_THREAD_CPUTIME_ID) - used;
+    me->lost = clock_ns(CLOCK_MONOTONIC) - start - used - me->slept;
+    la_pool_barrier(p, me->tid);
+}
+
 static void *worker_main(void *arg)
 {
     la_worker *me = arg;
-    la_pool *p = me->pool;
-    for (;;) {
-        signal_wait(&p->release, ++me->round, p->crowded ? SPIN_LEAST : SPIN_RUN);
-        if (p->stop) {
+    int64_t slept = 0;
+    for (uint32_t run = 1;; run++) {
+        signal_wait(&me->go, run, me->pool->crowded ? SPIN_LEAST : SPIN_RUN, &slept);
+        if (me->pool->stop) {
             return NULL;
         }
-        int64_t before = la_alloc_count();
-        p->fn(p->arg, me->tid, p->n);
-        me->allocations = la_alloc_count() - before;
-        la_pool_barrier(p, me->tid);
+        take_part(me);
+    }
+}
+
+/* On the first `active` threads; p->turn is held. */
+static void run_on(la_pool *p, int active, void (*fn)(void *arg, int tid, int nth), void *arg)
+{
+    p->fn = fn;
+    p->arg = arg;
+    p->active = active;
+    p->round = p->workers[0].round;
+    p->phase = p->workers[0].phase;
+    /* A thread that sat runs out may hold a share's number that comes round again. All before the first
+     * thread starts: it may take from the others at once. */
+    for (int i = 1; i < active; i++) {
+        atomic_store_explicit(&p->workers[i].left, share_word(p->phase, 0, 0),
+                              memory_order_relaxed);
+    }
+    for (int i = 1; i < active; i++) {
+        signal_set(&p->workers[i].go, ++p->workers[i].runs);
+    }
+    take_part(&p->workers[0]);
+    for (int i = 1; i < active; i++) {
+        la_alloc_count_add(p->workers[i].allocations);
     }
 }
 
 void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
 {
     pthread_mutex_lock(&p->turn);
-    if (p->n == 1) {
-        fn(arg, 0, 1);
+    run_on(p, p->n, fn, arg);
+    pthread_mutex_unlock(&p->turn);
+}
+
+/* Decides how many threads the next steps use, from what the last ones lost. A neighbour that keeps one
+ * processor busy makes every barrier wait for the thread that shares it, so a thread sits out, and is
+ * tried again after a time that grows while trials fail. Where neighbours are everywhere no thread is
+ * better off alone. */
+static void look_around(la_pool *p, int64_t took)
+{
+    la_crowd *c = &p->crowd;
+    for (int i = 0; i < p->active; i++) {
+        c->lost += p->workers[i].lost;
     }
-    else {
-        p->fn = fn;
-        p->arg = arg;
-        signal_set(&p->release, ++p->workers[0].round);
-        fn(arg, 0, p->n);
-        la_pool_barrier(p, 0);
-        for (int i = 1; i < p->n; i++) {
-            la_alloc_count_add(p->workers[i].allocations);
-        }
+    c->seen += took;
+    if (c->seen < CROWD_WINDOW) {
+        return;
     }
+    int64_t now = clock_ns(CLOCK_MONOTONIC);
+    int shared = !p->crowded && c->lost > c->seen / 3 && c->lost < c->seen * p->active * 2 / 5;
+    if (shared && c->in_step > 1) {
+        c->in_step--;
+        c->pause = 2 * c->pause < CROWD_PAUSE_MOST ? 2 * c->pause : CROWD_PAUSE_MOST;
+        c->retry = now + c->pause;
+    }
+    else if (c->in_step == p->n) {
+        c->pause = CROWD_PAUSE;
+    }
+    else if (now >= c->retry) {
+        c->in_step++;
+    }
+    c->seen = c->lost = 0;
+}
+
+void la_pool_step(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
+{
+    pthread_mutex_lock(&p->turn);
+    int64_t start = clock_ns(CLOCK_MONOTONIC);
+    run_on(p, p->crowd.in_step, fn, arg);
+    look_around(p, clock_ns(CLOCK_MONOTONIC) - start);
     pthread_mutex_unlock(&p->turn);
 }
 
@@ -252,8 +334,8 @@ void la_pool_free(la_pool *p)
         return;
     }
     p->stop = 1;
-    signal_set(&p->release, ++p->workers[0].round);
     for (int i = 1; i <= p->n_started; i++) {
+        signal_set(&p->workers[i].go, ++p->workers[i].runs);
         pthread_join(p->workers[i].thread, NULL);
     }
     pthread_mutex_destroy(&p->turn);
@@ -277,6 +359,7 @@ la_status la_pool_create(int n_threads, la_pool **out)
     }
     p->workers = workers;
     p->n = n_threads;
+    p->crowd = (la_crowd){.in_step = n_threads, .pause = CROWD_PAUSE};
     p->crowded = n_threads > la_cpu_count();
     pthread_mutex_init(&p->turn, NULL);
     for (int i = 0; i < n_threads; i++) {

@@ -35,6 +35,9 @@ void la_pool_free(la_pool *p);
 /* Runs fn(arg, tid, nth) on every thread, the caller being tid 0; returns when all are done.
  * Several callers take turns. */
 void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg);
+/* The same for runs of many short shares, on fewer threads where others keep some processors busy: nth
+ * may differ from call to call. */
+void la_pool_step(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg);
 /* Inside a run: returns when every thread of the run has called it. */
 void la_pool_barrier(la_pool *p, int tid);
 /* Inside a run, by every thread with the same n (at most LA_POOL_MAX_ITEMS) and the same bounds. A

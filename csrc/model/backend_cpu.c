@@ -172,7 +172,10 @@ static void step_thread(void *arg, int tid, int nth)
 static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
 {
     step_job job = {fn, proto};
-    la_pool_run(((la_cpu_backend *)b)->pool, step_thread, &job);
+    la_pool *pool = ((la_cpu_backend *)b)->pool;
+    /* Ops over many tokens are long enough for others to finish what a late thread leaves. */
+    (proto->batch->n_tokens <= LA_CPU_SHORT_STEP ? la_pool_step : la_pool_run)(pool, step_thread,
+                                                                               &job);
 }
 
 typedef struct pack_job {

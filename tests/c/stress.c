@@ -33,11 +33,13 @@ enum {
     N_LAYERS = 2,
     MAX_LEN = 256,
     MAX_CELLS = N_VOCAB * 2 * D_MODEL,
-    N_THREADS = 3,        /* of the engines' pool: more than the processors of a small machine */
-    N_TAKERS = 4,         /* of the pool whose shares are counted */
-    MAX_ITEMS = 300,      /* of a share */
-    N_SHARES = 400,       /* with random ranges and late threads */
-    N_TURNS = 0x10000 + 9 /* shares of two threads: their numbers wrap around */
+    N_THREADS = 3,   /* of the engines' pool: more than the processors of a small machine */
+    N_TAKERS = 4,    /* of the pool whose shares are counted */
+    MAX_ITEMS = 300, /* of a share */
+    N_STEPS = 200,
+    N_SHARES = 400,          /* with random ranges and late threads */
+    N_TURNS = 0x10000 + 999, /* shares of two threads: their numbers wrap around */
+    N_RUNS = 40              /* that shares are spread over */
 };
 
 typedef struct rng {
@@ -73,7 +75,8 @@ typedef struct share_job {
     int n_shares;
     int late;             /* one thread in each share stops for a while */
     int taken[MAX_ITEMS]; /* how often, by whoever took it: two at once are a race */
-    int stolen;           /* thread 0's items from others */
+    int stolen;           /* thread 0's pieces from others */
+    int n_threads, alone; /* of the last run; runs on one thread */
 } share_job;
 
 /* The same for all threads. Even shares have ranges of random length, some empty. */
@@ -94,6 +97,9 @@ static void take_shares(void *arg, int tid, int nth)
 {
     share_job *job = arg;
     rng r = {7};
+    if (tid == 0) {
+        job->n_threads = nth;
+    }
     for (int i = 0; i < job->n_shares; i++) {
         int bounds[N_TAKERS + 1], n = 1 + rng_below(&r, job->late ? MAX_ITEMS : 4);
         const int *ranges = random_bounds(&r, i % 2 == 0, n, nth, bounds);
@@ -123,13 +129,43 @@ static void take_shares(void *arg, int tid, int nth)
 static void stress_shares(int n_threads, int n_shares, int late)
 {
     static share_job job;
-    job = (share_job){.n_shares = n_shares, .late = late};
+    job = (share_job){.n_shares = n_shares / N_RUNS, .late = late};
     check(la_pool_create(n_threads, &job.pool) == LA_OK, "la_pool_create");
-    la_pool_run(job.pool, take_shares, &job);
+    for (int i = 0; i < N_RUNS; i++) {
+        la_pool_run(job.pool, take_shares, &job);
+    }
     la_pool_free(job.pool);
     check(!late || job.stolen > 0, "nobody took a late thread's items");
     printf("stress: %d shares of %d threads, thread 0 took %d pieces of others\n", n_shares,
            n_threads, job.stolen);
+}
+
+/* A neighbour that never lets go of its processor. */
+static void *burn(void *arg)
+{
+    atomic_int *stop = arg;
+    while (!atomic_load(stop)) {
+    }
+    return NULL;
+}
+
+/* Steps beside a neighbour: threads may sit steps out and come back, and no item may be lost. */
+static void stress_steps(void)
+{
+    static share_job job;
+    atomic_int stop = 0;
+    pthread_t neighbour;
+    job = (share_job){.n_shares = 20, .late = 1};
+    check(la_pool_create(2, &job.pool) == LA_OK, "la_pool_create");
+    check(pthread_create(&neighbour, NULL, burn, &stop) == 0, "pthread_create");
+    for (int i = 0; i < N_STEPS; i++) {
+        la_pool_step(job.pool, take_shares, &job);
+        job.alone += job.n_threads == 1;
+    }
+    atomic_store(&stop, 1);
+    check(pthread_join(neighbour, NULL) == 0, "pthread_join");
+    la_pool_free(job.pool);
+    printf("stress: %d steps beside a neighbour, %d of them on one thread\n", N_STEPS, job.alone);
 }
 
 /* ---- the model -------------------------------------------------------------------------------- */
@@ -347,6 +383,7 @@ int main(void)
     la_backend *backend = NULL;
     stress_shares(N_TAKERS, N_SHARES, 1);
     stress_shares(2, N_TURNS, 0);
+    stress_steps();
     check(la_backend_open("cpu", NULL, -N_THREADS, &backend) == LA_OK, "la_backend_open");
     la_model *model = make_model(backend);
     for (int e = 0; e < N_ENGINES; e++) {
