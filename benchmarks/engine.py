@@ -50,9 +50,9 @@ MATRIX_WEIGHTS = {
 VOCAB = {"smollm2": 49152, "qwen2.5-0.5b": 151936}
 
 
-def open_model(name: str, gguf: str | None) -> LLM:
-    """The model `name`, ready to run on all processors."""
-    limits = {"max_model_len": 1024, "max_num_seqs": 16}
+def open_model(name: str, gguf: str | None, threads: int | None = None) -> LLM:
+    """The model `name`, ready to run on all processors or with `threads`."""
+    limits = {"max_model_len": 1024, "max_num_seqs": 16, "threads": threads}
     if name == "smollm2":
         if gguf is None:
             raise SystemExit("smollm2 needs --gguf FILE or LLMACCEL_SMOLLM2")

@@ -41,6 +41,7 @@ typedef struct la_engine la_engine;
 typedef struct la_backend_info {
     const char *name;            /* "cpu" */
     const char *isa;             /* "scalar", "avx2", "avx512", "vnni", "bf16" */
+    int n_asked;                 /* threads asked for, 0: one per usable processor */
     int n_threads;               /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
     const char *const *slots;    /* kernel slot names, NULL-terminated */
@@ -48,7 +49,8 @@ typedef struct la_backend_info {
 } la_backend_info;
 
 /* name: "cpu". isa: NULL or "auto" for the best present, else the highest level to use.
- * n_threads: 0 for one per usable processor. */
+ * n_threads: 0 for one per usable processor, which is also the most that are started. Negative: exactly
+ * -n_threads, however few the processors; for tests. */
 la_status la_backend_open(const char *name, const char *isa, int n_threads, la_backend **out);
 void la_backend_close(la_backend *b);
 void la_backend_describe(const la_backend *b, la_backend_info *out);
@@ -182,7 +184,7 @@ typedef struct la_recipe {
     uint32_t wide;  /* bit 1 << la_slot: activations stay bf16 where the desc asks for int8 */
 } la_recipe;
 
-/* Numbers only; loads nothing. n_threads: 0 for one per usable processor. */
+/* Numbers only; loads nothing. n_threads as for la_backend_open. */
 la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, int n_threads,
                         la_plan *out);
 /* Packed bytes of one slot filled from these parts (data ignored). */

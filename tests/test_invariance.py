@@ -1,17 +1,18 @@
 """The contract: a request's tokens and logprobs are the same bits whatever happens around it.
 
-Alone, in any batch, in any order, in chunks of any size, on one thread or two, preempted and
+Alone, in any batch, in any order, in chunks of any size, on one thread or several, preempted and
 recomputed. Runs on the real SmolLM2 file; the full grid is slow, a corner of it runs every time.
 """
 
 from __future__ import annotations
 
 import time
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
-from llmaccel import LLM, SamplingParams
+from llmaccel import LLM, SamplingParams, _core
 
 WORDS = (
     "The",
@@ -69,10 +70,18 @@ def fingerprint(output) -> tuple:
     return tuple(one.token_ids), one.logprob_array.tobytes(), one.text
 
 
+def exact_backend(isa: str | None, threads: int | None) -> _core.Backend:
+    """As many threads as asked for, even when the machine has fewer processors."""
+    return _core.Backend("cpu", isa, -(threads or 0))
+
+
 def run(path, count: int, order: np.ndarray, batch: int, preempt: bool = False, **options) -> list:
     prompts = mixed_prompts(count)
     result: list = [None] * count
-    with LLM(str(path), max_model_len=512, max_num_seqs=64, **options) as llm:
+    with (
+        patch("llmaccel.llm.open_backend", exact_backend),
+        LLM(str(path), max_model_len=512, max_num_seqs=64, **options) as llm,
+    ):
         for start in range(0, count, batch):
             which = order[start : start + batch]
             futures = [llm.submit(prompts[i], params_for(int(i))) for i in which]
@@ -90,6 +99,7 @@ CORNER = [
     {"batch": 12},
     {"batch": 5, "order": "reversed", "max_num_batched_tokens": 16},
     {"batch": 12, "threads": 1, "max_num_batched_tokens": 64},
+    {"batch": 12, "threads": 5, "max_num_batched_tokens": 300},
     {"batch": 12, "preempt": True},
 ]
 GRID = [

@@ -242,8 +242,10 @@ def test_environment(folder, monkeypatch):
     monkeypatch.setenv("LLMACCEL_NUM_THREADS", "1")
     with LLM(str(folder)) as llm:
         assert llm.report()["backend"]["n_threads"] == 1
-    with LLM(str(folder), threads=2) as llm:
-        assert llm.report()["backend"]["n_threads"] == 2
+    with LLM(str(folder), threads=1000) as llm:
+        info = llm.report()["backend"]
+        assert info["n_asked"] == 1000
+        assert info["n_threads"] == info["n_cpus"]
     for wrong in ("two", "1025", "9" * 5000):
         monkeypatch.setenv("LLMACCEL_NUM_THREADS", wrong)
         with pytest.raises(ConfigError, match=r"LLMACCEL_NUM_THREADS.*from 0 to 1024"):

@@ -178,3 +178,12 @@ int la_cpu_count(void)
     }
     return n < 1 ? 1 : n;
 }
+
+int la_cpu_threads(int asked)
+{
+    int cpus = la_cpu_count();
+    if (asked < 0) {
+        return asked < -MAX_CPUS ? MAX_CPUS : -asked;
+    }
+    return asked == 0 || asked > cpus ? cpus : asked;
+}

@@ -17,5 +17,8 @@ int la_cpu_isa_from_name(const char *name);
 int la_cgroup_cpus(const char *root);
 /* Processors this process may use: affinity mask, then the cgroups' cpu quota, at least 1. */
 int la_cpu_count(void);
+/* Threads to start when `asked` are asked for: 0 is one per usable processor, and more than these would
+ * only take turns, so they are not started. Negative: exactly -asked, for tests of many threads. */
+int la_cpu_threads(int asked);
 
 #endif

@@ -1,8 +1,8 @@
 /* backend_cpu.c - the CPU backend: opening, probing, packing, and the row-wise ops of a step.
  *
  * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c,
- * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c. Invariant: every op splits its
- * work by (tid, nth) over things that do not influence each other, then meets at the barrier.
+ * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c. Invariant: every op shares its
+ * work out over things that do not influence each other, then meets at the barrier.
  */
 #include "backend_cpu.h"
 
@@ -82,6 +82,11 @@ void la_cpu_barrier(la_ctx *c)
     la_pool_barrier(la_cpu_of(c)->pool, c->tid);
 }
 
+void la_cpu_share_begin(la_ctx *c, la_share *s, int n, const int *bounds)
+{
+    la_share_begin(s, la_cpu_of(c)->pool, c->tid, n, bounds);
+}
+
 /* ---- row-wise ops ---------------------------------------------------------------------------- */
 
 void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
@@ -109,8 +114,9 @@ static void embed(la_ctx *c, la_rows x)
     int D = m->desc.d_model;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
-    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+    la_share share;
+    la_cpu_share_begin(c, &share, x.n, NULL);
+    for (int t; la_share_next(&share, 1, &t) != 0;) {
         float *row = x.p + (int64_t)t * x.ld;
         lookup(b, &m->embed, c->batch->tokens[t], row);
         if (m->desc.embed_scale != 1.0f) {
@@ -130,8 +136,9 @@ static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     const la_model_desc *d = &c->m->desc;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    int end = la_cpu_share(x.n, c->tid + 1, c->nth);
-    for (int t = la_cpu_share(x.n, c->tid, c->nth); t < end; t++) {
+    la_share share;
+    la_cpu_share_begin(c, &share, x.n, NULL);
+    for (int t; la_share_next(&share, 1, &t) != 0;) {
         la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row,
                     d->d_model);
         b->k.add_scaled(own.row, scale, x.p + (int64_t)t * x.ld, d->d_model);
@@ -169,10 +176,14 @@ static void step_thread(void *arg, int tid, int nth)
 static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
 {
     step_job job = {fn, proto};
-    la_pool_run(((la_cpu_backend *)b)->pool, step_thread, &job);
+    la_pool *pool = ((la_cpu_backend *)b)->pool;
+    /* Ops over many tokens are long enough for others to finish what a late thread leaves. */
+    (proto->batch->n_tokens <= LA_CPU_SHORT_STEP ? la_pool_step : la_pool_run)(pool, step_thread,
+                                                                               &job);
 }
 
 typedef struct pack_job {
+    la_pool *pool;
     const la_weight *w;
     const la_source *parts;
     int n_parts, paired;
@@ -187,8 +198,11 @@ static void pack_thread(void *arg, int tid, int nth)
 {
     const pack_job *job = arg;
     uint8_t *own = job->scratch + job->scratch_bytes * (size_t)tid;
-    int end = la_cpu_share(job->w->n_units, tid + 1, nth), bad = 0;
-    for (int u = la_cpu_share(job->w->n_units, tid, nth); bad == 0 && u < end; u++) {
+    int bad = 0;
+    (void)nth;
+    la_share share;
+    la_share_begin(&share, job->pool, tid, job->w->n_units, NULL);
+    for (int u; bad == 0 && la_share_next(&share, 1, &u) != 0;) {
         bad = la_pack_unit(job->w, job->parts, job->n_parts, job->paired, u, own + PACK_HEAD);
     }
     memcpy(own, &bad, sizeof bad);
@@ -206,7 +220,7 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     if (own == NULL) {
         return la_fail(LA_ERR_MEMORY, "weights: no memory to pack rows of %d", w->K);
     }
-    pack_job job = {w, parts, n_parts, paired, own, each};
+    pack_job job = {cpu->pool, w, parts, n_parts, paired, own, each};
     la_pool_run(cpu->pool, pack_thread, &job);
     int bad = 0;
     for (int i = 0; bad == 0 && i < b->n_threads; i++) {
@@ -329,6 +343,7 @@ static void describe(const la_backend *b, la_backend_info *out)
     const la_cpu_backend *cpu = (const la_cpu_backend *)b;
     out->name = b->ops->name;
     out->isa = la_cpu_isa_name((int)cpu->isa);
+    out->n_asked = cpu->n_asked;
     out->n_threads = b->n_threads;
     out->n_cpus = la_cpu_count();
     out->slots = cpu->slot_names;
@@ -410,7 +425,8 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out)
     la_kernels_select(cpu->isa, &cpu->k, which);
     LA_TRY(name_slots(cpu, which));
     cpu->head.ops = &cpu_ops;
-    cpu->head.n_threads = n_threads != 0 ? n_threads : la_cpu_count();
+    cpu->n_asked = n_threads;
+    cpu->head.n_threads = la_cpu_threads(n_threads);
     LA_TRY(la_pool_create(cpu->head.n_threads, &cpu->pool));
     *out = &cpu->head;
     cpu = NULL;

@@ -12,9 +12,12 @@
 #include "backend.h"
 
 enum {
-    LA_CPU_FEW_ROWS = 4,     /* up to here every thread converts all rows itself: no barrier */
-    LA_CPU_TILE_ROWS = 512,  /* rows of an output tile; more rows are cut into blocks of this */
-    LA_CPU_TILE_COLS = 256,  /* widest granule */
+    LA_CPU_FEW_ROWS = 4,    /* up to here every thread converts all rows itself: no barrier */
+    LA_CPU_SOME_ROWS = 8,   /* up to here kernels take one unit at a time */
+    LA_CPU_TILE_ROWS = 512, /* most rows of an output tile; more rows are cut into even blocks */
+    LA_CPU_TILE_COLS = 256, /* widest granule */
+    LA_CPU_SHORT_STEP =
+        64, /* tokens of a step whose ops take less than a slice of the scheduler's */
     LA_CPU_ATTEND_ROWS = 64, /* query rows of one attention call */
     LA_CPU_CHUNK_PAGES = LA_CHUNK / LA_PAGE
 };
@@ -24,6 +27,7 @@ typedef struct la_cpu_backend {
     la_pool *pool;
     la_kernels k;
     la_isa isa;
+    int n_asked;             /* threads */
     const char **slot_names; /* [slots + 1] */
     const char **slot_isas;  /* [slots + 1] */
 } la_cpu_backend;
@@ -60,6 +64,8 @@ size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
                            la_cpu_local *out);
 void la_cpu_local_of(la_ctx *c, la_cpu_local *out);
 void la_cpu_barrier(la_ctx *c);
+/* la_share_begin for this step's pool and thread. */
+void la_cpu_share_begin(la_ctx *c, la_share *s, int n, const int *bounds);
 /* First of thread tid's share of n things. */
 static inline int la_cpu_share(int n, int tid, int nth)
 {

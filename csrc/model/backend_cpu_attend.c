@@ -1,7 +1,7 @@
 /* backend_cpu_attend.c - attention over KV pages, and what happens to q, k and v before it.
  *
  * A work item is (sequence, kv head, tile of query rows): all query heads of a kv head and several tokens
- * are rows of one tile, so K and V are read once for all of them. A tile walks its 256-token chunks in
+ * are rows of one tile, so K and V are read once for all of them. Items are shared out by cost. A tile walks its 256-token chunks in
  * order; each chunk is a softmax of its own, joined to the sum so far. Invariant: chunk borders are
  * absolute positions, so a token's result does not depend on how its prompt was cut into steps.
  */
@@ -105,12 +105,13 @@ void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
         }
         la_cpu_barrier(c);
     }
-    int heads = d->n_heads + 2 * d->n_kv_heads;
-    int first = la_cpu_share(heads, c->tid, c->nth);
-    int n = la_cpu_share(heads, c->tid + 1, c->nth) - first;
-    for (int t = 0; t < qkv.n; t++) {
-        float *row = qkv.p + (int64_t)t * qkv.ld + first * d->d_head;
-        la_cpu_finish_heads(c, layer, t, row, first, n, q);
+    la_share share;
+    la_cpu_share_begin(c, &share, d->n_heads + 2 * d->n_kv_heads, NULL);
+    for (int h; la_share_next(&share, 1, &h) != 0;) {
+        for (int t = 0; t < qkv.n; t++) {
+            float *row = qkv.p + (int64_t)t * qkv.ld + h * d->d_head;
+            la_cpu_finish_heads(c, layer, t, row, h, 1, q);
+        }
     }
     la_cpu_barrier(c);
 }
@@ -194,54 +195,89 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
     }
 }
 
-/* Calls fn for every tile of the batch in a fixed order, with its cost in row x token products. */
-typedef struct tile_walk {
-    la_ctx *c;
-    int layer;
-    la_rows q, a;
-    int64_t total, from, to; /* costs: all, and this thread's share; total < 0 while counting */
-} tile_walk;
+/* The tiles of a step in their order: spans, kv heads, runs of query heads, runs of tokens. */
+typedef struct tile_list {
+    const la_batch *batch;
+    int n_kv_heads, group; /* query heads of a kv head */
+    int heads, tokens;     /* of a whole tile */
+    int span, before;      /* the span last looked at and the tiles before it */
+} tile_list;
 
-static void visit(tile_walk *w, const query_tile *t, int64_t *at)
+static int span_tiles(const tile_list *l, const la_span *span)
 {
-    int64_t cost = (int64_t)t->tokens * t->heads * (t->span->first_pos + t->t0 + t->tokens + 64);
-    int64_t middle = *at + cost / 2;
-    if (w->total >= 0 && middle >= w->from && middle < w->to) {
-        attend_tile(w->c, w->layer, t, w->q, w->a);
-    }
-    *at += cost;
+    return l->n_kv_heads * la_ceil_div(l->group, l->heads) * la_ceil_div(span->n_tokens, l->tokens);
 }
 
-static int64_t walk_tiles(tile_walk *w)
+/* Tile number i; fastest for rising i. */
+static query_tile tile_at(tile_list *l, int i)
 {
-    const la_model_desc *d = &w->c->m->desc;
-    const la_batch *b = w->c->batch;
-    int group = d->n_heads / d->n_kv_heads;
-    int most = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
-    int tokens = LA_CPU_ATTEND_ROWS / most;
-    int64_t at = 0;
-    for (int s = 0; s < b->n_spans; s++) {
-        const la_span *span = &b->spans[s];
-        for (int kv = 0; kv < d->n_kv_heads; kv++) {
-            for (int h = 0; h < group; h += most) {
-                int heads = group - h < most ? group - h : most;
-                for (int t0 = 0; t0 < span->n_tokens; t0 += tokens) {
-                    int n = span->n_tokens - t0 < tokens ? span->n_tokens - t0 : tokens;
-                    query_tile t = {span, kv, t0, n, kv * group + h, heads};
-                    visit(w, &t, &at);
-                }
-            }
-        }
+    if (i < l->before) {
+        l->span = l->before = 0;
     }
-    return at;
+    const la_span *span = &l->batch->spans[l->span];
+    for (int n = span_tiles(l, span); i >= l->before + n; n = span_tiles(l, span)) {
+        l->before += n;
+        span = &l->batch->spans[++l->span];
+    }
+    int cuts = la_ceil_div(span->n_tokens, l->tokens), runs = la_ceil_div(l->group, l->heads);
+    int at = i - l->before, t0 = at % cuts * l->tokens, h0 = at / cuts % runs * l->heads;
+    int kv = at / cuts / runs, tokens = span->n_tokens - t0, heads = l->group - h0;
+    return (query_tile){.span = span,
+                        .kv_head = kv,
+                        .t0 = t0,
+                        .tokens = tokens < l->tokens ? tokens : l->tokens,
+                        .h0 = kv * l->group + h0,
+                        .heads = heads < l->heads ? heads : l->heads};
+}
+
+/* In products of a row and a token. */
+static int64_t tile_cost(const query_tile *t)
+{
+    return (int64_t)t->tokens * t->heads * (t->span->first_pos + t->t0 + t->tokens + 64);
+}
+
+/* bounds [nth + 1]: ranges of tiles of about equal cost. */
+static void bound_tiles(tile_list *l, int n, int nth, int *bounds)
+{
+    int64_t total = 0, at = 0;
+    for (int i = 0; i < n; i++) {
+        query_tile t = tile_at(l, i);
+        total += tile_cost(&t);
+    }
+    int k = 0;
+    for (int i = 0; i < n; i++) {
+        query_tile t = tile_at(l, i);
+        int64_t cost = tile_cost(&t);
+        for (; k < nth && at + cost / 2 >= total * k / nth; k++) {
+            bounds[k] = i;
+        }
+        at += cost;
+    }
+    for (; k <= nth; k++) {
+        bounds[k] = n;
+    }
 }
 
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
 {
-    tile_walk w = {c, layer, q, a, -1, 0, 0};
-    w.total = walk_tiles(&w);
-    w.from = w.total * c->tid / c->nth;
-    w.to = w.total * (c->tid + 1) / c->nth;
-    walk_tiles(&w);
+    const la_model_desc *d = &c->m->desc;
+    int group = d->n_heads / d->n_kv_heads;
+    int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
+    tile_list list = {.batch = c->batch,
+                      .n_kv_heads = d->n_kv_heads,
+                      .group = group,
+                      .heads = heads,
+                      .tokens = LA_CPU_ATTEND_ROWS / heads};
+    int bounds[LA_POOL_MAX_THREADS + 1], n = 0;
+    for (int s = 0; s < c->batch->n_spans; s++) {
+        n += span_tiles(&list, &c->batch->spans[s]);
+    }
+    bound_tiles(&list, n, c->nth, bounds);
+    la_share share;
+    la_cpu_share_begin(c, &share, n, bounds);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
+        query_tile t = tile_at(&list, i);
+        attend_tile(c, layer, &t, q, a);
+    }
     la_cpu_barrier(c);
 }

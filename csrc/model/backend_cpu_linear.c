@@ -1,11 +1,17 @@
 /* backend_cpu_linear.c - y = x W^T with what comes before (norm, conversion) and after (epilogue).
  *
  * A product is cut into grains: the smallest runs of 32-column units that an epilogue can finish (one
- * unit, a pair for the many-row kernels, whole heads for LA_HEADS). Threads take contiguous grains, so a
- * weight is read once, front to back, by one thread. Invariant: M and the thread count decide only who
- * computes a tile and how many rows ride along, never the order of additions inside a row.
+ * unit, whole heads for LA_HEADS), and its rows into even blocks. Grains of a block are the items of a
+ * share: a thread takes its own in order, so a weight is read front to back, and finishes what others
+ * leave. Invariant: M, the thread count and who takes what decide only who computes a tile and how many
+ * rows ride along, never the order of additions inside a row.
  */
 #include "backend_cpu.h"
+
+enum {
+    CONVERT_ROWS = 8,    /* rows converted at once */
+    FEW_BYTES = 64 << 10 /* of weights taken at once for few rows: a few microseconds */
+};
 
 /* Rows ready for a gemm slot. */
 typedef struct converted {
@@ -78,10 +84,9 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    int few = in.n <= LA_CPU_FEW_ROWS, meet = 0;
+    int few = in.n <= LA_CPU_FEW_ROWS, todo = 0;
     uint8_t *base = few ? own.few : c->w->shared;
-    int first = few ? 0 : la_cpu_share(in.n, c->tid, c->nth);
-    int end = few ? in.n : la_cpu_share(in.n, c->tid + 1, c->nth);
+    int mine[3];
     for (int p = 0; p < m->n_parts; p++) {
         size_t used = plan_converted(&v[p], &m->part[p], m->activation, in.n, base);
         if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
@@ -93,13 +98,26 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;
         }
-        convert_rows(c, &v[p], in, pro, m->K, first, end, own.row);
+        mine[todo++] = p;
         base += used;
-        meet = !few;
     }
-    if (meet) {
-        la_cpu_barrier(c);
+    if (few) {
+        for (int i = 0; i < todo; i++) {
+            convert_rows(c, &v[mine[i]], in, pro, m->K, 0, in.n, own.row);
+        }
+        return;
     }
+    if (todo == 0) {
+        return;
+    }
+    la_share share;
+    la_cpu_share_begin(c, &share, in.n, NULL);
+    for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+        for (int i = 0; i < todo; i++) {
+            convert_rows(c, &v[mine[i]], in, pro, m->K, first, first + n, own.row);
+        }
+    }
+    la_cpu_barrier(c);
 }
 
 static void run_gemm(const la_kernels *k, const la_gemm *g, la_act_form form)
@@ -169,78 +187,112 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
     }
 }
 
-/* Units that must stay together, and units taken at once. */
-static void grain_of(const la_model_desc *d, la_epilogue_kind kind, int M, int *grain, int *step)
+/* ---- the product ----------------------------------------------------------------------------- */
+
+/* One product of a step: what every thread computes for itself before it takes items. */
+typedef struct product {
+    const la_matrix *m;
+    const la_epilogue *epi;
+    converted v[3];
+    la_rows in, out;
+    int grain;     /* units that must stay together */
+    int grains[3]; /* of each part */
+    int total;     /* of all parts */
+    int blocks;    /* of rows */
+    int at_once;   /* grains a thread takes at once */
+} product;
+
+/* Takes small enough that a thread which the system puts aside holds little, large enough to cost
+ * nothing: the pair of units that the many-row kernels want; of few rows, FEW_BYTES of weights. */
+static void plan_product(const la_model_desc *d, product *x)
 {
-    *grain = kind == LA_HEADS ? la_head_granule(d->d_head) / LA_UNIT : M > 8 ? 2 : 1;
-    int most = M > 8 && *grain <= 2 ? 2 : LA_CPU_TILE_COLS / LA_UNIT;
-    *step = most / *grain * *grain;
+    size_t bytes = 0;
+    x->grain = x->epi->kind == LA_HEADS ? la_head_granule(d->d_head) / LA_UNIT : 1;
+    x->total = 0;
+    for (int p = 0; p < x->m->n_parts; p++) {
+        const la_weight *w = &x->m->part[p];
+        x->grains[p] = la_ceil_div(w->n_units, x->grain);
+        x->total += x->grains[p];
+        bytes = w->unit_bytes > bytes ? w->unit_bytes : bytes;
+    }
+    int units = 2;
+    if (x->in.n <= LA_CPU_SOME_ROWS) {
+        units = (int)(FEW_BYTES / bytes);
+        units = units < LA_CPU_TILE_COLS / LA_UNIT ? units : LA_CPU_TILE_COLS / LA_UNIT;
+    }
+    x->at_once = units > x->grain ? units / x->grain : 1;
+    x->blocks = la_ceil_div(x->in.n, LA_CPU_TILE_ROWS);
 }
 
-/* Thread's share of one part: grains g0 .. g1-1. */
-static void run_part(la_ctx *c, const la_matrix *m, int p, const converted *v, la_rows in,
-                     la_rows out, const la_epilogue *epi, const int *range)
+/* Rows of block `b` of grains first .. first+n-1 of one part; after: grains that the same thread is
+ * likely to take next. */
+static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n, int after)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    const la_weight *w = &m->part[p];
-    int col_base = 0, grain, step;
+    const la_weight *w = &x->m->part[p];
+    const converted *v = &x->v[p];
+    int u = first * x->grain, end = u + n * x->grain, col0 = u * LA_UNIT;
+    end = end < w->n_units ? end : w->n_units;
+    int row0 = la_cpu_share(x->in.n, b, x->blocks);
     for (int i = 0; i < p; i++) {
-        col_base += m->part[i].N;
+        col0 += x->m->part[i].N;
     }
-    grain_of(&c->m->desc, epi->kind, in.n, &grain, &step);
-    int end = range[1] * grain < w->n_units ? range[1] * grain : w->n_units;
+    la_gemm g = {.w = w->data + (size_t)u * w->unit_bytes,
+                 .w_pitch = w->unit_bytes,
+                 .n_units = end - u,
+                 .K = w->K,
+                 .f = w->f,
+                 .a = v->a + v->pitch * (size_t)row0,
+                 .a_pitch = v->pitch,
+                 .meta = v->meta != NULL ? v->meta + (int64_t)row0 * v->groups : NULL,
+                 .M = la_cpu_share(x->in.n, b + 1, x->blocks) - row0,
+                 .c = own.tile,
+                 .ldc = (end - u) * LA_UNIT};
+    after = after * x->grain < w->n_units - end ? after * x->grain : w->n_units - end;
+    if (after > 0) {
+        g.next = w->data + (size_t)end * w->unit_bytes;
+        g.next_bytes = (size_t)(after < g.n_units ? after : g.n_units) * w->unit_bytes;
+    }
+    run_gemm(&la_cpu_of(c)->k, &g, v->form);
     /* paired: the last unit may hold fewer than 16 pairs, but pairs are whole */
-    for (int row0 = 0; row0 < in.n; row0 += LA_CPU_TILE_ROWS) {
-        int rows = in.n - row0 < LA_CPU_TILE_ROWS ? in.n - row0 : LA_CPU_TILE_ROWS;
-        for (int u = range[0] * grain; u < end; u += step) {
-            int n = end - u < step ? end - u : step;
-            la_gemm g = {.w = w->data + (size_t)u * w->unit_bytes,
-                         .w_pitch = w->unit_bytes,
-                         .n_units = n,
-                         .K = w->K,
-                         .f = w->f,
-                         .a = v->a + v->pitch * (size_t)row0,
-                         .a_pitch = v->pitch,
-                         .meta = v->meta != NULL ? v->meta + (int64_t)row0 * v->groups : NULL,
-                         .M = rows,
-                         .c = own.tile,
-                         .ldc = n * LA_UNIT};
-            if (u + n < end) {
-                int after = end - u - n < step ? end - u - n : step;
-                g.next = g.w + (size_t)n * w->unit_bytes;
-                g.next_bytes = (size_t)after * w->unit_bytes;
-            }
-            run_gemm(&la_cpu_of(c)->k, &g, v->form);
-            int left = w->N - u * LA_UNIT;
-            tile t = {own.tile,
-                      g.ldc,
-                      row0,
-                      rows,
-                      col_base + u * LA_UNIT,
-                      left < n * LA_UNIT ? left : n * LA_UNIT};
-            finish_tile(c, m, &t, out, epi);
+    int left = w->N - u * LA_UNIT, cols = g.n_units * LA_UNIT;
+    tile t = {own.tile, g.ldc, row0, g.M, col0, left < cols ? left : cols};
+    finish_tile(c, x->m, &t, x->out, x->epi);
+}
+
+/* Grains first .. first+n-1, counted over all parts, of one block of rows. */
+static void run_grains(la_ctx *c, const product *x, int b, int first, int n, int after)
+{
+    for (int p = 0; p < x->m->n_parts && n > 0; p++) {
+        int here = x->grains[p] - first < n ? x->grains[p] - first : n;
+        if (here > 0) {
+            run_tile(c, x, p, b, first, here, after);
+            first += here;
+            n -= here;
         }
+        first -= x->grains[p];
     }
 }
 
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
                    const la_epilogue *epi)
 {
-    converted v[3];
-    int grains[3], total = 0, grain, step;
-    grain_of(&c->m->desc, epi->kind, in.n, &grain, &step);
-    for (int p = 0; p < m->n_parts; p++) {
-        grains[p] = la_ceil_div(m->part[p].n_units, grain);
-        total += grains[p];
-    }
-    prepare(c, m, in, pro, v);
-    int first = la_cpu_share(total, c->tid, c->nth), end = la_cpu_share(total, c->tid + 1, c->nth);
-    for (int p = 0, at = 0; p < m->n_parts; at += grains[p], p++) {
-        int range[2] = {first - at < 0 ? 0 : first - at,
-                        end - at < grains[p] ? end - at : grains[p]};
-        if (range[0] < range[1]) {
-            run_part(c, m, p, &v[p], in, out, epi, range);
+    product x = {.m = m, .epi = epi, .in = in, .out = out};
+    plan_product(&c->m->desc, &x);
+    prepare(c, m, in, pro, x.v);
+    /* Heads of all rows by one thread, in order: the first token of a page clears what later ones write. */
+    int per_item = epi->kind == LA_HEADS ? x.blocks : 1;
+    la_share share;
+    la_cpu_share_begin(c, &share, x.total * (x.blocks / per_item), NULL);
+    for (int n, first; (n = la_share_next(&share, x.at_once, &first)) != 0;) {
+        for (int i = 0; i < n;) {
+            int g = (first + i) % x.total, b = (first + i) / x.total;
+            int run = x.total - g < n - i ? x.total - g : n - i;
+            for (int j = 0; j < per_item; j++) {
+                run_grains(c, &x, b + j, g, run, share.end - first - n);
+            }
+            i += run;
         }
     }
     la_cpu_barrier(c);

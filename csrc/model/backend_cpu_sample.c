@@ -563,8 +563,9 @@ void la_cpu_sample(la_ctx *c, int first, la_rows logits)
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     sum_slices(c, first, logits);
-    int end = la_cpu_share(logits.n, c->tid + 1, c->nth);
-    for (int i = la_cpu_share(logits.n, c->tid, c->nth); i < end; i++) {
+    la_share share;
+    la_cpu_share_begin(c, &share, logits.n, NULL);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
         const la_sample_row *r = &c->batch->rows[first + i];
         la_mass *mass = c->w->mass + (int64_t)i * n_slices;
         view v = view_of(c, logits, i);

@@ -119,7 +119,7 @@ la_status la_model_plan(const la_model_desc *d, const la_limits *limits, int n_t
 {
     la_status st;
     *out = (la_plan){0, 0, 0};
-    n_threads = n_threads > 0 ? n_threads : la_cpu_count();
+    n_threads = la_cpu_threads(n_threads);
     LA_TRY(check_desc(d));
     LA_TRY(la_limits_check(d, limits));
     la_workspace w = {0};

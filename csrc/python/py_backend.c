@@ -119,8 +119,9 @@ static PyObject *backend_info(PyObject *object, void *closure)
             return NULL;
         }
     }
-    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:N}", "name", info.name, "isa", info.isa, "n_threads",
-                         info.n_threads, "n_cpus", info.n_cpus, "slots", slots);
+    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:i,s:N}", "name", info.name, "isa", info.isa, "n_asked",
+                         info.n_asked, "n_threads", info.n_threads, "n_cpus", info.n_cpus, "slots",
+                         slots);
 }
 
 static PyObject *backend_probe_read(PyObject *object, PyObject *args)
@@ -174,8 +175,8 @@ static PyMethodDef backend_methods[] = {
 };
 
 static PyGetSetDef backend_getset[] = {
-    {"info", backend_info, NULL, "dict: name, isa, n_threads, n_cpus, slots (kernel slot -> ISA).",
-     NULL},
+    {"info", backend_info, NULL,
+     "dict: name, isa, n_asked, n_threads, n_cpus, slots (kernel slot -> ISA).", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

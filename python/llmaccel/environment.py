@@ -20,7 +20,7 @@ from llmaccel.errors import ConfigError
 
 _LOG = logging.getLogger("llmaccel")
 
-MAX_THREADS = 1024  # of a pool, as in csrc/base/pool.c
+MAX_THREADS = 1024  # of a pool, as in csrc/base/pool.h
 
 _BACKENDS: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 _BACKENDS_LOCK = threading.Lock()

@@ -64,7 +64,8 @@ class LLM:
         share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
-    threads: None: LLMACCEL_NUM_THREADS, else one per usable processor. isa: the highest instruction
+    threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
+        start: report()["backend"] has n_asked and n_threads. isa: the highest instruction
         set to use; None: LLMACCEL_ISA, else the best present.
     seed: of requests that have none; None: a fresh one. load_format: "auto", "safetensors", "gguf",
         "dummy" (seeded random weights, needs config.json alone).

@@ -1,16 +1,20 @@
-/* stress.c - two engines on one backend, pulled at from many threads at once; made for TSAN.
+/* stress.c - a pool whose threads take each other's work, then two engines on one backend, pulled at
+ * from many threads at once; made for TSAN.
  *
- * Owns a tiny random model and nothing else. For each engine one thread steps while others add,
- * cancel, preempt and read statistics; both engines share the backend's pool of threads. Passes
- * when every branch of every accepted request ended exactly once, no page is left and no step
- * allocated. Uses llmaccel.h only. Built by `setup.py build_stress`, run by `make tsan`.
+ * Owns a tiny random model and nothing else. Shares of work pass when every item was taken exactly once,
+ * however late a thread comes. For each engine one thread steps while others add, cancel, preempt and
+ * read statistics; both engines share the backend's pool of threads. Passes when every branch of every
+ * accepted request ended exactly once, no page is left and no step allocated. Uses llmaccel.h, and pool.h
+ * for the shares. Built by `setup.py build_stress`, run by `make tsan`.
  */
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
+#include "base/pool.h"
 #include "llmaccel.h"
 
 enum {
@@ -28,7 +32,14 @@ enum {
     D_FFN = 96,
     N_LAYERS = 2,
     MAX_LEN = 256,
-    MAX_CELLS = N_VOCAB * 2 * D_MODEL
+    MAX_CELLS = N_VOCAB * 2 * D_MODEL,
+    N_THREADS = 3,   /* of the engines' pool: more than the processors of a small machine */
+    N_TAKERS = 4,    /* of the pool whose shares are counted */
+    MAX_ITEMS = 300, /* of a share */
+    N_STEPS = 200,
+    N_SHARES = 400,          /* with random ranges and late threads */
+    N_TURNS = 0x10000 + 999, /* shares of two threads: their numbers wrap around */
+    N_RUNS = 40              /* that shares are spread over */
 };
 
 typedef struct rng {
@@ -55,6 +66,106 @@ static void check(int ok, const char *what)
         fprintf(stderr, "stress: %s: %s\n", what, la_last_error());
         exit(1);
     }
+}
+
+/* ---- shares of work --------------------------------------------------------------------------- */
+
+typedef struct share_job {
+    la_pool *pool;
+    int n_shares;
+    int late;             /* one thread in each share stops for a while */
+    int taken[MAX_ITEMS]; /* how often, by whoever took it: two at once are a race */
+    int stolen;           /* thread 0's pieces from others */
+    int n_threads, alone; /* of the last run; runs on one thread */
+} share_job;
+
+/* The same for all threads. Even shares have ranges of random length, some empty. */
+static const int *random_bounds(rng *r, int even, int n, int nth, int *bounds)
+{
+    if (!even) {
+        return NULL;
+    }
+    bounds[0] = 0;
+    for (int i = 1; i < nth; i++) {
+        bounds[i] = bounds[i - 1] + rng_below(r, n - bounds[i - 1] + 1);
+    }
+    bounds[nth] = n;
+    return bounds;
+}
+
+static void take_shares(void *arg, int tid, int nth)
+{
+    share_job *job = arg;
+    rng r = {7};
+    if (tid == 0) {
+        job->n_threads = nth;
+    }
+    for (int i = 0; i < job->n_shares; i++) {
+        int bounds[N_TAKERS + 1], n = 1 + rng_below(&r, job->late ? MAX_ITEMS : 4);
+        const int *ranges = random_bounds(&r, i % 2 == 0, n, nth, bounds);
+        int late = rng_below(&r, nth), most = 1 + rng_below(&r, 5);
+        if (job->late && tid == late) {
+            nanosleep(&(struct timespec){0, 200000}, NULL);
+        }
+        la_share share;
+        la_share_begin(&share, job->pool, tid, n, ranges);
+        for (int k, first; (k = la_share_next(&share, most, &first)) != 0;) {
+            for (int j = first; j < first + k; j++) {
+                job->taken[j]++;
+            }
+            if (tid == 0 && share.victim != 0) {
+                job->stolen++;
+            }
+        }
+        la_pool_barrier(job->pool, tid);
+        for (int j = 0; j < n && tid == 0; j++) {
+            check(job->taken[j] == 1, "an item was not taken exactly once");
+            job->taken[j] = 0;
+        }
+        la_pool_barrier(job->pool, tid);
+    }
+}
+
+static void stress_shares(int n_threads, int n_shares, int late)
+{
+    static share_job job;
+    job = (share_job){.n_shares = n_shares / N_RUNS, .late = late};
+    check(la_pool_create(n_threads, &job.pool) == LA_OK, "la_pool_create");
+    for (int i = 0; i < N_RUNS; i++) {
+        la_pool_run(job.pool, take_shares, &job);
+    }
+    la_pool_free(job.pool);
+    check(!late || job.stolen > 0, "nobody took a late thread's items");
+    printf("stress: %d shares of %d threads, thread 0 took %d pieces of others\n", n_shares,
+           n_threads, job.stolen);
+}
+
+/* A neighbour that never lets go of its processor. */
+static void *burn(void *arg)
+{
+    atomic_int *stop = arg;
+    while (!atomic_load(stop)) {
+    }
+    return NULL;
+}
+
+/* Steps beside a neighbour: threads may sit steps out and come back, and no item may be lost. */
+static void stress_steps(void)
+{
+    static share_job job;
+    atomic_int stop = 0;
+    pthread_t neighbour;
+    job = (share_job){.n_shares = 20, .late = 1};
+    check(la_pool_create(2, &job.pool) == LA_OK, "la_pool_create");
+    check(pthread_create(&neighbour, NULL, burn, &stop) == 0, "pthread_create");
+    for (int i = 0; i < N_STEPS; i++) {
+        la_pool_step(job.pool, take_shares, &job);
+        job.alone += job.n_threads == 1;
+    }
+    atomic_store(&stop, 1);
+    check(pthread_join(neighbour, NULL) == 0, "pthread_join");
+    la_pool_free(job.pool);
+    printf("stress: %d steps beside a neighbour, %d of them on one thread\n", N_STEPS, job.alone);
 }
 
 /* ---- the model -------------------------------------------------------------------------------- */
@@ -271,7 +382,10 @@ int main(void)
     pthread_t threads[N_ENGINES][N_ADDERS + 1];
     la_limits limits = {.max_seqs = 6, .max_batch_tokens = 48, .max_len = MAX_LEN, .kv_pages = 9};
     la_backend *backend = NULL;
-    check(la_backend_open("cpu", NULL, 2, &backend) == LA_OK, "la_backend_open");
+    stress_shares(N_TAKERS, N_SHARES, 1);
+    stress_shares(2, N_TURNS, 0);
+    stress_steps();
+    check(la_backend_open("cpu", NULL, -N_THREADS, &backend) == LA_OK, "la_backend_open");
     la_model *model = make_model(backend);
     for (int e = 0; e < N_ENGINES; e++) {
         check(la_engine_create(model, &limits, &rigs[e].engine) == LA_OK, "la_engine_create");
