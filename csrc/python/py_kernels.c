@@ -43,8 +43,9 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view)
     if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
         return -1;
     }
-    if (view->itemsize != 4 || !view->format || strcmp(view->format, "f") != 0) {
-        PyErr_Format(PyExc_TypeError, "%s: expected contiguous float32", name);
+    if (view->itemsize != 4 || !view->format || strcmp(view->format, "f") != 0 ||
+        (uintptr_t)view->buf % sizeof(float) != 0) {
+        PyErr_Format(PyExc_TypeError, "%s: expected contiguous, aligned float32", name);
         PyBuffer_Release(view);
         return -1;
     }

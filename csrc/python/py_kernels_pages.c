@@ -16,7 +16,13 @@
 
 #include "py_kernels.h"
 
-enum { MAX_D = 256, MAX_R = 64, CHUNK_PAGES = LA_CHUNK / LA_PAGE, MAX_TOKENS = 1 << 24, MAX_HEADS = 1 << 16 };
+enum {
+    MAX_D = 256,
+    MAX_R = 64,
+    CHUNK_PAGES = LA_CHUNK / LA_PAGE,
+    MAX_TOKENS = 1 << 24,
+    MAX_HEADS = 1 << 16
+};
 
 typedef enum page_kind { PAGE_F32, PAGE_BF16, PAGE_KINDS } page_kind;
 
@@ -68,7 +74,8 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return py_raise_format(state, LA_ERR_UNSUPPORTED,
                                "dtype: pages of %.40s are not supported, only F32 and BF16", dtype);
     }
-    if (n_heads < 1 || n_heads > MAX_HEADS || d < 1 || d > MAX_D || capacity < 1 || capacity > MAX_TOKENS) {
+    if (n_heads < 1 || n_heads > MAX_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
+        capacity > MAX_TOKENS) {
         return py_raise_format(state, LA_ERR_ARGUMENT,
                                "n_heads, d, max_tokens: %d, %d, %d; expected 1.., 1..%d, 1..%d",
                                n_heads, d, capacity, (int)MAX_D, (int)MAX_TOKENS);

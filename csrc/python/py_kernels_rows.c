@@ -72,6 +72,9 @@ static void *call_take(la_call *c, PyObject *obj, const char *name, char format,
         call_fail(c, PyExc_TypeError, "%s: expected contiguous %s", name,
                   format == 'f' ? "float32" : "int32");
     }
+    else if ((uintptr_t)view->buf % 4 != 0) {
+        call_fail(c, PyExc_ValueError, "%s: its address is no multiple of 4", name);
+    }
     else if (n == ANY ? have < 1 || have > INT_MAX : have != n) {
         call_fail(c, PyExc_ValueError, "%s: %zd values, expected %zd", name, have,
                   n == ANY ? 1 : n);

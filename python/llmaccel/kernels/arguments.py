@@ -19,6 +19,7 @@ Tensor = _core.Tensor
 
 MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
 MOST_THREADS = 256
+WORTH_THREADS = 2**20  # bytes moved, or as long: starting threads takes about 50 us
 
 
 def isas() -> list[str]:
@@ -58,9 +59,10 @@ def real(value: Any, name: str, low: float = -math.inf) -> float:
     return number
 
 
-def count_threads(threads: Any) -> int:
-    """0 (all processors) to MOST_THREADS."""
-    return integer(threads, "threads", 0, MOST_THREADS)
+def count_threads(threads: Any, work: int) -> int:
+    """1 to MOST_THREADS, or 0: all processors, but one where `work` bytes are not worth it."""
+    n = integer(threads, "threads", 0, MOST_THREADS)
+    return 1 if n == 0 and work < WORTH_THREADS else n
 
 
 def tensor(x: Any, name: str) -> Tensor:

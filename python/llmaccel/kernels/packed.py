@@ -112,12 +112,16 @@ def pack(
     if len(extents) != 2:
         raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
     n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
-    threads = arguments.count_threads(threads)
+    threads = arguments.count_threads(threads, t.nbytes)
     if not isinstance(format, str):
         raise ConfigError(f"format: expected a name, got {format!r}")
     if format not in ("auto", *FLOATS):
         raise ConfigError(f"format: {format!r} is none of auto, {', '.join(FLOATS)}")
-    return PackedWeight(_run(_core.Packed, t, dtype, n, k, format, threads))
+    try:
+        return PackedWeight(_run(_core.Packed, t, dtype, n, k, format, threads))
+    except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
+        text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
+        raise ConfigError(f"weight: {text}") from error
 
 
 def linear(
@@ -135,7 +139,8 @@ def linear(
     x: [..., K]; bias: [N] or None. activation: how rows enter the product, "f32", "bf16" (rounded
     to nearest even) or "int8" (8-bit weights and below: quantized per row and group, integer dots);
     "auto" is f32 for F32 and F16 weights and bf16 for all others. Sums are fp32, in an order that
-    depends on (N, K) alone. threads: 0 takes all processors; bits do not depend on it.
+    depends on (N, K) alone. threads: 0 takes all processors
+    where the product is large enough to gain; bits do not depend on it.
     """
     if not isinstance(weight, PackedWeight):
         raise ConfigError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
@@ -146,7 +151,8 @@ def linear(
     b = None if bias is None else arguments.vector(bias, "bias", n)
     y = arguments.result(out, (*t.shape[:-1], n), *(t,) if b is None else (t, b))
     level, form = arguments.level(isa), _form(activation, weight)
-    threads = arguments.count_threads(threads)
+    m = t.nbytes // (4 * k)
+    threads = arguments.count_threads(threads, weight.nbytes * (1 + m // 16))
     if t.nbytes:
         _run(weight._core.linear, level, form, t, y, b, threads)
     return y
