@@ -194,6 +194,9 @@ def test_what_is_refused():
 def test_array_protocol_options():
     tensor = Tensor(np.arange(3, dtype=np.float32))
     assert np.asarray(tensor, dtype=np.float64).dtype == np.float64
+    assert address(np.asarray(tensor, dtype=np.float32)) == tensor.data_ptr()
+    with pytest.raises(ValueError, match="copy"):
+        tensor.__array__(np.float64, copy=False)
     copied = np.array(tensor)
     assert address(copied) != tensor.data_ptr()
     np.testing.assert_array_equal(np.ones(3) + np.asarray(tensor), [1, 2, 3])

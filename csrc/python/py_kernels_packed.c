@@ -81,12 +81,13 @@ static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     PyObject *data;
     const char *dtype_name, *format;
     int threads;
-    la_dtype weights;
+    la_dtype weights = LA_DTYPE_COUNT; /* "auto": as stored */
     la_source source = {0};
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiisi:Packed", names, &data, &dtype_name,
                                      &source.rows, &source.cols, &format, &threads) ||
         py_dtype_from(state, dtype_name, &source.dtype) < 0 ||
-        py_weights_from(state, format, &weights) < 0 || py_kernels_threads(&threads) < 0) {
+        (strcmp(format, "auto") != 0 && py_dtype_from(state, format, &weights) < 0) ||
+        py_kernels_threads(&threads) < 0) {
         return NULL;
     }
     Py_buffer view;

@@ -387,6 +387,13 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
         Py_DECREF(array);
         return NULL;
     }
+    if (copy == Py_False && wanted != NULL &&
+        !PyArray_EquivTypes(PyArray_DESCR((PyArrayObject *)array), wanted)) {
+        PyErr_SetString(PyExc_ValueError, "copy: another dtype needs a copy");
+        Py_DECREF(wanted);
+        Py_DECREF(array);
+        return NULL;
+    }
     int flags = copy == Py_True ? NPY_ARRAY_ENSURECOPY | NPY_ARRAY_FORCECAST : NPY_ARRAY_FORCECAST;
     PyObject *result = PyArray_FromArray((PyArrayObject *)array, wanted, flags);
     Py_DECREF(array);
