@@ -10,13 +10,23 @@
 
 #include <stdint.h>
 
-enum { LA_DL_MAJOR = 1, LA_DL_MINOR = 0 };
+/* 1.1 is the version that named the 8-bit floats. */
+enum { LA_DL_MAJOR = 1, LA_DL_MINOR = 1 };
 
 /* Device kinds that the host can read. */
-enum { LA_DL_CPU = 1, LA_DL_CUDA_HOST = 3 };
+enum { LA_DL_CPU = 1, LA_DL_CUDA_HOST = 3, LA_DL_ROCM_HOST = 11 };
 
 /* Kinds of element. */
-enum { LA_DL_INT = 0, LA_DL_UINT = 1, LA_DL_FLOAT = 2, LA_DL_BFLOAT = 4, LA_DL_BOOL = 6 };
+enum {
+    LA_DL_INT = 0,
+    LA_DL_UINT = 1,
+    LA_DL_FLOAT = 2,
+    LA_DL_BFLOAT = 4,
+    LA_DL_BOOL = 6,
+    LA_DL_E4M3FN = 10,
+    LA_DL_E5M2 = 12,
+    LA_DL_E8M0FNU = 14
+};
 
 /* Bits of la_dl_versioned.flags. */
 enum { LA_DL_READ_ONLY = 1, LA_DL_IS_COPIED = 2 };

@@ -3,8 +3,8 @@
  * Owns the Python functions that run one kernel slot of one level on plain buffers (buffer protocol
  * in, bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is
  * checked or made here. Surroundings of every array are filled with NaN patterns, so a kernel that
- * reads or writes outside its contract shows. Used by the kernel tests; rows and attention are in
- * py_kernels_rows.c.
+ * reads or writes outside its contract shows. Used by the kernel tests. Rows and one chunk of
+ * attention are in py_kernels_rows.c; what users get, in py_kernels_packed.c and py_kernels_pages.c.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -13,6 +13,7 @@
 
 #include "../base/base.h"
 #include "../base/cpu.h"
+#include "../base/pool.h"
 #include "../kernels/kernels.h"
 #include "../model/pack.h"
 
@@ -42,12 +43,43 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view)
     if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
         return -1;
     }
-    if (view->itemsize != 4 || !view->format || strcmp(view->format, "f") != 0) {
-        PyErr_Format(PyExc_TypeError, "%s: expected contiguous float32", name);
+    if (view->itemsize != 4 || !view->format || strcmp(view->format, "f") != 0 ||
+        (uintptr_t)view->buf % sizeof(float) != 0) {
+        PyErr_Format(PyExc_TypeError, "%s: expected contiguous, aligned float32", name);
         PyBuffer_Release(view);
         return -1;
     }
     return 0;
+}
+
+int py_kernels_threads(int *threads)
+{
+    if (*threads < 0 || *threads > PY_KERNELS_THREADS) {
+        PyErr_Format(PyExc_ValueError, "threads: %d is not in 0..%d", *threads,
+                     (int)PY_KERNELS_THREADS);
+        return -1;
+    }
+    int most = la_cpu_count();
+    if (*threads == 0) {
+        *threads = most < PY_KERNELS_THREADS ? most : PY_KERNELS_THREADS;
+    }
+    return 0;
+}
+
+la_status py_kernels_pool(int threads, la_pool **out)
+{
+    *out = NULL;
+    return threads > 1 ? la_pool_create(threads, out) : LA_OK;
+}
+
+void py_kernels_run(la_pool *pool, void (*fn)(void *arg, int tid, int nth), void *arg)
+{
+    if (pool != NULL) {
+        la_pool_run(pool, fn, arg);
+    }
+    else {
+        fn(arg, 0, 1);
+    }
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */
@@ -336,7 +368,7 @@ static void rows_fill(la_rows *r, const la_kernels *t, const float *x)
     }
 }
 
-static int act_form(const char *name)
+int py_kernels_form(const char *name)
 {
     static const char *const forms[] = {"f32", "bf16", "i8"};
     for (int i = 0; i < 3; i++) {
@@ -359,7 +391,7 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
         py_kernels_isa(isa, &t) < 0) {
         return NULL;
     }
-    int form = act_form(act);
+    int form = py_kernels_form(act);
     if (form < 0) {
         return NULL;
     }
@@ -383,9 +415,7 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
 
 /* ---- products -------------------------------------------------------------------------------- */
 
-typedef void (*la_gemm_fn)(const la_gemm *g);
-
-static la_gemm_fn gemm_slot(const la_kernels *t, la_format f, la_act_form form)
+py_gemm_fn py_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
 {
     switch (f.pack) {
     case LA_PACK_F32: return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
@@ -400,7 +430,7 @@ static la_gemm_fn gemm_slot(const la_kernels *t, la_format f, la_act_form form)
 }
 
 /* Runs the slot granule by granule; y [M][N]. 0, or -1 if it wrote outside its columns. */
-static int gemm_run(la_gemm_fn fn, const la_packed *p, const la_rows *r, int granule, float *y)
+static int gemm_run(py_gemm_fn fn, const la_packed *p, const la_rows *r, int granule, float *y)
 {
     const size_t unit = p->w.unit_bytes, pitch = unit + LINE;
     const size_t w_bytes = (size_t)granule * pitch;
@@ -438,7 +468,7 @@ static int gemm_run(la_gemm_fn fn, const la_packed *p, const la_rows *r, int gra
     return bad;
 }
 
-static PyObject *gemm_result(la_gemm_fn fn, const la_packed *p, const la_rows *r, int granule)
+static PyObject *gemm_result(py_gemm_fn fn, const la_packed *p, const la_rows *r, int granule)
 {
     Py_ssize_t bytes = (Py_ssize_t)r->M * p->w.N * 4;
     PyObject *out = PyBytes_FromStringAndSize(NULL, bytes);
@@ -471,11 +501,11 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
         py_kernels_isa(isa, &t) < 0) {
         return NULL;
     }
-    int form = act_form(act);
+    int form = py_kernels_form(act);
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    la_gemm_fn fn = gemm_slot(&t, p.w.f, (la_act_form)form);
+    py_gemm_fn fn = py_kernels_gemm(&t, p.w.f, (la_act_form)form);
     if (!fn || granule < 1 || granule > 8) {
         PyErr_Format(PyExc_ValueError, "gemm: pack %d with %s rows and granules of %d",
                      (int)p.w.f.pack, act, granule);
@@ -569,5 +599,11 @@ static PyMethodDef methods[] = {
 
 int py_kernels_register(PyObject *module)
 {
-    return PyModule_AddFunctions(module, methods) < 0 ? -1 : py_kernels_rows_register(module);
+    static int (*const parts[])(PyObject *) = {py_kernels_rows_register, py_kernels_packed_register,
+                                               py_kernels_pages_register};
+    int failed = PyModule_AddFunctions(module, methods) < 0;
+    for (size_t i = 0; !failed && i < sizeof parts / sizeof parts[0]; i++) {
+        failed = parts[i](module) < 0;
+    }
+    return failed ? -1 : 0;
 }

@@ -1,6 +1,6 @@
-/* py_kernels.h - what the two files of kernel functions share, and how the module gets them.
+/* py_kernels.h - what the files of kernel functions share, and how the module gets them.
  *
- * Called by py_module.c (registration) and by py_kernels_rows.c (argument helpers).
+ * Called by py_module.c (registration) and by py_kernels_*.c (arguments, threads, choice of slots).
  */
 #ifndef LA_PY_KERNELS_H
 #define LA_PY_KERNELS_H
@@ -8,16 +8,33 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "../base/pool.h"
 #include "../kernels/kernels.h"
 
-/* Adds the functions of both files to the module; 0, or -1 with an exception set. */
+enum { PY_KERNELS_THREADS = 256 }; /* most of one call */
+
+/* Adds the functions and objects of all files to the module; 0, or -1 with an exception set. */
 int py_kernels_register(PyObject *module);
-/* The part of py_kernels_rows.c. */
+/* The parts of the files beside py_kernels.c. */
 int py_kernels_rows_register(PyObject *module);
+int py_kernels_packed_register(PyObject *module);
+int py_kernels_pages_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */
 int py_kernels_isa(const char *name, la_kernels *out);
 /* Contiguous float32 buffer of obj; 0, or -1 with an exception that names the argument. */
 int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
+
+/* f32, bf16 or i8 as la_act_form; -1 with an exception set. */
+int py_kernels_form(const char *name);
+typedef void (*py_gemm_fn)(const la_gemm *g);
+/* The product of a weight's format with such rows; NULL where there is none. */
+py_gemm_fn py_kernels_gemm(const la_kernels *t, la_format f, la_act_form form);
+
+/* Checks a thread count and replaces 0 by what this process may use; -1 with an exception set. */
+int py_kernels_threads(int *threads);
+/* A pool for one call; NULL, which py_kernels_run takes, for a single thread. */
+la_status py_kernels_pool(int threads, la_pool **out);
+void py_kernels_run(la_pool *pool, void (*fn)(void *arg, int tid, int nth), void *arg);
 
 #endif

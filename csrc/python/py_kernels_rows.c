@@ -3,7 +3,7 @@
  * Owns one Python function per slot of rows.h, attention.h and sample.h: each runs that slot of the level
  * it is given. Inputs and outputs are contiguous float32 or int32 buffers, outputs are written in
  * place. Invariant: every size, type and range the kernel takes for granted is checked here first.
- * Used by the kernel tests.
+ * Used by python/llmaccel/kernels/, which checks shapes, and by the kernel tests.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -72,6 +72,9 @@ static void *call_take(la_call *c, PyObject *obj, const char *name, char format,
         call_fail(c, PyExc_TypeError, "%s: expected contiguous %s", name,
                   format == 'f' ? "float32" : "int32");
     }
+    else if ((uintptr_t)view->buf % 4 != 0) {
+        call_fail(c, PyExc_ValueError, "%s: its address is no multiple of 4", name);
+    }
     else if (n == ANY ? have < 1 || have > INT_MAX : have != n) {
         call_fail(c, PyExc_ValueError, "%s: %zd values, expected %zd", name, have,
                   n == ANY ? 1 : n);
@@ -129,6 +132,15 @@ static void call_range(la_call *c, const char *name, int x, int low, int high)
     }
 }
 
+/* Rows of d values in the buffer last taken with ANY. */
+static int call_rows(la_call *c, const char *name, int d)
+{
+    if (c->ok && c->n % d != 0) {
+        call_fail(c, PyExc_ValueError, "%s: %d values are no rows of %d", name, c->n, d);
+    }
+    return c->ok ? c->n / d : 0;
+}
+
 /* ---- rows ------------------------------------------------------------------------------------- */
 
 static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
@@ -141,11 +153,17 @@ static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     call_begin(&c, isa);
+    const float *w = call_in(&c, ow, "w", ANY);
+    int D = c.n;
     const float *x = call_in(&c, ox, "x", ANY);
-    const float *w = call_in(&c, ow, "w", c.n);
+    int rows = call_rows(&c, "x", D);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
-        c.t.rms_norm(x, w, eps, y, c.n);
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t i = 0; i < rows; i++) {
+            c.t.rms_norm(x + i * D, w, eps, y + i * D, D);
+        }
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -160,12 +178,18 @@ static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     call_begin(&c, isa);
+    const float *w = call_in(&c, ow, "w", ANY);
+    int D = c.n;
+    const float *b = ob == Py_None ? NULL : call_in(&c, ob, "b", D);
     const float *x = call_in(&c, ox, "x", ANY);
-    const float *w = call_in(&c, ow, "w", c.n);
-    const float *b = ob == Py_None ? NULL : call_in(&c, ob, "b", c.n);
+    int rows = call_rows(&c, "x", D);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
-        c.t.layer_norm(x, w, b, eps, y, c.n);
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t i = 0; i < rows; i++) {
+            c.t.layer_norm(x + i * D, w, b, eps, y + i * D, D);
+        }
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -183,7 +207,9 @@ static PyObject *add_scaled(PyObject *Py_UNUSED(self), PyObject *args)
     const float *x = call_in(&c, ox, "x", ANY);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.add_scaled(x, s, y, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -200,7 +226,9 @@ static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
     const float *b = call_in(&c, ob, "b", ANY);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.add(b, y, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -231,7 +259,9 @@ static PyObject *act_mul(PyObject *Py_UNUSED(self), PyObject *args)
     const float *up = call_in(&c, ou, "up", c.n);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.act_mul(kind, gate, up, y, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -249,7 +279,9 @@ static PyObject *act(PyObject *Py_UNUSED(self), PyObject *args)
     const float *x = call_in(&c, ox, "x", ANY);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.act(kind, x, y, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -258,21 +290,29 @@ static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox, *oc, *os;
-    int interleaved;
+    int heads, d, interleaved;
     la_call c;
-    if (!PyArg_ParseTuple(args, "sOOOp:rope", &isa, &ox, &oc, &os, &interleaved)) {
+    if (!PyArg_ParseTuple(args, "sOOOiip:rope", &isa, &ox, &oc, &os, &heads, &d, &interleaved)) {
         return NULL;
     }
     call_begin(&c, isa);
-    const float *co = call_in(&c, oc, "cos", ANY);
-    int half = c.n;
-    const float *si = call_in(&c, os, "sin", half);
+    call_range(&c, "heads", heads, 1, INT_MAX);
+    call_range(&c, "d", d, 1, INT_MAX / (heads > 0 ? heads : 1));
     float *x = call_out(&c, ox, "x", ANY);
-    if (c.n / 2 < half) {
-        call_fail(&c, PyExc_ValueError, "x: %d values for %d rotations", c.n, half);
+    int tokens = call_rows(&c, "x", heads * d);
+    const float *co = call_in(&c, oc, "cos", ANY);
+    int half = c.ok ? c.n / tokens : 0;
+    if (c.ok && (c.n % tokens != 0 || half > d / 2)) {
+        call_fail(&c, PyExc_ValueError, "cos: %d values for %d tokens of %d", c.n, tokens, d);
     }
+    const float *si = call_in(&c, os, "sin", c.n);
     if (c.ok) {
-        c.t.rope(x, co, si, 2 * half, interleaved);
+        Py_BEGIN_ALLOW_THREADS
+        for (int64_t i = 0; i < (int64_t)tokens * heads; i++) {
+            int64_t at = i / heads * half;
+            c.t.rope(x + i * d, co + at, si + at, 2 * half, interleaved);
+        }
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -289,7 +329,9 @@ static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
     call_begin(&c, isa);
     float *x = call_out(&c, ox, "x", ANY);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.softcap(x, s, cap, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -511,7 +553,9 @@ static PyObject *exp_sub(PyObject *Py_UNUSED(self), PyObject *args)
     const float *x = call_in(&c, ox, "x", ANY);
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
         c.t.exp_sub(x, s, max, y, c.n);
+        Py_END_ALLOW_THREADS
     }
     return call_end(&c);
 }
@@ -574,16 +618,19 @@ static PyObject *mask(PyObject *Py_UNUSED(self), PyObject *args)
 }
 
 static PyMethodDef methods[] = {
-    {"rms_norm", rms_norm, METH_VARARGS, "rms_norm(isa, x, w, eps, y): y [D] = x / rms(x) * w."},
+    {"rms_norm", rms_norm, METH_VARARGS,
+     "rms_norm(isa, x, w, eps, y): y [rows, D] = x / rms(x) * w [D]."},
     {"layer_norm", layer_norm, METH_VARARGS,
-     "layer_norm(isa, x, w, b, eps, y): y [D] = (x - mean) / std * w + b; b may be None."},
+     "layer_norm(isa, x, w, b, eps, y): y [rows, D] = (x - mean) / std * w + b; b may be None."},
     {"add_scaled", add_scaled, METH_VARARGS, "add_scaled(isa, x, s, y): y [n] += x * s."},
     {"add", add, METH_VARARGS, "add(isa, b, y): y [n] += b."},
     {"act_mul", act_mul, METH_VARARGS,
      "act_mul(isa, act, gate, up, y): y [n] = act(gate) * up; act: silu, gelu, gelu_tanh, relu."},
     {"act", act, METH_VARARGS, "act(isa, act, x, y): y [n] = act(x)."},
     {"rope", rope, METH_VARARGS,
-     "rope(isa, x, cos, sin, interleaved): rotates the first 2 * len(cos) values of x in place."},
+     "rope(isa, x, cos, sin, heads, d, interleaved): rotates the first 2 * half values of each "
+     "head\n"
+     "of x [T, heads, d] in place; cos, sin [T, half]."},
     {"softcap", softcap, METH_VARARGS,
      "softcap(isa, x, s, c): x [n] = c * tanh(x * s / c) in place; c 0: x *= s."},
     {"kv_page_bytes", kv_page_bytes, METH_VARARGS,

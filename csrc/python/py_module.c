@@ -119,6 +119,8 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->model_type);
     Py_VISIT(state->engine_type);
     Py_VISIT(state->tensor_type);
+    Py_VISIT(state->packed_type);
+    Py_VISIT(state->pages_type);
     return 0;
 }
 
@@ -132,6 +134,8 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->model_type);
     Py_CLEAR(state->engine_type);
     Py_CLEAR(state->tensor_type);
+    Py_CLEAR(state->packed_type);
+    Py_CLEAR(state->pages_type);
     return 0;
 }
 

@@ -22,6 +22,8 @@ typedef struct py_state {
     PyTypeObject *model_type;
     PyTypeObject *engine_type;
     PyTypeObject *tensor_type;
+    PyTypeObject *packed_type;
+    PyTypeObject *pages_type;
 } py_state;
 
 py_state *py_state_of(PyObject *module);        /* a module of ours */

@@ -1,66 +1,56 @@
 /* py_tensor.c - the Python object Tensor: contiguous numbers in host memory that cross without a copy.
  *
- * Owns the exchange with NumPy, DLPack and the buffer protocol, both ways; the only file that uses
- * NumPy's C API. Invariant: row-major without gaps; whatever keeps the memory alive (our allocation, a
- * buffer, a NumPy array, somebody's DLPack capsule) is released when the Tensor goes, and every view
- * handed out holds the Tensor. Used by llm.py for logits and for weights given as arrays.
+ * Owns the object and its exchange with NumPy and the buffer protocol, both ways; the only file that
+ * uses NumPy's C API. Invariant: row-major without gaps, every element at a multiple of its size;
+ * whatever keeps the memory alive (our allocation, a buffer, a NumPy array, somebody's DLPack capsule)
+ * is released when the Tensor goes, and every view handed out holds the Tensor. Used by llm.py for
+ * logits, for weights given as arrays, and by kernels/ for everything.
  */
-#include "py_module.h"
+#include "py_tensor.h"
+
+#include <limits.h>
 
 #define NPY_NO_DEPRECATED_API NPY_1_23_API_VERSION
 #include <numpy/arrayobject.h>
 
-#include "base/dlpack.h"
+enum { NO_NUMPY = -1 };
 
-enum { MAX_DIMS = 8, NO_NUMPY = -1 };
-
-static const struct tensor_dtype {
-    const char *name; /* as in safetensors */
-    la_dl_dtype dl;
-    int numpy;          /* type number, NO_NUMPY where NumPy has none */
-    const char *format; /* of the buffer protocol; bfloat16 shows its bits */
-} DTYPES[] = {
-    {"F64", {LA_DL_FLOAT, 64, 1}, NPY_DOUBLE, "d"}, {"F32", {LA_DL_FLOAT, 32, 1}, NPY_FLOAT, "f"},
-    {"F16", {LA_DL_FLOAT, 16, 1}, NPY_HALF, "e"},   {"BF16", {LA_DL_BFLOAT, 16, 1}, NO_NUMPY, "H"},
-    {"I64", {LA_DL_INT, 64, 1}, NPY_INT64, "q"},    {"I32", {LA_DL_INT, 32, 1}, NPY_INT32, "i"},
-    {"I16", {LA_DL_INT, 16, 1}, NPY_INT16, "h"},    {"I8", {LA_DL_INT, 8, 1}, NPY_INT8, "b"},
-    {"U16", {LA_DL_UINT, 16, 1}, NPY_UINT16, "H"},  {"U8", {LA_DL_UINT, 8, 1}, NPY_UINT8, "B"},
+const py_tensor_dtype py_tensor_dtypes[PY_TENSOR_DTYPES] = {
+    {"F64", {LA_DL_FLOAT, 64, 1}, NPY_DOUBLE, "d"},
+    {"F32", {LA_DL_FLOAT, 32, 1}, NPY_FLOAT, "f"},
+    {"F16", {LA_DL_FLOAT, 16, 1}, NPY_HALF, "e"},
+    {"BF16", {LA_DL_BFLOAT, 16, 1}, NO_NUMPY, "H"},
+    {"F8_E4M3", {LA_DL_E4M3FN, 8, 1}, NO_NUMPY, "B"},
+    {"F8_E5M2", {LA_DL_E5M2, 8, 1}, NO_NUMPY, "B"},
+    {"F8_E8M0", {LA_DL_E8M0FNU, 8, 1}, NO_NUMPY, "B"},
+    {"I64", {LA_DL_INT, 64, 1}, NPY_INT64, "q"},
+    {"I32", {LA_DL_INT, 32, 1}, NPY_INT32, "i"},
+    {"I16", {LA_DL_INT, 16, 1}, NPY_INT16, "h"},
+    {"I8", {LA_DL_INT, 8, 1}, NPY_INT8, "b"},
+    {"U64", {LA_DL_UINT, 64, 1}, NPY_UINT64, "Q"},
+    {"U32", {LA_DL_UINT, 32, 1}, NPY_UINT32, "I"},
+    {"U16", {LA_DL_UINT, 16, 1}, NPY_UINT16, "H"},
+    {"U8", {LA_DL_UINT, 8, 1}, NPY_UINT8, "B"},
     {"BOOL", {LA_DL_BOOL, 8, 1}, NPY_BOOL, "?"},
 };
-enum { N_DTYPES = sizeof DTYPES / sizeof DTYPES[0] };
-
-typedef struct py_tensor {
-    PyObject_HEAD
-    char *data; /* [shape] */
-    const struct tensor_dtype *dtype;
-    int n_dims, read_only;
-    Py_ssize_t bytes;
-    int64_t shape[MAX_DIMS];
-    int64_t strides[MAX_DIMS];           /* in elements, as DLPack counts */
-    Py_ssize_t buffer_strides[MAX_DIMS]; /* in bytes, as the buffer protocol counts */
-    /* what keeps data alive; the rest is NULL */
-    void *allocation;
-    PyObject *array;
-    la_dl_managed *managed;
-    la_dl_versioned *versioned;
-} py_tensor;
 
 /* ---- making ------------------------------------------------------------------------------------ */
 
-/* Fills shape, strides and bytes; 0, or -1 with an exception set. */
-static int tensor_set_shape(const py_state *state, py_tensor *self, int n_dims,
-                            const int64_t *shape)
+int py_tensor_set_shape(const py_tensor_source *from, py_tensor *self, int n_dims,
+                        const int64_t *shape)
 {
-    if (n_dims < 0 || n_dims > MAX_DIMS) {
-        py_raise_format(state, LA_ERR_UNSUPPORTED, "shape: %d dimensions, at most %d are supported",
-                        n_dims, (int)MAX_DIMS);
+    if (n_dims < 0 || n_dims > PY_TENSOR_DIMS) {
+        py_raise_format(from->state, LA_ERR_UNSUPPORTED,
+                        "%s: %d dimensions, at most %d are supported", from->name, n_dims,
+                        (int)PY_TENSOR_DIMS);
         return -1;
     }
     int64_t size = self->dtype->dl.bits / 8;
     int64_t count = 1, bound = size;
     for (int i = n_dims - 1; i >= 0; i--) {
         if (shape[i] < 0 || (shape[i] > 1 && bound > PY_SSIZE_T_MAX / shape[i])) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "shape: extent %lld is negative or too large",
+            py_raise_format(from->state, LA_ERR_ARGUMENT,
+                            "%s: extent %lld is negative or too large", from->name,
                             (long long)shape[i]);
             return -1;
         }
@@ -78,11 +68,23 @@ static int tensor_set_shape(const py_state *state, py_tensor *self, int n_dims,
     return 0;
 }
 
+int py_tensor_check_address(const py_tensor_source *from, const py_tensor *self)
+{
+    int size = self->dtype->dl.bits / 8;
+    if (self->bytes == 0 || (uintptr_t)self->data % (uintptr_t)size == 0) {
+        return 0;
+    }
+    py_raise_format(from->state, LA_ERR_ARGUMENT,
+                    "%s: its address is no multiple of its element's %d bytes; pass a copy",
+                    from->name, size);
+    return -1;
+}
+
 static int tensor_find_dtype(const py_state *state, py_tensor *self, const char *name)
 {
-    for (int i = 0; i < N_DTYPES; i++) {
-        if (strcmp(DTYPES[i].name, name) == 0) {
-            self->dtype = &DTYPES[i];
+    for (int i = 0; i < PY_TENSOR_DTYPES; i++) {
+        if (strcmp(py_tensor_dtypes[i].name, name) == 0) {
+            self->dtype = &py_tensor_dtypes[i];
             return 0;
         }
     }
@@ -90,158 +92,185 @@ static int tensor_find_dtype(const py_state *state, py_tensor *self, const char 
     return -1;
 }
 
-/* A borrowed NumPy array; the tensor takes a reference. */
-static int tensor_from_array(const py_state *state, py_tensor *self, PyArrayObject *array)
+/* The types that NumPy gets from the ml_dtypes package, known by their names. */
+static int tensor_find_user_dtype(const py_tensor_source *from, py_tensor *self,
+                                  PyArrayObject *array)
 {
+    static const char *const names[][2] = {{"bfloat16", "BF16"},
+                                           {"float8_e4m3fn", "F8_E4M3"},
+                                           {"float8_e5m2", "F8_E5M2"},
+                                           {"float8_e8m0fnu", "F8_E8M0"}};
+    PyObject *name = PyObject_GetAttrString((PyObject *)PyArray_DESCR(array), "name");
+    if (name == NULL) {
+        return -1;
+    }
+    for (size_t i = 0; PyUnicode_Check(name) && i < sizeof names / sizeof names[0]; i++) {
+        if (PyUnicode_CompareWithASCIIString(name, names[i][0]) == 0) {
+            Py_DECREF(name);
+            return tensor_find_dtype(from->state, self, names[i][1]);
+        }
+    }
+    py_raise_format(from->state, LA_ERR_UNSUPPORTED, "%s: dtype %S is not supported", from->name,
+                    name);
+    Py_DECREF(name);
+    return -1;
+}
+
+/* A borrowed NumPy array; the tensor takes a reference. */
+static int tensor_from_array(const py_tensor_source *from, py_tensor *self)
+{
+    PyArrayObject *array = (PyArrayObject *)from->object;
     if (!PyArray_IS_C_CONTIGUOUS(array) || PyArray_ISBYTESWAPPED(array)) {
-        py_raise_format(state, LA_ERR_ARGUMENT,
-                        "array: must be row-major without gaps and in native byte order");
+        py_raise_format(from->state, LA_ERR_ARGUMENT,
+                        "%s: must be row-major without gaps and in native byte order; pass "
+                        "np.ascontiguousarray of it",
+                        from->name);
         return -1;
     }
     int number = PyArray_TYPE(array);
-    for (int i = 0; i < N_DTYPES && self->dtype == NULL; i++) {
-        if (DTYPES[i].numpy != NO_NUMPY && PyArray_EquivTypenums(DTYPES[i].numpy, number)) {
-            self->dtype = &DTYPES[i];
+    for (int i = 0; i < PY_TENSOR_DTYPES && self->dtype == NULL; i++) {
+        int own = py_tensor_dtypes[i].numpy;
+        if (own != NO_NUMPY && PyArray_EquivTypenums(own, number)) {
+            self->dtype = &py_tensor_dtypes[i];
         }
     }
-    if (self->dtype == NULL) { /* the bfloat16 of ml_dtypes is a user type known by its name */
-        PyObject *name = PyObject_GetAttrString((PyObject *)PyArray_DESCR(array), "name");
-        if (name == NULL) {
-            return -1;
-        }
-        int is_bfloat16 =
-            PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, "bfloat16") == 0;
-        int failed = is_bfloat16 ? tensor_find_dtype(state, self, "BF16") < 0 : 1;
-        if (failed && !is_bfloat16) {
-            py_raise_format(state, LA_ERR_UNSUPPORTED, "array: dtype %S is not supported", name);
-        }
-        Py_DECREF(name);
-        if (failed) {
-            return -1;
-        }
+    if (self->dtype == NULL && tensor_find_user_dtype(from, self, array) < 0) {
+        return -1;
     }
-    int64_t shape[MAX_DIMS] = {0};
+    int64_t shape[PY_TENSOR_DIMS] = {0};
     int n_dims = PyArray_NDIM(array);
-    for (int i = 0; i < n_dims && i < MAX_DIMS; i++) {
+    for (int i = 0; i < n_dims && i < PY_TENSOR_DIMS; i++) {
         shape[i] = PyArray_DIM(array, i);
     }
-    if (tensor_set_shape(state, self, n_dims, shape) < 0) {
+    if (py_tensor_set_shape(from, self, n_dims, shape) < 0) {
         return -1;
     }
     self->data = PyArray_DATA(array);
     self->read_only = !PyArray_ISWRITEABLE(array);
     self->array = Py_NewRef((PyObject *)array);
-    return 0;
+    return py_tensor_check_address(from, self);
 }
 
-static int tensor_from_dl(const py_state *state, py_tensor *self, const la_dl_tensor *t)
+/* The dtype of a buffer's elements: kind and size decide, since 'l' is as wide as the platform says.
+ * NULL where there is none. */
+static const py_tensor_dtype *buffer_dtype(const Py_buffer *view)
 {
-    if (t->device.type != LA_DL_CPU && t->device.type != LA_DL_CUDA_HOST) {
-        py_raise_format(state, LA_ERR_UNSUPPORTED,
-                        "array: DLPack device type %d is not host memory; move it to the CPU",
-                        (int)t->device.type);
-        return -1;
+    const char *format = view->format != NULL ? view->format : "B";
+    if (*format == '@' || *format == '=' || *format == '<') { /* x86 is little-endian */
+        format++;
     }
-    for (int i = 0; i < N_DTYPES && self->dtype == NULL; i++) {
-        if (memcmp(&DTYPES[i].dl, &t->dtype, sizeof t->dtype) == 0) {
-            self->dtype = &DTYPES[i];
+    static const struct {
+        const char *letters;
+        int code;
+    } kinds[] = {
+        {"bhilqn", LA_DL_INT}, {"BHILQN", LA_DL_UINT}, {"efd", LA_DL_FLOAT}, {"?", LA_DL_BOOL}};
+    for (size_t k = 0; format[0] != '\0' && format[1] == '\0' && k < 4; k++) {
+        for (int i = 0; strchr(kinds[k].letters, format[0]) != NULL && i < PY_TENSOR_DTYPES; i++) {
+            la_dl_dtype dl = py_tensor_dtypes[i].dl;
+            if (dl.code == kinds[k].code && dl.bits == view->itemsize * 8) {
+                return &py_tensor_dtypes[i];
+            }
         }
     }
+    return NULL;
+}
+
+/* Anything with the buffer protocol; held until the tensor goes. */
+static int tensor_from_buffer(const py_tensor_source *from, py_tensor *self)
+{
+    if (PyObject_GetBuffer(from->object, &self->view, PyBUF_FULL_RO) < 0) {
+        return -1;
+    }
+    const Py_buffer *view = &self->view;
+    self->dtype = buffer_dtype(view);
     if (self->dtype == NULL) {
-        py_raise_format(state, LA_ERR_UNSUPPORTED,
-                        "array: DLPack dtype (code %d, %d bits, %d lanes) is not supported",
-                        (int)t->dtype.code, (int)t->dtype.bits, (int)t->dtype.lanes);
+        py_raise_format(from->state, LA_ERR_UNSUPPORTED, "%s: buffer format %s is not supported",
+                        from->name, view->format);
         return -1;
     }
-    if (tensor_set_shape(state, self, t->ndim, t->shape) < 0) {
+    if (!PyBuffer_IsContiguous(view, 'C')) {
+        py_raise_format(from->state, LA_ERR_ARGUMENT,
+                        "%s: must be row-major without gaps; pass a contiguous copy", from->name);
         return -1;
     }
-    for (int i = 0; t->strides != NULL && self->bytes > 0 && i < t->ndim; i++) {
-        if (t->shape[i] > 1 && t->strides[i] != self->strides[i]) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "array: must be row-major without gaps");
-            return -1;
-        }
+    int64_t shape[PY_TENSOR_DIMS] = {0};
+    for (int i = 0; i < view->ndim && i < PY_TENSOR_DIMS; i++) {
+        shape[i] = view->shape[i];
     }
-    self->data = (char *)t->data + t->byte_offset;
-    return 0;
+    if (py_tensor_set_shape(from, self, view->ndim, shape) < 0) {
+        return -1;
+    }
+    self->data = view->buf;
+    self->read_only = view->readonly;
+    return py_tensor_check_address(from, self);
 }
 
-/* Takes over what a capsule holds; from then on the tensor calls its deleter. */
-static int tensor_take_capsule(const py_state *state, py_tensor *self, PyObject *capsule)
+static int tensor_from_object(const py_tensor_source *from, py_tensor *self)
 {
-    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
-        la_dl_versioned *v = PyCapsule_GetPointer(capsule, "dltensor_versioned");
-        if (v->version.major != LA_DL_MAJOR) {
-            py_raise_format(state, LA_ERR_UNSUPPORTED, "array: DLPack version %u.%u is unknown",
-                            v->version.major, v->version.minor);
-            return -1;
-        }
-        if (PyCapsule_SetName(capsule, "used_dltensor_versioned") < 0) {
-            return -1;
-        }
-        self->versioned = v;
-        self->read_only = (v->flags & LA_DL_READ_ONLY) != 0;
-        return tensor_from_dl(state, self, &v->tensor);
+    if (PyArray_Check(from->object)) {
+        return tensor_from_array(from, self);
     }
-    if (PyCapsule_IsValid(capsule, "dltensor")) {
-        la_dl_managed *m = PyCapsule_GetPointer(capsule, "dltensor");
-        if (PyCapsule_SetName(capsule, "used_dltensor") < 0) {
-            return -1;
-        }
-        self->managed = m;
-        return tensor_from_dl(state, self, &m->tensor);
+    if (PyObject_HasAttrString(from->object, "__dlpack__")) {
+        return py_tensor_import(from, self);
     }
-    PyErr_SetString(PyExc_TypeError, "array: __dlpack__ gave no DLPack capsule");
+    if (PyObject_CheckBuffer(from->object)) {
+        return tensor_from_buffer(from, self);
+    }
+    PyErr_Format(PyExc_TypeError,
+                 "%s: expected a NumPy array, a DLPack exporter or a buffer, got %.100s",
+                 from->name, Py_TYPE(from->object)->tp_name);
     return -1;
-}
-
-static int tensor_from_exporter(const py_state *state, py_tensor *self, PyObject *object)
-{
-    PyObject *method = PyObject_GetAttrString(object, "__dlpack__");
-    if (method == NULL) {
-        PyErr_Clear();
-        PyErr_Format(PyExc_TypeError,
-                     "array: expected a NumPy array or a DLPack exporter, got %.100s",
-                     Py_TYPE(object)->tp_name);
-        return -1;
-    }
-    PyObject *none = PyTuple_New(0);
-    PyObject *keywords = Py_BuildValue("{s:(ii)}", "max_version", LA_DL_MAJOR, LA_DL_MINOR);
-    PyObject *capsule = NULL;
-    if (none != NULL && keywords != NULL) {
-        capsule = PyObject_Call(method, none, keywords);
-        if (capsule == NULL && PyErr_ExceptionMatches(PyExc_TypeError)) {
-            PyErr_Clear(); /* an exporter from before DLPack 1.0 knows no max_version */
-            capsule = PyObject_CallNoArgs(method);
-        }
-    }
-    Py_XDECREF(none);
-    Py_XDECREF(keywords);
-    Py_DECREF(method);
-    int result = capsule != NULL ? tensor_take_capsule(state, self, capsule) : -1;
-    Py_XDECREF(capsule);
-    return result;
 }
 
 static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"array", NULL};
-    PyObject *object;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Tensor", names, &object)) {
+    static char *names[] = {"array", "name", NULL};
+    py_tensor_source from = {.state = PyType_GetModuleState(type), .name = "array"};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$s:Tensor", names, &from.object,
+                                     &from.name)) {
         return NULL;
     }
-    py_state *state = (py_state *)PyType_GetModuleState(type);
     py_tensor *self = (py_tensor *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    int failed = PyArray_Check(object) ? tensor_from_array(state, self, (PyArrayObject *)object)
-                                       : tensor_from_exporter(state, self, object);
-    if (failed) {
-        Py_DECREF(self);
-        return NULL;
+    if (self != NULL && tensor_from_object(&from, self) < 0) {
+        Py_CLEAR(self);
     }
     return (PyObject *)self;
+}
+
+/* Memory for a tensor whose shape is set. Fresh zero pages for anything large: nothing is touched
+ * before it is written. 0, or -1 with an exception set. */
+static int tensor_allocate(py_tensor *self)
+{
+    const size_t align = PY_TENSOR_ALIGN;
+    self->allocation = (size_t)self->bytes <= PY_SSIZE_T_MAX - align
+                           ? PyMem_RawCalloc(1, (size_t)self->bytes + align)
+                           : NULL;
+    if (self->allocation == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    self->data = (char *)(((uintptr_t)self->allocation + align - 1) & ~(uintptr_t)(align - 1));
+    return 0;
+}
+
+py_tensor *py_tensor_copy(py_tensor *self)
+{
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    py_tensor_source from = {py_state_of_object((PyObject *)self), (PyObject *)self, "shape"};
+    py_tensor *copy = (py_tensor *)type->tp_alloc(type, 0);
+    if (copy == NULL) {
+        return NULL;
+    }
+    copy->dtype = self->dtype;
+    if (py_tensor_set_shape(&from, copy, self->n_dims, self->shape) < 0 ||
+        tensor_allocate(copy) < 0) {
+        Py_DECREF(copy);
+        return NULL;
+    }
+    if (self->bytes > 0) {
+        memcpy(copy->data, self->data, (size_t)self->bytes);
+    }
+    return copy;
 }
 
 static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
@@ -252,10 +281,10 @@ static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
     if (!PyArg_ParseTuple(args, "O!s:zeros", &PyTuple_Type, &extents, &dtype)) {
         return NULL;
     }
-    py_state *state = (py_state *)PyType_GetModuleState(type);
-    int64_t shape[MAX_DIMS] = {0};
+    py_tensor_source from = {PyType_GetModuleState(type), extents, "shape"};
+    int64_t shape[PY_TENSOR_DIMS] = {0};
     Py_ssize_t n_dims = PyTuple_GET_SIZE(extents);
-    for (Py_ssize_t i = 0; i < n_dims && i < MAX_DIMS; i++) {
+    for (Py_ssize_t i = 0; i < n_dims && i < PY_TENSOR_DIMS; i++) {
         shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(extents, i));
         if (shape[i] == -1 && PyErr_Occurred()) {
             return NULL;
@@ -265,34 +294,27 @@ static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
     if (self == NULL) {
         return NULL;
     }
-    if (tensor_find_dtype(state, self, dtype) < 0 ||
-        tensor_set_shape(state, self, (int)n_dims, shape) < 0) {
-        Py_DECREF(self);
-        return NULL;
+    if (tensor_find_dtype(from.state, self, dtype) < 0 ||
+        py_tensor_set_shape(&from, self, n_dims <= PY_TENSOR_DIMS ? (int)n_dims : INT_MAX, shape) <
+            0 ||
+        tensor_allocate(self) < 0) {
+        Py_CLEAR(self);
     }
-    /* Fresh zero pages for anything large: nothing is touched before it is written. */
-    enum { ALIGN = 64 };
-    self->allocation = PyMem_RawCalloc(1, (size_t)self->bytes + ALIGN);
-    if (self->allocation == NULL) {
-        Py_DECREF(self);
-        return PyErr_NoMemory();
-    }
-    self->data = (char *)(((uintptr_t)self->allocation + ALIGN - 1) & ~(uintptr_t)(ALIGN - 1));
     return (PyObject *)self;
 }
 
+/* The owner's code may run here, also while an exception is on its way. */
 static void tensor_dealloc(PyObject *object)
 {
     py_tensor *self = (py_tensor *)object;
     PyTypeObject *type = Py_TYPE(object);
+    PyObject *error, *value, *trace;
+    PyErr_Fetch(&error, &value, &trace);
     PyMem_RawFree(self->allocation);
     Py_XDECREF(self->array);
-    if (self->managed != NULL && self->managed->deleter != NULL) {
-        self->managed->deleter(self->managed);
-    }
-    if (self->versioned != NULL && self->versioned->deleter != NULL) {
-        self->versioned->deleter(self->versioned);
-    }
+    PyBuffer_Release(&self->view);
+    py_tensor_give_back(self);
+    PyErr_Restore(error, value, trace);
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -320,142 +342,6 @@ static int tensor_get_buffer(PyObject *object, Py_buffer *view, int flags)
     return 0;
 }
 
-/* Consumers may drop a tensor on any thread, with or without the GIL. */
-static void drop_owner(PyObject *owner)
-{
-    if (Py_IsInitialized()) {
-        PyGILState_STATE gil = PyGILState_Ensure();
-        Py_DECREF(owner);
-        PyGILState_Release(gil);
-    }
-}
-
-static void managed_deleter(la_dl_managed *managed)
-{
-    drop_owner(managed->owner);
-    PyMem_RawFree(managed);
-}
-
-static void versioned_deleter(la_dl_versioned *versioned)
-{
-    drop_owner(versioned->owner);
-    PyMem_RawFree(versioned);
-}
-
-/* A capsule that nobody consumed still owns what it holds. */
-static void managed_capsule_free(PyObject *capsule)
-{
-    if (PyCapsule_IsValid(capsule, "dltensor")) {
-        managed_deleter(PyCapsule_GetPointer(capsule, "dltensor"));
-    }
-}
-
-static void versioned_capsule_free(PyObject *capsule)
-{
-    if (PyCapsule_IsValid(capsule, "dltensor_versioned")) {
-        versioned_deleter(PyCapsule_GetPointer(capsule, "dltensor_versioned"));
-    }
-}
-
-static void tensor_describe(py_tensor *self, la_dl_tensor *out)
-{
-    out->data = self->data;
-    out->device = (la_dl_device){LA_DL_CPU, 0};
-    out->ndim = self->n_dims;
-    out->dtype = self->dtype->dl;
-    out->shape = self->shape;
-    out->strides = self->strides;
-    out->byte_offset = 0;
-}
-
-static PyObject *export_versioned(py_tensor *self)
-{
-    la_dl_versioned *versioned = PyMem_RawCalloc(1, sizeof *versioned);
-    if (versioned == NULL) {
-        return PyErr_NoMemory();
-    }
-    versioned->version = (la_dl_version){LA_DL_MAJOR, LA_DL_MINOR};
-    versioned->owner = Py_NewRef((PyObject *)self);
-    versioned->deleter = versioned_deleter;
-    versioned->flags = self->read_only ? LA_DL_READ_ONLY : 0;
-    tensor_describe(self, &versioned->tensor);
-    PyObject *capsule = PyCapsule_New(versioned, "dltensor_versioned", versioned_capsule_free);
-    if (capsule == NULL) {
-        versioned_deleter(versioned);
-    }
-    return capsule;
-}
-
-static PyObject *export_managed(py_tensor *self)
-{
-    if (self->read_only) {
-        PyErr_SetString(PyExc_BufferError,
-                        "this Tensor is read-only, which DLPack before 1.0 cannot say");
-        return NULL;
-    }
-    la_dl_managed *managed = PyMem_RawCalloc(1, sizeof *managed);
-    if (managed == NULL) {
-        return PyErr_NoMemory();
-    }
-    managed->owner = Py_NewRef((PyObject *)self);
-    managed->deleter = managed_deleter;
-    tensor_describe(self, &managed->tensor);
-    PyObject *capsule = PyCapsule_New(managed, "dltensor", managed_capsule_free);
-    if (capsule == NULL) {
-        managed_deleter(managed);
-    }
-    return capsule;
-}
-
-static int parse_pair(PyObject *object, const char *name, int *first, int *second)
-{
-    if (PyTuple_Check(object) && PyArg_ParseTuple(object, "ii", first, second)) {
-        return 0;
-    }
-    PyErr_Clear();
-    PyErr_Format(PyExc_TypeError, "%s: expected two integers, got %R", name, object);
-    return -1;
-}
-
-static PyObject *tensor_dlpack(PyObject *object, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
-    PyObject *stream = Py_None, *max_version = Py_None, *device = Py_None, *copy = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream,
-                                     &max_version, &device, &copy)) {
-        return NULL;
-    }
-    if (stream != Py_None) {
-        PyErr_SetString(PyExc_BufferError, "stream: host memory has no stream");
-        return NULL;
-    }
-    if (copy == Py_True) {
-        PyErr_SetString(PyExc_BufferError, "copy: a Tensor is exported without a copy only");
-        return NULL;
-    }
-    int type = LA_DL_CPU, id = 0;
-    if (device != Py_None && parse_pair(device, "dl_device", &type, &id) < 0) {
-        return NULL;
-    }
-    if (type != LA_DL_CPU || id != 0) {
-        PyErr_SetString(PyExc_BufferError, "dl_device: a Tensor is in host memory (1, 0)");
-        return NULL;
-    }
-    int major = 0, minor = 0;
-    if (max_version != Py_None && parse_pair(max_version, "max_version", &major, &minor) < 0) {
-        return NULL;
-    }
-    return major >= LA_DL_MAJOR ? export_versioned((py_tensor *)object)
-                                : export_managed((py_tensor *)object);
-}
-
-static PyObject *tensor_dlpack_device(PyObject *object, PyObject *unused)
-{
-    (void)object;
-    (void)unused;
-    return Py_BuildValue("(ii)", LA_DL_CPU, 0);
-}
-
 static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
 {
     (void)unused;
@@ -465,7 +351,7 @@ static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
                                "NumPy has no type for %s; use torch.from_dlpack",
                                self->dtype->name);
     }
-    npy_intp shape[MAX_DIMS];
+    npy_intp shape[PY_TENSOR_DIMS];
     for (int i = 0; i < self->n_dims; i++) {
         shape[i] = self->shape[i];
     }
@@ -498,6 +384,13 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
     }
     PyArray_Descr *wanted = NULL;
     if (dtype != Py_None && !PyArray_DescrConverter(dtype, &wanted)) {
+        Py_DECREF(array);
+        return NULL;
+    }
+    if (copy == Py_False && wanted != NULL &&
+        !PyArray_EquivTypes(PyArray_DESCR((PyArrayObject *)array), wanted)) {
+        PyErr_SetString(PyExc_ValueError, "copy: another dtype needs a copy");
+        Py_DECREF(wanted);
         Py_DECREF(array);
         return NULL;
     }
@@ -571,15 +464,23 @@ static PyObject *tensor_repr(PyObject *object)
 
 static PyMethodDef tensor_methods[] = {
     {"zeros", tensor_zeros, METH_VARARGS | METH_CLASS,
-     "zeros(shape, dtype) -> Tensor\n\nNew memory; dtype as in safetensors: 'F32', 'BF16', ..."},
+     "zeros(shape, dtype) -> Tensor\n\nNew memory, 64-byte aligned; dtype as in safetensors: "
+     "'F32', "
+     "'BF16', ..."},
     {"numpy", tensor_numpy, METH_NOARGS,
-     "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16, which NumPy lacks."},
+     "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16 and 8-bit floats, which NumPy "
+     "lacks."},
     {"data_ptr", tensor_data_ptr, METH_NOARGS,
      "data_ptr() -> int\n\nAddress of the first element."},
     {"__array__", (PyCFunction)(void (*)(void))tensor_array, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"__dlpack__", (PyCFunction)(void (*)(void))tensor_dlpack, METH_VARARGS | METH_KEYWORDS,
-     "A DLPack capsule: versioned if max_version is 1.0 or later, else the old form."},
-    {"__dlpack_device__", tensor_dlpack_device, METH_NOARGS, NULL},
+    {"__dlpack__", (PyCFunction)(void (*)(void))py_tensor_export, METH_VARARGS | METH_KEYWORDS,
+     "__dlpack__(*, stream=None, max_version=None, dl_device=None, copy=None) -> capsule\n\n"
+     "Versioned if max_version is (1, 0) or later, else the old form, which cannot carry "
+     "read-only\n"
+     "memory. copy=True exports a copy; without it the capsule shares this memory and keeps it\n"
+     "alive. BufferError for another device or a stream."},
+    {"__dlpack_device__", py_tensor_device, METH_NOARGS,
+     "__dlpack_device__() -> (1, 0), DLPack's name for host memory."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -591,8 +492,15 @@ static PyGetSetDef tensor_getset[] = {
 };
 
 static PyType_Slot tensor_slots[] = {
-    {Py_tp_doc, "Tensor(array)\n\nA zero-copy view of a NumPy array or any DLPack exporter in host "
-                "memory; itself a DLPack exporter, a buffer, and what np.asarray takes."},
+    {Py_tp_doc,
+     "Tensor(array, *, name='array')\n\n"
+     "Contiguous numbers in host memory, shared without a copy.\n\n"
+     "array: a NumPy array, a DLPack exporter (torch.Tensor, ...) or anything with the buffer\n"
+     "protocol, row-major without gaps. name: what error messages call it. The Tensor keeps the\n"
+     "memory alive; torch.from_dlpack, np.from_dlpack, np.asarray and memoryview share it again,\n"
+     "writable if the source was. dtype is named as in safetensors.\n\n"
+     "ConfigError: gaps, foreign byte order, odd addresses. UnsupportedError: other devices and\n"
+     "dtypes. TypeError: not an array at all."},
     {Py_tp_new, tensor_new},
     {Py_tp_dealloc, tensor_dealloc},
     {Py_tp_repr, tensor_repr},
@@ -605,7 +513,7 @@ static PyType_Slot tensor_slots[] = {
 };
 
 static PyType_Spec tensor_spec = {
-    .name = "llmaccel._core.Tensor",
+    .name = "llmaccel.Tensor",
     .basicsize = (int)sizeof(py_tensor),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
     .slots = tensor_slots,

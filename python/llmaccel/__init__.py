@@ -22,6 +22,8 @@ from llmaccel.errors import (
 )
 
 if TYPE_CHECKING:
+    from llmaccel import kernels
+    from llmaccel._core import Tensor
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RequestOutputKind, SamplingParams
@@ -43,8 +45,10 @@ __all__ = [
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "Tensor",
     "UnsupportedError",
     "__version__",
+    "kernels",
     "load_tokenizer",
 ]
 
@@ -56,16 +60,19 @@ _HOMES = {
     "RequestOutput": "outputs",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
+    "Tensor": "_core",
     "load_tokenizer": "tokenize",
 }
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "kernels":
+        return import_module(f"{__name__}.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     value = getattr(import_module(f"{__name__}.{home}"), name)
     globals()[name] = value
     return value

@@ -67,7 +67,7 @@ class Engine:
 class Tensor:
     """Contiguous numbers in host memory; crosses to NumPy, DLPack and buffers without a copy."""
 
-    def __init__(self, array: Any) -> None: ...
+    def __init__(self, array: Any, *, name: str = "array") -> None: ...
     @classmethod
     def zeros(cls, shape: tuple[int, ...], dtype: str, /) -> Tensor: ...
     @property
@@ -91,6 +91,52 @@ class Tensor:
         copy: bool | None = None,
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class Packed:
+    """A weight in the core's layout; use llmaccel.kernels.pack instead."""
+
+    def __init__(
+        self, data: Buffer, dtype: str, rows: int, cols: int, format: str, threads: int
+    ) -> None: ...
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def format(self) -> dict[str, Any]: ...
+    def linear(
+        self,
+        isa: str,
+        activation: str,
+        x: Buffer,
+        y: Buffer,
+        bias: Buffer | None,
+        threads: int,
+        /,
+    ) -> None: ...
+    def unpack(self, isa: str, ids: Buffer, out: Buffer, /) -> None: ...
+
+class Pages:
+    """KV pages of one sequence; use llmaccel.kernels.KVPages instead."""
+
+    def __init__(self, n_heads: int, d: int, max_tokens: int, dtype: str) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def store(self, isa: str, k: Buffer, v: Buffer, /) -> None: ...
+    def attend(
+        self,
+        isa: str,
+        q: Buffer,
+        positions: Buffer,
+        out: Buffer,
+        H: int,
+        scale: float,
+        softcap: float,
+        window: int,
+        threads: int,
+        /,
+    ) -> None: ...
 
 def plan(
     desc: Mapping[str, Any], limits: Mapping[str, int], threads: int = 0, /

@@ -1,0 +1,420 @@
+/* py_kernels_packed.c - the Python object Packed: one weight matrix in units, and what reads it.
+ *
+ * Owns the packed bytes. Invariant: they are written once, when the object is made, so products on
+ * several threads may read them together; sizes, types and ranges are checked here before a kernel
+ * sees them. A row's bits depend on that row and the weight: threads take whole units. Wrapped by
+ * python/llmaccel/kernels/packed.py.
+ */
+#include "py_module.h"
+
+#include <limits.h>
+
+#include "../base/base.h"
+#include "../base/cpu.h"
+#include "../base/pool.h"
+#include "../kernels/kernels.h"
+#include "../model/pack.h"
+
+#include "py_kernels.h"
+
+enum {
+    LINE = 64,
+    FEW_ROWS = 8,    /* up to here a kernel call takes many units of few rows */
+    FEW_UNITS = 8,   /* units of such a call */
+    TILE_UNITS = 2,  /* units of a call with many rows */
+    TILE_ROWS = 512, /* rows of it */
+    TILE_FLOATS = TILE_ROWS * TILE_UNITS * LA_UNIT
+};
+
+typedef struct packed {
+    PyObject_HEAD
+    la_weight w;
+    size_t bytes;
+} packed;
+
+/* ---- making ------------------------------------------------------------------------------------ */
+
+typedef struct pack_job {
+    const la_weight *w;
+    const la_source *source;
+    uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
+    size_t pitch;
+} pack_job;
+
+static void pack_share(void *arg, int tid, int nth)
+{
+    const pack_job *job = arg;
+    int end = (int)((int64_t)job->w->n_units * (tid + 1) / nth);
+    for (int u = (int)((int64_t)job->w->n_units * tid / nth); u < end; u++) {
+        la_pack_unit(job->w, job->source, 1, 0, u, job->scratch + job->pitch * (size_t)tid);
+    }
+}
+
+/* Fills self from a checked source. */
+static la_status pack_source(packed *self, const la_source *source, la_dtype weights, int threads)
+{
+    la_format f;
+    la_pool *pool = NULL;
+    pack_job job = {&self->w, source, NULL, la_round_up(la_pack_scratch(), LINE)};
+    la_status st;
+    LA_TRY(la_pack_format(weights, source, 1, &f));
+    LA_TRY(la_pack_plan(f, source, 1, 0, &self->w));
+    self->bytes = (size_t)self->w.n_units * self->w.unit_bytes;
+    self->w.data = la_map(self->bytes);
+    job.scratch = la_alloc((size_t)threads, job.pitch);
+    if (self->w.data == NULL || job.scratch == NULL) {
+        st = la_fail(LA_ERR_MEMORY, "weight: no memory for %zu packed bytes", self->bytes);
+        goto done;
+    }
+    LA_TRY(py_kernels_pool(threads, &pool));
+    py_kernels_run(pool, pack_share, &job);
+done:
+    la_pool_free(pool);
+    la_free(job.scratch);
+    return st;
+}
+
+static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"data", "dtype", "rows", "cols", "format", "threads", NULL};
+    py_state *state = PyType_GetModuleState(type);
+    PyObject *data;
+    const char *dtype_name, *format;
+    int threads;
+    la_dtype weights = LA_DTYPE_COUNT; /* "auto": as stored */
+    la_source source = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiisi:Packed", names, &data, &dtype_name,
+                                     &source.rows, &source.cols, &format, &threads) ||
+        py_dtype_from(state, dtype_name, &source.dtype) < 0 ||
+        (strcmp(format, "auto") != 0 && py_dtype_from(state, format, &weights) < 0) ||
+        py_kernels_threads(&threads) < 0) {
+        return NULL;
+    }
+    Py_buffer view;
+    if (PyObject_GetBuffer(data, &view, PyBUF_C_CONTIGUOUS) < 0) {
+        return NULL;
+    }
+    source.data = view.buf;
+    source.bytes = (size_t)view.len;
+    la_status st = LA_OK;
+    packed *self = (packed *)type->tp_alloc(type, 0);
+    if (self != NULL) {
+        Py_BEGIN_ALLOW_THREADS
+        st = pack_source(self, &source, weights, threads);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&view);
+    if (st != LA_OK) {
+        Py_CLEAR(self);
+        /* shapes are an argument here, not a file's */
+        return py_raise(state, st == LA_ERR_SHAPE ? LA_ERR_ARGUMENT : st);
+    }
+    return (PyObject *)self;
+}
+
+static void packed_dealloc(PyObject *object)
+{
+    packed *self = (packed *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    la_unmap(self->w.data, self->bytes);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* ---- products ---------------------------------------------------------------------------------- */
+
+/* y [M][N] = rows [M][K] times the weight, plus bias. */
+typedef struct linear_job {
+    const la_kernels *k;
+    py_gemm_fn fn;
+    const la_weight *w;
+    la_act_form form;
+    int M, groups;
+    const float *x;    /* [M][K] */
+    const float *bias; /* [N] or NULL */
+    float *y;          /* [M][N] */
+    const uint8_t *a;  /* [M] rows of pitch bytes as the kernel wants them: rows, or x itself */
+    size_t pitch;
+    uint8_t *rows;     /* [M][pitch] converted, NULL where x is right as it is */
+    la_act_meta *meta; /* [M][groups] or NULL */
+    float *tiles;      /* [threads][TILE_FLOATS] */
+} linear_job;
+
+static void convert_share(void *arg, int tid, int nth)
+{
+    const linear_job *job = arg;
+    int K = job->w->K, group = job->w->f.group;
+    int end = (int)((int64_t)job->M * (tid + 1) / nth);
+    for (int m = (int)((int64_t)job->M * tid / nth); m < end; m++) {
+        const float *x = job->x + (int64_t)m * K;
+        uint8_t *row = job->rows + job->pitch * (size_t)m;
+        la_act_meta *meta = job->meta != NULL ? job->meta + (int64_t)m * job->groups : NULL;
+        switch (job->form) {
+        case LA_ACT_BF16: job->k->act_bf16(x, K, group, (uint16_t *)(void *)row, meta); break;
+        case LA_ACT_I8: job->k->act_i8(x, K, group, (int8_t *)row, meta); break;
+        default: memcpy(row, x, (size_t)K * sizeof(float)); /* the mapping is zero behind it */
+        }
+    }
+}
+
+static void multiply_tile(const linear_job *job, la_gemm *g, int u, int row0)
+{
+    const la_weight *w = job->w;
+    int left = w->N - u * LA_UNIT, wide = g->n_units * LA_UNIT, cols = left < wide ? left : wide;
+    g->w = w->data + (size_t)u * w->unit_bytes;
+    g->a = job->a + job->pitch * (size_t)row0;
+    g->meta = job->meta != NULL ? job->meta + (int64_t)row0 * job->groups : NULL;
+    g->ldc = wide;
+    job->fn(g);
+    for (int r = 0; r < g->M; r++) {
+        float *c = g->c + (int64_t)r * g->ldc;
+        if (job->bias != NULL) {
+            job->k->add(job->bias + u * LA_UNIT, c, cols);
+        }
+        memcpy(job->y + (int64_t)(row0 + r) * w->N + u * LA_UNIT, c, (size_t)cols * sizeof(float));
+    }
+}
+
+static void multiply_share(void *arg, int tid, int nth)
+{
+    const linear_job *job = arg;
+    const la_weight *w = job->w;
+    int step = job->M <= FEW_ROWS ? FEW_UNITS : TILE_UNITS;
+    int first = (int)((int64_t)w->n_units * tid / nth);
+    int end = (int)((int64_t)w->n_units * (tid + 1) / nth);
+    la_gemm g = {.w_pitch = w->unit_bytes,
+                 .K = w->K,
+                 .f = w->f,
+                 .a_pitch = job->pitch,
+                 .c = job->tiles + (size_t)tid * TILE_FLOATS};
+    for (int row0 = 0; row0 < job->M; row0 += TILE_ROWS) {
+        g.M = job->M - row0 < TILE_ROWS ? job->M - row0 : TILE_ROWS;
+        for (int u = first; u < end; u += step) {
+            g.n_units = end - u < step ? end - u : step;
+            multiply_tile(job, &g, u, row0);
+        }
+    }
+}
+
+/* Rows as the kernel wants them: x itself where it is. */
+static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
+{
+    static const size_t widths[] = {[LA_ACT_F32] = 4, [LA_ACT_BF16] = 2, [LA_ACT_I8] = 1};
+    const la_weight *w = job->w;
+    job->groups = w->f.group != 0 ? la_ceil_div(w->K, w->f.group) : 0;
+    job->pitch = la_round_up((size_t)w->K * widths[job->form], LINE);
+    job->tiles = la_map((size_t)threads * TILE_FLOATS * sizeof(float));
+    *row_bytes = 0;
+    int right = job->form == LA_ACT_F32 && w->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
+    if (right) {
+        job->a = (const uint8_t *)job->x;
+        return job->tiles != NULL;
+    }
+    if (!la_size_mul(job->pitch, (size_t)job->M, row_bytes)) {
+        return 0;
+    }
+    job->rows = la_map(*row_bytes);
+    job->a = job->rows;
+    job->meta =
+        job->groups != 0 ? la_alloc((size_t)job->M * (size_t)job->groups, sizeof *job->meta) : NULL;
+    return job->tiles != NULL && job->rows != NULL && (job->groups == 0 || job->meta != NULL);
+}
+
+static la_status linear_run(linear_job *job, int threads)
+{
+    la_pool *pool = NULL;
+    size_t row_bytes = 0;
+    la_status st;
+    if (!linear_plan(job, threads, &row_bytes)) {
+        st = la_fail(LA_ERR_MEMORY, "x: no memory for %d converted rows", job->M);
+        goto done;
+    }
+    LA_TRY(py_kernels_pool(threads, &pool));
+    if (job->rows != NULL) {
+        py_kernels_run(pool, convert_share, job);
+    }
+    py_kernels_run(pool, multiply_share, job);
+done:
+    la_pool_free(pool);
+    la_unmap(job->rows, row_bytes);
+    la_unmap(job->tiles, (size_t)threads * TILE_FLOATS * sizeof(float));
+    la_free(job->meta);
+    return st;
+}
+
+/* The three buffers of a product: x, y and perhaps bias. 0, or -1 with an exception set. */
+static int linear_views(linear_job *job, const Py_buffer *views, int held)
+{
+    const la_weight *w = job->w;
+    Py_ssize_t n = views[0].len / 4;
+    if (n == 0 || n % w->K != 0 || n / w->K > INT_MAX) {
+        PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n, w->K);
+        return -1;
+    }
+    job->M = (int)(n / w->K);
+    if (views[1].len / 4 != (Py_ssize_t)job->M * w->N || views[1].readonly) {
+        PyErr_Format(PyExc_ValueError, "y: expected %d writable rows of %d", job->M, w->N);
+        return -1;
+    }
+    if (held == 3 && views[2].len / 4 != w->N) {
+        PyErr_Format(PyExc_ValueError, "bias: %zd values, expected %d", views[2].len / 4, w->N);
+        return -1;
+    }
+    job->x = views[0].buf;
+    job->y = views[1].buf;
+    job->bias = held == 3 ? views[2].buf : NULL;
+    return 0;
+}
+
+static PyObject *packed_linear(PyObject *object, PyObject *args)
+{
+    const char *isa, *act;
+    PyObject *arrays[3];
+    int threads, held = 0;
+    la_kernels t;
+    Py_buffer views[3];
+    packed *self = (packed *)object;
+    if (!PyArg_ParseTuple(args, "ssOOOi:linear", &isa, &act, &arrays[0], &arrays[1], &arrays[2],
+                          &threads) ||
+        py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
+        return NULL;
+    }
+    int form = py_kernels_form(act);
+    linear_job job = {.k = &t, .w = &self->w, .form = (la_act_form)form};
+    job.fn = form >= 0 ? py_kernels_gemm(&t, self->w.f, job.form) : NULL;
+    if (job.fn == NULL) {
+        return form < 0 ? NULL
+                        : PyErr_Format(PyExc_ValueError,
+                                       "activation: no product of %s rows with this weight", act);
+    }
+    static const char *const names[] = {"x", "y", "bias"};
+    int n = arrays[2] == Py_None ? 2 : 3;
+    while (held < n && py_kernels_floats(arrays[held], names[held], &views[held]) == 0) {
+        held++;
+    }
+    la_status st = LA_OK;
+    int ready = held == n && linear_views(&job, views, held) == 0;
+    if (ready) {
+        Py_BEGIN_ALLOW_THREADS
+        st = linear_run(&job, threads);
+        Py_END_ALLOW_THREADS
+    }
+    while (held > 0) {
+        PyBuffer_Release(&views[--held]);
+    }
+    if (!ready || st != LA_OK) {
+        return ready ? py_raise(py_state_of_object(object), st) : NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- rows --------------------------------------------------------------------------------------- */
+
+static PyObject *packed_unpack(PyObject *object, PyObject *args)
+{
+    const char *isa;
+    PyObject *ids_object, *out_object;
+    la_kernels t;
+    Py_buffer out;
+    packed *self = (packed *)object;
+    const la_weight *w = &self->w;
+    if (!PyArg_ParseTuple(args, "sOO:unpack", &isa, &ids_object, &out_object) ||
+        py_kernels_isa(isa, &t) < 0) {
+        return NULL;
+    }
+    int n;
+    int32_t *ids = py_ids_from(py_state_of_object(object), ids_object, "ids", &n);
+    if (ids == NULL || py_kernels_floats(out_object, "out", &out) < 0) {
+        PyMem_Free(ids);
+        return NULL;
+    }
+    int bad = out.readonly || out.len / 4 != (Py_ssize_t)n * w->K;
+    if (bad) {
+        PyErr_Format(PyExc_ValueError, "out: expected %d writable rows of %d", n, w->K);
+    }
+    for (int i = 0; !bad && i < n; i++) {
+        bad = ids[i] < 0 || ids[i] >= w->N;
+        if (bad) {
+            py_raise_format(py_state_of_object(object), LA_ERR_ARGUMENT, "ids: %d is not in 0..%d",
+                            (int)ids[i], w->N - 1);
+        }
+    }
+    if (!bad) {
+        Py_BEGIN_ALLOW_THREADS
+        for (int i = 0; i < n; i++) {
+            t.unpack_row(w->data + (size_t)(ids[i] / LA_UNIT) * w->unit_bytes, w->f,
+                         ids[i] % LA_UNIT, w->K, (float *)out.buf + (int64_t)i * w->K);
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&out);
+    PyMem_Free(ids);
+    if (bad) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *packed_get_format(PyObject *object, void *closure)
+{
+    static const char *const packs[LA_PACK_COUNT] = {
+        [LA_PACK_F32] = "F32", [LA_PACK_F16] = "F16", [LA_PACK_BF16] = "BF16",
+        [LA_PACK_I8] = "int8", [LA_PACK_I4] = "int4", [LA_PACK_F8] = "fp8",
+    };
+    (void)closure;
+    la_format f = ((packed *)object)->w.f;
+    const char *scale = f.group == 0 ? NULL : f.scale_type == LA_F16 ? "F16" : "F32";
+    return Py_BuildValue("{sssiszsOsO}", "codes", packs[f.pack], "group", (int)f.group, "scales",
+                         scale, "offsets", f.has_offset ? Py_True : Py_False, "per_row",
+                         f.row_scale ? Py_True : Py_False);
+}
+
+static PyObject *packed_get_shape(PyObject *object, void *closure)
+{
+    (void)closure;
+    return Py_BuildValue("(ii)", ((packed *)object)->w.N, ((packed *)object)->w.K);
+}
+
+static PyObject *packed_get_nbytes(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSize_t(((packed *)object)->bytes);
+}
+
+static PyMethodDef packed_methods[] = {
+    {"linear", packed_linear, METH_VARARGS,
+     "linear(isa, activation, x, y, bias, threads): y [M, N] = x [M, K] W^T + bias\n\n"
+     "activation: f32, bf16 or i8; bias: float32 [N] or None; threads: 0 takes all processors."},
+    {"unpack", packed_unpack, METH_VARARGS,
+     "unpack(isa, ids, out): out [len(ids), K] = those rows as float32."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef packed_getset[] = {
+    {"shape", packed_get_shape, NULL, "(N, K)", NULL},
+    {"nbytes", packed_get_nbytes, NULL, "bytes of the packed form", NULL},
+    {"format", packed_get_format, NULL, "dict: codes, group, scales, offsets, per_row", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot packed_slots[] = {
+    {Py_tp_doc, "Packed(data, dtype, rows, cols, format, threads)\n\n"
+                "A weight in the core's layout; use llmaccel.kernels.pack instead."},
+    {Py_tp_new, packed_new},
+    {Py_tp_dealloc, packed_dealloc},
+    {Py_tp_methods, packed_methods},
+    {Py_tp_getset, packed_getset},
+    {0, NULL},
+};
+
+static PyType_Spec packed_spec = {
+    .name = "llmaccel._core.Packed",
+    .basicsize = (int)sizeof(packed),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = packed_slots,
+};
+
+int py_kernels_packed_register(PyObject *module)
+{
+    return py_add_type(module, &packed_spec, &py_state_of(module)->packed_type);
+}

@@ -1,0 +1,434 @@
+/* py_kernels_pages.c - the Python object Pages: keys and values of one sequence, and attention over them.
+ *
+ * Owns a run of KV pages in the kernels' own layout. Invariants: tokens are stored once, in order, so a
+ * page is cleared by its first token before anything reads it; a row attends over whole pages in
+ * absolute 256-token chunks, as the engine does, so its bits do not depend on the rows beside it or on
+ * threads. Wrapped by python/llmaccel/kernels/pages.py.
+ */
+#include "py_module.h"
+
+#include <limits.h>
+#include <math.h>
+
+#include "../base/base.h"
+#include "../base/pool.h"
+#include "../kernels/kernels.h"
+
+#include "py_kernels.h"
+
+enum {
+    MAX_D = 256,
+    MAX_R = 64,
+    CHUNK_PAGES = LA_CHUNK / LA_PAGE,
+    MAX_TOKENS = 1 << 24,
+    MAX_HEADS = 1 << 16
+};
+
+typedef enum page_kind { PAGE_F32, PAGE_BF16, PAGE_KINDS } page_kind;
+
+typedef struct pages {
+    PyObject_HEAD
+    page_kind kind;
+    int n_heads, d;
+    int length, capacity; /* tokens */
+    size_t k_bytes;       /* of one head's K in a page; V follows */
+    size_t head_bytes;    /* of both, a multiple of 64 */
+    size_t bytes;
+    uint8_t *data; /* [pages][n_heads] blocks of head_bytes */
+} pages;
+
+static const char *kind_name(page_kind kind)
+{
+    static const char *const names[PAGE_KINDS] = {"F32", "BF16"};
+    return names[kind];
+}
+
+static void set_layout(pages *p)
+{
+    size_t width = p->kind == PAGE_F32 ? 4 : 2;
+    size_t dk = la_round_up((size_t)p->d, p->kind == PAGE_F32 ? 1 : 2);
+    size_t dv = la_round_up((size_t)p->d, 16);
+    p->k_bytes = dk * LA_PAGE * width;
+    p->head_bytes = p->k_bytes + dv * LA_PAGE * width;
+}
+
+static uint8_t *page_block(const pages *p, int page, int head)
+{
+    return p->data + ((size_t)page * (size_t)p->n_heads + (size_t)head) * p->head_bytes;
+}
+
+static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"n_heads", "d", "max_tokens", "dtype", NULL};
+    py_state *state = PyType_GetModuleState(type);
+    int n_heads, d, capacity, kind = 0;
+    const char *dtype;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiis:Pages", names, &n_heads, &d, &capacity,
+                                     &dtype)) {
+        return NULL;
+    }
+    while (kind < PAGE_KINDS && strcmp(kind_name((page_kind)kind), dtype) != 0) {
+        kind++;
+    }
+    if (kind == PAGE_KINDS) {
+        return py_raise_format(state, LA_ERR_UNSUPPORTED,
+                               "dtype: pages of %.40s are not supported, only F32 and BF16", dtype);
+    }
+    if (n_heads < 1 || n_heads > MAX_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
+        capacity > MAX_TOKENS) {
+        return py_raise_format(state, LA_ERR_ARGUMENT,
+                               "n_heads, d, max_tokens: %d, %d, %d; expected 1.., 1..%d, 1..%d",
+                               n_heads, d, capacity, (int)MAX_D, (int)MAX_TOKENS);
+    }
+    pages *self = (pages *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->kind = (page_kind)kind;
+    self->n_heads = n_heads;
+    self->d = d;
+    self->capacity = capacity;
+    set_layout(self);
+    size_t n = (size_t)la_ceil_div(capacity, LA_PAGE);
+    if (!la_size_mul(self->head_bytes, (size_t)n_heads, &self->bytes) ||
+        !la_size_mul(self->bytes, n, &self->bytes) || (self->data = la_map(self->bytes)) == NULL) {
+        self->bytes = 0;
+        Py_DECREF(self);
+        return py_raise_format(state, LA_ERR_MEMORY, "max_tokens: no memory for %d tokens",
+                               capacity);
+    }
+    return (PyObject *)self;
+}
+
+static void pages_dealloc(PyObject *object)
+{
+    pages *self = (pages *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    la_unmap(self->data, self->bytes);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* ---- store ------------------------------------------------------------------------------------- */
+
+/* The GIL is held throughout: two stores cannot take the same place. */
+static PyObject *pages_store(PyObject *object, PyObject *args)
+{
+    const char *isa;
+    PyObject *ok, *ov;
+    la_kernels t;
+    Py_buffer k, v;
+    pages *self = (pages *)object;
+    if (!PyArg_ParseTuple(args, "sOO:store", &isa, &ok, &ov) || py_kernels_isa(isa, &t) < 0 ||
+        py_kernels_floats(ok, "k", &k) < 0) {
+        return NULL;
+    }
+    if (py_kernels_floats(ov, "v", &v) < 0) {
+        PyBuffer_Release(&k);
+        return NULL;
+    }
+    Py_ssize_t row = (Py_ssize_t)self->n_heads * self->d, n = k.len / 4 / row;
+    int bad = k.len != v.len || k.len != n * row * 4 || n > self->capacity - self->length;
+    if (bad) {
+        py_raise_format(py_state_of_object(object), LA_ERR_ARGUMENT,
+                        "k, v: %zd and %zd values; room for at most %d tokens of %zd", k.len / 4,
+                        v.len / 4, self->capacity - self->length, row);
+    }
+    for (int64_t i = 0; !bad && i < n; i++) {
+        int at = self->length + (int)i;
+        for (int h = 0; h < self->n_heads; h++) {
+            uint8_t *block = page_block(self, at / LA_PAGE, h);
+            const float *from_k = (const float *)k.buf + i * row + h * self->d;
+            const float *from_v = (const float *)v.buf + i * row + h * self->d;
+            (self->kind == PAGE_F32 ? t.kv_store_f32 : t.kv_store_bf16)(
+                from_k, from_v, self->d, at % LA_PAGE, block, block + self->k_bytes);
+        }
+    }
+    self->length += bad ? 0 : (int)n;
+    PyBuffer_Release(&k);
+    PyBuffer_Release(&v);
+    if (bad) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- attend ------------------------------------------------------------------------------------ */
+
+typedef struct attend_job {
+    const la_kernels *t;
+    const pages *p;
+    const float *q;     /* [T][H][d] */
+    const int32_t *pos; /* [T] */
+    float *out;         /* [T][H][d] */
+    int T, H;
+    float scale, softcap;
+    int window;
+    uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
+    size_t pitch;
+} attend_job;
+
+/* One thread's buffers. */
+typedef struct attend_local {
+    float *q;                       /* [MAX_R][d16] */
+    float *part_o, *o;              /* [MAX_R][d16] */
+    float *part_m, *part_l, *m, *l; /* [MAX_R] */
+    int *pos;                       /* [MAX_R] */
+    void *scratch;
+} attend_local;
+
+static int padded(int d)
+{
+    return (int)la_round_up((size_t)d, 16);
+}
+
+static size_t attend_bytes(int d)
+{
+    size_t row = (size_t)MAX_R * sizeof(float);
+    return la_round_up(row * (size_t)padded(d) * 3 + row * 5 + la_attend_scratch(MAX_R, d), 64);
+}
+
+static void attend_carve(const attend_job *job, int tid, attend_local *own)
+{
+    float *at = (float *)(void *)(job->scratch + job->pitch * (size_t)tid);
+    size_t wide = (size_t)MAX_R * (size_t)padded(job->p->d);
+    own->q = at;
+    own->part_o = own->q + wide;
+    own->o = own->part_o + wide;
+    own->part_m = own->o + wide;
+    own->part_l = own->part_m + MAX_R;
+    own->m = own->part_l + MAX_R;
+    own->l = own->m + MAX_R;
+    own->pos = (int *)(void *)(own->l + MAX_R);
+    own->scratch = own->pos + MAX_R;
+}
+
+/* Rows of one kernel call: `tokens` tokens from t0 on, `heads` query heads from h0 on. */
+typedef struct attend_tile {
+    int t0, tokens, h0, heads;
+} attend_tile;
+
+static int64_t tile_row(const attend_job *job, const attend_tile *tile, int r)
+{
+    int64_t token = tile->t0 + r / tile->heads;
+    return (token * job->H + tile->h0 + r % tile->heads) * job->p->d;
+}
+
+/* One 256-token chunk of kv head `head` for all rows, joined to the sum so far. */
+static void attend_chunk(const attend_job *job, const attend_local *own, int R, int head, int first,
+                         int last)
+{
+    const pages *p = job->p;
+    const uint8_t *k[CHUNK_PAGES], *v[CHUNK_PAGES];
+    int n = 0, d16 = padded(p->d);
+    for (; n < CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
+        k[n] = page_block(p, first / LA_PAGE + n, head);
+        v[n] = k[n] + p->k_bytes;
+    }
+    la_attend_args args = {.q = own->q,
+                           .ldq = d16,
+                           .R = R,
+                           .d = p->d,
+                           .row_pos = own->pos,
+                           .k_pages = k,
+                           .v_pages = v,
+                           .n_pages = n,
+                           .first = first,
+                           .window = job->window,
+                           .scale = job->scale,
+                           .softcap = job->softcap,
+                           .m = own->part_m,
+                           .l = own->part_l,
+                           .o = own->part_o,
+                           .ldo = d16,
+                           .scratch = own->scratch};
+    (p->kind == PAGE_F32 ? job->t->attend_f32 : job->t->attend_bf16)(&args);
+    for (int r = 0; r < R; r++) {
+        if (own->part_l[r] > 0.0f) {
+            job->t->attend_merge(&own->m[r], &own->l[r], own->o + r * d16, own->part_m[r],
+                                 own->part_l[r], own->part_o + r * d16, p->d);
+        }
+    }
+}
+
+static void attend_rows(const attend_job *job, const attend_local *own, const attend_tile *tile)
+{
+    const pages *p = job->p;
+    int R = tile->tokens * tile->heads, d16 = padded(p->d), oldest = INT_MAX, last = 0;
+    for (int r = 0; r < R; r++) {
+        int pos = job->pos[tile->t0 + r / tile->heads];
+        memcpy(own->q + r * d16, job->q + tile_row(job, tile, r), (size_t)p->d * sizeof(float));
+        own->pos[r] = pos;
+        own->m[r] = -INFINITY;
+        own->l[r] = 0.0f;
+        memset(own->o + r * d16, 0, (size_t)d16 * sizeof(float));
+        int seen = job->window > 0 && pos >= job->window ? pos - job->window + 1 : 0;
+        oldest = seen < oldest ? seen : oldest;
+        last = pos > last ? pos : last;
+    }
+    int head = tile->h0 / (job->H / p->n_heads);
+    for (int first = oldest / LA_CHUNK * LA_CHUNK; first <= last; first += LA_CHUNK) {
+        attend_chunk(job, own, R, head, first, last);
+    }
+    for (int r = 0; r < R; r++) {
+        job->t->attend_finish(own->o + r * d16, own->l[r], job->out + tile_row(job, tile, r), p->d);
+    }
+}
+
+/* Tiles in a fixed order; thread tid takes every nth. */
+static void attend_share(void *arg, int tid, int nth)
+{
+    const attend_job *job = arg;
+    int group = job->H / job->p->n_heads, most = group < MAX_R ? group : MAX_R;
+    int step = MAX_R / most, turn = 0;
+    attend_local own;
+    attend_carve(job, tid, &own);
+    for (int kv = 0; kv < job->p->n_heads; kv++) {
+        for (int h = 0; h < group; h += most) {
+            for (int t = 0; t < job->T; t += step, turn = (turn + 1) % nth) {
+                attend_tile tile = {t, job->T - t < step ? job->T - t : step, kv * group + h,
+                                    group - h < most ? group - h : most};
+                if (turn == tid) {
+                    attend_rows(job, &own, &tile);
+                }
+            }
+        }
+    }
+}
+
+static la_status attend_run(attend_job *job, int threads)
+{
+    la_pool *pool = NULL;
+    la_status st;
+    job->pitch = attend_bytes(job->p->d);
+    job->scratch = la_map(job->pitch * (size_t)threads);
+    if (job->scratch == NULL) {
+        st = la_fail(LA_ERR_MEMORY, "threads: no memory for %d", threads);
+        goto done;
+    }
+    LA_TRY(py_kernels_pool(threads, &pool));
+    py_kernels_run(pool, attend_share, job);
+done:
+    la_pool_free(pool);
+    la_unmap(job->scratch, job->pitch * (size_t)threads);
+    return st;
+}
+
+/* q, out and positions of a call. 0, or -1 with an exception set. */
+static int attend_views(const py_state *state, attend_job *job, const Py_buffer *q,
+                        const Py_buffer *out)
+{
+    const pages *p = job->p;
+    int64_t row = (int64_t)job->H * p->d;
+    if (job->H < 1 || job->H > MAX_HEADS || job->H % p->n_heads != 0) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "q: %d heads are no multiple of the pages' %d",
+                        job->H, p->n_heads);
+        return -1;
+    }
+    if (q->len != (Py_ssize_t)(row * job->T * 4) || out->len != q->len || out->readonly) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "q, out: expected %d tokens of [%d, %d]", job->T,
+                        job->H, p->d);
+        return -1;
+    }
+    for (int i = 0; i < job->T; i++) {
+        if (job->pos[i] < 0 || job->pos[i] >= p->length) {
+            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
+                            (int)job->pos[i], p->length - 1);
+            return -1;
+        }
+    }
+    job->q = q->buf;
+    job->out = out->buf;
+    return 0;
+}
+
+static PyObject *pages_attend(PyObject *object, PyObject *args)
+{
+    const char *isa;
+    PyObject *oq, *opos, *oout;
+    int threads;
+    la_kernels t;
+    Py_buffer q, out;
+    attend_job job = {.t = &t, .p = (pages *)object};
+    py_state *state = py_state_of_object(object);
+    if (!PyArg_ParseTuple(args, "sOOOiffii:attend", &isa, &oq, &opos, &oout, &job.H, &job.scale,
+                          &job.softcap, &job.window, &threads) ||
+        py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
+        return NULL;
+    }
+    if (job.window < 0) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "window: %d is negative", job.window);
+    }
+    int32_t *pos = py_ids_from(state, opos, "positions", &job.T);
+    job.pos = pos;
+    if (pos == NULL || py_kernels_floats(oq, "q", &q) < 0) {
+        PyMem_Free(pos);
+        return NULL;
+    }
+    la_status st = LA_OK;
+    int ready = 0;
+    if (py_kernels_floats(oout, "out", &out) == 0) {
+        ready = attend_views(state, &job, &q, &out) == 0;
+        if (ready) {
+            Py_BEGIN_ALLOW_THREADS
+            st = attend_run(&job, threads);
+            Py_END_ALLOW_THREADS
+        }
+        PyBuffer_Release(&out);
+    }
+    PyBuffer_Release(&q);
+    PyMem_Free(pos);
+    if (!ready || st != LA_OK) {
+        return ready ? py_raise(state, st) : NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static Py_ssize_t pages_length(PyObject *object)
+{
+    return ((pages *)object)->length;
+}
+
+static PyObject *pages_get_nbytes(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSize_t(((pages *)object)->bytes);
+}
+
+static PyMethodDef pages_methods[] = {
+    {"store", pages_store, METH_VARARGS,
+     "store(isa, k, v): appends tokens, k and v float32 [T, n_heads, d]."},
+    {"attend", pages_attend, METH_VARARGS,
+     "attend(isa, q, positions, out, H, scale, softcap, window, threads)\n\n"
+     "q, out: float32 [T, H, d]; positions: int32 [T], of stored tokens; window, softcap: 0 is "
+     "off."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef pages_getset[] = {
+    {"nbytes", pages_get_nbytes, NULL, "bytes at max_tokens; touched as tokens come", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot pages_slots[] = {
+    {Py_tp_doc, "Pages(n_heads, d, max_tokens, dtype)\n\n"
+                "KV pages of one sequence; use llmaccel.kernels.KVPages instead."},
+    {Py_tp_new, pages_new},
+    {Py_tp_dealloc, pages_dealloc},
+    {Py_tp_methods, pages_methods},
+    {Py_tp_getset, pages_getset},
+    {Py_sq_length, pages_length},
+    {0, NULL},
+};
+
+static PyType_Spec pages_spec = {
+    .name = "llmaccel._core.Pages",
+    .basicsize = (int)sizeof(pages),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = pages_slots,
+};
+
+int py_kernels_pages_register(PyObject *module)
+{
+    return py_add_type(module, &pages_spec, &py_state_of(module)->pages_type);
+}

@@ -1,0 +1,148 @@
+"""Arguments and results of the kernel functions: what is taken, what is refused, and by which name.
+
+Invariant: what passes here has the type, shape and place that the C functions take for granted, and
+nothing was copied that was right already. Used by the other files of kernels/.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.errors import ConfigError, UnsupportedError
+
+Tensor = _core.Tensor
+
+MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
+MOST_THREADS = 256
+WORTH_THREADS = 2**20  # bytes moved, or as long: starting threads takes about 50 us
+
+
+def isas() -> list[str]:
+    """Instruction sets that the kernels can use here, lowest first: "scalar", "avx2", ..."""
+    return _core.kernel_isas()
+
+
+def level(isa: str) -> str:
+    """The name of an available instruction set; "auto" is the highest."""
+    names = isas()
+    if isa == "auto":
+        return names[-1]
+    if isa not in names:
+        raise ConfigError(f"isa: {isa!r} is none of auto, {', '.join(names)}")
+    return isa
+
+
+def integer(value: Any, name: str, low: int, high: int) -> int:
+    """An integer in low..high."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name}: expected an integer, got {value!r}") from None
+    if not low <= number <= high:
+        raise ConfigError(f"{name}: {number} is not in {low}..{high}")
+    return number
+
+
+def real(value: Any, name: str, low: float = -math.inf) -> float:
+    """A finite number >= low."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected a number, got {value!r}") from None
+    if not math.isfinite(number) or number < low:
+        raise ConfigError(f"{name}: {number} is not finite or below {low}")
+    return number
+
+
+def count_threads(threads: Any, work: int) -> int:
+    """1 to MOST_THREADS, or 0: all processors, but one where `work` bytes are not worth it."""
+    n = integer(threads, "threads", 0, MOST_THREADS)
+    return 1 if n == 0 and work < WORTH_THREADS else n
+
+
+def tensor(x: Any, name: str) -> Tensor:
+    """x as a Tensor over the same memory."""
+    if isinstance(x, Tensor):
+        return x
+    try:
+        return Tensor(x, name=name)
+    except (TypeError, BufferError) as error:
+        text = str(error)
+        raise ConfigError(text if text.startswith(f"{name}:") else f"{name}: {text}") from error
+
+
+def widen(x: Tensor) -> Tensor:
+    """F16 or BF16 as F32, exactly."""
+    bits = np.asarray(memoryview(x))
+    if x.dtype == "BF16":
+        bits = (bits.astype(np.uint32) << 16).view(np.float32)
+    return Tensor(np.asarray(bits, np.float32, order="C"))
+
+
+def floats(x: Any, name: str) -> Tensor:
+    """x as F32: the same memory if it is, a copy if it is F16 or BF16."""
+    t = tensor(x, name)
+    if math.prod(t.shape) > MOST_VALUES:
+        raise UnsupportedError(f"{name}: more than {MOST_VALUES} values in one call; split it")
+    if t.dtype in ("F16", "BF16"):
+        return widen(t)
+    if t.dtype != "F32":
+        raise ConfigError(f"{name}: expected F32, F16 or BF16, got {t.dtype}")
+    return t
+
+
+def rows(x: Any, name: str) -> Tensor:
+    """floats with at least one axis, the last not empty."""
+    t = floats(x, name)
+    if not t.shape or t.shape[-1] == 0:
+        raise ConfigError(f"{name}: expected [..., n] with n >= 1, got {list(t.shape)}")
+    return t
+
+
+def vector(x: Any, name: str, n: int) -> Tensor:
+    """floats of shape [n]."""
+    t = floats(x, name)
+    expect(t, name, (n,))
+    return t
+
+
+def expect(t: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Refuses another shape."""
+    if t.shape != shape:
+        raise ConfigError(f"{name}: expected {list(shape)}, got {list(t.shape)}")
+
+
+def result(
+    out: Any, shape: tuple[int, ...], *apart: Tensor, same: Tensor | None = None, dtype: str = "F32"
+) -> Tensor:
+    """A new Tensor, or `out` checked: it may be exactly `same`, and overlaps nothing of `apart`."""
+    if out is None:
+        return Tensor.zeros(shape, dtype)
+    t = tensor(out, "out")
+    if t.dtype != dtype:
+        raise ConfigError(f"out: expected {dtype}, got {t.dtype}")
+    expect(t, "out", shape)
+    if memoryview(t).readonly:
+        raise ConfigError("out: is read-only")
+    exact = same is not None and same.data_ptr() == t.data_ptr()
+    for other in apart if same is None or exact else (*apart, same):
+        if overlap(t, other):
+            raise ConfigError("out: overlaps an input")
+    return t
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Do they share a byte?"""
+    first, second = a.data_ptr(), b.data_ptr()
+    return first < second + b.nbytes and second < first + a.nbytes
+
+
+def copy_into(out: Tensor, x: Tensor) -> None:
+    """out's values become x's, for kernels that work in place."""
+    if out.data_ptr() != x.data_ptr():
+        np.copyto(out.numpy(), x.numpy())

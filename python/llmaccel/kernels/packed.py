@@ -1,0 +1,220 @@
+"""Weights in the core's layout and products with them. Sources: csrc/model/pack.c, gemm*.h.
+
+A packed weight holds units of 32 output columns by all of K, in one layout for one row and for a
+thousand. 4- and 8-bit weights stay 4 and 8 bits wide, exact to their file.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.errors import ConfigError, LLMAccelError
+from llmaccel.kernels import arguments
+from llmaccel.kernels.arguments import Tensor
+
+FLOATS = ("F32", "F16", "BF16")
+ACTIVATIONS = ("auto", "f32", "bf16", "int8")
+FORMS = {"f32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
+GROUPS = (16, 32, 64, 128)
+MOST_EXTENT = 2**31 - 32  # units of 32 columns are counted in int
+# Where a grouped row keeps k of each 8: byte -> k (csrc/kernels/kernels.h).
+ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
+META = np.dtype([("scale", "f4"), ("sum", "f4"), ("isum", "i4"), ("pad", "i4")])
+
+
+class PackedWeight:
+    """A weight matrix [N, K] (rows are outputs, as torch.nn.Linear keeps them); made by `pack`.
+
+    Its bytes are written once, so several threads may use it at a time.
+    """
+
+    def __init__(self, core: _core.Packed) -> None:
+        self._core = core
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return self._core.shape
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed form, padding to 32 columns included."""
+        return self._core.nbytes
+
+    @property
+    def format(self) -> dict[str, Any]:
+        """What it stores.
+
+        codes: F32, F16, BF16, int8, int4 or fp8; group: k that share a scale, 0 for floats; scales:
+        F16, F32 or None; offsets: groups have one; per_row: one scale for a whole row.
+        """
+        return self._core.format
+
+    def rows(self, ids: Any, *, out: Any = None, isa: str = "auto") -> Tensor:
+        """Rows by number, as floats: an embedding lookup. F32 [*ids.shape, K].
+
+        ids: integers of any shape, each in 0..N-1. A value is scale * code + offset, rounded once.
+        """
+        table = np.asarray(ids)
+        if table.dtype.kind not in "iu" and table.size:
+            raise ConfigError(f"ids: expected integers, got {table.dtype}")
+        n, k = self.shape
+        if table.size and not 0 <= int(table.min()) <= int(table.max()) < n:
+            raise ConfigError(f"ids: {int(table.min())}..{int(table.max())} is not in 0..{n - 1}")
+        y = arguments.result(out, (*table.shape, k))
+        level = arguments.level(isa)
+        if table.size:
+            _run(self._core.unpack, level, np.ascontiguousarray(table, np.int32).reshape(-1), y)
+        return y
+
+    def dequantize(self, *, out: Any = None, isa: str = "auto") -> Tensor:
+        """The whole matrix as F32 [N, K]."""
+        return self.rows(np.arange(self.shape[0], dtype=np.int32), out=out, isa=isa)
+
+    def __repr__(self) -> str:
+        f = self.format
+        group = f" in groups of {f['group']}" if f["group"] else ""
+        return f"PackedWeight(shape={self.shape}, {f['codes']}{group})"
+
+
+def pack(
+    weight: Any,
+    format: str = "auto",
+    *,
+    dtype: str | None = None,
+    shape: tuple[int, int] | None = None,
+    threads: int = 0,
+) -> PackedWeight:
+    """A weight in the core's layout; the source is copied and may be dropped.
+
+    weight: F32, F16 or BF16 [N, K]; or blocks of a GGUF tensor as bytes, with dtype "Q4_0", "Q4_1",
+    "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
+    format: what floats become, "F32", "F16" or "BF16"; "auto" keeps their own. Blocks keep their
+    codes, scales and offsets exactly; "F32" dequantizes them. threads: 0 takes all processors.
+
+    ConfigError: shapes and sizes that do not fit. UnsupportedError: an unknown dtype or format.
+    MemoryPlanError: no memory for it.
+    """
+    t = arguments.tensor(weight, "weight")
+    if dtype is None:
+        if t.dtype not in FLOATS:
+            raise ConfigError(f"weight: expected F32, F16 or BF16 (or dtype=), got {t.dtype}")
+        extents = t.shape if shape is None else tuple(shape)
+        dtype = t.dtype
+    elif shape is None:
+        raise ConfigError("shape: blocks of a GGUF tensor need (N, K)")
+    else:
+        extents = tuple(shape)
+    if len(extents) != 2:
+        raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
+    n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
+    threads = arguments.count_threads(threads, t.nbytes)
+    if not isinstance(format, str):
+        raise ConfigError(f"format: expected a name, got {format!r}")
+    if format not in ("auto", *FLOATS):
+        raise ConfigError(f"format: {format!r} is none of auto, {', '.join(FLOATS)}")
+    try:
+        return PackedWeight(_run(_core.Packed, t, dtype, n, k, format, threads))
+    except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
+        text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
+        raise ConfigError(f"weight: {text}") from error
+
+
+def linear(
+    x: Any,
+    weight: PackedWeight,
+    bias: Any = None,
+    *,
+    activation: str = "auto",
+    out: Any = None,
+    isa: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    """x W^T + bias, as torch.nn.functional.linear. F32 [..., N].
+
+    x: [..., K]; bias: [N] or None. activation: how rows enter the product, "f32", "bf16" (rounded
+    to nearest even) or "int8" (8-bit weights and below: quantized per row and group, integer dots);
+    "auto" is f32 for F32 and F16 weights and bf16 for all others. Sums are fp32, in an order that
+    depends on (N, K) alone. threads: 0 takes all processors
+    where the product is large enough to gain; bits do not depend on it.
+    """
+    if not isinstance(weight, PackedWeight):
+        raise ConfigError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
+    t = arguments.rows(x, "x")
+    n, k = weight.shape
+    if t.shape[-1] != k:
+        raise ConfigError(f"x: expected [..., {k}], got {list(t.shape)}")
+    b = None if bias is None else arguments.vector(bias, "bias", n)
+    y = arguments.result(out, (*t.shape[:-1], n), *(t,) if b is None else (t, b))
+    level, form = arguments.level(isa), _form(activation, weight)
+    m = t.nbytes // (4 * k)
+    threads = arguments.count_threads(threads, weight.nbytes * (1 + m // 16))
+    if t.nbytes:
+        _run(weight._core.linear, level, form, t, y, b, threads)
+    return y
+
+
+def quantize_rows(x: Any, group: int = 32, *, isa: str = "auto") -> tuple[Tensor, Tensor]:
+    """Rows as int8 with a scale per group: what activation="int8" multiplies with.
+
+    x: [..., K]; group: 16, 32, 64 or 128 values of k (the last group may be shorter). Returns codes
+    I8 [..., K] and scales F32 [..., ceil(K / group)]: x is about codes * scale of the group.
+    """
+    t = arguments.rows(x, "x")
+    if group not in GROUPS:
+        raise ConfigError(f"group: {group!r} is none of {', '.join(map(str, GROUPS))}")
+    k, lead = t.shape[-1], t.shape[:-1]
+    groups = -(-k // group)
+    codes, scales = Tensor.zeros(t.shape, "I8"), Tensor.zeros((*lead, groups), "F32")
+    level = arguments.level(isa)
+    if t.nbytes:
+        raw, pitch, meta = _core.act_rows(level, "i8", t, k, group)
+        stored = np.frombuffer(raw, np.int8).reshape(-1, pitch)[:, : -(-k // 8) * 8]
+        in_order = np.empty_like(stored).reshape(-1, 8)
+        in_order[:, ORDER8] = stored.reshape(-1, 8)
+        codes.numpy()[...] = in_order.reshape(len(stored), -1)[:, :k].reshape(t.shape)
+        scales.numpy()[...] = np.frombuffer(meta, META)["scale"].reshape(scales.shape)
+    return codes, scales
+
+
+def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
+    """x rounded to bfloat16, nearest even: what activation="bf16" multiplies with.
+
+    x: any shape. Returns BF16 of that shape, which torch.from_dlpack reads.
+    """
+    t = arguments.floats(x, "x")
+    y = Tensor.zeros(t.shape, "BF16")
+    level = arguments.level(isa)
+    if t.nbytes:
+        raw, _, _ = _core.act_rows(level, "bf16", t, math.prod(t.shape), 0)
+        memoryview(y).cast("B")[:] = raw[: y.nbytes]
+    return y
+
+
+def _form(activation: str, weight: PackedWeight) -> str:
+    """How rows enter, for the core, with "auto" decided."""
+    codes = weight.format["codes"]
+    allowed = ("f32",) if codes in ("F32", "F16") else ("bf16",) if codes == "BF16" else None
+    allowed = allowed or ("bf16", "int8")
+    if activation not in ACTIVATIONS:
+        raise ConfigError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    chosen = allowed[0] if activation == "auto" else activation
+    if chosen not in allowed:
+        raise ConfigError(
+            f"activation: {codes} weights take {' or '.join(allowed)} rows, not {activation}"
+        )
+    return FORMS[chosen]
+
+
+def _run(call: Any, *args: Any) -> Any:
+    """Calls the core; what it still refuses is an argument's fault."""
+    try:
+        return call(*args)
+    except LLMAccelError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,149 @@
+"""Row kernels on user tensors: norms, activations, rotation. Sources: rows.h, act.h of csrc.
+
+All compute in float32, in a fixed order per row: every instruction set gives the same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llmaccel import _core
+from llmaccel.errors import ConfigError
+from llmaccel.kernels import arguments
+from llmaccel.kernels.arguments import Tensor
+
+KINDS = ("silu", "gelu", "gelu_tanh", "relu")
+
+
+def rms_norm(
+    x: Any, weight: Any, eps: float = 1e-6, *, out: Any = None, isa: str = "auto"
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, row by row.
+
+    x: [..., D]; weight: [D]; eps >= 0. Returns F32 of x's shape. out may be x.
+    """
+    t = arguments.rows(x, "x")
+    w = arguments.vector(weight, "weight", t.shape[-1])
+    y = arguments.result(out, t.shape, w, same=t)
+    if t.nbytes:
+        _core.rms_norm(arguments.level(isa), t, w, arguments.real(eps, "eps", 0.0), y)
+    return y
+
+
+def layer_norm(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *,
+    out: Any = None,
+    isa: str = "auto",
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, row by row.
+
+    x: [..., D]; weight: [D]; bias: [D] or None; eps >= 0. Returns F32 of x's shape. out may be x.
+    """
+    t = arguments.rows(x, "x")
+    w = arguments.vector(weight, "weight", t.shape[-1])
+    b = None if bias is None else arguments.vector(bias, "bias", t.shape[-1])
+    y = arguments.result(out, t.shape, *(w,) if b is None else (w, b), same=t)
+    if t.nbytes:
+        _core.layer_norm(arguments.level(isa), t, w, b, arguments.real(eps, "eps", 0.0), y)
+    return y
+
+
+def add(x: Any, y: Any, scale: float = 1.0, *, out: Any = None, isa: str = "auto") -> Tensor:
+    """y + x * scale, element by element.
+
+    x, y: of one shape. Returns F32 of that shape. out may be y (an accumulation in place).
+    """
+    a, b = arguments.floats(x, "x"), arguments.floats(y, "y")
+    arguments.expect(a, "x", b.shape)
+    level, factor = arguments.level(isa), arguments.real(scale, "scale")
+    z = arguments.result(out, b.shape, a, same=b)
+    arguments.copy_into(z, b)
+    if b.nbytes and factor == 1.0:
+        _core.add(level, a, z)
+    elif b.nbytes:
+        _core.add_scaled(level, a, factor, z)
+    return z
+
+
+def act(x: Any, kind: str = "silu", *, out: Any = None, isa: str = "auto") -> Tensor:
+    """An activation, element by element.
+
+    x: any shape; kind: silu, gelu (by erf), gelu_tanh or relu. Returns F32 of x's shape. out may
+    be x.
+    """
+    t = arguments.floats(x, "x")
+    y = arguments.result(out, t.shape, same=t)
+    level, name = arguments.level(isa), _kind(kind)
+    if t.nbytes:
+        _core.act(level, name, t, y)
+    return y
+
+
+def act_mul(
+    gate: Any, up: Any, kind: str = "silu", *, out: Any = None, isa: str = "auto"
+) -> Tensor:
+    """act(gate) * up, element by element: the middle of a gated feed-forward layer.
+
+    gate, up: of one shape; kind as in act. Returns F32 of that shape. out may be gate.
+    """
+    g, u = arguments.floats(gate, "gate"), arguments.floats(up, "up")
+    arguments.expect(u, "up", g.shape)
+    y = arguments.result(out, g.shape, u, same=g)
+    level, name = arguments.level(isa), _kind(kind)
+    if g.nbytes:
+        _core.act_mul(level, name, g, u, y)
+    return y
+
+
+def rope(
+    x: Any, cos: Any, sin: Any, *, interleaved: bool = False, out: Any = None, isa: str = "auto"
+) -> Tensor:
+    """Rotary embedding: rotates the first 2 * h values of every head, leaves the rest.
+
+    x: [T, H, d]; cos, sin: [T, h] of each token's angles (position * frequency), h <= d / 2.
+    interleaved pairs values (2i, 2i + 1) instead of (i, i + h). Returns F32 of x's shape. out may
+    be x.
+    """
+    t, c, s = arguments.rows(x, "x"), arguments.rows(cos, "cos"), arguments.floats(sin, "sin")
+    if len(t.shape) != 3:
+        raise ConfigError(f"x: expected [T, H, d], got {list(t.shape)}")
+    tokens, heads, d = t.shape
+    if len(c.shape) != 2 or c.shape[0] != tokens or 2 * c.shape[1] > d:
+        raise ConfigError(
+            f"cos: expected [{tokens}, up to {d // 2}] for x of {list(t.shape)}, "
+            f"got {list(c.shape)}"
+        )
+    arguments.expect(s, "sin", c.shape)
+    y = arguments.result(out, t.shape, c, s, same=t)
+    level = arguments.level(isa)
+    arguments.copy_into(y, t)
+    if t.nbytes:
+        _core.rope(level, y, c, s, heads, d, bool(interleaved))
+    return y
+
+
+def softcap(
+    x: Any, cap: float, scale: float = 1.0, *, out: Any = None, isa: str = "auto"
+) -> Tensor:
+    """cap * tanh(x * scale / cap), element by element; cap 0: x * scale.
+
+    x: any shape; cap >= 0. Returns F32 of x's shape. out may be x.
+    """
+    t = arguments.floats(x, "x")
+    level, factor = arguments.level(isa), arguments.real(scale, "scale")
+    bound = arguments.real(cap, "cap", 0.0)
+    y = arguments.result(out, t.shape, same=t)
+    arguments.copy_into(y, t)
+    if t.nbytes:
+        _core.softcap(level, y, factor, bound)
+    return y
+
+
+def _kind(kind: str) -> str:
+    if kind not in KINDS:
+        raise ConfigError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
+    return kind
