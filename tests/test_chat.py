@@ -225,3 +225,48 @@ def test_sources(tmp_path: Path):
     file.write_bytes(b"x" * (4 * chat.MAX_TEMPLATE_CHARS + 1))
     with pytest.raises(LoadError, match=r"chat_template\.jinja: .* larger"):
         chat.resolve_chat_template(file)
+
+
+def test_content_parts():
+    """OpenAI's lists: lines of one string, or as they are where the template loops over them."""
+    parts = [{"type": "text", "text": "a"}, {"type": "input_text", "text": "b"}, "c"]
+    message = {"role": "user", "content": parts, "name": "n"}
+    assert chat.join_text_parts([message], False) == [{**message, "content": "a\nb\nc"}]
+    listed = [{"type": "text", "text": text} for text in "abc"]
+    assert chat.join_text_parts([message], True) == [{**message, "content": listed}]
+    assert message["content"] is parts
+    assert chat.join_text_parts([{"role": "user", "content": "a"}], False)[0]["content"] == "a"
+    for bad, what in (
+        (
+            {"type": "image_url", "image_url": {"url": "x"}},
+            r"messages\[0\].content\[1\].*image_url",
+        ),
+        ({"type": "input_audio", "input_audio": {}}, "input_audio"),
+        ({"type": "text", "text": 3}, "text must be a string"),
+        ({"type": "text"}, "text must be a string"),
+        (7, "expected text or a dict"),
+    ):
+        with pytest.raises(RequestError, match=what):
+            chat.join_text_parts([{"role": "user", "content": [*parts[:1], bad]}], False)
+
+
+EACH = "{% for m in messages %}"
+PARTS = "{% for p in CONTENT %}{{ p.text }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        (EACH + "{{ m.content }}{% endfor %}", False),
+        (EACH + "{{ m['content'] | trim }}{% endfor %}", False),
+        (EACH + PARTS.replace("CONTENT", "m.content") + "{% endfor %}", True),
+        (
+            EACH + "{% set c = m['content'] %}" + PARTS.replace("CONTENT", "c") + "{% endfor %}",
+            True,
+        ),
+        ("{% macro r(c) %}" + PARTS.replace("CONTENT", "c") + "{% endmacro %}", True),
+        (EACH, False),
+    ],
+)
+def test_which_templates_take_parts(template, takes):
+    assert chat.takes_parts(template) is takes

@@ -93,6 +93,12 @@ def test_overrides():
     for bad in ([1], "x", {3: 4}):
         with pytest.raises(ConfigError, match="hf_overrides"):
             build_config(raw, hf_overrides=bad)
+    for name in ("max_positions", "n_embd", "rope_thetas"):
+        with pytest.raises(ConfigError, match=f"hf_overrides: '{name}' is no key"):
+            build_config(raw, hf_overrides={name: 4})
+    odd = {**raw, "my_key": 1}  # in the file, so it may be replaced
+    assert not tiny.differing(build_config(odd, hf_overrides={"my_key": 2}), build_config(raw))
+    build_config(raw, hf_overrides={"torch_dtype": "float32", "use_cache": False})
 
 
 def test_aliases_and_their_messages():

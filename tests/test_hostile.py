@@ -177,3 +177,21 @@ def test_not_a_regular_file(folder, tmp_path, name):
         make(copy / name)
         with pytest.raises(LLMAccelError, match=name):
             LLM(copy)
+
+
+@pytest.mark.parametrize("change", ["missing", "shape", "dtype"])
+def test_a_bad_tensor_is_named_with_its_file(tmp_path, change):
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    folder = letters.write_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    tensors, name = load_file(file), "model.layers.1.mlp.down_proj.weight"
+    whole = tensors.pop(name)
+    if change != "missing":
+        tensors[name] = whole[:-1].copy() if change == "shape" else whole.astype(np.int64)
+    save_file(tensors, file)
+    with pytest.raises(LLMAccelError) as caught:
+        LLM(folder)
+    assert name in str(caught.value)
+    assert str(folder) in str(caught.value)

@@ -58,7 +58,7 @@ BAD_PROMPTS = [
     ([7] * 100_000, "max_model_len"),
     ("x" * 200, "max_model_len"),
     ("\ud800", "surrogate"),
-    ({}, "NoneType"),
+    ({}, "prompt_token_ids"),
     ({"prompt": None}, "NoneType"),
     ({"prompt": 5}, "int"),
 ]
@@ -75,6 +75,24 @@ def test_bad_prompts(llm, prompt, names):
 def test_unknown_prompt_keys(llm):
     with pytest.raises(UnsupportedError, match="multi_modal_data"):
         llm.generate({"prompt": "x", "multi_modal_data": {}}, GOOD)
+    for bad, name in (
+        ({"prompt": "x", "prompt_tokens": [1]}, "prompt_tokens"),
+        ({"prompt": 5, "prompt_token_ids": [5]}, "'prompt' must be a string"),
+        ({"prompt_token_ids": "abc"}, "'prompt_token_ids' must be a list"),
+        ({"prompt": None}, "'prompt' or 'prompt_token_ids'"),
+        ({}, "'prompt' or 'prompt_token_ids'"),
+    ):
+        with pytest.raises(RequestError, match=name):
+            llm.generate(bad, GOOD)
+
+
+def test_prompt_with_text_and_ids(llm):
+    """vLLM's TokensPrompt: the ids run, the text is reported."""
+    out = llm.generate({"prompt": "label", "prompt_token_ids": [5, 6]}, GOOD)[0]
+    assert (out.prompt, out.prompt_token_ids) == ("label", [5, 6])
+    plain = llm.generate({"prompt": None, "prompt_token_ids": [5, 6]}, GOOD)[0]
+    assert plain.prompt is None
+    assert plain.prompt_token_ids == [5, 6]
 
 
 BAD_PARAMS = [

@@ -296,11 +296,8 @@ def test_interrupt_in_a_process_of_its_own(folder):
 @measures_memory
 @pytest.mark.parametrize("which", ["tiny", "smollm2"])
 def test_load_and_close_do_not_grow(request, folder, which):
-    """20 cycles add less than 2 %.
-
-    Measured after three that fill imports and caches, and with malloc in place of Python's own
-    allocator, which holds on to a 1 MiB arena as long as anything in it lives.
-    """
+    """After 20 cycles less than 2 % more than after the first, loaded and closed, with the
+    allocators as they are."""
     path = folder if which == "tiny" else request.getfixturevalue("smollm2_path")
     loaded, closed, threads = run(
         """
@@ -312,15 +309,13 @@ def test_load_and_close_do_not_grow(request, folder, which):
                 llm.generate(["The sea is", "A"], params)
                 loaded = rss()
             return loaded, rss()
-        readings = [cycle() for _ in range(23)]
-        loaded, closed = zip(*readings[3:])
+        loaded, closed = zip(*[cycle() for _ in range(20)])
         threads = len(__import__("os").listdir("/proc/self/task"))
         print(json.dumps([loaded, closed, threads]))
         """,
         path,
         prelude=RSS,
-        PYTHONMALLOC="malloc",
     )
-    assert min(loaded[-3:]) < 1.02 * loaded[0]
-    assert min(closed[-3:]) < closed[0] + 0.02 * loaded[0]
+    assert loaded[-1] < 1.02 * loaded[0]
+    assert closed[-1] < 1.02 * closed[0]
     assert threads < 16

@@ -221,6 +221,67 @@ def _plain_messages(messages: Any) -> list[dict[str, Any]]:
     return chat
 
 
+def takes_parts(template: str) -> bool:
+    """Whether a template walks over the parts of a message's content, which it then gets as a list.
+
+    Looked for is a loop over `message.content`, over a variable that was set from it, or over an
+    argument of a macro. A template that cannot be parsed takes none; rendering it tells why.
+    """
+    import jinja2
+    from jinja2 import nodes
+
+    def is_content(node: Any) -> bool:
+        while isinstance(node, nodes.Filter):
+            node = node.node
+        if isinstance(node, nodes.Getattr):
+            return node.attr == "content"
+        if isinstance(node, nodes.Getitem):
+            return isinstance(node.arg, nodes.Const) and node.arg.value == "content"
+        return isinstance(node, nodes.Name) and node.name in named
+
+    try:
+        tree = _environment().parse(template)
+    except (jinja2.TemplateError, RecursionError):
+        return False
+    named = {arg.name for macro in tree.find_all(nodes.Macro) for arg in macro.args}
+    for node in tree.find_all(nodes.Assign):
+        if isinstance(node.target, nodes.Name) and is_content(node.node):
+            named.add(node.target.name)
+    return any(is_content(loop.iter) for loop in tree.find_all(nodes.For))
+
+
+def join_text_parts(messages: Any, as_list: bool) -> Any:
+    """OpenAI's lists of content parts as what a template takes: one string of lines, or (as_list)
+    a list of {"type": "text", "text"}. RequestError names a part that is no text."""
+    if not isinstance(messages, (list, tuple)):
+        return messages
+    joined: list[Any] = []
+    for i, message in enumerate(messages):
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, (list, tuple)):
+            texts = [
+                _part_text(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)
+            ]
+            parts = [{"type": "text", "text": text} for text in texts]
+            message = {**message, "content": parts if as_list else "\n".join(texts)}
+        joined.append(message)
+    return joined
+
+
+def _part_text(part: Any, where: str) -> str:
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, Mapping):
+        raise RequestError(f"{where}: expected text or a dict, got {type(part).__name__}")
+    kind = part.get("type", "text")
+    if kind not in ("text", "input_text", "output_text"):
+        raise RequestError(f"{where}: a part of type {kind!r:.80}; only text is supported")
+    text = part.get("text")
+    if not isinstance(text, str):
+        raise RequestError(f"{where}: text must be a string, got {type(text).__name__}")
+    return text
+
+
 def _check_dicts(value: Any, name: str) -> None:
     if value is None:
         return

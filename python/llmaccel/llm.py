@@ -15,7 +15,6 @@ import asyncio
 import itertools
 import logging
 import math
-import numbers
 import queue
 import secrets
 import weakref
@@ -29,11 +28,19 @@ import numpy as np
 from llmaccel import _core
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
-from llmaccel.errors import LoadError, RequestError, UnsupportedError
-from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
+from llmaccel.errors import LoadError, RequestError
+from llmaccel.loading import (
+    LoadOptions,
+    forget_metadata,
+    load_weights,
+    naming_file,
+    open_tokenizer,
+    prepare,
+)
 from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
+from llmaccel.prompts import checked_ids, parts_of, prompt_list
 from llmaccel.request import Request
 from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all
 
@@ -130,9 +137,11 @@ class LLM:
         self._path = prepared.path
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
+        prepared = forget_metadata(prepared)
         self._backend = open_backend(options.isa, options.threads)
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
-        load_weights(model, prepared)
+        with naming_file(prepared.path):
+            load_weights(model, prepared)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
         self._driver = Driver(_core.Engine(model, prepared.plan.limits), model)
         self._close = weakref.finalize(self, self._driver.close)
@@ -168,7 +177,8 @@ class LLM:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
 
         prompts: a string, a list of token ids, {"prompt": ...} or {"prompt_token_ids": ...}, or a
-        list of these. sampling_params: one for all or one per prompt; None:
+        list of these; of a dict with both the ids run, and the output reports the text.
+        sampling_params: one for all or one per prompt; None:
         get_default_sampling_params().
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
@@ -179,7 +189,7 @@ class LLM:
         does.
         """
         self._driver.check()
-        items = _prompt_list(prompts)
+        items = prompt_list(prompts)
         encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
         return self._run(
             encoded,
@@ -207,7 +217,9 @@ class LLM:
     ) -> Any:
         """Answer a conversation, or a list of conversations; returns what generate returns.
 
-        messages: {"role", "content"} dicts. tools and chat_template_kwargs go to the template.
+        messages: {"role", "content"} dicts; content is a string or a list of text parts, which
+            become lines of one string unless the template takes lists.
+        tools and chat_template_kwargs go to the template.
         add_generation_prompt: None: unless continue_final_message, which continues the last
             message.
         """
@@ -220,7 +232,7 @@ class LLM:
         encoded = []
         for one in conversations:
             text = tokenizer.apply_chat_template(
-                one,
+                tokenizer.join_text_parts(one, chat_template, tools is not None),
                 tools=tools,
                 chat_template=chat_template,
                 tokenize=False,
@@ -463,19 +475,14 @@ class LLM:
         text: str | None = None
         given: Any = prompt
         if isinstance(prompt, Mapping):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-            if unknown:
-                raise UnsupportedError(f"{where}: {min(map(repr, unknown))} is not supported")
-            text = prompt.get("prompt")
-            given = prompt.get("prompt_token_ids")
-            given = text if given is None else given
+            text, given = parts_of(prompt, where)
         if isinstance(given, str):
             text = given
             ids = self.get_tokenizer().encode(given)
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
-            ids = _checked_ids(given.tolist(), where)
+            ids = checked_ids(given.tolist(), where)
         elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
-            ids = _checked_ids(given, where)
+            ids = checked_ids(given, where)
         else:
             raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
         if not ids:
@@ -625,27 +632,6 @@ class LLM:
 
 
 # ---- helpers -------------------------------------------------------------------------------------
-
-
-def _prompt_list(prompts: Any) -> list[Any]:
-    """One prompt or many, as a list of prompts."""
-    if isinstance(prompts, (str, Mapping)):
-        return [prompts]
-    if isinstance(prompts, np.ndarray):
-        return [prompts] if prompts.ndim == 1 else list(prompts)
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
-        kind = type(prompts).__name__
-        raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
-    if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
-        return [prompts]
-    return list(prompts)
-
-
-def _checked_ids(given: Sequence[Any], where: str) -> list[int]:
-    for i, item in enumerate(given):
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool) or item < 0:
-            raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
-    return list(map(int, given))
 
 
 def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:

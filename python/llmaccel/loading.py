@@ -11,7 +11,8 @@ Called by llm.py and by `llmaccel plan`.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -209,22 +210,43 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
         from llmaccel.models.safetensors import open_safetensors
 
         checkpoint = open_safetensors(path)
-    config = build_config(
-        raw,
-        max_model_len=options.max_model_len,
-        hf_overrides=options.hf_overrides,
-        gguf=metadata is not None,
-        tensors=checkpoint,
-    )
+    with naming_file(path):
+        config = build_config(
+            raw,
+            max_model_len=options.max_model_len,
+            hf_overrides=options.hf_overrides,
+            gguf=metadata is not None,
+            tensors=checkpoint,
+        )
     if checkpoint is None:
         checkpoint = DummyTensors(config, options, draw=False)
-    slots = list(slot_forms(config, checkpoint))
+    with naming_file(path):
+        slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint = DummyTensors(config, options, draw=True)
     generation = _generation(options, path)
     return Prepared(path, config, checkpoint, generation, forms, slots, plan, metadata)
+
+
+@contextmanager
+def naming_file(path: Path | None) -> Iterator[None]:
+    """Put `path` before the message of a loading error that does not name it."""
+    try:
+        yield
+    except (LoadError, ConfigError, UnsupportedError) as error:
+        if path is None or str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}") from error
+
+
+def forget_metadata(prepared: Prepared) -> Prepared:
+    """Let go of a GGUF file's vocabulary, which the tokenizer alone needs, before the weights come:
+    what is freed later stays in holes of the heap."""
+    if prepared.gguf_metadata is not None:
+        prepared.checkpoint.metadata = {}
+    return replace(prepared, gguf_metadata=None)
 
 
 # ---- where a model is ----------------------------------------------------------------------------

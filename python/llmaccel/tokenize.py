@@ -410,6 +410,11 @@ class Tokenizer:
         encoding = self(text, add_special_tokens=False, split_special_tokens=False)
         return encoding if return_dict else encoding.input_ids
 
+    def join_text_parts(self, messages: Any, chat_template: str | None, has_tools: bool) -> Any:
+        """OpenAI's content parts as the chat template takes them; see chat.join_text_parts."""
+        template = chat.select_chat_template(self._templates, chat_template, has_tools)
+        return chat.join_text_parts(messages, chat.takes_parts(template))
+
 
 def _clean_up(text: str) -> str:
     for old in (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're"):

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +152,36 @@ def added_token_flags(entry: Mapping[str, Any]) -> dict[str, bool]:
     return {name: bool(entry[name]) for name in names if name in entry}
 
 
+def bpe_backend(
+    vocab: Iterable[tuple[str, int]], merges: Iterable[Any], where: str, **options: Any
+) -> Any:
+    """A `tokenizers.Tokenizer` of a BPE model; merges are pairs of tokens, or both in one string.
+
+    Handed over as JSON, some entries at a time, because a vocabulary as Python objects leaves the
+    heap in shreds (see gguf.StringArray). A token that occurs twice counts once: look at the
+    size. Raises LoadError, which begins with `where`, for merges of what is no token.
+    """
+    from tokenizers import Tokenizer
+
+    model = json.dumps({"type": "BPE", **options})[:-1]
+    pairs = _joined(vocab, lambda part: json.dumps(dict(part), ensure_ascii=False))
+    listed = _joined(merges, lambda part: json.dumps(part, ensure_ascii=False))
+    with guarded(where):
+        return Tokenizer.from_str(
+            f'{{"version": "1.0", "added_tokens": [], '
+            f'"model": {model}, "vocab": {{{pairs}}}, "merges": [{listed}]}}}}'
+        )
+
+
+def _joined(items: Iterable[Any], dumps: Callable[[list[Any]], str]) -> str:
+    """The JSON of all items without the outer brackets."""
+    left = iter(items)
+    return ",".join(dumps(part)[1:-1] for part in iter(lambda: list(islice(left, 512)), []))
+
+
 def split_merges(
     pieces: Sequence[str], vocab: Mapping[str, Any], where: str
-) -> list[tuple[str, str]]:
+) -> Iterator[tuple[str, str]]:
     """Every split of every piece into two pieces of `vocab`, in the order of `pieces`.
 
     Raises LoadError, which begins with `where`, for pieces so long that this would take minutes.
@@ -163,15 +192,13 @@ def split_merges(
             f"{where}: the squared lengths of the tokens add up to {cost}, beyond the limit of "
             f"{MAX_SPLIT_COST}"
         )
-    merges = []
     for piece in pieces:
         for cut in range(1, len(piece)):
             left = piece[:cut]
             if left in vocab:
                 right = piece[cut:]
                 if right in vocab:
-                    merges.append((left, right))
-    return merges
+                    yield left, right
 
 
 # --------------------------------------------------------------------------------------------------
@@ -212,8 +239,6 @@ def looks_like_ranks(head: bytes) -> bool:
 
 def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
     """A byte-level BPE from a tiktoken rank file; special tokens come from the config."""
-    from tokenizers import Tokenizer, models
-
     ranks = _read_ranks(file)
     rule = (
         RANK_CLASSES.get(tokenizer_class(config))
@@ -229,9 +254,7 @@ def from_ranks(file: Path, config: Mapping[str, Any]) -> Parts:
     table = {byte: chars[byte] for byte in range(256)}
     vocab = {token.decode("latin-1").translate(table): rank for token, rank in ranks.items()}
     merges = split_merges(sorted(vocab, key=vocab.__getitem__), vocab, str(file))
-    with guarded(str(file)):
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
-    backend = Tokenizer(model)
+    backend = bpe_backend(vocab.items(), merges, str(file), ignore_merges=rule.ignore_merges)
     set_split(backend, rule)
     return Parts(backend, add_bos=rule.add_bos, add_eos=False, split_special=not config)
 
@@ -461,20 +484,18 @@ def _library_encoder(file: Path, data: bytes, reason: str) -> Callable[[str], li
 
 def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any:
     """Assemble the backend: model, normalizer, decoder, control pieces as special tokens."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, decoders, normalizers
 
-    vocab = {text: token_id for token_id, text in enumerate(pieces.text)}
-    if len(vocab) != len(pieces.text):
+    if len(set(pieces.text)) != len(pieces.text):
         raise LoadError(f"{where}: a token occurs twice in the vocabulary")
-    with guarded(where):
-        model = models.BPE(
-            vocab=vocab,
-            merges=[] if pieces.inexact else _sentencepiece_merges(pieces, where),
-            unk_token=pieces.text[pieces.unk_id],
-            fuse_unk=True,
-            byte_fallback=pieces.byte_fallback,
-        )
-    backend = Tokenizer(model)
+    backend = bpe_backend(
+        ((text, token_id) for token_id, text in enumerate(pieces.text)),
+        () if pieces.inexact else _sentencepiece_merges(pieces, where),
+        where,
+        unk_token=pieces.text[pieces.unk_id],
+        fuse_unk=True,
+        byte_fallback=pieces.byte_fallback,
+    )
     prefix = [normalizers.Prepend(METASPACE)] if prefix_each else []
     backend.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", METASPACE)])
     tail = [decoders.Strip(" ", 1, 0)] if pieces.add_dummy_prefix else []
@@ -494,7 +515,7 @@ def build_sentencepiece(pieces: Pieces, *, prefix_each: bool, where: str) -> Any
     return backend
 
 
-def _sentencepiece_merges(pieces: Pieces, where: str) -> list[tuple[str, str]]:
+def _sentencepiece_merges(pieces: Pieces, where: str) -> Iterator[tuple[str, str]]:
     merging = (NORMAL, USER_DEFINED) if pieces.raw_symbols else (NORMAL,)
     ranked = [i for i, kind in enumerate(pieces.kind) if kind in merging]
     mergeable = {pieces.text[i] for i in ranked}
@@ -521,11 +542,10 @@ def from_gguf_metadata(metadata: Mapping[str, Any]) -> Parts:
         raise LoadError("GGUF: no tokenizer.ggml.model in the metadata")
     else:
         raise UnsupportedError(f"GGUF: tokenizer.ggml.model {kind!r} (known: gpt2, llama)")
-    tokens = get.tokens
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token_id = get.token_id(f"{key}_token_id")
         if token_id is not None:
-            parts.special[f"{name}_token"] = tokens[token_id]
+            parts.special[f"{name}_token"] = get.token(token_id)
     for name in ("add_bos", "add_eos"):
         flag = metadata.get(f"tokenizer.ggml.{name}_token")
         if flag is not None:
@@ -557,24 +577,28 @@ class _Gguf:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
-        names = self.array("tokens")
-        if not names:
+        self.names = self.array("tokens")
+        if not self.names:
             raise LoadError("GGUF: tokenizer.ggml.tokens is missing or empty")
-        if not all(isinstance(name, str) for name in names):
-            raise LoadError("GGUF: tokenizer.ggml.tokens holds something that is no string")
-        longest = max(names, key=len)
-        if len(longest) > MAX_TOKEN_BYTES:
-            raise LoadError(
-                f"GGUF: tokenizer.ggml.tokens holds {longest[:40]!r}... of {len(longest)} "
-                f"characters; the limit is {MAX_TOKEN_BYTES}"
-            )
-        self.tokens = [name or f"[EMPTY_{index}]" for index, name in enumerate(names)]
-        self.kinds = self.array("token_type", len(names)) or [NORMAL] * len(names)
-        self.vocab = {token: index for index, token in enumerate(self.tokens)}
-        if len(self.vocab) != len(self.tokens):
-            raise LoadError("GGUF: a token occurs twice in tokenizer.ggml.tokens")
+        for name in self.names:
+            if not isinstance(name, str):
+                raise LoadError("GGUF: tokenizer.ggml.tokens holds something that is no string")
+            if len(name) > MAX_TOKEN_BYTES:
+                raise LoadError(
+                    f"GGUF: tokenizer.ggml.tokens holds {name[:40]!r}... of {len(name)} "
+                    f"characters; the limit is {MAX_TOKEN_BYTES}"
+                )
+        self.kinds = self.array("token_type", len(self.names)) or [NORMAL] * len(self.names)
 
-    def array(self, key: str, length: int | None = None) -> list[Any]:
+    def tokens(self) -> Iterator[str]:
+        """The tokens; one without a name gets one."""
+        return (name or f"[EMPTY_{index}]" for index, name in enumerate(self.names))
+
+    def token(self, index: int) -> str:
+        """One of them."""
+        return self.names[index] or f"[EMPTY_{index}]"
+
+    def array(self, key: str, length: int | None = None) -> Sequence[Any]:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
         if value is None:
             return []
@@ -586,7 +610,7 @@ class _Gguf:
             raise LoadError(
                 f"GGUF: tokenizer.ggml.{key} has {len(value)} entries for {length} tokens"
             )
-        return list(value)
+        return value
 
     def token_id(self, key: str) -> int | None:
         value = self.metadata.get(f"tokenizer.ggml.{key}")
@@ -597,29 +621,42 @@ class _Gguf:
         except AttributeError:
             raise LoadError(f"GGUF: tokenizer.ggml.{key} is not an integer") from None
         # Converters write 2**32 - 1 for "none"; any id outside the vocabulary names no token.
-        return token_id if 0 <= token_id < len(self.tokens) else None
+        return token_id if 0 <= token_id < len(self.names) else None
 
 
 def _gguf_bpe(get: _Gguf) -> Parts:
-    from tokenizers import AddedToken, Tokenizer, models
+    from tokenizers import AddedToken
 
     pre = get.metadata.get("tokenizer.ggml.pre", "default")
     rule = GGUF_RULES.get(pre) if isinstance(pre, str) else None
     if rule is None:
         known = ", ".join(sorted(GGUF_RULES))
         raise UnsupportedError(f"GGUF: tokenizer.ggml.pre {pre!r} is not known (known: {known})")
-    merges = [_merge_of(line) for line in get.array("merges")]
-    vocab = get.vocab
-    # `tokenizers` refuses merges that make no token; they cannot occur in an output either.
-    merges = [m for m in merges if m[0] + m[1] in vocab and m[0] in vocab and m[1] in vocab]
-    with guarded("GGUF"):
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
-    backend = Tokenizer(model)
+    merges = get.array("merges")
+    for line in merges:
+        _merge_of(line)
+    try:
+        # Nearly every file: two tokens with one space between them.
+        backend = bpe_backend(
+            zip(get.tokens(), range(len(get.names)), strict=True), merges, "GGUF",
+            ignore_merges=rule.ignore_merges,
+        )  # fmt: skip
+    except LoadError:
+        # `tokenizers` refuses merges that make no token; they cannot occur in an output either.
+        known = set(get.tokens())
+        pairs = (_merge_of(line) for line in merges)
+        backend = bpe_backend(
+            zip(get.tokens(), range(len(get.names)), strict=True),
+            (m for m in pairs if m[0] + m[1] in known and m[0] in known and m[1] in known),
+            "GGUF", ignore_merges=rule.ignore_merges,
+        )  # fmt: skip
+    if backend.get_vocab_size() != len(get.names):
+        raise LoadError("GGUF: a token occurs twice in tokenizer.ggml.tokens")
     set_split(backend, rule)
     added = []
     for token_id, kind in enumerate(get.kinds):
         if kind in (CONTROL, UNKNOWN, USER_DEFINED):
-            token = AddedToken(get.tokens[token_id], normalized=False, special=kind != USER_DEFINED)
+            token = AddedToken(get.token(token_id), normalized=False, special=kind != USER_DEFINED)
             added.append((token_id, token))
     add_tokens(backend, added, "GGUF")
     return Parts(backend, add_bos=rule.add_bos, add_eos=False)
@@ -632,7 +669,7 @@ def _merge_of(line: Any) -> tuple[str, str]:
 
 
 def _gguf_spm(get: _Gguf) -> Parts:
-    scores = get.array("scores", len(get.tokens))
+    scores = get.array("scores", len(get.names))
     if not scores or not all(isinstance(score, (int, float)) for score in scores):
         raise LoadError(
             "GGUF: tokenizer.ggml.scores is missing or holds something that is no number"
@@ -640,19 +677,20 @@ def _gguf_spm(get: _Gguf) -> Parts:
     prefix = bool(get.metadata.get("tokenizer.ggml.add_space_prefix", True))
     unk_id = get.token_id("unknown_token_id")
     known = range(NORMAL, BYTE + 1)
+    tokens = list(get.tokens())
     pieces = Pieces(
-        get.tokens,
+        tokens,
         [float(score) for score in scores],
         [kind if kind in known and kind != UNUSED else NORMAL for kind in get.kinds],
         0 if unk_id is None else unk_id,
-        byte_fallback="<0x00>" in get.vocab,
+        byte_fallback="<0x00>" in tokens,
         add_dummy_prefix=prefix,
         raw_symbols=True,
     )
     if get.metadata.get("general.architecture") == "phi3":
         # Phi-3's chat tokens swallow white space, which GGUF has no field for.
         plain = ("<unk>", "<s>", "<|endoftext|>")
-        pieces.flags = {text: {"rstrip": True} for text in get.tokens if text not in plain}
+        pieces.flags = {text: {"rstrip": True} for text in tokens if text not in plain}
     return Parts(
         build_sentencepiece(pieces, prefix_each=prefix, where="GGUF"), add_bos=True, add_eos=False
     )

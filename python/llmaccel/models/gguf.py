@@ -13,10 +13,12 @@ other. Called by the model loader and by the tokenizer, which needs the metadata
 from __future__ import annotations
 
 import re
+from array import array
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from struct import Struct
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -89,12 +91,53 @@ _U32 = Struct("<I")
 _U64 = Struct("<Q")
 
 
+class StringArray(Sequence[str]):
+    """The strings of a metadata array, each made when it is looked at.
+
+    A vocabulary as a list is some hundred thousand small objects that live for a moment; what else
+    is made meanwhile lands between them and keeps their memory from the system when they are gone.
+    data: the bytes; extents: start and length of each string, checked to be UTF-8.
+    """
+
+    def __init__(self, data: bytes, extents: array[int]) -> None:
+        self._data = data
+        self._extents = extents
+
+    def __len__(self) -> int:
+        return len(self._extents) // 2
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at = 2 * range(len(self))[index]
+        start, length = self._extents[at : at + 2]
+        return self._data[start : start + length].decode()
+
+    def __iter__(self) -> Iterator[str]:
+        data, extents = self._data, iter(self._extents)
+        for start, length in zip(extents, extents, strict=True):
+            yield data[start : start + length].decode()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} strings>"
+
+
 class GGUFFile(Checkpoint):
     """A `Checkpoint` with the file's metadata.
 
     metadata: key -> int, float, bool, str, a NumPy array (arrays of numbers or booleans, copied out
-    of the map), list[str], or a list of those (nested arrays). For a split file it is that of the
-    first part. version: 2 or 3. alignment: of tensor data, in bytes.
+    of the map), a StringArray, or a list of those (nested arrays). For a split file it is that of
+    the first part. version: 2 or 3. alignment: of tensor data, in bytes.
     """
 
     def __init__(
@@ -214,32 +257,34 @@ class _Reader:
             raise LoadError(f"{self.path}: {what} is empty")
         return value
 
-    def strings(self, count: int, what: str, longest: int | None = None) -> list[str]:
+    def strings(self, count: int, what: str, longest: int | None = None) -> StringArray:
         """`count` strings, each of at most `longest` bytes."""
         # Local names: this loop reads whole vocabularies.
-        data, size, pos, unpack = self.bytes, self.size, self.pos, _U64.unpack_from
+        data, size, start, unpack = self.bytes, self.size, self.pos, _U64.unpack_from
         limit = size if longest is None else longest
-        values: list[str] = []
+        pos, extents = start, array("q")
         try:
             for _ in range(count):
                 if size - pos < 8:
                     self.pos = pos
-                    self.need(8, f"{what}, string {len(values)},")
+                    self.need(8, f"{what}, string {len(extents) // 2},")
                 (length,) = unpack(data, pos)
                 pos += 8
                 if length > size - pos or length > limit:
                     raise LoadError(
-                        f"{self.path}: {what}, string {len(values)}, says it has {length} bytes; "
-                        f"at most {min(size - pos, limit)} are possible at offset {pos}"
+                        f"{self.path}: {what}, string {len(extents) // 2}, says it has {length} "
+                        f"bytes; at most {min(size - pos, limit)} are possible at offset {pos}"
                     )
-                values.append(str(data[pos : pos + length], "utf-8"))
+                str(data[pos : pos + length], "utf-8")
+                extents.append(pos - start)
+                extents.append(length)
                 pos += length
         except UnicodeDecodeError:
             raise LoadError(
-                f"{self.path}: {what}, string {len(values)}, is not UTF-8 (offset {pos})"
+                f"{self.path}: {what}, string {len(extents) // 2}, is not UTF-8 (offset {pos})"
             ) from None
         self.pos = pos
-        return values
+        return StringArray(bytes(data[start:pos]), extents)
 
     def numbers(self, count: int, kind: int, what: str) -> np.ndarray:
         """`count` numbers or booleans, as an array of their own: it must not pin the map."""

@@ -114,6 +114,48 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "use_parallel_residual": _OFF,
 }
 
+# What any configuration of transformers may have beside the rows' own keys.
+_HF_KEYS = frozenset(
+    (
+        "architectures",
+        "model_type",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "_name_or_path",
+        "auto_map",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+        "rope_local_base_freq",
+        "rope_interleaved",
+        "original_max_position_embeddings",
+        "partial_rotary_factor",
+        "rotary_pct",
+        "rotary_emb_base",
+        "sliding_window",
+        "sliding_window_pattern",
+        "max_window_layers",
+        "layer_types",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "use_cache",
+        "initializer_range",
+        "pretraining_tp",
+        "attention_dropout",
+        "hidden_dropout",
+        "embd_pdrop",
+        "attn_pdrop",
+        "resid_pdrop",
+        "is_decoder",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "chunk_size_feed_forward",
+    )
+)
+
 _GGUF_IGNORED = (
     r"rope_freqs\.weight",
     r"rope_factors_(long|short)\.weight",
@@ -143,8 +185,11 @@ def build_config(
         if tensors is None:
             raise ConfigError("build_config: a GGUF model needs its tensors")
         raw, spelled = hf_config_from_gguf(raw, tensors, gguf_family(raw))
+    given = set(flatten(raw))
     raw = apply_overrides(flatten(raw), hf_overrides)
     family, architecture = find_family(raw)
+    if hf_overrides is not None:
+        _check_override_keys(set(flatten(hf_overrides)) - given, family)
     for common, own in family.aliases.items():
         if own in raw and common not in raw:
             raw[common] = raw[own]
@@ -183,6 +228,17 @@ def build_config(
         gguf=gguf,
         raw=raw,
     )
+
+
+def _check_override_keys(names: set[str], family: Family) -> None:
+    """ConfigError for an override that neither config.json nor the family's class has."""
+    known = {*family.defaults, *family.inert, *family.aliases, *family.aliases.values()}
+    known |= {*_NEUTRAL, *_HF_KEYS}
+    for name in sorted(names - known):
+        raise ConfigError(
+            f"hf_overrides: {quoted(name)} is no key of config.json or of "
+            f"{family.architectures[0]}'s configuration"
+        )
 
 
 def _refuse_foreign(keys: Keys, family: Family) -> None:
