@@ -225,6 +225,43 @@ def test_linear_of_blocks(isa: str, activation: str, dtype: str) -> None:
         assert bits(kernels.linear(x, packed, isa=isa)) == bits(got)  # auto is bf16
 
 
+QUANTIZED = {"int8": 0.009, "w4g128": 0.14, "w4g32": 0.11, "fp8": 0.04}
+
+
+@each_isa
+@pytest.mark.parametrize("activation", ["bf16", "int8"])
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_linear_of_quantized_floats(isa: str, activation: str, name: str) -> None:
+    """K 300: the last group is short. The share of the weights' norm that quantizing loses is
+    bounded, and the product is that of the dequantized weights."""
+    w, x = normal(70, 300), normal(3, 300, seed=1)
+    packed = kernels.pack(w, name)
+    near = packed.dequantize().numpy()
+    assert 0 < np.linalg.norm(near - w) / np.linalg.norm(w) < QUANTIZED[name]
+    assert packed.nbytes < 0.55 * kernels.pack(w, "BF16").nbytes
+    if (name, activation) == ("fp8", "int8"):
+        with pytest.raises(ConfigError, match="activation: fp8 weights take bf16"):
+            kernels.linear(x, packed, activation=activation, isa=isa)
+        return
+    rows = ref.bf16(x)
+    if activation == "int8":
+        group = packed.format["group"]
+        codes, scales = kernels.quantize_rows(x, group, isa=isa)
+        rows = codes.numpy() * np.repeat(scales.numpy(), group, -1)[:, :300]
+    got = kernels.linear(x, packed, activation=activation, isa=isa)
+    close(got, rows.astype(np.float64) @ near.astype(np.float64).T, 3e-6)
+
+
+def test_quantizing_is_refused_where_it_cannot_be() -> None:
+    w = normal(70, 64)
+    w[40, 3] = np.nan
+    with pytest.raises(ConfigError, match="weight: a value is not finite"):
+        kernels.pack(w, "int8")
+    raw, _ = blocks("Q4_0", 32, 64)
+    with pytest.raises(ConfigError, match="format: Q4_0 blocks are quantized already"):
+        kernels.pack(raw, "int8", dtype="Q4_0", shape=(32, 64))
+
+
 @pytest.mark.parametrize("threads", [0, 2, 3, 7])
 def test_bits_do_not_depend_on_company(threads: int) -> None:
     x, packed = normal(40, 96), kernels.pack(normal(170, 96), "BF16", threads=threads)
@@ -525,12 +562,17 @@ def test_the_core_trusts_no_wrapper() -> None:
 
     x = normal(2, 8)
     for args in (
-        *((x, "F32", 0, 8, "auto", 1), (x, "F32", 2, -8, "auto", 1), (x, "F32", 2, 9, "auto", 1)),
-        *((x, "F32", 2, 8, "Q4_0", 1), (x, "F32", 2, 8, "auto", -1), (x, "F32", 2, 8, "auto", 999)),
+        (x, "F32", 0, 8, "auto", "keep", 1),
+        (x, "F32", 2, -8, "auto", "keep", 1),
+        (x, "F32", 2, 9, "auto", "keep", 1),
+        (x, "F32", 2, 8, "Q4_0", "keep", 1),
+        (x, "F32", 2, 8, "auto", "w3", 1),
+        (x, "F32", 2, 8, "auto", "keep", -1),
+        (x, "F32", 2, 8, "auto", "keep", 999),
     ):
-        with pytest.raises(ValueError, match=r"pack|tensor of|threads"):
+        with pytest.raises(ValueError, match=r"pack|tensor of|threads|quantization"):
             _core.Packed(*args)
-    packed = _core.Packed(x, "F32", 2, 8, "auto", 1)
+    packed = _core.Packed(x, "F32", 2, 8, "auto", "keep", 1)
     y = np.empty((2, 2), np.float32)
     wrong(
         "x: 15 values", packed.linear, ISAS[0], "f32", x.ravel()[:15], y, None, 1, error=ValueError

@@ -59,7 +59,6 @@ BAD_PROMPTS = [
     ("x" * 200, "max_model_len"),
     ("\ud800", "surrogate"),
     ({}, "prompt_token_ids"),
-    ({"prompt": None}, "NoneType"),
     ({"prompt": 5}, "int"),
 ]
 

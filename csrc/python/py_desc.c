@@ -347,6 +347,18 @@ static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
     return failed ? -1 : 0;
 }
 
+int py_quant_from(const py_state *state, const char *name, la_quant *out)
+{
+    for (int i = 0; i < LA_QUANT_COUNT; i++) {
+        if (strcmp(name, QUANT_NAMES[i]) == 0) {
+            *out = (la_quant)i;
+            return 0;
+        }
+    }
+    py_raise_format(state, LA_ERR_ARGUMENT, "quantization: '%s' is unknown", name);
+    return -1;
+}
+
 int py_recipe_from(const py_state *state, PyObject *value, la_recipe *out)
 {
     *out = (la_recipe){LA_DTYPE_COUNT, LA_QUANT_KEEP, LA_QUANT_KEEP, LA_QUANT_KEEP, 0};

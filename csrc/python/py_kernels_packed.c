@@ -39,52 +39,62 @@ typedef struct pack_job {
     const la_source *source;
     uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
     size_t pitch;
+    int *bad; /* [threads] what la_pack_unit returned */
 } pack_job;
 
 static void pack_share(void *arg, int tid, int nth)
 {
     const pack_job *job = arg;
-    int end = (int)((int64_t)job->w->n_units * (tid + 1) / nth);
-    for (int u = (int)((int64_t)job->w->n_units * tid / nth); u < end; u++) {
-        la_pack_unit(job->w, job->source, 1, 0, u, job->scratch + job->pitch * (size_t)tid);
+    int end = (int)((int64_t)job->w->n_units * (tid + 1) / nth), bad = 0;
+    for (int u = (int)((int64_t)job->w->n_units * tid / nth); bad == 0 && u < end; u++) {
+        bad = la_pack_unit(job->w, job->source, 1, 0, u, job->scratch + job->pitch * (size_t)tid);
     }
+    job->bad[tid] = bad;
 }
 
-/* Fills self from a checked source. */
-static la_status pack_source(packed *self, const la_source *source, la_dtype weights, int threads)
+/* Fills self, whose format is f, from a checked source. */
+static la_status pack_source(packed *self, const la_source *source, la_format f, int threads)
 {
-    la_format f;
     la_pool *pool = NULL;
-    pack_job job = {&self->w, source, NULL, la_round_up(la_pack_scratch(), LINE)};
+    pack_job job = {&self->w, source, NULL, la_round_up(la_pack_scratch(), LINE), NULL};
     la_status st;
-    LA_TRY(la_pack_format(weights, source, 1, &f));
     LA_TRY(la_pack_plan(f, source, 1, 0, &self->w));
     self->bytes = (size_t)self->w.n_units * self->w.unit_bytes;
     self->w.data = la_map(self->bytes);
     job.scratch = la_alloc((size_t)threads, job.pitch);
-    if (self->w.data == NULL || job.scratch == NULL) {
+    job.bad = la_alloc((size_t)threads, sizeof *job.bad);
+    if (self->w.data == NULL || job.scratch == NULL || job.bad == NULL) {
         st = la_fail(LA_ERR_MEMORY, "weight: no memory for %zu packed bytes", self->bytes);
         goto done;
     }
     LA_TRY(py_kernels_pool(threads, &pool));
     py_kernels_run(pool, pack_share, &job);
+    for (int i = 0; i < threads && st == LA_OK; i++) {
+        if (job.bad[i] != 0) {
+            st = la_fail(LA_ERR_SHAPE, "a value is not finite and cannot be quantized");
+        }
+    }
 done:
     la_pool_free(pool);
     la_free(job.scratch);
+    la_free(job.bad);
     return st;
 }
 
 static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"data", "dtype", "rows", "cols", "format", "threads", NULL};
+    static char *names[] = {"data", "dtype", "rows", "cols", "format", "quantize", "threads", NULL};
     py_state *state = PyType_GetModuleState(type);
     PyObject *data;
-    const char *dtype_name, *format;
+    const char *dtype_name, *format, *quantize;
     int threads;
+    la_format f;
+    la_quant quant;
     la_dtype weights = LA_DTYPE_COUNT; /* "auto": as stored */
     la_source source = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiisi:Packed", names, &data, &dtype_name,
-                                     &source.rows, &source.cols, &format, &threads) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiissi:Packed", names, &data, &dtype_name,
+                                     &source.rows, &source.cols, &format, &quantize, &threads) ||
+        py_quant_from(state, quantize, &quant) < 0 ||
         py_dtype_from(state, dtype_name, &source.dtype) < 0 ||
         (strcmp(format, "auto") != 0 && py_dtype_from(state, format, &weights) < 0) ||
         py_kernels_threads(&threads) < 0) {
@@ -96,11 +106,11 @@ static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     }
     source.data = view.buf;
     source.bytes = (size_t)view.len;
-    la_status st = LA_OK;
+    la_status st = la_pack_format(weights, quant, &source, 1, &f);
     packed *self = (packed *)type->tp_alloc(type, 0);
-    if (self != NULL) {
+    if (self != NULL && st == LA_OK) {
         Py_BEGIN_ALLOW_THREADS
-        st = pack_source(self, &source, weights, threads);
+        st = pack_source(self, &source, f, threads);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&view);

@@ -75,6 +75,8 @@ int py_desc_parse(const py_state *state, PyObject *mapping, py_desc *out);
 void py_desc_clear(py_desc *desc);
 /* "F32", "BF16", "Q4_0", ... 0, or -1 with an exception set. */
 int py_dtype_from(const py_state *state, const char *name, la_dtype *out);
+/* "keep", "int8", "w4g128", ... */
+int py_quant_from(const py_state *state, const char *name, la_quant *out);
 /* A form of float tensors, or a mapping: see Model's docstring. NULL: each tensor keeps its own form. */
 int py_recipe_from(const py_state *state, PyObject *value, la_recipe *out);
 

@@ -96,7 +96,14 @@ class Packed:
     """A weight in the core's layout; use llmaccel.kernels.pack instead."""
 
     def __init__(
-        self, data: Buffer, dtype: str, rows: int, cols: int, format: str, threads: int
+        self,
+        data: Buffer,
+        dtype: str,
+        rows: int,
+        cols: int,
+        format: str,
+        quantize: str,
+        threads: int,
     ) -> None: ...
     @property
     def shape(self) -> tuple[int, int]: ...

@@ -19,7 +19,8 @@ from llmaccel.kernels.arguments import Tensor
 FLOATS = ("F32", "F16", "BF16")
 ACTIVATIONS = ("auto", "f32", "bf16", "int8")
 FORMS = {"f32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
-GROUPS = (16, 32, 64, 128)
+QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
+GROUPS = (16, 32, 64, 128, 256)
 MOST_EXTENT = 2**31 - 32  # units of 32 columns are counted in int
 # Where a grouped row keeps k of each 8: byte -> k (csrc/kernels/kernels.h).
 ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
@@ -93,10 +94,12 @@ def pack(
 
     weight: F32, F16 or BF16 [N, K]; or blocks of a GGUF tensor as bytes, with dtype "Q4_0", "Q4_1",
     "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
-    format: what floats become, "F32", "F16" or "BF16"; "auto" keeps their own. Blocks keep their
+    format: what floats become: "F32", "F16", "BF16"; "int8" or "fp8" (E4M3), a scale per row;
+    "w4g128" or "w4g32", 4 bits with a scale per group; "auto" keeps their own. Blocks keep their
     codes, scales and offsets exactly; "F32" dequantizes them. threads: 0 takes all processors.
 
-    ConfigError: shapes and sizes that do not fit. UnsupportedError: an unknown dtype or format.
+    ConfigError: shapes and sizes that do not fit, values that are not finite where they are to be
+    quantized, quantizing blocks again. UnsupportedError: an unknown dtype or format.
     MemoryPlanError: no memory for it.
     """
     t = arguments.tensor(weight, "weight")
@@ -115,10 +118,15 @@ def pack(
     threads = arguments.count_threads(threads, t.nbytes)
     if not isinstance(format, str):
         raise ConfigError(f"format: expected a name, got {format!r}")
-    if format not in ("auto", *FLOATS):
-        raise ConfigError(f"format: {format!r} is none of auto, {', '.join(FLOATS)}")
+    if format not in ("auto", *FLOATS, *QUANTIZATIONS):
+        known = ", ".join((*FLOATS, *QUANTIZATIONS))
+        raise ConfigError(f"format: {format!r:.80} is none of auto, {known}")
+    quantize = format if format in QUANTIZATIONS else "keep"
+    if quantize != "keep" and dtype not in FLOATS:
+        raise ConfigError(f"format: {dtype} blocks are quantized already and stay exact")
+    floats = "auto" if format in QUANTIZATIONS else format
     try:
-        return PackedWeight(_run(_core.Packed, t, dtype, n, k, format, threads))
+        return PackedWeight(_run(_core.Packed, t, dtype, n, k, floats, quantize, threads))
     except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
         text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
         raise ConfigError(f"weight: {text}") from error
@@ -161,7 +169,7 @@ def linear(
 def quantize_rows(x: Any, group: int = 32, *, isa: str = "auto") -> tuple[Tensor, Tensor]:
     """Rows as int8 with a scale per group: what activation="int8" multiplies with.
 
-    x: [..., K]; group: 16, 32, 64 or 128 values of k (the last group may be shorter). Returns codes
+    x: [..., K]; group: 16, 32, 64, 128 or 256 values of k (the last group may be shorter). Returns codes
     I8 [..., K] and scales F32 [..., ceil(K / group)]: x is about codes * scale of the group.
     """
     t = arguments.rows(x, "x")
@@ -198,7 +206,7 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
 def _form(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
-    allowed = ("f32",) if codes in ("F32", "F16") else ("bf16",) if codes == "BF16" else None
+    allowed = ("f32",) if codes in ("F32", "F16") else ("bf16",) if codes in ("BF16", "fp8") else None
     allowed = allowed or ("bf16", "int8")
     if activation not in ACTIVATIONS:
         raise ConfigError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")

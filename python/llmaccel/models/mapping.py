@@ -44,6 +44,7 @@ from llmaccel.models.slots import (
     slot_shapes,
     stored_shapes,
     walk,
+    weight_dtype,
 )
 
 _LOG = logging.getLogger("llmaccel")
@@ -428,12 +429,12 @@ def slot_forms(
     """(slot, parts) of every slot with parts as (dtype, rows, cols), a vector being one row.
 
     What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a
-    missing tensor.
+    missing tensor, UnsupportedError for one whose type is no weight's.
     """
     table = _name_table(config, checkpoint)
     for slot, layer in walk(config):
         shapes = slot_shapes(config, slot)
-        dtypes = [checkpoint[name].dtype for name in table.names(slot, layer)]
+        dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer)]
         if len(dtypes) < len(shapes):
             dtypes = dtypes[:1] * len(shapes)
         if table.tensors[slot].layout == "minus_one":
@@ -441,7 +442,7 @@ def slot_forms(
         yield (
             slot,
             [
-                ("F32" if dtype == "F64" else dtype, *((1, *shape)[-2:]))
+                (dtype, *((1, *shape)[-2:]))
                 for dtype, shape in zip(dtypes, shapes, strict=True)
             ],
         )

@@ -185,9 +185,15 @@ def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) 
     tensor = checkpoint[name]
     if tensor.shape != shape:
         raise LoadError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
-    if tensor.dtype not in _DTYPES:
-        raise UnsupportedError(f"{name}: weights of type {tensor.dtype} are not supported")
+    weight_dtype(tensor)
     return _from_array(name, tensor.float32()) if tensor.dtype == "F64" else tensor
+
+
+def weight_dtype(tensor: RawTensor) -> str:
+    """The form `tensor` is packed from. UnsupportedError names one that is no weight."""
+    if tensor.dtype not in _DTYPES:
+        raise UnsupportedError(f"{tensor.name}: weights of type {tensor.dtype} are not supported")
+    return "F32" if tensor.dtype == "F64" else tensor.dtype
 
 
 def _from_array(name: str, values: np.ndarray) -> RawTensor:
