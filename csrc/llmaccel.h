@@ -104,7 +104,7 @@ typedef struct la_model_desc {
     float embed_scale;    /* multiplies embeddings */
     float residual_scale; /* multiplies each block's output before it is added */
     int activation; /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
-    int kv_dtype;                                   /* LA_F32 or LA_BF16 */
+    int kv_form;                                    /* la_kv_form of the KV cache */
     const la_layer_desc *layers;                    /* [L] */
     const float *rope_inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope/2] each, or NULL */
     float rope_scale[LA_MAX_ROPE_TABLES];           /* multiplies cos and sin (yarn, longrope) */

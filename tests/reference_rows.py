@@ -19,7 +19,8 @@ LANE = 16  # tokens or dimensions of a line
 # The slots that this file specifies, each by the function of its name.
 ROW_SLOTS = [
     *("rms_norm", "layer_norm", "add_scaled", "add", "act_mul", "act", "rope", "softcap"),
-    *("kv_store_f32", "kv_store_bf16", "attend_f32", "attend_bf16", "attend_merge"),
+    *("kv_store_f32", "kv_store_bf16", "kv_store_i8", "kv_store_f8"),
+    *("attend_f32", "attend_bf16", "attend_i8", "attend_f8", "attend_merge"),
     *("attend_finish", "argmax", "sum_exp", "exp_sub", "select_above"),
 ]
 
@@ -123,6 +124,98 @@ def kv_store_bf16(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return codes(kp), codes(vp)
 
 
+# Every E4M3 magnitude by its code: S.EEEE.MMM, bias 7; code 127 is NaN and never written.
+E4M3 = np.array(
+    [c * 2.0**-9 if c < 8 else (1 + c % 8 / 8) * 2.0 ** (c // 8 - 7) for c in range(127)]
+)
+
+
+def e4m3(x: np.ndarray) -> np.ndarray:
+    """Codes of values within +-448, to nearest, ties to the even code."""
+    at = np.searchsorted(E4M3, np.abs(x)).clip(1, 126)
+    below, above = np.abs(x) - E4M3[at - 1], E4M3[at] - np.abs(x)
+    code = np.where((above < below) | ((above == below) & (at % 2 == 0)), at, at - 1)
+    return (code | np.signbit(x) * 128).astype(np.uint8)
+
+
+def scaled(x: np.ndarray, top: float) -> tuple[np.ndarray, np.ndarray]:
+    """x [T, d] by rows as x / scale within +-top, and the scales [T], in the kernels' fp32 steps."""
+    amax = np.abs(x).max(axis=1).astype(np.float32)
+    tiny = amax < 1e-36
+    inverse = np.where(tiny, np.float32(0), np.float32(top) / np.where(tiny, np.float32(1), amax))
+    y = np.clip(x.astype(np.float32) * inverse[:, None].astype(np.float32), -top, top)
+    return y, np.where(tiny, np.float32(0), amax / np.float32(top)).astype(np.float32)
+
+
+def int8_codes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    y, scale = scaled(x, 127)
+    return np.rint(y).astype(np.int8), scale
+
+
+def e4m3_codes(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    y, scale = scaled(x, 448)
+    return e4m3(y), scale
+
+
+def int8_values(x: np.ndarray) -> np.ndarray:
+    """x [T, d] as int8 pages and int8 queries hold it."""
+    code, scale = int8_codes(x)
+    return code * scale.astype(np.float64)[:, None]
+
+
+def e4m3_values(x: np.ndarray) -> np.ndarray:
+    code, scale = e4m3_codes(x)
+    sign = np.where(code & 128, -1.0, 1.0)
+    return sign * E4M3[code & 127] * scale.astype(np.float64)[:, None]
+
+
+def _with_scales(codes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Bytes [pages, n]: codes [pages, ...], then 64 scales."""
+    tail = np.zeros(len(codes) * PAGE, np.float32)
+    tail[: len(scale)] = scale
+    flat = codes.reshape(len(codes), -1).view(np.uint8)
+    return np.concatenate([flat, tail.reshape(-1, PAGE).view(np.uint8)], axis=1)
+
+
+def _blocks(lines: np.ndarray) -> np.ndarray:
+    """Lines [.., 2 pairs, 16 columns, 2] as blocks [.., 4 groups, 2 pairs, 4 columns, 2]."""
+    *outer, pairs, _, two = lines.shape
+    return np.moveaxis(lines.reshape(*outer, pairs, 4, 4, two), -4, -3)
+
+
+def _v_blocks(code: np.ndarray) -> np.ndarray:
+    """V codes [T, d] as [pages, ceil(d/16), 16, block]."""
+    tokens, d = code.shape
+    pages, blocks = -(-tokens // PAGE), -(-d // LANE)
+    padded = np.zeros((pages * PAGE, blocks * LANE), code.dtype)
+    padded[:tokens, :d] = code
+    lines = padded.reshape(pages, 16, 2, 2, blocks, LANE).transpose(0, 4, 1, 2, 5, 3)
+    return np.ascontiguousarray(_blocks(lines))
+
+
+def _k_lanes(code: np.ndarray) -> np.ndarray:
+    """K codes [T, d] as [pages, 4, ceil(d/4), 16 tokens, 4]; empty slots 0."""
+    tokens, d = code.shape
+    pages, quads = -(-tokens // PAGE), -(-d // 4)
+    padded = np.zeros((pages * PAGE, quads * 4), code.dtype)
+    padded[:tokens, :d] = code
+    return padded.reshape(pages, 4, LANE, quads, 4).transpose(0, 1, 3, 2, 4)
+
+
+def kv_store_i8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of the K and V pages [pages, n] of tokens [T, d]; empty slots are code 0, scale 0."""
+    (kc, ks), (vc, vs) = int8_codes(k), int8_codes(v)
+    biased = np.ascontiguousarray(_k_lanes(kc)).view(np.uint8) ^ 0x80
+    return _with_scales(biased, ks), _with_scales(_v_blocks(vc), vs)
+
+
+def kv_store_f8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    (kc, ks), (vc, vs) = e4m3_codes(k), e4m3_codes(v)
+    lanes = _k_lanes(kc)  # [.., 16, 4]: two pairs
+    lines = lanes.reshape(*lanes.shape[:-1], 2, 2).swapaxes(-2, -3)
+    return _with_scales(np.ascontiguousarray(_blocks(lines)), ks), _with_scales(_v_blocks(vc), vs)
+
+
 @dataclass(frozen=True)
 class View:
     """What a row counts and how scores are made; window and softcap 0 are off."""
@@ -149,6 +242,15 @@ def attend_f32(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, vie
 def attend_bf16(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
     """The same on rounded values; the rounding of the probabilities is left to the tolerance."""
     return attend_f32(bf16(q), bf16(k), bf16(v), pos, view)
+
+
+def attend_i8(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
+    """The same on values as the pages hold them; q has codes too."""
+    return attend_f32(int8_values(q), int8_values(k), int8_values(v), pos, view)
+
+
+def attend_f8(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
+    return attend_f32(bf16(q), e4m3_values(k), e4m3_values(v), pos, view)
 
 
 def attend_merge(left: State, right: State) -> State:

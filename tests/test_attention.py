@@ -17,9 +17,10 @@ import reference_rows as ref
 core = pytest.importorskip("llmaccel._core")
 
 ISAS = core.kernel_isas()
-KV = ["f32", "bf16"]
-SIZES = [1, 3, 8, 16, 17, 64, 72, 80, 96, 128, 256]
-TOLERANCE = {"f32": 3e-6, "bf16": 6e-3}  # of the largest value; bf16: rounded probabilities
+KV = ["f32", "bf16", "i8", "f8"]
+SIZES = [1, 3, 8, 16, 17, 20, 64, 72, 80, 96, 100, 128, 256]
+# Of the largest value: all but f32 round probabilities to bf16. The reference has the same codes.
+TOLERANCE = {"f32": 3e-6, "bf16": 6e-3, "i8": 6e-3, "f8": 6e-3}
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_kv = pytest.mark.parametrize("kv", KV)
@@ -89,7 +90,7 @@ class Pages:
 
 
 def expect(kv: str, case: Case, q: np.ndarray, pos: np.ndarray) -> tuple[np.ndarray, ...]:
-    slot = ref.attend_f32 if kv == "f32" else ref.attend_bf16
+    slot = getattr(ref, f"attend_{kv}")
     view = ref.View(case.first, case.window, case.scale, case.softcap)
     return slot(q, *case.keys(), pos, view)
 
@@ -125,7 +126,7 @@ def test_kv_store_writes_the_published_layout(isa: str, kv: str, d: int) -> None
     rng = seeded("store", d)
     k, v = rng.normal(0, 1, (2, 64, d)).astype(np.float32)
     pages = Pages(isa, kv, k, v)
-    want = (ref.kv_store_f32 if kv == "f32" else ref.kv_store_bf16)(k, v)
+    want = getattr(ref, f"kv_store_{kv}")(k, v)
     assert pages.k.tobytes() == want[0].tobytes()
     assert pages.v.tobytes() == want[1].tobytes()
 
@@ -135,12 +136,12 @@ def test_kv_store_writes_the_published_layout(isa: str, kv: str, d: int) -> None
 def test_kv_store_clears_v_with_the_first_token_only(isa: str, kv: str) -> None:
     k, v = seeded("clear").normal(0, 1, (2, 3, 24)).astype(np.float32)
     pages = Pages(isa, kv, k, v)
-    want = (ref.kv_store_f32 if kv == "f32" else ref.kv_store_bf16)(k, v)
+    want = getattr(ref, f"kv_store_{kv}")(k, v)
     assert pages.v.tobytes() == want[1].tobytes()
     untouched = pages.k.copy()
     core.kv_store(isa, kv, k[0], v[0], 0, pages.k[0], pages.v[0])
     assert pages.k.tobytes() == untouched.tobytes()
-    fresh = (ref.kv_store_f32 if kv == "f32" else ref.kv_store_bf16)(k[:1], v[:1])
+    fresh = getattr(ref, f"kv_store_{kv}")(k[:1], v[:1])
     assert pages.v.tobytes() == fresh[1].tobytes()
 
 
@@ -223,12 +224,17 @@ def test_attend_rows_that_see_nothing(isa: str, kv: str) -> None:
 @each_isa
 @each_kv
 def test_attend_weights_sum_to_one(isa: str, kv: str) -> None:
-    """With V all ones o equals mass: the sum is of the weights as they are multiplied."""
+    """With V all ones o equals mass: the sum is of the weights as they are multiplied.
+
+    Pages of codes multiply the value's scale into a weight before it is rounded to bf16; their sum is of
+    the weights before that.
+    """
     case = Case(32, 230)
     k, v = case.keys()
     q, pos = case.rows(16)
     _, mass, o = Pages(isa, kv, k, np.ones_like(v)).attend(isa, case, q, pos)
-    np.testing.assert_allclose(o, np.repeat(mass[:, None], case.d, 1), rtol=2e-6)
+    rounding = 2**-9 if kv in ("i8", "f8") else 2e-6
+    np.testing.assert_allclose(o, np.repeat(mass[:, None], case.d, 1), rtol=rounding)
 
 
 # ---- bit for bit ---------------------------------------------------------------------------------
@@ -275,10 +281,70 @@ def test_levels_without_the_dot_agree_bit_for_bit(kv: str, d: int) -> None:
     results = [
         np.concatenate([x.ravel() for x in Pages(isa, kv, *case.keys()).attend(isa, case, q, pos)])
         for isa in ISAS
-        if kv == "f32" or core.kernel_slots(isa)["attend_bf16"] != "bf16"
+        if kv == "f32" or core.kernel_slots(isa)[f"attend_{kv}"] != "bf16"
     ]
     assert len(results) >= 1
     assert all(r.tobytes() == results[0].tobytes() for r in results)
+
+
+@pytest.mark.parametrize("d", [1, 17, 20, 64, 80, 128, 256])
+def test_integer_scores_agree_at_every_level(d: int) -> None:
+    """Maximum and mass of int8 pages: exact sums, then the same fp32 operations."""
+    case = Case(d, 190, softcap=20.0, window=100)
+    q, pos = case.rows(9)
+    results = [Pages(isa, "i8", *case.keys()).attend(isa, case, q, pos)[:2] for isa in ISAS]
+    for m, mass in results:
+        assert m.tobytes() == results[0][0].tobytes()
+        assert mass.tobytes() == results[0][1].tobytes()
+
+
+@each_isa
+@pytest.mark.parametrize("kv", ["i8", "f8"])
+def test_every_code_is_decoded(isa: str, kv: str) -> None:
+    """Values that the codes hold exactly come back exactly: one token weighs 1 where it counts."""
+    if kv == "i8":
+        values = np.arange(-127, 128, dtype=np.float32)
+    else:
+        values = np.concatenate([ref.E4M3, -ref.E4M3]).astype(np.float32)
+    values = np.append(values, np.full(-len(values) % 255 + 255, values.max(), np.float32))
+    for part in values[: len(values) // 255 * 255].reshape(-1, 255):
+        v = np.append(part, values.max())[None]  # the largest makes the scale 1
+        k = np.zeros_like(v)
+        case = Case(256, 1)
+        for rows in (1, 9):
+            q = np.zeros((rows, 256), np.float32)
+            pos = np.zeros(rows, np.int32)
+            m, mass, o = Pages(isa, kv, k, v).attend(isa, case, q, pos)
+            assert (mass == 1).all()
+            assert (o == v).all()
+
+
+@each_isa
+@pytest.mark.parametrize("kv", ["i8", "f8"])
+@pytest.mark.parametrize("size", [0.0, 1e-38, 1e-20, 1.0, 3e4, 1e30])
+def test_scales_follow_the_token(isa: str, kv: str, size: float) -> None:
+    """No value is clipped or lost, whatever the size of its token, beside tokens of other sizes."""
+    d, case = 64, Case(64, 3)
+    rng = seeded("sizes")
+    v = (rng.normal(0, 1, (3, d)) * np.array([[1.0], [size], [1e-3]])).astype(np.float32)
+    k = np.zeros((3, d), np.float32)
+    k[1] = 60.0  # the row looks at the middle token alone
+    q, pos = np.full((1, d), 1.0, np.float32), np.int32([2])
+    _, mass, o = Pages(isa, kv, k, v).attend(isa, case, q, pos)
+    bound = np.abs(v[1]).max() * (0.04 if kv == "f8" else 0.005) if size > 1e-36 else 1e-30
+    np.testing.assert_allclose(o[0] / mass[0], v[1], atol=bound, rtol=0)
+
+
+@each_isa
+@pytest.mark.parametrize("kv", ["i8", "f8"])
+def test_values_that_are_not_finite_show(isa: str, kv: str) -> None:
+    v = np.ones((1, 32), np.float32)
+    for bad in (np.nan, np.inf):
+        v[0, 5] = bad
+        case = Case(32, 1)
+        q, pos = np.ones((1, 32), np.float32), np.int32([0])
+        _, _, o = Pages(isa, kv, np.ones_like(v), v).attend(isa, case, q, pos)
+        assert not np.isfinite(o[0, 5])
 
 
 # ---- joins ---------------------------------------------------------------------------------------
@@ -338,7 +404,7 @@ def test_chunks_join_to_the_whole(isa: str, kv: str) -> None:
     out = np.empty_like(o)
     for r in range(5):
         core.attend_finish(isa, o[r], mass[r], out[r])
-    slot = ref.attend_f32 if kv == "f32" else ref.attend_bf16
+    slot = getattr(ref, f"attend_{kv}")
     _, wl, wo = slot(q, k, v, pos, ref.View(scale=case.scale))
     largest = np.abs(v).max()
     np.testing.assert_allclose(out, wo / wl[:, None], atol=TOLERANCE[kv] * largest, rtol=0)
@@ -363,7 +429,7 @@ def test_bad_arguments_are_named() -> None:
 
     call()
     for changed, message in [
-        ({"kv": "f16"}, "kv: f16"),
+        ({"kv": "f16"}, "kv: f16 is none of f32, bf16, i8, f8"),
         ({"d": 0}, "d: 0"),
         ({"d": 257}, "d: 257"),
         ({"d": 33}, "q: 96 values"),

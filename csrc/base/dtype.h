@@ -60,6 +60,16 @@ typedef struct la_format {
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
 
+/* How a page stores keys and values. I8 and F8 (E4M3) have one fp32 scale per token and kv head,
+ * made when the token is written: its largest value becomes 127 or 448. */
+typedef enum la_kv_form {
+    LA_KV_F32 = 0,
+    LA_KV_BF16,
+    LA_KV_I8,
+    LA_KV_F8,
+    LA_KV_FORM_COUNT
+} la_kv_form;
+
 enum { LA_UNIT = 32 };   /* output columns of a unit */
 enum { LA_PAGE = 64 };   /* tokens of a KV page */
 enum { LA_CHUNK = 256 }; /* tokens of an attention chunk, on absolute positions */
@@ -175,6 +185,33 @@ static inline size_t la_format_unit(la_format f, int K)
 {
     size_t groups = f.group == 0 ? 0 : ((size_t)K + (size_t)f.group - 1) / (size_t)f.group;
     return la_format_unit_header(f) + groups * la_format_header(f) + la_format_codes(f, K);
+}
+
+/* Bytes of the K and of the V half of a page of one kv head, multiples of 64; layouts are drawn in
+ * kernels.h. */
+static inline size_t la_kv_scale_bytes(la_kv_form form)
+{
+    return form == LA_KV_I8 || form == LA_KV_F8 ? LA_PAGE * sizeof(float) : 0;
+}
+
+static inline size_t la_kv_k_bytes(la_kv_form form, int d)
+{
+    size_t n = (size_t)d;
+    switch (form) {
+    case LA_KV_F32: return n * LA_PAGE * 4;
+    case LA_KV_BF16: return (n + 1) / 2 * LA_PAGE * 4;
+    default: return (n + 3) / 4 * LA_PAGE * 4 + la_kv_scale_bytes(form);
+    }
+}
+
+static inline size_t la_kv_v_bytes(la_kv_form form, int d)
+{
+    size_t wide = ((size_t)d + 15) / 16 * 16 * LA_PAGE;
+    switch (form) {
+    case LA_KV_F32: return wide * 4;
+    case LA_KV_BF16: return wide * 2;
+    default: return wide + la_kv_scale_bytes(form);
+    }
 }
 
 /* Code that stands for zero, in packs of integers. */

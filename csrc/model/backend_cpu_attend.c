@@ -16,6 +16,30 @@ static uint8_t *kv_block(la_ctx *c, int layer, int kv_head, int32_t page)
            (size_t)kv_head * at->head_bytes;
 }
 
+typedef void (*kv_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
+
+static kv_store_fn kv_store_of(const la_kernels *k, int form)
+{
+    switch (form) {
+    case LA_KV_F32: return k->kv_store_f32;
+    case LA_KV_BF16: return k->kv_store_bf16;
+    case LA_KV_I8: return k->kv_store_i8;
+    default: return k->kv_store_f8;
+    }
+}
+
+typedef void (*attend_fn)(const la_attend_args *a);
+
+static attend_fn attend_of(const la_kernels *k, int form)
+{
+    switch (form) {
+    case LA_KV_F32: return k->attend_f32;
+    case LA_KV_BF16: return k->attend_bf16;
+    case LA_KV_I8: return k->attend_i8;
+    default: return k->attend_f8;
+    }
+}
+
 static void rotate(la_ctx *c, int layer, int token, float *head)
 {
     const la_model *m = c->m;
@@ -42,6 +66,7 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     const la_kernels *k = &la_cpu_of(c)->k;
     int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
     int slot = c->w->pos[token] % LA_PAGE;
+    kv_store_fn store = kv_store_of(k, d->kv_form);
     for (int i = 0; i < n_heads; i++) {
         int h = first_head + i;
         float *x = cols + i * dh;
@@ -62,8 +87,7 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
         }
         uint8_t *kp = kv_block(c, layer, is_v ? kv - d->n_kv_heads : kv, c->w->page[token]);
         uint8_t *vp = kp + c->kv->at.k_bytes;
-        (d->kv_dtype == LA_F32 ? k->kv_store_f32 : k->kv_store_bf16)(
-            is_v ? NULL : x, is_v ? x : NULL, dh, slot, kp, vp);
+        store(is_v ? NULL : x, is_v ? x : NULL, dh, slot, kp, vp);
     }
 }
 
@@ -118,6 +142,7 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
     int start = t->span->first_pos + t->t0, last = start + t->tokens - 1;
     float *part_o = own.attend_o, *sum_o = part_o + (int64_t)LA_CPU_ATTEND_ROWS * d16;
     float *part_m = own.attend_ml, *part_l = part_m + LA_CPU_ATTEND_ROWS;
+    attend_fn attend = attend_of(k, d->kv_form);
     float *sum_m = part_l + LA_CPU_ATTEND_ROWS, *sum_l = sum_m + LA_CPU_ATTEND_ROWS;
     for (int r = 0; r < R; r++) {
         memcpy(own.attend_q + r * d16, query_row(q, t, r, dh), (size_t)dh * sizeof(float));
@@ -134,6 +159,10 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
             kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
             vp[n] = kp[n] + c->kv->at.k_bytes;
         }
+        const uint8_t *next = NULL;
+        if (first + LA_CHUNK <= last) {
+            next = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
+        }
         la_attend_args args = {.q = own.attend_q,
                                .ldq = d16,
                                .R = R,
@@ -142,6 +171,7 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
                                .k_pages = kp,
                                .v_pages = vp,
                                .n_pages = n,
+                               .next = next,
                                .first = first,
                                .window = window,
                                .scale = d->attn_scale,
@@ -151,7 +181,7 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
                                .o = part_o,
                                .ldo = d16,
                                .scratch = own.attend};
-        (d->kv_dtype == LA_F32 ? k->attend_f32 : k->attend_bf16)(&args);
+        attend(&args);
         for (int r = 0; r < R; r++) {
             if (part_l[r] > 0.0f) {
                 k->attend_merge(&sum_m[r], &sum_l[r], sum_o + r * d16, part_m[r], part_l[r],

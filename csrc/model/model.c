@@ -65,15 +65,13 @@ static la_status check_desc(const la_model_desc *d)
     LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
     LA_TRY(check_int("d_rope", d->d_rope, 0, d->d_head));
     LA_TRY(check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));
+    LA_TRY(check_int("kv_form", d->kv_form, 0, LA_KV_FORM_COUNT - 1));
     if (d->n_heads % d->n_kv_heads != 0) {
         return la_fail(LA_ERR_ARGUMENT, "n_kv_heads: %d does not divide n_heads %d", d->n_kv_heads,
                        d->n_heads);
     }
     if (d->d_rope % 2 != 0) {
         return la_fail(LA_ERR_ARGUMENT, "d_rope: %d is odd", d->d_rope);
-    }
-    if (d->kv_dtype != LA_F32 && d->kv_dtype != LA_BF16) {
-        return la_fail(LA_ERR_UNSUPPORTED, "kv_dtype: only float32 and bfloat16 are available");
     }
     LA_TRY(check_float("norm_eps", d->norm_eps));
     LA_TRY(check_float("attn_scale", d->attn_scale));

@@ -21,11 +21,10 @@ int la_head_granule(int d_head)
 
 la_kv_layout la_kv_layout_of(const la_model_desc *d)
 {
-    size_t elem = d->kv_dtype == LA_F32 ? 4 : 2;
-    size_t dk = la_round_up((size_t)d->d_head, 2), dv = la_round_up((size_t)d->d_head, 16);
+    la_kv_form form = (la_kv_form)d->kv_form;
     la_kv_layout at;
-    at.k_bytes = la_round_up(dk * LA_PAGE * elem, 64);
-    at.head_bytes = at.k_bytes + dv * LA_PAGE * elem;
+    at.k_bytes = la_kv_k_bytes(form, d->d_head);
+    at.head_bytes = at.k_bytes + la_kv_v_bytes(form, d->d_head);
     at.layer_bytes = at.head_bytes * (size_t)d->n_kv_heads;
     at.page_bytes = at.layer_bytes * (size_t)d->n_layers;
     return at;

@@ -21,6 +21,11 @@ static const char *const QK_NORM_NAMES[] = {
     [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
 static const char *const ACTIVATION_NAMES[] = {
     [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
+static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
+                                       [LA_KV_BF16] = "bf16",
+                                       [LA_KV_I8] = "i8",
+                                       [LA_KV_F8] = "f8",
+                                       [LA_KV_FORM_COUNT] = NULL};
 static const char *const DTYPE_NAMES[] = {
     [LA_F32] = "F32",   [LA_F16] = "F16",        [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
     [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0",      [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
@@ -60,7 +65,7 @@ static const struct {
     FLOAT(embed_scale),
     FLOAT(residual_scale),
     CHOICE(activation, ACTIVATION_NAMES),
-    CHOICE(kv_dtype, DTYPE_NAMES),
+    CHOICE(kv_form, KV_NAMES),
 #undef INT
 #undef FLOAT
 #undef CHOICE

@@ -338,23 +338,16 @@ static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
 
 /* ---- attention -------------------------------------------------------------------------------- */
 
-static int call_bf16(la_call *c, const char *kv)
+static la_kv_form call_form(la_call *c, const char *kv)
 {
-    int bf16 = strcmp(kv, "bf16") == 0;
-    if (!bf16 && strcmp(kv, "f32") != 0) {
-        call_fail(c, PyExc_ValueError, "kv: %s is neither f32 nor bf16", kv);
+    static const char *const names[] = {"f32", "bf16", "i8", "f8"};
+    for (int i = 0; i < LA_KV_FORM_COUNT; i++) {
+        if (strcmp(kv, names[i]) == 0) {
+            return (la_kv_form)i;
+        }
     }
-    return bf16;
-}
-
-static size_t k_bytes(int bf16, int d)
-{
-    return (size_t)(bf16 ? (d + 1) / 2 : d) * LA_PAGE * 4;
-}
-
-static size_t v_bytes(int bf16, int d)
-{
-    return (size_t)((d + 15) / 16) * LA_PAGE * 16 * (bf16 ? 2 : 4);
+    call_fail(c, PyExc_ValueError, "kv: %s is none of f32, bf16, i8, f8", kv);
+    return LA_KV_F32;
 }
 
 static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
@@ -365,9 +358,9 @@ static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
     if (!PyArg_ParseTuple(args, "si:kv_page_bytes", &kv, &d)) {
         return NULL;
     }
-    int bf16 = call_bf16(&c, kv);
+    la_kv_form form = call_form(&c, kv);
     call_range(&c, "d", d, 1, MAX_D);
-    return c.ok ? Py_BuildValue("nn", (Py_ssize_t)k_bytes(bf16, d), (Py_ssize_t)v_bytes(bf16, d))
+    return c.ok ? Py_BuildValue("nn", (Py_ssize_t)la_kv_k_bytes(form, d), (Py_ssize_t)la_kv_v_bytes(form, d))
                 : NULL;
 }
 
@@ -381,21 +374,23 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     call_begin(&c, isa);
-    int bf16 = call_bf16(&c, kv);
+    la_kv_form form = call_form(&c, kv);
     const float *k = ok == Py_None ? NULL : call_in(&c, ok, "k", ANY);
     const float *v = ov == Py_None ? NULL : call_in(&c, ov, "v", k != NULL ? c.n : ANY);
     call_range(&c, "d", c.n, 1, MAX_D);
     call_range(&c, "tok", tok, 0, LA_PAGE - 1);
-    void *kp = call_bytes(&c, okp, "k_page", k_bytes(bf16, c.n), 1);
-    void *vp = call_bytes(&c, ovp, "v_page", v_bytes(bf16, c.n), 1);
+    void *kp = call_bytes(&c, okp, "k_page", la_kv_k_bytes(form, c.n), 1);
+    void *vp = call_bytes(&c, ovp, "v_page", la_kv_v_bytes(form, c.n), 1);
     if (c.ok) {
-        (bf16 ? c.t.kv_store_bf16 : c.t.kv_store_f32)(k, v, c.n, tok, kp, vp);
+        void (*const store[])(const float *, const float *, int, int, void *, void *) = {
+            c.t.kv_store_f32, c.t.kv_store_bf16, c.t.kv_store_i8, c.t.kv_store_f8};
+        store[form](k, v, c.n, tok, kp, vp);
     }
     return call_end(&c);
 }
 
 /* Runs the slot with poisoned scratch of exactly the promised size. */
-static void attend_call(la_call *c, la_attend_args *g, int bf16)
+static void attend_call(la_call *c, la_attend_args *g, la_kv_form form)
 {
     size_t bytes = la_attend_scratch(g->R, g->d);
     char *block = PyMem_Malloc(bytes + 2 * GUARD);
@@ -407,9 +402,10 @@ static void attend_call(la_call *c, la_attend_args *g, int bf16)
     char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
     memset(scratch, POISON, bytes + GUARD);
     g->scratch = scratch;
-    void (*attend)(const la_attend_args *) = bf16 ? c->t.attend_bf16 : c->t.attend_f32;
+    void (*const slots[])(const la_attend_args *) = {c->t.attend_f32, c->t.attend_bf16,
+                                                     c->t.attend_i8, c->t.attend_f8};
     Py_BEGIN_ALLOW_THREADS
-    attend(g);
+    slots[form](g);
     Py_END_ALLOW_THREADS
     for (int i = 0; i < GUARD; i++) {
         if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
@@ -430,7 +426,7 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     call_begin(&c, isa);
-    int bf16 = call_bf16(&c, kv);
+    la_kv_form form = call_form(&c, kv);
     call_range(&c, "d", g.d, 1, MAX_D);
     call_range(&c, "n_pages", g.n_pages, 1, MAX_PAGES);
     call_range(&c, "first", g.first, 0, INT_MAX - LA_CHUNK);
@@ -454,7 +450,7 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
     }
     g.m = call_out(&c, om, "m", g.R);
     g.l = call_out(&c, ol, "l", g.R);
-    size_t kb = c.ok ? k_bytes(bf16, g.d) : 0, vb = c.ok ? v_bytes(bf16, g.d) : 0;
+    size_t kb = c.ok ? la_kv_k_bytes(form, g.d) : 0, vb = c.ok ? la_kv_v_bytes(form, g.d) : 0;
     const uint8_t *k = call_bytes(&c, okp, "k_pages", kb * (size_t)g.n_pages, 0);
     const uint8_t *v = call_bytes(&c, ovp, "v_pages", vb * (size_t)g.n_pages, 0);
     if (c.ok) {
@@ -465,7 +461,7 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
         }
         g.k_pages = ks;
         g.v_pages = vs;
-        attend_call(&c, &g, bf16);
+        attend_call(&c, &g, form);
     }
     return call_end(&c);
 }
@@ -601,7 +597,7 @@ static PyMethodDef methods[] = {
     {"softcap", softcap, METH_VARARGS,
      "softcap(isa, x, s, c): x [n] = c * tanh(x * s / c) in place; c 0: x *= s."},
     {"kv_page_bytes", kv_page_bytes, METH_VARARGS,
-     "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32 or bf16."},
+     "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32, bf16, i8, f8."},
     {"kv_store", kv_store, METH_VARARGS,
      "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
      "k or v may be None: its page stays as it is."},

@@ -308,7 +308,7 @@ def _plan(args: argparse.Namespace) -> int:
     config, forms = prepared.config, prepared.forms
     print(
         f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
-        f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_dtype}"
+        f"weights {forms.dtype}, activations {config.activation}, KV cache {config.kv_form}"
     )
     print(prepared.plan)
     return 0

@@ -85,7 +85,7 @@ class ModelConfig:
     slots: tuple[str, ...] = ()  # the slots that the checkpoint fills
     gguf: bool = False
     activation: str = "f32"  # la_act_form: "f32", "bf16", "i8"; the loader replaces it
-    kv_dtype: str = "F32"  # la_dtype: "F32", "BF16"; the loader replaces it
+    kv_form: str = "f32"  # of the KV cache: "f32", "bf16", "i8", "f8"; the loader replaces it
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

@@ -55,8 +55,10 @@ class LLM:
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
     activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
-    kv_cache_dtype: "auto", "float32", "bfloat16". kv_cache_memory_bytes: cap of the cache; it is
-        committed only as tokens arrive. None: a share of what is free.
+    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take half
+        of bfloat16's memory, with a scale per token and head made as the token arrives.
+        kv_cache_memory_bytes: cap of the cache; it is committed only as tokens arrive. None: a
+        share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor. isa: the highest instruction
@@ -587,7 +589,7 @@ class LLM:
                 "dtype": self._forms.dtype,
                 "quantized": self._forms.quantized,
                 "activation": config.activation,
-                "kv_cache_dtype": config.kv_dtype,
+                "kv_cache_dtype": config.kv_form,
                 "stop_token_ids": sorted(self._own_stop_ids),
             },
             "backend": self._backend.info,

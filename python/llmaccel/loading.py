@@ -42,7 +42,8 @@ _WEIGHTS = {
     "float16": "F16",
     "half": "F16",
 }
-_KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
+# vLLM's spellings included
+_KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8", "fp8_e4m3": "f8"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
@@ -108,10 +109,15 @@ class LoadOptions:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
-        if self.kv_cache_dtype not in ("auto", *_KV_DTYPES):
+        if self.kv_cache_dtype == "fp8_e5m2":
             raise UnsupportedError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, float32, "
-                "bfloat16"
+                "kv_cache_dtype='fp8_e5m2': two bits of mantissa lose what a scale per token keeps; "
+                "use 'fp8' (E4M3) or 'int8', which take the same memory"
+            )
+        if self.kv_cache_dtype not in ("auto", *_KV_FORMS):
+            raise UnsupportedError(
+                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, "
+                f"{', '.join(_KV_FORMS)}"
             )
         if self.quantization not in (None, "gguf"):
             raise UnsupportedError(
@@ -329,7 +335,7 @@ def choose_forms(
     if quantized:
         blocks = [name for name in stored if name.startswith("Q")]
         dtype = max(blocks, key=lambda name: stored[name])
-    config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
+    config = replace(config, activation=activation, kv_form=_KV_FORMS[kv])
     return config, Forms(weights, dtype, quantized)
 
 

@@ -108,7 +108,7 @@ static la_model *make_model(la_backend *backend)
                           .embed_scale = 1.0f,
                           .residual_scale = 1.0f,
                           .activation = LA_ACT_F32,
-                          .kv_dtype = LA_F32,
+                          .kv_form = LA_KV_F32,
                           .layers = layers,
                           .rope_inv_freq = {inv_freq},
                           .rope_scale = {1.0f, 1.0f}};

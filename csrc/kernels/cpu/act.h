@@ -22,7 +22,7 @@ LA_INLINE void act_load16(const float *x, int k, int K, vf v[LA_LANES16])
     }
 }
 
-static void act_bf16(const float *x, int K, int group, uint16_t *out, la_act_meta *meta)
+LA_INLINE void act_bf16(const float *x, int K, int group, uint16_t *out, la_act_meta *meta)
 {
     vf sum[LA_LANES16];
     for (int i = 0; i < LA_LANES16; i++) {
@@ -79,7 +79,7 @@ LA_INLINE float act_amax(const float *x, int k, int end)
     return f;
 }
 
-static void act_i8(const float *x, int K, int group, int8_t *out, la_act_meta *meta)
+LA_INLINE void act_i8(const float *x, int K, int group, int8_t *out, la_act_meta *meta)
 {
     memset(out + K / 64 * 64, 0, (size_t)(K % 64 ? 64 : 0));
     for (int k0 = 0; k0 < K; k0 += group) {

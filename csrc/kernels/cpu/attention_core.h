@@ -8,10 +8,12 @@
  *     a0     c   c   c   c       up to 6 rows: 24 accumulators, 4 lines, 1 broadcast of 32 registers
  *     ..     c   c   c   c
  *
- * Fewer rows where more would spill: see the forms.
+ * Fewer rows where more would spill: see the forms. Pages of codes: the scale of a token multiplies
+ * its scores and, on the other side, its probability before that is rounded; no value is scaled.
+ * Decode is one tile of few rows: it reads a half page once while it asks for the next half.
  * Invariant: an element of C is one chain over the steps in order and a row meets the pages in order,
  * each as 64 whole tokens; so a row's bits depend on that row alone, whatever tile it sits in.
- * Included by attention.h and attention_bf16.h, which supply the tile and the forms of A.
+ * Included by attention_fma.h, attention_scores.h and attention_bf16.h, which supply the tiles.
  */
 #ifndef LA_ATTENTION_CORE_H
 #define LA_ATTENTION_CORE_H
@@ -23,37 +25,57 @@ enum {
     ATTEND_MAX_ROWS = 64, /* of a call */
     ATTEND_MAX_D = 256,   /* of a head */
     ATTEND_ROWS = 6,      /* of a tile, at most */
-    ATTEND_LINE = 64      /* bytes */
+    ATTEND_LINE = 64,     /* bytes */
+    ATTEND_HINT = 2       /* of prefetches: into L2; a half page and the next are all of L1 */
 };
 
 /* One product: some rows, all blocks. */
 typedef struct attend_panel {
-    int rows;                   /* at most those of the form */
+    int rows;                   /* at most those of the side */
     const void *a[ATTEND_ROWS]; /* row of A in the form the tile reads */
     float *c[ATTEND_ROWS];      /* row of C, [16 n_blocks] */
     const uint8_t *b;           /* [n_blocks][steps][64 bytes] */
+    const uint8_t *ahead;       /* as many bytes to prefetch, in order */
+    const void *table;          /* of the form */
     int n_blocks;
     int steps;
     int add; /* 0: C starts at zero */
 } attend_panel;
 
-/* What differs between fp32 pages, bf16 pages by shift and mask, and bf16 pages by the dot. */
-typedef struct attend_form {
-    int rows;  /* of a tile, 1..ATTEND_ROWS */
-    int pair;  /* values of A per line: 1, or 2 for bf16 */
-    int bytes; /* of a value of A */
+/* How one of the two products is made. */
+typedef struct attend_side {
+    int rows;   /* of a tile, 1..ATTEND_ROWS */
+    int values; /* of A that meet a line of B */
+    int bytes;  /* of a value of A */
     void (*panel)(const attend_panel *p);
-    void (*row)(const float *x, int d, void *a); /* q row to A, an odd d padded by 0 */
+    /* Where B must be opened to be read: turns all of it into lines for `opened`, worth it when several
+     * tiles read it; the bits are the same. NULL: never. */
+    void (*open)(const attend_panel *p, uint8_t *lines);
+    void (*opened)(const attend_panel *p);
+} attend_side;
+
+/* What differs between forms of pages and levels. */
+typedef struct attend_form {
+    la_kv_form kv;
+    attend_side qk;
+    float (*row)(const float *x, int d, void *a); /* q row to A, zeros behind; what its scores lack */
+    attend_side pv;
     vf (*weights)(vf p, void *a, int t); /* stores VL probabilities at token t; as they count */
+    const void *table;                   /* NULL, or what the panels look up */
 } attend_form;
 
+/* A row's part of a page. */
 typedef struct attend_span {
     int row;
-    int t0, t1; /* tokens of the page that count: t0 <= t < t1 */
+    int t0, t1;     /* tokens of the page that count: t0 <= t < t1 */
+    float scale;    /* of the row's scores */
+    const float *k; /* [64] scales of the page's keys and values; NULL: none */
+    const float *v;
 } attend_span;
 
 /* The rows that count at least one token of the page that starts at `base`. */
-LA_INLINE int attend_spans(const la_attend_args *g, int base, attend_span *out)
+LA_INLINE int attend_spans(const la_attend_args *g, int base, const float *row_scale,
+                           attend_span *out)
 {
     int n = 0;
     for (int r = 0; r < g->R; r++) {
@@ -61,10 +83,7 @@ LA_INLINE int attend_spans(const la_attend_args *g, int base, attend_span *out)
         int t1 = last < LA_PAGE - 1 ? last + 1 : LA_PAGE;
         int t0 = g->window > 0 && last >= g->window ? last - g->window + 1 : 0;
         if (t0 < t1) {
-            out[n].row = r;
-            out[n].t0 = t0;
-            out[n].t1 = t1;
-            n++;
+            out[n++] = (attend_span){r, t0, t1, row_scale[r], NULL, NULL};
         }
     }
     return n;
@@ -97,10 +116,16 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
     enum { NS = LA_PAGE / VL };
     int r = span->row;
     float *o = g->o + (int64_t)r * g->ldo;
-    vf v[NS], scale = v_set1(g->softcap != 0.0f ? g->scale / g->softcap : g->scale);
+    vf v[NS], scale = v_set1(span->scale);
     LA_UNROLL
     for (int i = 0; i < NS; i++) {
         v[i] = v_mul(v_loadu(s + i * VL), scale);
+    }
+    if (span->k != NULL) {
+        LA_UNROLL
+        for (int i = 0; i < NS; i++) {
+            v[i] = v_mul(v[i], v_loadu(span->k + i * VL));
+        }
     }
     if (g->softcap != 0.0f) {
         LA_UNROLL
@@ -147,17 +172,30 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
     vf top = v_set1(m == -INFINITY ? 0.0f : m);
     LA_UNROLL
     for (int i = 0; i < NS; i++) {
-        vf e = f->weights(v_exp(v_sub(v[i], top)), p, i * VL);
+        vf e = v_exp(v_sub(v[i], top));
+        if (span->v != NULL) {
+            f->weights(v_mul(e, v_loadu(span->v + i * VL)), p, i * VL);
+        }
+        else {
+            e = f->weights(e, p, i * VL);
+        }
         sum[i % LA_LANES16] = v_add(sum[i % LA_LANES16], e);
     }
     g->l[r] += v_sum16(sum);
 }
 
 /* One product for n rows of a page, in tiles of about equal height. a, c: row 0 of the call. */
-LA_INLINE void attend_product(const attend_form *f, const attend_span *span, int n, const char *a,
-                              size_t a_pitch, float *c, int c_pitch, attend_panel *p)
+LA_INLINE void attend_product(const attend_side *f, const attend_span *span, int n, const char *a,
+                              size_t a_pitch, float *c, int c_pitch, attend_panel *p,
+                              uint8_t *lines)
 {
     int tiles = (n + f->rows - 1) / f->rows;
+    int open = f->open != NULL && tiles > 1;
+    if (open) {
+        f->open(p, lines);
+        p->b = lines;
+        p->steps *= 2;
+    }
     for (int t = 0; t < tiles; t++) {
         int from = n * t / tiles;
         p->rows = n * (t + 1) / tiles - from;
@@ -166,42 +204,75 @@ LA_INLINE void attend_product(const attend_form *f, const attend_span *span, int
             p->a[i] = a + (size_t)r * a_pitch;
             p->c[i] = c + (int64_t)r * c_pitch;
         }
-        f->panel(p);
+        (open ? f->opened : f->panel)(p);
+        p->ahead = p->b; /* once is enough */
+    }
+}
+
+/* Where the parts of the scratch lie. */
+typedef struct attend_room {
+    float *s;       /* [R][64] scores */
+    char *p, *q;    /* [R] rows of A */
+    uint8_t *lines; /* an opened half page */
+    size_t p_pitch, q_pitch;
+    float row_scale[ATTEND_MAX_ROWS];
+} attend_room;
+
+LA_INLINE void attend_begin(const la_attend_args *g, const attend_form *f, attend_room *at)
+{
+    float scale = g->softcap != 0.0f ? g->scale / g->softcap : g->scale;
+    size_t head = f->kv == LA_KV_I8 ? ATTEND_LINE : 0; /* before the codes of q */
+    at->q_pitch = head + ((size_t)g->d * (size_t)f->qk.bytes + 63) / 64 * 64;
+    at->p_pitch = (size_t)LA_PAGE * (size_t)f->pv.bytes;
+    at->s = g->scratch;
+    at->p = (char *)(at->s + (size_t)g->R * LA_PAGE);
+    at->lines = (uint8_t *)at->p + (size_t)g->R * LA_PAGE * sizeof(float);
+    at->q = (char *)at->lines + ((size_t)g->d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
+    for (int r = 0; r < g->R; r++) {
+        float own = f->row(g->q + (int64_t)r * g->ldq, g->d, at->q + (size_t)r * at->q_pitch);
+        at->row_scale[r] = scale * own;
+        g->m[r] = -INFINITY;
+        g->l[r] = 0.0f;
+        memset(g->o + (int64_t)r * g->ldo, 0, ((size_t)g->d + 15) / 16 * 64);
     }
 }
 
 LA_INLINE void attend_run(const la_attend_args *g, const attend_form *f)
 {
     attend_span span[ATTEND_MAX_ROWS];
-    size_t q_pitch = ((size_t)g->d * (size_t)f->bytes + 63) / 64 * 64;
-    size_t p_pitch = (size_t)LA_PAGE * (size_t)f->bytes;
-    float *s = g->scratch;
-    char *p = (char *)(s + (size_t)g->R * LA_PAGE);
-    char *q = p + (size_t)g->R * LA_PAGE * sizeof(float);
-    int n_blocks = (g->d + 15) / 16;
-    for (int r = 0; r < g->R; r++) {
-        f->row(g->q + (int64_t)r * g->ldq, g->d, q + (size_t)r * q_pitch);
-        g->m[r] = -INFINITY;
-        g->l[r] = 0.0f;
-        memset(g->o + (int64_t)r * g->ldo, 0, (size_t)n_blocks * 16 * sizeof(float));
-    }
+    attend_room at;
+    size_t k_codes = la_kv_k_bytes(f->kv, g->d) - la_kv_scale_bytes(f->kv);
+    size_t v_codes = la_kv_v_bytes(f->kv, g->d) - la_kv_scale_bytes(f->kv);
+    attend_begin(g, f, &at);
     for (int i = 0; i < g->n_pages; i++) {
-        int n = attend_spans(g, g->first + i * LA_PAGE, span);
+        const uint8_t *kb = g->k_pages[i], *vb = g->v_pages[i];
+        int n = attend_spans(g, g->first + i * LA_PAGE, at.row_scale, span);
         if (n == 0) {
             continue;
         }
-        attend_panel qk = {.b = g->k_pages[i],
+        attend_panel qk = {.b = kb,
+                           .ahead = vb,
+                           .table = f->table,
                            .n_blocks = LA_PAGE / 16,
-                           .steps = (g->d + f->pair - 1) / f->pair,
+                           .steps = (g->d + f->qk.values - 1) / f->qk.values,
                            .add = 0};
-        attend_product(f, span, n, q, q_pitch, s, LA_PAGE, &qk);
+        attend_product(&f->qk, span, n, at.q, at.q_pitch, at.s, LA_PAGE, &qk, at.lines);
         for (int j = 0; j < n; j++) {
             size_t r = (size_t)span[j].row;
-            attend_softmax(g, f, &span[j], s + r * LA_PAGE, p + r * p_pitch);
+            if (f->kv == LA_KV_I8 || f->kv == LA_KV_F8) {
+                span[j].k = (const float *)(const void *)(kb + k_codes);
+                span[j].v = (const float *)(const void *)(vb + v_codes);
+            }
+            attend_softmax(g, f, &span[j], at.s + r * LA_PAGE, at.p + r * at.p_pitch);
         }
-        attend_panel pv = {
-            .b = g->v_pages[i], .n_blocks = n_blocks, .steps = LA_PAGE / f->pair, .add = 1};
-        attend_product(f, span, n, p, p_pitch, g->o, g->ldo, &pv);
+        attend_panel pv = {.b = vb,
+                           .ahead = i + 1 < g->n_pages ? g->k_pages[i + 1] : g->next,
+                           .table = f->table,
+                           .n_blocks = (g->d + 15) / 16,
+                           .steps = LA_PAGE / f->pv.values,
+                           .add = 1};
+        pv.ahead = pv.ahead != NULL ? pv.ahead : vb;
+        attend_product(&f->pv, span, n, at.p, at.p_pitch, g->o, g->ldo, &pv, at.lines);
     }
 }
 

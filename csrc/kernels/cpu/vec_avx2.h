@@ -50,6 +50,7 @@ LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 LA_INLINE vi vi_shl(vi a, int n) { return _mm256_slli_epi32(a, n); }
 LA_INLINE vi vi_shr(vi a, int n) { return _mm256_srli_epi32(a, n); }
+LA_INLINE vi vi_sar(vi a, int n) { return _mm256_srai_epi32(a, n); }
 LA_INLINE vi vi_from_f(vf a) { return _mm256_cvtps_epi32(a); }
 LA_INLINE vf v_from_i(vi a) { return _mm256_cvtepi32_ps(a); }
 LA_INLINE vi vi_bits(vf a) { return _mm256_castps_si256(a); }
@@ -76,6 +77,8 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
 /* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
 LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a unsigned */
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
+LA_INLINE vi vi_low8x2(vi a) { return _mm256_unpacklo_epi8(a, a); } /* each of the low 8 twice */
+LA_INLINE vi vi_high8x2(vi a) { return _mm256_unpackhi_epi8(a, a); }
 LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
 LA_INLINE vi vi_shr16(vi a, int n) { return _mm256_srli_epi16(a, n); }
