@@ -24,11 +24,9 @@ enum {
     MAX_HEADS = 1 << 16
 };
 
-typedef enum page_kind { PAGE_F32, PAGE_BF16, PAGE_KINDS } page_kind;
-
 typedef struct pages {
     PyObject_HEAD
-    page_kind kind;
+    la_kv_form form;
     int n_heads, d;
     int length, capacity; /* tokens */
     size_t k_bytes;       /* of one head's K in a page; V follows */
@@ -37,19 +35,25 @@ typedef struct pages {
     uint8_t *data; /* [pages][n_heads] blocks of head_bytes */
 } pages;
 
-static const char *kind_name(page_kind kind)
+/* What of a kernel table serves each form of page; forms in the order of la_kv_form. */
+typedef void (*page_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
+typedef void (*page_attend_fn)(const la_attend_args *args);
+
+static const char *const form_names[LA_KV_FORM_COUNT] = {
+    [LA_KV_F32] = "F32", [LA_KV_BF16] = "BF16", [LA_KV_I8] = "int8", [LA_KV_F8] = "fp8"};
+
+static page_store_fn page_store(const la_kernels *t, la_kv_form form)
 {
-    static const char *const names[PAGE_KINDS] = {"F32", "BF16"};
-    return names[kind];
+    const page_store_fn slots[LA_KV_FORM_COUNT] = {t->kv_store_f32, t->kv_store_bf16,
+                                                   t->kv_store_i8, t->kv_store_f8};
+    return slots[form];
 }
 
-static void set_layout(pages *p)
+static page_attend_fn page_attend(const la_kernels *t, la_kv_form form)
 {
-    size_t width = p->kind == PAGE_F32 ? 4 : 2;
-    size_t dk = la_round_up((size_t)p->d, p->kind == PAGE_F32 ? 1 : 2);
-    size_t dv = la_round_up((size_t)p->d, 16);
-    p->k_bytes = dk * LA_PAGE * width;
-    p->head_bytes = p->k_bytes + dv * LA_PAGE * width;
+    const page_attend_fn slots[LA_KV_FORM_COUNT] = {t->attend_f32, t->attend_bf16, t->attend_i8,
+                                                    t->attend_f8};
+    return slots[form];
 }
 
 static uint8_t *page_block(const pages *p, int page, int head)
@@ -61,18 +65,19 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"n_heads", "d", "max_tokens", "dtype", NULL};
     py_state *state = PyType_GetModuleState(type);
-    int n_heads, d, capacity, kind = 0;
+    int n_heads, d, capacity, form = 0;
     const char *dtype;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiis:Pages", names, &n_heads, &d, &capacity,
                                      &dtype)) {
         return NULL;
     }
-    while (kind < PAGE_KINDS && strcmp(kind_name((page_kind)kind), dtype) != 0) {
-        kind++;
+    while (form < LA_KV_FORM_COUNT && strcmp(form_names[form], dtype) != 0) {
+        form++;
     }
-    if (kind == PAGE_KINDS) {
-        return py_raise_format(state, LA_ERR_UNSUPPORTED,
-                               "dtype: pages of %.40s are not supported, only F32 and BF16", dtype);
+    if (form == LA_KV_FORM_COUNT) {
+        return py_raise_format(
+            state, LA_ERR_UNSUPPORTED,
+            "dtype: pages of %.40s are not supported, only F32, BF16, int8 and fp8", dtype);
     }
     if (n_heads < 1 || n_heads > MAX_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
         capacity > MAX_TOKENS) {
@@ -84,11 +89,12 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (self == NULL) {
         return NULL;
     }
-    self->kind = (page_kind)kind;
+    self->form = (la_kv_form)form;
     self->n_heads = n_heads;
     self->d = d;
     self->capacity = capacity;
-    set_layout(self);
+    self->k_bytes = la_round_up(la_kv_k_bytes(self->form, d), 64);
+    self->head_bytes = self->k_bytes + la_round_up(la_kv_v_bytes(self->form, d), 64);
     size_t n = (size_t)la_ceil_div(capacity, LA_PAGE);
     if (!la_size_mul(self->head_bytes, (size_t)n_heads, &self->bytes) ||
         !la_size_mul(self->bytes, n, &self->bytes) || (self->data = la_map(self->bytes)) == NULL) {
@@ -134,14 +140,14 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
                         "k, v: %zd and %zd values; room for at most %d tokens of %zd", k.len / 4,
                         v.len / 4, self->capacity - self->length, row);
     }
+    page_store_fn store = page_store(&t, self->form);
     for (int64_t i = 0; !bad && i < n; i++) {
         int at = self->length + (int)i;
         for (int h = 0; h < self->n_heads; h++) {
             uint8_t *block = page_block(self, at / LA_PAGE, h);
             const float *from_k = (const float *)k.buf + i * row + h * self->d;
             const float *from_v = (const float *)v.buf + i * row + h * self->d;
-            (self->kind == PAGE_F32 ? t.kv_store_f32 : t.kv_store_bf16)(
-                from_k, from_v, self->d, at % LA_PAGE, block, block + self->k_bytes);
+            store(from_k, from_v, self->d, at % LA_PAGE, block, block + self->k_bytes);
         }
     }
     self->length += bad ? 0 : (int)n;
@@ -242,7 +248,7 @@ static void attend_chunk(const attend_job *job, const attend_local *own, int R, 
                            .o = own->part_o,
                            .ldo = d16,
                            .scratch = own->scratch};
-    (p->kind == PAGE_F32 ? job->t->attend_f32 : job->t->attend_bf16)(&args);
+    page_attend(job->t, p->form)(&args);
     for (int r = 0; r < R; r++) {
         if (own->part_l[r] > 0.0f) {
             job->t->attend_merge(&own->m[r], &own->l[r], own->o + r * d16, own->part_m[r],

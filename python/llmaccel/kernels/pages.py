@@ -22,7 +22,8 @@ class KVPages:
     """Keys and values of one sequence, appended as they come, and attention over them.
 
     n_kv_heads: K; d: head size, 1 to 256; max_tokens: room, at most 2^24 (memory is used as tokens
-    come); dtype: "BF16" or "F32", what keys, values, queries and probabilities are rounded to.
+    come); dtype: "BF16" or "F32", what keys, values, queries and probabilities are rounded to;
+    "int8" and "fp8" (E4M3) store codes with a scale per token and head, half of BF16's memory.
     len() is the number of stored tokens. One KVPages may be read by several threads; store from
     one at a time. Keys and values must be finite: a page is read whole.
     """
