@@ -27,7 +27,10 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def commit() -> str:
-    """The commit measured, with a + when files differ from it; "unknown" outside a checkout."""
+    """The commit measured, with a + when files other than results differ from it.
+
+    "unknown" outside a checkout.
+    """
     try:
         here = Path(__file__).parent
         name = subprocess.run(
@@ -38,7 +41,7 @@ def commit() -> str:
             check=True,
         ).stdout.strip()
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", ":/", ":!results"],
             cwd=here,
             capture_output=True,
             text=True,
