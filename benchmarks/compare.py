@@ -182,16 +182,21 @@ def measure(cell: Cell, first: int, args: argparse.Namespace, backend: _core.Bac
     engines: dict[str, Engine] = {}
     try:
         engines["ours"] = Engine(our_command(cell))
-        engines["peer"] = Engine(peer_command(cell))
+        engines["theirs"] = Engine(peer_command(cell))
         about = engines["ours"].about
         before = probe(backend)
         for turn in range(first, args.repeats):
-            order = ("ours", "peer") if turn % 2 == 0 else ("peer", "ours")
+            order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
             values = {name: engines[name].reading() for name in order}
             after = probe(backend)
             row = {**asdict(cell), "turn": turn, **values, "before": before, "after": after}
             results.append("compare", {**row, "token_bytes": about["token_bytes"]})
-            print(f"{cell}: turn {turn}: ours {values['ours']:.1f}, peer {values['peer']:.1f}")
+            print(
+                f"{cell.table} {cell.shape} {cell.peer} {cell.format} {cell.recipe} {cell.metric} "
+                f"turn {turn}: ours {values['ours']:.1f}, theirs {values['theirs']:.1f}, "
+                f"read {before['read']:.1f} and {after['read']:.1f} GB/s",
+                flush=True,
+            )
             before = after
             if time.monotonic() > args.end:
                 break
@@ -218,8 +223,7 @@ def run(args: argparse.Namespace) -> None:
 
 def summary(cell: Cell, rows: list[dict]) -> dict:
     """Medians of a cell, its paired ratio and its bound."""
-    ratios = [row["ours"] / row["peer"] for row in rows]
-    peer = statistics.median(row["peer"] for row in rows)
+    ratios = [row["ours"] / row["theirs"] for row in rows]
     bounds = [bound(cell, row) for row in rows]
     low, high = min(ratios), max(ratios)
     if len(ratios) > 1:
@@ -228,7 +232,7 @@ def summary(cell: Cell, rows: list[dict]) -> dict:
         **asdict(cell),
         "n": len(rows),
         "ours": statistics.median(row["ours"] for row in rows),
-        "peer_value": peer,
+        "theirs": statistics.median(row["theirs"] for row in rows),
         "ratio": statistics.median(ratios),
         "low": low,
         "high": high,
@@ -242,12 +246,12 @@ def bound(cell: Cell, row: dict) -> float | None:
     probes = [row["before"], row["after"]]
     if cell.metric == "decode":
         read = max(p["read"] for p in probes)
-        return read * 1e9 / row["token_bytes"] / row["peer"]
+        return read * 1e9 / row["token_bytes"] / row["theirs"]
     if cell.metric == "prefill":
         bits16 = cell.recipe == "none" or cell.format == "bf16"
         dot = "bf16" if bits16 else "int8"
         peak = max(p.get(dot, p["f32"]) for p in probes)
-        return peak * 1e9 / models.token_operations(cell.shape) / row["peer"]
+        return peak * 1e9 / models.token_operations(cell.shape) / row["theirs"]
     return None
 
 

@@ -89,13 +89,13 @@ def show(found: list[dict]) -> None:
             continue
         print(f"Table ({table}): {title}; tokens per second, medians; ratio with quartiles")
         head = f"{'shape':14s} {'metric':13s} {'peer':12s} {'format':7s} {'ours':7s}"
-        print(f"{head} {'ours':>8s} {'peer':>8s} {'ratio':>6s}  {'quartiles':11s} bound  read  n")
+        print(f"{head} {'ours':>8s} {'theirs':>8s} {'ratio':>6s}  {'quartiles':11s} bound  read  n")
         for cell in sorted(rows, key=lambda c: (c["shape"], c["metric"], c["peer"], c["format"])):
             bound = "    -" if cell["bound"] is None else f"{cell['bound']:5.2f}"
             print(
                 f"{cell['shape']:14s} {cell['metric']:13s} {cell['peer']:12s} "
                 f"{cell['format']:7s} {cell['recipe']:7s} {cell['ours']:8.1f} "
-                f"{cell['peer_value']:8.1f} {cell['ratio']:6.2f}  "
+                f"{cell['theirs']:8.1f} {cell['ratio']:6.2f}  "
                 f"{cell['low']:.2f} - {cell['high']:.2f} {bound} {cell['read']:5.1f} "
                 f"{cell['n']:2d}"
             )
