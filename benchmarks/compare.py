@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -77,6 +78,13 @@ class Cell:
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Every cell that the arguments ask for, those of one pair of engines side by side."""
     for shape in args.shapes.split(","):
+        if shape == "smollm2":
+            yield from (
+                Cell("a", shape, "llama.cpp", "file", "gguf", metric)
+                for metric in args.metrics.split(",")
+                if args.gguf and "llama.cpp" in args.peers and "a" in args.tables
+            )
+            continue
         for peer in args.peers.split(","):
             for form in FORMATS[peer]:
                 if args.formats and form not in args.formats.split(","):
@@ -93,27 +101,30 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 # ---- engines -------------------------------------------------------------------------------------
 
 
-def our_command(cell: Cell) -> list[str]:
+def gguf_file(cell: Cell, gguf: str) -> Path:
+    """The GGUF file of a cell; SmolLM2's is the one that was given."""
+    return Path(gguf) if cell.format == "file" else models.gguf_file(cell.shape, cell.format)
+
+
+def our_command(cell: Cell, gguf: str) -> list[str]:
     """The driver of llmaccel for a cell."""
-    model = models.checkpoint(cell.shape)
     options: dict[str, str] = {}
-    if cell.table == "a":
-        model = models.gguf_file(cell.shape, cell.format)
-    elif cell.recipe != "none":
+    model = gguf_file(cell, gguf) if cell.table == "a" else models.checkpoint(cell.shape)
+    if cell.table == "b" and cell.recipe != "none":
         options["quantization"] = cell.recipe
     script = DRIVERS / "drive_llmaccel.py"
     command = [sys.executable, script, model, cell.metric, "--options", json.dumps(options)]
     return [str(part) for part in command]
 
 
-def peer_command(cell: Cell) -> list[str]:
+def peer_command(cell: Cell, gguf: str) -> list[str]:
     """The driver of the peer for a cell."""
     script = DRIVERS / f"drive_{cell.peer.replace('.', '_')}.py"
     python: str | Path = environment(cell.peer)
     if not Path(python).exists():
         raise SystemExit(f"{cell.peer} is missing: python benchmarks/peers/setup.py {cell.peer}")
     if cell.peer == "llama.cpp":
-        model = models.gguf_file(cell.shape, cell.format)
+        model = gguf_file(cell, gguf)
     elif cell.peer in ("openvino", "ctranslate2"):
         model = converted(f"{cell.peer}-{cell.format}", models.checkpoint(cell.shape))
     else:
@@ -181,8 +192,8 @@ def measure(cell: Cell, first: int, args: argparse.Namespace, backend: _core.Bac
     """Takes turns `first` .. repeats - 1 of a cell, as far as the time allows."""
     engines: dict[str, Engine] = {}
     try:
-        engines["ours"] = Engine(our_command(cell))
-        engines["theirs"] = Engine(peer_command(cell))
+        engines["ours"] = Engine(our_command(cell, args.gguf))
+        engines["theirs"] = Engine(peer_command(cell, args.gguf))
         about = engines["ours"].about
         before = probe(backend)
         for turn in range(first, args.repeats):
@@ -265,7 +276,8 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=("run", "show", "plot"))
     parser.add_argument("--peers", default=",".join(FORMATS))
-    parser.add_argument("--shapes", default=",".join(models.SHAPES))
+    parser.add_argument("--shapes", default=",".join((*models.SHAPES, "smollm2")))
+    parser.add_argument("--gguf", default=os.environ.get("LLMACCEL_SMOLLM2"), help="of SmolLM2")
     parser.add_argument("--formats", default="", help="of the peers; none: all")
     parser.add_argument("--metrics", default=",".join(METRICS))
     parser.add_argument("--tables", default="a,b")

@@ -48,15 +48,6 @@ QUICK = {"models": "qwen2.5-0.5b", "formats": "bf16,int8,w4g128", "pairs": 9, "r
 DOTS = {"bf16": "bf16", "fp8": "bf16"}
 PROMPT, PREFILL = 128, 512
 WINDOW = 0.3  # seconds of decode and of reading in a pair
-SMOLLM2 = {
-    "model_type": "llama",
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-}
 
 
 def open_model(name: str, form: str, gguf: str | None) -> LLM | None:
@@ -145,7 +136,7 @@ def quartiles(values: list[float]) -> dict[str, float]:
 def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
     """One row of results."""
     rng = np.random.default_rng(1)
-    config = SMOLLM2 if name == "smollm2" else models.config_of(name)
+    config = models.config_of(name)
     decode = decode_pairs(llm, pairs, rng)
     prefill = prefill_shares(llm, config, DOTS.get(form, "int8"), repeats, rng)
     report = llm.report()

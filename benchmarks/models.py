@@ -53,6 +53,16 @@ SHAPES = {
         "rope_theta": 500000.0,
     },
 }
+# SmolLM2-135M-Instruct is not made here: its file is given to the scripts.
+SMOLLM2 = {
+    "model_type": "llama",
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+}
 SHARED_KEYS = {
     "hidden_act": "silu",
     "tie_word_embeddings": True,
@@ -65,8 +75,8 @@ SPREAD = 0.02  # standard deviation of the weights, as models are initialised
 
 
 def config_of(name: str) -> dict:
-    """The contents of config.json of a shape."""
-    return {**SHAPES[name], **SHARED_KEYS}
+    """The contents of config.json of a shape; of SmolLM2, what its sizes are."""
+    return {**(SMOLLM2 if name == "smollm2" else SHAPES[name]), **SHARED_KEYS}
 
 
 # ---- weights -------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ def models(monkeypatch, tmp_path):
     for name in list(models.SHAPES):
         monkeypatch.setitem(models.SHAPES, name, {**models.SHAPES[name], **SMALL})
     monkeypatch.setattr(models, "CACHE", tmp_path)
+    monkeypatch.setattr(models, "SPREAD", 0.3)  # with small weights attention hardly counts
     return models
 
 
@@ -50,18 +51,19 @@ def compare(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("name", ["qwen2.5-0.5b", "llama-3.2-1b"])
 def test_checkpoint_and_gguf_are_the_same_model(models, name):
-    """Names, the order of rotated rows and the vocabulary: both files give the same logits."""
+    """Names, the order of rotated rows and the vocabulary: both files give the same scores."""
     pytest.importorskip("gguf")
     ids = np.random.default_rng(0).integers(0, 400, 40).tolist()
     params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, logprobs=0)
-    scores = []
+    scores, words = [], []
     for path in (models.checkpoint(name), models.gguf_file(name, "bf16")):
         with LLM(path, dtype="float32") as llm:
-            assert llm.get_tokenizer().encode("abc") == llm.get_tokenizer().encode("abc")
+            words.append(llm.get_tokenizer().encode("a b, cd"))
             (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
             scores.append([out.prompt_logprobs[i][t].logprob for i, t in enumerate(ids) if i])
-    np.testing.assert_array_equal(scores[0], scores[1])
-    assert np.std(scores[0]) > 0.0
+    # GGUF's llama rotates other pairs of the same head: the sums of q.k come in another order
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+    assert words[0] == words[1]
 
 
 def test_vocabulary_has_the_size_that_is_asked(models):
