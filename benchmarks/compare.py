@@ -26,6 +26,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -136,11 +137,12 @@ class Engine:
     """A driver in lockstep: loaded once, one reading whenever it is asked."""
 
     def __init__(self, command: list[str]) -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
         self._process = subprocess.Popen(
             [*command, "--lockstep"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
         )
         self.about = self._next()
@@ -149,7 +151,9 @@ class Engine:
         for line in self._process.stdout:  # engines print other things as well
             if line.startswith("{") and ('"ready"' in line or '"metric"' in line):
                 return json.loads(line)
-        raise RuntimeError(self._process.stderr.read()[-1500:])
+        self._process.wait()
+        self._errors.seek(0)
+        raise RuntimeError(self._errors.read()[-1500:] or "the driver ended without a word")
 
     def reading(self) -> float:
         """One reading of the metric, tokens per second."""
@@ -165,6 +169,7 @@ class Engine:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._errors.close()
 
 
 # ---- a run ---------------------------------------------------------------------------------------

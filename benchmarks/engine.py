@@ -3,9 +3,10 @@
     python benchmarks/engine.py [--models smollm2,qwen2.5-0.5b,llama-3.2-1b]
                                 [--formats bf16,int8,w4g128,w4g32,fp8,file] [--pairs 15] [--quick]
 
-Models: SmolLM2-135M-Instruct from its GGUF file (--gguf), and the shapes of models.py from their
-safetensors. Formats: bf16 as the checkpoint is, the others by LLM's quantization option (those it
-has), "file" is SmolLM2's own. --quick: one shape, three formats, fewer pairs, under 90 seconds.
+Models: SmolLM2-135M-Instruct (--gguf; unpacked to bf16 but for "file", which is the file itself),
+and the shapes of models.py from their safetensors. Formats: bf16 as the checkpoint is, the others
+by LLM's quantization option (those it has). --quick: one shape, three formats, fewer pairs, under
+90 seconds.
 
 Bandwidth share, batch 1: in one process 0.3 s of decode after a prompt of 128, then 0.3 s of pure
 reading of the same packed weights by the same threads, again and again. A pair's share is the
@@ -53,13 +54,12 @@ WINDOW = 0.3  # seconds of decode and of reading in a pair
 def open_model(name: str, form: str, gguf: str | None) -> LLM | None:
     """The model on all processors; None where this version lacks the format."""
     options: dict[str, object] = {"max_model_len": 1024, "max_num_seqs": 16}
-    path: str | Path | None = gguf
     if name != "smollm2":
-        path = models.checkpoint(name)
+        path: str | Path = models.checkpoint(name)
     elif gguf is None:
         raise SystemExit("smollm2 needs --gguf FILE or LLMACCEL_SMOLLM2")
-    if name == "smollm2" and form == "bf16":
-        options["dtype"] = "bfloat16"
+    else:
+        path = gguf if form == "file" else models.unpacked_smollm2(gguf)
     if form not in ("bf16", "file"):
         options["quantization"] = form
     try:

@@ -16,7 +16,7 @@ import argparse
 import json
 import subprocess
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,10 @@ SMOLLM2 = {
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "vocab_size": 49152,
+    "architectures": ["LlamaForCausalLM"],
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 100000.0,
 }
 SHARED_KEYS = {
     "hidden_act": "silu",
@@ -123,12 +127,19 @@ def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
     if name.endswith("norm.weight"):
         return np.full(shape, 0x3F80, np.uint16)  # 1.0
     rng = np.random.Generator(np.random.SFC64(zlib.crc32(name.encode())))
-    bits = (rng.standard_normal(shape, np.float32) * np.float32(SPREAD)).view(np.uint32)
+    return bf16(rng.standard_normal(shape, np.float32) * np.float32(SPREAD))
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """fp32 values rounded to nearest even, as bit patterns in uint16."""
+    bits = values.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
-def write_safetensors(path: Path, config: dict) -> None:
-    """All weights of a shape, one tensor in memory at a time."""
+def write_safetensors(
+    path: Path, config: dict, weight: Callable[[str, tuple[int, ...]], np.ndarray] = noise
+) -> None:
+    """All weights of a shape, one tensor in memory at a time; weight(name, shape) gives bf16."""
     header: dict[str, dict] = {}
     at = 0
     shapes = tensor_shapes(config)
@@ -141,7 +152,7 @@ def write_safetensors(path: Path, config: dict) -> None:
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, shape in shapes.items():
-            file.write(noise(name, shape).tobytes())
+            file.write(np.ascontiguousarray(weight(name, shape)).tobytes())
 
 
 # ---- vocabulary ----------------------------------------------------------------------------------
@@ -301,6 +312,36 @@ def gguf_file(name: str, form: str) -> Path:
             raise SystemExit(f"llama-quantize failed:\n{made.stderr[-2000:]}")
     part.rename(path)
     return path
+
+
+def unpacked_smollm2(gguf: str) -> Path:
+    """SmolLM2's GGUF file as a bf16 checkpoint folder without tokenizer, to be quantized anew."""
+    from gguf import GGUFReader, dequantize
+
+    folder = CACHE / "models" / "smollm2"
+    weights = folder / "model.safetensors"
+    if weights.exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config_of("smollm2")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(gguf).tensors}
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+
+    def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        tensor = tensors[gguf_name(name)]
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32).reshape(shape)
+        module = name.split(".")[-2]
+        if module in heads:  # undoes interleaved()
+            n, k = shape
+            pairs = values.reshape(heads[module], n // heads[module] // 2, 2, k)
+            values = pairs.swapaxes(1, 2).reshape(n, k)
+        return bf16(np.ascontiguousarray(values))
+
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    part = weights.with_suffix(".part")
+    write_safetensors(part, config, weight)
+    part.rename(weights)
+    return folder
 
 
 def main() -> None:

@@ -66,6 +66,19 @@ def test_checkpoint_and_gguf_are_the_same_model(models, name):
     assert words[0] == words[1]
 
 
+def test_smollm2_unpacked_is_the_same_model(models, smollm2_path):
+    pytest.importorskip("gguf")
+    ids = np.random.default_rng(0).integers(0, 49152, 40).tolist()
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    scores = []
+    for path in (smollm2_path, models.unpacked_smollm2(str(smollm2_path))):
+        with LLM(path, dtype="float32", max_model_len=128) as llm:
+            (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+            scores.append([out.prompt_logprobs[i][t].logprob for i, t in enumerate(ids) if i])
+    np.testing.assert_allclose(scores[1], scores[0], atol=0.2)  # weights were rounded to bf16
+    assert np.mean(np.abs(np.subtract(*scores))) < 0.03
+
+
 def test_vocabulary_has_the_size_that_is_asked(models):
     for size in (300, 151936):
         tokens, merges = models.vocabulary(size)
