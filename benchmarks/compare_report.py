@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BOUND_SHARE = 0.92  # of a decode bound; no line asks for more
+UNMEASURED = "not measured"
 BF16_PEERS = (("llama.cpp", "bf16"), ("vllm", "bf16"), ("transformers", "bf16"))
 
 
@@ -66,7 +67,7 @@ def verdict(line: Line, shape: str, found: list[dict]) -> str:
         and (cell["peer"], cell["format"]) in line.rivals
     ]
     if not rivals:
-        return f"  --    {text}: not measured"
+        return f"  --    {text}: {UNMEASURED}"
     best: dict[tuple[str, str], dict] = {}  # of several recipes the fastest
     for cell in rivals:
         key = (cell["peer"], cell["format"])
@@ -102,8 +103,9 @@ def show(found: list[dict]) -> None:
         print()
     print("Lines (table b)")
     for shape in sorted({cell["shape"] for cell in found}):
-        for line in LINES:
-            print(verdict(line, shape, found))
+        said = [verdict(line, shape, found) for line in LINES]
+        measured = [text for text in said if not text.endswith(UNMEASURED)]
+        print("\n".join([*measured, f"  {len(said) - len(measured)} of {shape} {UNMEASURED}"]))
     print("Table (a): nothing below 1.0")
     for cell in (cell for cell in found if cell["table"] == "a"):
         mark = "pass" if cell["ratio"] >= 1.0 else "MISS"
@@ -138,6 +140,7 @@ def plot(found: list[dict], path: Path) -> Path:
 
 
 def _panel(panel: object, cells: list[dict]) -> None:
+    cells = sorted(cells, key=lambda c: (c["peer"], c["format"], c["table"]))
     names = [
         f"{c['peer']} {c['format']}\n{'same file' if c['table'] == 'a' else c['recipe']}"
         for c in cells
@@ -149,7 +152,9 @@ def _panel(panel: object, cells: list[dict]) -> None:
     ]
     colors = ["#8aa9c8" if c["table"] == "a" else "#2c6da4" for c in cells]
     panel.barh(range(len(cells)), ratios, xerr=spread, color=colors, height=0.7, capsize=2)
+    for at, cell in enumerate(cells):
+        panel.text(0.04, at, f"{cell['ratio']:.2f}", va="center", fontsize=6, color="white")
     panel.set_yticks(range(len(cells)), names, fontsize=6)
     panel.axvline(1.0, color="black", linewidth=0.8)
     panel.tick_params(axis="x", labelsize=7)
-    panel.invert_yaxis()
+    panel.set_ylim(max(len(cells), 4) - 0.5, -0.5)
