@@ -11,9 +11,8 @@ by LLM's quantization option (those it has). --quick: one shape, three formats, 
 Bandwidth share, batch 1: in one process 0.3 s of decode after a prompt of 128, then 0.3 s of pure
 reading of the same packed weights by the same threads, again and again. A pair's share is the
 decode's bytes a second (weight bytes a token x tok/s; the cache's are not counted) over the larger
-of that reading and the probe of fresh memory right behind it; the median of the pairs counts. The
-probe is the best of many short passes, the reading a mean over its window: where the host's
-bandwidth jumps, the share of the reading alone (of_read) is the steadier figure.
+of that reading and the probe of fresh memory right behind it (the access pattern and page size that
+is best over all pairs); the median of the pairs counts. of_read is the share of the reading alone.
 
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed around each reading.
@@ -88,20 +87,24 @@ def decode_pairs(llm: LLM, pairs: int, rng: np.random.Generator) -> dict[str, li
     pattern = roofline.best_pattern(model, len(backend.probe_read(1 << 20)))
     _, seconds = generate(llm, rng.integers(0, vocab, PROMPT), 17)
     tokens = min(max(int(WINDOW * 16 / seconds), 8), 512)
-    found: dict[str, list[float]] = {
-        name: [] for name in ("share", "of_read", "tok_s", "read_gb_s", "probe_gb_s")
-    }
+    rates, reads, probes = [], [], []
     for _ in range(pairs):
         _, seconds = generate(llm, rng.integers(0, vocab, PROMPT), tokens + 1)
-        read = model.read(pattern, WINDOW)
-        probe = roofline.bandwidth(backend, 256 << 20)
-        decoded = model.token_bytes * tokens / seconds * 1e-9
-        found["share"].append(decoded / max(read, probe))
-        found["of_read"].append(decoded / read)
-        found["tok_s"].append(tokens / seconds)
-        found["read_gb_s"].append(read)
-        found["probe_gb_s"].append(probe)
-    return found
+        rates.append(tokens / seconds)
+        reads.append(model.read(pattern, WINDOW))
+        probes.append(roofline.patterns(backend, 256 << 20))
+    # One pattern for all pairs: the best of many short passes, taken pair by pair, would pick out
+    # the host's good moments, which decode and reading had no part in.
+    best = max(probes[0], key=lambda name: statistics.median(probe[name] for probe in probes))
+    probe = [by[best] for by in probes]
+    decoded = [model.token_bytes * rate * 1e-9 for rate in rates]
+    return {
+        "share": [d / max(r, p) for d, r, p in zip(decoded, reads, probe, strict=True)],
+        "of_read": [d / r for d, r in zip(decoded, reads, strict=True)],
+        "tok_s": rates,
+        "read_gb_s": reads,
+        "probe_gb_s": probe,
+    }
 
 
 def prefill_shares(

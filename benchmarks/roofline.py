@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import models
 import results
@@ -32,9 +31,16 @@ DOTS = ("f32", "bf16", "int8")
 
 def bandwidth(backend: _core.Backend, probe_bytes: int = PROBE_BYTES) -> float:
     """Read bandwidth of all threads of `backend`, GB/s (1e9): best pattern and page size."""
-    return max(
-        rate for huge in PAGES.values() for rate in backend.probe_read(probe_bytes, huge).values()
-    )
+    return max(patterns(backend, probe_bytes).values())
+
+
+def patterns(backend: _core.Backend, probe_bytes: int) -> dict[tuple[str, str], float]:
+    """Read bandwidth, GB/s, by page size and access pattern."""
+    return {
+        (size, name): rate
+        for size, huge in PAGES.items()
+        for name, rate in backend.probe_read(probe_bytes, huge).items()
+    }
 
 
 def peaks(backend: _core.Backend) -> dict[str, float]:
@@ -54,9 +60,9 @@ def packed_model(llm: LLM) -> _core.Model:
     return llm.engine._model
 
 
-def best_pattern(model: _core.Model, n_patterns: int, seconds: float = 0.05) -> int:
-    """Index of the pattern that reads this model's weights fastest, each tried three times."""
-    rates = [[model.read(p, seconds) for p in range(n_patterns)] for _ in range(3)]
+def best_pattern(model: _core.Model, n_patterns: int, seconds: float = 0.08) -> int:
+    """Index of the pattern that reads this model's weights fastest, each tried five times."""
+    rates = [[model.read(p, seconds) for p in range(n_patterns)] for _ in range(5)]
     return max(range(n_patterns), key=lambda p: statistics.median(r[p] for r in rates))
 
 
@@ -91,7 +97,6 @@ def check_against_weights(name: str, rounds: int) -> dict:
             before = bandwidth(backend)
             weights = model.read(pattern, 0.3)
             ratios.append(weights / max(before, bandwidth(backend)))
-            time.sleep(0.2)
     return {"pattern": names[pattern], "weights_over_probe": results.spread(ratios)}
 
 
