@@ -79,7 +79,7 @@ tsan: $(VENV)/.run ## the C stress test on a build with ThreadSanitizer
 	TSAN_OPTIONS=halt_on_error=1 build/stress
 
 bench: $(VENV)/.test build fetch ## decode and prefill speed beside the measured roofline
-	@$(WITH_MODEL) $(PY) benchmarks/engine.py
+	@$(WITH_MODEL) $(PY) benchmarks/engine.py --quick --models smollm2 --formats file,bf16
 
 # The sdist is built first and the wheel from it, so that both are known to be complete.
 wheel: $(VENV)/.dev ## sdist and manylinux wheel in dist/, tried in a clean environment

@@ -1,138 +1,205 @@
-"""Decode and prefill speed of the whole engine, as shares of the roofline measured in the same run.
+"""Decode and prefill of the whole engine, as shares of what the machine gives at that moment.
 
-    python benchmarks/engine.py [--gguf SmolLM2.gguf] [--models smollm2,qwen2.5-0.5b] [--repeats 5]
+    python benchmarks/engine.py [--models smollm2,qwen2.5-0.5b,llama-3.2-1b]
+                                [--formats bf16,int8,w4g128,w4g32,fp8,file] [--pairs 15] [--quick]
 
-Two models: SmolLM2-135M-Instruct from its GGUF file (as quantized there), and the shape of
-Qwen2.5-0.5B in bf16 with random weights. For each, at batch 1 and 16: prefill of 512 tokens a
-request to its first token, then decode of 64 tokens a request after a 128-token prompt.
+Models: SmolLM2-135M-Instruct (--gguf; unpacked to bf16 but for "file", which is the file itself),
+and the shapes of models.py from their safetensors. Formats: bf16 as the checkpoint is, the others
+by LLM's quantization option (those it has). --quick: one shape, three formats, fewer pairs, under
+90 seconds.
 
-Shares. Decode at batch 1 reads every weight once a token: (weight bytes a token x tok/s) over the
-read bandwidth probed right before and after. Prefill is arithmetic: 2 operations per weight and
-token over the bf16 dot peak probed in the same run (for int8 products too, whose own is higher).
+Bandwidth share, batch 1: in one process 0.3 s of decode after a prompt of 128, then 0.3 s of pure
+reading of the same packed weights by the same threads, again and again. A pair's share is the
+decode's bytes a second (weight bytes a token x tok/s; the cache's are not counted) over the larger
+of that reading and the probe of fresh memory right behind it (the access pattern and page size that
+is best over all pairs); the median of the pairs counts. of_read is the share of the reading alone.
+
+Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
+operations of attention / bf16 peak) / time to the first token; peaks probed around each reading.
+
+Appends one JSON line per model and format to results/engine.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import tempfile
+import statistics
+import time
 from pathlib import Path
 
+import models
 import numpy as np
 import results
 import roofline
 
 from llmaccel import LLM, SamplingParams, _core
+from llmaccel.errors import ConfigError, UnsupportedError
 
-QWEN = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-    "use_sliding_window": False,
+FORMATS = ("bf16", "int8", "w4g128", "w4g32", "fp8")
+FULL = {
+    "models": ",".join(("smollm2", *models.SHAPES)),
+    "formats": ",".join(("file", *FORMATS)),
+    "pairs": 15,
+    "repeats": 7,
 }
-# Weights of one token's products, without the head: every layer's matrices.
-MATRIX_WEIGHTS = {
-    "smollm2": 30 * (576 * 960 + 576 * 576 + 3 * 576 * 1536),
-    "qwen2.5-0.5b": 24 * (896 * 1152 + 896 * 896 + 3 * 896 * 4864),
-}
-VOCAB = {"smollm2": 49152, "qwen2.5-0.5b": 151936}
+QUICK = {"models": "qwen2.5-0.5b", "formats": "bf16,int8,w4g128", "pairs": 9, "repeats": 3}
+# The dot that a format's products use; fp8 weights become bf16 in registers.
+DOTS = {"bf16": "bf16", "fp8": "bf16"}
+PROMPT, PREFILL = 128, 512
+WINDOW = 0.3  # seconds of decode and of reading in a pair
 
 
-def open_model(name: str, gguf: str | None, threads: int | None = None) -> LLM:
-    """The model `name`, ready to run on all processors or with `threads`."""
-    limits = {"max_model_len": 1024, "max_num_seqs": 16, "threads": threads}
-    if name == "smollm2":
-        if gguf is None:
-            raise SystemExit("smollm2 needs --gguf FILE or LLMACCEL_SMOLLM2")
-        return LLM(gguf, **limits)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(QWEN))
-        return LLM(folder, load_format="dummy", dtype="bfloat16", **limits)
+def open_model(name: str, form: str, gguf: str | None, threads: int | None = None) -> LLM | None:
+    """The model on `threads` or all processors; None where this version lacks the format."""
+    options: dict[str, object] = {"max_model_len": 1024, "max_num_seqs": 16, "threads": threads}
+    if name != "smollm2":
+        path: str | Path = models.checkpoint(name)
+    elif gguf is None:
+        raise SystemExit("smollm2 needs --gguf FILE or LLMACCEL_SMOLLM2")
+    else:
+        path = gguf if form == "file" else models.unpacked_smollm2(gguf)
+    if form not in ("bf16", "file"):
+        options["quantization"] = form
+    try:
+        return LLM(path, **options)
+    except (ConfigError, UnsupportedError) as error:
+        if "quantization" not in str(error):
+            raise
+        print(f"{name:14s} {form:7s} skipped: {error}")
+        return None
 
 
 def generate(llm: LLM, ids: np.ndarray, tokens: int) -> tuple[float, float]:
-    """Seconds to the last first token, and from there to the end; ids [batch, T]."""
+    """Seconds to the first token, and from there to the last; ids [T]."""
     params = SamplingParams(
         temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False
     )
-    prompts = [{"prompt_token_ids": row.tolist()} for row in ids]
-    times = [out.timings for out in llm.generate(prompts, params, use_tqdm=False)]
-    first = max(t.first_token for t in times)
-    return first - min(t.arrival for t in times), max(t.finished for t in times) - first
+    (out,) = llm.generate([{"prompt_token_ids": ids.tolist()}], params, use_tqdm=False)
+    times = out.timings
+    return times.first_token - times.arrival, times.finished - times.first_token
 
 
-def measure(name: str, llm: LLM, batch: int, repeats: int, backend: _core.Backend) -> dict:
-    """One row of results: medians over `repeats`, probes taken around every repeat."""
-    rng = np.random.default_rng(1)
-    weights = MATRIX_WEIGHTS[name]
-    token_bytes = llm.report()["memory"]["token_bytes"]
-    decode, prefill, decode_share, prefill_share, reads = [], [], [], [], []
+def decode_pairs(llm: LLM, pairs: int, rng: np.random.Generator) -> dict[str, list[float]]:
+    """Shares, tokens per second, and GB/s of reading and probe, of each pair."""
+    model, backend = roofline.packed_model(llm), llm._backend
+    vocab = llm.report()["model"]["n_vocab"]
+    pattern = roofline.best_pattern(model, len(backend.probe_read(1 << 20)))
+    _, seconds = generate(llm, rng.integers(0, vocab, PROMPT), 17)
+    tokens = min(max(int(WINDOW * 16 / seconds), 8), 512)
+    rates, reads, probes = [], [], []
+    for _ in range(pairs):
+        _, seconds = generate(llm, rng.integers(0, vocab, PROMPT), tokens + 1)
+        rates.append(tokens / seconds)
+        reads.append(model.read(pattern, WINDOW))
+        probes.append(roofline.patterns(backend, 256 << 20))
+    # One pattern for all pairs: the best of many short passes, taken pair by pair, would pick out
+    # the host's good moments, which decode and reading had no part in.
+    best = max(probes[0], key=lambda name: statistics.median(probe[name] for probe in probes))
+    probe = [by[best] for by in probes]
+    decoded = [model.token_bytes * rate * 1e-9 for rate in rates]
+    return {
+        "share": [d / max(r, p) for d, r, p in zip(decoded, reads, probe, strict=True)],
+        "of_read": [d / r for d, r in zip(decoded, reads, strict=True)],
+        "tok_s": rates,
+        "read_gb_s": reads,
+        "probe_gb_s": probe,
+    }
+
+
+def prefill_shares(
+    llm: LLM, config: dict, dot: str, repeats: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """Compute shares and tokens per second of prompts of 512."""
+    H = config["num_attention_heads"]
+    d = config.get("head_dim", config["hidden_size"] // H)
+    linear = 2 * models.matrix_weights(config) * PREFILL
+    linear += 2 * config["vocab_size"] * config["hidden_size"]  # the head, of one row
+    pairs = PREFILL * (PREFILL + 1) // 2
+    attention = 4 * H * d * pairs * config["num_hidden_layers"]
+    found: dict[str, list[float]] = {"share": [], "tok_s": []}
     for repeat in range(repeats + 1):
-        before = roofline.bandwidth(backend)
-        _, seconds = generate(llm, rng.integers(0, VOCAB[name], (batch, 128)), 65)
-        after = roofline.bandwidth(backend)
-        rate = batch * 64 / seconds
-        first, _ = generate(llm, rng.integers(0, VOCAB[name], (batch, 512)), 1)
-        peak = backend.probe_peak("bf16")
+        peaks = roofline.peaks(llm._backend)
+        seconds, _ = generate(llm, rng.integers(0, config["vocab_size"], PREFILL), 1)
         if repeat == 0:  # warms caches and commits pages
             continue
-        decode.append(rate)
-        reads.append((before + after) / 2)
-        decode_share.append(token_bytes * rate / batch * 1e-9 / reads[-1])
-        prefill.append(batch * 512 / first)
-        prefill_share.append(2 * weights * prefill[-1] * 1e-9 / peak)
-    row = {
+        fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
+        ideal = linear / peaks.get(dot, fallback) + attention / peaks.get("bf16", fallback)
+        found["share"].append(ideal * 1e-9 / seconds)
+        found["tok_s"].append(PREFILL / seconds)
+    return found
+
+
+def quartiles(values: list[float]) -> dict[str, float]:
+    """Lower quartile, median, upper quartile, and how many values there were."""
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return {"low": low, "median": median, "high": high, "n": len(values)}
+
+
+def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
+    """One row of results."""
+    rng = np.random.default_rng(1)
+    config = models.config_of(name)
+    decode = decode_pairs(llm, pairs, rng)
+    prefill = prefill_shares(llm, config, DOTS.get(form, "int8"), repeats, rng)
+    report = llm.report()
+    return {
         "benchmark": "engine",
         "model": name,
-        "batch": batch,
-        "isa": backend.info["isa"],
-        "threads": backend.info["n_threads"],
-        "token_bytes": token_bytes,
-        "decode_tok_s": results.spread(decode),
-        "prefill_tok_s": results.spread(prefill),
-        "read_gb_s": results.spread(reads),
-        "prefill_share_of_bf16_peak": results.spread(prefill_share),
+        "format": form,
+        "isa": report["backend"]["isa"],
+        "threads": report["backend"]["n_threads"],
+        "token_bytes": report["memory"]["token_bytes"],
+        "decode": {key: quartiles(values) for key, values in decode.items()},
+        "prefill": {key: quartiles(values) for key, values in prefill.items()},
     }
-    if batch == 1:
-        row["decode_share_of_read"] = results.spread(decode_share)
-    return row
+
+
+def show(row: dict) -> None:
+    """The row under the table's head."""
+    decode, prefill = row["decode"], row["prefill"]
+    share = decode["share"]
+    print(
+        f"{row['model']:14s} {row['format']:7s} {row['token_bytes'] / 1e6:6.0f}"
+        f" {decode['tok_s']['median']:8.1f}"
+        f"   {share['low']:.2f} {share['median']:.2f} {share['high']:.2f}"
+        f" {decode['of_read']['median']:8.2f}"
+        f" {decode['read_gb_s']['median']:7.1f} {decode['probe_gb_s']['median']:6.1f}"
+        f" {prefill['tok_s']['median']:9.1f}   {prefill['share']['low']:.2f}"
+        f" {prefill['share']['median']:.2f} {prefill['share']['high']:.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", default=os.environ.get("LLMACCEL_SMOLLM2"))
-    parser.add_argument("--models", default="smollm2,qwen2.5-0.5b")
-    parser.add_argument("--batches", default="1,16")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--models")
+    parser.add_argument("--formats")
+    parser.add_argument("--pairs", type=int)
+    parser.add_argument("--repeats", type=int, help="prefills")
+    parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    backend = _core.Backend("cpu", None, 0)
-    print("model          batch  decode tok/s  of read  read GB/s  prefill tok/s  of bf16 peak")
-    for name in args.models.split(","):
-        llm = open_model(name, args.gguf)
-        for batch in (int(b) for b in args.batches.split(",")):
-            row = measure(name, llm, batch, args.repeats, backend)
+    usual = QUICK if args.quick else FULL
+    names = (args.models or usual["models"]).split(",")
+    forms = (args.formats or usual["formats"]).split(",")
+    pairs, repeats = args.pairs or usual["pairs"], args.repeats or usual["repeats"]
+    print(f"{_core.Backend('cpu', None, 0).info['n_threads']} threads; shares as quartiles")
+    head = "model          format  MB/tok    tok/s  of bandwidth    of read    read  probe"
+    print(head + "   prefill  of peak")
+    for name in names:
+        for form in forms:
+            if form == "file" and name != "smollm2":
+                continue
+            started = time.monotonic()
+            llm = open_model(name, form, args.gguf)
+            if llm is None:
+                continue
+            with llm:
+                row = measure(name, form, llm, pairs, repeats)
+            row["seconds"] = round(time.monotonic() - started, 1)
             results.append("engine", row)
-            share = row.get("decode_share_of_read", {}).get("median")
-            print(
-                f"{name:14s} {batch:5d}  {row['decode_tok_s']['median']:12.1f}"
-                f"  {'-' if share is None else format(share, '.2f'):>7s}"
-                f"  {row['read_gb_s']['median']:9.1f}"
-                f"  {row['prefill_tok_s']['median']:13.1f}"
-                f"  {row['prefill_share_of_bf16_peak']['median']:12.2f}"
-            )
-        llm.close()
+            show(row)
 
 
 if __name__ == "__main__":

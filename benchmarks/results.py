@@ -26,24 +26,22 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
+def git(*command: str) -> str:
+    """What git prints, run in the root of the checkout."""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def commit() -> str:
-    """The commit measured, with a + when files differ from it; "unknown" outside a checkout."""
+    """The last commit that changed the library, with a + when its files differ from it.
+
+    Scripts and results of benchmarks do not count. "unknown" outside a checkout.
+    """
+    library = ("csrc", "python", "setup.py")
     try:
-        here = Path(__file__).parent
-        name = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        name = git("log", "-1", "--format=%h", "--", *library)
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", *library)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name + ("+" if dirty else "")

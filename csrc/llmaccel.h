@@ -62,8 +62,12 @@ typedef void (*la_trace_fn)(void *arg, const char *op, int layer, int rows, int 
 /* Calls fn after every op of every step from here on; NULL: no more. arg is KEPT. No step may run. */
 void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg);
 
-/* Reads of `bytes` of fresh memory by all threads, best of several patterns; GB/s (1e9). */
-la_status la_backend_probe_read(la_backend *b, size_t bytes, double *gb_per_s);
+/* Ways of reading that the probes try: streams, prefetch distances, who takes which bytes. */
+enum { LA_READ_PATTERNS = 9 };
+const char *la_read_pattern_name(int pattern); /* NULL beyond the last */
+/* Reads of `bytes` of fresh memory by all threads, best round of each pattern; GB/s (1e9).
+ * huge: 1 asks for pages of 2 MiB, 0 for the smallest. gb_per_s: [LA_READ_PATTERNS]. */
+la_status la_backend_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s);
 /* Peak of one dot instruction on all threads; operations (2 per multiply-add) per second / 1e9.
  * what: "f32", "bf16", "int8". Unsupported where the ISA lacks it. */
 la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per_s);
@@ -204,6 +208,9 @@ void la_model_free(la_model *m);
 size_t la_model_bytes(const la_model *m);
 /* Bytes that one decoded token reads: every weight once, the head once, embedding rows not. */
 size_t la_model_token_bytes(const la_model *m);
+/* Reads those bytes, pass after pass for `seconds`, computing nothing; GB/s (1e9). No step may run
+ * meanwhile: it would wait, and its time would count. */
+la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s);
 la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
 

@@ -532,6 +532,26 @@ def test_the_core_guards_itself(folder):
         model.finish()
 
 
+def test_weights_and_memory_can_be_read_for_their_speed(folder):
+    with LLM(str(folder)) as llm:
+        model = llm.engine._model
+        names = list(llm._backend.probe_read(1 << 20))
+        assert list(llm._backend.probe_read(1 << 20, False)) == names
+        for pattern in range(len(names)):
+            assert model.read(pattern, 0.0) > 0.0
+        for pattern in (-1, len(names)):
+            with pytest.raises(ConfigError, match=f"pattern: expected 0 to .*got {pattern}"):
+                model.read(pattern, 0.0)
+        for seconds in (-0.1, 61.0, float("nan")):
+            with pytest.raises(ConfigError, match="seconds: expected 0 to 60"):
+                model.read(0, seconds)
+        with pytest.raises(ConfigError, match="too few"):
+            llm._backend.probe_read(1000)
+        fresh = _core.Model(llm._backend, vars(llm._config))
+        with pytest.raises(LLMAccelError, match="not finished"):
+            fresh.read(0, 0.0)
+
+
 def test_public_names():
     for name in llmaccel.__all__:
         assert getattr(llmaccel, name) is not None

@@ -35,9 +35,9 @@ void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
     b->trace_arg = arg;
 }
 
-la_status la_backend_probe_read(la_backend *b, size_t bytes, double *gb_per_s)
+la_status la_backend_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s)
 {
-    return b->ops->probe_read(b, bytes, gb_per_s);
+    return b->ops->probe_read(b, bytes, huge, gb_per_s);
 }
 
 la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per_s)

@@ -129,8 +129,10 @@ typedef struct la_backend_ops {
     const char *name;
     void (*close)(la_backend *b);
     void (*describe)(const la_backend *b, la_backend_info *out);
-    la_status (*probe_read)(la_backend *b, size_t bytes, double *gb_per_s);
+    la_status (*probe_read)(la_backend *b, size_t bytes, int huge, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
+    /* Reads what a decoded token reads, for `seconds`; `pattern` is checked, the model ready. */
+    la_status (*read_weights)(la_model *m, int pattern, double seconds, double *gb_per_s);
     /* Packs all units of w, by all threads; w->data is set and freed by the caller. LA_ERR_SHAPE where a
      * value that is to be quantized is not finite. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,

@@ -1,8 +1,9 @@
-/* backend_cpu.c - the CPU backend: opening, probing, packing, and the row-wise ops of a step.
+/* backend_cpu.c - the CPU backend: opening, packing, and the row-wise ops of a step.
  *
  * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c,
- * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c. Invariant: every op shares its
- * work out over things that do not influence each other, then meets at the barrier.
+ * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c, probes in backend_cpu_probe.c.
+ * Invariant: every op shares its work out over things that do not influence each other, then meets at
+ * the barrier.
  */
 #include "backend_cpu.h"
 
@@ -234,99 +235,6 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     return LA_OK;
 }
 
-/* ---- probes ---------------------------------------------------------------------------------- */
-
-typedef struct probe_job {
-    const la_cpu_backend *b;
-    const uint8_t *data;
-    size_t bytes;
-    int streams, ahead;
-    int64_t rounds;
-    float (*peak)(int64_t n);
-    _Atomic uint64_t sink;
-} probe_job;
-
-static void probe_thread(void *arg, int tid, int nth)
-{
-    probe_job *job = arg;
-    if (job->peak != NULL) {
-        job->sink += job->peak(job->rounds) > 0.0f;
-        return;
-    }
-    size_t each = job->bytes / (size_t)nth / 4096 * 4096;
-    job->sink +=
-        job->b->k.probe_read(job->data + each * (size_t)tid, each, job->streams, job->ahead);
-}
-
-static void fill_thread(void *arg, int tid, int nth)
-{
-    probe_job *job = arg;
-    size_t each = job->bytes / (size_t)nth / 4096 * 4096;
-    memset((uint8_t *)(uintptr_t)job->data + each * (size_t)tid, 0x3c, each);
-}
-
-static la_status probe_read(la_backend *b, size_t bytes, double *gb_per_s)
-{
-    /* {streams, bytes ahead}; negative: past the caches */
-    static const int patterns[][2] = {{1, 0}, {2, 0}, {2, 1024}, {2, -1024}, {4, 0}, {8, 512}};
-    la_cpu_backend *cpu = (la_cpu_backend *)b;
-    *gb_per_s = 0.0;
-    if (bytes < (size_t)1 << 20) {
-        return la_fail(LA_ERR_ARGUMENT, "probe: %zu bytes are too few to measure", bytes);
-    }
-    uint8_t *data = la_map(bytes);
-    if (data == NULL) {
-        return la_fail(LA_ERR_MEMORY, "probe: cannot map %zu bytes", bytes);
-    }
-    probe_job job = {.b = cpu, .data = data, .bytes = bytes};
-    la_pool_run(cpu->pool, fill_thread, &job);
-    for (int round = 0; round < 3; round++) {
-        for (size_t i = 0; i < sizeof patterns / sizeof *patterns; i++) {
-            job.streams = patterns[i][0];
-            job.ahead = patterns[i][1];
-            double t = la_now();
-            la_pool_run(cpu->pool, probe_thread, &job);
-            double rate = (double)bytes / (la_now() - t) * 1e-9;
-            *gb_per_s = rate > *gb_per_s ? rate : *gb_per_s;
-        }
-    }
-    la_unmap(data, bytes);
-    return LA_OK;
-}
-
-static la_status probe_peak(la_backend *b, const char *what, double *gop_per_s)
-{
-    la_cpu_backend *cpu = (la_cpu_backend *)b;
-    la_probe_ops ops = la_kernels_probe_ops(cpu->isa);
-    probe_job job = {.b = cpu, .rounds = 400000};
-    int per_round = 0;
-    *gop_per_s = 0.0;
-    if (strcmp(what, "f32") == 0) {
-        job.peak = cpu->k.probe_f32;
-        per_round = ops.f32;
-    }
-    else if (strcmp(what, "bf16") == 0) {
-        job.peak = cpu->k.probe_bf16;
-        per_round = ops.bf16;
-    }
-    else if (strcmp(what, "int8") == 0) {
-        job.peak = cpu->k.probe_i8;
-        per_round = ops.i8;
-    }
-    if (per_round == 0) {
-        return la_fail(LA_ERR_UNSUPPORTED, "probe: isa %s has no %s dot",
-                       la_cpu_isa_name((int)cpu->isa), what);
-    }
-    for (int i = 0; i < 5; i++) {
-        double t = la_now();
-        la_pool_run(cpu->pool, probe_thread, &job);
-        double ops_done = (double)per_round * (double)job.rounds * b->n_threads;
-        double rate = ops_done / (la_now() - t) * 1e-9;
-        *gop_per_s = rate > *gop_per_s ? rate : *gop_per_s;
-    }
-    return LA_OK;
-}
-
 /* ---- opening --------------------------------------------------------------------------------- */
 
 static void close_backend(la_backend *b)
@@ -354,8 +262,9 @@ static const la_backend_ops cpu_ops = {
     .name = "cpu",
     .close = close_backend,
     .describe = describe,
-    .probe_read = probe_read,
-    .probe_peak = probe_peak,
+    .probe_read = la_cpu_probe_read,
+    .probe_peak = la_cpu_probe_peak,
+    .read_weights = la_cpu_read_weights,
     .pack = pack,
     .run = run,
     .scratch = scratch,

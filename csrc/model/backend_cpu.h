@@ -82,5 +82,8 @@ void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const f
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
 void la_cpu_sample(la_ctx *c, int first, la_rows logits);
+la_status la_cpu_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s);
+la_status la_cpu_probe_peak(la_backend *b, const char *what, double *gop_per_s);
+la_status la_cpu_read_weights(la_model *m, int which, double seconds, double *gb_per_s);
 
 #endif

@@ -520,6 +520,22 @@ size_t la_model_token_bytes(const la_model *m)
     return layers_bytes(m) + matrix_bytes(m->head.n_parts != 0 ? &m->head : &m->embed);
 }
 
+la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s)
+{
+    *gb_per_s = 0.0;
+    if (!m->ready) {
+        return la_fail(LA_ERR_STATE, "read: this model is not finished");
+    }
+    if (pattern < 0 || pattern >= LA_READ_PATTERNS) {
+        return la_fail(LA_ERR_ARGUMENT, "pattern: expected 0 to %d, got %d", LA_READ_PATTERNS - 1,
+                       pattern);
+    }
+    if (!(seconds >= 0.0 && seconds <= 60.0)) {
+        return la_fail(LA_ERR_ARGUMENT, "seconds: expected 0 to 60, got %g", seconds);
+    }
+    return m->b->ops->read_weights(m, pattern, seconds, gb_per_s);
+}
+
 const la_model_desc *la_model_desc_of(const la_model *m)
 {
     return &m->desc;

@@ -127,7 +127,8 @@ static PyObject *backend_info(PyObject *object, void *closure)
 static PyObject *backend_probe_read(PyObject *object, PyObject *args)
 {
     Py_ssize_t bytes;
-    if (!PyArg_ParseTuple(args, "n:probe_read", &bytes)) {
+    int huge = 1;
+    if (!PyArg_ParseTuple(args, "n|p:probe_read", &bytes, &huge)) {
         return NULL;
     }
     py_state *state = py_state_of_object(object);
@@ -138,12 +139,23 @@ static PyObject *backend_probe_read(PyObject *object, PyObject *args)
     if (bytes <= 0) {
         return py_raise_format(state, LA_ERR_ARGUMENT, "bytes: expected > 0, got %zd", bytes);
     }
-    double rate = 0.0;
+    double rates[LA_READ_PATTERNS];
     la_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = la_backend_probe_read(handle, (size_t)bytes, &rate);
+    status = la_backend_probe_read(handle, (size_t)bytes, huge, rates);
     Py_END_ALLOW_THREADS
-    return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    PyObject *found = PyDict_New();
+    for (int i = 0; found != NULL && i < LA_READ_PATTERNS; i++) {
+        PyObject *rate = PyFloat_FromDouble(rates[i]);
+        if (rate == NULL || PyDict_SetItemString(found, la_read_pattern_name(i), rate) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(rate);
+    }
+    return found;
 }
 
 static PyObject *backend_probe_peak(PyObject *object, PyObject *args)
@@ -167,7 +179,8 @@ static PyObject *backend_probe_peak(PyObject *object, PyObject *args)
 
 static PyMethodDef backend_methods[] = {
     {"probe_read", backend_probe_read, METH_VARARGS,
-     "probe_read(bytes) -> float\n\nGB/s (1e9 bytes) of reading fresh memory with every thread."},
+     "probe_read(bytes, huge=True) -> dict\n\nGB/s (1e9 bytes) of reading fresh memory with every "
+     "thread, by access pattern. huge: ask for pages of 2 MiB, else for the smallest."},
     {"probe_peak", backend_probe_peak, METH_VARARGS,
      "probe_peak(what) -> float\n\nPeak 1e9 operations/s of one dot instruction: 'f32', 'bf16', "
      "'int8'. UnsupportedError where the ISA lacks it."},

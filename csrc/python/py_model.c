@@ -260,6 +260,27 @@ static PyObject *model_finish(PyObject *object, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *model_read(PyObject *object, PyObject *args)
+{
+    int pattern;
+    double seconds, rate = 0.0;
+    if (!PyArg_ParseTuple(args, "id:read", &pattern, &seconds)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    py_model *self = model_open(state, object);
+    if (self == NULL) {
+        return NULL;
+    }
+    la_status status;
+    self->calls++;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_model_read(self->handle, pattern, seconds, &rate);
+    Py_END_ALLOW_THREADS
+    self->calls--;
+    return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
+}
+
 static PyObject *model_bytes(PyObject *object, void *closure)
 {
     (void)closure;
@@ -377,6 +398,9 @@ static PyMethodDef model_methods[] = {
      "set(slot, layer, parts)\n\nPack parts, a list of (buffer, dtype, rows, cols), into a slot."},
     {"finish", model_finish, METH_NOARGS,
      "finish()\n\nCheck that every tensor is set; LoadError names a missing one."},
+    {"read", model_read, METH_VARARGS,
+     "read(pattern, seconds) -> float\n\nGB/s (1e9 bytes) of reading what a decoded token reads, "
+     "pass after pass. pattern: index into the keys of Backend.probe_read()."},
     {"close", model_close, METH_NOARGS, "close()\n\nFree the weights; may be called again."},
     {NULL, NULL, 0, NULL},
 };

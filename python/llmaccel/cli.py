@@ -335,18 +335,30 @@ def _doctor(args: argparse.Namespace) -> int:
     )
     n_bytes, source = available_memory()
     print(f"memory       {format_bytes(n_bytes)} available ({source})")
-    read = backend.probe_read(min(_PROBE_BYTES, n_bytes // 4))
-    print(f"bandwidth    {read:.1f} GB/s read, all threads")
-    for what in ("f32", "bf16", "int8"):
-        try:
-            print(f"peak {what:7s} {backend.probe_peak(what):.0f} Gop/s")
-        except UnsupportedError as error:
-            print(f"peak {what:7s} not available: {error}")
+    _roofline(args, info["n_threads"], min(_PROBE_BYTES, n_bytes // 4))
     print(f"kernels      {info['isa']}")
     for slot, isa in info["slots"].items():
         print(f"  {slot:20s} {isa}")
     print(f"CUDA         {_cuda()}")
     return 0
+
+
+def _roofline(args: argparse.Namespace, n_threads: int, n_bytes: int) -> None:
+    """Read bandwidth and dot peaks, of one thread and of all."""
+    from llmaccel.environment import open_backend
+
+    for threads in sorted({1, n_threads}):
+        backend = open_backend(args.isa, threads)
+        label = f"{threads} thread" + "s" * (threads > 1)
+        for size, huge in (("2 MiB", True), ("4 KiB", False)):
+            rates = backend.probe_read(n_bytes, huge)
+            best = max(rates, key=lambda name: rates[name])
+            print(f"bandwidth    {rates[best]:.1f} GB/s read, {label}, {size} pages ({best})")
+        for what in ("f32", "bf16", "int8"):
+            try:
+                print(f"peak {what:7s} {backend.probe_peak(what):.0f} Gop/s, {label}")
+            except UnsupportedError as error:
+                print(f"peak {what:7s} not available: {error}")
 
 
 def _cpu_name() -> str:

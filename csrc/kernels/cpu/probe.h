@@ -62,13 +62,17 @@ static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
     case 4: v = probe_pattern(p, part, 4, ahead); break;
     default: v = probe_pattern(p, part, 8, ahead);
     }
+    size_t at = part * (size_t)streams;
+    for (; at + VL * 4 <= n; at += VL * 4) {
+        v = vi_or(v, vi_loadu(p + at));
+    }
     uint64_t lane[VL / 2], any = 0;
     vi_storeu(lane, v);
     for (int i = 0; i < VL / 2; i++) {
         any |= lane[i];
     }
-    for (size_t i = part * (size_t)streams; i < n; i++) {
-        any |= p[i];
+    for (; at < n; at++) {
+        any |= p[at];
     }
     return any;
 }

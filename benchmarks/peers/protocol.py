@@ -1,0 +1,85 @@
+"""What every driver measures, and how it talks to compare.py.
+
+A driver is a script `drive_<engine>.py MODEL METRIC [--repeats N | --lockstep] [--option ...]`. It
+loads the model once, warms up, and prints JSON lines: one {"ready": true, "load_s": ...} and then
+{"metric": ..., "value": tokens per second} for each repeat; with --lockstep it takes one repeat
+for each line that comes on stdin, so that two engines can be measured in turns.
+
+Metrics, all greedy, of random token ids, with exactly the asked number of new tokens:
+  decode        one request after a prompt of 128: 128 / (time of 129 new tokens - time of 1)
+  prefill       one prompt of 512: 512 / time to its first token
+  throughput16, throughput32   so many requests at once, 128 in and 128 out: new tokens / time
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+METRICS = ("decode", "prefill", "throughput16", "throughput32")
+PROMPT, PREFILL, NEW = 128, 512, 128
+SEQS = 32  # most requests at once
+FIRST_ID, LAST_ID = 1000, 49000  # plain tokens of every vocabulary used, SmolLM2's included
+THREADS = len(os.sched_getaffinity(0))
+
+# run(prompts, n_new) -> seconds; every prompt gets exactly n_new new tokens
+Run = Callable[[list[list[int]], int], float]
+
+
+def prompts(count: int, length: int, seed: int) -> list[list[int]]:
+    """`count` prompts that no other seed gives, so that no cache of prefixes helps."""
+    rng = random.Random(seed)
+    return [[rng.randrange(FIRST_ID, LAST_ID) for _ in range(length)] for _ in range(count)]
+
+
+def measure(metric: str, run: Run, seed: int) -> float:
+    """One reading of a metric, tokens per second."""
+    if metric == "decode":
+        first = run(prompts(1, PROMPT, 2 * seed), 1)
+        return NEW / (run(prompts(1, PROMPT, 2 * seed + 1), 1 + NEW) - first)
+    if metric == "prefill":
+        return PREFILL / run(prompts(1, PREFILL, seed), 1)
+    count = int(metric.removeprefix("throughput"))
+    return count * NEW / run(prompts(count, PROMPT, seed), NEW)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The options that all drivers share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("model", help="file or folder of the model, in the engine's own form")
+    parser.add_argument("metric", choices=METRICS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lockstep", action="store_true", help="one repeat per line of stdin")
+    return parser
+
+
+def turns(args: argparse.Namespace) -> Iterator[int]:
+    """A seed for each repeat that is asked for."""
+    if not args.lockstep:
+        yield from range(1, args.repeats + 1)
+        return
+    for seed, _ in enumerate(sys.stdin, start=1):
+        yield seed
+
+
+def say(**fields: object) -> None:
+    """One JSON line on stdout."""
+    print(json.dumps(fields), flush=True)
+
+
+def serve(args: argparse.Namespace, load: Callable[[], Run], **about: object) -> None:
+    """Loads, warms up, then one line for each repeat. `about` goes into the first line."""
+    started = time.perf_counter()
+    run = load()
+    load_s = time.perf_counter() - started
+    run(prompts(1, PROMPT, 999_999), 8)
+    if args.metric != "decode":
+        run(prompts(1, PREFILL, 999_998), 1)
+    say(ready=True, load_s=round(load_s, 2), **about)
+    for seed in turns(args):
+        say(metric=args.metric, value=round(measure(args.metric, run, seed), 3))

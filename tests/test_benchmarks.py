@@ -1,0 +1,152 @@
+"""The benchmarks' own parts that can be wrong without anybody noticing: models, pairing, verdicts.
+
+No speed is measured here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmaccel import LLM, SamplingParams
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 400,
+    "max_position_embeddings": 256,
+}
+
+
+@pytest.fixture
+def models(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import models
+
+    monkeypatch.delitem(models.SHAPES["llama-3.2-1b"], "head_dim")
+    for name in list(models.SHAPES):
+        monkeypatch.setitem(models.SHAPES, name, {**models.SHAPES[name], **SMALL})
+    monkeypatch.setattr(models, "CACHE", tmp_path)
+    monkeypatch.setattr(models, "SPREAD", 0.3)  # with small weights attention hardly counts
+    return models
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import compare
+    import results
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(results, "commit", lambda: "abc")
+    return compare
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "llama-3.2-1b"])
+def test_checkpoint_and_gguf_are_the_same_model(models, name):
+    """Names, the order of rotated rows and the vocabulary: both files give the same scores."""
+    pytest.importorskip("gguf")
+    ids = np.random.default_rng(0).integers(0, 400, 40).tolist()
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0, logprobs=0)
+    scores, words = [], []
+    for path in (models.checkpoint(name), models.gguf_file(name, "bf16")):
+        with LLM(path, dtype="float32") as llm:
+            words.append(llm.get_tokenizer().encode("a b, cd"))
+            (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+            scores.append([out.prompt_logprobs[i][t].logprob for i, t in enumerate(ids) if i])
+    # GGUF's llama rotates other pairs of the same head: the sums of q.k come in another order
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
+    assert words[0] == words[1]
+
+
+def test_smollm2_unpacked_is_the_same_model(models, smollm2_path):
+    pytest.importorskip("gguf")
+    ids = np.random.default_rng(0).integers(0, 49152, 40).tolist()
+    params = SamplingParams(temperature=0, max_tokens=1, prompt_logprobs=0)
+    scores = []
+    for path in (smollm2_path, models.unpacked_smollm2(str(smollm2_path))):
+        with LLM(path, dtype="float32", max_model_len=128) as llm:
+            (out,) = llm.generate([{"prompt_token_ids": ids}], params, use_tqdm=False)
+            scores.append([out.prompt_logprobs[i][t].logprob for i, t in enumerate(ids) if i])
+    np.testing.assert_allclose(scores[1], scores[0], atol=0.2)  # weights were rounded to bf16
+    assert np.mean(np.abs(np.subtract(*scores))) < 0.03
+
+
+def test_vocabulary_has_the_size_that_is_asked(models):
+    for size in (300, 151936):
+        tokens, merges = models.vocabulary(size)
+        assert len(tokens) == len(set(tokens)) == size
+        assert len(merges) == size - 257
+        known = set(tokens)
+        assert all({a, b, a + b} <= known for a, b in merges)
+
+
+def test_shares_count_every_matrix(models):
+    config = models.config_of("llama-3.2-1b")
+    layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
+    assert models.matrix_weights(config) == 2 * layer
+    assert models.token_operations("llama-3.2-1b") == 4 * layer
+
+
+def turn(cell, compare, number: int, ours: float, theirs: float) -> dict:
+    probe = {"read": 40.0, "f32": 200.0, "bf16": 400.0, "int8": 800.0}
+    row = {name: getattr(cell, name) for name in compare.Cell.__dataclass_fields__}
+    row |= {"turn": number, "ours": ours, "theirs": theirs, "before": probe, "after": probe}
+    return {**row, "token_bytes": 1e9, "commit": "abc"}
+
+
+def test_turns_are_paired_and_resumed(compare, tmp_path):
+    cell = compare.Cell("b", "qwen2.5-0.5b", "llama.cpp", "q8_0", "int8", "decode")
+    rows = [turn(cell, compare, i, 10.0 * 2**i, 5.0 * 2**i) for i in range(3)]
+    other = {**turn(cell, compare, 3, 1.0, 9.0), "commit": "older"}
+    (tmp_path / "compare.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*rows, other]))
+    assert compare.done_turns("abc") == {cell: rows}
+    (found,) = compare.summaries("abc")
+    assert (found["ratio"], found["low"], found["high"], found["n"]) == (2.0, 2.0, 2.0, 3)
+    # 40 GB/s over 1 GB a token is 40 tokens a second, against the peer's 10
+    assert found["bound"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "bound", "said"),
+    [
+        (1.6, 4.0, "pass"),
+        (1.4, 4.0, "MISS"),
+        (1.4, 1.5, "pass"),  # 0.92 of the bound is 1.38
+        (1.37, 1.5, "MISS"),
+    ],
+)
+def test_a_line_asks_for_no_more_than_the_machine_gives(compare, ratio, bound, said):
+    import compare_report
+
+    (line,) = [
+        line
+        for line in compare_report.LINES
+        if line.metric == "decode" and line.rivals == (("llama.cpp", "q8_0"),)
+    ]
+    cell = {"table": "b", "shape": "s", "peer": "llama.cpp", "format": "q8_0", "recipe": "int8"}
+    cell |= {"metric": "decode", "ratio": ratio, "bound": bound}
+    assert compare_report.verdict(line, "s", [cell]).strip().startswith(said)
+    slower = {**cell, "recipe": "w8", "ratio": 0.5}
+    assert compare_report.verdict(line, "s", [slower, cell]).strip().startswith(said)
+    assert "not measured" in compare_report.verdict(line, "t", [cell])
+
+
+def test_the_best_peer_is_the_one_to_beat(compare):
+    import compare_report
+
+    (line,) = [
+        line for line in compare_report.LINES if line.metric == "prefill" and line.name == "bf16"
+    ]
+    cell = {"table": "b", "shape": "s", "peer": "llama.cpp", "format": "bf16", "recipe": "none"}
+    cell |= {"metric": "prefill", "ratio": 2.0, "bound": None}
+    text = compare_report.verdict(line, "s", [cell, {**cell, "peer": "vllm", "ratio": 1.05}])
+    for part in ("MISS", "1.05", "not measured: transformers bf16"):
+        assert part in text
