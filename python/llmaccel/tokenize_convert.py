@@ -608,12 +608,17 @@ def _gguf_bpe(get: _Gguf) -> Parts:
     if rule is None:
         known = ", ".join(sorted(GGUF_RULES))
         raise UnsupportedError(f"GGUF: tokenizer.ggml.pre {pre!r} is not known (known: {known})")
-    merges = [_merge_of(line) for line in get.array("merges")]
+    merges = _merges_of(get.array("merges"))
     vocab = get.vocab
-    # `tokenizers` refuses merges that make no token; they cannot occur in an output either.
-    merges = [m for m in merges if m[0] + m[1] in vocab and m[0] in vocab and m[1] in vocab]
-    with guarded("GGUF"):
-        model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
+    try:
+        with guarded("GGUF"):
+            model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
+    except LoadError:
+        # `tokenizers` refuses merges that make no token, which few files have; they cannot occur in
+        # an output either.
+        merges = [m for m in merges if m[0] + m[1] in vocab and m[0] in vocab and m[1] in vocab]
+        with guarded("GGUF"):
+            model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
     backend = Tokenizer(model)
     set_split(backend, rule)
     added = []
@@ -623,6 +628,16 @@ def _gguf_bpe(get: _Gguf) -> Parts:
             added.append((token_id, token))
     add_tokens(backend, added, "GGUF")
     return Parts(backend, add_bos=rule.add_bos, add_eos=False)
+
+
+def _merges_of(lines: list[Any]) -> list[tuple[str, str]]:
+    if not all(isinstance(line, str) for line in lines):
+        return [_merge_of(line) for line in lines]
+    cut = (line.partition(" ") for line in lines)
+    return [
+        (left, right) if left and right else _merge_of(left + gap + right)
+        for left, gap, right in cut
+    ]
 
 
 def _merge_of(line: Any) -> tuple[str, str]:
