@@ -424,12 +424,16 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
             total = mass_of(own->probs, gather(v, t, floor, own));
         }
         want = (double)r->top_p * total;
-        /* Above falling thresholds, until they hold enough. */
-        for (float least = 0x1p-4f;; least = least > 0x1p-32f ? least * least : floor) {
+        /* Above falling thresholds, until they hold enough. What lies below `sure` cannot be missed: V
+         * such values do not make up the rest. */
+        float sure = (float)(0.999 * (1.0 - (double)r->top_p) * total / v->V);
+        for (float least = 0x1p-4f;;) {
             double found = list_fill(&l, v, t, least > floor ? least : floor, own);
             if (least <= floor || found >= want) {
                 break;
             }
+            int near = least > 0x1p-8f && found >= 0.5 * want; /* else the row is flat */
+            least = near ? 0x1p-8f : least > sure ? sure : floor;
         }
     }
     mark end = list_walk(&l, limit, want);
