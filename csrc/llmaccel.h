@@ -279,6 +279,7 @@ typedef struct la_engine_stats {
     int64_t step_allocations; /* heap allocations made inside la_engine_step: stays 0 */
     int last_step_tokens;
     double last_step_seconds;
+    double forward_seconds; /* of all steps, in the model; the rest of a step is bookkeeping */
 } la_engine_stats;
 
 la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out);

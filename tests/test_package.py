@@ -44,6 +44,12 @@ def test_import_leaves_slow_packages_alone() -> None:
     assert not loaded & SLOW_MODULES
 
 
+def test_the_public_names_leave_the_event_loop_alone() -> None:
+    loaded = modules_after("from llmaccel import LLM, SamplingParams")
+    assert "llmaccel.llm" in loaded
+    assert not loaded & {*SLOW_MODULES, "asyncio", "ssl"}
+
+
 def test_import_of_the_cli_leaves_torch_alone() -> None:
     assert not modules_after("import llmaccel.cli") & {"torch", "transformers"}
 

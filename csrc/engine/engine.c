@@ -506,7 +506,9 @@ static la_status run_step(la_engine *e)
     const la_assembly *s = &e->step;
     if (s->n_tokens > 0) {
         la_batch batch = {s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
+        double start = la_now();
         la_model_forward(e->model, e->kv, e->workspace, &batch);
+        e->stats.forward_seconds += la_now() - start;
         la_sched_commit(&e->sched);
         collect(e);
         e->stats.steps++;

@@ -256,17 +256,6 @@ static float bucket_floor(int b)
     return b < BUCKETS - 1 ? p : 0x1p-149f;
 }
 
-static void list_fill(shortlist *l)
-{
-    memset(l->mass, 0, sizeof l->mass);
-    memset(l->count, 0, sizeof l->count);
-    for (int i = 0; i < l->n; i++) {
-        int b = bucket_of(l->p[i]);
-        l->mass[b] += (double)l->p[i];
-        l->count[b]++;
-    }
-}
-
 /* Where a walk down the list ended: members and mass up to there, the last one's id. */
 typedef struct mark {
     int n;
@@ -313,7 +302,7 @@ static mark list_walk(const shortlist *l, int limit, double want)
     return at;
 }
 
-/* Everything whose p is at least `least`, into own->ids and own->probs; returns how many. */
+/* Everything whose p is at least `least`, with its p, into own->ids and own->probs; returns how many. */
 static int gather(const view *v, tempered t, float least, const la_cpu_local *own)
 {
     /* A bound on logits that surely lets them pass; exp then decides. */
@@ -325,12 +314,31 @@ static int gather(const view *v, tempered t, float least, const la_cpu_local *ow
     }
     v->k->exp_sub(own->probs, t.scale, t.top, own->probs, n);
     for (int i = 0; i < n; i++) {
-        if (own->probs[i] >= least) {
-            own->probs[kept] = own->probs[i];
-            own->ids[kept++] = own->ids[i];
-        }
+        float p = own->probs[i];
+        own->probs[kept] = p; /* no branch: about half pass where many are looked at */
+        own->ids[kept] = own->ids[i];
+        kept += p >= least;
     }
     return kept;
+}
+
+/* Fills the list with what gather finds; returns its mass. */
+static double list_fill(shortlist *l, const view *v, tempered t, float least,
+                        const la_cpu_local *own)
+{
+    double sum = 0.0;
+    memset(l->mass, 0, sizeof l->mass);
+    memset(l->count, 0, sizeof l->count);
+    l->n = gather(v, t, least, own);
+    for (int i = 0; i < l->n; i++) {
+        int b = bucket_of(l->p[i]);
+        l->mass[b] += (double)l->p[i];
+        l->count[b]++;
+    }
+    for (int b = 0; b < BUCKETS; b++) {
+        sum += l->mass[b];
+    }
+    return sum;
 }
 
 static double mass_of(const float *p, int n)
@@ -409,22 +417,25 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
     int limit = r->top_k > 0 ? r->top_k : v->V;
     if (r->top_k > 0) {
         float least = least_of_best(v, t, limit, own);
-        l.n = gather(v, t, least > floor ? least : floor, own);
+        list_fill(&l, v, t, least > floor ? least : floor, own);
     }
     else {
         if (r->min_p > 0.0f) {
             total = mass_of(own->probs, gather(v, t, floor, own));
         }
         want = (double)r->top_p * total;
-        /* Above falling thresholds, until they hold enough. */
-        for (float least = 0x1p-4f;; least = least > 0x1p-32f ? least * least : floor) {
-            l.n = gather(v, t, least > floor ? least : floor, own);
-            if (least <= floor || mass_of(own->probs, l.n) >= want) {
+        /* Above falling thresholds, until they hold enough. What lies below `sure` cannot be missed: V
+         * such values do not make up the rest. */
+        float sure = (float)(0.999 * (1.0 - (double)r->top_p) * total / v->V);
+        for (float least = 0x1p-4f;;) {
+            double found = list_fill(&l, v, t, least > floor ? least : floor, own);
+            if (least <= floor || found >= want) {
                 break;
             }
+            int near = least > 0x1p-8f && found >= 0.5 * want; /* else the row is flat */
+            least = near ? 0x1p-8f : least > sure ? sure : floor;
         }
     }
-    list_fill(&l);
     mark end = list_walk(&l, limit, want);
     if (r->top_k > 0 && r->top_p < 1.0f) {
         end = list_walk(&l, end.n, (double)r->top_p * end.mass);

@@ -385,14 +385,15 @@ static PyObject *engine_stats(PyObject *object, PyObject *unused)
     la_engine_stats s;
     la_engine_get_stats(self->handle, &s);
     return Py_BuildValue(
-        "{s:i,s:i,s:L,s:L,s:L,s:n,s:n,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:d}", "running", s.running,
+        "{s:i,s:i,s:L,s:L,s:L,s:n,s:n,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:d,s:d}", "running", s.running,
         "waiting", s.waiting, "pages_cap", (long long)s.pages_cap, "pages_committed",
         (long long)s.pages_committed, "pages_used", (long long)s.pages_used, "kv_bytes",
         (Py_ssize_t)s.kv_bytes, "workspace_bytes", (Py_ssize_t)s.workspace_bytes, "steps",
         (long long)s.steps, "prompt_tokens", (long long)s.prompt_tokens, "output_tokens",
         (long long)s.output_tokens, "recomputed_tokens", (long long)s.recomputed_tokens,
         "preemptions", (long long)s.preemptions, "step_allocations", (long long)s.step_allocations,
-        "last_step_tokens", s.last_step_tokens, "last_step_seconds", s.last_step_seconds);
+        "last_step_tokens", s.last_step_tokens, "last_step_seconds", s.last_step_seconds,
+        "forward_seconds", s.forward_seconds);
 }
 
 static PyMethodDef engine_methods[] = {

@@ -11,7 +11,6 @@ Called by users, by cli.py and by the wings.
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import logging
 import math
@@ -286,6 +285,8 @@ class LLM:
 
         Leaving the loop early, or cancelling its task, cancels the request.
         """
+        import asyncio  # here: a third of what importing this module would cost
+
         self._driver.check()
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
