@@ -8,7 +8,9 @@
  *
  * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the
  * weights first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then
- * second. Grouped weights are decoded to fp32 into a block on the stack that stays in the caches.
+ * second; their rows are broadcast from memory for each pass and cut in the vector: as scalars they
+ * would take two moves more and, kept from pass to pass, spill. Grouped weights are decoded to fp32
+ * into a block on the stack that stays in the caches.
  * Invariant: one chain per result, k ascending. Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_GEMM_H

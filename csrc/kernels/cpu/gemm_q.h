@@ -3,7 +3,8 @@
  * Up to 4 rows by as many vectors of columns as registers hold, group by group: with one row all of
  * a unit, so that memory is read once, front to back. int4: u4 * s8 pairs add up to 2 * 15 *
  * 127, so four steps (eight pairs) fit 16 bits: 30480. int8: u8 * s8 pairs would not, so both sides
- * become 16-bit words, even bytes and odd bytes apart. Exact, hence the bits of gemm_scalar.h.
+ * become 16-bit words, even bytes and odd bytes apart; vectors of columns share the rows' words.
+ * Lost: four rows by two vectors of int8 (spills). Exact, hence the bits of gemm_scalar.h.
  * Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_GEMM_Q_H
