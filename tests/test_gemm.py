@@ -369,6 +369,27 @@ def test_peak_probes_run(isa: str, what: str) -> None:
     assert (ops > 0) == has[what]
 
 
+def test_timed_products_check_their_share() -> None:
+    """What benchmarks/kernels.py calls: shares of whole matrices, on aligned units only."""
+    f = ref.Format(ref.PACK_I8, 64, ref.F32, 0, 256, row_scale=1)
+    units = np.frombuffer(make_weight(f, 4), np.uint8)
+    room = np.zeros(len(units) + 128, np.uint8)
+    start = -room.ctypes.data % 64
+    data = room[start : start + len(units)]
+    data[:] = units
+    x = make_rows(3, 64)
+    for m, share in [(3, (2, 0, 2, 1, 2)), (1, (4, 0, 1, 0, 1)), (3, (4, 1, 1, 0, 1))]:
+        begin, end = core.gemm_time(ISAS[-1], data, f.asdict(), x[:m], "i8", share)
+        assert 0 < begin <= end
+    for share in [(2, 0, 3, 0, 1), (0, 0, 1, 0, 1), (2, -1, 1, 0, 1), (2, 0, 1, 2, 2)]:
+        with pytest.raises(ValueError, match="no such share"):
+            core.gemm_time(ISAS[-1], data, f.asdict(), x, "i8", share)
+    with pytest.raises(ValueError, match="not aligned"):
+        core.gemm_time(
+            ISAS[-1], room[start + 4 :][: len(data)], f.asdict(), x, "i8", (1, 0, 1, 0, 1)
+        )
+
+
 # ---- arguments ---------------------------------------------------------------------------------
 
 

@@ -523,6 +523,90 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
     return result;
 }
 
+/* One thread's share of every matrix [first, last) of a buffer that holds them one after another. */
+typedef struct gemm_share {
+    int units; /* of a matrix */
+    int first, last;
+    int tid, nth;
+} gemm_share;
+
+/* As the engine calls a slot: pairs of units when there are many rows, runs of 8 when few. */
+static void gemm_shares(la_gemm_fn fn, const la_packed *p, const la_rows *r, gemm_share s, float *c)
+{
+    const size_t pitch = p->w.unit_bytes;
+    const int step = r->M > 8 ? 2 : 8;
+    int begin = (int)((int64_t)s.units * s.tid / s.nth) / step * step;
+    int end =
+        s.tid + 1 == s.nth ? s.units : (int)((int64_t)s.units * (s.tid + 1) / s.nth) / step * step;
+    for (int i = s.first; i < s.last; i++) {
+        const uint8_t *w = p->w.data + (size_t)i * (size_t)s.units * pitch;
+        for (int u = begin; u < end; u += step) {
+            int n = end - u < step ? end - u : step;
+            int after = end - u - n < step ? end - u - n : step;
+            la_gemm g = {w + (size_t)u * pitch,
+                         pitch,
+                         n,
+                         p->w.K,
+                         p->w.f,
+                         r->a,
+                         r->pitch,
+                         r->meta,
+                         r->M,
+                         c,
+                         n * LA_UNIT,
+                         after ? w + (size_t)(u + n) * pitch : NULL,
+                         (size_t)after * pitch};
+            fn(&g);
+        }
+    }
+}
+
+static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *act;
+    PyObject *data, *dict, *x, *result = NULL;
+    gemm_share s;
+    la_kernels t;
+    la_packed p;
+    Py_buffer view;
+    if (!PyArg_ParseTuple(args, "sOO!Os(iiiii):gemm_time", &isa, &data, &PyDict_Type, &dict, &x,
+                          &act, &s.units, &s.first, &s.last, &s.tid, &s.nth) ||
+        py_kernels_isa(isa, &t) < 0) {
+        return NULL;
+    }
+    int form = act_form(act);
+    if (form < 0 || packed_read(data, dict, &p) < 0) {
+        return NULL;
+    }
+    la_gemm_fn fn = gemm_slot(&t, p.w.f, (la_act_form)form);
+    if (!fn || s.units < 1 || s.first < 0 || s.last > p.w.n_units / s.units || s.tid < 0 ||
+        s.tid >= s.nth || (uintptr_t)p.w.data % LINE != 0) {
+        PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
+    }
+    else if (py_kernels_floats(x, "x", &view) == 0) {
+        la_rows r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
+        float *c = la_map((size_t)(view.len / 4 / r.K) * 8 * LA_UNIT * sizeof(float));
+        if (!c) {
+            PyErr_NoMemory();
+        }
+        else if (rows_init(&r, view.len / 4) == 0) {
+            double begin, end;
+            rows_fill(&r, &t, view.buf);
+            Py_BEGIN_ALLOW_THREADS
+            begin = la_now();
+            gemm_shares(fn, &p, &r, s, c);
+            end = la_now();
+            Py_END_ALLOW_THREADS
+            result = Py_BuildValue("dd", begin, end);
+            rows_free(&r);
+        }
+        la_unmap(c, (size_t)(view.len / 4 / r.K) * 8 * LA_UNIT * sizeof(float));
+        PyBuffer_Release(&view);
+    }
+    PyBuffer_Release(&p.view);
+    return result;
+}
+
 /* ---- probes ---------------------------------------------------------------------------------- */
 
 static PyObject *probe_read(PyObject *Py_UNUSED(self), PyObject *args)
@@ -540,8 +624,11 @@ static PyObject *probe_read(PyObject *Py_UNUSED(self), PyObject *args)
             PyErr_Format(PyExc_ValueError, "streams: %d is none of 1, 2, 4, 8", streams);
         }
         else {
-            out = PyLong_FromUnsignedLongLong(
-                t.probe_read(view.buf, (size_t)view.len, streams, ahead));
+            uint64_t any;
+            Py_BEGIN_ALLOW_THREADS
+            any = t.probe_read(view.buf, (size_t)view.len, streams, ahead);
+            Py_END_ALLOW_THREADS
+            out = PyLong_FromUnsignedLongLong(any);
         }
     }
     PyBuffer_Release(&view);
@@ -561,14 +648,21 @@ static PyObject *probe_peak(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     la_probe_ops ops = la_kernels_probe_ops((la_isa)isa);
-    if (strcmp(what, "f32") == 0) {
-        return Py_BuildValue("fi", (double)t.probe_f32(rounds), ops.f32);
-    }
-    if (strcmp(what, "bf16") == 0) {
-        return Py_BuildValue("fi", (double)t.probe_bf16(rounds), ops.bf16);
-    }
-    if (strcmp(what, "int8") == 0) {
-        return Py_BuildValue("fi", (double)t.probe_i8(rounds), ops.i8);
+    struct {
+        const char *name;
+        float (*run)(int64_t n);
+        int ops;
+    } probes[] = {{"f32", t.probe_f32, ops.f32},
+                  {"bf16", t.probe_bf16, ops.bf16},
+                  {"int8", t.probe_i8, ops.i8}};
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(what, probes[i].name) == 0) {
+            float sink;
+            Py_BEGIN_ALLOW_THREADS
+            sink = probes[i].run(rounds);
+            Py_END_ALLOW_THREADS
+            return Py_BuildValue("fi", (double)sink, probes[i].ops);
+        }
     }
     return PyErr_Format(PyExc_ValueError, "what: %s is none of f32, bf16, int8", what);
 }
@@ -591,6 +685,11 @@ static PyMethodDef methods[] = {
     {"gemm", gemm, METH_VARARGS,
      "gemm(isa, packed, format, x, act, granule=8) -> float32 bytes [M, 32 * units]\n\n"
      "x: float32 [M, K]; act: f32, bf16 or i8; granule: units per call of the slot."},
+    {"gemm_time", gemm_time, METH_VARARGS,
+     "gemm_time(isa, packed, format, x, act, (units, first, last, tid, nth)) -> (begin, end)\n\n"
+     "Runs thread tid's share of matrices first..last-1 of `units` units each, as the engine "
+     "would,\n"
+     "and gives the monotonic times around it, in seconds. For benchmarks."},
     {"probe_read", probe_read, METH_VARARGS, "probe_read(isa, buffer, streams, ahead) -> int"},
     {"probe_peak", probe_peak, METH_VARARGS,
      "probe_peak(isa, what, rounds) -> (sink, operations per round; 0 if there is no instruction)"},

@@ -8,7 +8,9 @@
  *
  * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the
  * weights first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then
- * second. Grouped weights are decoded to fp32 into a block on the stack that stays in the caches.
+ * second; their rows are broadcast from memory for each pass and cut in the vector: as scalars they
+ * would take two moves more and, kept from pass to pass, spill. Grouped weights are decoded to fp32
+ * into a block on the stack that stays in the caches.
  * Invariant: one chain per result, k ascending. Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_GEMM_H
@@ -25,9 +27,7 @@ LA_INLINE vf fma_row(const int kind, const uint8_t *at, const int odd)
     if (kind == FMA_F32 || kind == FMA_F16) {
         return v_set1(((const float *)(const void *)at)[odd]);
     }
-    uint32_t pair;
-    memcpy(&pair, at, sizeof pair);
-    return v_bits(vi_set1((int32_t)(odd ? pair & 0xffff0000u : pair << 16)));
+    return v_set1_bf16(at, odd);
 }
 
 /* Column vector c, value k + odd; at: where k is in the first unit or in the decoded block. */
@@ -44,8 +44,7 @@ LA_INLINE vf fma_column(const int kind, const int U, const uint8_t *at, size_t p
     if (kind == FMA_F16) {
         return v_pick_f16(p, odd);
     }
-    vi x = vi_loadu(p);
-    return v_bits(vi_shl(odd ? vi_shr(x, 16) : x, 16)); /* a mask would take the last register */
+    return v_from_bf16(vi_loadu(p), odd);
 }
 
 /* acc += rows * columns over k values; w and a move on. */
@@ -83,8 +82,9 @@ LA_INLINE void fma_range(const int kind, const int R, const int U, const la_tile
     *a = ap;
 }
 
-LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile *t)
+LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile *tile)
 {
+    const la_tile own = *tile, *t = &own;
     vf acc[8][4];
     const uint8_t *w = kind == FMA_DECODED ? t->decoded : t->w, *a = t->a, *head = t->head;
     size_t ahead = 0;
@@ -107,6 +107,7 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
         return;
     }
     const la_act_meta *meta = t->meta;
+    tile_clear(R, U * TILE_V, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? (t->k - k0 + 7) / 8 * 8 : t->f.group;
         LA_UNROLL
@@ -117,7 +118,7 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
             }
         }
         fma_range(kind, R, U, t, k, &w, &a, &ahead, acc);
-        tile_fold(R, U * TILE_V, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, U * TILE_V, t, head, meta, acc);
     }
 }
 

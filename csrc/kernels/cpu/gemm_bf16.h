@@ -211,8 +211,9 @@ LA_INLINE void bf16_range(const int R, const int U, const la_tile *t, int steps,
 }
 
 /* bf16 weights as they are. */
-LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
+LA_INLINE void bf16_tile(const int R, const int U, const la_tile *tile)
 {
+    const la_tile own = *tile, *t = &own;
     vf acc[8][4];
     size_t ahead = 0;
     LA_UNROLL
@@ -233,32 +234,36 @@ LA_INLINE void bf16_tile(const int R, const int U, const la_tile *t)
 }
 
 /* Groups already decoded by bf16_decode. */
-LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *t)
+LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *tile)
 {
+    const la_tile own = *tile, *t = &own;
     const size_t step = (size_t)U * 128;
     const uint8_t *w = t->decoded, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     size_t ahead = 0;
     vf acc[8][4];
+    tile_clear(R, 2 * U, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         int steps = (k + 7) / 8 * 4;
         bf16_zero(R, 2 * U, acc);
         bf16_range(R, U, t, steps, w, 128, step, a, &ahead, acc);
-        tile_fold(R, 2 * U, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, 2 * U, t, head, meta, acc);
         w += (size_t)steps * step;
         a += (size_t)steps * 4;
     }
 }
 
 /* Groups decoded in registers, one unit. */
-LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *t)
+LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
 {
+    const la_tile own = *tile, *t = &own;
     const bf16_codes tables = bf16_tables(pack, t->f);
     const size_t header = la_format_header(t->f);
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     vf acc[8][4];
+    tile_clear(R, 2, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         bf16_zero(R, 2, acc);
@@ -279,7 +284,7 @@ LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *t)
                 }
             }
         }
-        tile_fold(R, 2, t, head, meta, t->first && k0 == 0, acc);
+        tile_fold(R, 2, t, head, meta, acc);
     }
 }
 

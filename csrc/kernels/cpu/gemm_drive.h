@@ -4,6 +4,8 @@
  * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %.
  * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
+ * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
+ * compiler knows, and it would load every field again for every result.
  * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass
  * through c unrounded, so neither M, strips nor blocks change a bit.
  */
@@ -68,24 +70,51 @@ LA_INLINE vf tile_scale(la_format f, const uint8_t *head, int i, int c)
     return v_loadu((const float *)(const void *)head + i * LA_UNIT + c * VL);
 }
 
-/* c = (first ? 0 : c) + acc * scale + offset * sum, group by group. */
-LA_INLINE void tile_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
-                         const la_act_meta *meta, int first, vf acc[8][4])
+/* Before the first fold into c. */
+LA_INLINE void tile_clear(const int R, const int C, const la_tile *t)
+{
+    if (!t->first) {
+        return;
+    }
+    LA_UNROLL
+    for (int r = 0; r < R; r++) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
+            v_store(t->c + (size_t)r * t->ldc + c * VL, v_zero());
+        }
+    }
+}
+
+/* c += acc * scale + offset * sum of one group. */
+LA_INLINE void tile_fold_into(const int R, const int C, const int with_offset, const la_tile *t,
+                              const uint8_t *head, const la_act_meta *meta, vf acc[8][4])
 {
     LA_UNROLL
     for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
         vf scale = tile_scale(t->f, h, 0, c % TILE_V);
-        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
+        vf offset = with_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
         LA_UNROLL
         for (int r = 0; r < R; r++) {
             float *out = t->c + (size_t)r * t->ldc + c * VL;
-            vf y = v_fma(acc[r][c], scale, first ? v_zero() : v_load(out));
-            if (t->f.has_offset) {
+            vf y = v_fma(acc[r][c], scale, v_load(out));
+            if (with_offset) {
                 y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
             }
             v_store(out, y);
         }
+    }
+}
+
+/* The same, decided once per group: a branch per result takes longer than the arithmetic. */
+LA_INLINE void tile_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
+                         const la_act_meta *meta, vf acc[8][4])
+{
+    if (t->f.has_offset) {
+        tile_fold_into(R, C, 1, t, head, meta, acc);
+    }
+    else {
+        tile_fold_into(R, C, 0, t, head, meta, acc);
     }
 }
 

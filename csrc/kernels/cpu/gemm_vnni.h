@@ -8,12 +8,16 @@
  * Sums start at -zero * sum(a), so codes go in as stored. The dots are written in assembly: with
  * intrinsics gcc 12 copies accumulators and spills, and the broadcast operand (int4) would take a
  * register per row (0.55 of peak instead of 0.83). int8 shares one broadcast between the columns.
+ * Lost: unrolling the steps by two or four (gcc gathers their loads and spills 70 registers), a
+ * branch per result for first groups and offsets in the fold (g32: 0.49 of peak instead of 0.70).
  * Invariant: the integers and folds of gemm_scalar.h, hence its bits. Included by isa_vnni.c.
  */
 #ifndef LA_GEMM_VNNI_H
 #define LA_GEMM_VNNI_H
 
 #include "gemm_drive.h"
+
+enum { VNNI_REGS = 10 }; /* most results whose sums stay in registers */
 
 /* acc + dot of the bytes of w (unsigned) and a (signed), in each lane. */
 LA_INLINE vi vnni_dot(vi acc, vi w, vi a)
@@ -81,25 +85,41 @@ LA_INLINE void vnni_step_i8(const int R, const int C, const la_tile *t, const ui
     }
 }
 
-/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term. f is in registers where
- * they suffice (regs), else in c: 24 accumulators and 24 sums do not fit, and a load per fold is
- * cheap. */
-LA_INLINE void vnni_fold(const int R, const int C, const int regs, const la_tile *t,
-                         const uint8_t *head, const la_act_meta *meta, int first, vi acc[8][4],
-                         vf f[8][4])
+/* One step of either width; w and a move on. */
+LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile *t,
+                         const uint8_t **w, const uint8_t **a, size_t *ahead, vi acc[8][4])
 {
+    tile_prefetch(t, *ahead, U);
+    *ahead += t->ahead_step;
+    if (bits == 4) {
+        vnni_step_i4(R, 2 * U, t, *w, *a, acc);
+    }
+    else {
+        vnni_step_i8(R, 2 * U, t, *w, *a, acc);
+    }
+    *w += 128;
+    *a += bits == 4 ? 8 : 4;
+}
+
+/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term. f is in registers where
+ * they suffice, else in c: 24 accumulators and 24 sums do not fit, and a load per fold is
+ * cheap. */
+LA_INLINE void vnni_fold(const int R, const int C, const int with_offset, const la_tile *t,
+                         const uint8_t *head, const la_act_meta *meta, vi acc[8][4], vf f[8][4])
+{
+    const int regs = R * C <= VNNI_REGS;
     LA_UNROLL
     for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
         vf scale = tile_scale(t->f, h, 0, c % 2);
-        vf offset = t->f.has_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
+        vf offset = with_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
         LA_UNROLL
         for (int r = 0; r < R; r++) {
             const la_act_meta *m = meta + (size_t)r * t->meta_pitch;
             float *out = t->c + (size_t)r * t->ldc + c * VL;
-            vf y = regs ? f[r][c] : first ? v_zero() : v_load(out);
+            vf y = regs ? f[r][c] : v_load(out);
             y = v_fma(v_from_i(acc[r][c]), v_mul(scale, v_set1(m->scale)), y);
-            if (t->f.has_offset) {
+            if (with_offset) {
                 y = v_fma(offset, v_set1(m->sum), y);
             }
             if (regs) {
@@ -112,9 +132,10 @@ LA_INLINE void vnni_fold(const int R, const int C, const int regs, const la_tile
     }
 }
 
-LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile *t)
+LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile *tile)
 {
-    const int C = 2 * U, regs = R * C <= 10;
+    const la_tile own = *tile, *t = &own;
+    const int C = 2 * U, regs = R * C <= VNNI_REGS;
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const size_t header = la_format_header(t->f);
     const int zero = la_format_zero(t->f);
@@ -127,6 +148,9 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
         for (int c = 0; c < C; c++) {
             f[r][c] = t->first ? v_zero() : v_load(t->c + (size_t)r * t->ldc + c * VL);
         }
+    }
+    if (!regs) {
+        tile_clear(R, C, t);
     }
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
@@ -141,18 +165,14 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
         }
         w += header;
         for (int i = 0; i < steps; i++) {
-            tile_prefetch(t, ahead, U);
-            ahead += t->ahead_step;
-            if (bits == 4) {
-                vnni_step_i4(R, C, t, w, a, acc);
-            }
-            else {
-                vnni_step_i8(R, C, t, w, a, acc);
-            }
-            w += 128;
-            a += bits == 4 ? 8 : 4;
+            vnni_step(bits, R, U, t, &w, &a, &ahead, acc);
         }
-        vnni_fold(R, C, regs, t, head, meta, t->first && k0 == 0, acc, f);
+        if (t->f.has_offset) {
+            vnni_fold(R, C, 1, t, head, meta, acc, f);
+        }
+        else {
+            vnni_fold(R, C, 0, t, head, meta, acc, f);
+        }
     }
     LA_UNROLL
     for (int r = 0; r < R && regs; r++) {

@@ -99,6 +99,31 @@ LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
 LA_INLINE vi vi_shr16(vi a, int n) { return _mm256_srli_epi16(a, n); }
 LA_INLINE vi vi_sar16(vi a, int n) { return _mm256_srai_epi16(a, n); }
+/* The two bf16 of each lane as fp32, and those at p in every lane. The mask stays in memory and a
+ * pair is loaded twice: the tiles have no register left, and with intrinsics gcc keeps both and
+ * spills. */
+static const int32_t vi_upper[8] = {-65536, -65536, -65536, -65536, -65536, -65536, -65536, -65536};
+LA_INLINE vf v_from_bf16(vi a, const int odd)
+{
+    vi r;
+    if (!odd) {
+        return v_bits(vi_shl(a, 16));
+    }
+    __asm__("vpand %2, %1, %0" : "=x"(r) : "x"(a), "m"(vi_upper));
+    return v_bits(r);
+}
+LA_INLINE vf v_set1_bf16(const void *p, const int odd)
+{
+    const int32_t (*pair)[1] = (const int32_t (*)[1])p;
+    vi r;
+    if (odd) {
+        __asm__("vpbroadcastd %1, %0\n\tvpand %2, %0, %0" : "=x"(r) : "m"(*pair), "m"(vi_upper));
+    }
+    else {
+        __asm__("vpbroadcastd %1, %0\n\tvpslld $16, %0, %0" : "=x"(r) : "m"(*pair));
+    }
+    return v_bits(r);
+}
 /* One k of VL columns that hold fp16 in pairs of k: the first (odd 0) or the second. */
 LA_INLINE vf v_pick_f16(const void *p, int odd)
 {

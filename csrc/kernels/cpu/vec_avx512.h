@@ -96,6 +96,27 @@ LA_INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm512_slli_epi16(a, n); }
 LA_INLINE vi vi_shr16(vi a, int n) { return _mm512_srli_epi16(a, n); }
 LA_INLINE vi vi_sar16(vi a, int n) { return _mm512_srai_epi16(a, n); }
+/* The two bf16 of each lane as fp32, and those at p in every lane: loaded for each of the two, with
+ * intrinsics gcc keeps the pairs of all rows and spills. */
+static const int32_t vi_upper[1] = {-65536};
+LA_INLINE vf v_from_bf16(vi a, const int odd)
+{
+    return v_bits(odd ? vi_and(a, vi_set1(vi_upper[0])) : vi_shl(a, 16));
+}
+LA_INLINE vf v_set1_bf16(const void *p, const int odd)
+{
+    const int32_t (*pair)[1] = (const int32_t (*)[1])p;
+    vi r;
+    if (odd) {
+        __asm__("vpbroadcastd %1, %0\n\tvpandd %2%{1to16%}, %0, %0"
+                : "=v"(r)
+                : "m"(*pair), "m"(vi_upper));
+    }
+    else {
+        __asm__("vpbroadcastd %1, %0\n\tvpslld $16, %0, %0" : "=v"(r) : "m"(*pair));
+    }
+    return v_bits(r);
+}
 /* One k of VL columns that hold fp16 in pairs of k: the first (odd 0) or the second. */
 LA_INLINE vf v_pick_f16(const void *p, int odd)
 {
