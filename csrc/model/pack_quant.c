@@ -72,8 +72,7 @@ float la_quant_row(la_pack pack, uint32_t peak, float *inverse)
     return largest / top;
 }
 
-/* E4M3, nearest even, |y| up to 448 and a rounding error: above 2^-6 three bits of mantissa, below it steps
- * of 2^-9. */
+/* As la_f32_to_f8, without a branch, for |y| up to 448 and a rounding error. */
 static int8_t code_f8(float y)
 {
     uint32_t u = bits_of(y), sign = u >> 24 & 0x80u, a = u & 0x7fffffffu;

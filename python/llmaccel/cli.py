@@ -310,7 +310,8 @@ def _plan(args: argparse.Namespace) -> int:
     config, forms = prepared.config, prepared.forms
     print(
         f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
-        f"weights {forms.dtype}, head {forms.head}, activations {config.activation}, KV cache {config.kv_dtype}"
+        f"weights {forms.dtype}, head {forms.head}, activations {config.activation}, "
+        f"KV cache {config.kv_dtype}"
     )
     print(prepared.plan)
     return 0

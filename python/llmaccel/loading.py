@@ -151,8 +151,9 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
 
 @dataclass(frozen=True)
 class Forms:
-    """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and of
-    the head, as reports name them. wide: slots with bf16 activations where the others have int8."""
+    """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
+    of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
+    """
 
     weights: Mapping[str, Any]
     dtype: str
