@@ -230,9 +230,10 @@ def main() -> None:
             row["int8_excess"] = row["int8"] / row["weight_only"] - 1
         record = {"benchmark": "quality", "windows": args.windows, "shuffled": not args.kept}
         results.append("quality", record | row)
+        int8 = f"{row['int8_excess']:+.3%}" if "int8" in row else "-"
         print(
             f"{name:8s} {row['own']:8.4f} {row['loss']:+8.2%} {row['weight_only_excess']:+8.3%} "
-            f"{row.get('int8_excess', math.nan):+8.3%} {row['token_bytes'] / 1e6:10.1f}",
+            f"{int8:>8s} {row['token_bytes'] / 1e6:10.1f}",
             flush=True,
         )
 

@@ -37,7 +37,7 @@ from llmaccel.models.checkpoint import (
     tensor_bytes,
 )
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
-from llmaccel.recipes import QUANTIZATIONS, WIDE_SLOTS, check_quantization, make_recipe
+from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe
 
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
@@ -51,7 +51,7 @@ _WEIGHTS = {
 }
 _KV_DTYPES = {"float32": "F32", "bfloat16": "BF16"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
-_AUTO_ACTIVATION = "bf16"  # of 4- and 8-bit weights
+_AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None,
@@ -344,7 +344,7 @@ def choose_forms(
         form = forms["embed" if tied else "head"][0][0]
         head = form if form.startswith("Q") else head
     config = replace(config, activation=activation, kv_dtype=_KV_DTYPES[kv])
-    wide = WIDE_SLOTS if activation == "i8" else ()
+    wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
     return config, Forms(recipe, dtype, head, quantized, wide)
 
 

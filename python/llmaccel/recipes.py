@@ -20,8 +20,15 @@ from llmaccel.errors import ConfigError
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
 _HEAD = "int8"
-# Slots whose activations stay bf16 where the others are int8; DECISIONS.md has the figures.
-WIDE_SLOTS = ("qkv", "head")
+# Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
+# quantizations. DECISIONS.md has the figures.
+_WIDE = {
+    None: ("qkv", "head"),
+    "int8": ("head",),
+    "w4g128": ("qkv", "head"),
+    "w4g32": ("head",),
+    "fp8": (),
+}
 
 
 def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, Any]:
@@ -29,7 +36,9 @@ def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, 
     tied: the embedding serves as the head."""
     body = quantization or "keep"
     head = _HEAD if quantization else "keep"
-    wide = [*WIDE_SLOTS, "embed"] if tied else list(WIDE_SLOTS)
+    wide = list(_WIDE[quantization])
+    if tied and "head" in wide:
+        wide.append("embed")
     return {
         "floats": floats,
         "body": body,
