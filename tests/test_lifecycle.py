@@ -175,7 +175,7 @@ def test_generation_config(folder, tmp_path):
     [
         ({"dtype": "float8"}, ConfigError, "dtype"),
         ({"dtype": None}, ConfigError, "dtype"),
-        ({"quantization": "int8"}, UnsupportedError, "quantization"),
+        ({"quantization": "int3"}, UnsupportedError, "quantization"),
         ({"quantization": "gguf"}, ConfigError, "quantization"),
         ({"activation": "int4"}, ConfigError, "activation"),
         ({"activation": "int8"}, ConfigError, "activation"),

@@ -8,7 +8,7 @@
 #ifndef LA_BACKEND_H
 #define LA_BACKEND_H
 
-#include "../base/base.h"
+#include "../base/arena.h"
 #include "model.h"
 #include "pack.h"
 
@@ -109,6 +109,7 @@ struct la_model {
     float *inv_freq[LA_MAX_ROPE_TABLES];
     float *rope_cos[LA_MAX_ROPE_TABLES], *rope_sin[LA_MAX_ROPE_TABLES]; /* [max_len][d_rope/2] */
     la_recipe recipe;
+    la_arena weights; /* every packed matrix */
     int ready;
     la_matrix embed, pos_embed, head;
     la_norm final_norm;

@@ -28,7 +28,7 @@ la_act_form la_act_form_of(la_format f, int activation)
     if (f.pack == LA_PACK_F32 || f.pack == LA_PACK_F16) {
         return LA_ACT_F32;
     }
-    return f.pack == LA_PACK_BF16 ? LA_ACT_BF16 : (la_act_form)activation;
+    return f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ? LA_ACT_BF16 : (la_act_form)activation;
 }
 
 static size_t form_bytes(la_act_form form)

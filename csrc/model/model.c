@@ -12,7 +12,8 @@
 
 enum {
     MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
-    MAX_HEAD = 256
+    MAX_HEAD = 256,
+    FINE_GROUP = 64 /* k per int8 activation scale where weights have one scale a row */
 };
 
 static la_status check_int(const char *name, int v, int lo, int hi)
@@ -142,10 +143,10 @@ static size_t weight_bytes(const la_weight *w)
     return (size_t)w->n_units * w->unit_bytes;
 }
 
-static void matrix_clear(la_matrix *m)
+static void matrix_clear(la_arena *weights, la_matrix *m)
 {
     for (int i = 0; i < m->n_parts; i++) {
-        la_unmap(m->part[i].data, weight_bytes(&m->part[i]));
+        la_arena_give(weights, m->part[i].data, weight_bytes(&m->part[i]));
     }
     la_free(m->bias);
     *m = (la_matrix){0};
@@ -183,6 +184,9 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
+        if (f[i].row_scale && f[i].pack == LA_PACK_I8 && out->activation == LA_ACT_I8) {
+            f[i].group = FINE_GROUP;
+        }
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;
     }
@@ -207,7 +211,7 @@ static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_
     LA_TRY(matrix_plan(&m->desc, m->recipe, slot, parts, n_parts, &fresh));
     for (int i = 0; i < fresh.n_parts; i++) {
         la_weight *w = &fresh.part[i];
-        w->data = la_map(weight_bytes(w));
+        w->data = la_arena_take(&m->weights, weight_bytes(w));
         if (w->data == NULL) {
             st = la_fail(LA_ERR_MEMORY, "weights: cannot map %zu bytes", weight_bytes(w));
             goto done;
@@ -218,11 +222,11 @@ static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
-    matrix_clear(dst);
+    matrix_clear(&m->weights, dst);
     *dst = fresh;
     return LA_OK;
 done:
-    matrix_clear(&fresh);
+    matrix_clear(&m->weights, &fresh);
     return st;
 }
 
@@ -416,14 +420,15 @@ void la_model_free(la_model *m)
         }
         la_free(w->q_norm);
         la_free(w->k_norm);
-        matrix_clear(&w->qkv);
-        matrix_clear(&w->o);
-        matrix_clear(&w->gate_up);
-        matrix_clear(&w->down);
+        matrix_clear(&m->weights, &w->qkv);
+        matrix_clear(&m->weights, &w->o);
+        matrix_clear(&m->weights, &w->gate_up);
+        matrix_clear(&m->weights, &w->down);
     }
-    matrix_clear(&m->embed);
-    matrix_clear(&m->pos_embed);
-    matrix_clear(&m->head);
+    matrix_clear(&m->weights, &m->embed);
+    matrix_clear(&m->weights, &m->pos_embed);
+    matrix_clear(&m->weights, &m->head);
+    la_arena_clear(&m->weights);
     la_free(m->final_norm.w);
     la_free(m->final_norm.b);
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {

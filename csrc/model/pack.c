@@ -135,7 +135,7 @@ static int format_holds(la_format f, const la_source_type *s)
         return f.group == 0 && s->group == 0;
     }
     return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0 &&
-           (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
+           !f.row_scale && (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
            (f.has_offset || !s->has_offset) &&
            (f.scale_type == LA_F32 || (f.scale_type == LA_F16 && s->scale_type == LA_F16));
 }

@@ -72,8 +72,7 @@ float la_quant_row(la_pack pack, uint32_t peak, float *inverse)
     return largest / top;
 }
 
-/* E4M3, nearest even, |y| up to 448 and a rounding error: above 2^-6 three bits of mantissa, below it steps
- * of 2^-9. */
+/* As la_f32_to_f8, without a branch, for |y| up to 448 and a rounding error. */
 static int8_t code_f8(float y)
 {
     uint32_t u = bits_of(y), sign = u >> 24 & 0x80u, a = u & 0x7fffffffu;
@@ -188,14 +187,24 @@ static void span_of(const float *x, int n, float *lo, float *hi, float *sum)
     }
 }
 
-/* Where the extreme falls, in steps from zero: from inside the last code to well beyond it. */
-static const float REACH[] = {7.1f, 7.6f, 8.0f, 8.4f, 8.9f, 9.5f, 10.3f, 11.3f};
-enum { N_REACH = sizeof REACH / sizeof *REACH };
+/* Where the extreme falls, in steps from zero: from inside the last code to well beyond it. The extreme of
+ * a small group is no outlier, that of a large one is: each leaves out the end that never wins there. */
+static const float REACH[] = {7.6f, 8.0f, 8.4f, 8.9f, 9.5f, 10.3f, 11.3f};
+
+static int first_reach(int n)
+{
+    return n > 64 ? 1 : 0;
+}
+
+static int end_reach(int n)
+{
+    return n > 64 ? (int)(sizeof REACH / sizeof *REACH) : 5;
+}
 
 static float search_centered(const float *x, int n, float extreme)
 {
     float best = 0.0f, scale = 0.0f;
-    for (int i = 0; i < N_REACH; i++) {
+    for (int i = first_reach(n); i < end_reach(n); i++) {
         grid g = {-REACH[i] / extreme, 0.0f, -8.0f, 7.0f}; /* the extreme takes the odd code, -8 */
         moments m = measure(&g, x, n);
         float gain = m.qq > 0.0f ? m.xq * m.xq / m.qq : 0.0f; /* squared error taken away */
@@ -211,7 +220,7 @@ static float search_offset(const float *x, int n, const float *span, float *offs
 {
     float best = -1.0f, scale = 0.0f, lo = span[0], hi = span[1], sum = span[2];
     *offset = lo;
-    for (int i = 0; i < N_REACH && hi > lo; i++) {
+    for (int i = first_reach(n); i < end_reach(n) && hi > lo; i++) {
         float steps = REACH[i] * 2.0f - 1.0f; /* lo and hi lie this far apart */
         grid g = {steps / (hi - lo), 0.0f, 0.0f, 15.0f};
         g.shift = -lo * g.inverse - 0.5f * (steps - 15.0f);

@@ -63,9 +63,10 @@ class LLM:
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
         per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
         becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
-    activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
-    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take half
-        of bfloat16's memory, with a scale per token and head made as the token arrives.
+    activation: of products with 4- and 8-bit weights: "auto" (int8; bf16 with fp8), "int8", "bf16",
+        "float32". Products that int8 would cost too much keep bf16; report() names them.
+    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take
+        half of bfloat16's memory, with a scale per token and head made as the token arrives.
         kv_cache_memory_bytes: cap of the cache; it is committed only as tokens arrive. None: a
         share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.

@@ -38,7 +38,7 @@ from llmaccel.models.checkpoint import (
     tensor_bytes,
 )
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
-from llmaccel.recipes import QUANTIZATIONS, WIDE_SLOTS, check_quantization, make_recipe
+from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe
 
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
@@ -53,7 +53,7 @@ _WEIGHTS = {
 # vLLM's spellings included
 _KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8", "fp8_e4m3": "f8"}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
-_AUTO_ACTIVATION = "bf16"  # of 4- and 8-bit weights
+_AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None,
@@ -120,7 +120,7 @@ class LoadOptions:
                 raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
         if self.kv_cache_dtype == "fp8_e5m2":
             raise UnsupportedError(
-                "kv_cache_dtype='fp8_e5m2': two bits of mantissa lose what a scale per token keeps; "
+                "kv_cache_dtype='fp8_e5m2': two bits of mantissa are fewer than a cache needs; "
                 "use 'fp8' (E4M3) or 'int8', which take the same memory"
             )
         if self.kv_cache_dtype not in ("auto", *_KV_FORMS):
@@ -158,8 +158,9 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
 
 @dataclass(frozen=True)
 class Forms:
-    """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and of
-    the head, as reports name them. wide: slots with bf16 activations where the others have int8."""
+    """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
+    of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
+    """
 
     weights: Mapping[str, Any]
     dtype: str
@@ -371,7 +372,7 @@ def choose_forms(
         form = forms["embed" if tied else "head"][0][0]
         head = form if form.startswith("Q") else head
     config = replace(config, activation=activation, kv_form=_KV_FORMS[kv])
-    wide = WIDE_SLOTS if activation == "i8" else ()
+    wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
     return config, Forms(recipe, dtype, head, quantized, wide)
 
 

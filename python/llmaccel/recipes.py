@@ -1,10 +1,11 @@
 """Recipes: which form each matrix of a model takes, and which products run on int8 activations.
 
-Owns the names of `quantization=` and what they mean for body, head and embedding. Invariant: a recipe
-is decided from headers alone and is the one that the core packs by and the memory plan counts by.
+Owns the names of `quantization=` and what they mean for body, head and embedding. Invariant: a
+recipe is decided from headers alone and is the one that the core packs by and the memory plan
+counts by.
 
-The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less there
-than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
+The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less
+there than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
 
 Called by loading.py.
 """
@@ -16,11 +17,18 @@ from typing import Any
 
 from llmaccel.errors import ConfigError
 
-# quantization: the form of qkv, o, gate_up and down. One scale per output row where no group is named.
+# The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
 _HEAD = "int8"
-# Slots whose activations stay bf16 where the others are int8; DECISIONS.md has the figures.
-WIDE_SLOTS = ("qkv", "head")
+# Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
+# quantizations. DECISIONS.md has the figures.
+_WIDE = {
+    None: ("qkv", "head"),
+    "int8": ("head",),
+    "w4g128": ("qkv", "head"),
+    "w4g32": ("head",),
+    "fp8": (),
+}
 
 
 def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, Any]:
@@ -28,7 +36,9 @@ def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, 
     tied: the embedding serves as the head."""
     body = quantization or "keep"
     head = _HEAD if quantization else "keep"
-    wide = [*WIDE_SLOTS, "embed"] if tied else list(WIDE_SLOTS)
+    wide = list(_WIDE[quantization])
+    if tied and "head" in wide:
+        wide.append("embed")
     return {
         "floats": floats,
         "body": body,

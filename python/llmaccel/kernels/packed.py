@@ -169,8 +169,8 @@ def linear(
 def quantize_rows(x: Any, group: int = 32, *, isa: str = "auto") -> tuple[Tensor, Tensor]:
     """Rows as int8 with a scale per group: what activation="int8" multiplies with.
 
-    x: [..., K]; group: 16, 32, 64, 128 or 256 values of k (the last group may be shorter). Returns codes
-    I8 [..., K] and scales F32 [..., ceil(K / group)]: x is about codes * scale of the group.
+    x: [..., K]; group: 16, 32, 64, 128 or 256 values of k (the last group may be shorter). Returns
+    codes I8 [..., K] and scales F32 [..., ceil(K / group)]: x is about codes * scale of the group.
     """
     t = arguments.rows(x, "x")
     if group not in GROUPS:
@@ -206,8 +206,9 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
 def _form(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
-    allowed = ("f32",) if codes in ("F32", "F16") else ("bf16",) if codes in ("BF16", "fp8") else None
-    allowed = allowed or ("bf16", "int8")
+    allowed = {"F32": ("f32",), "F16": ("f32",), "BF16": ("bf16",), "fp8": ("bf16",)}.get(
+        codes, ("bf16", "int8")
+    )
     if activation not in ACTIVATIONS:
         raise ConfigError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
     chosen = allowed[0] if activation == "auto" else activation

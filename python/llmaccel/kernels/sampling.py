@@ -48,9 +48,8 @@ def logsumexp(x: Any, *, isa: str = "auto") -> Tensor:
         if top == -math.inf:
             flat[i] = math.nan if np.isnan(row).any() else top
         else:
-            flat[i] = (
-                top + math.log(_core.sum_exp(level, row, 1.0, top)) if math.isfinite(top) else math.nan
-            )
+            total = _core.sum_exp(level, row, 1.0, top) if math.isfinite(top) else math.nan
+            flat[i] = top + math.log(total)
     return y
 
 

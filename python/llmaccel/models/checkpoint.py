@@ -177,8 +177,9 @@ def _check_whole(where: str, data: np.ndarray) -> None:
 
 
 def drop_pages(data: np.ndarray) -> None:
-    """Takes the pages under `data` out of this process's memory, where it is a view of a mapped file;
-    they stay in the system's cache and come back when they are read. Any other memory is left alone.
+    """Takes the pages under `data` out of this process's memory, where it is a view of a mapped
+    file; they stay in the system's cache and come back when they are read. Other memory is left
+    alone.
     """
     owner = _map_of(data)
     if owner is None or data.size == 0:

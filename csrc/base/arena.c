@@ -1,0 +1,86 @@
+/* arena.c - see arena.h. */
+#include "arena.h"
+
+static const size_t BLOCK = (size_t)32 << 20;
+static const size_t BORDER = 4096;
+
+struct la_arena_block {
+    struct la_arena_block *next;
+    uint8_t *base;
+    size_t bytes, used;
+};
+
+/* Lies in the piece itself. */
+struct la_arena_piece {
+    struct la_arena_piece *next;
+    size_t bytes;
+};
+
+static void *take_spare(la_arena *a, size_t bytes)
+{
+    for (struct la_arena_piece **at = &a->spare; *at != NULL; at = &(*at)->next) {
+        if ((*at)->bytes == bytes) {
+            struct la_arena_piece *found = *at;
+            *at = found->next;
+            return found;
+        }
+    }
+    return NULL;
+}
+
+static struct la_arena_block *add_block(la_arena *a, size_t bytes)
+{
+    struct la_arena_block *b = la_alloc(1, sizeof *b);
+    uint8_t *base = b != NULL ? la_map(bytes) : NULL;
+    if (base == NULL) {
+        la_free(b);
+        return NULL;
+    }
+    *b = (struct la_arena_block){a->blocks, base, bytes, 0};
+    a->blocks = b;
+    return b;
+}
+
+void *la_arena_take(la_arena *a, size_t bytes)
+{
+    size_t n = la_round_up(bytes > 0 ? bytes : 1, BORDER);
+    if (n < bytes) {
+        return NULL;
+    }
+    void *spare = take_spare(a, n);
+    if (spare != NULL) {
+        return spare;
+    }
+    struct la_arena_block *b = a->blocks;
+    while (b != NULL && b->bytes - b->used < n) {
+        b = b->next;
+    }
+    if (b == NULL) {
+        b = add_block(a, n > BLOCK ? n : BLOCK);
+    }
+    if (b == NULL) {
+        return NULL;
+    }
+    b->used += n;
+    return b->base + b->used - n;
+}
+
+void la_arena_give(la_arena *a, void *p, size_t bytes)
+{
+    if (p != NULL) {
+        struct la_arena_piece *piece = p;
+        *piece = (struct la_arena_piece){a->spare, la_round_up(bytes > 0 ? bytes : 1, BORDER)};
+        a->spare = piece;
+    }
+}
+
+void la_arena_clear(la_arena *a)
+{
+    while (a->blocks != NULL) {
+        struct la_arena_block *b = a->blocks;
+        a->blocks = b->next;
+        la_unmap(b->base, b->bytes);
+        la_free(b);
+    }
+    a->spare = NULL;
+}

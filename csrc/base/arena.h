@@ -1,0 +1,25 @@
+/* arena.h - large pieces of memory that live as long as their owner, side by side in huge pages.
+ *
+ * Owns the blocks that packed weights lie in. A mapping per matrix would round each up to 2 MiB, or go
+ * without huge pages below that; here pieces follow one another, and what is never taken is never
+ * resident. Invariant: a piece keeps its address until it is given back. One thread at a time. Used by
+ * model.c.
+ */
+#ifndef LA_ARENA_H
+#define LA_ARENA_H
+
+#include "base.h"
+
+typedef struct la_arena {
+    struct la_arena_block *blocks;
+    struct la_arena_piece *spare; /* given back */
+} la_arena;
+
+/* `bytes` on a 4 KiB border, not cleared; NULL on failure. A zero-filled la_arena is empty. */
+void *la_arena_take(la_arena *a, size_t bytes);
+/* Keeps a piece for the next la_arena_take of as many bytes; NULL is a no-op. */
+void la_arena_give(la_arena *a, void *p, size_t bytes);
+/* Unmaps everything; the arena is empty again. */
+void la_arena_clear(la_arena *a);
+
+#endif
