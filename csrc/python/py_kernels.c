@@ -531,7 +531,7 @@ typedef struct gemm_share {
 } gemm_share;
 
 /* As the engine calls a slot: pairs of units when there are many rows, runs of 8 when few. */
-static void gemm_shares(la_gemm_fn fn, const la_packed *p, const la_rows *r, gemm_share s, float *c)
+static void gemm_shares(py_gemm_fn fn, const la_packed *p, const la_rows *r, gemm_share s, float *c)
 {
     const size_t pitch = p->w.unit_bytes;
     const int step = r->M > 8 ? 2 : 8;
@@ -574,11 +574,11 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
         py_kernels_isa(isa, &t) < 0) {
         return NULL;
     }
-    int form = act_form(act);
+    int form = py_kernels_form(act);
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    la_gemm_fn fn = gemm_slot(&t, p.w.f, (la_act_form)form);
+    py_gemm_fn fn = py_kernels_gemm(&t, p.w.f, (la_act_form)form);
     if (!fn || s.units < 1 || s.first < 0 || s.last > p.w.n_units / s.units || s.tid < 0 ||
         s.tid >= s.nth || (uintptr_t)p.w.data % LINE != 0) {
         PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
@@ -607,66 +607,6 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
     return result;
 }
 
-/* ---- probes ---------------------------------------------------------------------------------- */
-
-static PyObject *probe_read(PyObject *Py_UNUSED(self), PyObject *args)
-{
-    const char *isa;
-    int streams, ahead;
-    la_kernels t;
-    Py_buffer view;
-    if (!PyArg_ParseTuple(args, "sy*ii:probe_read", &isa, &view, &streams, &ahead)) {
-        return NULL;
-    }
-    PyObject *out = NULL;
-    if (py_kernels_isa(isa, &t) >= 0) {
-        if (streams != 1 && streams != 2 && streams != 4 && streams != 8) {
-            PyErr_Format(PyExc_ValueError, "streams: %d is none of 1, 2, 4, 8", streams);
-        }
-        else {
-            uint64_t any;
-            Py_BEGIN_ALLOW_THREADS
-            any = t.probe_read(view.buf, (size_t)view.len, streams, ahead);
-            Py_END_ALLOW_THREADS
-            out = PyLong_FromUnsignedLongLong(any);
-        }
-    }
-    PyBuffer_Release(&view);
-    return out;
-}
-
-static PyObject *probe_peak(PyObject *Py_UNUSED(self), PyObject *args)
-{
-    const char *name, *what;
-    long long rounds;
-    la_kernels t;
-    if (!PyArg_ParseTuple(args, "ssL:probe_peak", &name, &what, &rounds)) {
-        return NULL;
-    }
-    int isa = py_kernels_isa(name, &t);
-    if (isa < 0) {
-        return NULL;
-    }
-    la_probe_ops ops = la_kernels_probe_ops((la_isa)isa);
-    struct {
-        const char *name;
-        float (*run)(int64_t n);
-        int ops;
-    } probes[] = {{"f32", t.probe_f32, ops.f32},
-                  {"bf16", t.probe_bf16, ops.bf16},
-                  {"int8", t.probe_i8, ops.i8}};
-    for (int i = 0; i < 3; i++) {
-        if (strcmp(what, probes[i].name) == 0) {
-            float sink;
-            Py_BEGIN_ALLOW_THREADS
-            sink = probes[i].run(rounds);
-            Py_END_ALLOW_THREADS
-            return Py_BuildValue("fi", (double)sink, probes[i].ops);
-        }
-    }
-    return PyErr_Format(PyExc_ValueError, "what: %s is none of f32, bf16, int8", what);
-}
-
 static PyMethodDef methods[] = {
     {"kernel_isas", kernel_isas, METH_NOARGS,
      "kernel_isas() -> list of the levels compiled in and supported here, lowest first."},
@@ -690,16 +630,14 @@ static PyMethodDef methods[] = {
      "Runs thread tid's share of matrices first..last-1 of `units` units each, as the engine "
      "would,\n"
      "and gives the monotonic times around it, in seconds. For benchmarks."},
-    {"probe_read", probe_read, METH_VARARGS, "probe_read(isa, buffer, streams, ahead) -> int"},
-    {"probe_peak", probe_peak, METH_VARARGS,
-     "probe_peak(isa, what, rounds) -> (sink, operations per round; 0 if there is no instruction)"},
     {NULL, NULL, 0, NULL},
 };
 
 int py_kernels_register(PyObject *module)
 {
     static int (*const parts[])(PyObject *) = {py_kernels_rows_register, py_kernels_packed_register,
-                                               py_kernels_pages_register};
+                                               py_kernels_pages_register,
+                                               py_kernels_probe_register};
     int failed = PyModule_AddFunctions(module, methods) < 0;
     for (size_t i = 0; !failed && i < sizeof parts / sizeof parts[0]; i++) {
         failed = parts[i](module) < 0;

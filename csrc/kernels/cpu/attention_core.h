@@ -58,7 +58,8 @@ typedef struct attend_side {
 typedef struct attend_form {
     la_kv_form kv;
     attend_side qk;
-    float (*row)(const float *x, int d, void *a); /* q row to A, zeros behind; what its scores lack */
+    float (*row)(const float *x, int d,
+                 void *a); /* q row to A, zeros behind; what its scores lack */
     attend_side pv;
     vf (*weights)(vf p, void *a, int t); /* stores VL probabilities at token t; as they count */
     const void *table;                   /* NULL, or what the panels look up */

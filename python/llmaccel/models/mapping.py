@@ -441,10 +441,7 @@ def slot_forms(
             dtypes = ["F32"]
         yield (
             slot,
-            [
-                (dtype, *((1, *shape)[-2:]))
-                for dtype, shape in zip(dtypes, shapes, strict=True)
-            ],
+            [(dtype, *((1, *shape)[-2:])) for dtype, shape in zip(dtypes, shapes, strict=True)],
         )
 
 
