@@ -226,8 +226,8 @@ def test_attend_rows_that_see_nothing(isa: str, kv: str) -> None:
 def test_attend_weights_sum_to_one(isa: str, kv: str) -> None:
     """With V all ones o equals mass: the sum is of the weights as they are multiplied.
 
-    Pages of codes multiply the value's scale into a weight before it is rounded to bf16; their sum is of
-    the weights before that.
+    Pages of codes multiply the value's scale into a weight before it is rounded to bf16; their sum
+    is of the weights before that.
     """
     case = Case(32, 230)
     k, v = case.keys()
@@ -314,7 +314,7 @@ def test_every_code_is_decoded(isa: str, kv: str) -> None:
         for rows in (1, 9):
             q = np.zeros((rows, 256), np.float32)
             pos = np.zeros(rows, np.int32)
-            m, mass, o = Pages(isa, kv, k, v).attend(isa, case, q, pos)
+            _, mass, o = Pages(isa, kv, k, v).attend(isa, case, q, pos)
             assert (mass == 1).all()
             assert (o == v).all()
 

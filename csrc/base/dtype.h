@@ -55,7 +55,8 @@ typedef struct la_format {
     uint8_t pack;       /* la_pack */
     uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
     uint8_t has_offset; /* groups carry an offset */
-    uint8_t row_scale;  /* one scale per output row, at the head of the unit, for all groups: sums are
+    uint8_t
+        row_scale; /* one scale per output row, at the head of the unit, for all groups: sums are
                          * folded and activations quantized per group all the same */
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;

@@ -318,7 +318,8 @@ static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
     }
     la_kv_form form = call_form(&c, kv);
     call_range(&c, "d", d, 1, MAX_D);
-    return c.ok ? Py_BuildValue("nn", (Py_ssize_t)la_kv_k_bytes(form, d), (Py_ssize_t)la_kv_v_bytes(form, d))
+    return c.ok ? Py_BuildValue("nn", (Py_ssize_t)la_kv_k_bytes(form, d),
+                                (Py_ssize_t)la_kv_v_bytes(form, d))
                 : NULL;
 }
 
@@ -550,7 +551,8 @@ static PyMethodDef methods[] = {
     {"softcap", softcap, METH_VARARGS,
      "softcap(isa, x, s, c): x [n] = c * tanh(x * s / c) in place; c 0: x *= s."},
     {"kv_page_bytes", kv_page_bytes, METH_VARARGS,
-     "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32, bf16, i8, f8."},
+     "kv_page_bytes(kv, d) -> (bytes of a K page, of a V page) of one head; kv: f32, bf16, i8, "
+     "f8."},
     {"kv_store", kv_store, METH_VARARGS,
      "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
      "k or v may be None: its page stays as it is."},

@@ -30,7 +30,7 @@ from llmaccel import _core
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LoadError, RequestError, UnsupportedError
-from llmaccel.loading import LoadOptions, load_weights, open_tokenizer, prepare
+from llmaccel.loading import KV_NAMES, LoadOptions, load_weights, open_tokenizer, prepare
 from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
@@ -55,8 +55,8 @@ class LLM:
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors. quantization: None or "gguf".
     activation: of products with 4- and 8-bit weights: "auto" (bf16), "int8", "bf16", "float32".
-    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take half
-        of bfloat16's memory, with a scale per token and head made as the token arrives.
+    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take
+        half of bfloat16's memory, with a scale per token and head made as the token arrives.
         kv_cache_memory_bytes: cap of the cache; it is committed only as tokens arrive. None: a
         share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
@@ -589,7 +589,7 @@ class LLM:
                 "dtype": self._forms.dtype,
                 "quantized": self._forms.quantized,
                 "activation": config.activation,
-                "kv_cache_dtype": config.kv_form,
+                "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
             },
             "backend": self._backend.info,

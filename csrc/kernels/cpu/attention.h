@@ -14,8 +14,8 @@
 static void attend_f32(const la_attend_args *g)
 {
     static const attend_form form = {
-        LA_KV_F32,      {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
-        attend_row_f32, {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
+        LA_KV_F32,          {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
+        attend_row_f32,     {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
         attend_weights_f32, NULL};
     attend_run(g, &form);
 }
@@ -23,8 +23,8 @@ static void attend_f32(const la_attend_args *g)
 static void attend_bf16(const la_attend_args *g)
 {
     static const attend_form form = {
-        LA_KV_BF16,       {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, NULL, NULL},
-        attend_row_split, {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, NULL, NULL},
+        LA_KV_BF16,           {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, NULL, NULL},
+        attend_row_split,     {ATTEND_ROWS_SPLIT, 2, 4, attend_panel_split, NULL, NULL},
         attend_weights_split, NULL};
     attend_run(g, &form);
 }
@@ -32,18 +32,23 @@ static void attend_bf16(const la_attend_args *g)
 static void attend_i8(const la_attend_args *g)
 {
     static const attend_form form = {
-        LA_KV_I8,          {ATTEND_ROWS_CODES, 4, ATTEND_Q_BYTES, attend_panel_scores, NULL, NULL},
-        attend_row_scores, {ATTEND_ROWS_CODES, 4, 4, attend_panel_i8, NULL, NULL},
-        attend_weights_split, NULL};
+        LA_KV_I8,
+        {ATTEND_ROWS_CODES, 4, ATTEND_Q_BYTES, attend_panel_scores, NULL, NULL},
+        attend_row_scores,
+        {ATTEND_ROWS_CODES, 4, 4, attend_panel_i8, NULL, NULL},
+        attend_weights_split,
+        NULL};
     attend_run(g, &form);
 }
 
 static void attend_f8(const la_attend_args *g)
 {
-    static const attend_form form = {
-        LA_KV_F8,         {ATTEND_ROWS_CODES, 4, 4, attend_panel_f8, NULL, NULL},
-        attend_row_split, {ATTEND_ROWS_CODES, 4, 4, attend_panel_f8, NULL, NULL},
-        attend_weights_split, NULL};
+    static const attend_form form = {LA_KV_F8,
+                                     {ATTEND_ROWS_CODES, 4, 4, attend_panel_f8, NULL, NULL},
+                                     attend_row_split,
+                                     {ATTEND_ROWS_CODES, 4, 4, attend_panel_f8, NULL, NULL},
+                                     attend_weights_split,
+                                     NULL};
     attend_run(g, &form);
 }
 

@@ -155,8 +155,8 @@ LA_INLINE void attend_fill_table(const int kind, attend_table *t)
     vi at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     LA_UNROLL
     for (int i = 0; i < 128; i += 16) {
-        vf x = kind == ATTEND_DOT_I8 ? v_from_i(at)
-                                     : v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
+        vf x =
+            kind == ATTEND_DOT_I8 ? v_from_i(at) : v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
         vi h = vi_shr(vi_bits(x), 16);
         _mm_storeu_si128((__m128i *)(t->low + i), _mm512_cvtepi32_epi8(h));
         _mm_storeu_si128((__m128i *)(t->high + i), _mm512_cvtepi32_epi8(vi_shr(h, 8)));
@@ -182,12 +182,10 @@ LA_INLINE vf attend_weights_dot(vf p, void *a, int t)
 
 static void attend_bf16_dot(const la_attend_args *g)
 {
-    static const attend_form form = {LA_KV_BF16,
-                                     {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
-                                     attend_row_dot,
-                                     {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
-                                     attend_weights_dot,
-                                     NULL};
+    static const attend_form form = {
+        LA_KV_BF16,         {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
+        attend_row_dot,     {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
+        attend_weights_dot, NULL};
     attend_run(g, &form);
 }
 

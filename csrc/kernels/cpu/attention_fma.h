@@ -20,7 +20,9 @@ enum { ATTEND_F32 = 0, ATTEND_SPLIT, ATTEND_I8, ATTEND_F8 };
  * (AVX-512) or 16 registers; gcc spills at one row more. */
 #define ATTEND_BLOCKS(rows) (VL == 16 ? 4 : VL == 8 && (rows) <= 2 ? 2 : 1)
 enum {
-    ATTEND_ROWS_F32 = VL == 16 ? 6 : VL == 8 ? 5 : 1,
+    ATTEND_ROWS_F32 = VL == 16 ? 6
+    : VL == 8                  ? 5
+                               : 1,
     ATTEND_ROWS_SPLIT = VL == 1 ? 1 : 5,
     ATTEND_ROWS_CODES = VL == 1 ? 1 : 4
 };

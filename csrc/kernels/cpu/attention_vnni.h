@@ -80,7 +80,8 @@ LA_INLINE void attend_i8_vnni(const la_attend_args *g)
                                      {ATTEND_ROWS, 4, 1, attend_panel_vnni, NULL, NULL},
                                      attend_row_vnni,
                                      {ATTEND_ROWS_CODES, 4, 4, attend_panel_i8, NULL, NULL},
-                                     attend_weights_split, NULL};
+                                     attend_weights_split,
+                                     NULL};
     attend_run(g, &form);
 }
 

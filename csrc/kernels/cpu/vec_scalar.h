@@ -51,7 +51,7 @@ LA_INLINE vi vi_or(vi a, vi b) { return a | b; }
 LA_INLINE vi vi_max(vi a, vi b) { return a > b ? a : b; }
 LA_INLINE vi vi_shl(vi a, int n) { return (vi)((uint32_t)a << n); }
 LA_INLINE vi vi_shr(vi a, int n) { return (vi)((uint32_t)a >> n); } /* zeros come in */
-LA_INLINE vi vi_sar(vi a, int n) { return a >> n; } /* copies of the sign come in */
+LA_INLINE vi vi_sar(vi a, int n) { return a >> n; }                 /* copies of the sign come in */
 LA_INLINE vi vi_from_f(vf a) { return (vi)lrintf(a); } /* to nearest even; |a| < 2^31 */
 LA_INLINE vf v_from_i(vi a) { return (float)a; }
 LA_INLINE vi vi_bits(vf a)
