@@ -112,14 +112,12 @@ LA_INLINE float attend_exp(float x)
     return lane[0];
 }
 
-/* Scores s [64] of one row and page to weights p; m, l and o follow the running maximum. */
-LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
-                              const attend_span *span, float *s, void *p)
+/* Sums s [64] of one row and page to scores v: scaled, capped, -INFINITY where none counts. */
+LA_INLINE void attend_scores(const la_attend_args *g, const attend_span *span, float *s,
+                             vf v[LA_PAGE / VL])
 {
     enum { NS = LA_PAGE / VL };
-    int r = span->row;
-    float *o = g->o + (int64_t)r * g->ldo;
-    vf v[NS], scale = v_set1(span->scale);
+    const vf scale = v_set1(span->scale);
     LA_UNROLL
     for (int i = 0; i < NS; i++) {
         v[i] = v_mul(v_loadu(s + i * VL), scale);
@@ -152,6 +150,17 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
             v[i] = v_loadu(s + i * VL);
         }
     }
+}
+
+/* Sums s [64] of one row and page to weights p; m, l and o follow the running maximum. */
+LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
+                              const attend_span *span, float *s, void *p)
+{
+    enum { NS = LA_PAGE / VL };
+    int r = span->row;
+    float *o = g->o + (int64_t)r * g->ldo;
+    vf v[NS];
+    attend_scores(g, span, s, v);
     float max = attend_max(v);
     float m = g->m[r];
     if (max > m) {
