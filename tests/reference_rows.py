@@ -139,7 +139,7 @@ def e4m3(x: np.ndarray) -> np.ndarray:
 
 
 def scaled(x: np.ndarray, top: float) -> tuple[np.ndarray, np.ndarray]:
-    """x [T, d] by rows as x / scale within +-top, and the scales [T], in the kernels' fp32."""
+    """x [T, d] by rows as x / scale within +-top, and scales [T], in the kernels' fp32 steps."""
     amax = np.abs(x).max(axis=1).astype(np.float32)
     tiny = amax < 1e-36
     inverse = np.where(tiny, np.float32(0), np.float32(top) / np.where(tiny, np.float32(1), amax))

@@ -55,13 +55,10 @@ typedef struct la_gemm {
 /* Attention of R query rows over one 256-token chunk of one kv head; partial result of a softmax.
  * Page of one kv head, K: F32 [4 sub][d][16 tok]; BF16 [4 sub][ceil(d/2)][16 tok][2 d].
  *                      V: F32 [ceil(d/16)][64 tok][16 d]; BF16 [ceil(d/16)][32 pairs][16 d][2 tok].
- *   I8 K [4 sub][ceil(d/4)][16 tok][4 d] u8 = code + 128, code -127..127; then scales [64 tok] fp32.
- *   F8 K [4 sub][ceil(d/4)] blocks of E4M3 codes; then scales [64 tok].
- *   I8 V [ceil(d/16)][16] blocks of int8 codes, F8 V of E4M3 codes; then scales [64 tok].
- *   A block is 64 bytes, two lines as BF16 has them (pair p = 0, 1 of 2 d or of 2 tok, 16 columns):
- *   [4 column groups][2 p][4 columns][2 of the pair], so byte unpacking yields whole lines.
- * A value is code * scale of its token; a token of zeros has scale 0. Padding codes are zero.
+ *   I8 K [4 sub][ceil(d/4)][16 tok][4 d] u8 = code + 128; F8 K [4 sub][ceil(d/4)] blocks, V of both
+ *   [ceil(d/16)][16] blocks (64 codes, drawn in attention_store.h); then scales [64 tok] fp32.
  * A token t of the chunk counts for row r iff t <= row_pos[r] and (window == 0 or t > row_pos[r] - window).
+ * I8 rounds q to int8 per row: integer scores, the same at every level.
  * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
  * V of tokens that do not count is finite (pages are cleared when they are first written). */
 typedef struct la_attend_args {
@@ -121,7 +118,6 @@ static inline size_t la_attend_scratch(int R, int d)
     X(kv_store_f8, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                    \
     X(attend_f32, void, (const la_attend_args *a))                                                                \
     X(attend_bf16, void, (const la_attend_args *a))                                                               \
-    /* q rounded to int8 per row: integer scores, the same bits at every level */                                 \
     X(attend_i8, void, (const la_attend_args *a))                                                                 \
     X(attend_f8, void, (const la_attend_args *a))                                                                 \
     /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                                             \

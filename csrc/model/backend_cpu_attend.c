@@ -143,7 +143,6 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
     int start = t->span->first_pos + t->t0, last = start + t->tokens - 1;
     float *part_o = own.attend_o, *sum_o = part_o + (int64_t)LA_CPU_ATTEND_ROWS * d16;
     float *part_m = own.attend_ml, *part_l = part_m + LA_CPU_ATTEND_ROWS;
-    attend_fn attend = attend_of(k, d->kv_form);
     float *sum_m = part_l + LA_CPU_ATTEND_ROWS, *sum_l = sum_m + LA_CPU_ATTEND_ROWS;
     for (int r = 0; r < R; r++) {
         memcpy(own.attend_q + r * d16, query_row(q, t, r, dh), (size_t)dh * sizeof(float));
@@ -160,29 +159,27 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
             kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
             vp[n] = kp[n] + c->kv->at.k_bytes;
         }
-        const uint8_t *next = NULL;
-        if (first + LA_CHUNK <= last) {
-            next = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
-        }
-        la_attend_args args = {.q = own.attend_q,
-                               .ldq = d16,
-                               .R = R,
-                               .d = dh,
-                               .row_pos = own.attend_pos,
-                               .k_pages = kp,
-                               .v_pages = vp,
-                               .n_pages = n,
-                               .next = next,
-                               .first = first,
-                               .window = window,
-                               .scale = d->attn_scale,
-                               .softcap = d->attn_softcap,
-                               .m = part_m,
-                               .l = part_l,
-                               .o = part_o,
-                               .ldo = d16,
-                               .scratch = own.attend};
-        attend(&args);
+        const int32_t *page = &t->span->pages[first / LA_PAGE + n]; /* the next, if any */
+        la_attend_args args = {
+            .q = own.attend_q,
+            .ldq = d16,
+            .R = R,
+            .d = dh,
+            .row_pos = own.attend_pos,
+            .k_pages = kp,
+            .v_pages = vp,
+            .n_pages = n,
+            .next = first + LA_CHUNK > last ? NULL : kv_block(c, layer, t->kv_head, *page),
+            .first = first,
+            .window = window,
+            .scale = d->attn_scale,
+            .softcap = d->attn_softcap,
+            .m = part_m,
+            .l = part_l,
+            .o = part_o,
+            .ldo = d16,
+            .scratch = own.attend};
+        attend_of(k, d->kv_form)(&args);
         for (int r = 0; r < R; r++) {
             if (part_l[r] > 0.0f) {
                 k->attend_merge(&sum_m[r], &sum_l[r], sum_o + r * d16, part_m[r], part_l[r],

@@ -29,6 +29,7 @@ from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LoadError, RequestError
 from llmaccel.loading import (
+    KV_NAMES,
     LoadOptions,
     forget_metadata,
     load_weights,
@@ -604,7 +605,7 @@ class LLM:
                 "quantized": self._forms.quantized,
                 "activation": config.activation,
                 "bf16_activations": list(self._forms.wide),
-                "kv_cache_dtype": config.kv_form,
+                "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
             },
             "backend": self._backend.info,

@@ -51,7 +51,8 @@ _WEIGHTS = {
     "half": "F16",
 }
 # vLLM's spellings included
-_KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8", "fp8_e4m3": "f8"}
+_KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8_e4m3": "f8", "fp8": "f8"}
+KV_NAMES = {form: name for name, form in _KV_FORMS.items()}
 _ACTIVATIONS = ("auto", "int8", "bf16", "float32")
 _AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
@@ -120,7 +121,7 @@ class LoadOptions:
                 raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
         if self.kv_cache_dtype == "fp8_e5m2":
             raise UnsupportedError(
-                "kv_cache_dtype='fp8_e5m2': two bits of mantissa are fewer than a cache needs; "
+                "kv_cache_dtype='fp8_e5m2': two bits of mantissa are too few; "
                 "use 'fp8' (E4M3) or 'int8', which take the same memory"
             )
         if self.kv_cache_dtype not in ("auto", *_KV_FORMS):

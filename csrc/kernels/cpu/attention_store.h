@@ -1,6 +1,9 @@
 /* attention_store.h - one token's key and value into a page, for every form of page.
  *
- * Owns the writing of page slots; layouts are drawn in kernels.h. Invariants: every level writes the same
+ * Owns the writing of page slots; layouts are drawn in kernels.h. A block is 64 codes, two lines as
+ * bf16 pages have them (pair p = 0, 1 of 2 d or of 2 tok, 16 columns), stored as [4 column groups][2 p]
+ * [4 columns][2 of the pair], so that byte unpacking yields whole lines. A value is code * scale of
+ * its token; a token of zeros has scale 0; padding codes are zero. Invariants: every level writes the same
  * bytes; V slots without a token are zeros, codes and scales, K slots without one may hold
  * anything. The scales of int8 and fp8 pages are made here, per token and head: there is nothing to calibrate.
  * Included by attention.h, which fills the slots.
