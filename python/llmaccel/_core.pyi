@@ -10,7 +10,11 @@ EVENT_KINDS: tuple[int, int, int]
 """Of a drawn token, a scored given token, the end of a branch."""
 
 class Backend:
-    """Where the arithmetic runs: a pool of threads and a table of kernels."""
+    """Where the arithmetic runs: a pool of threads and a table of kernels.
+
+    threads: 0 for one per usable processor, which is also the most that start; negative: exactly
+    -threads, for tests.
+    """
 
     def __init__(
         self,
