@@ -1,7 +1,8 @@
 """The forms of the KV cache through the engine: same bits in any company, bytes, what they lose.
 
 A tiny model (head size 20, three query heads per kv head, with and without a window) runs alone and
-beside others: prompts cut into chunks of any size, sequences preempted and recomputed. The loss is measured on SmolLM2's golden ids. Kernels alone are in test_attention.py.
+beside others: prompts cut into chunks of any size, sequences preempted and recomputed. The loss is
+measured on SmolLM2's golden ids. Kernels alone are in test_attention.py.
 """
 
 from __future__ import annotations
