@@ -11,8 +11,8 @@
  * Fewer rows where more would spill: see the forms. Pages of codes: the scale of a token multiplies
  * its scores and, on the other side, its probability before that is rounded; no value is scaled.
  * Decode is one tile of few rows: it reads a half page once while it asks for the next half (without
- * that, 0.57 of the read bandwidth instead of 0.75; one or two blocks at a time instead of four, and
- * prefetching into L1, were no better).
+ * that, 0.57 of the read bandwidth instead of 0.75; one or two blocks at a time instead of four were
+ * no better).
  * Invariant: an element of C is one chain over the steps in order and a row meets the pages in order,
  * each as 64 whole tokens; so a row's bits depend on that row alone, whatever tile it sits in.
  * Included by attention_fma.h, attention_scores.h and attention_bf16.h, which supply the tiles.
