@@ -30,13 +30,8 @@ from llmaccel import _core
 
 WEIGHT_BYTES = 256 << 20
 READ_BYTES = 256 << 20
-PATTERNS = (
-    (1, 0),
-    (1, 1024),
-    (2, -1024),
-    (2, 0),
-    (4, 0),
-)  # streams, bytes prefetched ahead (negative: past caches)
+# streams, bytes prefetched ahead (negative: past caches)
+PATTERNS = ((1, 0), (1, 1024), (2, -1024), (2, 0), (4, 0))
 F32, F16 = 0, 1
 
 # name: pack, scale type, group, one scale per row, rows
@@ -45,6 +40,8 @@ FORMATS = {
     "f16": (1, F32, 0, 0, "f32"),
     "bf16": (2, F32, 0, 0, "bf16"),
     "i8": (3, F32, 256, 1, "i8"),
+    "i8g128": (3, F32, 128, 1, "i8"),
+    "i8g64": (3, F32, 64, 1, "i8"),
     "i8a16": (3, F32, 256, 1, "bf16"),
     "i8g32": (3, F16, 32, 0, "i8"),
     "i4g128": (4, F16, 128, 0, "i8"),
