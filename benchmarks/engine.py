@@ -15,7 +15,13 @@ of that reading and the probe of fresh memory right behind it (the access patter
 is best over all pairs); the median of the pairs counts. of_read is the share of the reading alone.
 
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
-operations of attention / bf16 peak) / time to the first token; peaks probed around each reading.
+operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
+Layers that keep bf16 rows beside int8 ones (report()["model"]["bf16_activations"]) count by their
+own dot.
+
+Batch 16: 16 requests at once, prompts of 512 to the last first token (a compute share as above),
+and 64 tokens each behind prompts of 128 (the share of the compute peak; at this size neither bound
+is far away).
 
 Appends one JSON line per model and format to results/engine.jsonl.
 """
@@ -48,6 +54,7 @@ QUICK = {"models": "qwen2.5-0.5b", "formats": "bf16,int8,w4g128", "pairs": 9, "r
 DOTS = {"bf16": "bf16", "fp8": "bf16"}
 PROMPT, PREFILL = 128, 512
 WINDOW = 0.3  # seconds of decode and of reading in a pair
+BATCH = 16
 
 
 def open_model(name: str, form: str, gguf: str | None, threads: int | None = None) -> LLM | None:
@@ -71,13 +78,14 @@ def open_model(name: str, form: str, gguf: str | None, threads: int | None = Non
 
 
 def generate(llm: LLM, ids: np.ndarray, tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and from there to the last; ids [T]."""
+    """Seconds to the last first token, and from there to the last one; ids [T] or [batch, T]."""
     params = SamplingParams(
         temperature=0, max_tokens=tokens, min_tokens=tokens, ignore_eos=True, detokenize=False
     )
-    (out,) = llm.generate([{"prompt_token_ids": ids.tolist()}], params, use_tqdm=False)
-    times = out.timings
-    return times.first_token - times.arrival, times.finished - times.first_token
+    prompts = [{"prompt_token_ids": row.tolist()} for row in np.atleast_2d(ids)]
+    times = [out.timings for out in llm.generate(prompts, params, use_tqdm=False)]
+    first = max(t.first_token for t in times)
+    return first - min(t.arrival for t in times), max(t.finished for t in times) - first
 
 
 def decode_pairs(llm: LLM, pairs: int, rng: np.random.Generator) -> dict[str, list[float]]:
@@ -107,26 +115,61 @@ def decode_pairs(llm: LLM, pairs: int, rng: np.random.Generator) -> dict[str, li
     }
 
 
+class Ideal:
+    """Least seconds for the arithmetic of a model, at peaks probed when asked."""
+
+    def __init__(self, llm: LLM, config: dict, dot: str) -> None:
+        self.backend, self.dot = llm._backend, dot
+        H, K = config["num_attention_heads"], config["num_key_value_heads"]
+        d = config.get("head_dim", config["hidden_size"] // H)
+        L, D = config["num_hidden_layers"], config["hidden_size"]
+        wide = llm.report()["model"]["bf16_activations"]
+        head, qkv = D * config["vocab_size"], L * D * (H + 2 * K) * d
+        self.linear = {dot: 2.0 * models.matrix_weights(config)}  # a token
+        if "qkv" in wide:
+            self.linear[dot] -= 2.0 * qkv
+            self.linear["bf16"] = 2.0 * qkv
+        self.head = {"bf16" if "head" in wide else dot: 2.0 * head}  # a row of logits
+        self.attention = 4.0 * H * d * L  # a pair of tokens
+
+    def seconds(self, tokens: int, rows: int, pairs: int) -> float:
+        """For so many tokens, rows of logits and pairs of tokens that attend."""
+        peaks = roofline.peaks(self.backend)
+        fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
+        work = [(dot, n * tokens) for dot, n in self.linear.items()]
+        work += [(dot, n * rows) for dot, n in self.head.items()]
+        work.append(("bf16", self.attention * pairs))
+        return sum(n / peaks.get(dot, fallback) for dot, n in work) * 1e-9
+
+
 def prefill_shares(
-    llm: LLM, config: dict, dot: str, repeats: int, rng: np.random.Generator
+    llm: LLM, ideal: Ideal, batch: int, repeats: int, rng: np.random.Generator
 ) -> dict[str, list[float]]:
-    """Compute shares and tokens per second of prompts of 512."""
-    H = config["num_attention_heads"]
-    d = config.get("head_dim", config["hidden_size"] // H)
-    linear = 2 * models.matrix_weights(config) * PREFILL
-    linear += 2 * config["vocab_size"] * config["hidden_size"]  # the head, of one row
-    pairs = PREFILL * (PREFILL + 1) // 2
-    attention = 4 * H * d * pairs * config["num_hidden_layers"]
+    """Compute shares and tokens per second of `batch` prompts of 512."""
+    vocab = llm.report()["model"]["n_vocab"]
     found: dict[str, list[float]] = {"share": [], "tok_s": []}
     for repeat in range(repeats + 1):
-        peaks = roofline.peaks(llm._backend)
-        seconds, _ = generate(llm, rng.integers(0, config["vocab_size"], PREFILL), 1)
+        least = ideal.seconds(batch * PREFILL, batch, batch * PREFILL * (PREFILL + 1) // 2)
+        seconds, _ = generate(llm, rng.integers(0, vocab, (batch, PREFILL)), 1)
         if repeat == 0:  # warms caches and commits pages
             continue
-        fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
-        ideal = linear / peaks.get(dot, fallback) + attention / peaks.get("bf16", fallback)
-        found["share"].append(ideal * 1e-9 / seconds)
-        found["tok_s"].append(PREFILL / seconds)
+        found["share"].append(least / seconds)
+        found["tok_s"].append(batch * PREFILL / seconds)
+    return found
+
+
+def batched_decode(
+    llm: LLM, ideal: Ideal, repeats: int, rng: np.random.Generator
+) -> dict[str, list[float]]:
+    """Compute shares and tokens per second of 16 requests behind prompts of 128."""
+    vocab, tokens = llm.report()["model"]["n_vocab"], 64
+    pairs = BATCH * sum(range(PROMPT + 1, PROMPT + tokens + 1))
+    found: dict[str, list[float]] = {"share": [], "tok_s": []}
+    for _ in range(repeats):
+        least = ideal.seconds(BATCH * tokens, BATCH * tokens, pairs)
+        _, seconds = generate(llm, rng.integers(0, vocab, (BATCH, PROMPT)), tokens + 1)
+        found["share"].append(least / seconds)
+        found["tok_s"].append(BATCH * tokens / seconds)
     return found
 
 
@@ -139,9 +182,13 @@ def quartiles(values: list[float]) -> dict[str, float]:
 def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
     """One row of results."""
     rng = np.random.default_rng(1)
-    config = models.config_of(name)
-    decode = decode_pairs(llm, pairs, rng)
-    prefill = prefill_shares(llm, config, DOTS.get(form, "int8"), repeats, rng)
+    ideal = Ideal(llm, models.config_of(name), DOTS.get(form, "int8"))
+    parts = {
+        "decode": decode_pairs(llm, pairs, rng),
+        "prefill": prefill_shares(llm, ideal, 1, repeats, rng),
+        "decode_16": batched_decode(llm, ideal, max(repeats // 2, 2), rng),
+        "prefill_16": prefill_shares(llm, ideal, BATCH, max(repeats // 3, 2), rng),
+    }
     report = llm.report()
     return {
         "benchmark": "engine",
@@ -150,8 +197,7 @@ def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
         "isa": report["backend"]["isa"],
         "threads": report["backend"]["n_threads"],
         "token_bytes": report["memory"]["token_bytes"],
-        "decode": {key: quartiles(values) for key, values in decode.items()},
-        "prefill": {key: quartiles(values) for key, values in prefill.items()},
+        **{part: {k: quartiles(v) for k, v in found.items()} for part, found in parts.items()},
     }
 
 
@@ -166,7 +212,9 @@ def show(row: dict) -> None:
         f" {decode['of_read']['median']:8.2f}"
         f" {decode['read_gb_s']['median']:7.1f} {decode['probe_gb_s']['median']:6.1f}"
         f" {prefill['tok_s']['median']:9.1f}   {prefill['share']['low']:.2f}"
-        f" {prefill['share']['median']:.2f} {prefill['share']['high']:.2f}",
+        f" {prefill['share']['median']:.2f} {prefill['share']['high']:.2f}"
+        f" {row['decode_16']['tok_s']['median']:9.1f} {row['decode_16']['share']['median']:5.2f}"
+        f" {row['prefill_16']['tok_s']['median']:9.1f} {row['prefill_16']['share']['median']:5.2f}",
         flush=True,
     )
 
@@ -186,7 +234,7 @@ def main() -> None:
     pairs, repeats = args.pairs or usual["pairs"], args.repeats or usual["repeats"]
     print(f"{_core.Backend('cpu', None, 0).info['n_threads']} threads; shares as quartiles")
     head = "model          format  MB/tok    tok/s  of bandwidth    of read    read  probe"
-    print(head + "   prefill  of peak")
+    print(head + "   prefill  of peak     decode x16, of peak  prefill x16")
     for name in names:
         for form in forms:
             if form == "file" and name != "smollm2":
