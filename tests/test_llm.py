@@ -296,7 +296,7 @@ def test_streamed_text_is_whole_characters(llm):
     request.attach_text(llm.get_tokenizer())
     texts = []
     for i, token in enumerate(euro * 2):
-        request.on_event((1, 0, EVENT_TOKEN, i, token, 0, 0.0, 0, None, None), 1.0)
+        request.on_event((1, 0, EVENT_TOKEN, i, token, 0, 0.0, 0, None, None, 0.0), 1.0)
         texts.append(request.snapshot(RequestOutputKind.DELTA).outputs[0].text)
     assert texts == ["", "", "€"] * 2
 
@@ -366,6 +366,25 @@ def test_timeout_returns_what_is_there(llm):
     out = llm.generate("abc", LONG, timeout=0.05)[0].outputs[0]
     assert out.finish_reason == "timeout"
     assert idle(llm)
+
+
+def test_timings_split_waiting_from_computing(folder):
+    """One place: the second request is fed when the first has ended, and not a moment before."""
+    params = SamplingParams(temperature=0, max_tokens=5, **COMMON)
+    with LLM(str(folder), max_num_seqs=1, max_num_batched_tokens=16) as llm:
+        first, second = (out.timings for out in llm.generate(["abc" * 20, "def"], params))
+        assert first.arrival <= first.scheduled < first.first_token < first.finished
+        assert first.finished <= second.scheduled < second.first_token < second.finished
+        for t in (first, second):
+            assert t.queue + t.prefill + t.decode == pytest.approx(t.total)
+            assert t.queue + t.prefill == pytest.approx(t.ttft)
+        chunks = list(llm.generate("abc", params, stream=True))
+        assert len({chunk.metrics.scheduled for chunk in chunks}) == 1
+        blocker, waiting = llm.submit("abc", LONG), llm.submit("abc", LONG)
+        waiting.cancel()
+        never = waiting.result().timings
+        blocker.cancel()
+        assert (never.scheduled, never.queue, never.prefill) == (0.0, 0.0, 0.0)
 
 
 def test_agenerate(llm):
