@@ -425,10 +425,8 @@ static la_event *add_event(la_engine *e, const la_live *live, int branch, int i)
     const la_assembly *s = &e->step;
     const la_sample_row *row = &s->rows[i];
     la_event *ev = &e->events[e->n_events++];
-    *ev = (la_event){.request = live->id,
-                     .branch = branch,
-                     .logprob = NAN,
-                     .scheduled = live->scheduled};
+    *ev = (la_event){
+        .request = live->id, .branch = branch, .logprob = NAN, .scheduled = live->scheduled};
     if (row->n_top >= 0) {
         ev->logprob = s->out_logprobs[i];
         ev->rank = s->out_ranks[i];

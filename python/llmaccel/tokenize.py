@@ -22,7 +22,7 @@ from . import chat, hub
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
 from .errors import LoadError, RequestError
-from .files import read_json_object
+from .files import is_there, read_json_object
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
 
@@ -441,7 +441,7 @@ def load_tokenizer(
     naming the file.
     """
     found = Path(path)
-    if not found.exists():
+    if not is_there(found):
         found = hub.fetch_tokenizer(str(path), revision)
     parts = _from_file(found, {}, bare=True) if found.is_file() else _from_folder(found)
     _override_template(parts, chat_template)

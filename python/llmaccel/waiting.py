@@ -79,6 +79,7 @@ class Chunks(Iterator[RequestOutput]):
     def __next__(self) -> RequestOutput:
         try:
             while self._left:
+                self._llm.engine.check_process()
                 request = self._news.get()
                 if request.request_id not in self._left:
                     continue
@@ -125,11 +126,23 @@ class RequestFuture(Future[RequestOutput]):
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
-        llm = self._llm
-        if llm is not None and timeout is None:
-            llm.engine.check_wait()
+        self._check_wait(timeout)
         super().result(timeout)
         return self._request.output()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as result does; the request's error, or None."""
+        self._check_wait(timeout)
+        return super().exception(timeout)
+
+    def _check_wait(self, timeout: float | None) -> None:
+        """LLMAccelError where nothing would end the wait: after fork(), on the engine's thread."""
+        llm = self._llm
+        if llm is None:
+            return
+        llm.engine.check_process()
+        if timeout is None:
+            llm.engine.check_wait()
 
     def _on_done(self, request: Request) -> None:
         self._llm = None
