@@ -237,6 +237,14 @@ def test_a_missing_model_is_named(model):
         LLM(model)
 
 
+@pytest.mark.parametrize("bad", [None, 3, "", b"x", ["x"], np.zeros(2)])
+def test_what_is_no_path_is_named(bad):
+    with pytest.raises(ConfigError, match="path: expected a path or a model name"):
+        llmaccel.load_tokenizer(bad)
+    with pytest.raises(ConfigError, match="config: expected a dict or a path"):
+        LLM.from_arrays(bad, {})
+
+
 def test_report_and_plan(folder):
     with LLM(str(folder), enforce_eager=True, gpu_memory_utilization=0.9) as llm:
         report = llm.report()
@@ -271,6 +279,9 @@ def test_environment(folder, monkeypatch):
     monkeypatch.setenv("LLMACCEL_ISA", "scalar")
     with LLM(str(folder)) as llm:
         assert llm.report()["backend"]["isa"] == "scalar"
+    monkeypatch.setenv("LLMACCEL_ISA", "sse9")
+    with pytest.raises(ConfigError, match=r"LLMACCEL_ISA: .*'sse9'"):
+        LLM(str(folder))
     monkeypatch.setenv("LLMACCEL_LOG", "loud")
     with pytest.raises(ConfigError, match="LLMACCEL_LOG"):
         LLM(str(folder))

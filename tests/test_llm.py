@@ -420,6 +420,21 @@ def test_agenerate(llm):
     assert idle(llm)
 
 
+def test_a_loop_closed_with_its_stream_alive(llm, caplog):
+    """Nobody will look again: the request is cancelled, once, without noise."""
+
+    async def first(stream):
+        await anext(stream)
+
+    loop = asyncio.new_event_loop()
+    stream = llm.agenerate("abc", LONG)
+    loop.run_until_complete(first(stream))
+    loop.close()
+    assert idle(llm)
+    assert only(llm.generate("abc", GREEDY)).finish_reason == "length"
+    assert caplog.text == ""
+
+
 def test_styles_mixed_on_one_engine_give_equal_text(llm):
     whole = only(llm.generate("abc", GREEDY)).text
     future = llm.submit("abc", GREEDY)

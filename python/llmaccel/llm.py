@@ -51,7 +51,7 @@ from llmaccel.prompts import (
     template_variables,
 )
 from llmaccel.request import Request
-from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all
+from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all, waker
 
 _LOG = logging.getLogger("llmaccel")
 # Continuations of one context that go into one request; more become several requests.
@@ -304,7 +304,7 @@ class LLM:
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         request.streaming = True
-        request.listener = lambda _: loop.call_soon_threadsafe(news.set)
+        request.listener = waker(self._driver, loop, news)
         kind = output_kind(request)
         self._driver.submit(
             request, fields, priority=_priority(priority), timeout=_seconds(timeout)

@@ -305,6 +305,8 @@ def _config_dict(config: Any) -> Mapping[str, Any]:
     """The configuration of LLM.from_arrays: a dict, a config.json, or the folder that holds one."""
     if isinstance(config, Mapping):
         return config
+    if not isinstance(config, (str, Path)) or not str(config):
+        raise ConfigError(f"config: expected a dict or a path, got {shown(config)}")
     path = Path(config)
     return load_hf_config(path if path.is_dir() else path.parent)
 

@@ -1,14 +1,14 @@
 """How a caller waits for requests: all of them, chunk by chunk, or as a future.
 
-Owns the three ways to take results from the engine's thread. Invariant: whoever stops waiting (an
-exception, a dropped stream, a cancelled future) cancels what still runs. Called by llm.py.
+Owns the ways to take results from the engine's thread. Invariant: whoever stops waiting (an
+exception, a dropped stream, a cancelled future, a closed loop) cancels what still runs. Called by llm.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,19 @@ def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
     finally:
         if bar is not None:
             bar.close()
+
+
+def waker(driver: Driver, loop: Any, news: Any) -> Callable[[Request], None]:
+    """A listener that sets an event of an asyncio loop; cancels where the loop is closed."""
+
+    def wake(request: Request) -> None:
+        try:
+            loop.call_soon_threadsafe(news.set)
+        except RuntimeError:  # closed with its generators alive: nobody will ever look
+            request.listener = None
+            abandon(driver, [request])
+
+    return wake
 
 
 def wants_bar() -> bool:
