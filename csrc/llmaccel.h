@@ -268,6 +268,7 @@ typedef struct la_event {
     int n_top;
     const int32_t *top_ids;    /* [n_top] best first */
     const float *top_logprobs; /* [n_top] */
+    double scheduled; /* CLOCK_MONOTONIC seconds of the step that first fed the request; 0: none */
 } la_event;
 
 typedef struct la_engine_stats {

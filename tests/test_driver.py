@@ -16,6 +16,8 @@ from llmaccel.params import score_fields
 from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request, TextStream
 
 LENGTH = 1
+# reason, logprob, rank, top_ids, top_logprobs, scheduled
+REST = (0, 0.0, 0, None, None, 0.0)
 
 
 class Engine:
@@ -52,8 +54,8 @@ class Engine:
             e
             for id in live
             for e in (
-                *((id, 0, EVENT_TOKEN, i, 7, 0, 0.0, 0, None, None) for i in range(self.tokens)),
-                (id, 0, EVENT_FINISH, self.tokens, -1, LENGTH, 0.0, 0, None, None),
+                *((id, 0, EVENT_TOKEN, i, 7, *REST) for i in range(self.tokens)),
+                (id, 0, EVENT_FINISH, self.tokens, -1, LENGTH, *REST[1:]),
             )
         ]
 
@@ -200,8 +202,8 @@ def test_an_event_costs_the_same_whatever_the_number_of_branches(driver):
         assert not request.ended
         driver._dispatch(
             [
-                (1, branch, EVENT_TOKEN, 0, 7, 0, 0.0, 0, None, None),
-                (1, branch, EVENT_FINISH, 1, -1, LENGTH, 0.0, 0, None, None),
+                (1, branch, EVENT_TOKEN, 0, 7, *REST),
+                (1, branch, EVENT_FINISH, 1, -1, LENGTH, *REST[1:]),
             ],
             1.0,
         )

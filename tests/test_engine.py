@@ -99,6 +99,7 @@ class Stepper:
             rank,
             ids,
             tops,
+            _,
         ) in self.core.step():
             key = request, branch
             assert key not in self.ends, "an event after the end"

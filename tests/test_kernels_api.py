@@ -478,8 +478,18 @@ def test_wrong_numbers_are_named() -> None:
     wrong("threshold: ", kernels.select_above, w, "high")
     for bad in (0, 8, 33, 64.5, "all"):
         wrong("group: ", kernels.quantize_rows, x, bad)
-    for bad in ("avx9", None, 3):
+    for bad in ("avx9", None, 3, np.zeros(2)):
         wrong("isa: ", kernels.argmax, x, isa=bad)
+    for bad in ("1e-6", True, 1j, 10**400, b"1"):  # float() takes some of these
+        wrong("eps: expected a number", kernels.rms_norm, x, w, bad)
+    wrong("k: expected an integer", kernels.top_k, x, True)
+    wrong("k: a value of type int is not in", kernels.top_k, x, 10**5000)
+    wrong("group: expected an integer, got 32.0", kernels.quantize_rows, x, 32.0)
+    wrong("group: ", kernels.quantize_rows, x, [32])
+    wrong("kind: 3 is none of silu", kernels.act, x, 3)
+    wrong("threshold: ", kernels.select_above, w, np.complex64(1))
+    assert kernels.select_above(w, 10**400).shape == (0,)
+    assert kernels.select_above(w, -(10**400)).shape == (32,)
 
 
 def test_wrong_weights_are_named() -> None:
@@ -491,6 +501,9 @@ def test_wrong_weights_are_named() -> None:
     wrong("weight: expected F32", kernels.pack, w.astype(np.int8))
     wrong(r"format: 'w3'", kernels.pack, w, "w3")
     wrong("format: ", kernels.pack, w, None)
+    wrong("shape: expected", kernels.pack, w, shape=32)
+    wrong("dtype: expected a name", kernels.pack, w, dtype=3, shape=(8, 32))
+    wrong("activation: ", kernels.linear, x, packed, activation=["f32"])
     wrong("shape: blocks", kernels.pack, bytes(34), dtype="Q8_0")
     wrong(
         r"weight: \[1, 32\] has 33 bytes, expected 34",

@@ -175,13 +175,20 @@ def test_generation_config(folder, tmp_path):
     [
         ({"dtype": "float8"}, ConfigError, "dtype"),
         ({"dtype": None}, ConfigError, "dtype"),
-        ({"quantization": "int3"}, UnsupportedError, "quantization"),
+        ({"quantization": "int3"}, UnsupportedError, "quantization='int3'.*int8, w4g128"),
+        ({"quantization": ["int8"]}, ConfigError, "quantization="),
+        ({"quantization": ""}, ConfigError, "quantization=''"),
+        ({"quantization": np.array(["int8", "fp8"])}, ConfigError, "quantization="),
+        ({"quantization": "fp8", "activation": "int8"}, ConfigError, "activation='int8'"),
+        ({"quantization": "int8", "dtype": "float32"}, ConfigError, "dtype='float32'"),
         ({"quantization": "gguf"}, ConfigError, "quantization"),
         ({"activation": "int4"}, ConfigError, "activation"),
         ({"activation": "int8"}, ConfigError, "activation"),
         ({"activation": "bf16"}, ConfigError, "activation"),
+        ({"kv_cache_dtype": "int4"}, UnsupportedError, "kv_cache_dtype='int4'.*int8, fp8_e4m3, fp8"),
         ({"kv_cache_dtype": "fp8_e5m2"}, UnsupportedError, "kv_cache_dtype='fp8_e5m2'"),
-        ({"kv_cache_dtype": "int4"}, UnsupportedError, "kv_cache_dtype='int4'.*fp8_e4m3"),
+        ({"kv_cache_dtype": None}, ConfigError, "kv_cache_dtype=None"),
+        ({"kv_cache_dtype": np.zeros(2)}, ConfigError, "kv_cache_dtype="),
         ({"kv_cache_memory_bytes": 1.5}, ConfigError, "kv_cache_memory_bytes"),
         ({"max_model_len": 0}, ConfigError, "max_model_len"),
         ({"max_model_len": "many"}, ConfigError, "max_model_len"),
@@ -194,6 +201,15 @@ def test_generation_config(folder, tmp_path):
         ({"threads": True}, ConfigError, "threads"),
         ({"threads": 2**40}, ConfigError, "threads=.*from 1 to 1024"),
         ({"isa": 5}, ConfigError, "isa=5"),
+        ({"isa": ""}, ConfigError, "isa=''"),
+        ({"isa": "avx2\0"}, ConfigError, "isa="),
+        ({"tokenizer": "9" * 5000}, LoadError, "tokenizer '999"),
+        ({"chat_template": "9" * 5000}, ConfigError, "chat_template: '999"),
+        ({"generation_config": "9" * 5000}, LoadError, "generation_config='999"),
+        ({"max_num_seqs": 10**5000}, ConfigError, "max_num_seqs=a value of type int"),
+        ({"max_num_seqs": np.int64(0)}, ConfigError, "max_num_seqs=0"),
+        ({"block_size": np.array([64, 64])}, UnsupportedError, "block_size"),
+        ({"generation_config": np.zeros(2)}, ConfigError, "generation_config"),
         ({"seed": 2**64}, ConfigError, "seed=.*from 0 to"),
         ({"isa": "sse9"}, LLMAccelError, "sse9"),
         ({"seed": -1}, ConfigError, "seed"),
@@ -215,10 +231,18 @@ def test_a_bad_option_names_itself(folder, options, error, name):
         LLM(str(folder), **options)
 
 
-@pytest.mark.parametrize("model", ["/nowhere/model", "./nope.gguf", "", None, 7])
+@pytest.mark.parametrize("model", ["/nowhere/model", "./nope.gguf", "", None, 7, "/model" * 999])
 def test_a_missing_model_is_named(model):
     with pytest.raises((LoadError, ConfigError), match=r"nowhere|nope|model"):
         LLM(model)
+
+
+@pytest.mark.parametrize("bad", [None, 3, "", b"x", ["x"], np.zeros(2)])
+def test_what_is_no_path_is_named(bad):
+    with pytest.raises(ConfigError, match="path: expected a path or a model name"):
+        llmaccel.load_tokenizer(bad)
+    with pytest.raises(ConfigError, match="config: expected a dict or a path"):
+        LLM.from_arrays(bad, {})
 
 
 def test_report_and_plan(folder):
@@ -255,6 +279,9 @@ def test_environment(folder, monkeypatch):
     monkeypatch.setenv("LLMACCEL_ISA", "scalar")
     with LLM(str(folder)) as llm:
         assert llm.report()["backend"]["isa"] == "scalar"
+    monkeypatch.setenv("LLMACCEL_ISA", "sse9")
+    with pytest.raises(ConfigError, match=r"LLMACCEL_ISA: .*'sse9'"):
+        LLM(str(folder))
     monkeypatch.setenv("LLMACCEL_LOG", "loud")
     with pytest.raises(ConfigError, match="LLMACCEL_LOG"):
         LLM(str(folder))
@@ -440,15 +467,22 @@ def test_after_fork(folder):
         warnings.simplefilter("ignore")
         from llmaccel import LLM, LLMAccelError, SamplingParams
         llm = LLM({str(folder)!r})
-        params = SamplingParams(max_tokens=3)
+        params = SamplingParams(max_tokens=3, ignore_eos=True)
         llm.generate("abc", params)
+        lock = llm.engine._lock
+        lock.acquire()  # the driver can tell of nothing: both are under way when it forks
+        stream = llm.generate("abc", params, stream=True)
+        future = llm.submit("abc", params)
         child = os.fork()
         if child == 0:
             raised = 0
             calls = [lambda: llm.generate("abc", params), lambda: llm.submit("abc"),
                      lambda: llm.logits("abc"), lambda: llm.report(), lambda: llm.plan(),
                      lambda: llm.loglikelihood(["a"], ["b"]), lambda: llm.engine._engine.step(),
-                     lambda: llm.chat([{{"role": "user", "content": "x"}}])]
+                     lambda: llm.chat([{{"role": "user", "content": "x"}}]),
+                     lambda: future.result(timeout=60), lambda: future.exception(60),
+                     lambda: future.result(), future.exception, future.cancel,
+                     lambda: next(stream)]
             for call in calls:
                 try:
                     call()
@@ -459,12 +493,14 @@ def test_after_fork(folder):
             works = len(again.generate("abc", params)[0].outputs[0].token_ids) > 0
             sys.exit(0 if raised == len(calls) and works else 1)
         _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), len(llm.generate("abc", params)))
+        lock.release()
+        tokens = sum(len(chunk.outputs[0].token_ids) for chunk in stream)
+        print(os.waitstatus_to_exitcode(status), tokens, len(future.result().outputs))
     """)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
-    assert done.stdout.split() == ["0", "1"], done.stderr
+    assert done.stdout.split() == ["0", "3", "1"], done.stderr
 
 
 def test_works_at_module_level_without_a_guard(folder, tmp_path):

@@ -296,7 +296,7 @@ def test_streamed_text_is_whole_characters(llm):
     request.attach_text(llm.get_tokenizer())
     texts = []
     for i, token in enumerate(euro * 2):
-        request.on_event((1, 0, EVENT_TOKEN, i, token, 0, 0.0, 0, None, None), 1.0)
+        request.on_event((1, 0, EVENT_TOKEN, i, token, 0, 0.0, 0, None, None, 0.0), 1.0)
         texts.append(request.snapshot(RequestOutputKind.DELTA).outputs[0].text)
     assert texts == ["", "", "€"] * 2
 
@@ -368,6 +368,25 @@ def test_timeout_returns_what_is_there(llm):
     assert idle(llm)
 
 
+def test_timings_split_waiting_from_computing(folder):
+    """One place: the second request is fed when the first has ended, and not a moment before."""
+    params = SamplingParams(temperature=0, max_tokens=5, **COMMON)
+    with LLM(str(folder), max_num_seqs=1, max_num_batched_tokens=16) as llm:
+        first, second = (out.timings for out in llm.generate(["abc" * 20, "def"], params))
+        assert first.arrival <= first.scheduled < first.first_token < first.finished
+        assert first.finished <= second.scheduled < second.first_token < second.finished
+        for t in (first, second):
+            assert t.queue + t.prefill + t.decode == pytest.approx(t.total)
+            assert t.queue + t.prefill == pytest.approx(t.ttft)
+        chunks = list(llm.generate("abc", params, stream=True))
+        assert len({chunk.metrics.scheduled for chunk in chunks}) == 1
+        blocker, waiting = llm.submit("abc", LONG), llm.submit("abc", LONG)
+        waiting.cancel()
+        never = waiting.result().timings
+        blocker.cancel()
+        assert (never.scheduled, never.queue, never.prefill) == (0.0, 0.0, 0.0)
+
+
 def test_agenerate(llm):
     whole = only(llm.generate("abc", GREEDY)).text
 
@@ -399,6 +418,21 @@ def test_agenerate(llm):
 
     assert asyncio.run(main()) == [whole] * 4
     assert idle(llm)
+
+
+def test_a_loop_closed_with_its_stream_alive(llm, caplog):
+    """Nobody will look again: the request is cancelled, once, without noise."""
+
+    async def first(stream):
+        await anext(stream)
+
+    loop = asyncio.new_event_loop()
+    stream = llm.agenerate("abc", LONG)
+    loop.run_until_complete(first(stream))
+    loop.close()
+    assert idle(llm)
+    assert only(llm.generate("abc", GREEDY)).finish_reason == "length"
+    assert caplog.text == ""
 
 
 def test_styles_mixed_on_one_engine_give_equal_text(llm):

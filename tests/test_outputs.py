@@ -59,9 +59,11 @@ def test_completion_output_and_timings():
     assert out.token_ids == [1, 2]
     assert not out.finished()
     assert "ab" in repr(out)
-    t = Timings(arrival=1.0, first_token=1.5, finished=3.5, n_tokens=5)
+    t = Timings(arrival=1.0, scheduled=1.125, first_token=1.5, finished=3.5, n_tokens=5)
+    assert (t.queue, t.prefill) == (0.125, 0.375)
     assert (t.ttft, t.decode, t.total, t.per_token) == (0.5, 2.0, 2.5, 0.5)
-    assert Timings().per_token == 0.0
+    waiting = Timings(arrival=1.0)
+    assert waiting.queue == waiting.prefill == waiting.ttft == waiting.per_token == 0.0
 
 
 @pytest.mark.parametrize("include", [False, True])
@@ -109,7 +111,7 @@ def test_no_look_before_min_tokens():
 def event(request, kind, token=-1, **given):
     f = {"branch": 0, "position": 0, "reason": 0, "logprob": float("nan"), "rank": 0, **given}
     fields = (1, f["branch"], kind, f["position"], token, f["reason"], f["logprob"], f["rank"])
-    return request.on_event((*fields, None, None), 2.0)
+    return request.on_event((*fields, None, None, 1.5), 2.0)
 
 
 def request_of(pieces, **params):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from llmaccel import ConfigError, RequestError, RequestOutputKind, SamplingParams, _core
+from llmaccel.errors import shown
 from llmaccel.params import engine_fields, score_fields
 
 HEADER = Path(__file__).resolve().parents[1] / "csrc" / "llmaccel.h"
@@ -97,6 +98,14 @@ BAD = [
     ("truncate_prompt_tokens", 0),
     ("truncate_prompt_tokens", -2),
     ("output_kind", 7),
+    ("output_kind", True),
+    ("n", 10**5000),
+    ("temperature", 10**400),
+    ("presence_penalty", -(10**400)),
+    ("logit_bias", {1: 10**400}),
+    ("logit_bias", {"9" * 5000: 1.0}),
+    ("allowed_token_ids", np.array(1)),
+    ("stop_token_ids", [10**5000]),
 ]
 
 
@@ -109,7 +118,7 @@ def test_defaults_are_vllms():
     assert p.seed is p.stop is p.logprobs is p.prompt_logprobs is None
 
 
-@pytest.mark.parametrize(("field", "value"), BAD)
+@pytest.mark.parametrize(("field", "value"), BAD, ids=[f"{f}-{shown(v)[:24]}" for f, v in BAD])
 def test_bad_value_names_its_field(field, value):
     with pytest.raises(RequestError, match=field) as caught:
         SamplingParams(**{field: value})

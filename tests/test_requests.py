@@ -14,7 +14,8 @@ import letters
 import numpy as np
 import pytest
 
-from llmaccel import LLM, RequestError, SamplingParams, UnsupportedError
+from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams, UnsupportedError
+from llmaccel.errors import shown
 
 COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GOOD = SamplingParams(seed=4, max_tokens=24, logprobs=2, **COMMON)
@@ -57,14 +58,17 @@ BAD_PROMPTS = [
     ([7] * 160, "160"),
     ([7] * 100_000, "max_model_len"),
     ("x" * 200, "max_model_len"),
-    ("\ud800", "surrogate"),
+    ("\ud800", r"prompts\[0\]: .*surrogate"),
+    (memoryview(b"ab"), "memoryview"),
+    (np.array(3), "prompts: .*without axes"),
+    ([10**5000], r"prompts\[0\]"),
     ({}, "prompt_token_ids"),
     ({"prompt": 5}, "int"),
 ]
 
 
 @pytest.mark.parametrize(
-    ("prompt", "names"), BAD_PROMPTS, ids=[repr(p)[:24] for p, _ in BAD_PROMPTS]
+    ("prompt", "names"), BAD_PROMPTS, ids=[shown(p)[:24] for p, _ in BAD_PROMPTS]
 )
 def test_bad_prompts(llm, prompt, names):
     with pytest.raises(RequestError, match=names):
@@ -136,6 +140,9 @@ def test_bad_parameters(llm, params, names):
         {"priority": 1.5},
         {"priority": [1, 2]},
         {"priority": "high"},
+        {"priority": b"x"},
+        {"priority": 10**5000},
+        {"timeout": 1j},
     ],
 )
 def test_bad_options(llm, options):
@@ -162,6 +169,48 @@ def test_bad_calls_of_other_methods(llm):
         llm.loglikelihood(["a"], [])
     with pytest.raises(RequestError, match=r"contexts\[0\]"):
         llm.loglikelihood(["a" * 300], ["b"])
+    for pair, names in ((["\udfff"], ["b"]), "contexts"), ((["a"], ["\udfff"]), "continuations"):
+        with pytest.raises(RequestError, match=rf"{names}\[0\]: .*surrogate"):
+            llm.loglikelihood(*pair)
+    with pytest.raises(RequestError, match=r"bad_words: .*surrogate"):
+        llm.generate("a", changed(bad_words=["\udfff"]))
+
+
+class Unprintable:
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize("bad", [0, "yes", b"x", [], Unprintable(), 10**5000, np.zeros(2)],
+                         ids=["0", "str", "bytes", "list", "repr", "long", "array"])  # fmt: skip
+def test_switches_are_true_or_false(llm, bad):
+    for name in ("stream", "use_tqdm"):
+        with pytest.raises(RequestError, match=f"^{name}: expected True or False"):
+            llm.generate("a", GOOD, **{name: bad})
+    chat = [{"role": "user", "content": "x"}]
+    names = ["stream", "use_tqdm", "add_generation_prompt", "chat_template_kwargs"]
+    for name in (*names, *([] if isinstance(bad, str) else ["continue_final_message"])):
+        with pytest.raises(RequestError, match=f"^{name}: expected"):
+            llm.chat(chat, GOOD, **{name: bad})
+    with pytest.raises(LLMAccelError, match="chat_template"):
+        llm.chat(chat, GOOD, chat_template=bad)
+    for name in ("tokenize", "tools", "conversation", "self"):
+        with pytest.raises(RequestError, match=f"chat_template_kwargs: '{name}'"):
+            llm.chat(chat, GOOD, chat_template_kwargs={name: bad})
+
+
+def test_numpy_numbers_are_numbers(llm):
+    params = SamplingParams(
+        max_tokens=np.int32(3), temperature=np.float32(0.5), seed=np.uint64(2**64 - 1), **COMMON
+    )
+    outs = [
+        llm.generate("abc", params, priority=np.int64(2), timeout=np.float32(100))[0],
+        llm.generate(["abc"], params, priority=[np.int16(-1)], use_tqdm=np.False_)[0],
+        llm.generate(
+            "abc", SamplingParams(max_tokens=3, temperature=0.5, seed=-1 % 2**64, **COMMON)
+        )[0],
+    ]
+    assert len({tuple(out.outputs[0].token_ids) for out in outs}) == 1
 
 
 def signature(output):

@@ -127,7 +127,7 @@ def run(model: Any, requests: list[dict[str, Any]], **limits: int) -> list[list[
         places[engine.add(params.pop("prompt", [5]), params)] = i
     found: list[list[tuple]] = [[] for _ in requests]
     while engine.has_work():
-        for number, _, kind, _, token, _, logprob, rank, ids, tops in engine.step():
+        for number, _, kind, _, token, _, logprob, rank, ids, tops, _ in engine.step():
             if kind == TOKEN:
                 found[places[number]].append((token, struct.pack("f", logprob), rank, ids, tops))
     assert engine.stats()["step_allocations"] == 0

@@ -275,7 +275,8 @@ static void emit_finishes(la_engine *e)
                                               .position = b->n_output,
                                               .token = b->stop_token,
                                               .reason = b->reason,
-                                              .logprob = NAN};
+                                              .logprob = NAN,
+                                              .scheduled = live->scheduled};
         if (--live->n_open == 0) {
             forget_live(e, live);
         }
@@ -392,9 +393,11 @@ static void assemble(la_engine *e)
     s->n_spans = 0;
     s->n_rows = 0;
     s->entries_used = 0;
+    double now = la_now();
     for (int i = 0; i < e->sched.n_planned; i++) {
         la_seq *q = e->sched.planned[i];
-        const la_live *live = LA_OWNER(q->group, la_live, group);
+        la_live *live = LA_OWNER(q->group, la_live, group);
+        live->scheduled = live->scheduled > 0.0 ? live->scheduled : now;
         s->spans[s->n_spans++] = (la_span){.first_token = s->n_tokens,
                                            .n_tokens = q->n_run,
                                            .first_pos = q->n_done,
@@ -422,7 +425,8 @@ static la_event *add_event(la_engine *e, const la_live *live, int branch, int i)
     const la_assembly *s = &e->step;
     const la_sample_row *row = &s->rows[i];
     la_event *ev = &e->events[e->n_events++];
-    *ev = (la_event){.request = live->id, .branch = branch, .logprob = NAN};
+    *ev = (la_event){
+        .request = live->id, .branch = branch, .logprob = NAN, .scheduled = live->scheduled};
     if (row->n_top >= 0) {
         ev->logprob = s->out_logprobs[i];
         ev->rank = s->out_ranks[i];

@@ -39,6 +39,7 @@ typedef struct la_live {
     float *logits;              /* [n_prompt, V], the caller's, or NULL */
     double deadline;            /* la_now() time; 0: none */
     la_heap_node deadline_node; /* engine.c's queue; hi in nanoseconds */
+    double scheduled;           /* la_now() of the step that first fed it; 0: none yet */
     /* guarded by the inbox's mutex */
     unsigned char *cancelled; /* [n_branches] */
     int in_cancels;

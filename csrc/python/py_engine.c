@@ -287,13 +287,14 @@ static PyObject *packed(const void *values, int n)
 
 static PyObject *event_tuple(const la_event *event)
 {
-    enum { N_ITEMS = 10 };
+    enum { N_ITEMS = 11 };
     PyObject *items[N_ITEMS] = {
         PyLong_FromLongLong(event->request),  PyLong_FromLong(event->branch),
         PyLong_FromLong(event->kind),         PyLong_FromLong(event->position),
         PyLong_FromLong(event->token),        PyLong_FromLong(event->reason),
         PyFloat_FromDouble(event->logprob),   PyLong_FromLong(event->rank),
         packed(event->top_ids, event->n_top), packed(event->top_logprobs, event->n_top),
+        PyFloat_FromDouble(event->scheduled),
     };
     PyObject *tuple = PyTuple_New(N_ITEMS);
     for (int i = 0; i < N_ITEMS; i++) {
@@ -404,7 +405,8 @@ static PyMethodDef engine_methods[] = {
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,
      "step() -> list\n\nTuples (request, branch, kind, position, token, reason, logprob, rank, "
-     "top_ids, top_logprobs); the last two are packed int32 and float32 bytes or None."},
+     "top_ids, top_logprobs, scheduled); top_ids and top_logprobs are packed int32 and float32 "
+     "bytes or None."},
     {"preempt", engine_preempt, METH_VARARGS, "preempt(n)\n\nTest hook."},
     {"has_work", engine_has_work, METH_NOARGS, "has_work() -> bool"},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict"},

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, LoadError, RequestError
-from .files import read_json_object, read_text
+from .files import is_there, read_json_object, read_text
 
 Templates = dict[str, str]
 
@@ -91,8 +91,10 @@ def resolve_chat_template(value: str | Path) -> str:
     """Source of the `chat_template=` argument, which is Jinja source or a file's path."""
     if isinstance(value, Path) or (isinstance(value, str) and not set(value) & set("{\n")):
         file = Path(value)
-        if not file.is_file():
-            raise ConfigError(f"chat_template: {str(value)!r} is neither a template nor a file")
+        if not is_there(file) or not file.is_file():
+            raise ConfigError(
+                f"chat_template: {str(value)!r:.300} is neither a template nor a file"
+            )
         return read_text(file, _MAX_TEMPLATE_FILE)
     if not isinstance(value, str):
         raise ConfigError(f"chat_template must be a string or a path, got {type(value).__name__}")
@@ -102,7 +104,8 @@ def resolve_chat_template(value: str | Path) -> str:
 def select_chat_template(templates: Templates, wanted: str | None, has_tools: bool) -> str:
     """The template of one request: by name, literal, "tool_use" for tools, or the default."""
     if wanted is not None:
-        return templates.get(wanted) or resolve_chat_template(wanted)
+        named = templates.get(wanted) if isinstance(wanted, str) else None
+        return named or resolve_chat_template(wanted)
     if has_tools and "tool_use" in templates:
         return templates["tool_use"]
     if "default" in templates:

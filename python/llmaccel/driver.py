@@ -45,13 +45,17 @@ class Driver:
         self._closing = False
         self._pid = os.getpid()
 
-    def check(self) -> None:
-        """LLMAccelError after close() and in a forked child; takes no lock."""
+    def check_process(self) -> None:
+        """LLMAccelError in a forked child; takes no lock."""
         if os.getpid() != self._pid:
             raise LLMAccelError(
                 f"this LLM was made in process {self._pid} and cannot be used after fork() in "
                 f"process {os.getpid()}: its threads did not come along. Make a new LLM here."
             )
+
+    def check(self) -> None:
+        """The same, and LLMAccelError after close()."""
+        self.check_process()
         if self._closing:
             raise LLMAccelError("this LLM is closed")
 

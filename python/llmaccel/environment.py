@@ -16,7 +16,7 @@ import weakref
 from typing import Any
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError
+from llmaccel.errors import ConfigError, LLMAccelError
 
 _LOG = logging.getLogger("llmaccel")
 
@@ -47,13 +47,18 @@ def _trace_op(op: str, layer: int, rows: int, cols: int, checksum: int) -> None:
 def open_backend(isa: str | None, threads: int | None) -> Any:
     """A backend, shared with every model that uses the same. None: the environment's choice."""
     threads = thread_count(threads)
-    isa = isa or os.environ.get("LLMACCEL_ISA") or None
+    given, isa = isa, isa or os.environ.get("LLMACCEL_ISA") or None
     trace = _trace_op if os.environ.get("LLMACCEL_TRACE", "0") not in ("", "0") else None
     key = (os.getpid(), isa, threads, trace)
     with _BACKENDS_LOCK:
         backend = _BACKENDS.get(key)
         if backend is None:
-            backend = _core.Backend("cpu", isa, threads, trace)
+            try:
+                backend = _core.Backend("cpu", isa, threads, trace)
+            except LLMAccelError as error:
+                if isa is None or given is not None:
+                    raise
+                raise type(error)(f"LLMACCEL_ISA: {error}") from error
             _BACKENDS[key] = backend
         return backend
 

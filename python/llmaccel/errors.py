@@ -2,7 +2,12 @@
 
 Every error that llmaccel raises on purpose is an `LLMAccelError`. Each also derives from the
 builtin exception that a caller would expect, so `except ValueError` keeps working.
+`shown` writes what was given into a message; every other file uses both.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class LLMAccelError(Exception):
@@ -27,3 +32,11 @@ class RequestError(LLMAccelError, ValueError):
 
 class UnsupportedError(LLMAccelError):
     """A feature, option or model architecture that llmaccel knows it cannot serve."""
+
+
+def shown(value: Any) -> str:
+    """The start of repr(value), which must not fail and hide the message that it is for."""
+    try:
+        return repr(value)[:80]
+    except Exception:  # integers of more than 4300 digits; anybody's own __repr__
+        return f"a value of type {type(value).__name__}"

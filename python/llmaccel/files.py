@@ -3,11 +3,12 @@
 Owns the limits on their size and the one way they are read. Invariant: the size is checked before
 a byte is read, and whatever is wrong with a file (missing, too large, no text, no JSON) is a
 LoadError that begins with its path. Weights are not read here but mapped (models/checkpoint.py).
-Called by config.py, chat.py, tokenize.py and tokenize_convert.py.
+Called by config.py, chat.py, loading.py, tokenize.py and tokenize_convert.py.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,18 @@ from typing import Any
 from .errors import LoadError
 
 MAX_FILE_BYTES = 1 << 28  # a vocabulary; the largest in use are a tenth of it
+
+
+def is_there(path: Path) -> bool:
+    """Whether something exists at a path that a caller gave; LoadError where that cannot be told."""
+    try:
+        return path.exists()
+    except ValueError:  # a NUL in it
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise LoadError(f"{path}: {error.strerror}") from error
 
 
 def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import numbers
 import queue
 import secrets
 import weakref
@@ -27,7 +28,7 @@ import numpy as np
 from llmaccel import _core
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
-from llmaccel.errors import LoadError, RequestError
+from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.loading import (
     KV_NAMES,
     LoadOptions,
@@ -40,9 +41,17 @@ from llmaccel.loading import (
 from llmaccel.memory import MemoryPlan, check_available
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
-from llmaccel.prompts import checked_ids, parts_of, prompt_list
+from llmaccel.prompts import (
+    BYTES,
+    check_switches,
+    checked_ids,
+    encode_text,
+    parts_of,
+    prompt_list,
+    template_variables,
+)
 from llmaccel.request import Request
-from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all
+from llmaccel.waiting import Chunks, RequestFuture, abandon, output_kind, wait_all, waker
 
 _LOG = logging.getLogger("llmaccel")
 # Continuations of one context that go into one request; more become several requests.
@@ -226,7 +235,11 @@ class LLM:
         """
         self._driver.check()
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise RequestError(f"messages: expected a list of dicts, got {messages!r:.80}")
+            raise RequestError(f"messages: expected a list of dicts, got {shown(messages)}")
+        check_switches(add_generation_prompt=add_generation_prompt)
+        if not isinstance(continue_final_message, str):  # else the name of a field
+            check_switches(continue_final_message=continue_final_message)
+        variables = template_variables(chat_template_kwargs)
         many = isinstance(messages[0], (list, tuple))
         conversations = list(messages) if many else [messages]
         tokenizer = self.get_tokenizer()
@@ -241,7 +254,7 @@ class LLM:
                 if add_generation_prompt is None
                 else add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+                **variables,
             )
             # The template wrote its special tokens, BOS included.
             ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
@@ -294,7 +307,7 @@ class LLM:
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         request.streaming = True
-        request.listener = lambda _: loop.call_soon_threadsafe(news.set)
+        request.listener = waker(self._driver, loop, news)
         kind = output_kind(request)
         self._driver.submit(
             request, fields, priority=_priority(priority), timeout=_seconds(timeout)
@@ -323,9 +336,12 @@ class LLM:
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
         self._driver.check_wait()
+        check_switches(stream=stream, use_tqdm=use_tqdm)
         count = len(encoded)
         all_params = _spread("sampling_params", params, count, SamplingParams)
-        priorities = [_priority(one) for one in _spread("priority", priority, count, int)]
+        priorities = [
+            _priority(one) for one in _spread("priority", priority, count, numbers.Integral)
+        ]
         seconds = _seconds(timeout)
         made = []
         for i, (text, ids) in enumerate(encoded):
@@ -425,8 +441,9 @@ class LLM:
             tokenizer = self.get_tokenizer()
             # Spaces go with the word that follows them.
             kept = context.rstrip()
-            head = tokenizer.encode(kept)
-            both = tokenizer.encode(kept + context[len(kept) :] + continuation)
+            head = encode_text(tokenizer, kept, f"contexts[{i}]")
+            whole = kept + context[len(kept) :] + continuation
+            both = encode_text(tokenizer, whole, f"continuations[{i}]")
             head, tail = both[: len(head)], both[len(head) :]
         else:
             head = (
@@ -435,7 +452,12 @@ class LLM:
                 else self._encode(context, f"contexts[{i}]")[1]
             )
             if isinstance(continuation, str):
-                tail = self.get_tokenizer().encode(continuation, add_special_tokens=False)
+                tail = encode_text(
+                    self.get_tokenizer(),
+                    continuation,
+                    f"continuations[{i}]",
+                    add_special_tokens=False,
+                )
             else:
                 tail = self._encode(continuation, f"continuations[{i}]")[1]
         if not head:
@@ -481,10 +503,10 @@ class LLM:
             text, given = parts_of(prompt, where)
         if isinstance(given, str):
             text = given
-            ids = self.get_tokenizer().encode(given)
+            ids = encode_text(self.get_tokenizer(), given, where)
         elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
             ids = checked_ids(given.tolist(), where)
-        elif isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
+        elif isinstance(given, Sequence) and not isinstance(given, BYTES):
             ids = checked_ids(given, where)
         else:
             raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
@@ -510,7 +532,7 @@ class LLM:
     ) -> tuple[Request, dict[str, Any]]:
         params = self.get_default_sampling_params() if params is None else params
         if not isinstance(params, SamplingParams):
-            raise RequestError(f"sampling_params: expected SamplingParams, got {params!r:.80}")
+            raise RequestError(f"sampling_params: expected SamplingParams, got {shown(params)}")
         params = params.clone()
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
@@ -546,7 +568,7 @@ class LLM:
         for word in params.bad_words or ():
             tokenizer = self.get_tokenizer()
             for spelled in (word.lstrip(), " " + word.lstrip()):
-                ids = tokenizer.encode(spelled, add_special_tokens=False)
+                ids = encode_text(tokenizer, spelled, "bad_words", add_special_tokens=False)
                 if ids and ids not in found:
                     found.append(ids)
         return found
@@ -641,8 +663,10 @@ def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
     """One value for all, or a list of one per prompt."""
     if value is None or isinstance(value, kind):
         return [value] * count
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise RequestError(f"{name}: expected {kind.__name__} or a list of them, got {value!r:.80}")
+    if not isinstance(value, Sequence) or isinstance(value, (str, *BYTES)):
+        raise RequestError(
+            f"{name}: expected one for all or a list with one for each prompt, got {shown(value)}"
+        )
     if len(value) != count:
         raise RequestError(f"{name}: expected {count}, one for each prompt, got {len(value)}")
     return list(value)
@@ -652,15 +676,16 @@ def _seconds(timeout: float | None) -> float:
     """The core's 0.0 for None."""
     if timeout is None:
         return 0.0
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0.0:
-        raise RequestError(f"timeout: expected a number of seconds above 0, got {timeout!r:.80}")
-    return min(float(timeout), 1e9)
+    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not timeout > 0.0:
+        raise RequestError(f"timeout: expected a number of seconds above 0, got {shown(timeout)}")
+    return float(min(timeout, 1e9))
 
 
 def _priority(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not -(2**31) <= value < 2**31:
-        raise RequestError(f"priority: expected an integer of 32 bits, got {value!r:.80}")
-    return value
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not -(2**31) <= value < 2**31:
+        raise RequestError(f"priority: expected an integer of 32 bits, got {shown(value)}")
+    return int(value)
 
 
 def _mix(seed: int, number: int) -> int:

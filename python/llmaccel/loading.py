@@ -10,6 +10,7 @@ Called by llm.py and by `llmaccel plan`.
 
 from __future__ import annotations
 
+import numbers
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ from llmaccel.config import (
     parse_generation_config,
 )
 from llmaccel.environment import MAX_THREADS
-from llmaccel.errors import ConfigError, LoadError, UnsupportedError
+from llmaccel.errors import ConfigError, LoadError, UnsupportedError, shown
+from llmaccel.files import is_there
 from llmaccel.memory import MemoryPlan, plan_memory
 from llmaccel.models.checkpoint import (
     Checkpoint,
@@ -108,6 +110,12 @@ class LoadOptions:
     fast_math: bool = False
     compatible: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, *_ in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # NumPy's integers are as good
+
     def check(self) -> None:
         """ConfigError, UnsupportedError or TypeError naming the first bad option."""
         choices = (
@@ -118,7 +126,12 @@ class LoadOptions:
         for name, known in choices:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
-                raise ConfigError(f"{name}={value!r:.80}: expected one of {', '.join(known)}")
+                raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(known)}")
+        for name in ("quantization", "kv_cache_dtype", "isa", "revision"):
+            value = getattr(self, name)
+            left_out = value is None and name != "kv_cache_dtype"
+            if not left_out and not (isinstance(value, str) and value and value.isprintable()):
+                raise ConfigError(f"{name}={shown(value)}: expected a name")
         if self.kv_cache_dtype == "fp8_e5m2":
             raise UnsupportedError(
                 "kv_cache_dtype='fp8_e5m2': two bits of mantissa are too few; "
@@ -126,12 +139,12 @@ class LoadOptions:
             )
         if self.kv_cache_dtype not in ("auto", *_KV_FORMS):
             raise UnsupportedError(
-                f"kv_cache_dtype={self.kv_cache_dtype!r:.80}: this version has auto, "
+                f"kv_cache_dtype={shown(self.kv_cache_dtype)}: this version has auto, "
                 f"{', '.join(_KV_FORMS)}"
             )
         if self.quantization not in (None, "gguf", *QUANTIZATIONS):
             raise UnsupportedError(
-                f"quantization={self.quantization!r:.80}: this version has "
+                f"quantization={shown(self.quantization)}: this version has "
                 f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
             )
         if self.fast_math is not False:
@@ -140,21 +153,19 @@ class LoadOptions:
             value = getattr(self, name)
             if value is not None or not optional:
                 _check_count(name, value, lo, hi)
-        if self.isa is not None and not isinstance(self.isa, str):
-            raise ConfigError(f"isa={self.isa!r:.80}: expected the name of an instruction set")
         for name, value in self.compatible.items():
             if name not in COMPATIBLE:
                 raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
             allowed = COMPATIBLE[name]
-            if allowed is not None and value not in allowed:
-                raise UnsupportedError(
-                    f"{name}={value!r:.80}: this version has {' or '.join(map(repr, allowed))} only"
-                )
+            plain = isinstance(value, (numbers.Integral, type(None)))
+            if allowed is not None and not (plain and value in allowed):
+                known = " or ".join(map(repr, allowed))
+                raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only")
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
-        raise ConfigError(f"{name}={value!r:.80}: expected an integer from {lo} to {hi}")
+        raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 
 @dataclass(frozen=True)
@@ -257,9 +268,9 @@ def forget_metadata(prepared: Prepared) -> Prepared:
 def find_model(options: LoadOptions) -> Path:
     """A GGUF file or a folder. Downloads a hub name; LoadError says what was looked for."""
     if not isinstance(options.model, (str, Path)) or not str(options.model):
-        raise ConfigError(f"model={options.model!r:.80}: expected a path or a model name")
+        raise ConfigError(f"model={shown(options.model)}: expected a path or a model name")
     path = Path(options.model).expanduser()
-    if not path.exists():
+    if not is_there(path):
         path = hub.fetch_model(str(options.model), options.revision, options.load_format)
     elif options.revision is not None:
         raise ConfigError(f"revision={options.revision!r}: {path} is local and has no revisions")
@@ -296,6 +307,8 @@ def _config_dict(config: Any) -> Mapping[str, Any]:
     """The configuration of LLM.from_arrays: a dict, a config.json, or the folder that holds one."""
     if isinstance(config, Mapping):
         return config
+    if not isinstance(config, (str, Path)) or not str(config):
+        raise ConfigError(f"config: expected a dict or a path, got {shown(config)}")
     path = Path(config)
     return load_hf_config(path if path.is_dir() else path.parent)
 
@@ -309,7 +322,7 @@ def _refuse_quantized(raw: Mapping[str, Any], gguf: bool, quantization: str | No
     if found is not None:
         method = found.get("quant_method") if isinstance(found, Mapping) else found
         raise UnsupportedError(
-            f"quantization_config: quant_method {method!r:.80} is not supported; this version "
+            f"quantization_config: quant_method {shown(method)} is not supported; this version "
             "loads float safetensors and quantized GGUF files"
         )
 
@@ -318,6 +331,10 @@ def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
     given = options.generation_config
     if isinstance(given, Mapping):
         return parse_generation_config(given)
+    if not isinstance(given, (str, Path, type(None))):
+        raise ConfigError(
+            f"generation_config={shown(given)}: expected 'auto', 'vllm', a path or a dict"
+        )
     if given == "auto":
         return (
             load_generation_config(path)
@@ -326,13 +343,11 @@ def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
         )
     if given in (None, "vllm"):
         return GenerationConfig()
-    if isinstance(given, (str, Path)):
-        folder = Path(given)
-        folder = folder if folder.is_dir() else folder.parent
-        if not (folder / "generation_config.json").is_file():
-            raise LoadError(f"generation_config={given!r}: no generation_config.json there")
-        return load_generation_config(folder)
-    raise ConfigError(f"generation_config={given!r:.80}: expected 'auto', 'vllm', a path or a dict")
+    folder = Path(given)
+    folder = folder if is_there(folder) and folder.is_dir() else folder.parent
+    if not is_there(folder / "generation_config.json"):
+        raise LoadError(f"generation_config={shown(given)}: no generation_config.json there")
+    return load_generation_config(folder)
 
 
 # ---- formats -------------------------------------------------------------------------------------
@@ -407,7 +422,7 @@ def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
     tensors = {}
     for name, array in arrays.items():
         if not isinstance(name, str):
-            raise ConfigError(f"from_arrays: {name!r:.80}: names must be strings")
+            raise ConfigError(f"from_arrays: {shown(name)}: names must be strings")
         source = array.detach() if hasattr(array, "detach") else array
         try:
             tensor = _core.Tensor(source)
@@ -430,7 +445,7 @@ class DummyTensors:
             named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
         self._dtype = _WEIGHTS.get(str(named), "auto")
         if self._dtype == "auto":
-            raise ConfigError(f"config.json: dtype {named!r:.80} is unknown")
+            raise ConfigError(f"config.json: dtype {shown(named)} is unknown")
 
     def names(self) -> list[str]:
         return list(self._shapes)
@@ -494,7 +509,7 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
         )
     if given is not None:
         if not isinstance(given, Tokenizer):
-            raise ConfigError(f"tokenizer={given!r:.80}: expected a path or a Tokenizer")
+            raise ConfigError(f"tokenizer={shown(given)}: expected a path or a Tokenizer")
         if options.chat_template is not None:
             raise ConfigError("chat_template: give it to load_tokenizer, which made the tokenizer")
         return given

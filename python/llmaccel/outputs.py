@@ -121,12 +121,27 @@ class LogprobList(Sequence[dict[int, Logprob] | None]):
 @dataclass(frozen=True, slots=True)
 class Timings:
     """Moments of a request on the clock of time.monotonic(), seconds; 0.0 for what has not
-    happened."""
+    happened.
+
+    scheduled: start of the first step that computed some of the prompt; a preempted request keeps
+    it.
+    """
 
     arrival: float = 0.0
+    scheduled: float = 0.0
     first_token: float = 0.0
     finished: float = 0.0
     n_tokens: int = 0
+
+    @property
+    def queue(self) -> float:
+        """Seconds from submission to the first step that had room for it; 0.0 before that."""
+        return max(0.0, self.scheduled - self.arrival)
+
+    @property
+    def prefill(self) -> float:
+        """Seconds from the start of that step to the first token; 0.0 before it."""
+        return max(0.0, self.first_token - self.scheduled)
 
     @property
     def ttft(self) -> float:

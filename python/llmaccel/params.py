@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from llmaccel.errors import RequestError
+from llmaccel.errors import RequestError, shown
 
 _INT32_MAX = 2**31 - 1
 _MAX_BRANCHES = 16384  # LA_MAX_BRANCHES of csrc/engine/request.h
@@ -125,7 +125,9 @@ class SamplingParams:
             "spaces_between_special_tokens",
         ):
             if not isinstance(getattr(self, name), bool):
-                raise RequestError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise RequestError(
+                    f"{name} must be True or False, got {shown(getattr(self, name))}"
+                )
         self._validate_lists()
         if self.truncate_prompt_tokens is not None:
             self.truncate_prompt_tokens = _integer(
@@ -134,12 +136,7 @@ class SamplingParams:
             if self.truncate_prompt_tokens == 0:
                 raise RequestError("truncate_prompt_tokens must be -1 or at least 1, got 0")
         if self.output_kind is not None:
-            try:
-                self.output_kind = RequestOutputKind(self.output_kind)
-            except ValueError:
-                raise RequestError(
-                    f"output_kind must be a RequestOutputKind, got {self.output_kind!r}"
-                ) from None
+            self.output_kind = RequestOutputKind(_integer("output_kind", self.output_kind, 0, 2))
 
     def _validate_lists(self) -> None:
         self.stop = _strings("stop", self.stop)
@@ -153,10 +150,11 @@ class SamplingParams:
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
-            raise RequestError(f"logit_bias must be a dict, got {self.logit_bias!r:.80}")
+            raise RequestError(f"logit_bias must be a dict, got {shown(self.logit_bias)}")
         bias = {}
         for key, value in self.logit_bias.items():
-            token = int(key) if isinstance(key, str) and key.isdecimal() else key
+            number = isinstance(key, str) and key.isdecimal() and len(key) <= 10
+            token = int(key) if number else key
             token = _integer("logit_bias key", token, 0, _INT32_MAX)
             bias[token] = _number(f"logit_bias[{token}]", value, -1e30, 1e30)
         self.logit_bias = bias
@@ -230,9 +228,11 @@ def _top(k: int | None, n_vocab: int) -> int:
 
 def _integer(name: str, value: Any, lo: int, hi: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise RequestError(f"{name} must be an integer, got {value!r:.80}")
+        raise RequestError(f"{name} must be an integer, got {shown(value)}")
     if not lo <= value <= hi:
-        raise RequestError(f"{name} must be at least {lo} and at most {hi}, got {int(value)}")
+        raise RequestError(
+            f"{name} must be at least {lo} and at most {hi}, got {shown(int(value))}"
+        )
     return int(value)
 
 
@@ -242,8 +242,11 @@ def _optional(name: str, value: Any, lo: int, hi: int) -> int | None:
 
 def _number(name: str, value: Any, lo: float, hi: float) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise RequestError(f"{name} must be a number, got {value!r:.80}")
-    number = float(value)
+        raise RequestError(f"{name} must be a number, got {shown(value)}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf if value > 0 else -math.inf
     if math.isnan(number) or not lo <= number <= hi:
         raise RequestError(f"{name} must be in [{lo:g}, {hi:g}], got {number}")
     return number
@@ -254,10 +257,10 @@ def _strings(name: str, value: Any) -> list[str] | None:
         return None
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple, set, frozenset)):
-        raise RequestError(f"{name} must be a string or a list of strings, got {value!r:.80}")
+        raise RequestError(f"{name} must be a string or a list of strings, got {shown(value)}")
     for item in items:
         if not isinstance(item, str) or not item:
-            raise RequestError(f"{name} must hold non-empty strings, got {item!r:.80}")
+            raise RequestError(f"{name} must hold non-empty strings, got {shown(item)}")
     return list(items)
 
 
@@ -265,5 +268,9 @@ def _ids(name: str, value: Any) -> list[int] | None:
     if value is None:
         return None
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-        raise RequestError(f"{name} must be a list of token ids, got {value!r:.80}")
-    return [_integer(f"{name}[{i}]", token, 0, _INT32_MAX) for i, token in enumerate(value)]
+        raise RequestError(f"{name} must be a list of token ids, got {shown(value)}")
+    try:
+        items = list(value)
+    except TypeError:  # an array without axes
+        raise RequestError(f"{name} must be a list of token ids, got {shown(value)}") from None
+    return [_integer(f"{name}[{i}]", token, 0, _INT32_MAX) for i, token in enumerate(items)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaccel.errors import RequestError, UnsupportedError
+from llmaccel.errors import RequestError, UnsupportedError, shown
 
 # Keys of vLLM's prompt dicts that this version has no use for.
 _VLLM_KEYS = (
@@ -28,13 +28,19 @@ _VLLM_KEYS = (
 )
 
 
+# Sequences of integers that are no token ids.
+BYTES = (bytes, bytearray, memoryview)
+
+
 def prompt_list(prompts: Any) -> list[Any]:
     """One prompt or many, as a list of prompts."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
     if isinstance(prompts, np.ndarray):
+        if prompts.ndim == 0:
+            raise RequestError("prompts: expected token ids, got an array without axes")
         return [prompts] if prompts.ndim == 1 else list(prompts)
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)):
+    if not isinstance(prompts, Sequence) or isinstance(prompts, BYTES):
         kind = type(prompts).__name__
         raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
     if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
@@ -49,7 +55,9 @@ def parts_of(prompt: Mapping[str, Any], where: str) -> tuple[str | None, Any]:
             if prompt[key] is not None:
                 raise UnsupportedError(f"{where}: {key!r} is not supported")
         elif key not in ("prompt", "prompt_token_ids"):
-            raise RequestError(f"{where}: unknown key {key!r:.80}; known: prompt, prompt_token_ids")
+            raise RequestError(
+                f"{where}: unknown key {shown(key)}; known: prompt, prompt_token_ids"
+            )
     text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
     if text is None and ids is None:
         raise RequestError(
@@ -65,6 +73,49 @@ def parts_of(prompt: Mapping[str, Any], where: str) -> tuple[str | None, Any]:
 def checked_ids(given: Sequence[Any], where: str) -> list[int]:
     """`given` as a list of ints; RequestError names the first that is no id."""
     for i, item in enumerate(given):
-        if not isinstance(item, numbers.Integral) or isinstance(item, bool) or item < 0:
-            raise RequestError(f"{where}[{i}]: expected a token id, got {item!r:.80}")
+        if (
+            not isinstance(item, numbers.Integral)
+            or isinstance(item, bool)
+            or not 0 <= item < 2**31
+        ):
+            raise RequestError(f"{where}[{i}]: expected a token id, got {shown(item)}")
     return list(map(int, given))
+
+
+def encode_text(tokenizer: Any, text: str, where: str, **options: Any) -> list[int]:
+    """Token ids; RequestError names `where` for text that cannot be encoded."""
+    try:
+        return tokenizer.encode(text, **options)
+    except RequestError as error:
+        raise RequestError(f"{where}: {error}") from error
+
+
+# What chat() itself gives to apply_chat_template.
+_CHAT_ARGUMENTS = (
+    "conversation",
+    "tools",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "return_dict",
+)
+
+
+def template_variables(given: Any) -> Mapping[str, Any]:
+    """chat_template_kwargs, of which none may be an argument of chat() itself."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(key, str) for key in given):
+        raise RequestError(f"chat_template_kwargs: expected a dict with names, got {shown(given)}")
+    for key in given:
+        if key in _CHAT_ARGUMENTS or key == "self":
+            raise RequestError(f"chat_template_kwargs: {key!r} is no variable of a template")
+    return given
+
+
+def check_switches(**given: Any) -> None:
+    """RequestError names the first that is neither True nor False; what is None was left out."""
+    for name, value in given.items():
+        if value is not None and not isinstance(value, (bool, np.bool_)):
+            raise RequestError(f"{name}: expected True or False, got {shown(value)}")

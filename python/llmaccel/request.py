@@ -28,7 +28,7 @@ EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
 _REASONS = ("stop", "length", "abort", "timeout")
 
-Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None"]
+Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None", float]
 
 
 class TextStream:
@@ -143,6 +143,7 @@ class Request:
         self.own_stop_ids: frozenset[int] = frozenset()
         self.token_text: Callable[[int], str] | None = None
         self.arrival = time.monotonic()
+        self.scheduled = 0.0
         self.first_token = 0.0
         self.finished = 0.0
         self.prompt_scores = Scores() if params.prompt_logprobs is not None else None
@@ -185,7 +186,8 @@ class Request:
 
     def on_event(self, event: Event, now: float) -> int:
         """Take one event. Returns a branch that the engine shall stop at once, or -1."""
-        _, index, kind, position, token, reason, logprob, rank, top_ids, top_logprobs = event
+        _, index, kind, position, token, reason, logprob, rank, top_ids, top_logprobs, start = event
+        self.scheduled = start
         branch = self.branches[index]
         top = None if top_ids is None or top_logprobs is None else (top_ids, top_logprobs)
         if kind == EVENT_FINISH:
@@ -314,7 +316,11 @@ class Request:
             prompt_logprobs = LogprobList(self.prompt_scores, self.token_text, leading_none=True)
         n_tokens = sum(branch.n for branch in self.branches)
         timings = Timings(
-            self.arrival, self.first_token, self.finished if finished else 0.0, n_tokens
+            self.arrival,
+            self.scheduled,
+            self.first_token,
+            self.finished if finished else 0.0,
+            n_tokens,
         )
         return RequestOutput(
             self.request_id,

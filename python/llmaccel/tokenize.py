@@ -21,8 +21,8 @@ from typing import Any
 from . import chat, hub
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
-from .errors import LoadError, RequestError
-from .files import read_json_object
+from .errors import ConfigError, LoadError, RequestError, shown
+from .files import is_there, read_json_object
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
 
@@ -440,8 +440,10 @@ def load_tokenizer(
     missing, damaged, contradicting) or UnsupportedError (a kind that cannot be converted exactly),
     naming the file.
     """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise ConfigError(f"path: expected a path or a model name, got {shown(path)}")
     found = Path(path)
-    if not found.exists():
+    if not is_there(found):
         found = hub.fetch_tokenizer(str(path), revision)
     parts = _from_file(found, {}, bare=True) if found.is_file() else _from_folder(found)
     _override_template(parts, chat_template)

@@ -1,14 +1,14 @@
 """How a caller waits for requests: all of them, chunk by chunk, or as a future.
 
-Owns the three ways to take results from the engine's thread. Invariant: whoever stops waiting (an
-exception, a dropped stream, a cancelled future) cancels what still runs. Called by llm.py.
+Owns the ways to take results from the engine's thread. Invariant: whoever stops waiting (an
+exception, a dropped stream, a cancelled future, a closed loop) cancels what still runs. Called by llm.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,19 @@ def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
             bar.close()
 
 
+def waker(driver: Driver, loop: Any, news: Any) -> Callable[[Request], None]:
+    """A listener that sets an event of an asyncio loop; cancels where the loop is closed."""
+
+    def wake(request: Request) -> None:
+        try:
+            loop.call_soon_threadsafe(news.set)
+        except RuntimeError:  # closed with its generators alive: nobody will ever look
+            request.listener = None
+            abandon(driver, [request])
+
+    return wake
+
+
 def wants_bar() -> bool:
     """Whether somebody watches: a notebook or a terminal."""
     shell = sys.modules.get("IPython")
@@ -79,6 +92,7 @@ class Chunks(Iterator[RequestOutput]):
     def __next__(self) -> RequestOutput:
         try:
             while self._left:
+                self._llm.engine.check_process()
                 request = self._news.get()
                 if request.request_id not in self._left:
                     continue
@@ -125,11 +139,23 @@ class RequestFuture(Future[RequestOutput]):
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Wait; TimeoutError after `timeout` seconds, while the request goes on."""
-        llm = self._llm
-        if llm is not None and timeout is None:
-            llm.engine.check_wait()
+        self._check_wait(timeout)
         super().result(timeout)
         return self._request.output()
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as result does; the request's error, or None."""
+        self._check_wait(timeout)
+        return super().exception(timeout)
+
+    def _check_wait(self, timeout: float | None) -> None:
+        """LLMAccelError where nothing would end the wait: after fork(), on the engine's thread."""
+        llm = self._llm
+        if llm is None:
+            return
+        llm.engine.check_process()
+        if timeout is None:
+            llm.engine.check_wait()
 
     def _on_done(self, request: Request) -> None:
         self._llm = None

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.errors import ConfigError, UnsupportedError, shown
 
 Tensor = _core.Tensor
 
 MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
 MOST_THREADS = 256
+# What float() would take all the same.
+_NO_NUMBERS = (str, bytes, bytearray, bool, np.bool_, np.complexfloating)
 WORTH_THREADS = 2**20  # bytes moved, or as long: starting threads takes about 50 us
 
 
@@ -30,30 +33,41 @@ def isas() -> list[str]:
 def level(isa: str) -> str:
     """The name of an available instruction set; "auto" is the highest."""
     names = isas()
-    if isa == "auto":
-        return names[-1]
-    if isa not in names:
-        raise ConfigError(f"isa: {isa!r} is none of auto, {', '.join(names)}")
-    return isa
+    return names[-1] if choice(isa, "isa", ("auto", *names)) == "auto" else isa
+
+
+def choice(value: Any, name: str, known: Iterable[str]) -> str:
+    """One of the known names."""
+    names = tuple(known)
+    if not isinstance(value, str) or value not in names:
+        raise ConfigError(f"{name}: {shown(value)} is none of {', '.join(names)}")
+    return value
+
+
+def switch(value: Any, name: str) -> bool:
+    """True or False."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name}: expected True or False, got {shown(value)}")
+    return bool(value)
 
 
 def integer(value: Any, name: str, low: int, high: int) -> int:
     """An integer in low..high."""
     try:
-        number = operator.index(value)
+        number = operator.index(None if isinstance(value, bool) else value)
     except TypeError:
-        raise ConfigError(f"{name}: expected an integer, got {value!r}") from None
+        raise ConfigError(f"{name}: expected an integer, got {shown(value)}") from None
     if not low <= number <= high:
-        raise ConfigError(f"{name}: {number} is not in {low}..{high}")
+        raise ConfigError(f"{name}: {shown(number)} is not in {low}..{high}")
     return number
 
 
 def real(value: Any, name: str, low: float = -math.inf) -> float:
     """A finite number >= low."""
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}: expected a number, got {value!r}") from None
+        number = float(None if isinstance(value, _NO_NUMBERS) else value)
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{name}: expected a number, got {shown(value)}") from None
     if not math.isfinite(number) or number < low:
         raise ConfigError(f"{name}: {number} is not finite or below {low}")
     return number

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, LLMAccelError
+from llmaccel.errors import ConfigError, LLMAccelError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
 
@@ -103,24 +103,23 @@ def pack(
     MemoryPlanError: no memory for it.
     """
     t = arguments.tensor(weight, "weight")
+    try:
+        extents = t.shape if shape is None else tuple(shape)
+    except TypeError:
+        raise ConfigError(f"shape: expected (N, K), got {shown(shape)}") from None
     if dtype is None:
         if t.dtype not in FLOATS:
             raise ConfigError(f"weight: expected F32, F16 or BF16 (or dtype=), got {t.dtype}")
-        extents = t.shape if shape is None else tuple(shape)
         dtype = t.dtype
+    elif not isinstance(dtype, str) or not dtype.isprintable():
+        raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
     elif shape is None:
         raise ConfigError("shape: blocks of a GGUF tensor need (N, K)")
-    else:
-        extents = tuple(shape)
     if len(extents) != 2:
         raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
     n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
     threads = arguments.count_threads(threads, t.nbytes)
-    if not isinstance(format, str):
-        raise ConfigError(f"format: expected a name, got {format!r}")
-    if format not in ("auto", *FLOATS, *QUANTIZATIONS):
-        known = ", ".join((*FLOATS, *QUANTIZATIONS))
-        raise ConfigError(f"format: {format!r:.80} is none of auto, {known}")
+    arguments.choice(format, "format", ("auto", *FLOATS, *QUANTIZATIONS))
     quantize = format if format in QUANTIZATIONS else "keep"
     if quantize != "keep" and dtype not in FLOATS:
         raise ConfigError(f"format: {dtype} blocks are quantized already and stay exact")
@@ -173,6 +172,7 @@ def quantize_rows(x: Any, group: int = 32, *, isa: str = "auto") -> tuple[Tensor
     codes I8 [..., K] and scales F32 [..., ceil(K / group)]: x is about codes * scale of the group.
     """
     t = arguments.rows(x, "x")
+    group = arguments.integer(group, "group", min(GROUPS), max(GROUPS))
     if group not in GROUPS:
         raise ConfigError(f"group: {group!r} is none of {', '.join(map(str, GROUPS))}")
     k, lead = t.shape[-1], t.shape[:-1]
@@ -209,8 +209,7 @@ def _form(activation: str, weight: PackedWeight) -> str:
     allowed = {"F32": ("f32",), "F16": ("f32",), "BF16": ("bf16",), "fp8": ("bf16",)}.get(
         codes, ("bf16", "int8")
     )
-    if activation not in ACTIVATIONS:
-        raise ConfigError(f"activation: {activation!r} is none of {', '.join(ACTIVATIONS)}")
+    arguments.choice(activation, "activation", ACTIVATIONS)
     chosen = allowed[0] if activation == "auto" else activation
     if chosen not in allowed:
         raise ConfigError(

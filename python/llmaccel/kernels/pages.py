@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError
+from llmaccel.errors import ConfigError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
 
@@ -35,8 +35,8 @@ class KVPages:
         self.d = arguments.integer(d, "d", 1, 256)
         self.max_tokens = arguments.integer(max_tokens, "max_tokens", 1, MOST_TOKENS)
         self.dtype = dtype
-        if not isinstance(dtype, str):
-            raise ConfigError(f"dtype: expected a name, got {dtype!r}")
+        if not isinstance(dtype, str) or not dtype.isprintable():
+            raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
         self._core = _core.Pages(self.n_kv_heads, self.d, self.max_tokens, dtype)
 
     def __len__(self) -> int:

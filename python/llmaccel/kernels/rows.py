@@ -77,7 +77,7 @@ def act(x: Any, kind: str = "silu", *, out: Any = None, isa: str = "auto") -> Te
     """
     t = arguments.floats(x, "x")
     y = arguments.result(out, t.shape, same=t)
-    level, name = arguments.level(isa), _kind(kind)
+    level, name = arguments.level(isa), arguments.choice(kind, "kind", KINDS)
     if t.nbytes:
         _core.act(level, name, t, y)
     return y
@@ -93,7 +93,7 @@ def act_mul(
     g, u = arguments.floats(gate, "gate"), arguments.floats(up, "up")
     arguments.expect(u, "up", g.shape)
     y = arguments.result(out, g.shape, u, same=g)
-    level, name = arguments.level(isa), _kind(kind)
+    level, name = arguments.level(isa), arguments.choice(kind, "kind", KINDS)
     if g.nbytes:
         _core.act_mul(level, name, g, u, y)
     return y
@@ -122,7 +122,7 @@ def rope(
     level = arguments.level(isa)
     arguments.copy_into(y, t)
     if t.nbytes:
-        _core.rope(level, y, c, s, heads, d, bool(interleaved))
+        _core.rope(level, y, c, s, heads, d, arguments.switch(interleaved, "interleaved"))
     return y
 
 
@@ -141,9 +141,3 @@ def softcap(
     if t.nbytes:
         _core.softcap(level, y, factor, bound)
     return y
-
-
-def _kind(kind: str) -> str:
-    if kind not in KINDS:
-        raise ConfigError(f"kind: {kind!r} is none of {', '.join(KINDS)}")
-    return kind

@@ -7,12 +7,13 @@ bits.
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError
+from llmaccel.errors import ConfigError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
 
@@ -82,9 +83,13 @@ def select_above(x: Any, threshold: float, *, isa: str = "auto") -> Tensor:
     t = arguments.rows(x, "x")
     if len(t.shape) != 1:
         raise ConfigError(f"x: expected [V], got {list(t.shape)}")
-    if not isinstance(threshold, (int, float, np.number)):
-        raise ConfigError(f"threshold: expected a number, got {threshold!r}")
-    return Tensor(_above(arguments.level(isa), t.numpy(), float(threshold)))
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+        raise ConfigError(f"threshold: expected a number, got {shown(threshold)}")
+    try:
+        bound = float(threshold)
+    except OverflowError:
+        bound = math.inf if threshold > 0 else -math.inf
+    return Tensor(_above(arguments.level(isa), t.numpy(), bound))
 
 
 def top_k(x: Any, k: int, *, isa: str = "auto") -> tuple[Tensor, Tensor]:
