@@ -194,6 +194,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     metadata: Mapping[str, Any] | None = None
     checkpoint: Any = None
     if arrays is not None:
+        if options.revision is not None:
+            raise ConfigError(f"revision={options.revision!r:.80}: arrays have no revisions")
         raw = _config_dict(options.model)
         checkpoint = arrays_checkpoint(arrays)
     else:
