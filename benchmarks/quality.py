@@ -32,10 +32,9 @@ from llmaccel.models.gguf import open_gguf
 
 WINDOW = 512
 FORMATS = ("int8", "w4g128", "w4g32", "fp8")
-# la_quant of llmaccel.h, by name, and la_dtype's fp32 and "as stored".
-_QUANT = {name: i for i, name in enumerate(("keep", "int8", "w4g128", "w4g32", "fp8"))}
-_F32, _STORED = 0, 13
-_TYPES = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+# What _core.pack, a door for tests, takes as numbers.
+_TYPES = _core.DTYPES
+_F32, _STORED = _TYPES.index("F32"), len(_TYPES)
 # GGUF name -> checkpoint name, of one layer
 _LAYER = {
     "attn_norm": "input_layernorm",
@@ -141,8 +140,9 @@ def own_values(arrays: dict[str, np.ndarray], quantization: str) -> dict[str, np
 def quantized_values(w: np.ndarray, quantization: str) -> np.ndarray:
     """A matrix packed by the core and read back by its unpack_row."""
     rows, cols = w.shape
-    packed, form = _core.pack([(w, _F32, rows, cols)], _STORED, False, _QUANT[quantization])
-    back = b"".join(_core.unpack("scalar", packed, form, row) for row in range(rows))
+    form = _core.QUANTIZATIONS.index(quantization)
+    packed, stored = _core.pack([(w, _F32, rows, cols)], _STORED, False, form)
+    back = b"".join(_core.unpack("scalar", packed, stored, row) for row in range(rows))
     return np.frombuffer(back, np.float32).reshape(rows, cols)
 
 

@@ -27,7 +27,8 @@ BLOCKS = {"Q4_0": 32, "Q4_1": 32, "Q5_0": 32, "Q5_1": 32, "Q8_0": 32}
 BLOCKS |= {"Q2_K": 256, "Q3_K": 256, "Q4_K": 256, "Q5_K": 256, "Q6_K": 256}
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
-KV_TOLERANCE = {"F32": 2e-5, "BF16": 1e-2, "int8": 5e-2, "fp8": 2e-1}  # of the largest value
+# Of the largest value.
+KV_TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-2, "int8": 5e-2, "fp8": 2e-1}
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -351,7 +352,7 @@ def test_attention(
         pages.store(k[start:stop], v[start:stop], isa=isa)
     assert len(pages) == tokens
     got = pages.attend(q, isa=isa, **options)
-    same = [x if dtype == "F32" else ref.bf16(x) for x in (q, k, v)]
+    same = [x if dtype == "float32" else ref.bf16(x) for x in (q, k, v)]
     want = reference.attention(
         *(x.astype(np.float64) for x in same),
         scale=options.get("scale", d**-0.5),
@@ -374,7 +375,7 @@ def test_attention_does_not_depend_on_threads(threads: int) -> None:
     assert bits(pages.attend(q, threads=threads)) == bits(pages.attend(q, threads=1))
     room = np.empty_like(q)
     assert pages.attend(q, out=room).data_ptr() == room.ctypes.data
-    assert repr(pages) == "KVPages(90 of 4096 tokens, 2 heads of 32, BF16)"
+    assert repr(pages) == "KVPages(90 of 4096 tokens, 2 heads of 32, bfloat16)"
     assert pages.nbytes == 64 * 2 * 2 * 64 * 32 * 2
 
 
@@ -527,8 +528,8 @@ def test_wrong_weights_are_named() -> None:
     wrong("weight: expected a PackedWeight, got ndarray", kernels.linear, x, w)
     wrong(r"x: expected \[\.\.\., 32\]", kernels.linear, x[:, :31].copy(), packed)
     wrong(r"bias: expected \[8\]", kernels.linear, x, packed, x[0])
-    wrong("activation: F32 weights take f32", kernels.linear, x, packed, activation="int8")
-    wrong("activation: int8 weights take", kernels.linear, x, blocks8, activation="f32")
+    wrong("activation: F32 weights take float32", kernels.linear, x, packed, activation="int8")
+    wrong("activation: int8 weights take", kernels.linear, x, blocks8, activation="float32")
     wrong("activation: 'fp4'", kernels.linear, x, packed, activation="fp4")
     wrong("ids: 8..8", packed.rows, [8])
     wrong("ids: -1..0", packed.rows, [-1, 0])
@@ -547,7 +548,7 @@ def test_wrong_pages_are_named() -> None:
         65536,
         256,
         max_tokens=2**24,
-        dtype="F32",
+        dtype="float32",
         error=MemoryPlanError,
     )
     pages = kernels.KVPages(2, 8, max_tokens=10)
@@ -634,7 +635,7 @@ def test_attention_as_torch_computes_it() -> None:
     torch = pytest.importorskip("torch")
     k, v = torch.from_numpy(normal(130, 2, 64)), torch.from_numpy(normal(130, 2, 64, seed=1))
     q = torch.from_numpy(normal(130, 6, 64, seed=2))
-    pages = kernels.KVPages(2, 64, dtype="F32")
+    pages = kernels.KVPages(2, 64, dtype="float32")
     pages.store(k, v)
     heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
     want = torch.nn.functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)

@@ -74,6 +74,8 @@ def test_from_arrays_equals_the_files(folder, llm):
         LLM.from_arrays(config, arrays)
     with pytest.raises(ConfigError, match=r"'x'"):
         LLM.from_arrays(config, {"x": [1, 2]})
+    with pytest.raises(ConfigError, match="revision='main'"):
+        LLM.from_arrays(config, arrays, revision="main")
 
 
 @pytest.mark.torch

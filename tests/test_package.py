@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -97,6 +98,54 @@ def test_typing_files_are_installed() -> None:
     package = Path(llmaccel.__file__).parent
     assert (package / "py.typed").is_file()
     assert (package / "_core.pyi").is_file()
+
+
+def signature(text: str) -> list[tuple[str, str | None]] | None:
+    """(name, default) of the parameters in `name(a, b=1) ...`, `*` as one of them."""
+    match = re.match(r"\w+\(([^()]*(?:\([^()]*\)[^()]*)*)\)", text)
+    if match is None:
+        return None
+    found = ast.parse(f"def f({match[1]}): ...").body[0]
+    assert isinstance(found, ast.FunctionDef)
+    return parameters(found)
+
+
+def parameters(f: ast.FunctionDef) -> list[tuple[str, str | None]]:
+    plain = [*f.args.posonlyargs, *f.args.args]
+    defaults = [None] * (len(plain) - len(f.args.defaults)) + f.args.defaults
+    pairs = [*zip(plain, defaults, strict=True)]
+    named = [*zip(f.args.kwonlyargs, f.args.kw_defaults, strict=True)]
+    found = [(a.arg, None if d is None else ast.unparse(d)) for a, d in pairs]
+    found += [("*", None)] if named else []
+    found += [(a.arg, None if d is None else ast.unparse(d)) for a, d in named]
+    return [pair for pair in found if pair[0] not in ("self", "cls")]
+
+
+def test_the_stub_matches_the_core() -> None:
+    """Members of every class the stub lists, and signatures as the docstrings of the core give."""
+    from llmaccel import _core
+
+    stub = ast.parse((ROOT / "python" / "llmaccel" / "_core.pyi").read_text())
+    compared = 0
+    for node in stub.body:
+        if isinstance(node, ast.FunctionDef) and node.name != "__getattr__":
+            assert parameters(node) == signature(getattr(_core, node.name).__doc__), node.name
+            compared += 1
+        if not isinstance(node, ast.ClassDef):
+            continue
+        kind = getattr(_core, node.name)
+        members = {f.name: f for f in node.body if isinstance(f, ast.FunctionDef)}
+        assert parameters(members["__init__"]) == signature(kind.__doc__), node.name
+        public = {name for name in vars(kind) if not name.startswith("_")}
+        assert public == {name for name in members if not name.startswith("_")}, node.name
+        for name in public:
+            f, core = members[name], getattr(kind, name)
+            is_property = any(getattr(d, "id", "") == "property" for d in f.decorator_list)
+            assert is_property != callable(core), f"{node.name}.{name}"
+            if not is_property:
+                assert parameters(f) == signature(core.__doc__), f"{node.name}.{name}"
+                compared += 1
+    assert compared > 20
 
 
 def test_console_script(installed: metadata.Distribution) -> None:

@@ -203,7 +203,7 @@ def test_int8_activations_stay_close_and_invariant(name):
         with LLM.from_arrays(
             config, arrays, quantization=name, activation="int8", max_num_batched_tokens=budget
         ) as llm:
-            assert llm.report()["model"]["activation"] == "i8"
+            assert llm.report()["model"]["activation"] == "int8"
             seen.append(np.asarray(llm.logits(IDS)))
     assert np.std(seen[0] - expected) <= 0.15 * np.std(expected)
     np.testing.assert_array_equal(seen[0], seen[1])

@@ -385,3 +385,32 @@ int py_recipe_from(const py_state *state, PyObject *value, la_recipe *out)
     Py_XDECREF(wide);
     return failed ? -1 : 0;
 }
+
+/* Names by value, up to the NULL that ends them. */
+static int add_names(PyObject *module, const char *attribute, const char *const *names)
+{
+    Py_ssize_t n = 0;
+    while (names[n] != NULL) {
+        n++;
+    }
+    PyObject *tuple = PyTuple_New(n);
+    for (Py_ssize_t i = 0; tuple != NULL && i < n; i++) {
+        PyObject *name = PyUnicode_FromString(names[i]);
+        if (name == NULL) {
+            Py_CLEAR(tuple);
+            break;
+        }
+        PyTuple_SET_ITEM(tuple, i, name);
+    }
+    int failed = tuple == NULL || PyModule_AddObjectRef(module, attribute, tuple) < 0;
+    Py_XDECREF(tuple);
+    return failed ? -1 : 0;
+}
+
+int py_desc_register(PyObject *module)
+{
+    return add_names(module, "DTYPES", DTYPE_NAMES) < 0 ||
+                   add_names(module, "QUANTIZATIONS", QUANT_NAMES) < 0
+               ? -1
+               : 0;
+}

@@ -408,7 +408,7 @@ static PyGetSetDef packed_getset[] = {
 };
 
 static PyType_Slot packed_slots[] = {
-    {Py_tp_doc, "Packed(data, dtype, rows, cols, format, threads)\n\n"
+    {Py_tp_doc, "Packed(data, dtype, rows, cols, format, quantize, threads)\n\n"
                 "A weight in the core's layout; use llmaccel.kernels.pack instead."},
     {Py_tp_new, packed_new},
     {Py_tp_dealloc, packed_dealloc},

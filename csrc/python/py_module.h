@@ -95,6 +95,7 @@ void py_params_clear(py_params *params);
 
 /* Each adds its object or functions to the module; 0, or -1 with an exception set. */
 int py_backend_register(PyObject *module);
+int py_desc_register(PyObject *module);
 int py_model_register(PyObject *module);
 int py_params_register(PyObject *module);
 int py_engine_register(PyObject *module);

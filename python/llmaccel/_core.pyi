@@ -8,6 +8,10 @@ from typing_extensions import Buffer
 
 EVENT_KINDS: tuple[int, int, int]
 """Of a drawn token, a scored given token, the end of a branch."""
+DTYPES: tuple[str, ...]
+"""Forms that weights may have in a file, by their number in the core."""
+QUANTIZATIONS: tuple[str, ...]
+"""What float weights may become, by number; the first, "keep", leaves them."""
 
 class Backend:
     """Where the arithmetic runs: a pool of threads and a table of kernels.
@@ -29,10 +33,14 @@ class Backend:
     def probe_peak(self, what: str, /) -> float: ...
 
 class Model:
-    """Packed weights."""
+    """Packed weights.
+
+    weights: a recipe (llmaccel.recipes.make_recipe), or the form of all float tensors: "auto",
+    "F32", "F16" or "BF16".
+    """
 
     def __init__(
-        self, backend: Backend, desc: Mapping[str, Any], weights: str = "auto"
+        self, backend: Backend, desc: Mapping[str, Any], weights: str | dict[str, Any] = "auto"
     ) -> None: ...
     def set(
         self, slot: str, layer: int, parts: Sequence[tuple[Buffer, str, int, int]], /
@@ -155,7 +163,7 @@ def plan(
 ) -> dict[str, int]: ...
 def weight_bytes(
     desc: Mapping[str, Any],
-    weights: str,
+    weights: str | dict[str, Any],
     slots: Sequence[tuple[str, Sequence[tuple[str, int, int]]]],
     /,
 ) -> int: ...

@@ -304,13 +304,14 @@ def _answer(llm: Any, messages: list[dict[str, str]], params: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from llmaccel.loading import KV_NAMES, LoadOptions, prepare
+    from llmaccel.loading import ACTIVATION_NAMES, KV_NAMES, LoadOptions, prepare
 
     prepared = prepare(LoadOptions(args.model, **_given(args, _MODEL_OPTIONS)))
     config, forms = prepared.config, prepared.forms
     print(
         f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
-        f"weights {forms.dtype}, head {forms.head}, activations {config.activation}, "
+        f"weights {forms.dtype}, head {forms.head}, "
+        f"activations {ACTIVATION_NAMES[config.activation]}, "
         f"KV cache {KV_NAMES[config.kv_form]}"
     )
     print(prepared.plan)

@@ -30,6 +30,7 @@ from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.loading import (
+    ACTIVATION_NAMES,
     KV_NAMES,
     LoadOptions,
     forget_metadata,
@@ -625,7 +626,7 @@ class LLM:
                 "dtype": self._forms.dtype,
                 "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,
-                "activation": config.activation,
+                "activation": ACTIVATION_NAMES[config.activation],
                 "bf16_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),

@@ -55,7 +55,9 @@ _WEIGHTS = {
 # vLLM's spellings included
 _KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8_e4m3": "f8", "fp8": "f8"}
 KV_NAMES = {form: name for name, form in _KV_FORMS.items()}
-_ACTIVATIONS = ("auto", "int8", "bf16", "float32")
+_ACTIVATION_FORMS = {"int8": "i8", "bf16": "bf16", "float32": "f32"}
+ACTIVATION_NAMES = {form: name for name, form in _ACTIVATION_FORMS.items()}
+_ACTIVATIONS = ("auto", *_ACTIVATION_FORMS)
 _AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
 # vLLM's options that mean nothing here, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
@@ -205,6 +207,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     metadata: Mapping[str, Any] | None = None
     checkpoint: Any = None
     if arrays is not None:
+        if options.revision is not None:
+            raise ConfigError(f"revision={options.revision!r:.80}: arrays have no revisions")
         raw = _config_dict(options.model)
         checkpoint = arrays_checkpoint(arrays)
     else:
@@ -403,7 +407,7 @@ def _activation(
     if options.activation == "float32" and weights != "F32":
         raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
     if options.activation != "auto":
-        return {"int8": "i8", "bf16": "bf16", "float32": "f32"}[options.activation]
+        return _ACTIVATION_FORMS[options.activation]
     if quantized:
         return "bf16" if quantization == "fp8" else _AUTO_ACTIVATION
     return "bf16" if main == "BF16" else "f32"

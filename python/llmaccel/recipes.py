@@ -7,7 +7,7 @@ counts by.
 The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less
 there than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
 
-Called by loading.py.
+Called by loading.py; kernels/packed.py takes the names.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from llmaccel import _core
 from llmaccel.errors import ConfigError
 
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
-QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
+QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
 _HEAD = "int8"
 # Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
 # quantizations. DECISIONS.md has the figures.

@@ -26,6 +26,7 @@ from .files import is_there, read_json_object
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
 
+_MAX_ID_DIGITS = 10  # Python refuses to convert thousands of them
 _SPECIAL_NAMES = (
     "bos_token",
     "eos_token",
@@ -580,9 +581,9 @@ def _register_added(parts: convert.Parts, table: Any, where: str) -> None:
     named = set(parts.special.values())
     added = []
     for key, value in table.items():
-        text = _token_text(value, f"{where}: added_tokens_decoder[{key}]")
-        if text is None or not str(key).isdecimal():
-            raise LoadError(f"{where}: added_tokens_decoder[{key!r}] is not an id with a token")
+        text = _token_text(value, f"{where}: added_tokens_decoder[{key!s:.80}]")
+        if text is None or not str(key).isdecimal() or len(str(key)) > _MAX_ID_DIGITS:
+            raise LoadError(f"{where}: added_tokens_decoder[{key!r:.80}] is not an id with a token")
         if text in present:
             continue
         flags = convert.added_token_flags(value) if isinstance(value, Mapping) else {}

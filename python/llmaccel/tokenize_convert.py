@@ -117,15 +117,16 @@ def set_split(backend: Any, rule: SplitRule, add_prefix_space: bool = False) -> 
 def add_tokens(backend: Any, tokens: Iterable[tuple[int, Any]], where: str) -> None:
     """Register `AddedToken`s under given ids; gaps up to an id are filled with reserved names.
 
-    Raises LoadError when an id is taken by another token, or lies far beyond the vocabulary.
+    Raises LoadError when an id is taken by another token, or when the gaps add up to too many.
     """
     from tokenizers import AddedToken
 
-    batch = []
+    batch, reserved = [], 0
     size = backend.get_vocab_size(with_added_tokens=True)
     for token_id, token in sorted(tokens, key=lambda pair: pair[0]):
         known = backend.token_to_id(token.content)
-        if known is None and token_id > size + MAX_ADDED_GAP:
+        reserved += max(token_id - size, 0) if known is None else 0
+        if reserved > MAX_ADDED_GAP:
             raise LoadError(
                 f"{where}: added token {token.content!r} has id {token_id}, vocabulary is {size}"
             )

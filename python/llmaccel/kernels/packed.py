@@ -15,11 +15,11 @@ from llmaccel import _core
 from llmaccel.errors import ConfigError, LLMAccelError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
+from llmaccel.recipes import QUANTIZATIONS
 
 FLOATS = ("F32", "F16", "BF16")
-ACTIVATIONS = ("auto", "f32", "bf16", "int8")
-FORMS = {"f32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
-QUANTIZATIONS = ("int8", "w4g128", "w4g32", "fp8")
+FORMS = {"float32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
+ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
 MOST_EXTENT = 2**31 - 32  # units of 32 columns are counted in int
 # Where a grouped row keeps k of each 8: byte -> k (csrc/kernels/kernels.h).
@@ -143,11 +143,11 @@ def linear(
 ) -> Tensor:
     """x W^T + bias, as torch.nn.functional.linear. F32 [..., N].
 
-    x: [..., K]; bias: [N] or None. activation: how rows enter the product, "f32", "bf16" (rounded
-    to nearest even) or "int8" (8-bit weights and below: quantized per row and group, integer dots);
-    "auto" is f32 for F32 and F16 weights and bf16 for all others. Sums are fp32, in an order that
-    depends on (N, K) alone. threads: 0 takes all processors
-    where the product is large enough to gain; bits do not depend on it.
+    x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bf16"
+    (rounded to nearest even) or "int8" (8-bit weights and below: quantized per row and group,
+    integer dots); "auto" is float32 for F32 and F16 weights and bf16 for all others. Sums are
+    fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
+    product is large enough to gain; bits do not depend on it.
     """
     if not isinstance(weight, PackedWeight):
         raise ConfigError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
@@ -206,7 +206,7 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
 def _form(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
-    allowed = {"F32": ("f32",), "F16": ("f32",), "BF16": ("bf16",), "fp8": ("bf16",)}.get(
+    allowed = {"F32": ("float32",), "F16": ("float32",), "BF16": ("bf16",), "fp8": ("bf16",)}.get(
         codes, ("bf16", "int8")
     )
     arguments.choice(activation, "activation", ACTIVATIONS)

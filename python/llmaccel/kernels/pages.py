@@ -11,33 +11,37 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, shown
+from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
 
 MOST_TOKENS = 2**24
+# Names of LLM's kv_cache_dtype -> the core's.
+FORMS = {"float32": "F32", "bfloat16": "BF16", "int8": "int8", "fp8": "fp8"}
 
 
 class KVPages:
     """Keys and values of one sequence, appended as they come, and attention over them.
 
     n_kv_heads: K; d: head size, 1 to 256; max_tokens: room, at most 2^24 (memory is used as tokens
-    come); dtype: "BF16" or "F32", what keys, values, queries and probabilities are rounded to;
-    "int8" and "fp8" (E4M3) store codes with a scale per token and head, half of BF16's memory.
+    come); dtype: "bfloat16" or "float32", what keys, values, queries and probabilities are rounded
+    to; "int8" and "fp8" (E4M3) store codes with a scale per token and head, half the memory.
     len() is the number of stored tokens. One KVPages may be read by several threads; store from
     one at a time. Keys and values must be finite: a page is read whole.
     """
 
     def __init__(
-        self, n_kv_heads: int, d: int, *, max_tokens: int = 4096, dtype: str = "BF16"
+        self, n_kv_heads: int, d: int, *, max_tokens: int = 4096, dtype: str = "bfloat16"
     ) -> None:
         self.n_kv_heads = arguments.integer(n_kv_heads, "n_kv_heads", 1, 65536)
         self.d = arguments.integer(d, "d", 1, 256)
         self.max_tokens = arguments.integer(max_tokens, "max_tokens", 1, MOST_TOKENS)
-        self.dtype = dtype
-        if not isinstance(dtype, str) or not dtype.isprintable():
+        if not isinstance(dtype, str):
             raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
-        self._core = _core.Pages(self.n_kv_heads, self.d, self.max_tokens, dtype)
+        if dtype not in FORMS:
+            raise UnsupportedError(f"dtype: {shown(dtype)} is none of {', '.join(FORMS)}")
+        self.dtype = dtype
+        self._core = _core.Pages(self.n_kv_heads, self.d, self.max_tokens, FORMS[dtype])
 
     def __len__(self) -> int:
         return len(self._core)
