@@ -7,7 +7,7 @@ import re
 import pytest
 import tiny
 
-from llmaccel import LLM, SamplingParams, _core
+from llmaccel import LLM, SamplingParams, _core, environment
 
 LINE = re.compile(r"llmaccel: (\w+) (model|layer \d+) \[\d+, \d+\] [0-9a-f]{16}")
 
@@ -34,6 +34,19 @@ def test_trace_shows_where_runs_part(folder, capfd, monkeypatch):
     assert trace(folder, capfd, [1, 2, 3], threads=1) == first
     other = trace(folder, capfd, [1, 2, 4])
     assert other[0] != first[0]
+
+
+def test_trace_of_parallel_blocks_waits_for_its_reader(tmp_path, capfd, monkeypatch):
+    """There one op adds to what the trace of the op before it reads."""
+    monkeypatch.setenv("LLMACCEL_TRACE", "1")
+    # As many threads as asked for, even when the machine has fewer processors.
+    monkeypatch.setattr(
+        environment, "thread_count", lambda given: -given if given is not None else 0
+    )
+    folder = tiny.make_checkpoint("gpt_neox", tmp_path / "gpt_neox", seed=3)
+    alone = trace(folder, capfd, [1, 2, 3], threads=1)
+    for _ in range(20):
+        assert trace(folder, capfd, [1, 2, 3], threads=3) == alone
 
 
 def test_trace_must_be_callable():

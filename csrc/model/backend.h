@@ -143,6 +143,8 @@ typedef struct la_backend_ops {
     /* Scratch a workspace must offer for T tokens: of the step, and of each thread. */
     void (*scratch)(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local);
     /* ---- ops of a step ---- */
+    /* nothing but the barrier */
+    void (*meet)(la_ctx *c);
     void (*embed)(la_ctx *c, la_rows x);
     void (*linear)(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
                    const la_epilogue *epi);

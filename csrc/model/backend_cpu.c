@@ -268,6 +268,7 @@ static const la_backend_ops cpu_ops = {
     .pack = pack,
     .run = run,
     .scratch = scratch,
+    .meet = la_cpu_barrier,
     .embed = embed,
     .linear = la_cpu_linear,
     .heads = la_cpu_heads,

@@ -14,13 +14,9 @@ static la_rows take(la_rows r, int n)
     return r;
 }
 
-/* FNV-1a over the values an op wrote. Thread 0 alone reads them: the next op writes elsewhere, and the one
- * after that waits for thread 0 at a barrier. */
-static void trace(la_ctx *c, const char *op, int layer, la_rows r, int cols)
+/* FNV-1a over the values an op wrote, by thread 0. */
+static void trace_rows(const la_ctx *c, const char *op, int layer, la_rows r, int cols)
 {
-    if (c->b->trace == NULL || c->tid != 0) {
-        return;
-    }
     uint64_t sum = 0xcbf29ce484222325u;
     for (int i = 0; i < r.n; i++) {
         for (int j = 0; j < cols; j++) {
@@ -30,6 +26,18 @@ static void trace(la_ctx *c, const char *op, int layer, la_rows r, int cols)
         }
     }
     c->b->trace(c->b->trace_arg, op, layer, r.n, cols, sum);
+}
+
+/* The next op may write what thread 0 reads, so all wait for it. */
+static void trace(la_ctx *c, const char *op, int layer, la_rows r, int cols)
+{
+    if (c->b->trace == NULL) {
+        return;
+    }
+    if (c->tid == 0) {
+        trace_rows(c, op, layer, r, cols);
+    }
+    c->b->ops->meet(c);
 }
 
 static void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
