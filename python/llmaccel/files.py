@@ -20,7 +20,7 @@ MAX_FILE_BYTES = 1 << 28  # a vocabulary; the largest in use are a tenth of it
 
 
 def is_there(path: Path) -> bool:
-    """Whether something exists at a path that a caller gave; LoadError where that cannot be told."""
+    """Whether something exists at a path that a caller gave; LoadError where none can tell."""
     try:
         return path.exists()
     except ValueError:  # a NUL in it
