@@ -11,7 +11,8 @@ For each quantization, over windows of 512 tokens of WikiText-2 (the golden ids 
     own          fp32 forward over the format's own dequantized weights
     weight_only  the format with bf16 activations; must be within 0.1 % of own
     int8         the format with int8 activations; at most 0.5 % over weight_only (fp8: none)
-and for the file itself fp32, bf16 and int8 activations. `loss` is own over the float source.
+and for the file itself fp32, bf16 and int8 activations, and int8 and fp8 pages of the KV cache
+over bf16 ones (int8: at most 0.2 %). `loss` is own over the float source.
 
 Prints a table, each excess with its standard error over the windows (three windows cannot tell
 differences of 0.1 %, 24 can), and appends a JSON line per row to benchmarks/results/quality.jsonl.
@@ -206,10 +207,13 @@ def measure_format(
 
 
 def measure_file(gguf: str, windows: list[list[int]]) -> tuple[dict[str, np.ndarray], int]:
-    """The same of the file as it is."""
+    """The same of the file as it is, and with bf16 activations on pages of every form."""
+    runs = {"own": ("float32", "float32"), "weight_only": ("bf16", "float32")}
+    runs |= {"int8": ("int8", "float32"), "kv_bfloat16": ("bf16", "bfloat16")}
+    runs |= {"kv_int8": ("bf16", "int8"), "kv_fp8": ("bf16", "fp8")}
     found, token_bytes = {}, 0
-    for name, activation in (("own", "float32"), ("weight_only", "bf16"), ("int8", "int8")):
-        options = {"activation": activation, "kv_cache_dtype": "float32"}
+    for name, (activation, pages) in runs.items():
+        options = {"activation": activation, "kv_cache_dtype": pages}
         with LLM(gguf, max_model_len=WINDOW, **options) as llm:
             found[name] = losses(llm, windows)
             token_bytes = llm.report()["memory"]["token_bytes"]
@@ -221,6 +225,7 @@ def summary(found: dict[str, np.ndarray], source: np.ndarray) -> dict[str, float
     row: dict[str, float] = {name: perplexity(loss) for name, loss in found.items()}
     row["loss"], row["loss_error"] = excess(found["own"], source)
     pairs = {"weight_only": "own", "int8": "weight_only"}
+    pairs |= {"kv_int8": "kv_bfloat16", "kv_fp8": "kv_bfloat16"}
     for name in pairs.keys() & found.keys():
         row[f"{name}_excess"], row[f"{name}_error"] = excess(found[name], found[pairs[name]])
     return row
@@ -233,6 +238,7 @@ def main() -> None:
         "--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared"
     )
     parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--formats", default=",".join((*FORMATS, "gguf")))
     parser.add_argument("--kept", action="store_true", help="leave the order of dimensions")
     args = parser.parse_args()
     if args.gguf is None:
@@ -242,8 +248,11 @@ def main() -> None:
     source, _ = array_losses(config, arrays, windows, dtype="float32")
     arrays = arrays if args.kept else shuffled(config, arrays)
     print(f"float source: perplexity {perplexity(source):.4f}")
-    print(f"{'':8s} {'own':>8s} {'loss':>8s} {'weights':>16s} {'int8':>16s} {'MB a token':>10s}")
-    for name in (*FORMATS, "gguf"):
+    print(
+        f"{'':8s} {'own':>8s} {'loss':>8s} {'weights':>16s} {'int8':>16s} {'int8 pages':>16s} "
+        f"{'fp8 pages':>16s} {'MB a token':>10s}"
+    )
+    for name in args.formats.split(","):
         found, token_bytes = (
             measure_file(args.gguf, windows)
             if name == "gguf"
@@ -255,11 +264,11 @@ def main() -> None:
         results.append("quality", record | row)
         shown = [
             f"{row[f'{kind}_excess']:+.3%}±{row[f'{kind}_error']:.3%}" if kind in found else "-"
-            for kind in ("weight_only", "int8")
+            for kind in ("weight_only", "int8", "kv_int8", "kv_fp8")
         ]
         print(
             f"{name:8s} {row['own']:8.4f} {row['loss']:+8.2%} {shown[0]:>16s} {shown[1]:>16s} "
-            f"{token_bytes / 1e6:10.1f}",
+            f"{shown[2]:>16s} {shown[3]:>16s} {token_bytes / 1e6:10.1f}",
             flush=True,
         )
 

@@ -20,6 +20,7 @@ import quality
 pytestmark = pytest.mark.slow
 WEIGHT_ONLY = 0.001
 INT8 = 0.005
+INT8_PAGES = 0.002
 OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04}
 GOLDEN, MANY = 3, 24
 SAMPLES = {"int8": GOLDEN, "w4g128": MANY, "w4g32": GOLDEN, "fp8": GOLDEN}
@@ -59,3 +60,4 @@ def test_bounds_of_the_file(smollm2_path, windows):
     row = quality.summary(found, found["own"])
     assert abs(row["weight_only_excess"]) <= WEIGHT_ONLY
     assert row["int8_excess"] <= INT8
+    assert row["kv_int8_excess"] <= INT8_PAGES
