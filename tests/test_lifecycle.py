@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_gguf
+from letters import COMMON, GREEDY, only
 
 import llmaccel
 from llmaccel import (
@@ -36,8 +37,6 @@ from llmaccel.loading import LoadOptions, load_weights, prepare
 from llmaccel.models.mapping import build_config
 from llmaccel.params import REPETITION_PENALTIES
 
-COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
-GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
 LONG = SamplingParams(max_tokens=10_000, **COMMON)
 
 
@@ -50,11 +49,6 @@ def folder(tmp_path_factory):
 def llm(folder):
     with LLM(str(folder), max_num_seqs=8, max_num_batched_tokens=64) as llm:
         yield llm
-
-
-def only(outputs):
-    assert len(outputs) == 1
-    return outputs[0].outputs[0]
 
 
 # ---- construction -------------------------------------------------------------------------------

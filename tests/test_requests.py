@@ -13,10 +13,10 @@ import time
 import letters
 import numpy as np
 import pytest
+from letters import COMMON
 
 from llmaccel import LLM, RequestError, SamplingParams, UnsupportedError
 
-COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GOOD = SamplingParams(seed=4, max_tokens=24, logprobs=2, **COMMON)
 
 
