@@ -1,6 +1,6 @@
 """What each number format costs in perplexity, on SmolLM2-135M-Instruct.
 
-    python benchmarks/quality.py [--gguf SmolLM2.gguf] [--shared ../shared] [--windows 3] [--kept]
+    python benchmarks/quality.py [--gguf SmolLM2.gguf] [--shared ../shared] [--windows 24] [--kept]
 
 The float source is the file dequantized to fp32. Its weights lie on the 4-bit grids of the file's
 own groups, which would flatter 4-bit formats, so the hidden dimensions are shuffled first (residual
@@ -11,9 +11,11 @@ For each quantization, over windows of 512 tokens of WikiText-2 (the golden ids 
     own          fp32 forward over the format's own dequantized weights
     weight_only  the format with bf16 activations; must be within 0.1 % of own
     int8         the format with int8 activations; at most 0.5 % over weight_only (fp8: none)
-and for the file itself fp32, bf16 and int8 activations. `loss` is own over the float source.
+and for the file itself fp32, bf16 and int8 activations, and int8 and fp8 pages of the KV cache
+over bf16 ones (int8: at most 0.2 %). `loss` is own over the float source.
 
-Prints a table, and appends one JSON line per row to benchmarks/results/quality.jsonl.
+Prints a table, each excess with its standard error over the windows (three windows cannot tell
+differences of 0.1 %, 24 can), and appends a JSON line per row to benchmarks/results/quality.jsonl.
 """
 
 from __future__ import annotations
@@ -163,41 +165,69 @@ def token_windows(shared: Path, gguf: str, count: int) -> list[list[int]]:
     return [ids[i * WINDOW : (i + 1) * WINDOW] for i in range(count)]
 
 
-def perplexity(llm: LLM, windows: list[list[int]]) -> float:
-    """exp of the mean of -ln p over positions 1..511 of each window."""
+def losses(llm: LLM, windows: list[list[int]]) -> np.ndarray:
+    """float64 [windows]: the mean of -ln p over positions 1..511 of each."""
     scores = llm.loglikelihood([w[:1] for w in windows], [w[1:] for w in windows])
-    return math.exp(-math.fsum(s for s, _ in scores) / sum(len(w) - 1 for w in windows))
+    return np.array([-s / (len(w) - 1) for w, (s, _) in zip(windows, scores, strict=True)])
 
 
-def array_perplexity(config: dict, arrays: dict, windows: list[list[int]], **options) -> tuple:
-    """(perplexity, bytes a token reads) of a model from arrays."""
+def perplexity(losses: np.ndarray) -> float:
+    return math.exp(losses.mean())
+
+
+def excess(losses: np.ndarray, base: np.ndarray) -> tuple[float, float]:
+    """(relative excess of perplexity over `base`, its standard error over the windows)."""
+    steps = losses - base
+    error = steps.std(ddof=1) / math.sqrt(len(steps)) if len(steps) > 1 else math.nan
+    return math.expm1(steps.mean()), float(error)
+
+
+def array_losses(
+    config: dict, arrays: dict, windows: list[list[int]], **options: str
+) -> tuple[np.ndarray, int]:
+    """(losses, bytes a token reads) of a model from arrays."""
     with LLM.from_arrays(config, arrays, max_model_len=WINDOW, **options) as llm:
-        return perplexity(llm, windows), llm.report()["memory"]["token_bytes"]
+        return losses(llm, windows), llm.report()["memory"]["token_bytes"]
 
 
 def measure_format(
     config: dict, arrays: dict, windows: list[list[int]], quantization: str
-) -> dict[str, float]:
-    """The readings of one quantization, by the names of this file's head."""
-    own, _ = array_perplexity(config, own_values(arrays, quantization), windows, dtype="float32")
+) -> tuple[dict[str, np.ndarray], int]:
+    """(losses of one quantization by the names of this file's head, bytes a token reads)."""
+    found = {}
+    own = own_values(arrays, quantization)
+    found["own"], _ = array_losses(config, own, windows, dtype="float32")
     options = {"quantization": quantization, "kv_cache_dtype": "float32"}
-    row = {"format": quantization, "own": own}
-    row["weight_only"], row["token_bytes"] = array_perplexity(
+    found["weight_only"], token_bytes = array_losses(
         config, arrays, windows, activation="bf16", **options
     )
     if quantization != "fp8":
-        row["int8"], _ = array_perplexity(config, arrays, windows, activation="int8", **options)
-    return row
+        found["int8"], _ = array_losses(config, arrays, windows, activation="int8", **options)
+    return found, token_bytes
 
 
-def measure_file(gguf: str, windows: list[list[int]]) -> dict[str, float]:
-    """The same of the file as it is."""
-    row: dict = {"format": "gguf"}
-    for name, activation in (("own", "float32"), ("weight_only", "bf16"), ("int8", "int8")):
-        options = {"activation": activation, "kv_cache_dtype": "float32"}
+def measure_file(gguf: str, windows: list[list[int]]) -> tuple[dict[str, np.ndarray], int]:
+    """The same of the file as it is, and with bf16 activations on pages of every form."""
+    runs = {"own": ("float32", "float32"), "weight_only": ("bf16", "float32")}
+    runs |= {"int8": ("int8", "float32"), "kv_bfloat16": ("bf16", "bfloat16")}
+    runs |= {"kv_int8": ("bf16", "int8"), "kv_fp8": ("bf16", "fp8")}
+    found, token_bytes = {}, 0
+    for name, (activation, pages) in runs.items():
+        options = {"activation": activation, "kv_cache_dtype": pages}
         with LLM(gguf, max_model_len=WINDOW, **options) as llm:
-            row[name] = perplexity(llm, windows)
-            row["token_bytes"] = llm.report()["memory"]["token_bytes"]
+            found[name] = losses(llm, windows)
+            token_bytes = llm.report()["memory"]["token_bytes"]
+    return found, token_bytes
+
+
+def summary(found: dict[str, np.ndarray], source: np.ndarray) -> dict[str, float]:
+    """A row of results: perplexities, the format's loss, and excesses with their errors."""
+    row: dict[str, float] = {name: perplexity(loss) for name, loss in found.items()}
+    row["loss"], row["loss_error"] = excess(found["own"], source)
+    pairs = {"weight_only": "own", "int8": "weight_only"}
+    pairs |= {"kv_int8": "kv_bfloat16", "kv_fp8": "kv_bfloat16"}
+    for name in pairs.keys() & found.keys():
+        row[f"{name}_excess"], row[f"{name}_error"] = excess(found[name], found[pairs[name]])
     return row
 
 
@@ -207,33 +237,38 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, default=Path(__file__).resolve().parents[2] / "shared"
     )
-    parser.add_argument("--windows", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--formats", default=",".join((*FORMATS, "gguf")))
     parser.add_argument("--kept", action="store_true", help="leave the order of dimensions")
     args = parser.parse_args()
     if args.gguf is None:
         raise SystemExit("needs --gguf FILE or LLMACCEL_SMOLLM2")
     windows = token_windows(args.shared, args.gguf, args.windows)
     config, arrays = float_source(args.gguf)
-    source, _ = array_perplexity(config, arrays, windows, dtype="float32")
+    source, _ = array_losses(config, arrays, windows, dtype="float32")
     arrays = arrays if args.kept else shuffled(config, arrays)
-    print(f"float source: perplexity {source:.4f}")
-    print(f"{'':8s} {'own':>8s} {'loss':>8s} {'weights':>8s} {'int8':>8s} {'MB a token':>10s}")
-    for name in (*FORMATS, "gguf"):
-        row = (
+    print(f"float source: perplexity {perplexity(source):.4f}")
+    print(
+        f"{'':8s} {'own':>8s} {'loss':>8s} {'weights':>16s} {'int8':>16s} {'int8 pages':>16s} "
+        f"{'fp8 pages':>16s} {'MB a token':>10s}"
+    )
+    for name in args.formats.split(","):
+        found, token_bytes = (
             measure_file(args.gguf, windows)
             if name == "gguf"
             else measure_format(config, arrays, windows, name)
         )
-        row |= {"loss": row["own"] / source - 1, "source": source}
-        row["weight_only_excess"] = row["weight_only"] / row["own"] - 1
-        if "int8" in row:
-            row["int8_excess"] = row["int8"] / row["weight_only"] - 1
+        row = summary(found, source)
         record = {"benchmark": "quality", "windows": args.windows, "shuffled": not args.kept}
+        record |= {"format": name, "source": perplexity(source), "token_bytes": token_bytes}
         results.append("quality", record | row)
-        int8 = f"{row['int8_excess']:+.3%}" if "int8" in row else "-"
+        shown = [
+            f"{row[f'{kind}_excess']:+.3%}±{row[f'{kind}_error']:.3%}" if kind in found else "-"
+            for kind in ("weight_only", "int8", "kv_int8", "kv_fp8")
+        ]
         print(
-            f"{name:8s} {row['own']:8.4f} {row['loss']:+8.2%} {row['weight_only_excess']:+8.3%} "
-            f"{int8:>8s} {row['token_bytes'] / 1e6:10.1f}",
+            f"{name:8s} {row['own']:8.4f} {row['loss']:+8.2%} {shown[0]:>16s} {shown[1]:>16s} "
+            f"{shown[2]:>16s} {shown[3]:>16s} {token_bytes / 1e6:10.1f}",
             flush=True,
         )
 

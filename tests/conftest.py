@@ -8,10 +8,31 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+# What _core.Engine.add takes, with everything off: a plain draw.
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "top_k": 0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "seed": 0,
+    "min_tokens": 0,
+    "max_tokens": 1,
+    "logprobs": -1,
+    "prompt_logprobs": -1,
+    "stop_ids": [],
+    "bias_ids": [],
+    "bias": [],
+    "allowed": [],
+    "bad": [],
+}
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import tiny
 
+from llmaccel import SamplingParams
+
 VOCAB = 301
 LETTERS = [3 + ord(c) for c in "abcdefgh "]
+COMMON = {"allowed_token_ids": LETTERS, "ignore_eos": True}
+GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     "{% if tools %}tools={{ tools|length }}{% endif %}"
@@ -55,3 +59,9 @@ def write_model(folder: Path, **overrides) -> Path:
     tiny.make_checkpoint("llama", folder, seed=3, **overrides)
     write_tokenizer(folder)
     return folder
+
+
+def only(outputs):
+    """The one continuation of the one prompt."""
+    assert len(outputs) == 1
+    return outputs[0].outputs[0]

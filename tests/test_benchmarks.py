@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmaccel import LLM, SamplingParams
+from llmaccel import LLM, SamplingParams, UnsupportedError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SMALL = {
@@ -93,6 +93,26 @@ def test_shares_count_every_matrix(models):
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
     assert models.matrix_weights(config) == 2 * layer
     assert models.token_operations("llama-3.2-1b") == 4 * layer
+
+
+def test_peaks_leave_out_what_the_processor_lacks(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import roofline
+
+    class Machine:
+        def probe_peak(self, what: str) -> float:
+            if what == "bf16":
+                raise UnsupportedError("none here")
+            return 7.0
+
+    assert roofline.peaks(Machine()) == {"f32": 7.0, "int8": 7.0}
+
+    class Broken:
+        def probe_peak(self, what: str) -> float:
+            raise RuntimeError("it has no business here")
+
+    with pytest.raises(RuntimeError):
+        roofline.peaks(Broken())
 
 
 def turn(cell, compare, number: int, ours: float, theirs: float) -> dict:

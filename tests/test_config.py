@@ -348,8 +348,8 @@ def test_generation_config(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value"),
     [("temperature", -1), ("temperature", math.nan), ("top_p", 0.0), ("top_p", 1.5), ("top_k", 2.5),
-     ("min_p", -0.1), ("repetition_penalty", 0), ("eos_token_id", "</s>"), ("do_sample", "yes"),
-     ("max_new_tokens", 0)],
+     ("min_p", -0.1), ("repetition_penalty", 0), ("repetition_penalty", 9e-5),
+     ("eos_token_id", "</s>"), ("do_sample", "yes"), ("max_new_tokens", 0)],
 )  # fmt: skip
 def test_bad_generation_config(key, value):
     with pytest.raises(ConfigError, match=f"generation_config.json: {key}"):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+from conftest import SAMPLING
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError, RequestError
@@ -28,25 +29,7 @@ TOKEN, PROMPT, FINISH = _core.EVENT_KINDS
 STOP, LENGTH, ABORT, TIMEOUT = range(4)
 ROOMY = {"max_seqs": 8, "max_batch_tokens": 512, "max_len": MAX_LEN, "kv_pages": 64}
 TIGHT = {"max_seqs": 3, "max_batch_tokens": 13, "max_len": MAX_LEN, "kv_pages": 7}
-PARAMS: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "top_k": 0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "seed": 0,
-    "min_tokens": 0,
-    "max_tokens": 8,
-    "logprobs": -1,
-    "prompt_logprobs": -1,
-    "stop_ids": [],
-    "bias_ids": [],
-    "bias": [],
-    "allowed": [],
-    "bad": [],
-}
+PARAMS = {**SAMPLING, "max_tokens": 8}
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_gguf
+from letters import COMMON, GREEDY, only
 
 import llmaccel
 from llmaccel import (
@@ -29,13 +30,13 @@ from llmaccel import (
     UnsupportedError,
     _core,
     config,
+    loading,
     memory,
 )
 from llmaccel.loading import LoadOptions, load_weights, prepare
 from llmaccel.models.mapping import build_config
+from llmaccel.params import REPETITION_PENALTIES
 
-COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
-GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
 LONG = SamplingParams(max_tokens=10_000, **COMMON)
 
 
@@ -48,11 +49,6 @@ def folder(tmp_path_factory):
 def llm(folder):
     with LLM(str(folder), max_num_seqs=8, max_num_batched_tokens=64) as llm:
         yield llm
-
-
-def only(outputs):
-    assert len(outputs) == 1
-    return outputs[0].outputs[0]
 
 
 # ---- construction -------------------------------------------------------------------------------
@@ -76,6 +72,21 @@ def test_from_arrays_equals_the_files(folder, llm):
         LLM.from_arrays(config, {"x": [1, 2]})
     with pytest.raises(ConfigError, match="revision='main'"):
         LLM.from_arrays(config, arrays, revision="main")
+
+
+def test_ranges_are_the_cores(folder, llm):
+    """The largest counts pass the core's plan, one more does not; penalties of both ends run."""
+    prepared = prepare(LoadOptions(folder))
+    largest = {name: most for name, _, most, _ in loading._COUNTS}
+    limits = {"max_seqs": 1, "max_len": 64, "kv_pages": 1, "max_batch_tokens": 1}
+    names = {"max_seqs": "max_num_seqs", "max_batch_tokens": "max_num_batched_tokens"}
+    for field, name in names.items():
+        _core.plan(vars(prepared.config), {**limits, field: largest[name]}, 1)
+        with pytest.raises(ConfigError, match=name):
+            _core.plan(vars(prepared.config), {**limits, field: largest[name] + 1}, 1)
+    for end in REPETITION_PENALTIES:
+        params = SamplingParams(temperature=0, max_tokens=2, repetition_penalty=end, **COMMON)
+        assert len(only(llm.generate("abc", params)).token_ids) == 2
 
 
 @pytest.mark.torch

@@ -10,12 +10,11 @@ import time
 import letters
 import numpy as np
 import pytest
+from letters import COMMON, GREEDY, only
 
 from llmaccel import LLM, RequestError, RequestOutputKind, SamplingParams
 from llmaccel.request import EVENT_TOKEN, Request
 
-COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
-GREEDY = SamplingParams(temperature=0, max_tokens=20, **COMMON)
 LONG = SamplingParams(max_tokens=30_000, **COMMON)
 
 
@@ -28,11 +27,6 @@ def folder(tmp_path_factory):
 def llm(folder):
     with LLM(str(folder), max_num_seqs=8, max_num_batched_tokens=64) as llm:
         yield llm
-
-
-def only(outputs):
-    assert len(outputs) == 1
-    return outputs[0].outputs[0]
 
 
 def idle(llm: LLM) -> bool:

@@ -46,6 +46,7 @@ BAD = [
     ("frequency_penalty", -2.1),
     ("frequency_penalty", "1"),
     ("repetition_penalty", 0.0),
+    ("repetition_penalty", 9e-5),
     ("repetition_penalty", -1.0),
     ("repetition_penalty", float("inf")),
     ("temperature", -0.1),

@@ -1,8 +1,10 @@
-"""What quantizing costs on SmolLM2's golden ids, by benchmarks/quality.py: the promised bounds.
+"""What quantizing costs on SmolLM2, by benchmarks/quality.py: the promised bounds.
 
 Products with bf16 activations are held to the fp32 forward over the format's own values, those with
-int8 activations to the format with bf16 ones. A quantizer's own loss is a property of the format;
-its bound here only tells a working one from a broken one.
+int8 activations to the format with bf16 ones, on the golden ids (three windows). The standard error
+of three windows is 0.07 %: w4g128, which is 0.13 % away on them, is held to the bound on 24, where
+it measured -0.02 % with a standard error of 0.02 %. A quantizer's own loss is a property of the
+format; its bound here only tells a working one from a broken one.
 """
 
 from __future__ import annotations
@@ -16,37 +18,46 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import quality
 
 pytestmark = pytest.mark.slow
-# Perplexity, relative. Measured losses are in benchmarks/results/quality.jsonl. w4g128, which loses
-# most, is 0.13 % from its own fp32 forward: chance of these 1,533 tokens, the others keep 0.1 %.
-WEIGHT_ONLY = {"int8": 0.001, "w4g128": 0.002, "w4g32": 0.001, "fp8": 0.001}
+WEIGHT_ONLY = 0.001
+INT8 = 0.005
+INT8_PAGES = 0.002
 OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04}
+GOLDEN, MANY = 3, 24
+SAMPLES = {"int8": GOLDEN, "w4g128": MANY, "w4g32": GOLDEN, "fp8": GOLDEN}
 
 
 @pytest.fixture(scope="module")
-def source(smollm2_path, shared_data):
-    """(config, shuffled fp32 arrays, windows, perplexity of the fp32 forward)."""
-    windows = quality.token_windows(shared_data.parent, str(smollm2_path), 3)
+def windows(smollm2_path, shared_data):
+    return quality.token_windows(shared_data.parent, str(smollm2_path), MANY)
+
+
+@pytest.fixture(scope="module")
+def source(smollm2_path, windows):
+    """(config, shuffled fp32 arrays, losses of the fp32 forward)."""
     config, arrays = quality.float_source(smollm2_path)
     arrays = quality.shuffled(config, arrays)
-    base, _ = quality.array_perplexity(config, arrays, windows, dtype="float32")
-    return config, arrays, windows, base
+    base, _ = quality.array_losses(config, arrays, windows, dtype="float32")
+    return config, arrays, base
 
 
 def test_the_source_is_the_golden_model(source):
-    assert source[3] == pytest.approx(28.636967, rel=1e-4)
+    assert quality.perplexity(source[2][:GOLDEN]) == pytest.approx(28.636967, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", quality.FORMATS)
-def test_bounds(source, name):
-    config, arrays, windows, base = source
-    row = quality.measure_format(config, arrays, windows, name)
-    assert row["weight_only"] == pytest.approx(row["own"], rel=WEIGHT_ONLY[name])
+def test_bounds(source, windows, name):
+    config, arrays, base = source
+    found, _ = quality.measure_format(config, arrays, windows[: SAMPLES[name]], name)
+    row = quality.summary(found, base[: SAMPLES[name]])
+    assert abs(row["weight_only_excess"]) <= WEIGHT_ONLY
     if name != "fp8":
-        assert row["int8"] <= row["weight_only"] * 1.005
-    assert row["own"] <= base * (1 + OWN_LOSS[name])
+        assert quality.excess(found["int8"][:GOLDEN], found["weight_only"][:GOLDEN])[0] <= INT8
+    assert row["loss"] <= OWN_LOSS[name]
 
 
-def test_bounds_of_the_file(smollm2_path, source):
-    row = quality.measure_file(str(smollm2_path), source[2])
-    assert row["weight_only"] == pytest.approx(row["own"], rel=0.001)
-    assert row["int8"] <= row["weight_only"] * 1.005
+def test_bounds_of_the_file(smollm2_path, windows):
+    found, _ = quality.measure_file(str(smollm2_path), windows[:GOLDEN])
+    row = quality.summary(found, found["own"])
+    assert abs(row["weight_only_excess"]) <= WEIGHT_ONLY
+    assert row["int8_excess"] <= INT8
+    assert row["kv_int8_excess"] <= INT8_PAGES

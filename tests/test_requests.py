@@ -13,11 +13,11 @@ import time
 import letters
 import numpy as np
 import pytest
+from letters import COMMON
 
 from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams, UnsupportedError
 from llmaccel.errors import shown
 
-COMMON = {"allowed_token_ids": letters.LETTERS, "ignore_eos": True}
 GOOD = SamplingParams(seed=4, max_tokens=24, logprobs=2, **COMMON)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import reference_sampling as ref
 import tiny
+from conftest import SAMPLING
 
 from llmaccel import _core
 from llmaccel.loading import LoadOptions, load_weights, prepare
@@ -23,25 +24,7 @@ WIDTH = 96
 KNOWN = 24  # distinct rows of logits
 TOKENS = 40
 TOKEN = _core.EVENT_KINDS[0]
-PARAMS: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "min_p": 0.0,
-    "top_k": 0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "seed": 1,
-    "min_tokens": 0,
-    "max_tokens": TOKENS,
-    "logprobs": -1,
-    "prompt_logprobs": -1,
-    "stop_ids": [],
-    "bias_ids": [],
-    "bias": [],
-    "allowed": [],
-    "bad": [],
-}
+PARAMS = {**SAMPLING, "seed": 1, "max_tokens": TOKENS}
 RULES: dict[str, Any] = {
     "repetition_penalty": 1.3,
     "presence_penalty": 0.4,

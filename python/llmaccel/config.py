@@ -20,6 +20,7 @@ import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError
 from llmaccel.files import read_json_object
+from llmaccel.params import REPETITION_PENALTIES
 
 MAX_LAYERS = 4096  # LA_MAX_LAYERS of csrc/llmaccel.h
 MAX_D_MODEL = 1 << 20
@@ -256,7 +257,7 @@ def parse_generation_config(raw: Mapping[str, Any]) -> GenerationConfig:
         "top_p": keys.number("top_p", 0.0, 1.0, none=True),
         "top_k": keys.integer("top_k", -1, 2**31 - 1, none=True),
         "min_p": keys.number("min_p", 0.0, 1.0, none=True),
-        "repetition_penalty": keys.number("repetition_penalty", 1e-6, 1e6, none=True),
+        "repetition_penalty": keys.number("repetition_penalty", *REPETITION_PENALTIES, none=True),
         "max_tokens": keys.integer("max_new_tokens", 1, 2**31 - 1, none=True),
     }
     if sampling["top_p"] == 0.0:

@@ -79,7 +79,7 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
 # Whether None stands for a choice comes last.
 _COUNTS = (
     ("max_num_seqs", 1, 65536, False),
-    ("max_num_batched_tokens", 1, 65536, False),
+    ("max_num_batched_tokens", 1, 1 << 20, False),
     ("max_model_len", 1, 1 << 24, True),
     ("kv_cache_memory_bytes", 1, 1 << 62, True),
     ("threads", 1, MAX_THREADS, True),

@@ -172,6 +172,7 @@ class CompletionOutput:
     cumulative_logprob, logprobs: None unless logprobs were asked for.
     finish_reason: "stop", "length", "abort", "timeout", or None while it runs. stop_reason: the
     stop string or the id of stop_token_ids that ended it; None for the model's own end.
+    lora_request, routed_experts: vLLM's fields, always None in this version.
     """
 
     index: int
@@ -211,6 +212,8 @@ class RequestOutput:
     request_id: unique in its LLM. prompt_index: position of the prompt in the call that submitted
         it.
     prompt_logprobs: as asked for, first entry None. timings, metrics: the same object.
+    num_cached_tokens, lora_request, encoder_prompt, encoder_prompt_token_ids, kv_transfer_params:
+        vLLM's fields, never set in this version.
     """
 
     request_id: str

@@ -22,6 +22,7 @@ from llmaccel.errors import RequestError, shown
 
 _INT32_MAX = 2**31 - 1
 _MAX_BRANCHES = 16384  # LA_MAX_BRANCHES of csrc/engine/request.h
+REPETITION_PENALTIES = (1e-4, 1e4)  # least and largest, as csrc/engine/request.c takes them
 # Below this a temperature only multiplies rounding errors; vLLM clamps at the same value.
 _MIN_TEMPERATURE = 0.01
 
@@ -44,8 +45,8 @@ class SamplingParams:
     n: continuations of the prompt; their common pages are shared.
     presence_penalty, frequency_penalty: -2 to 2, subtracted for tokens already generated (once, per
         count).
-    repetition_penalty: above 0; divides the positive and multiplies the negative logits of tokens
-        in the prompt or the output; 1 is off.
+    repetition_penalty: 0.0001 to 10000; divides the positive and multiplies the negative logits of
+        tokens in the prompt or the output; 1 is off.
     temperature: 0 takes the most likely token. top_p: (0, 1]. top_k: 0 or -1 for all. min_p:
         [0, 1].
     seed: makes the draw reproducible whatever else runs; None or -1: from the LLM's own seed.
@@ -99,9 +100,9 @@ class SamplingParams:
         self.n = _integer("n", self.n, 1, _MAX_BRANCHES)
         self.presence_penalty = _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         self.frequency_penalty = _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        self.repetition_penalty = _number("repetition_penalty", self.repetition_penalty, 0.0, 1e4)
-        if self.repetition_penalty == 0.0:
-            raise RequestError("repetition_penalty must be greater than 0, got 0.0")
+        self.repetition_penalty = _number(
+            "repetition_penalty", self.repetition_penalty, *REPETITION_PENALTIES
+        )
         self.temperature = _number("temperature", self.temperature, 0.0, 1e6)
         self.top_p = _number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:

@@ -137,7 +137,7 @@ class GGUFFile(Checkpoint):
 
     metadata: key -> int, float, bool, str, a NumPy array (arrays of numbers or booleans, copied out
     of the map), a StringArray, or a list of those (nested arrays). For a split file it is that of
-    the first part. version: 2 or 3. alignment: of tensor data, in bytes.
+    the first part.
     """
 
     def __init__(
@@ -145,13 +145,9 @@ class GGUFFile(Checkpoint):
         path: Path,
         tensors: dict[str, RawTensor],
         metadata: dict[str, Any],
-        version: int,
-        alignment: int,
     ) -> None:
         super().__init__(path, tensors)
         self.metadata = metadata
-        self.version = version
-        self.alignment = alignment
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
@@ -207,7 +203,7 @@ def _join(path: Path, opened: GGUFFile, stem: str, count: int) -> GGUFFile:
             f"{first.path}: split.tensors.count is {_brief(expected)}, the parts hold "
             f"{len(tensors)} tensors"
         )
-    return GGUFFile(first.path, tensors, first.metadata, first.version, first.alignment)
+    return GGUFFile(first.path, tensors, first.metadata)
 
 
 def _is_integer(value: Any) -> bool:
@@ -334,7 +330,7 @@ def _read_file(path: Path) -> GGUFFile:
     reader = _Reader(path, data)
     if data.size < 4 or data[:4].tobytes() != b"GGUF":
         raise LoadError(f"{path}: not a GGUF file (it does not start with 'GGUF')")
-    version = _read_version(reader)
+    _check_version(reader)
     tensor_count = reader.u64("the tensor count")
     key_count = reader.u64("the metadata count")
     metadata = _read_metadata(reader, key_count)
@@ -342,15 +338,15 @@ def _read_file(path: Path) -> GGUFFile:
     infos = _read_infos(reader, tensor_count)
     start = min(-(-reader.pos // alignment) * alignment, data.size)
     tensors = _locate(path, infos, data[start:], alignment)
-    return GGUFFile(path, tensors, metadata, version, alignment)
+    return GGUFFile(path, tensors, metadata)
 
 
-def _read_version(reader: _Reader) -> int:
-    """The version, 2 or 3; leaves `reader` behind it."""
+def _check_version(reader: _Reader) -> None:
+    """Refuses any version but 2 and 3; leaves `reader` behind it."""
     reader.pos = 4
     version = reader.u32("the version")
     if version in _VERSIONS:
-        return version
+        return
     if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, *_VERSIONS):
         raise LoadError(f"{reader.path}: a big-endian GGUF file; only little-endian is supported")
     raise LoadError(f"{reader.path}: GGUF version {version}; supported are 2 and 3")
