@@ -62,6 +62,9 @@ typedef void (*la_trace_fn)(void *arg, const char *op, int layer, int rows, int 
 /* Calls fn after every op of every step from here on; NULL: no more. arg is KEPT. No step may run. */
 void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg);
 
+/* Short steps run on n of the threads from here on, whatever others do; 0: on as many as pay. For tests. */
+la_status la_backend_step_threads(la_backend *b, int n);
+
 /* Ways of reading that the probes try: streams, prefetch distances, who takes which bytes. */
 enum { LA_READ_PATTERNS = 9 };
 const char *la_read_pattern_name(int pattern); /* NULL beyond the last */

@@ -6,7 +6,10 @@ recomputed. Runs on the real SmolLM2 file; the full grid is slow, a corner of it
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from unittest.mock import patch
 
 import numpy as np
@@ -75,12 +78,40 @@ def exact_backend(isa: str | None, threads: int | None) -> _core.Backend:
     return _core.Backend("cpu", isa, -(threads or 0))
 
 
-def run(path, count: int, order: np.ndarray, batch: int, preempt: bool = False, **options) -> list:
+@contextmanager
+def threads_sit_out(backend: _core.Backend) -> Iterator[None]:
+    """Every few steps run on another number of threads, one to all."""
+    done = threading.Event()
+
+    def keep_changing() -> None:
+        rng, most = np.random.default_rng(5), backend.info["n_threads"]
+        while not done.wait(0.002):
+            backend.step_threads(int(rng.integers(1, most + 1)))
+
+    thread = threading.Thread(target=keep_changing)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def run(
+    path,
+    count: int,
+    order: np.ndarray,
+    batch: int,
+    preempt: bool = False,
+    sit_out: bool = False,
+    **options,
+) -> list:
     prompts = mixed_prompts(count)
     result: list = [None] * count
     with (
         patch("llmaccel.llm.open_backend", exact_backend),
         LLM(str(path), max_model_len=512, max_num_seqs=64, **options) as llm,
+        threads_sit_out(llm._backend) if sit_out else nullcontext(),
     ):
         for start in range(0, count, batch):
             which = order[start : start + batch]
@@ -100,6 +131,7 @@ CORNER = [
     {"batch": 5, "order": "reversed", "max_num_batched_tokens": 16},
     {"batch": 12, "threads": 1, "max_num_batched_tokens": 64},
     {"batch": 12, "threads": 5, "max_num_batched_tokens": 300},
+    {"batch": 12, "threads": 3, "max_num_batched_tokens": 64, "sit_out": True},
     {"batch": 12, "preempt": True},
 ]
 GRID = [

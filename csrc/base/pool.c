@@ -57,13 +57,6 @@ typedef struct la_worker {
     int64_t allocations; /* of the last run; thread 0 reads these two behind the last barrier */
 } la_worker;
 
-/* What steps lost to others lately, and what follows from it. */
-typedef struct la_crowd {
-    int in_step; /* threads that take part in a step */
-    int64_t seen, lost;
-    int64_t pause, retry; /* how long to wait with another try, and until when */
-} la_crowd;
-
 struct la_pool {
     la_signal release;
     la_worker *workers; /* [n] worker 0 is the caller */
@@ -71,12 +64,17 @@ struct la_pool {
     int active;            /* take part in this run */
     uint32_t round, phase; /* thread 0's when this run began */
     la_crowd crowd;
+    int fixed; /* threads of a step, whatever the crowd; 0: not fixed */
     int n_started;
     int crowded; /* more threads than processors */
     int stop;    /* written before a release, read after it */
     void (*fn)(void *arg, int tid, int nth);
     void *arg;
-    pthread_mutex_t turn; /* one run at a time */
+    /* One run at a time, in the order the callers came: a mutex alone may go round and round to the one
+     * that has just let go of it. */
+    pthread_mutex_t lock;
+    pthread_cond_t turned;
+    uint64_t tickets, turn; /* given out; whose run it is */
 };
 
 static void cpu_relax(void)
@@ -259,7 +257,24 @@ static void *worker_main(void *arg)
     }
 }
 
-/* On the first `active` threads; p->turn is held. */
+static void take_turn(la_pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    for (uint64_t mine = p->tickets++; p->turn != mine;) {
+        pthread_cond_wait(&p->turned, &p->lock);
+    }
+    pthread_mutex_unlock(&p->lock);
+}
+
+static void end_turn(la_pool *p)
+{
+    pthread_mutex_lock(&p->lock);
+    p->turn++;
+    pthread_cond_broadcast(&p->turned);
+    pthread_mutex_unlock(&p->lock);
+}
+
+/* On the first `active` threads; it is the caller's turn. */
 static void run_on(la_pool *p, int active, void (*fn)(void *arg, int tid, int nth), void *arg)
 {
     p->fn = fn;
@@ -267,11 +282,12 @@ static void run_on(la_pool *p, int active, void (*fn)(void *arg, int tid, int nt
     p->active = active;
     p->round = p->workers[0].round;
     p->phase = p->workers[0].phase;
-    /* A thread that sat runs out may hold a share's number that comes round again. All before the first
-     * thread starts: it may take from the others at once. */
+    /* A thread that sat runs out may hold numbers of a share and a barrier that come round again. All
+     * before the first thread starts: it may take from the others at once. */
     for (int i = 1; i < active; i++) {
         atomic_store_explicit(&p->workers[i].left, share_word(p->phase, 0, 0),
                               memory_order_relaxed);
+        atomic_store_explicit(&p->workers[i].arrived.epoch, p->round, memory_order_relaxed);
     }
     for (int i = 1; i < active; i++) {
         signal_set(&p->workers[i].go, ++p->workers[i].runs);
@@ -284,33 +300,28 @@ static void run_on(la_pool *p, int active, void (*fn)(void *arg, int tid, int nt
 
 void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
 {
-    pthread_mutex_lock(&p->turn);
+    take_turn(p);
     run_on(p, p->n, fn, arg);
-    pthread_mutex_unlock(&p->turn);
+    end_turn(p);
 }
 
-/* Decides how many threads the next steps use, from what the last ones lost. A neighbour that keeps one
- * processor busy makes every barrier wait for the thread that shares it, so a thread sits out, and is
- * tried again after a time that grows while trials fail. Where neighbours are everywhere no thread is
- * better off alone. */
-static void look_around(la_pool *p, int64_t took)
+/* A neighbour that keeps one processor busy makes every barrier wait for the thread that shares it, so a
+ * thread sits out, and is tried again after a time that grows while trials fail. Where neighbours are
+ * everywhere no thread is better off alone. */
+void la_crowd_note(la_crowd *c, int n, int64_t took, int64_t lost, int64_t now)
 {
-    la_crowd *c = &p->crowd;
-    for (int i = 0; i < p->active; i++) {
-        c->lost += p->workers[i].lost;
-    }
     c->seen += took;
+    c->lost += lost;
     if (c->seen < CROWD_WINDOW) {
         return;
     }
-    int64_t now = clock_ns(CLOCK_MONOTONIC);
-    int shared = !p->crowded && c->lost > c->seen / 3 && c->lost < c->seen * p->active * 2 / 5;
+    int shared = c->lost > c->seen / 3 && c->lost < c->seen * c->in_step * 2 / 5;
     if (shared && c->in_step > 1) {
         c->in_step--;
         c->pause = 2 * c->pause < CROWD_PAUSE_MOST ? 2 * c->pause : CROWD_PAUSE_MOST;
         c->retry = now + c->pause;
     }
-    else if (c->in_step == p->n) {
+    else if (c->in_step == n) {
         c->pause = CROWD_PAUSE;
     }
     else if (now >= c->retry) {
@@ -321,11 +332,24 @@ static void look_around(la_pool *p, int64_t took)
 
 void la_pool_step(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg)
 {
-    pthread_mutex_lock(&p->turn);
-    int64_t start = clock_ns(CLOCK_MONOTONIC);
-    run_on(p, p->crowd.in_step, fn, arg);
-    look_around(p, clock_ns(CLOCK_MONOTONIC) - start);
-    pthread_mutex_unlock(&p->turn);
+    take_turn(p);
+    int64_t start = clock_ns(CLOCK_MONOTONIC), lost = 0;
+    run_on(p, p->fixed != 0 ? p->fixed : p->crowd.in_step, fn, arg);
+    if (p->fixed == 0 && !p->crowded) {
+        int64_t now = clock_ns(CLOCK_MONOTONIC);
+        for (int i = 0; i < p->active; i++) {
+            lost += p->workers[i].lost;
+        }
+        la_crowd_note(&p->crowd, p->n, now - start, lost, now);
+    }
+    end_turn(p);
+}
+
+void la_pool_step_threads(la_pool *p, int n)
+{
+    take_turn(p);
+    p->fixed = n < p->n ? n : p->n;
+    end_turn(p);
 }
 
 void la_pool_free(la_pool *p)
@@ -338,7 +362,8 @@ void la_pool_free(la_pool *p)
         signal_set(&p->workers[i].go, ++p->workers[i].runs);
         pthread_join(p->workers[i].thread, NULL);
     }
-    pthread_mutex_destroy(&p->turn);
+    pthread_cond_destroy(&p->turned);
+    pthread_mutex_destroy(&p->lock);
     la_unmap(p->workers, sizeof(la_worker) * (size_t)p->n);
     la_unmap(p, sizeof *p);
 }
@@ -361,7 +386,8 @@ la_status la_pool_create(int n_threads, la_pool **out)
     p->n = n_threads;
     p->crowd = (la_crowd){.in_step = n_threads, .pause = CROWD_PAUSE};
     p->crowded = n_threads > la_cpu_count();
-    pthread_mutex_init(&p->turn, NULL);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->turned, NULL);
     for (int i = 0; i < n_threads; i++) {
         workers[i].pool = p;
         workers[i].tid = i;

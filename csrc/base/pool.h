@@ -29,15 +29,29 @@ typedef struct la_share {
     int end; /* end of the own range: items after those just taken, up to here, come next */
 } la_share;
 
-/* n_threads includes the caller of la_pool_run. */
+/* What steps lost to others lately, and how many threads follow from it. */
+typedef struct la_crowd {
+    int in_step;        /* threads that take part in a step */
+    int64_t seen, lost; /* ns of steps, ns their threads could have run but others did */
+    int64_t pause;      /* how long to wait with another try */
+    int64_t retry;      /* and until when */
+} la_crowd;
+
+/* Notes that a step of a pool of n threads took `took` ns until `now` and lost `lost`; what was noted is
+ * judged from time to time. The pool's own; shown for the stress test. */
+void la_crowd_note(la_crowd *c, int n, int64_t took, int64_t lost, int64_t now);
+
+/* Starts n_threads - 1 threads, however many processors there are: the caller of la_pool_run is one. */
 la_status la_pool_create(int n_threads, la_pool **out);
 void la_pool_free(la_pool *p);
 /* Runs fn(arg, tid, nth) on every thread, the caller being tid 0; returns when all are done.
- * Several callers take turns. */
+ * Several callers take turns, in the order they came. */
 void la_pool_run(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg);
 /* The same for runs of many short shares, on fewer threads where others keep some processors busy: nth
  * may differ from call to call. */
 void la_pool_step(la_pool *p, void (*fn)(void *arg, int tid, int nth), void *arg);
+/* Steps use n threads from here on, whatever others do; 0: as many as pay. For tests. */
+void la_pool_step_threads(la_pool *p, int n);
 /* Inside a run: returns when every thread of the run has called it. */
 void la_pool_barrier(la_pool *p, int tid);
 /* Inside a run, by every thread with the same n (at most LA_POOL_MAX_ITEMS) and the same bounds. A

@@ -35,6 +35,15 @@ void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
     b->trace_arg = arg;
 }
 
+la_status la_backend_step_threads(la_backend *b, int n)
+{
+    if (n < 0 || n > b->n_threads) {
+        return la_fail(LA_ERR_ARGUMENT, "n: expected 0 to %d, got %d", b->n_threads, n);
+    }
+    b->ops->step_threads(b, n);
+    return LA_OK;
+}
+
 la_status la_backend_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s)
 {
     return b->ops->probe_read(b, bytes, huge, gb_per_s);

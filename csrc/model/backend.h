@@ -140,6 +140,9 @@ typedef struct la_backend_ops {
                       int paired);
     /* fn on every thread that takes part in a step. */
     void (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
+    void (*step_threads)(la_backend *b, int n);
+    /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
+    la_status (*check)(const la_model_desc *d, const la_limits *limits);
     /* Scratch a workspace must offer for T tokens: of the step, and of each thread. */
     void (*scratch)(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local);
     /* ---- ops of a step ---- */

@@ -78,6 +78,28 @@ static void scratch(const la_model_desc *d, int max_tokens, size_t *shared, size
     *local = la_round_up(la_cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
 }
 
+/* The items of an op must fit a share: units by blocks of rows, or tiles of query rows. */
+static la_status check(const la_model_desc *d, const la_limits *limits)
+{
+    int64_t T = limits->max_batch_tokens, spans = T < limits->max_seqs ? T : limits->max_seqs;
+    int64_t qkv = ((int64_t)d->n_heads + 2 * d->n_kv_heads) * d->d_head,
+            ffn = 2 * (int64_t)d->d_ffn;
+    int64_t cols = d->d_model > ffn ? d->d_model : ffn;
+    int64_t units = (cols > qkv ? cols : qkv) / LA_UNIT + 3; /* a part's last may be short */
+    int64_t blocks = (T + LA_CPU_TILE_ROWS - 1) / LA_CPU_TILE_ROWS;
+    int group = d->n_heads / d->n_kv_heads;
+    int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
+    int64_t runs = d->n_kv_heads * (int64_t)la_ceil_div(group, heads);
+    int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));
+    if (units * blocks > LA_POOL_MAX_ITEMS || tiles > LA_POOL_MAX_ITEMS) {
+        return la_fail(LA_ERR_ARGUMENT,
+                       "max_num_batched_tokens: steps of %d tokens of %d sequences are too large "
+                       "for a model of this width",
+                       limits->max_batch_tokens, limits->max_seqs);
+    }
+    return LA_OK;
+}
+
 void la_cpu_barrier(la_ctx *c)
 {
     la_pool_barrier(la_cpu_of(c)->pool, c->tid);
@@ -183,6 +205,11 @@ static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
                                                                                &job);
 }
 
+static void step_threads(la_backend *b, int n)
+{
+    la_pool_step_threads(((la_cpu_backend *)b)->pool, n);
+}
+
 typedef struct pack_job {
     la_pool *pool;
     const la_weight *w;
@@ -215,6 +242,9 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     la_cpu_backend *cpu = (la_cpu_backend *)b;
     size_t each = PACK_HEAD + la_round_up(la_pack_scratch(), 64), total;
     uint8_t *own = NULL;
+    if (w->n_units > LA_POOL_MAX_ITEMS) {
+        return la_fail(LA_ERR_SHAPE, "weights: %d rows are too many", w->N);
+    }
     if (la_size_mul(each, (size_t)b->n_threads, &total)) {
         own = la_map(total);
     }
@@ -267,6 +297,8 @@ static const la_backend_ops cpu_ops = {
     .read_weights = la_cpu_read_weights,
     .pack = pack,
     .run = run,
+    .step_threads = step_threads,
+    .check = check,
     .scratch = scratch,
     .meet = la_cpu_barrier,
     .embed = embed,

@@ -111,6 +111,7 @@ la_status la_limits_check(const la_model_desc *d, const la_limits *l)
     LA_TRY(check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
     LA_TRY(check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
     LA_TRY(check_int("max_model_len", l->max_len, 1, d->max_len));
+    LA_TRY(la_backend_cpu_ops()->check(d, l));
 done:
     return st;
 }

@@ -177,6 +177,24 @@ static PyObject *backend_probe_peak(PyObject *object, PyObject *args)
     return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
 }
 
+static PyObject *backend_step_threads(PyObject *object, PyObject *args)
+{
+    int n;
+    if (!PyArg_ParseTuple(args, "i:step_threads", &n)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    la_backend *handle = py_backend_get(state, object);
+    if (handle == NULL) {
+        return NULL;
+    }
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_backend_step_threads(handle, n);
+    Py_END_ALLOW_THREADS
+    return status == LA_OK ? Py_NewRef(Py_None) : py_raise(state, status);
+}
+
 static PyMethodDef backend_methods[] = {
     {"probe_read", backend_probe_read, METH_VARARGS,
      "probe_read(bytes, huge=True) -> dict\n\nGB/s (1e9 bytes) of reading fresh memory with every "
@@ -184,6 +202,10 @@ static PyMethodDef backend_methods[] = {
     {"probe_peak", backend_probe_peak, METH_VARARGS,
      "probe_peak(what) -> float\n\nPeak 1e9 operations/s of one dot instruction: 'f32', 'bf16', "
      "'int8'. UnsupportedError where the ISA lacks it."},
+    {"step_threads", backend_step_threads, METH_VARARGS,
+     "step_threads(n)\n\nShort steps run on n of the threads from here on, whatever others do; 0: "
+     "on as "
+     "many as pay. For tests."},
     {NULL, NULL, 0, NULL},
 };
 

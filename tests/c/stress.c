@@ -76,7 +76,7 @@ typedef struct share_job {
     int late;             /* one thread in each share stops for a while */
     int taken[MAX_ITEMS]; /* how often, by whoever took it: two at once are a race */
     int stolen;           /* thread 0's pieces from others */
-    int n_threads, alone; /* of the last run; runs on one thread */
+    int n_threads;        /* of the last run */
 } share_job;
 
 /* The same for all threads. Even shares have ranges of random length, some empty. */
@@ -149,23 +149,56 @@ static void *burn(void *arg)
     return NULL;
 }
 
-/* Steps beside a neighbour: threads may sit steps out and come back, and no item may be lost. */
+/* When a thread is to sit out, and when to come back: one second of steps each. */
+static void check_crowd(void)
+{
+    const int64_t s = 1000000000;
+    la_crowd c = {.in_step = 2, .pause = s / 10};
+    la_crowd_note(&c, 2, s, s / 10, 0);
+    check(c.in_step == 2, "a thread sits out though little was lost");
+    la_crowd_note(&c, 2, s, 3 * s / 2, 0);
+    check(c.in_step == 2, "a thread sits out though all processors are wanted");
+    la_crowd_note(&c, 2, s / 1000, s / 1000, 0);
+    check(c.in_step == 2, "a thread sits out after a millisecond");
+    la_crowd_note(&c, 2, s, s / 2, 0);
+    check(c.in_step == 1, "no thread sits out beside a neighbour");
+    int64_t pause = c.pause;
+    la_crowd_note(&c, 2, s, s / 2, pause - 1);
+    check(c.in_step == 1, "a thread comes back early, or the last one sits out");
+    la_crowd_note(&c, 2, s, 0, pause);
+    check(c.in_step == 2, "a thread does not come back");
+    la_crowd_note(&c, 2, s, s / 2, pause);
+    check(c.in_step == 1 && c.pause == 2 * pause, "the pause does not grow while trials fail");
+    la_crowd_note(&c, 2, s, 0, 10 * s);
+    la_crowd_note(&c, 2, s, 0, 11 * s);
+    check(c.in_step == 2 && c.pause < pause,
+          "the pause stays long after a trial that did not fail");
+}
+
+/* Steps beside a neighbour while threads sit steps out and come back: no item may be lost. */
 static void stress_steps(void)
 {
     static share_job job;
     atomic_int stop = 0;
     pthread_t neighbour;
+    int alone = 0, asked = 0;
+    rng r = {9};
     job = (share_job){.n_shares = 20, .late = 1};
     check(la_pool_create(2, &job.pool) == LA_OK, "la_pool_create");
     check(pthread_create(&neighbour, NULL, burn, &stop) == 0, "pthread_create");
     for (int i = 0; i < N_STEPS; i++) {
+        if (i % 5 == 0) {
+            asked = rng_below(&r, 3);
+            la_pool_step_threads(job.pool, asked);
+        }
         la_pool_step(job.pool, take_shares, &job);
-        job.alone += job.n_threads == 1;
+        check(asked == 0 || job.n_threads == asked, "a step on other threads than asked for");
+        alone += job.n_threads == 1;
     }
     atomic_store(&stop, 1);
     check(pthread_join(neighbour, NULL) == 0, "pthread_join");
     la_pool_free(job.pool);
-    printf("stress: %d steps beside a neighbour, %d of them on one thread\n", N_STEPS, job.alone);
+    printf("stress: %d steps beside a neighbour, %d of them on one thread\n", N_STEPS, alone);
 }
 
 /* ---- the model -------------------------------------------------------------------------------- */
@@ -384,6 +417,7 @@ int main(void)
     la_backend *backend = NULL;
     stress_shares(N_TAKERS, N_SHARES, 1);
     stress_shares(2, N_TURNS, 0);
+    check_crowd();
     stress_steps();
     check(la_backend_open("cpu", NULL, -N_THREADS, &backend) == LA_OK, "la_backend_open");
     la_model *model = make_model(backend);
