@@ -1,10 +1,11 @@
 """Speed of single matrix kernels, as shares of what the machine does in the same run.
 
-    python benchmarks/kernels.py gemv|gemm [--format bf16,i8,i8a16,i4g128,i4g32,i4g128a16,f8]
+    python benchmarks/kernels.py gemv|gemm [--format bf16,i8,i8a16,i4g128,i4g32,i4g128a16,f8,q4k]
         [--shape 9728x896,2048x8192] [--m 1,2,4,8,16,32,128,512] [--isa auto] [--repeats 9]
 
-gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default. Prints a
-line per format, shape and m and appends it to benchmarks/results/kernels.jsonl.
+gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default; q4k and
+q6k are packed Q4_K and Q6_K, q4f and q6f the same with scales as fp32 products. Prints a line per
+format, shape and m and appends it to benchmarks/results/kernels.jsonl.
 
 Shares. Every repeat is a run of the kernel between two readings of the same memory and two runs of
 the peak probe, by the same pinned threads; the share is that of the larger neighbour, and the
@@ -32,7 +33,7 @@ WEIGHT_BYTES = 256 << 20
 READ_BYTES = 256 << 20
 # streams, bytes prefetched ahead (negative: past caches)
 PATTERNS = ((1, 0), (1, 1024), (2, -1024), (2, 0), (4, 0))
-F32, F16 = 0, 1
+F32, F16, F16_I8 = 0, 1, 13
 
 # name: pack, scale type, group, one scale per row, rows
 FORMATS = {
@@ -49,7 +50,15 @@ FORMATS = {
     "i4g128a16": (4, F16, 128, 0, "bf16"),
     "i4g32a16": (4, F16, 32, 0, "bf16"),
     "f8": (5, F32, 256, 1, "bf16"),
+    "q4k": (4, F16_I8, 32, 0, "i8"),
+    "q4ka16": (4, F16_I8, 32, 0, "bf16"),
+    "q4f": (4, F32, 32, 0, "i8"),
+    "q6k": (3, F16_I8, 16, 0, "i8"),
+    "q6ka16": (3, F16_I8, 16, 0, "bf16"),
+    "q6f": (3, F32, 16, 0, "i8"),
+    "q6fa16": (3, F32, 16, 0, "bf16"),
 }
+OFFSETS = ("q4k", "q4ka16", "q4f")
 
 
 def unit_bytes(name: str, k: int) -> int:
@@ -57,8 +66,9 @@ def unit_bytes(name: str, k: int) -> int:
     pack, scale_type, group, row_scale, _ = FORMATS[name]
     if not group:
         return k * 128 if pack == 0 else (k + 1) // 2 * 128
-    sets = 1 if row_scale else -(-k // group)
-    return sets * (64 if scale_type == F16 else 128) + -(-k // 8) * (128 if pack == 4 else 256)
+    sets = (1 if row_scale else -(-k // group)) * (1 + (name in OFFSETS))
+    one = {F32: 128, F16: 64, F16_I8: 32 + 64 * group // 256}[scale_type]
+    return sets * one + -(-k // 8) * (128 if pack == 4 else 256)
 
 
 class Team:
@@ -144,7 +154,8 @@ def dot_of(machine: Machine, act: str) -> str:
 def measure(machine: Machine, name: str, shape: tuple[int, int, int], repeats: int) -> dict:
     n, k, m = shape
     pack, scale_type, group, row_scale, act = FORMATS[name]
-    described = {"pack": pack, "scale_type": scale_type, "has_offset": 0, "group": group}
+    described = {"pack": pack, "scale_type": scale_type, "group": group}
+    described["has_offset"] = int(name in OFFSETS)
     described |= {"row_scale": row_scale, "K": k}
     units, unit = -(-n // 32), unit_bytes(name, k)
     matrix = units * unit

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KEEP = range(14)
+F16_I8 = 13  # scale type: fp16 per 256 k times int8 per group
 PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8 = range(6)
 UNIT = 32
 
@@ -106,18 +107,50 @@ def write_floats(pack: int, w: np.ndarray) -> bytes:
     return np.ascontiguousarray(steps.transpose(0, 2, 1, 3)).tobytes()
 
 
+def write_nested(f: Format, sets: list[np.ndarray]) -> bytes:
+    """F16_I8 scales, and offsets if any, each [32, groups], at the head of a unit."""
+    out, per = bytearray(), 256 // f.group
+    for g in range(0, f.K // f.group, per):
+        parts = [x[:, g : g + per] for x in sets]
+        outer = [(np.abs(x).max(axis=1) / 64).astype(np.float16) for x in parts]
+        out += b"".join(d.tobytes() for d in outer)
+        for i in range(per):
+            for x, d in zip(parts, outer, strict=True):
+                inner = x[:, i] / np.where(d == 0, 1, d).astype(np.float32)
+                out += np.clip(np.rint(inner), -128, 127).astype(np.int8).tobytes()
+    return bytes(out)
+
+
+def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The inverse: scale and offset [groups][32] float32 from the bytes of one unit's head."""
+    found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    sets, per = 1 + f.has_offset, 256 // f.group
+    for block in raw.reshape(f.K // 256, sets * (64 + per * UNIT)):
+        outer = block[: sets * 64].view(np.float16).reshape(sets, UNIT).astype(np.float32)
+        inner = block[sets * 64 :].view(np.int8).reshape(per, sets, UNIT)
+        for i in range(per):
+            for j in range(sets):
+                found[j].append(outer[j] * inner[i, j].astype(np.float32))
+            if sets == 1:
+                found[1].append(np.zeros(UNIT, np.float32))
+    return found
+
+
 def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> bytes:
     """Units of a grouped pack.
 
     codes [N, K] as stored (0..15 or 0..255), scale and offset [N, groups] float32, of which the
-    first column counts with row_scale. Codes that pad K to a multiple of 8 are set to 1: they must
-    meet zero activations.
+    first column counts with row_scale; as F16_I8 they are rounded, powers of two are kept. Codes
+    that pad K to a multiple of 8 are set to 1: they must meet zero activations.
     """
     out = bytearray()
     head = np.float16 if f.scale_type == F16 else np.float32
     for n in range(0, codes.shape[0], UNIT):
+        if f.scale_type == F16_I8:
+            sets = [scale, offset][: 1 + f.has_offset]
+            out += write_nested(f, [x[n : n + UNIT] for x in sets])
         for g, (k0, k1) in enumerate(f.spans()):
-            if g == 0 or not f.row_scale:
+            if f.scale_type != F16_I8 and (g == 0 or not f.row_scale):
                 out += scale[n : n + UNIT, g].astype(head).tobytes()
                 if f.has_offset:
                     out += offset[n : n + UNIT, g].astype(head).tobytes()
@@ -140,8 +173,14 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     codes, scales, offsets, at = [], [], [], 0
     while at < len(raw):
         row, scale, offset = [], [], []
+        if f.scale_type == F16_I8:
+            nested = nested_bytes(f)
+            scale, offset = read_nested(f, raw[at : at + nested])
+            at += nested
         for k0, k1 in f.spans():
-            if k0 and f.row_scale:
+            if f.scale_type == F16_I8:
+                pass
+            elif k0 and f.row_scale:
                 scale.append(scale[0])
                 offset.append(offset[0])
             else:
@@ -169,8 +208,15 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return np.concatenate(codes), np.concatenate(scales), np.concatenate(offsets)
 
 
+def nested_bytes(f: Format) -> int:
+    """Bytes of F16_I8 scales and offsets at the head of a unit."""
+    return f.K // 256 * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
+
+
 def unit_rows(f: Format, data: bytes) -> int:
     """Columns that packed units hold, padding included."""
+    if f.scale_type == F16_I8:
+        return len(data) // (nested_bytes(f) + f.K * UNIT // (2 if f.pack == PACK_I4 else 1)) * UNIT
     if f.group:
         one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)
         codes = sum(-(-(k1 - k0) // 8) * (4 if f.pack == PACK_I4 else 8) for k0, k1 in f.spans())

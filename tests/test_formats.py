@@ -72,6 +72,12 @@ def test_quantized_weights_stay_quantized(model, activation):
     check(path, expected, BOUNDS[activation], activation=activation, kv_cache_dtype="float32")
 
 
+def test_the_plan_counts_what_is_packed(model):
+    _, path, _ = model
+    with LLM(path) as llm:
+        assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+
+
 def test_defaults_generate(model):
     """dtype="auto" as a user gets it: close, and the same tokens in chunks and alone."""
     _, path, expected = model

@@ -39,6 +39,9 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     for group in (16, 32, 64, 128, 256):
         for scale_type, has_offset in heads:
             yield ref.Format(pack, k, scale_type, has_offset, group)
+    for group in (16, 32, 64, 128) if k % 256 == 0 and pack != ref.PACK_F8 else ():
+        for has_offset in (0, 1):
+            yield ref.Format(pack, k, ref.F16_I8, has_offset, group)
     for group, scale_type, has_offset in rows:
         yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)
 
@@ -78,6 +81,11 @@ def gemm(isa: str, f: ref.Format, data: bytes, x: np.ndarray, act: str, *g: int)
 @functools.lru_cache(4)
 def product(f: ref.Format, act: str, m: int, units: int) -> tuple[np.ndarray, np.ndarray]:
     return ref.gemm(f, make_weight(f, units), make_rows(m, f.K), act)
+
+
+def nested(slot: str, k: int) -> list[ref.Format]:
+    """Formats of the slot with scales of two numbers."""
+    return [f for f in formats(slot, k) if f.scale_type == ref.F16_I8]
 
 
 def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None:
@@ -132,6 +140,50 @@ def test_grouped_shapes(slot: str, k: int) -> None:
             check(slot, f, m, 1 + m % 3, ISAS[1:])
         for units in range(1, 9):
             check(slot, f, 7, units, ISAS[1:])
+
+
+@pytest.mark.parametrize("slot", GROUPED)
+@pytest.mark.parametrize("k", [256, 512, 1536])
+def test_nested_scales(slot: str, k: int) -> None:
+    """Scales that are products: every granule, rows around the tiles' sizes."""
+    for f in nested(slot, k):
+        check(slot, f, 2, 2, ISAS)
+        for m, units in [(1, 3), (4, 1), (5, 2), (8, 1), (9, 5), (13, 8), (33, 3)]:
+            check(slot, f, m, units, ISAS[1:])
+
+
+@pytest.mark.parametrize("slot", GROUPED)
+def test_nested_scales_of_long_rows(slot: str) -> None:
+    """More groups than are multiplied out at once; the same bits for any M."""
+    act = ref.PRODUCTS[slot][1]
+    for f in nested(slot, 4864):
+        for m, units in [(1, 2), (6, 3), (40, 3)]:
+            check(slot, f, m, units, ISAS[1:])
+        data, x = make_weight(f, 3), make_rows(40, f.K)
+        for isa in ISAS[1:]:
+            full = gemm(isa, f, data, x, act)
+            for m in (1, 2, 5, 7, 8, 9, 24):
+                got = gemm(isa, f, data, x[:m], act)
+                np.testing.assert_array_equal(got, full[:m], err_msg=f"{isa} {f} {m}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("slot", GROUPED)
+def test_nested_scales_are_their_products(isa: str, slot: str) -> None:
+    """The same bits as with the products stored as fp32."""
+    act, quick = ref.PRODUCTS[slot][1], isa == "scalar"
+    for f in nested(slot, 512 if quick else 2304):
+        data = make_weight(f, 2)
+        plain = ref.Format(f.pack, f.K, ref.F32, f.has_offset, f.group)
+        stored = ref.write_codes(plain, *ref.read_codes(f, data))
+        for m in (1, 3) if quick else (1, 5, 8, 13):
+            x = make_rows(m, f.K)
+            want = gemm(isa, plain, stored, x, act)
+            np.testing.assert_array_equal(gemm(isa, f, data, x, act), want, err_msg=f"{f} {m}")
+        for row in (0, 33):
+            assert core.unpack(isa, data, f.asdict(), row) == core.unpack(
+                isa, stored, plain.asdict(), row
+            )
 
 
 @pytest.mark.parametrize("slot", ref.PRODUCTS)
@@ -402,6 +454,8 @@ def test_bad_arguments_are_named() -> None:
         (("scalar", data[:-1], good, x, "i8"), "no units"),
         (("scalar", b"", good, x, "i8"), "no units"),
         (("scalar", data, {**good, "group": 48}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "scale_type": ref.F16_I8}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "pack": 0, "group": 0, "scale_type": 13}, x, "f32"), "not a"),
         (("scalar", data, {**good, "pack": 9}, x, "i8"), "not a packed weight"),
         (("scalar", data, {**good, "K": 0}, x, "i8"), "not a packed weight"),
         (("scalar", data, {"pack": 4}, x, "i8"), "format: scale_type"),

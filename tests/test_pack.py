@@ -20,11 +20,11 @@ FORMATS = {
     ref.Q5_0: (ref.PACK_I8, ref.F16, 0, 32),
     ref.Q5_1: (ref.PACK_I8, ref.F16, 1, 32),
     ref.Q8_0: (ref.PACK_I8, ref.F16, 0, 32),
-    ref.Q2_K: (ref.PACK_I4, ref.F32, 1, 16),
-    ref.Q3_K: (ref.PACK_I4, ref.F32, 0, 16),
-    ref.Q4_K: (ref.PACK_I4, ref.F32, 1, 32),
-    ref.Q5_K: (ref.PACK_I8, ref.F32, 1, 32),
-    ref.Q6_K: (ref.PACK_I8, ref.F32, 0, 16),
+    ref.Q2_K: (ref.PACK_I4, ref.F16_I8, 1, 16),
+    ref.Q3_K: (ref.PACK_I4, ref.F16_I8, 0, 16),
+    ref.Q4_K: (ref.PACK_I4, ref.F16_I8, 1, 32),
+    ref.Q5_K: (ref.PACK_I8, ref.F16_I8, 1, 32),
+    ref.Q6_K: (ref.PACK_I8, ref.F16_I8, 0, 16),
 }
 # byte offsets of the fp16 fields of a block
 HALVES = {
@@ -88,6 +88,20 @@ def test_grouped_source_is_exact(dtype: int, rows: int, cols: int) -> None:
     np.testing.assert_allclose(got[:rows], want, rtol=2e-7, atol=1e-7 * np.abs(want).max())
     assert not got[rows:].any(), "padded columns are not zero"
     np.testing.assert_array_equal(rows_of(data, f)[:rows], want)
+
+
+def test_packed_bytes_of_k_quants() -> None:
+    """Bytes a weight: codes, two bytes a column for 256 k and one a group, twice with offsets."""
+    for dtype, want in [
+        (ref.Q2_K, 0.5 + 4 / 256 + 2 / 16),
+        (ref.Q3_K, 0.5 + 2 / 256 + 1 / 16),
+        (ref.Q4_K, 0.5 + 4 / 256 + 2 / 32),
+        (ref.Q5_K, 1 + 4 / 256 + 2 / 32),
+        (ref.Q6_K, 1 + 2 / 256 + 1 / 16),
+    ]:
+        raw = random_blocks(np.random.default_rng(1), dtype, 64, 512)
+        data, _, _ = pack([part(raw, dtype, 64, 512)])
+        assert len(data) == want * 64 * 512, TYPES[dtype]
 
 
 @pytest.mark.parametrize("dtype", [ref.Q4_0, ref.Q4_1, ref.Q5_0, ref.Q5_1, ref.Q8_0])
@@ -174,6 +188,9 @@ def test_gate_and_up_share_units(dtype: int, rows: int) -> None:
         (ref.Q3_K, ref.Q4_K, (ref.PACK_I4, ref.F32, 1, 16)),
         (ref.Q5_1, ref.Q4_0, (ref.PACK_I8, ref.F16, 1, 32)),
         (ref.Q5_K, ref.Q3_K, (ref.PACK_I8, ref.F32, 1, 16)),
+        (ref.Q4_K, ref.Q5_K, (ref.PACK_I8, ref.F32, 1, 32)),
+        (ref.Q4_K, ref.Q4_K, (ref.PACK_I4, ref.F16_I8, 1, 32)),
+        (ref.Q4_K, ref.Q4_1, (ref.PACK_I4, ref.F32, 1, 32)),
         (ref.Q4_1, ref.F16, (ref.PACK_F32, 0, 0, 0)),
         (ref.F16, ref.BF16, (ref.PACK_F32, 0, 0, 0)),
     ],

@@ -43,6 +43,11 @@ typedef enum la_pack {
     LA_PACK_COUNT
 } la_pack;
 
+/* A type of group scales beside LA_F16 and LA_F32: an fp16 number per column and 256 k (one for scales,
+ * one for offsets) times an int8 number per column and group, as K-quants have them. The product is exact
+ * in fp32. K is a multiple of LA_NEST, group at most 128. All of them lie at the head of the unit. */
+enum { LA_F16_I8 = LA_DTYPE_COUNT, LA_NEST = 256 };
+
 /* How activation rows enter a product. */
 typedef enum la_act_form {
     LA_ACT_F32 = 0, /* fp32 */
@@ -53,7 +58,7 @@ typedef enum la_act_form {
 
 typedef struct la_format {
     uint8_t pack;       /* la_pack */
-    uint8_t scale_type; /* LA_F16 or LA_F32: type of group scales and offsets; 0 for float packs */
+    uint8_t scale_type; /* LA_F16, LA_F32, LA_F16_I8: group scales and offsets; 0 for float packs */
     uint8_t has_offset; /* groups carry an offset */
     uint8_t
         row_scale; /* one scale per output row, at the head of the unit, for all groups: sums are
@@ -194,22 +199,44 @@ static inline uint8_t la_f32_to_f8(float f)
     return (uint8_t)(sign | ((r - (120u << 23)) >> 20));
 }
 
-/* Bytes of one set of scales and offsets in a unit; 0 for float packs. */
+/* Bytes of one set of scales and offsets in a unit, of LA_F16_I8 those of LA_NEST k; 0 for float packs. */
 static inline size_t la_format_scales(la_format f)
 {
     size_t one = LA_UNIT * (f.scale_type == LA_F16 ? 2u : 4u);
-    return f.group == 0 ? 0 : f.has_offset ? 2 * one : one;
+    if (f.group == 0) {
+        return 0;
+    }
+    if (f.scale_type == LA_F16_I8) {
+        one = LA_UNIT * (2u + LA_NEST / (size_t)f.group);
+    }
+    return f.has_offset ? 2 * one : one;
 }
 
-/* Bytes of them in front of each group's codes, and once in front of a unit: one of the two is 0. */
+/* Bytes of them in front of each group's codes, and in front of a unit: one of the two is 0. */
 static inline size_t la_format_header(la_format f)
 {
-    return f.row_scale ? 0 : la_format_scales(f);
+    return f.row_scale || f.scale_type == LA_F16_I8 ? 0 : la_format_scales(f);
 }
 
-static inline size_t la_format_unit_header(la_format f)
+static inline size_t la_format_unit_header(la_format f, int K)
 {
+    if (f.scale_type == LA_F16_I8) {
+        return (size_t)(K / LA_NEST) * la_format_scales(f);
+    }
     return f.row_scale ? la_format_scales(f) : 0;
+}
+
+/* LA_F16_I8: where in a unit the fp16 number for k of scales (i = 0) or offsets (i = 1) of all columns
+ * begins, and where the int8 ones of k's group. */
+static inline size_t la_format_outer(la_format f, int i, int k)
+{
+    return (size_t)(k / LA_NEST) * la_format_scales(f) + (size_t)i * LA_UNIT * 2;
+}
+
+static inline size_t la_format_inner(la_format f, int i, int k)
+{
+    size_t sets = 1u + f.has_offset, group = (size_t)(k % LA_NEST / f.group);
+    return la_format_outer(f, 0, k) + (2 * sets + group * sets + (size_t)i) * LA_UNIT;
 }
 
 /* Bytes of codes (grouped) or values (float) that k of a unit take; grouped k is padded to 8. */
@@ -229,7 +256,7 @@ static inline size_t la_format_codes(la_format f, int k)
 static inline size_t la_format_unit(la_format f, int K)
 {
     size_t groups = f.group == 0 ? 0 : ((size_t)K + (size_t)f.group - 1) / (size_t)f.group;
-    return la_format_unit_header(f) + groups * la_format_header(f) + la_format_codes(f, K);
+    return la_format_unit_header(f, K) + groups * la_format_header(f) + la_format_codes(f, K);
 }
 
 /* Bytes of the K and of the V half of a page of one kv head, multiples of 64; layouts are drawn in

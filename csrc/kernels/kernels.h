@@ -35,6 +35,8 @@ typedef enum la_isa {
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
  *   row_scale: one set of scales at the head of the unit instead of one per group.
+ *   F16_I8: for each 256 k scales [32] fp16, offsets [32] fp16 if any, then per group scales [32] int8,
+ *        offsets [32] int8 if any; those of all k at the head of the unit, all codes after them.
  *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
 typedef struct la_gemm {
     const uint8_t *w; /* first unit of the granule, 64-byte aligned */

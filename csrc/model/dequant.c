@@ -6,6 +6,7 @@
 #include "dequant.h"
 
 typedef void (*la_block_fn)(const uint8_t *b, int8_t *code, float *scale, float *offset);
+typedef void (*la_nested_fn)(const uint8_t *b, la_nested *s);
 
 static float read_f16(const uint8_t *p)
 {
@@ -87,26 +88,61 @@ static void two_bits(const uint8_t *q, int8_t *code)
     }
 }
 
+/* The fp16 numbers of a block at p; minima are taken away, so theirs changes its sign. */
+static void read_outer(const uint8_t *p, int has_offset, la_nested *s)
+{
+    memcpy(&s->outer[0], p, sizeof s->outer[0]);
+    s->outer[1] = 0;
+    if (has_offset) {
+        memcpy(&s->outer[1], p + 2, sizeof s->outer[1]);
+        s->outer[1] ^= 0x8000u;
+    }
+}
+
+/* The numbers of n groups multiplied out. */
+static void open_nested(const la_nested *s, int n, float *scale, float *offset)
+{
+    float d = la_f16_to_f32(s->outer[0]), dmin = la_f16_to_f32(s->outer[1]);
+    for (int g = 0; g < n; g++) {
+        scale[g] = d * (float)s->scale[g];
+        offset[g] = dmin * (float)s->offset[g];
+    }
+}
+
+static void nested_q2_k(const uint8_t *b, la_nested *s)
+{
+    read_outer(b + 80, 1, s);
+    for (int g = 0; g < 16; g++) {
+        s->scale[g] = (int8_t)(b[g] & 15);
+        s->offset[g] = (int8_t)(b[g] >> 4);
+    }
+}
+
 static void block_q2_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    float d = read_f16(b + 80), dmin = read_f16(b + 82);
-    for (int g = 0; g < 16; g++) {
-        scale[g] = d * (float)(b[g] & 15);
-        offset[g] = -(dmin * (float)(b[g] >> 4));
-    }
+    la_nested s;
+    nested_q2_k(b, &s);
+    open_nested(&s, 16, scale, offset);
     two_bits(b + 16, code);
+}
+
+static void nested_q3_k(const uint8_t *b, la_nested *s)
+{
+    const uint8_t *x = b + 96;
+    read_outer(b + 108, 0, s);
+    for (int g = 0; g < 16; g++) {
+        int low = g < 8 ? x[g] & 15 : x[g - 8] >> 4;
+        int high = (x[8 + g % 4] >> (2 * (g / 4))) & 3;
+        s->scale[g] = (int8_t)((low | high << 4) - 32);
+        s->offset[g] = 0;
+    }
 }
 
 static void block_q3_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    const uint8_t *s = b + 96;
-    float d = read_f16(b + 108);
-    for (int g = 0; g < 16; g++) {
-        int low = g < 8 ? s[g] & 15 : s[g - 8] >> 4;
-        int high = (s[8 + g % 4] >> (2 * (g / 4))) & 3;
-        scale[g] = d * (float)((low | high << 4) - 32);
-        offset[g] = 0.0f;
-    }
+    la_nested s;
+    nested_q3_k(b, &s);
+    open_nested(&s, 16, scale, offset);
     two_bits(b + 32, code);
     for (int j = 0; j < 8; j++) {
         for (int i = 0; i < 32; i++) { /* a clear bit takes 4 away */
@@ -116,15 +152,15 @@ static void block_q3_k(const uint8_t *b, int8_t *code, float *scale, float *offs
 }
 
 /* The 6-bit scales and minima of q4_K and q5_K: 8 each in 12 bytes. */
-static void k_scales(const uint8_t *b, float *scale, float *offset)
+static void nested_q4_k(const uint8_t *b, la_nested *s)
 {
-    float d = read_f16(b), dmin = read_f16(b + 2);
-    const uint8_t *s = b + 4;
+    const uint8_t *x = b + 4;
+    read_outer(b, 1, s);
     for (int g = 0; g < 8; g++) {
-        int sc = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
-        int m = g < 4 ? s[g + 4] & 63 : s[g + 4] >> 4 | (s[g] >> 6) << 4;
-        scale[g] = d * (float)sc;
-        offset[g] = -(dmin * (float)m);
+        int sc = g < 4 ? x[g] & 63 : (x[g + 4] & 15) | (x[g - 4] >> 6) << 4;
+        int m = g < 4 ? x[g + 4] & 63 : x[g + 4] >> 4 | (x[g] >> 6) << 4;
+        s->scale[g] = (int8_t)sc;
+        s->offset[g] = (int8_t)m;
     }
 }
 
@@ -141,13 +177,17 @@ static void k_nibbles(const uint8_t *q, int8_t *code)
 
 static void block_q4_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    k_scales(b, scale, offset);
+    la_nested s;
+    nested_q4_k(b, &s);
+    open_nested(&s, 8, scale, offset);
     k_nibbles(b + 16, code);
 }
 
 static void block_q5_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    k_scales(b, scale, offset);
+    la_nested s;
+    nested_q4_k(b, &s);
+    open_nested(&s, 8, scale, offset);
     k_nibbles(b + 48, code);
     for (int j = 0; j < 8; j++) {
         for (int i = 0; i < 32; i++) {
@@ -156,14 +196,19 @@ static void block_q5_k(const uint8_t *b, int8_t *code, float *scale, float *offs
     }
 }
 
+static void nested_q6_k(const uint8_t *b, la_nested *s)
+{
+    read_outer(b + 208, 0, s);
+    memcpy(s->scale, b + 192, sizeof s->scale);
+    memset(s->offset, 0, sizeof s->offset);
+}
+
 static void block_q6_k(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    const uint8_t *low = b, *high = b + 128, *s = b + 192;
-    float d = read_f16(b + 208);
-    for (int g = 0; g < 16; g++) {
-        scale[g] = d * (float)(int8_t)s[g];
-        offset[g] = 0.0f;
-    }
+    const uint8_t *low = b, *high = b + 128;
+    la_nested s;
+    nested_q6_k(b, &s);
+    open_nested(&s, 16, scale, offset);
     for (int h = 0; h < 2; h++, low += 64, high += 32, code += 128) {
         for (int i = 0; i < 32; i++) {
             code[i] = (int8_t)(((low[i] & 15) | (high[i] & 3) << 4) - 32);
@@ -185,11 +230,11 @@ static const la_source_type types[LA_DTYPE_COUNT] = {
     [LA_Q5_0] = {32, 22, 32, 8, 0, 1, LA_F16},
     [LA_Q5_1] = {32, 24, 32, 8, 1, 0, LA_F16},
     [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16},
-    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F32},
-    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F32},
-    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F32},
-    [LA_Q5_K] = {256, 176, 32, 8, 1, 0, LA_F32},
-    [LA_Q6_K] = {256, 210, 16, 8, 0, 1, LA_F32},
+    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F16_I8},
+    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F16_I8},
+    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F16_I8},
+    [LA_Q5_K] = {256, 176, 32, 8, 1, 0, LA_F16_I8},
+    [LA_Q6_K] = {256, 210, 16, 8, 0, 1, LA_F16_I8},
 };
 
 static const la_block_fn blocks[LA_DTYPE_COUNT] = {
@@ -197,6 +242,11 @@ static const la_block_fn blocks[LA_DTYPE_COUNT] = {
     [LA_Q5_1] = block_q5_1, [LA_Q8_0] = block_q8_0, [LA_Q2_K] = block_q2_k,
     [LA_Q3_K] = block_q3_k, [LA_Q4_K] = block_q4_k, [LA_Q5_K] = block_q5_k,
     [LA_Q6_K] = block_q6_k,
+};
+
+static const la_nested_fn nested[LA_DTYPE_COUNT] = {
+    [LA_Q2_K] = nested_q2_k, [LA_Q3_K] = nested_q3_k, [LA_Q4_K] = nested_q4_k,
+    [LA_Q5_K] = nested_q4_k, [LA_Q6_K] = nested_q6_k,
 };
 /* clang-format on */
 
@@ -213,6 +263,11 @@ void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *cod
     for (int k = 0; k < n; k += s->block, b += s->block_bytes) {
         blocks[t](b, code + k, scale + k / s->group, offset + k / s->group);
     }
+}
+
+void la_dequant_nested(la_dtype t, const uint8_t *row, int k0, la_nested *s)
+{
+    nested[t](row + (size_t)(k0 / LA_NEST) * (size_t)types[t].block_bytes, s);
 }
 
 /* As la_f16_to_f32, without a branch: the exponent is moved by a product, which is exact for subnormals

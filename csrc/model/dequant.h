@@ -18,8 +18,8 @@ typedef struct la_source_type {
     int group; /* k that share a scale; 0 for floats */
     int bits;  /* 4: codes fit an I4 pack, 8: they need I8 */
     int has_offset;
-    int centered;        /* codes are signed about 0 (-8..7 for 4 bits) */
-    la_dtype scale_type; /* LA_F16 where scales and offsets are stored as fp16 */
+    int centered;   /* codes are signed about 0 (-8..7 for 4 bits) */
+    int scale_type; /* LA_F16 where scales and offsets are stored as fp16, LA_F16_I8 of K-quants */
 } la_source_type;
 
 const la_source_type *la_source_info(la_dtype t); /* NULL for a value that is no type */
@@ -28,6 +28,14 @@ const la_source_type *la_source_info(la_dtype t); /* NULL for a value that is no
  * blocks. Grouped types: code [n], scale and offset [n / group]. */
 void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
                       float *offset);
+/* The two numbers behind each scale and offset of LA_NEST k of a type whose scales are LA_F16_I8. */
+typedef struct la_nested {
+    uint16_t outer[2]; /* fp16, of scales and of offsets */
+    int8_t scale[LA_NEST / 16];
+    int8_t offset[LA_NEST / 16];
+} la_nested;
+
+void la_dequant_nested(la_dtype t, const uint8_t *row, int k0, la_nested *s);
 /* The same as fp32 values, any type: fp32(scale * code) + offset, as the formats define it. */
 void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out);
 

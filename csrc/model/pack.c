@@ -43,14 +43,18 @@ static la_status check_parts(const la_source *parts, int n_parts)
 static la_format grouped_format(const la_source *parts, int n_parts)
 {
     la_format f = {LA_PACK_I4, LA_F16, 0, 0, INT_MAX};
-    int centered = 0;
+    int centered = 0, nested = 1;
     for (int i = 0; i < n_parts; i++) {
         const la_source_type *s = la_source_info(parts[i].dtype);
         f.pack = s->bits == 8 ? (uint8_t)LA_PACK_I8 : f.pack;
-        f.scale_type = s->scale_type == LA_F32 ? (uint8_t)LA_F32 : f.scale_type;
+        f.scale_type = s->scale_type == LA_F16 ? f.scale_type : (uint8_t)LA_F32;
+        nested = nested && s->scale_type == LA_F16_I8 && parts[i].dtype == parts[0].dtype;
         f.has_offset = (uint8_t)(f.has_offset | s->has_offset);
         f.group = s->group < f.group ? s->group : f.group;
         centered |= s->centered;
+    }
+    if (nested) {
+        f.scale_type = LA_F16_I8;
     }
     if (f.pack == LA_PACK_I4 && f.has_offset && centered) {
         f.scale_type = LA_F32; /* -8 * scale becomes an offset: fp16 might overflow */
@@ -133,6 +137,10 @@ static int format_holds(la_format f, const la_source_type *s)
     }
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
+    }
+    if (f.scale_type == LA_F16_I8) {
+        return s->scale_type == LA_F16_I8 && f.group == s->group && f.has_offset == s->has_offset &&
+               f.pack == (s->bits == 4 ? LA_PACK_I4 : LA_PACK_I8) && !f.row_scale;
     }
     return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0 &&
            !f.row_scale && (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
@@ -292,6 +300,22 @@ static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
     }
 }
 
+/* The scales and offsets of column j for LA_NEST k from k0. */
+static void put_nested(la_format f, const la_columns *c, int j, int k0, uint8_t *unit)
+{
+    la_nested s = {0};
+    if (c->row[j]) {
+        la_dequant_nested(c->dtype[j], c->row[j], k0, &s);
+    }
+    for (int i = 0; i <= f.has_offset; i++) {
+        const int8_t *inner = i == 0 ? s.scale : s.offset;
+        memcpy(unit + la_format_outer(f, i, k0) + (size_t)j * 2, &s.outer[i], 2);
+        for (int k = 0; k < LA_NEST; k += f.group) {
+            unit[la_format_inner(f, i, k0 + k) + (size_t)j] = (uint8_t)inner[k / f.group];
+        }
+    }
+}
+
 /* Codes k0 .. k0 + n of column j into t, as they are stored, padded to whole 8; scales and offsets per
  * `own` k, which is returned. 0: a value is not finite. */
 static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
@@ -330,19 +354,24 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     return own;
 }
 
-/* The same into the unit. Returns 0 where read_codes does. */
-static int pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t,
-                      uint8_t *unit)
+/* The same into unit u of w. Returns 0 where read_codes does. */
+static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int k0, la_piece *t)
 {
+    const la_format f = w->f;
+    int n = w->K - k0 < LA_DEQUANT_SPAN ? w->K - k0 : LA_DEQUANT_SPAN;
     int own = read_codes(f, c, j, k0, n, t);
     size_t header = la_format_header(f), stride = header + la_format_codes(f, f.group);
-    uint8_t *group = unit + la_format_unit_header(f) + (size_t)(k0 / f.group) * stride;
+    uint8_t *unit = w->data + (size_t)u * w->unit_bytes;
+    uint8_t *group = unit + la_format_unit_header(f, w->K) + (size_t)(k0 / f.group) * stride;
     size_t step = la_format_codes(f, 8);
+    if (f.scale_type == LA_F16_I8) {
+        put_nested(f, c, j, k0, unit);
+    }
     for (int k = 0; own != 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {
             put_scale(f, group, 0, j, t->scale[k / own]);
         }
-        if (f.has_offset) {
+        if (f.has_offset && header != 0) {
             put_scale(f, group, 1, j, t->offset[k / own]);
         }
         uint8_t *out = group + header + (size_t)j * 4;
@@ -396,7 +425,7 @@ int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int pa
             case LA_PACK_BF16:
                 pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
                 break;
-            default: bad = pack_codes(w->f, &c, j, k0, n, scratch, unit) ? 0 : 1 + c.part[j];
+            default: bad = pack_codes(w, u, &c, j, k0, scratch) ? 0 : 1 + c.part[j];
             }
         }
     }

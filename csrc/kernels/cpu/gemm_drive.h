@@ -6,6 +6,8 @@
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
  * compiler knows, and it would load every field again for every result.
+ * Scales of two numbers (LA_F16_I8) are multiplied out to fp32 once per range of k and units, and
+ * tiles read them from there, as if they were one set for all: apart from the codes.
  * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass
  * through c unrounded, so neither M, strips nor blocks change a bit.
  */
@@ -21,7 +23,9 @@ enum {
     TILE_FEW = VL == 16 ? 8 : 3,  /* most rows of a one-unit tile */
     TILE_ROWS = VL == 16 ? 6 : 3, /* most rows of a strip */
     TILE_QUANTUM = 256,           /* k blocks are multiples of every group */
-    TILE_BLOCK_BYTES = 128 << 10
+    TILE_BLOCK_BYTES = 128 << 10,
+    TILE_HEADS = 32 << 10,    /* most bytes of scales multiplied out at once */
+    TILE_FEW_HEADS = 16 << 10 /* the same for few rows: beside a stream of codes */
 };
 
 /* One register tile: some rows by one or two units over a range of k. */
@@ -30,6 +34,7 @@ typedef struct la_tile {
     size_t w_pitch;
     const uint8_t *head;    /* first unit, scales of the range's first group */
     size_t head_step;       /* bytes from one group's scales to the next's; 0: one set for all */
+    size_t head_pitch;      /* bytes from one unit's scales to the next's */
     const uint8_t *decoded; /* the range in the tile's own form, or NULL */
     const uint8_t *a;       /* first row, where the range begins */
     size_t a_pitch;
@@ -91,7 +96,7 @@ LA_INLINE void tile_fold_into(const int R, const int C, const int with_offset, c
 {
     LA_UNROLL
     for (int c = 0; c < C; c++) {
-        const uint8_t *h = head + (size_t)(c / TILE_V) * t->w_pitch;
+        const uint8_t *h = head + (size_t)(c / TILE_V) * t->head_pitch;
         vf scale = tile_scale(t->f, h, 0, c % TILE_V);
         vf offset = with_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
         LA_UNROLL
@@ -142,10 +147,11 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
     la_tile t;
     memset(&t, 0, sizeof t);
     const uint8_t *unit = g->w + (size_t)u * g->w_pitch;
-    t.w = unit + la_format_unit_header(g->f) + tile_offset(g->f, k0);
+    t.w = unit + la_format_unit_header(g->f, g->K) + tile_offset(g->f, k0);
     t.w_pitch = g->w_pitch;
     t.head = g->f.row_scale ? unit : t.w;
     t.head_step = g->f.row_scale ? 0 : tile_offset(g->f, g->f.group);
+    t.head_pitch = g->w_pitch;
     t.a = g->a + (size_t)k0 * (size_t)s->a_bytes;
     t.a_pitch = g->a_pitch;
     t.meta_pitch = g->f.group ? (size_t)((g->K + g->f.group - 1) / g->f.group) : 0;
@@ -155,6 +161,45 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
     t.first = k0 == 0;
     t.f = g->f;
     return t;
+}
+
+/* LA_F16_I8: scales and offsets of the range, multiplied out: [units][group][32], offsets behind
+ * scales. From here on the tile has fp32 scales apart from its codes. */
+LA_INLINE void tile_open(const la_gemm *g, la_tile *t, int u, int units, int k0, float *heads)
+{
+    const int sets = 1 + g->f.has_offset;
+    float *out = heads;
+    for (int i = u; i < u + units; i++) {
+        const uint8_t *unit = g->w + (size_t)i * g->w_pitch;
+        for (int k = k0; k < k0 + t->k; k += LA_NEST) {
+            const int8_t *inner = (const int8_t *)unit + la_format_inner(g->f, 0, k);
+            vf outer[2][TILE_V];
+            for (int j = 0; j < TILE_V * sets; j++) {
+                const uint8_t *at = unit + la_format_outer(g->f, j / TILE_V, k);
+                outer[j / TILE_V][j % TILE_V] =
+                    v_load_f16((const uint16_t *)(const void *)at + j % TILE_V * VL);
+            }
+            for (int j = 0; j < LA_NEST / g->f.group; j++) {
+                for (int set = 0; set < sets; set++, inner += LA_UNIT, out += LA_UNIT) {
+                    LA_UNROLL
+                    for (int c = 0; c < TILE_V; c++) {
+                        v_store(out + c * VL, v_mul(v_load_i8(inner + c * VL), outer[set][c]));
+                    }
+                }
+            }
+        }
+    }
+    t->f.scale_type = LA_F32;
+    t->f.row_scale = 1;
+    t->head = (const uint8_t *)heads;
+    t->head_step = (size_t)sets * LA_UNIT * sizeof(float);
+    t->head_pitch = (size_t)(t->k / g->f.group) * t->head_step;
+}
+
+/* k whose scales, multiplied out, take at most `bytes`. */
+LA_INLINE int tile_open_k(la_format f, int units, int bytes)
+{
+    return bytes / (units * (1 + f.has_offset) * LA_UNIT * 4) * f.group;
 }
 
 /* All rows of one block in strips. next: the block read after this one, of `bytes` per unit. */
@@ -189,10 +234,13 @@ LA_INLINE int tile_block(const la_gemm *g, const la_tiler *s, int units)
     size_t bytes = la_format_unit(g->f, g->K) * (size_t)units;
     int blocks = (int)((bytes + TILE_BLOCK_BYTES - 1) / TILE_BLOCK_BYTES);
     int k = (g->K + blocks - 1) / blocks;
-    return (k + TILE_QUANTUM - 1) / TILE_QUANTUM * TILE_QUANTUM;
+    k = (k + TILE_QUANTUM - 1) / TILE_QUANTUM * TILE_QUANTUM;
+    int most = g->f.scale_type == LA_F16_I8 ? tile_open_k(g->f, units, TILE_HEADS) : k;
+    return k < most ? k : most;
 }
 
-LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
+/* decoded and heads: as below; heads NULL if scales are not LA_F16_I8. */
+LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, float *heads)
 {
     for (int u = 0, units; u < g->n_units; u += units) {
         units = s->two && g->n_units - u >= 2 ? 2 : 1;
@@ -214,6 +262,9 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
                     pitch = bytes;
                 }
             }
+            if (heads) {
+                tile_open(g, &t, u, units, k0, heads);
+            }
             if (s->decode) {
                 s->decode(&t, units, decoded);
                 t.decoded = decoded;
@@ -223,11 +274,35 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
     }
 }
 
+/* tile_drive for scales that are LA_F16_I8: not inlined, so that others do without the room. */
+static __attribute__((noinline, unused)) void tile_nested(const la_gemm *g, const la_tiler *s,
+                                                          uint8_t *decoded)
+{
+    _Alignas(64) float heads[TILE_HEADS / sizeof(float)];
+    if (g->M > s->few_rows) {
+        tile_many(g, s, decoded, heads);
+        return;
+    }
+    int block = tile_open_k(g->f, 1, TILE_FEW_HEADS);
+    for (int u = 0; u < g->n_units; u++) {
+        for (int k0 = 0; k0 < g->K; k0 += block) {
+            la_tile t = tile_start(g, s, u, k0);
+            t.k = g->K - k0 < block ? g->K - k0 : block;
+            tile_open(g, &t, u, 1, k0, heads);
+            s->few[g->M](&t);
+        }
+    }
+}
+
 /* decoded: room for one block if s->decode, 64-byte aligned. */
 LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
 {
+    if (g->f.scale_type == LA_F16_I8) {
+        tile_nested(g, s, decoded);
+        return;
+    }
     if (g->M > s->few_rows) {
-        tile_many(g, s, decoded);
+        tile_many(g, s, decoded, NULL);
         return;
     }
     for (int u = 0; u < g->n_units; u++) {

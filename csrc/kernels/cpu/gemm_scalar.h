@@ -93,9 +93,15 @@ static float scalar_value(la_format f, uint8_t code)
     return f.pack == LA_PACK_F8 ? la_f8_to_f32(code) : (float)(code - la_format_zero(f));
 }
 
-/* Scale (i = 0) or offset (i = 1) of column j; head: the group's scales. */
-static float scalar_scale(la_format f, const uint8_t *head, int i, int j)
+/* Scale (i = 0) or offset (i = 1) of column j in the group that begins at k; head: where the group's
+ * scales are, or the unit if they lie at its head. */
+static float scalar_scale(la_format f, const uint8_t *head, int i, int j, int k)
 {
+    if (f.scale_type == LA_F16_I8) {
+        const uint16_t *outer = (const uint16_t *)(const void *)(head + la_format_outer(f, i, k));
+        int8_t inner = (int8_t)head[la_format_inner(f, i, k) + (size_t)j];
+        return la_f16_to_f32(outer[j]) * (float)inner;
+    }
     if (f.scale_type == LA_F16) {
         return la_f16_to_f32(((const uint16_t *)(const void *)head)[i * LA_UNIT + j]);
     }
@@ -114,13 +120,13 @@ static void unpack_row(const uint8_t *unit, la_format f, int n, int K, float *ou
             out[k] = f.pack == LA_PACK_F16 ? la_f16_to_f32(h) : la_bf16_to_f32(h);
         }
     }
-    const uint8_t *group = unit + la_format_unit_header(f);
+    const uint8_t *group = unit + la_format_unit_header(f, K);
     for (int k0 = 0; k0 < K && f.group != 0; k0 += f.group) {
-        const uint8_t *head = f.row_scale ? unit : group;
+        const uint8_t *head = la_format_header(f) == 0 ? unit : group;
         const uint8_t *codes = group + la_format_header(f);
         int kn = K - k0 < f.group ? K - k0 : f.group;
-        float scale = scalar_scale(f, head, 0, n);
-        float offset = f.has_offset ? scalar_scale(f, head, 1, n) : 0.0f;
+        float scale = scalar_scale(f, head, 0, n, k0);
+        float offset = f.has_offset ? scalar_scale(f, head, 1, n, k0) : 0.0f;
         for (int k = 0; k < kn; k++) {
             out[k0 + k] = scale * scalar_value(f, scalar_code(f, codes, n, k)) + offset;
         }
@@ -135,9 +141,9 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
     for (int j = 0; j < LA_UNIT; j++) {
         c[j] = 0.0f;
     }
-    const uint8_t *group = w + la_format_unit_header(g->f);
+    const uint8_t *group = w + la_format_unit_header(g->f, g->K);
     for (int k0 = 0; k0 < g->K; k0 += g->f.group, meta++) {
-        const uint8_t *head = g->f.row_scale ? w : group;
+        const uint8_t *head = la_format_header(g->f) == 0 ? w : group;
         const uint8_t *codes = group + la_format_header(g->f);
         int kn = g->K - k0 < g->f.group ? g->K - k0 : g->f.group;
         for (int j = 0; j < LA_UNIT; j++) {
@@ -153,9 +159,10 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
                     dot += scalar_value(g->f, code) * la_bf16_to_f32(a16[k0 + k]);
                 }
             }
-            c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, head, 0, j) * meta->scale, c[j]);
+            c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, head, 0, j, k0) * meta->scale,
+                        c[j]);
             if (g->f.has_offset) {
-                c[j] = fmaf(scalar_scale(g->f, head, 1, j), meta->sum, c[j]);
+                c[j] = fmaf(scalar_scale(g->f, head, 1, j, k0), meta->sum, c[j]);
             }
         }
         group = codes + la_format_codes(g->f, kn);

@@ -110,7 +110,7 @@ LA_INLINE void vnni_fold(const int R, const int C, const int with_offset, const 
     const int regs = R * C <= VNNI_REGS;
     LA_UNROLL
     for (int c = 0; c < C; c++) {
-        const uint8_t *h = head + (size_t)(c / 2) * t->w_pitch;
+        const uint8_t *h = head + (size_t)(c / 2) * t->head_pitch;
         vf scale = tile_scale(t->f, h, 0, c % 2);
         vf offset = with_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
         LA_UNROLL

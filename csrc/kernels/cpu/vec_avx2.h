@@ -95,6 +95,10 @@ LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a 
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }
 LA_INLINE vi vi_low8x2(vi a) { return _mm256_unpacklo_epi8(a, a); } /* each of the low 8 twice */
 LA_INLINE vi vi_high8x2(vi a) { return _mm256_unpackhi_epi8(a, a); }
+LA_INLINE vf v_load_i8(const int8_t *p)
+{
+    return v_from_i(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
 LA_INLINE vi vi_shr16(vi a, int n) { return _mm256_srli_epi16(a, n); }

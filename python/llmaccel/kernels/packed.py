@@ -51,7 +51,8 @@ class PackedWeight:
         """What it stores.
 
         codes: F32, F16, BF16, int8, int4 or fp8; group: k that share a scale, 0 for floats; scales:
-        F16, F32 or None; offsets: groups have one; per_row: one scale for a whole row.
+        F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets: groups have one;
+        per_row: one scale for a whole row.
         """
         return self._core.format
 
