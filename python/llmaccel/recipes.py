@@ -25,7 +25,7 @@ _HEAD = "int8"
 # quantizations. DECISIONS.md has the figures.
 _WIDE = {
     None: ("qkv", "head"),
-    "int8": ("head",),
+    "int8": ("qkv", "head"),
     "w4g128": ("qkv", "head"),
     "w4g32": ("head",),
     "fp8": (),
