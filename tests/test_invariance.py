@@ -101,6 +101,7 @@ def run(
     path,
     count: int,
     order: np.ndarray,
+    *,
     batch: int,
     preempt: bool = False,
     sit_out: bool = False,
