@@ -102,6 +102,7 @@ def run(
     count: int,
     order: np.ndarray,
     batch: int,
+    *,
     preempt: bool = False,
     sit_out: bool = False,
     **options,

@@ -293,7 +293,7 @@ static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
 }
 
 /* Codes k0 .. k0 + n of column j into t, as they are stored, padded to whole 8; scales and offsets per
- * `own` k, which is returned. 0: a value is not finite. */
+ * `own` k, which is returned. 0: a value is not finite, -1: one is too large. */
 static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
 {
     const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
@@ -314,9 +314,11 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     else {
         la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
         for (int k = 0, i = 0; k < n && !f.row_scale; k += own, i++) {
-            if (!la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
-                                &t->scale[i], &t->offset[i])) {
-                return 0;
+            la_quant_result r =
+                la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
+                               &t->scale[i], &t->offset[i]);
+            if (r != LA_QUANT_DONE) {
+                return r == LA_QUANT_NOT_FINITE ? 0 : -1;
             }
         }
         if (f.row_scale) {
@@ -330,7 +332,7 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     return own;
 }
 
-/* The same into the unit. Returns 0 where read_codes does. */
+/* The same into the unit. Returns what read_codes does. */
 static int pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t,
                       uint8_t *unit)
 {
@@ -338,7 +340,7 @@ static int pack_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     size_t header = la_format_header(f), stride = header + la_format_codes(f, f.group);
     uint8_t *group = unit + la_format_unit_header(f) + (size_t)(k0 / f.group) * stride;
     size_t step = la_format_codes(f, 8);
-    for (int k = 0; own != 0 && k < n; k += f.group, group += stride) {
+    for (int k = 0; own > 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {
             put_scale(f, group, 0, j, t->scale[k / own]);
         }
@@ -396,7 +398,10 @@ int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int pa
             case LA_PACK_BF16:
                 pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
                 break;
-            default: bad = pack_codes(w->f, &c, j, k0, n, scratch, unit) ? 0 : 1 + c.part[j];
+            default: {
+                int own = pack_codes(w->f, &c, j, k0, n, scratch, unit);
+                bad = own > 0 ? 0 : own == 0 ? 1 + c.part[j] : -1 - c.part[j];
+            }
             }
         }
     }
