@@ -103,6 +103,7 @@ def run(
     order: np.ndarray,
     *,
     batch: int,
+    *,
     preempt: bool = False,
     sit_out: bool = False,
     **options,

@@ -54,7 +54,7 @@ def row_scaled(w: np.ndarray, name: str) -> np.ndarray:
     """Symmetric, nearest even, one scale a row."""
     peak = np.abs(w).max(axis=1, keepdims=True)
     top = np.float32(TOP[name])
-    inverse = np.divide(top, peak, out=np.zeros_like(peak), where=peak > 1e-36)
+    inverse = np.divide(top, peak, out=np.zeros_like(peak), where=peak >= 2e-36)
     y = w * inverse
     if name == "int8":
         q = np.rint(y)
@@ -143,6 +143,22 @@ def test_what_is_not_finite_is_refused(name, dtype, bad):
     parts = [(floats(dtype, w)[0], dtype, 20, 300) for w in (good, broken)]
     with pytest.raises(ValueError, match="part 1 is not finite"):
         pack(parts, name)
+
+
+@pytest.mark.parametrize("name", ["w4g32", "w4g128"])
+def test_what_no_fp16_scale_holds_is_refused(name):
+    part = (floats(ref.F32, weights(4, 128) * np.float32(1e8))[0], ref.F32, 4, 128)
+    with pytest.raises(ValueError, match="part 0 is too large for fp16 scales"):
+        pack([part], name)
+
+
+@pytest.mark.parametrize("name", QUANT)
+@pytest.mark.parametrize("size", [1.1e-36, 1.3e-36, 2.1e-36])
+def test_tiny_rows_stay_finite(name, size):
+    w = np.full((4, 128), size, np.float32)
+    found = pack([(floats(ref.F32, w)[0], ref.F32, 4, 128)], name)[2]
+    assert np.isfinite(found).all()
+    assert np.abs(found).max() <= 2 * size
 
 
 def test_grouped_sources_are_not_quantized_again():

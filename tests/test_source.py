@@ -225,6 +225,10 @@ def rule_c_names(path: str, text: str) -> list[str]:
             for name in type_names(item.head):
                 if not name.startswith(prefix):
                     found.append(f"{path}:{item.line}: type {name} should start with {prefix[0]}")
+        if path.startswith("csrc/python/") and path.endswith(".c") and item.body is None:
+            for name in type_names(item.head):
+                if name.startswith("la_"):
+                    found.append(f"{path}:{item.line}: type {name}: la_ is the core's")
     return found
 
 
@@ -282,6 +286,18 @@ def rule_c_calls(path: str, text: str) -> list[str]:
         f"{path}:{number}: {hit.group(1)}() has no place in the library; return a la_status"
         for number, row in enumerate(without_preprocessor(blank(text)).splitlines(), 1)
         for hit in re.finditer(rf"(?<![\w.>])({BANNED_CALLS})\s*\(", row)
+    ]
+
+
+def rule_c_atomics(path: str, text: str) -> list[str]:
+    """What threads share without a lock is the pool's business."""
+    words = r"(?<!\w)(stdatomic|_Atomic|atomic_\w+|__atomic_\w+|__sync_\w+)"
+    if path in {"csrc/base/pool.c", "csrc/model/backend_cpu_probe.c"}:  # a probe's sink
+        return []
+    return [
+        f"{path}:{number}: {hit.group(1)}: atomics belong to base/pool.c; use it, or a mutex"
+        for number, row in enumerate(blank(text).splitlines(), 1)
+        for hit in re.finditer(words, row)
     ]
 
 
@@ -410,6 +426,7 @@ RULES: dict[Rule, list[str]] = {
     rule_c_names: C_FILES,
     rule_c_globals: C_FILES,
     rule_c_calls: C_FILES,
+    rule_c_atomics: C_FILES,
     rule_c_head: [*C_FILES, *CUDA_FILES],
     rule_py_doors: PY_FILES,
     rule_py_head: [*PY_FILES, "tests/**/*.py", "benchmarks/**/*.py", "setup.py"],
@@ -461,6 +478,8 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_names, "csrc/kernels/cpu/vec.h", "#define LA_INLINE inline", "vec.h:1: LA_INLINE"),
     (rule_c_names, "csrc/kernels/cpu/vec.h", "#define LA_INLINE static inline", None),
     (rule_c_names, "csrc/kernels/cpu/isa_x.c", "void la_kernels_fill_x(int a) { a++; }", None),
+    (rule_c_names, "csrc/python/py_a.c", "typedef struct la_b { int a; } *c;", "is the core's"),
+    (rule_c_names, "csrc/python/py_a.c", "typedef struct box { int a; } box;", None),
     (rule_c_names, "csrc/base/a.h", "typedef struct box { int a; } la_box;", "type box"),
     (rule_c_names, "csrc/base/a.h", "typedef int (*visit)(int a);", "type visit"),
     (rule_c_names, "csrc/base/a.h", "typedef struct la_b { int a; } la_b;\nenum { A = 1 };", None),
@@ -488,6 +507,10 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_calls, "csrc/base/a.c", "assert(p);", "assert()"),
     (rule_c_calls, "csrc/base/a.c", '/* exit(1) */ snprintf(b, n, "exit(1)");', None),
     (rule_c_calls, "csrc/base/a.c", "_Static_assert(1, 2); on_exit_(3);", None),
+    (rule_c_atomics, "csrc/engine/a.c", "\nstruct a { atomic_int b; };", "a.c:2: atomic_int"),
+    (rule_c_atomics, "csrc/engine/a.c", "x = __atomic_load_n(&y, 0);", "__atomic_load_n"),
+    (rule_c_atomics, "csrc/engine/a.c", "/* atomic_int */ int la_atomic_x(int a);", None),
+    (rule_c_atomics, "csrc/base/pool.c", "static _Atomic int *a;", None),
     (rule_c_head, "csrc/base/a.c", "/* short */\nint a;", "three lines"),
     (rule_c_head, "csrc/base/a.c", "int a;\n/* 1\n * 2\n * 3 */", "three lines"),
     (rule_c_head, "csrc/base/a.c", "/* 1\n * 2\n * 3 */\nint a;", None),

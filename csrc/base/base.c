@@ -62,10 +62,16 @@ void la_alloc_count_add(int64_t n)
     alloc_count += n;
 }
 
+size_t la_page_bytes(void)
+{
+    long bytes = sysconf(_SC_PAGESIZE); /* the C library keeps it */
+    return bytes > 0 ? (size_t)bytes : 4096;
+}
+
 /* The length a mapping of `bytes` really has; la_unmap must be given the same `bytes`. */
 static size_t map_length(size_t bytes)
 {
-    return la_round_up(bytes ? bytes : 1, bytes >= LA_HUGE ? LA_HUGE : 4096);
+    return la_round_up(bytes ? bytes : 1, bytes >= LA_HUGE ? LA_HUGE : la_page_bytes());
 }
 
 /* mmap that starts on a 2 MiB border when it is large, by trimming an oversized reservation. */

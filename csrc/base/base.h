@@ -1,7 +1,7 @@
 /* base.h - errors, checked sizes and counted memory.
  *
  * Owns the thread-local error message, overflow-checked arithmetic and every allocation of the
- * library, so that tests can ask how many were made inside a step and how many bytes are held.
+ * library, so that tests can ask how many were made inside a step.
  * Invariant: la_fail is the only writer of the message. Included by every room but the kernels.
  */
 #ifndef LA_BASE_H
@@ -49,6 +49,8 @@ int64_t la_alloc_count(void);
 /* Adds what other threads did for the calling one (pool.c). */
 void la_alloc_count_add(int64_t n);
 
+/* Bytes of the system's smallest page. */
+size_t la_page_bytes(void);
 /* Zeroed anonymous memory, 2 MiB-aligned and advised to huge pages when large. NULL on failure. */
 void *la_map(size_t bytes);
 /* Address space only; commit before use. NULL on failure. */

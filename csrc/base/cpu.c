@@ -1,6 +1,7 @@
 /* cpu.c - see cpu.h. */
 #include "cpu.h"
 
+#include <errno.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -171,13 +172,30 @@ int la_cgroup_cpus(const char *root)
     return least;
 }
 
+/* The mask must have room for every processor the system could have; how many, only trying tells. */
+static int affinity_count(void)
+{
+    int n = 0;
+    for (size_t cpus = CPU_SETSIZE; n == 0 && cpus <= (size_t)CPU_SETSIZE << 10; cpus *= 2) {
+        cpu_set_t *set = CPU_ALLOC(cpus);
+        size_t bytes = CPU_ALLOC_SIZE(cpus);
+        if (set == NULL) {
+            break;
+        }
+        if (sched_getaffinity(0, bytes, set) == 0) {
+            n = CPU_COUNT_S(bytes, set);
+        }
+        else if (errno != EINVAL) {
+            cpus = (size_t)CPU_SETSIZE << 10;
+        }
+        CPU_FREE(set);
+    }
+    return n;
+}
+
 int la_cpu_count(void)
 {
-    cpu_set_t set;
-    int n = 1;
-    if (sched_getaffinity(0, sizeof set, &set) == 0) {
-        n = CPU_COUNT(&set);
-    }
+    int n = affinity_count();
     int quota = la_cgroup_cpus("");
     if (quota > 0 && quota < n) {
         n = quota;

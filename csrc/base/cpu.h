@@ -1,7 +1,8 @@
 /* cpu.h - what this machine offers: instruction sets and processors this process may use.
  *
  * Owns cpuid and the reading of affinity masks and cgroup quotas. Invariant: answers do not depend on
- * environment variables; overrides are decided above. Called by model/backend_cpu.c and the tests.
+ * environment variables; overrides are decided above. Called by model/backend_cpu.c, model.c, pool.c,
+ * python/py_kernels*.c and the tests.
  */
 #ifndef LA_CPU_H
 #define LA_CPU_H

@@ -3,7 +3,7 @@
  * Owns nothing but layouts: two libraries that agree on them can hand a tensor over without a copy.
  * Invariant: field order, widths and the capsule names are those of the published DLPack ABI, both the
  * unversioned form (capsule "dltensor") and the versioned one of 1.0 ("dltensor_versioned"); tests
- * check them against NumPy and torch. Used by python/py_tensor.c.
+ * check them against NumPy and torch. Used by python/py_tensor_dlpack.c.
  */
 #ifndef LA_DLPACK_H
 #define LA_DLPACK_H

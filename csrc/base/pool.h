@@ -4,7 +4,7 @@
  * workers touch nothing; inside a run all threads execute the same function, begin the same shares and
  * meet at the same barriers. Waiting spins briefly, then sleeps in the kernel, so an idle pool uses no
  * processor time.
- * Called by model/backend_cpu*.c and the stress test.
+ * Called by model/backend_cpu*.c, python/py_kernels*.c and the stress test.
  */
 #ifndef LA_POOL_H
 #define LA_POOL_H

@@ -6,7 +6,6 @@
  * Other threads reach the engine through inbox.c only. Called by python/py_engine.c.
  */
 #include <math.h>
-#include <stdatomic.h>
 #include <string.h>
 
 #include "inbox.h"
@@ -53,7 +52,6 @@ struct la_engine {
     la_engine_stats stats; /* the stepping thread's; published after each step */
     uint8_t *arrays;       /* one block; the arrays above lie in it */
     size_t array_bytes;    /* of it and of the page tables */
-    atomic_int stepping;
 };
 
 /* ---- create and free -------------------------------------------------------------------------- */
@@ -530,7 +528,7 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
 {
     *events = NULL;
     *n = 0;
-    if (atomic_exchange_explicit(&e->stepping, 1, memory_order_acquire) != 0) {
+    if (!la_inbox_enter(&e->inbox)) {
         return la_fail(LA_ERR_STATE, "engine: another thread is in la_engine_step");
     }
     double start = la_now();
@@ -545,6 +543,6 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
         *events = e->events;
         *n = e->n_events;
     }
-    atomic_store_explicit(&e->stepping, 0, memory_order_release);
+    la_inbox_leave(&e->inbox);
     return st;
 }

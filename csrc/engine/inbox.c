@@ -46,6 +46,22 @@ void la_inbox_unlock(la_inbox *box)
     (void)pthread_mutex_unlock(&box->mutex);
 }
 
+int la_inbox_enter(la_inbox *box)
+{
+    la_inbox_lock(box);
+    int first = !box->stepping;
+    box->stepping = 1;
+    la_inbox_unlock(box);
+    return first;
+}
+
+void la_inbox_leave(la_inbox *box)
+{
+    la_inbox_lock(box);
+    box->stepping = 0;
+    la_inbox_unlock(box);
+}
+
 static la_live **inbox_bucket(la_inbox *box, int64_t id)
 {
     return &box->buckets[id % LA_INBOX_BUCKETS];

@@ -23,6 +23,7 @@ typedef struct la_inbox {
     la_live *last_new;
     la_live *first_cancel;
     int n_preempt;         /* asked for by la_engine_preempt */
+    int stepping;          /* a thread is in la_engine_step */
     la_live **buckets;     /* [LA_INBOX_BUCKETS] by id */
     la_engine_stats stats; /* of the last finished step */
 } la_inbox;
@@ -34,6 +35,9 @@ int64_t la_inbox_put(la_inbox *box, la_live *live);
 la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch);
 /* Removes a request from the table; the caller frees it. */
 void la_inbox_forget(la_inbox *box, la_live *live);
+/* The stepping thread's: 0 if another is in. */
+int la_inbox_enter(la_inbox *box);
+void la_inbox_leave(la_inbox *box);
 void la_inbox_lock(la_inbox *box);
 void la_inbox_unlock(la_inbox *box);
 

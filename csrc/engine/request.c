@@ -29,6 +29,9 @@ static la_status check_ids(const char *field, const int32_t *ids, int n, int n_v
     return LA_OK;
 }
 
+/* Below it a temperature only multiplies rounding errors, until 1 / t overflows; params.py has the same. */
+static const float LEAST_TEMPERATURE = 0.01f;
+
 /* lo <= value <= hi; false for NaN. */
 static la_status check_float(const char *field, float value, float lo, float hi)
 {
@@ -384,6 +387,9 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     }
     c.used = 0;
     live = carve_live(&c, r, &t, door->n_vocab);
+    if (live->sampling.temperature > 0.0f && live->sampling.temperature < LEAST_TEMPERATURE) {
+        live->sampling.temperature = LEAST_TEMPERATURE;
+    }
     live->n_branches = r->n_branches;
     live->n_open = r->n_branches;
     live->n_prompt = r->n_prompt;

@@ -4,7 +4,8 @@
 
 #include "../base/base.h"
 
-int la_sampler_counts(const la_sampling *p)
+/* Whether any penalty needs counts. */
+static int needs_counts(const la_sampling *p)
 {
     return p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
            p->repetition_penalty != 1.0f;
@@ -12,7 +13,7 @@ int la_sampler_counts(const la_sampling *p)
 
 int la_sampler_keep(const la_sampling *p, int n_tokens, int n_vocab)
 {
-    if (!la_sampler_counts(p)) {
+    if (!needs_counts(p)) {
         return 0;
     }
     return n_tokens < n_vocab ? n_tokens : n_vocab;

@@ -28,8 +28,6 @@ typedef struct la_draw {
     const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */
 } la_draw;
 
-/* Whether any penalty needs counts. */
-int la_sampler_counts(const la_sampling *p);
 /* Distinct tokens to make room for, of a branch of n_tokens in all. */
 int la_sampler_keep(const la_sampling *p, int n_tokens, int n_vocab);
 /* Slots for that many tokens: a power of two at least twice as large. */

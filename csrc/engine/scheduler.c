@@ -141,6 +141,25 @@ static void sched_share(la_sched *s, la_group *g)
     }
 }
 
+/* Rows of the first n tokens still to be fed: those that score and those that sample. */
+static void sched_rows(const la_seq *q, int n, int *scoring, int *sampling)
+{
+    int end = q->n_done + n;
+    int first = q->n_done > q->first_row ? q->n_done : q->first_row;
+    int split = q->n_forced - 1; /* the row here samples, those before score */
+    split = split < first ? first : split > end ? end : split;
+    *scoring = first < end ? split - first : 0;
+    *sampling = first < end ? end - split : 0;
+}
+
+/* Result entries of the rows that n_run tokens give. */
+static int64_t sched_cost(const la_seq *q)
+{
+    int scoring, sampling;
+    sched_rows(q, q->n_run, &scoring, &sampling);
+    return (int64_t)scoring * q->forced_cost + (int64_t)sampling * q->sample_cost;
+}
+
 /* ---- taking pages away ------------------------------------------------------------------------ */
 
 /* Running sequence q loses its place and its pages. */
@@ -149,7 +168,7 @@ static void sched_stop(la_sched *s, la_seq *q)
     sched_unrun(s, q);
     la_kvcache_clear(s->cache, &q->table);
     s->room += q->n_run;
-    s->entries += la_sched_cost(q);
+    s->entries += sched_cost(q);
     q->n_run = 0;
     q->n_done = 0;
     if (q->group->leader == q) {
@@ -204,24 +223,6 @@ static int sched_reclaim(la_sched *s, const la_seq *q)
 
 /* ---- granting tokens -------------------------------------------------------------------------- */
 
-/* Rows of the first n tokens still to be fed: those that score and those that sample. */
-static void sched_rows(const la_seq *q, int n, int *scoring, int *sampling)
-{
-    int end = q->n_done + n;
-    int first = q->n_done > q->first_row ? q->n_done : q->first_row;
-    int split = q->n_forced - 1; /* the row here samples, those before score */
-    split = split < first ? first : split > end ? end : split;
-    *scoring = first < end ? split - first : 0;
-    *sampling = first < end ? end - split : 0;
-}
-
-int64_t la_sched_cost(const la_seq *q)
-{
-    int scoring, sampling;
-    sched_rows(q, q->n_run, &scoring, &sampling);
-    return (int64_t)scoring * q->forced_cost + (int64_t)sampling * q->sample_cost;
-}
-
 /* The most of n tokens whose rows find room among the result entries that are left. */
 static int sched_afford(const la_sched *s, const la_seq *q, int n)
 {
@@ -265,7 +266,7 @@ static void sched_grant(la_sched *s, la_seq *q)
     n = sched_afford(s, q, n);
     q->n_run = sched_pages(s, q, n);
     s->room -= q->n_run;
-    s->entries -= la_sched_cost(q);
+    s->entries -= sched_cost(q);
 }
 
 /* ---- admission -------------------------------------------------------------------------------- */

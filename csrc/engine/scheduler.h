@@ -90,7 +90,5 @@ void la_sched_extend(la_seq *q);
 void la_sched_finish(la_sched *s, la_seq *q);
 /* Sends the last n running sequences back to wait; they are computed again later. */
 void la_sched_preempt(la_sched *s, int n);
-/* Result entries of the rows that n_run tokens give. */
-int64_t la_sched_cost(const la_seq *q);
 
 #endif

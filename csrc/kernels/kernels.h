@@ -4,7 +4,7 @@
  * rows ride along, on the caller's thread or on how work was split. Tails are handled inside.
  * Nothing here allocates, fails or keeps state. Pointers are not aliased unless a line says so.
  * la_kernels_select() fills a table bottom-up: scalar fills every slot, each level up to the one
- * asked for overwrites what it does better. Called by model/backend_cpu.c and by the tests.
+ * asked for overwrites what it does better. Called by model/backend_cpu*.c and python/py_kernels*.c.
  */
 #ifndef LA_KERNELS_H
 #define LA_KERNELS_H
@@ -169,6 +169,13 @@ typedef struct la_probe_ops {
 
 /* Fills the table for `isa`; which[i] (in slot order, may be NULL) is the level each slot came from. */
 void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which);
+/* The slot for a form of page, for a weight's format and a form of rows; NULL where there is no product. */
+typedef void (*la_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
+typedef void (*la_attend_fn)(const la_attend_args *a);
+typedef void (*la_gemm_fn)(const la_gemm *g);
+la_store_fn la_kernels_store(const la_kernels *t, la_kv_form form);
+la_attend_fn la_kernels_attend(const la_kernels *t, la_kv_form form);
+la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form);
 /* Number of slots and their names, in order. */
 int la_kernels_count(void);
 const char *la_kernels_name(int slot);

@@ -172,7 +172,8 @@ struct la_backend {
 
 la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 
-/* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= 256. */
+enum { LA_GRANULE_MOST = 256 }; /* columns that a product may finish as one */
+/* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= LA_GRANULE_MOST. */
 int la_head_granule(int d_head);
 /* The weights' activation form under a desc's `activation`. */
 la_act_form la_act_form_of(la_format f, int activation);

@@ -11,7 +11,8 @@
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
-int la_cpu_max_k(const la_model_desc *d)
+/* Widest K of any product. */
+static int max_k(const la_model_desc *d)
 {
     int hd = d->n_heads * d->d_head;
     int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
@@ -19,14 +20,15 @@ int la_cpu_max_k(const la_model_desc *d)
 }
 
 /* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
-size_t la_cpu_row_bytes(int K)
+static size_t row_bytes(int K)
 {
     return la_round_up((size_t)K * sizeof(float), 64) + 64;
 }
 
-size_t la_cpu_converted_bytes(const la_model_desc *d, int T)
+/* Of all parts of T converted rows. */
+static size_t converted_bytes(const la_model_desc *d, int T)
 {
-    size_t one = la_cpu_row_bytes(la_cpu_max_k(d)), three = 3 * la_cpu_row_bytes(d->d_model);
+    size_t one = row_bytes(max_k(d)), three = 3 * row_bytes(d->d_model);
     return (one > three ? one : three) * (size_t)T;
 }
 
@@ -42,15 +44,16 @@ static float *take_floats(uint8_t *base, size_t *at, size_t n)
     return (float *)(void *)take_bytes(base, at, n * sizeof(float));
 }
 
-size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
+/* Lays scratch out from base (NULL: sizes only); returns the bytes. */
+static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
 {
     size_t at = 0;
     size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
     int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
     size_t d16 = la_round_up((size_t)d->d_head, 16);
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
-    out->row = take_floats(base, &at, la_round_up((size_t)la_cpu_max_k(d), 16));
-    out->few = take_bytes(base, &at, la_cpu_converted_bytes(d, few));
+    out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
+    out->few = take_bytes(base, &at, converted_bytes(d, few));
     out->attend = take_bytes(base, &at, la_attend_scratch(LA_CPU_ATTEND_ROWS, d->d_head));
     out->attend_q = take_floats(base, &at, LA_CPU_ATTEND_ROWS * d16);
     out->attend_o = take_floats(base, &at, 2 * LA_CPU_ATTEND_ROWS * d16);
@@ -68,14 +71,14 @@ size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
 void la_cpu_local_of(la_ctx *c, la_cpu_local *out)
 {
     uint8_t *base = c->w->local + c->w->local_bytes * (size_t)c->tid;
-    la_cpu_local_layout(&c->m->desc, c->w->max_tokens, base, out);
+    local_layout(&c->m->desc, c->w->max_tokens, base, out);
 }
 
 static void scratch(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local)
 {
     la_cpu_local unused;
-    *shared = la_cpu_converted_bytes(d, max_tokens);
-    *local = la_round_up(la_cpu_local_layout(d, max_tokens, NULL, &unused), 4096);
+    *shared = converted_bytes(d, max_tokens);
+    *local = la_round_up(local_layout(d, max_tokens, NULL, &unused), 4096);
 }
 
 /* The items of an op must fit a share: units by blocks of rows, or tiles of query rows. */
@@ -171,8 +174,9 @@ static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
 
 static void gather(la_ctx *c, int first, la_rows x, la_rows out)
 {
-    int end = la_cpu_share(out.n, c->tid + 1, c->nth);
-    for (int i = la_cpu_share(out.n, c->tid, c->nth); i < end; i++) {
+    la_share share;
+    la_cpu_share_begin(c, &share, out.n, NULL);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
         int t = c->batch->rows[first + i].token;
         memcpy(out.p + (int64_t)i * out.ld, x.p + (int64_t)t * x.ld,
                (size_t)c->m->desc.d_model * sizeof(float));
@@ -259,8 +263,8 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     }
     la_unmap(own, total);
     if (bad != 0) {
-        return la_fail(LA_ERR_SHAPE, "tensor %d of %d holds a value that is not finite", bad,
-                       n_parts);
+        return la_fail(LA_ERR_SHAPE, "tensor %d of %d holds a value that is %s", abs(bad), n_parts,
+                       bad < 0 ? "too large for fp16 scales" : "not finite");
     }
     return LA_OK;
 }

@@ -1,7 +1,7 @@
 /* backend_cpu.h - what the files of the CPU backend share: the backend itself and a thread's scratch.
  *
- * Owns struct la_cpu_backend and the layout of per-thread scratch. Invariant: scratch sizes are computed by
- * cpu_scratch alone, from the model's dimensions and the limits. Included by backend_cpu*.c only.
+ * Owns struct la_cpu_backend and what lies in a thread's scratch. Invariant: scratch is laid out by
+ * backend_cpu.c alone, from the model's dimensions and the limits. Included by backend_cpu*.c only.
  */
 #ifndef LA_BACKEND_CPU_H
 #define LA_BACKEND_CPU_H
@@ -15,7 +15,7 @@ enum {
     LA_CPU_FEW_ROWS = 4,    /* up to here every thread converts all rows itself: no barrier */
     LA_CPU_SOME_ROWS = 8,   /* up to here kernels take one unit at a time */
     LA_CPU_TILE_ROWS = 512, /* most rows of an output tile; more rows are cut into even blocks */
-    LA_CPU_TILE_COLS = 256, /* widest granule */
+    LA_CPU_TILE_COLS = LA_GRANULE_MOST,
     LA_CPU_SHORT_STEP =
         64, /* tokens of a step whose ops take less than a slice of the scheduler's */
     LA_CPU_ATTEND_ROWS = 64, /* query rows of one attention call */
@@ -54,22 +54,14 @@ static inline la_cpu_backend *la_cpu_of(const la_ctx *c)
     return (la_cpu_backend *)c->b;
 }
 
-/* Widest K of any product, bytes of a converted row in its widest form, metadata entries of it. */
-int la_cpu_max_k(const la_model_desc *d);
-size_t la_cpu_row_bytes(int K);
-/* Bytes of all parts of T converted rows. */
-size_t la_cpu_converted_bytes(const la_model_desc *d, int T);
-/* Lays scratch out from base (NULL: sizes only); returns the bytes. */
-size_t la_cpu_local_layout(const la_model_desc *d, int max_tokens, uint8_t *base,
-                           la_cpu_local *out);
 void la_cpu_local_of(la_ctx *c, la_cpu_local *out);
 void la_cpu_barrier(la_ctx *c);
 /* la_share_begin for this step's pool and thread. */
 void la_cpu_share_begin(la_ctx *c, la_share *s, int n, const int *bounds);
-/* First of thread tid's share of n things. */
-static inline int la_cpu_share(int n, int tid, int nth)
+/* First of part i of n things that are cut into even parts. */
+static inline int la_cpu_border(int n, int i, int parts)
 {
-    return (int)((int64_t)n * tid / nth);
+    return (int)((int64_t)n * i / parts);
 }
 
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,

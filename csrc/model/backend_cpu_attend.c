@@ -16,30 +16,6 @@ static uint8_t *kv_block(la_ctx *c, int layer, int kv_head, int32_t page)
            (size_t)kv_head * at->head_bytes;
 }
 
-typedef void (*kv_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
-
-static kv_store_fn kv_store_of(const la_kernels *k, int form)
-{
-    switch (form) {
-    case LA_KV_F32: return k->kv_store_f32;
-    case LA_KV_BF16: return k->kv_store_bf16;
-    case LA_KV_I8: return k->kv_store_i8;
-    default: return k->kv_store_f8;
-    }
-}
-
-typedef void (*attend_fn)(const la_attend_args *a);
-
-static attend_fn attend_of(const la_kernels *k, int form)
-{
-    switch (form) {
-    case LA_KV_F32: return k->attend_f32;
-    case LA_KV_BF16: return k->attend_bf16;
-    case LA_KV_I8: return k->attend_i8;
-    default: return k->attend_f8;
-    }
-}
-
 static void rotate(la_ctx *c, int layer, int token, float *head)
 {
     const la_model *m = c->m;
@@ -66,7 +42,7 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     const la_kernels *k = &la_cpu_of(c)->k;
     int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
     int slot = c->w->pos[token] % LA_PAGE;
-    kv_store_fn store = kv_store_of(k, d->kv_form);
+    la_store_fn store = la_kernels_store(k, (la_kv_form)d->kv_form);
     for (int i = 0; i < n_heads; i++) {
         int h = first_head + i;
         float *x = cols + i * dh;
@@ -97,8 +73,9 @@ void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
     if (d->qk_norm == LA_QK_NORM_ROW) {
-        int end = la_cpu_share(qkv.n, c->tid + 1, c->nth);
-        for (int t = la_cpu_share(qkv.n, c->tid, c->nth); t < end; t++) {
+        la_share rows;
+        la_cpu_share_begin(c, &rows, qkv.n, NULL);
+        for (int t; la_share_next(&rows, 1, &t) != 0;) {
             float *row = qkv.p + (int64_t)t * qkv.ld;
             norm_head(c, w->q_norm, row, d->n_heads * d->d_head);
             norm_head(c, w->k_norm, row + d->n_heads * d->d_head, d->n_kv_heads * d->d_head);
@@ -179,7 +156,7 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
             .o = part_o,
             .ldo = d16,
             .scratch = own.attend};
-        attend_of(k, d->kv_form)(&args);
+        la_kernels_attend(k, (la_kv_form)d->kv_form)(&args);
         for (int r = 0; r < R; r++) {
             if (part_l[r] > 0.0f) {
                 k->attend_merge(&sum_m[r], &sum_l[r], sum_o + r * d16, part_m[r], part_l[r],

@@ -120,18 +120,6 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
     la_cpu_barrier(c);
 }
 
-static void run_gemm(const la_kernels *k, const la_gemm *g, la_act_form form)
-{
-    switch (g->f.pack) {
-    case LA_PACK_F32: k->gemm_f32_f32(g); break;
-    case LA_PACK_F16: k->gemm_f16_f32(g); break;
-    case LA_PACK_BF16: k->gemm_bf16_bf16(g); break;
-    case LA_PACK_F8: k->gemm_f8_bf16(g); break;
-    case LA_PACK_I8: (form == LA_ACT_I8 ? k->gemm_i8_i8 : k->gemm_i8_bf16)(g); break;
-    default: (form == LA_ACT_I8 ? k->gemm_i4_i8 : k->gemm_i4_bf16)(g); break;
-    }
-}
-
 /* One finished tile: rows row0.. of columns col0.. (counted over all parts). */
 typedef struct tile {
     float *c;
@@ -234,7 +222,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
     const converted *v = &x->v[p];
     int u = first * x->grain, end = u + n * x->grain, col0 = u * LA_UNIT;
     end = end < w->n_units ? end : w->n_units;
-    int row0 = la_cpu_share(x->in.n, b, x->blocks);
+    int row0 = la_cpu_border(x->in.n, b, x->blocks);
     for (int i = 0; i < p; i++) {
         col0 += x->m->part[i].N;
     }
@@ -246,7 +234,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
                  .a = v->a + v->pitch * (size_t)row0,
                  .a_pitch = v->pitch,
                  .meta = v->meta != NULL ? v->meta + (int64_t)row0 * v->groups : NULL,
-                 .M = la_cpu_share(x->in.n, b + 1, x->blocks) - row0,
+                 .M = la_cpu_border(x->in.n, b + 1, x->blocks) - row0,
                  .c = own.tile,
                  .ldc = (end - u) * LA_UNIT};
     after = after * x->grain < w->n_units - end ? after * x->grain : w->n_units - end;
@@ -254,7 +242,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
         g.next = w->data + (size_t)end * w->unit_bytes;
         g.next_bytes = (size_t)(after < g.n_units ? after : g.n_units) * w->unit_bytes;
     }
-    run_gemm(&la_cpu_of(c)->k, &g, v->form);
+    la_kernels_gemm(&la_cpu_of(c)->k, g.f, v->form)(&g);
     /* paired: the last unit may hold fewer than 16 pairs, but pairs are whole */
     int left = w->N - u * LA_UNIT, cols = g.n_units * LA_UNIT;
     tile t = {own.tile, g.ldc, row0, g.M, col0, left < cols ? left : cols};

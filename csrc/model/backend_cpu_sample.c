@@ -534,38 +534,54 @@ static view view_of(const la_ctx *c, la_rows logits, int i)
                   c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
 }
 
+static int wants_tempered(const la_sample_row *r)
+{
+    return needs_mass(r) && !changes_logits(r);
+}
+
+/* The sums of a slice that the row wants. */
+static void sum_slice(const view *v, const la_sample_row *r, int at, float best, la_mass *mass)
+{
+    int raw = wants_logprobs(r), n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
+    if (raw) {
+        mass->raw = v->k->sum_exp(v->x + at, 1.0f, best, n);
+    }
+    if (wants_tempered(r)) {
+        float scale = 1.0f / r->temperature;
+        mass->tempered =
+            raw && scale == 1.0f ? mass->raw : v->k->sum_exp(v->x + at, scale, best * scale, n);
+    }
+}
+
 /* The sums over the vocabulary that rows want of their logits as they are, by all threads. */
 static void sum_slices(la_ctx *c, int first, la_rows logits)
 {
-    int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE), any = 0;
-    int begin = la_cpu_share(n_slices, c->tid, c->nth);
-    int end = la_cpu_share(n_slices, c->tid + 1, c->nth);
+    int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE), any = 0, at_row = -1;
+    view v = {0};
+    float best = 0.0f;
     for (int i = 0; i < logits.n; i++) {
         const la_sample_row *r = &c->batch->rows[first + i];
-        int raw = wants_logprobs(r), warm = needs_mass(r) && !changes_logits(r);
-        if (!raw && !warm) {
+        any |= wants_logprobs(r) || wants_tempered(r);
+    }
+    if (!any) { /* rows are the same for all threads, so all meet or none does */
+        return;
+    }
+    la_share share;
+    la_cpu_share_begin(c, &share, logits.n * n_slices, NULL);
+    for (int item; la_share_next(&share, 1, &item) != 0;) {
+        int i = item / n_slices, s = item % n_slices;
+        const la_sample_row *r = &c->batch->rows[first + i];
+        if (!wants_logprobs(r) && !wants_tempered(r)) {
             continue;
         }
-        view v = view_of(c, logits, i);
-        la_mass *mass = c->w->mass + (int64_t)i * n_slices;
-        float best, scale = warm ? 1.0f / r->temperature : 1.0f;
-        (void)v.k->argmax(v.best, v.units, &best);
-        for (int s = begin; s < end; s++) {
-            int at = s * LA_SLICE, n = v.V - at < LA_SLICE ? v.V - at : LA_SLICE;
-            if (raw) {
-                mass[s].raw = v.k->sum_exp(v.x + at, 1.0f, best, n);
-            }
-            if (warm) {
-                mass[s].tempered = raw && scale == 1.0f
-                                       ? mass[s].raw
-                                       : v.k->sum_exp(v.x + at, scale, best * scale, n);
-            }
+        if (i != at_row) {
+            at_row = i;
+            v = view_of(c, logits, i);
+            (void)v.k->argmax(v.best, v.units, &best);
         }
-        any = 1;
+        sum_slice(&v, r, s * LA_SLICE, best, c->w->mass + (int64_t)i * n_slices + s);
     }
-    if (any) { /* rows are the same for all threads, so all meet or none does */
-        la_cpu_barrier(c);
-    }
+    la_cpu_barrier(c);
 }
 
 void la_cpu_sample(la_ctx *c, int first, la_rows logits)

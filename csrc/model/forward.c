@@ -66,7 +66,7 @@ static void project_heads(la_ctx *c, int l, la_rows x, la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[l];
-    if (d->qk_norm != LA_QK_NORM_ROW && la_head_granule(d->d_head) <= 256) {
+    if (d->qk_norm != LA_QK_NORM_ROW && la_head_granule(d->d_head) <= LA_GRANULE_MOST) {
         linear(c, &w->qkv, x, q, w->attn_norm, (la_epilogue){.kind = LA_HEADS, .layer = l});
         return;
     }

@@ -50,6 +50,21 @@ static la_status check_layers(const la_model_desc *d)
     return LA_OK;
 }
 
+static la_status check_rope(const la_model_desc *d)
+{
+    la_status st = LA_OK;
+    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
+        for (int j = 0; d->rope_inv_freq[i] != NULL && j < d->d_rope / 2; j++) {
+            LA_TRY(check_float("rope_inv_freq", d->rope_inv_freq[i][j]));
+        }
+        if (d->rope_inv_freq[i] != NULL) {
+            LA_TRY(check_float("rope_scale", d->rope_scale[i]));
+        }
+    }
+done:
+    return st;
+}
+
 static la_status check_desc(const la_model_desc *d)
 {
     la_status st;
@@ -82,6 +97,7 @@ static la_status check_desc(const la_model_desc *d)
     LA_TRY(check_float("embed_scale", d->embed_scale));
     LA_TRY(check_float("residual_scale", d->residual_scale));
     LA_TRY(check_layers(d));
+    LA_TRY(check_rope(d));
 done:
     return st;
 }

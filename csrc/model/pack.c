@@ -317,7 +317,7 @@ static void put_nested(la_format f, const la_columns *c, int j, int k0, uint8_t 
 }
 
 /* Codes k0 .. k0 + n of column j into t, as they are stored, padded to whole 8; scales and offsets per
- * `own` k, which is returned. 0: a value is not finite. */
+ * `own` k, which is returned. 0: a value is not finite, -1: one is too large. */
 static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
 {
     const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
@@ -338,9 +338,11 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     else {
         la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
         for (int k = 0, i = 0; k < n && !f.row_scale; k += own, i++) {
-            if (!la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
-                                &t->scale[i], &t->offset[i])) {
-                return 0;
+            la_quant_result r =
+                la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
+                               &t->scale[i], &t->offset[i]);
+            if (r != LA_QUANT_DONE) {
+                return r == LA_QUANT_NOT_FINITE ? 0 : -1;
             }
         }
         if (f.row_scale) {
@@ -354,7 +356,7 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     return own;
 }
 
-/* The same into unit u of w. Returns 0 where read_codes does. */
+/* The same into unit u of w. Returns what read_codes does. */
 static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int k0, la_piece *t)
 {
     const la_format f = w->f;
@@ -367,7 +369,7 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
     if (f.scale_type == LA_F16_I8) {
         put_nested(f, c, j, k0, unit);
     }
-    for (int k = 0; own != 0 && k < n; k += f.group, group += stride) {
+    for (int k = 0; own > 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {
             put_scale(f, group, 0, j, t->scale[k / own]);
         }
@@ -425,7 +427,10 @@ int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int pa
             case LA_PACK_BF16:
                 pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
                 break;
-            default: bad = pack_codes(w, u, &c, j, k0, scratch) ? 0 : 1 + c.part[j];
+            default: {
+                int own = pack_codes(w, u, &c, j, k0, scratch);
+                bad = own > 0 ? 0 : own == 0 ? 1 + c.part[j] : -1 - c.part[j];
+            }
             }
         }
     }

@@ -3,7 +3,8 @@
  * Owns the byte layout of a packed weight (drawn in kernels/kernels.h) and the decoding of source
  * formats into codes, scales and offsets. Invariant: packing is exact for grouped sources (every
  * value w = scale * (q - zero) + offset equals the source's own), rounds once for float targets, and
- * rounds to the nearest code where a float source is quantized. Called by model.c and by the tests.
+ * rounds to the nearest code where a float source is quantized. Called by model.c, backend_cpu.c and
+ * python/py_kernels*.c.
  */
 #ifndef LA_PACK_H
 #define LA_PACK_H
@@ -31,8 +32,9 @@ la_status la_pack_plan(la_format f, const la_source *parts, int n_parts, int pai
                        la_weight *out);
 /* Bytes of `rows` x `cols` of a source type; error if cols is no multiple of its block. */
 la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes);
-/* Fills unit u of w (w->data set). scratch: la_pack_scratch bytes. Returns 0, or 1 + the index of a part
- * that cannot be quantized because a value is not finite; all else the plan checked. */
+/* Fills unit u of w (w->data set). scratch: la_pack_scratch bytes. Returns 0, or of a part that cannot be
+ * quantized 1 + its index, because a value is not finite, or minus that, because it is too large for fp16
+ * scales; all else the plan checked. */
 int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
                  void *scratch);
 size_t la_pack_scratch(void);

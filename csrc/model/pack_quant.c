@@ -11,8 +11,8 @@
 /* Added to |x| < 2^22 it leaves x rounded to even in the low bits. */
 static const float ROUND = 12582912.0f;
 static const float F8_MAX = 448.0f;
-/* A row whose largest weight is smaller has no inverse in fp32 worth having. */
-static const float TINY = 1e-36f;
+/* A row whose largest weight is smaller has no inverse in fp32: F8_MAX / TINY is below the largest. */
+static const float TINY = 2e-36f;
 
 static uint32_t bits_of(float x)
 {
@@ -236,11 +236,12 @@ static float search_offset(const float *x, int n, const float *span, float *offs
     return scale;
 }
 
-int la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale, float *offset)
+la_quant_result la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
+                               float *offset)
 {
     float span[3]; /* smallest, largest, sum */
     if (peak_f32((const uint8_t *)x, n) > LA_QUANT_FINITE) {
-        return 0;
+        return LA_QUANT_NOT_FINITE;
     }
     span_of(x, n, &span[0], &span[1], &span[2]);
     float extreme = span[1] > -span[0] ? span[1] : span[0], s = 0.0f, o = 0.0f;
@@ -257,5 +258,5 @@ int la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *s
     for (int k = 0; k < n; k++) {
         code[k] = (int8_t)level(&g, x[k]);
     }
-    return isfinite(*scale) && isfinite(*offset);
+    return isfinite(*scale) && isfinite(*offset) ? LA_QUANT_DONE : LA_QUANT_TOO_LARGE;
 }

@@ -21,8 +21,13 @@ float la_quant_row(la_pack pack, uint32_t peak, float *inverse);
 void la_quant_codes(la_pack pack, const float *x, int n, float inverse, int8_t *code);
 
 /* One group of an I4 pack, n <= 256: scale (fp16's value) and codes of least squared error; -8..7, with
- * has_offset 0..15 and an offset. Returns 0 where a value is not finite or too large for fp16 scales. */
-int la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
-                   float *offset);
+ * has_offset 0..15 and an offset. LA_QUANT_TOO_LARGE: for fp16 scales. */
+typedef enum la_quant_result {
+    LA_QUANT_DONE,
+    LA_QUANT_NOT_FINITE,
+    LA_QUANT_TOO_LARGE
+} la_quant_result;
+la_quant_result la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
+                               float *offset);
 
 #endif

@@ -116,6 +116,10 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
         return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", la_slot_name(slot), layer,
                        d->n_layers);
     }
+    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && d->qk_norm == LA_QK_NORM_NONE) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model does not normalize heads",
+                       la_slot_name(slot), layer);
+    }
     la_shape s = la_slot_shape(d, slot);
     if (n_parts != s.n_parts) {
         return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected %d tensors, got %d",

@@ -142,7 +142,7 @@ static int64_t slab_end(const la_kv *kv, int64_t n)
 /* Byte offset of page n rounded up to a system page: commits must not share one. */
 static size_t commit_edge(const la_kv *kv, int64_t n)
 {
-    return la_round_up((size_t)n * kv->at.page_bytes, 4096);
+    return la_round_up((size_t)n * kv->at.page_bytes, la_page_bytes());
 }
 
 la_status la_kv_commit(la_kv *kv, int64_t n)

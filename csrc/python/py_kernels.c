@@ -3,8 +3,8 @@
  * Owns the Python functions that run one kernel slot of one level on plain buffers (buffer protocol
  * in, bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is
  * checked or made here. Surroundings of every array are filled with NaN patterns, so a kernel that
- * reads or writes outside its contract shows. Used by the kernel tests. Rows and one chunk of
- * attention are in py_kernels_rows.c; what users get, in py_kernels_packed.c and py_kernels_pages.c.
+ * reads or writes outside its contract shows. Used by the kernel tests, the benchmarks and, for
+ * rounding rows, kernels/packed.py. Rows and one chunk of attention are in py_kernels_rows.c; what users get, in py_kernels_packed.c and py_kernels_pages.c.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -22,10 +22,10 @@
 enum { MAX_PARTS = 8, LINE = 64, POISON = 0xff };
 
 /* A packed weight as Python passes it around: its bytes and the numbers that describe them. */
-typedef struct la_packed {
+typedef struct weight {
     la_weight w; /* data is borrowed from view */
     Py_buffer view;
-} la_packed;
+} weight;
 
 int py_kernels_isa(const char *name, la_kernels *out)
 {
@@ -176,7 +176,8 @@ static PyObject *pack_parts(const la_source *parts, int n, const int *recipe, in
     la_free(scratch);
     if (bad != 0) {
         Py_DECREF(out);
-        return PyErr_Format(PyExc_ValueError, "pack: part %d is not finite", bad - 1);
+        return PyErr_Format(PyExc_ValueError, "pack: part %d is %s", (bad < 0 ? -bad : bad) - 1,
+                            bad < 0 ? "too large for fp16 scales" : "not finite");
     }
     return Py_BuildValue("N{sisisisisisisi}", out, "pack", (int)f.pack, "scale_type",
                          (int)f.scale_type, "has_offset", (int)f.has_offset, "row_scale",
@@ -241,7 +242,7 @@ static int item(PyObject *dict, const char *key, int *out)
 }
 
 /* (bytes, description) into p; the buffer is held until packed_release. */
-static int packed_read(PyObject *data, PyObject *dict, la_packed *p)
+static int packed_read(PyObject *data, PyObject *dict, weight *p)
 {
     int pack_, scale_type, has_offset, row_scale, group, K;
     if (item(dict, "pack", &pack_) < 0 || item(dict, "scale_type", &scale_type) < 0 ||
@@ -275,7 +276,7 @@ static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
     PyObject *data, *dict;
     int row;
     la_kernels t;
-    la_packed p;
+    weight p;
     if (!PyArg_ParseTuple(args, "sOO!i:unpack", &isa, &data, &PyDict_Type, &dict, &row) ||
         py_kernels_isa(isa, &t) < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
@@ -317,7 +318,7 @@ static PyObject *encode_f8(PyObject *Py_UNUSED(self), PyObject *x)
 
 /* ---- activation rows ------------------------------------------------------------------------- */
 
-typedef struct la_rows {
+typedef struct activations {
     int M, K, group;
     la_act_form form;
     size_t pitch; /* bytes of a row, a line of padding included */
@@ -325,16 +326,16 @@ typedef struct la_rows {
     uint8_t *a;        /* [M] rows of pitch bytes */
     la_act_meta *meta; /* [M][ceil(K/group)], NULL without groups */
     size_t meta_bytes;
-} la_rows;
+} activations;
 
-static void rows_free(la_rows *r)
+static void rows_free(activations *r)
 {
     la_unmap(r->a, r->bytes);
     la_free(r->meta);
 }
 
 /* Allocates the rows; padding and everything else is NaN patterns until a slot fills it. */
-static int rows_init(la_rows *r, Py_ssize_t n_floats)
+static int rows_init(activations *r, Py_ssize_t n_floats)
 {
     size_t width = r->form == LA_ACT_F32 ? 4 : r->form == LA_ACT_BF16 ? 2 : 1;
     if (n_floats % r->K != 0 || n_floats / r->K > INT_MAX) {
@@ -357,7 +358,7 @@ static int rows_init(la_rows *r, Py_ssize_t n_floats)
     return 0;
 }
 
-static void rows_fill(la_rows *r, const la_kernels *t, const float *x)
+static void rows_fill(activations *r, const la_kernels *t, const float *x)
 {
     int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
     for (int m = 0; m < r->M; m++, x += r->K) {
@@ -404,7 +405,7 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     if (py_kernels_floats(x, "x", &view) < 0) {
         return NULL;
     }
-    la_rows r = {.K = K, .group = group, .form = (la_act_form)form};
+    activations r = {.K = K, .group = group, .form = (la_act_form)form};
     PyObject *result = NULL;
     if (rows_init(&r, view.len / 4) == 0) {
         rows_fill(&r, &t, view.buf);
@@ -418,22 +419,8 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
 
 /* ---- products -------------------------------------------------------------------------------- */
 
-py_gemm_fn py_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
-{
-    switch (f.pack) {
-    case LA_PACK_F32: return form == LA_ACT_F32 ? t->gemm_f32_f32 : NULL;
-    case LA_PACK_F16: return form == LA_ACT_F32 ? t->gemm_f16_f32 : NULL;
-    case LA_PACK_BF16: return form == LA_ACT_BF16 ? t->gemm_bf16_bf16 : NULL;
-    case LA_PACK_F8: return form == LA_ACT_BF16 ? t->gemm_f8_bf16 : NULL;
-    case LA_PACK_I8:
-        return form == LA_ACT_BF16 ? t->gemm_i8_bf16 : form == LA_ACT_I8 ? t->gemm_i8_i8 : NULL;
-    default:
-        return form == LA_ACT_BF16 ? t->gemm_i4_bf16 : form == LA_ACT_I8 ? t->gemm_i4_i8 : NULL;
-    }
-}
-
 /* Runs the slot granule by granule; y [M][N]. 0, or -1 if it wrote outside its columns. */
-static int gemm_run(py_gemm_fn fn, const la_packed *p, const la_rows *r, int granule, float *y)
+static int gemm_run(la_gemm_fn fn, const weight *p, const activations *r, int granule, float *y)
 {
     const size_t unit = p->w.unit_bytes, pitch = unit + LINE;
     const size_t w_bytes = (size_t)granule * pitch;
@@ -471,7 +458,7 @@ static int gemm_run(py_gemm_fn fn, const la_packed *p, const la_rows *r, int gra
     return bad;
 }
 
-static PyObject *gemm_result(py_gemm_fn fn, const la_packed *p, const la_rows *r, int granule)
+static PyObject *gemm_result(la_gemm_fn fn, const weight *p, const activations *r, int granule)
 {
     Py_ssize_t bytes = (Py_ssize_t)r->M * p->w.N * 4;
     PyObject *out = PyBytes_FromStringAndSize(NULL, bytes);
@@ -497,7 +484,7 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
     PyObject *data, *dict, *x, *result = NULL;
     int granule = 8;
     la_kernels t;
-    la_packed p;
+    weight p;
     Py_buffer view;
     if (!PyArg_ParseTuple(args, "sOO!Os|i:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
                           &granule) ||
@@ -508,13 +495,13 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    py_gemm_fn fn = py_kernels_gemm(&t, p.w.f, (la_act_form)form);
+    la_gemm_fn fn = la_kernels_gemm(&t, p.w.f, (la_act_form)form);
     if (!fn || granule < 1 || granule > 8) {
         PyErr_Format(PyExc_ValueError, "gemm: pack %d with %s rows and granules of %d",
                      (int)p.w.f.pack, act, granule);
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        la_rows r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
+        activations r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
         if (rows_init(&r, view.len / 4) == 0) {
             rows_fill(&r, &t, view.buf);
             result = gemm_result(fn, &p, &r, granule);
@@ -534,7 +521,8 @@ typedef struct gemm_share {
 } gemm_share;
 
 /* As the engine calls a slot: pairs of units when there are many rows, runs of 8 when few. */
-static void gemm_shares(py_gemm_fn fn, const la_packed *p, const la_rows *r, gemm_share s, float *c)
+static void gemm_shares(la_gemm_fn fn, const weight *p, const activations *r, gemm_share s,
+                        float *c)
 {
     const size_t pitch = p->w.unit_bytes;
     const int step = r->M > 8 ? 2 : 8;
@@ -570,7 +558,7 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
     PyObject *data, *dict, *x, *result = NULL;
     gemm_share s;
     la_kernels t;
-    la_packed p;
+    weight p;
     Py_buffer view;
     if (!PyArg_ParseTuple(args, "sOO!Os(iiiii):gemm_time", &isa, &data, &PyDict_Type, &dict, &x,
                           &act, &s.units, &s.first, &s.last, &s.tid, &s.nth) ||
@@ -581,13 +569,13 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    py_gemm_fn fn = py_kernels_gemm(&t, p.w.f, (la_act_form)form);
+    la_gemm_fn fn = la_kernels_gemm(&t, p.w.f, (la_act_form)form);
     if (!fn || s.units < 1 || s.first < 0 || s.last > p.w.n_units / s.units || s.tid < 0 ||
         s.tid >= s.nth || (uintptr_t)p.w.data % LINE != 0) {
         PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        la_rows r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
+        activations r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
         float *c = la_map((size_t)(view.len / 4 / r.K) * 8 * LA_UNIT * sizeof(float));
         if (!c) {
             PyErr_NoMemory();

@@ -28,9 +28,6 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 
 /* f32, bf16 or i8 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);
-typedef void (*py_gemm_fn)(const la_gemm *g);
-/* The product of a weight's format with such rows; NULL where there is none. */
-py_gemm_fn py_kernels_gemm(const la_kernels *t, la_format f, la_act_form form);
 
 /* Checks a thread count and replaces 0 by what this process may use; -1 with an exception set. */
 int py_kernels_threads(int *threads);

@@ -71,7 +71,8 @@ static la_status pack_source(packed *self, const la_source *source, la_format f,
     py_kernels_run(pool, pack_share, &job);
     for (int i = 0; i < threads && st == LA_OK; i++) {
         if (job.bad[i] != 0) {
-            st = la_fail(LA_ERR_SHAPE, "a value is not finite and cannot be quantized");
+            st = la_fail(LA_ERR_SHAPE, "a value is %s and cannot be quantized",
+                         job.bad[i] < 0 ? "too large for fp16 scales" : "not finite");
         }
     }
 done:
@@ -136,7 +137,7 @@ static void packed_dealloc(PyObject *object)
 /* y [M][N] = rows [M][K] times the weight, plus bias. */
 typedef struct linear_job {
     const la_kernels *k;
-    py_gemm_fn fn;
+    la_gemm_fn fn;
     const la_weight *w;
     la_act_form form;
     int M, groups;
@@ -291,7 +292,7 @@ static PyObject *packed_linear(PyObject *object, PyObject *args)
     }
     int form = py_kernels_form(act);
     linear_job job = {.k = &t, .w = &self->w, .form = (la_act_form)form};
-    job.fn = form >= 0 ? py_kernels_gemm(&t, self->w.f, job.form) : NULL;
+    job.fn = form >= 0 ? la_kernels_gemm(&t, self->w.f, job.form) : NULL;
     if (job.fn == NULL) {
         return form < 0 ? NULL
                         : PyErr_Format(PyExc_ValueError,

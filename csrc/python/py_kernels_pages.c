@@ -35,26 +35,9 @@ typedef struct pages {
     uint8_t *data; /* [pages][n_heads] blocks of head_bytes */
 } pages;
 
-/* What of a kernel table serves each form of page; forms in the order of la_kv_form. */
-typedef void (*page_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
-typedef void (*page_attend_fn)(const la_attend_args *args);
-
+/* In the order of la_kv_form. */
 static const char *const form_names[LA_KV_FORM_COUNT] = {
     [LA_KV_F32] = "F32", [LA_KV_BF16] = "BF16", [LA_KV_I8] = "int8", [LA_KV_F8] = "fp8"};
-
-static page_store_fn page_store(const la_kernels *t, la_kv_form form)
-{
-    const page_store_fn slots[LA_KV_FORM_COUNT] = {t->kv_store_f32, t->kv_store_bf16,
-                                                   t->kv_store_i8, t->kv_store_f8};
-    return slots[form];
-}
-
-static page_attend_fn page_attend(const la_kernels *t, la_kv_form form)
-{
-    const page_attend_fn slots[LA_KV_FORM_COUNT] = {t->attend_f32, t->attend_bf16, t->attend_i8,
-                                                    t->attend_f8};
-    return slots[form];
-}
 
 static uint8_t *page_block(const pages *p, int page, int head)
 {
@@ -140,7 +123,7 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
                         "k, v: %zd and %zd values; room for at most %d tokens of %zd", k.len / 4,
                         v.len / 4, self->capacity - self->length, row);
     }
-    page_store_fn store = page_store(&t, self->form);
+    la_store_fn store = la_kernels_store(&t, self->form);
     for (int64_t i = 0; !bad && i < n; i++) {
         int at = self->length + (int)i;
         for (int h = 0; h < self->n_heads; h++) {
@@ -248,7 +231,7 @@ static void attend_chunk(const attend_job *job, const attend_local *own, int R, 
                            .o = own->part_o,
                            .ldo = d16,
                            .scratch = own->scratch};
-    page_attend(job->t, p->form)(&args);
+    la_kernels_attend(job->t, p->form)(&args);
     for (int r = 0; r < R; r++) {
         if (own->part_l[r] > 0.0f) {
             job->t->attend_merge(&own->m[r], &own->l[r], own->o + r * d16, own->part_m[r],

@@ -17,22 +17,22 @@
 enum { MAX_VIEWS = 8, ANY = -1, MAX_D = 256, MAX_R = 64, MAX_PAGES = 4, GUARD = 64, POISON = 0xff };
 
 /* The buffers of one call. After a failure (exception set, ok 0) every further step does nothing. */
-typedef struct la_call {
+typedef struct call {
     la_kernels t;
     Py_buffer views[MAX_VIEWS];
     int n_views;
     int n; /* values of the buffer last taken with ANY */
     int ok;
-} la_call;
+} call;
 
-static void call_begin(la_call *c, const char *isa)
+static void call_begin(call *c, const char *isa)
 {
     c->n_views = 0;
     c->n = 0;
     c->ok = py_kernels_isa(isa, &c->t) >= 0;
 }
 
-static PyObject *call_end(la_call *c)
+static PyObject *call_end(call *c)
 {
     for (int i = 0; i < c->n_views; i++) {
         PyBuffer_Release(&c->views[i]);
@@ -43,7 +43,7 @@ static PyObject *call_end(la_call *c)
     Py_RETURN_NONE;
 }
 
-static void call_fail(la_call *c, PyObject *type, const char *format, ...)
+static void call_fail(call *c, PyObject *type, const char *format, ...)
 {
     va_list args;
     if (!c->ok) {
@@ -56,7 +56,7 @@ static void call_fail(la_call *c, PyObject *type, const char *format, ...)
 }
 
 /* Takes n values (ANY: one or more, then in c->n) of 4 bytes whose struct format is `format`. */
-static void *call_take(la_call *c, PyObject *obj, const char *name, char format, Py_ssize_t n)
+static void *call_take(call *c, PyObject *obj, const char *name, char format, Py_ssize_t n)
 {
     if (!c->ok) {
         return NULL;
@@ -85,19 +85,19 @@ static void *call_take(la_call *c, PyObject *obj, const char *name, char format,
     return view->buf;
 }
 
-static void call_writable(la_call *c, const char *name)
+static void call_writable(call *c, const char *name)
 {
     if (c->ok && c->views[c->n_views - 1].readonly) {
         call_fail(c, PyExc_ValueError, "%s: is read-only", name);
     }
 }
 
-static const float *call_in(la_call *c, PyObject *obj, const char *name, Py_ssize_t n)
+static const float *call_in(call *c, PyObject *obj, const char *name, Py_ssize_t n)
 {
     return call_take(c, obj, name, 'f', n);
 }
 
-static float *call_out(la_call *c, PyObject *obj, const char *name, Py_ssize_t n)
+static float *call_out(call *c, PyObject *obj, const char *name, Py_ssize_t n)
 {
     float *p = call_take(c, obj, name, 'f', n);
     call_writable(c, name);
@@ -105,7 +105,7 @@ static float *call_out(la_call *c, PyObject *obj, const char *name, Py_ssize_t n
 }
 
 /* Any contiguous buffer of exactly n bytes. */
-static void *call_bytes(la_call *c, PyObject *obj, const char *name, size_t n, int writable)
+static void *call_bytes(call *c, PyObject *obj, const char *name, size_t n, int writable)
 {
     if (!c->ok) {
         return NULL;
@@ -125,7 +125,7 @@ static void *call_bytes(la_call *c, PyObject *obj, const char *name, size_t n, i
     return view->buf;
 }
 
-static void call_range(la_call *c, const char *name, int x, int low, int high)
+static void call_range(call *c, const char *name, int x, int low, int high)
 {
     if (x < low || x > high) {
         call_fail(c, PyExc_ValueError, "%s: %d is not in %d..%d", name, x, low, high);
@@ -133,7 +133,7 @@ static void call_range(la_call *c, const char *name, int x, int low, int high)
 }
 
 /* Rows of d values in the buffer last taken with ANY. */
-static int call_rows(la_call *c, const char *name, int d)
+static int call_rows(call *c, const char *name, int d)
 {
     if (c->ok && c->n % d != 0) {
         call_fail(c, PyExc_ValueError, "%s: %d values are no rows of %d", name, c->n, d);
@@ -148,7 +148,7 @@ static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *ow, *oy;
     float eps;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOOfO:rms_norm", &isa, &ox, &ow, &eps, &oy)) {
         return NULL;
     }
@@ -173,7 +173,7 @@ static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *ow, *ob, *oy;
     float eps;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOOOfO:layer_norm", &isa, &ox, &ow, &ob, &eps, &oy)) {
         return NULL;
     }
@@ -199,7 +199,7 @@ static PyObject *add_scaled(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oy;
     float s;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOfO:add_scaled", &isa, &ox, &s, &oy)) {
         return NULL;
     }
@@ -218,7 +218,7 @@ static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ob, *oy;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOO:add", &isa, &ob, &oy)) {
         return NULL;
     }
@@ -233,7 +233,7 @@ static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
     return call_end(&c);
 }
 
-static int call_act(la_call *c, const char *name)
+static int call_act(call *c, const char *name)
 {
     static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu"}; /* as LA_GATE_* */
     for (int i = 0; i < 4; i++) {
@@ -249,7 +249,7 @@ static PyObject *act_mul(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *name;
     PyObject *og, *ou, *oy;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "ssOOO:act_mul", &isa, &name, &og, &ou, &oy)) {
         return NULL;
     }
@@ -270,7 +270,7 @@ static PyObject *act(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *name;
     PyObject *ox, *oy;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "ssOO:act", &isa, &name, &ox, &oy)) {
         return NULL;
     }
@@ -291,7 +291,7 @@ static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oc, *os;
     int heads, d, interleaved;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOOOiip:rope", &isa, &ox, &oc, &os, &heads, &d, &interleaved)) {
         return NULL;
     }
@@ -299,7 +299,7 @@ static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
     call_range(&c, "heads", heads, 1, INT_MAX);
     call_range(&c, "d", d, 1, INT_MAX / (heads > 0 ? heads : 1));
     float *x = call_out(&c, ox, "x", ANY);
-    int tokens = call_rows(&c, "x", heads * d);
+    int tokens = call_rows(&c, "x", c.ok ? heads * d : 1);
     const float *co = call_in(&c, oc, "cos", ANY);
     int half = c.ok ? c.n / tokens : 0;
     if (c.ok && (c.n % tokens != 0 || half > d / 2)) {
@@ -322,7 +322,7 @@ static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox;
     float s, cap;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOff:softcap", &isa, &ox, &s, &cap)) {
         return NULL;
     }
@@ -338,7 +338,7 @@ static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
 
 /* ---- attention -------------------------------------------------------------------------------- */
 
-static la_kv_form call_form(la_call *c, const char *kv)
+static la_kv_form call_form(call *c, const char *kv)
 {
     static const char *const names[] = {"f32", "bf16", "i8", "f8"};
     for (int i = 0; i < LA_KV_FORM_COUNT; i++) {
@@ -354,7 +354,7 @@ static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *kv;
     int d;
-    la_call c = {.ok = 1};
+    call c = {.ok = 1};
     if (!PyArg_ParseTuple(args, "si:kv_page_bytes", &kv, &d)) {
         return NULL;
     }
@@ -370,7 +370,7 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa, *kv;
     PyObject *ok, *ov, *okp, *ovp;
     int tok;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "ssOOiOO:kv_store", &isa, &kv, &ok, &ov, &tok, &okp, &ovp)) {
         return NULL;
     }
@@ -383,15 +383,13 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     void *kp = call_bytes(&c, okp, "k_page", la_kv_k_bytes(form, c.n), 1);
     void *vp = call_bytes(&c, ovp, "v_page", la_kv_v_bytes(form, c.n), 1);
     if (c.ok) {
-        void (*const store[])(const float *, const float *, int, int, void *, void *) = {
-            c.t.kv_store_f32, c.t.kv_store_bf16, c.t.kv_store_i8, c.t.kv_store_f8};
-        store[form](k, v, c.n, tok, kp, vp);
+        la_kernels_store(&c.t, form)(k, v, c.n, tok, kp, vp);
     }
     return call_end(&c);
 }
 
 /* Runs the slot with poisoned scratch of exactly the promised size. */
-static void attend_call(la_call *c, la_attend_args *g, la_kv_form form)
+static void attend_call(call *c, la_attend_args *g, la_kv_form form)
 {
     size_t bytes = la_attend_scratch(g->R, g->d);
     char *block = PyMem_Malloc(bytes + 2 * GUARD);
@@ -403,10 +401,9 @@ static void attend_call(la_call *c, la_attend_args *g, la_kv_form form)
     char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
     memset(scratch, POISON, bytes + GUARD);
     g->scratch = scratch;
-    void (*const slots[])(const la_attend_args *) = {c->t.attend_f32, c->t.attend_bf16,
-                                                     c->t.attend_i8, c->t.attend_f8};
+    la_attend_fn slot = la_kernels_attend(&c->t, form);
     Py_BEGIN_ALLOW_THREADS
-    slots[form](g);
+    slot(g);
     Py_END_ALLOW_THREADS
     for (int i = 0; i < GUARD; i++) {
         if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
@@ -421,7 +418,7 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa, *kv;
     PyObject *oq, *opos, *okp, *ovp, *om, *ol, *oo;
     la_attend_args g = {0};
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "ssOOiOOiiiffOOO:attend", &isa, &kv, &oq, &opos, &g.d, &okp, &ovp,
                           &g.n_pages, &g.first, &g.window, &g.scale, &g.softcap, &om, &ol, &oo)) {
         return NULL;
@@ -472,7 +469,7 @@ static PyObject *attend_merge(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *oo, *oo2;
     float m, l, m2, l2;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sffOffO:attend_merge", &isa, &m, &l, &oo, &m2, &l2, &oo2)) {
         return NULL;
     }
@@ -492,7 +489,7 @@ static PyObject *attend_finish(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *oo, *oout;
     float l;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOfO:attend_finish", &isa, &oo, &l, &oout)) {
         return NULL;
     }
@@ -511,7 +508,7 @@ static PyObject *argmax(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sO:argmax", &isa, &ox)) {
         return NULL;
     }
@@ -529,7 +526,7 @@ static PyObject *sum_exp(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox;
     float s, max;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOff:sum_exp", &isa, &ox, &s, &max)) {
         return NULL;
     }
@@ -546,7 +543,7 @@ static PyObject *exp_sub(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oy;
     float s, max;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOffO:exp_sub", &isa, &ox, &s, &max, &oy)) {
         return NULL;
     }
@@ -566,7 +563,7 @@ static PyObject *select_above(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oout;
     float thr;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOfO:select_above", &isa, &ox, &thr, &oout)) {
         return NULL;
     }
@@ -585,7 +582,7 @@ static PyObject *block_max(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox, *oout;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOO:block_max", &isa, &ox, &oout)) {
         return NULL;
     }
@@ -603,7 +600,7 @@ static PyObject *mask(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *obits, *ox, *oy;
-    la_call c;
+    call c;
     if (!PyArg_ParseTuple(args, "sOOO:mask", &isa, &obits, &ox, &oy)) {
         return NULL;
     }

@@ -185,7 +185,7 @@ static int tensor_from_buffer(const py_tensor_source *from, py_tensor *self)
     self->dtype = buffer_dtype(view);
     if (self->dtype == NULL) {
         py_raise_format(from->state, LA_ERR_UNSUPPORTED, "%s: buffer format %s is not supported",
-                        from->name, view->format);
+                        from->name, view->format != NULL ? view->format : "B");
         return -1;
     }
     if (!PyBuffer_IsContiguous(view, 'C')) {

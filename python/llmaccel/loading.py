@@ -75,7 +75,8 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
 }
 
 
-# What the core takes (engine.c, pool.c, model.c) or, for bytes, more than any machine has.
+# What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
+# for bytes, more than any machine has.
 # Whether None stands for a choice comes last.
 _COUNTS = (
     ("max_num_seqs", 1, 65536, False),

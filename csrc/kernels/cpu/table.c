@@ -66,6 +66,36 @@ void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which)
     }
 }
 
+la_store_fn la_kernels_store(const la_kernels *t, la_kv_form form)
+{
+    const la_store_fn slots[LA_KV_FORM_COUNT] = {[LA_KV_F32] = t->kv_store_f32,
+                                                 [LA_KV_BF16] = t->kv_store_bf16,
+                                                 [LA_KV_I8] = t->kv_store_i8,
+                                                 [LA_KV_F8] = t->kv_store_f8};
+    return slots[form];
+}
+
+la_attend_fn la_kernels_attend(const la_kernels *t, la_kv_form form)
+{
+    const la_attend_fn slots[LA_KV_FORM_COUNT] = {[LA_KV_F32] = t->attend_f32,
+                                                  [LA_KV_BF16] = t->attend_bf16,
+                                                  [LA_KV_I8] = t->attend_i8,
+                                                  [LA_KV_F8] = t->attend_f8};
+    return slots[form];
+}
+
+la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
+{
+    const la_gemm_fn slots[LA_PACK_COUNT][LA_ACT_FORM_COUNT] = {
+        [LA_PACK_F32] = {[LA_ACT_F32] = t->gemm_f32_f32},
+        [LA_PACK_F16] = {[LA_ACT_F32] = t->gemm_f16_f32},
+        [LA_PACK_BF16] = {[LA_ACT_BF16] = t->gemm_bf16_bf16},
+        [LA_PACK_F8] = {[LA_ACT_BF16] = t->gemm_f8_bf16},
+        [LA_PACK_I8] = {[LA_ACT_BF16] = t->gemm_i8_bf16, [LA_ACT_I8] = t->gemm_i8_i8},
+        [LA_PACK_I4] = {[LA_ACT_BF16] = t->gemm_i4_bf16, [LA_ACT_I8] = t->gemm_i4_i8}};
+    return slots[f.pack][form];
+}
+
 la_probe_ops la_kernels_probe_ops(la_isa isa)
 {
     /* accumulators x values x 2 operations per multiply-add */

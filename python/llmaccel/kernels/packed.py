@@ -6,7 +6,6 @@ thousand. 4- and 8-bit weights stay 4 and 8 bits wide, exact to their file.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ FLOATS = ("F32", "F16", "BF16")
 FORMS = {"float32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
+_ROUND_AT_ONCE = 1 << 28  # values; counted in int
 MOST_EXTENT = 2**31 - 32  # units of 32 columns are counted in int
 # Where a grouped row keeps k of each 8: byte -> k (csrc/kernels/kernels.h).
 ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
@@ -198,9 +198,13 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
     t = arguments.floats(x, "x")
     y = Tensor.zeros(t.shape, "BF16")
     level = arguments.level(isa)
-    if t.nbytes:
-        raw, _, _ = _core.act_rows(level, "bf16", t, math.prod(t.shape), 0)
-        memoryview(y).cast("B")[:] = raw[: y.nbytes]
+    if not t.nbytes:
+        return y
+    source, target = memoryview(t).cast("B"), memoryview(y).cast("B")
+    for at in range(0, t.nbytes, 4 * _ROUND_AT_ONCE):
+        piece = source[at : at + 4 * _ROUND_AT_ONCE].cast("f")
+        raw, _, _ = _core.act_rows(level, "bf16", piece, len(piece), 0)
+        target[at // 2 : at // 2 + 2 * len(piece)] = raw[: 2 * len(piece)]
     return y
 
 
