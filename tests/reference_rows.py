@@ -206,7 +206,8 @@ def kv_store_i8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of the K and V pages [pages, n] of tokens [T, d]; empty slots are code 0, scale 0."""
     (kc, ks), (vc, vs) = int8_codes(k), int8_codes(v)
     biased = np.ascontiguousarray(_k_lanes(kc)).view(np.uint8) ^ 0x80
-    return _with_scales(biased, ks), _with_scales(_v_blocks(vc), vs)
+    signed = np.abs(vc).view(np.uint8) | (vc < 0) * np.uint8(128)
+    return _with_scales(biased, ks), _with_scales(_v_blocks(signed), vs)
 
 
 def kv_store_f8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -58,7 +58,8 @@ typedef struct la_gemm {
  * Page of one kv head, K: F32 [4 sub][d][16 tok]; BF16 [4 sub][ceil(d/2)][16 tok][2 d].
  *                      V: F32 [ceil(d/16)][64 tok][16 d]; BF16 [ceil(d/16)][32 pairs][16 d][2 tok].
  *   I8 K [4 sub][ceil(d/4)][16 tok][4 d] u8 = code + 128; F8 K [4 sub][ceil(d/4)] blocks, V of both
- *   [ceil(d/16)][16] blocks (64 codes, drawn in attention_store.h); then scales [64 tok] fp32.
+ *   [ceil(d/16)][16] blocks (64 codes, drawn in attention_store.h; I8 V is
+ *   sign and magnitude); then scales [64 tok] fp32.
  * A token t of the chunk counts for row r iff t <= row_pos[r] and (window == 0 or t > row_pos[r] - window).
  * I8 rounds q to int8 per row: integer scores, the same at every level.
  * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
@@ -68,6 +69,7 @@ typedef struct la_attend_args {
     int ldq;
     int R; /* 1..64 */
     int d;
+    int again; /* 1: q, R, d, scale and scratch are those of the call before, whose q is used */
     const int *row_pos;            /* [R] absolute position of the row's token */
     const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
     const uint8_t *const *v_pages; /* [n_pages] */
@@ -86,8 +88,9 @@ typedef struct la_attend_args {
 
 static inline size_t la_attend_scratch(int R, int d)
 {
-    /* S [R][64] fp32, P [R][64] fp32, q converted [R][d + 32] fp32, half a page decoded to bf16 */
-    return ((size_t)R * 64 * 2 + (size_t)R * ((size_t)d + 32)) * sizeof(float) + 256 +
+    /* S [R][64] fp32, P [R][64] fp32, q converted [R][d + 32] fp32 and its scales [64], half a page
+     * decoded to bf16 */
+    return ((size_t)R * 64 * 2 + (size_t)R * ((size_t)d + 32)) * sizeof(float) + 512 +
            ((size_t)d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
 }
 

@@ -129,7 +129,8 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
         memset(sum_o + r * d16, 0, (size_t)d16 * sizeof(float));
     }
     int oldest = window > 0 && start - window + 1 > 0 ? start - window + 1 : 0;
-    for (int first = oldest / LA_CHUNK * LA_CHUNK; first <= last; first += LA_CHUNK) {
+    int begin = oldest / LA_CHUNK * LA_CHUNK;
+    for (int first = begin; first <= last; first += LA_CHUNK) {
         const uint8_t *kp[LA_CPU_CHUNK_PAGES], *vp[LA_CPU_CHUNK_PAGES];
         int n = 0;
         for (; n < LA_CPU_CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
@@ -142,6 +143,7 @@ static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la
             .ldq = d16,
             .R = R,
             .d = dh,
+            .again = first > begin,
             .row_pos = own.attend_pos,
             .k_pages = kp,
             .v_pages = vp,

@@ -163,6 +163,7 @@ typedef struct attend_local {
     float *part_o, *o;              /* [MAX_R][d16] */
     float *part_m, *part_l, *m, *l; /* [MAX_R] */
     int *pos;                       /* [MAX_R] */
+    int begin;                      /* token of the first chunk */
     void *scratch;
 } attend_local;
 
@@ -218,6 +219,7 @@ static void attend_chunk(const attend_job *job, const attend_local *own, int R, 
                            .ldq = d16,
                            .R = R,
                            .d = p->d,
+                           .again = first > own->begin,
                            .row_pos = own->pos,
                            .k_pages = k,
                            .v_pages = v,
@@ -240,7 +242,7 @@ static void attend_chunk(const attend_job *job, const attend_local *own, int R, 
     }
 }
 
-static void attend_rows(const attend_job *job, const attend_local *own, const attend_tile *tile)
+static void attend_rows(const attend_job *job, attend_local *own, const attend_tile *tile)
 {
     const pages *p = job->p;
     int R = tile->tokens * tile->heads, d16 = padded(p->d), oldest = INT_MAX, last = 0;
@@ -256,7 +258,8 @@ static void attend_rows(const attend_job *job, const attend_local *own, const at
         last = pos > last ? pos : last;
     }
     int head = tile->h0 / (job->H / p->n_heads);
-    for (int first = oldest / LA_CHUNK * LA_CHUNK; first <= last; first += LA_CHUNK) {
+    own->begin = oldest / LA_CHUNK * LA_CHUNK;
+    for (int first = own->begin; first <= last; first += LA_CHUNK) {
         attend_chunk(job, own, R, head, first, last);
     }
     for (int r = 0; r < R; r++) {

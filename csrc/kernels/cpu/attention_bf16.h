@@ -16,7 +16,7 @@
 #include "attention_vnni.h"
 
 /* What B holds: bf16 lines or blocks of codes. */
-enum { ATTEND_LINES = 0, ATTEND_DOT_I8, ATTEND_DOT_F8 };
+enum { ATTEND_LINES = 0, ATTEND_CODES };
 
 /* bf16 values of the magnitudes 0..127, low and high bytes. */
 typedef struct attend_table {
@@ -32,10 +32,9 @@ LA_INLINE void attend_open_block(const int kind, const uint8_t *b, const __m512i
         line[0] = x;
         return;
     }
-    /* Permutes use 7 bits of an index, so an E4M3 code is one as it is. */
-    __m512i at = kind == ATTEND_DOT_I8 ? _mm512_abs_epi8(x) : x;
-    __m512i low = _mm512_permutex2var_epi8(t[0], at, t[1]);
-    __m512i high = _mm512_permutex2var_epi8(t[2], at, t[3]);
+    /* Permutes use 7 bits of an index: a code, sign and magnitude, is one as it is. */
+    __m512i low = _mm512_permutex2var_epi8(t[0], x, t[1]);
+    __m512i high = _mm512_permutex2var_epi8(t[2], x, t[3]);
     high = _mm512_ternarylogic_epi32(high, x, vi_set1((int32_t)0x80808080u), 0xf8); /* h | x & s */
     line[0] = _mm512_unpacklo_epi8(low, high);
     line[1] = _mm512_unpackhi_epi8(low, high);
@@ -123,40 +122,27 @@ LA_INLINE void attend_panel_dot(const int kind, const attend_panel *p)
 
 static void attend_panel_lines(const attend_panel *p) { attend_panel_dot(ATTEND_LINES, p); }
 
-static void attend_panel_dot_i8(const attend_panel *p) { attend_panel_dot(ATTEND_DOT_I8, p); }
-
-static void attend_panel_dot_f8(const attend_panel *p) { attend_panel_dot(ATTEND_DOT_F8, p); }
+static void attend_panel_codes(const attend_panel *p) { attend_panel_dot(ATTEND_CODES, p); }
 
 /* All blocks to lines [n_blocks][2 steps][64 bytes]. */
-LA_INLINE void attend_open(const int kind, const attend_panel *p, uint8_t *lines)
+static void attend_open(const attend_panel *p, uint8_t *lines)
 {
     __m512i t[4], line[2];
     attend_load_table(p->table, t);
     for (int i = 0; i < p->n_blocks * p->steps; i++, lines += 2 * ATTEND_LINE) {
-        attend_open_block(kind, p->b + (size_t)i * ATTEND_LINE, t, line);
+        attend_open_block(ATTEND_CODES, p->b + (size_t)i * ATTEND_LINE, t, line);
         vi_storeu(lines, line[0]);
         vi_storeu(lines + ATTEND_LINE, line[1]);
     }
 }
 
-static void attend_open_i8(const attend_panel *p, uint8_t *lines)
-{
-    attend_open(ATTEND_DOT_I8, p, lines);
-}
-
-static void attend_open_f8(const attend_panel *p, uint8_t *lines)
-{
-    attend_open(ATTEND_DOT_F8, p, lines);
-}
-
 /* Integers are their own values; the bits of an E4M3 magnitude, taken for fp32, are 2^-120 of it. */
-LA_INLINE void attend_fill_table(const int kind, attend_table *t)
+LA_INLINE void attend_fill_table(const la_kv_form kv, attend_table *t)
 {
     vi at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     LA_UNROLL
     for (int i = 0; i < 128; i += 16) {
-        vf x =
-            kind == ATTEND_DOT_I8 ? v_from_i(at) : v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
+        vf x = kv == LA_KV_I8 ? v_from_i(at) : v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
         vi h = vi_shr(vi_bits(x), 16);
         _mm_storeu_si128((__m128i *)(t->low + i), _mm512_cvtepi32_epi8(h));
         _mm_storeu_si128((__m128i *)(t->high + i), _mm512_cvtepi32_epi8(vi_shr(h, 8)));
@@ -192,28 +178,26 @@ static void attend_bf16_dot(const la_attend_args *g)
 static void attend_i8_dot(const la_attend_args *g)
 {
     attend_table table;
-    attend_form form = {
-        LA_KV_I8,
-        {ATTEND_ROWS, 4, 1, attend_panel_vnni, NULL, NULL},
-        attend_row_vnni,
-        {ATTEND_ROWS, 4, 2, attend_panel_dot_i8, attend_open_i8, attend_panel_lines},
-        attend_weights_dot,
-        &table};
-    attend_fill_table(ATTEND_DOT_I8, &table);
+    attend_form form = {LA_KV_I8,
+                        {ATTEND_ROWS, 4, 1, attend_panel_vnni, NULL, NULL},
+                        attend_row_vnni,
+                        {ATTEND_ROWS, 4, 2, attend_panel_codes, attend_open, attend_panel_lines},
+                        attend_weights_dot,
+                        &table};
+    attend_fill_table(LA_KV_I8, &table);
     attend_run(g, &form);
 }
 
 static void attend_f8_dot(const la_attend_args *g)
 {
     attend_table table;
-    attend_form form = {
-        LA_KV_F8,
-        {ATTEND_ROWS, 4, 2, attend_panel_dot_f8, attend_open_f8, attend_panel_lines},
-        attend_row_dot,
-        {ATTEND_ROWS, 4, 2, attend_panel_dot_f8, attend_open_f8, attend_panel_lines},
-        attend_weights_dot,
-        &table};
-    attend_fill_table(ATTEND_DOT_F8, &table);
+    attend_form form = {LA_KV_F8,
+                        {ATTEND_ROWS, 4, 2, attend_panel_codes, attend_open, attend_panel_lines},
+                        attend_row_dot,
+                        {ATTEND_ROWS, 4, 2, attend_panel_codes, attend_open, attend_panel_lines},
+                        attend_weights_dot,
+                        &table};
+    attend_fill_table(LA_KV_F8, &table);
     attend_run(g, &form);
 }
 

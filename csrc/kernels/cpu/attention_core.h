@@ -227,7 +227,7 @@ typedef struct attend_room {
     char *p, *q;    /* [R] rows of A */
     uint8_t *lines; /* an opened half page */
     size_t p_pitch, q_pitch;
-    float row_scale[ATTEND_MAX_ROWS];
+    float *row_scale; /* [ATTEND_MAX_ROWS] */
 } attend_room;
 
 LA_INLINE void attend_begin(const la_attend_args *g, const attend_form *f, attend_room *at)
@@ -239,10 +239,14 @@ LA_INLINE void attend_begin(const la_attend_args *g, const attend_form *f, atten
     at->s = g->scratch;
     at->p = (char *)(at->s + (size_t)g->R * LA_PAGE);
     at->lines = (uint8_t *)at->p + (size_t)g->R * LA_PAGE * sizeof(float);
-    at->q = (char *)at->lines + ((size_t)g->d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
+    char *end = (char *)at->lines + ((size_t)g->d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
+    at->row_scale = (float *)(void *)end;
+    at->q = end + ATTEND_MAX_ROWS * sizeof(float);
     for (int r = 0; r < g->R; r++) {
-        float own = f->row(g->q + (int64_t)r * g->ldq, g->d, at->q + (size_t)r * at->q_pitch);
-        at->row_scale[r] = scale * own;
+        if (!g->again) {
+            float own = f->row(g->q + (int64_t)r * g->ldq, g->d, at->q + (size_t)r * at->q_pitch);
+            at->row_scale[r] = scale * own;
+        }
         g->m[r] = -INFINITY;
         g->l[r] = 0.0f;
         memset(g->o + (int64_t)r * g->ldo, 0, ((size_t)g->d + 15) / 16 * 64);

@@ -51,8 +51,9 @@ LA_INLINE vf attend_value(const int kind, const uint8_t *block, int i, const int
     }
     vi two = attend_two_codes(block, i, h / 2);
     two = h % 2 == 0 ? vi_shl(two, 16) : two;
-    if (kind == ATTEND_I8) {
-        return v_from_i(vi_sar(two, 24));
+    if (kind == ATTEND_I8) { /* sign and magnitude */
+        vi size = vi_bits(v_from_i(vi_and(vi_sar(two, 24), vi_set1(127))));
+        return v_bits(vi_or(size, vi_and(two, vi_set1(INT32_MIN))));
     }
     two = vi_and(vi_sar(two, 4), vi_set1((int32_t)0x87f00000u));
     return v_mul(v_bits(two), v_set1(0x1p120f));
