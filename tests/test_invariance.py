@@ -103,7 +103,6 @@ def run(
     order: np.ndarray,
     *,
     batch: int,
-    *,
     preempt: bool = False,
     sit_out: bool = False,
     **options,
