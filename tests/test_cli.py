@@ -27,7 +27,7 @@ def test_complete(folder, capsys, monkeypatch):
     for where in (2, len(arguments)):
         assert cli.main([*arguments[:where], "abc", *arguments[where:]]) == 0
         assert capsys.readouterr() == (expected, "")
-    monkeypatch.setattr("sys.stdin", io.StringIO("abc"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out == expected
 

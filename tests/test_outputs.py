@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -29,6 +32,19 @@ class Pieces:
 
 def packed(ids, values):
     return (struct.pack(f"{len(ids)}i", *ids), struct.pack(f"{len(values)}f", *values))
+
+
+def test_logprob_lists_travel():
+    """Between processes, whatever the tokenizer behind them holds."""
+    lock = threading.Lock()
+    scores = Scores()
+    scores.add(7, -2.0, 3, packed([5, 7], [-0.5, -2.0]))
+    rows = LogprobList(scores, lambda token: f"<{token}>" if lock else "", leading_none=True)
+    for twin in (pickle.loads(pickle.dumps(rows)), copy.deepcopy(rows)):
+        assert len(twin) == 2
+        assert twin[0] is None
+        assert twin[1] == {7: Logprob(-2.0, 3, "<7>"), 5: Logprob(-0.5, 1, "<5>")}
+    assert rows[1] == {7: Logprob(-2.0, 3, "<7>"), 5: Logprob(-0.5, 1, "<5>")}
 
 
 def test_logprob_lists_are_made_when_looked_at():

@@ -89,6 +89,35 @@ def test_unknown_prompt_keys(llm):
             llm.generate(bad, GOOD)
 
 
+class Foreign:
+    """A tensor of another library, which NumPy can view, or not."""
+
+    def __init__(self, ids, error=None):
+        self.ids, self.error = ids, error
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error is not None:
+            raise self.error
+        return np.asarray(self.ids, dtype)
+
+
+def test_tensors_are_token_ids(llm):
+    want = llm.generate([[5, 6], [7, 8]], GOOD)
+    for got in (
+        llm.generate([Foreign([5, 6]), {"prompt_token_ids": Foreign([7, 8])}], GOOD),
+        llm.generate(Foreign([[5, 6], [7, 8]]), GOOD),
+    ):
+        assert [o.outputs[0].token_ids for o in got] == [o.outputs[0].token_ids for o in want]
+    np.testing.assert_array_equal(np.asarray(llm.logits(Foreign([5, 6]))), llm.logits([5, 6]))
+    for bad, message in (
+        (Foreign([0.5]), "got ndarray"),
+        (Foreign(5), "without axes"),
+        (Foreign([5], TypeError("on a device")), "prompts: on a device"),
+    ):
+        with pytest.raises(RequestError, match=message):
+            llm.generate(bad, GOOD)
+
+
 def test_prompt_with_text_and_ids(llm):
     """vLLM's TokensPrompt: the ids run, the text is reported."""
     out = llm.generate({"prompt": "label", "prompt_token_ids": [5, 6]}, GOOD)[0]

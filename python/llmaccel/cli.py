@@ -259,7 +259,8 @@ def _is_terminal() -> bool:
 
 
 def _complete(args: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if args.prompt is None else args.prompt
+    # what echo and editors end a text with is no part of it
+    prompt = sys.stdin.read().removesuffix("\n") if args.prompt is None else args.prompt
     with _open(args) as llm:
         _Live().show(llm.generate(prompt, _sampling(llm, args), stream=True))
     return 0

@@ -45,8 +45,8 @@ from llmaccel.params import SamplingParams, engine_fields, score_fields
 from llmaccel.prompts import (
     BYTES,
     check_switches,
-    checked_ids,
     encode_text,
+    ids_of,
     parts_of,
     prompt_list,
     template_variables,
@@ -505,12 +505,8 @@ class LLM:
         if isinstance(given, str):
             text = given
             ids = encode_text(self.get_tokenizer(), given, where)
-        elif isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
-            ids = checked_ids(given.tolist(), where)
-        elif isinstance(given, Sequence) and not isinstance(given, BYTES):
-            ids = checked_ids(given, where)
         else:
-            raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
+            ids = ids_of(given, where)
         if not ids:
             raise RequestError(f"{where}: empty")
         return text, ids

@@ -72,6 +72,12 @@ class LogprobList(Sequence[dict[int, Logprob] | None]):
         self._shift = int(leading_none)
         self._made: dict[int, dict[int, Logprob]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: all dicts, made, and no tokenizer."""
+        for at in range(len(self)):
+            self[at]
+        return {**vars(self), "_decode": None}
+
     def __len__(self) -> int:
         return len(self._scores.ids) + self._shift
 

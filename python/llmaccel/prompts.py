@@ -36,6 +36,7 @@ def prompt_list(prompts: Any) -> list[Any]:
     """One prompt or many, as a list of prompts."""
     if isinstance(prompts, (str, Mapping)):
         return [prompts]
+    prompts = _as_array(prompts, "prompts")
     if isinstance(prompts, np.ndarray):
         if prompts.ndim == 0:
             raise RequestError("prompts: expected token ids, got an array without axes")
@@ -68,6 +69,26 @@ def parts_of(prompt: Mapping[str, Any], where: str) -> tuple[str | None, Any]:
     if isinstance(ids, str):
         raise RequestError(f"{where}: 'prompt_token_ids' must be a list of token ids, got a string")
     return text, text if ids is None else ids
+
+
+def _as_array(given: Any, where: str) -> Any:
+    """A torch tensor or another thing that NumPy can view as its array; the rest as it is."""
+    if isinstance(given, (np.ndarray, np.generic, Sequence)) or not hasattr(given, "__array__"):
+        return given
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as error:  # on a device, or wants detach()
+        raise RequestError(f"{where}: {error}") from error
+
+
+def ids_of(given: Any, where: str) -> list[int]:
+    """Token ids from a sequence, or from an array or tensor of one axis."""
+    given = _as_array(given, where)
+    if isinstance(given, np.ndarray) and given.ndim == 1 and given.dtype.kind in "iu":
+        given = given.tolist()
+    if not isinstance(given, Sequence) or isinstance(given, BYTES):
+        raise RequestError(f"{where}: expected text or token ids, got {type(given).__name__}")
+    return checked_ids(given, where)
 
 
 def checked_ids(given: Sequence[Any], where: str) -> list[int]:
