@@ -117,7 +117,8 @@ def run(
         for start in range(0, count, batch):
             which = order[start : start + batch]
             futures = [llm.submit(prompts[i], params_for(int(i))) for i in which]
-            while preempt and not all(future.done() for future in futures):
+            # a bounded number: on a slow machine preempting for ever would leave no progress
+            for _ in range(50 if preempt else 0):
                 llm.engine.preempt(len(which) // 4 + 1)
                 time.sleep(0.2)
             for i, future in zip(which, futures, strict=True):
