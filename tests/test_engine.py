@@ -21,7 +21,8 @@ from conftest import SAMPLING
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError, RequestError
-from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.loading import load_weights, prepare
+from llmaccel.options import LoadOptions
 
 MAX_LEN = 400
 VOCAB = 301

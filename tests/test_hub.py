@@ -10,7 +10,8 @@ import letters
 import pytest
 
 from llmaccel import LoadError, hub, load_tokenizer
-from llmaccel.loading import LoadOptions, find_model, open_tokenizer, prepare
+from llmaccel.loading import find_model, open_tokenizer, prepare
+from llmaccel.options import LoadOptions
 
 
 class Hub:

@@ -244,7 +244,7 @@ def test_linear_of_quantized_floats(isa: str, activation: str, name: str) -> Non
     assert 0 < np.linalg.norm(near - w) / np.linalg.norm(w) < QUANTIZED[name]
     assert packed.nbytes < 0.55 * kernels.pack(w, "BF16").nbytes
     if (name, activation) == ("fp8", "int8"):
-        with pytest.raises(ConfigError, match="activation: fp8 weights take bf16"):
+        with pytest.raises(ConfigError, match="activation: fp8 weights take bfloat16"):
             kernels.linear(x, packed, activation=activation, isa=isa)
         return
     rows = ref.bf16(x)

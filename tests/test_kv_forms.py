@@ -18,7 +18,8 @@ import tiny
 
 from llmaccel import LLM, SamplingParams
 from llmaccel.errors import UnsupportedError
-from llmaccel.loading import LoadOptions, prepare
+from llmaccel.loading import prepare
+from llmaccel.options import LoadOptions
 
 FORMS = ["float32", "bfloat16", "int8", "fp8"]
 CODES = ["int8", "fp8"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import logging
 import os
 import subprocess
@@ -30,11 +31,11 @@ from llmaccel import (
     UnsupportedError,
     _core,
     config,
-    loading,
     memory,
 )
-from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.loading import load_weights, prepare
 from llmaccel.models.mapping import build_config
+from llmaccel.options import _COUNTS, LoadOptions
 from llmaccel.params import REPETITION_PENALTIES
 
 LONG = SamplingParams(max_tokens=10_000, **COMMON)
@@ -77,7 +78,7 @@ def test_from_arrays_equals_the_files(folder, llm):
 def test_ranges_are_the_cores(folder, llm):
     """The largest counts pass the core's plan, one more does not; penalties of both ends run."""
     prepared = prepare(LoadOptions(folder))
-    largest = {name: most for name, _, most, _ in loading._COUNTS}
+    largest = {name: most for name, _, most, _ in _COUNTS}
     limits = {"max_seqs": 1, "max_len": 64, "kv_pages": 1, "max_batch_tokens": 1}
     names = {"max_seqs": "max_num_seqs", "max_batch_tokens": "max_num_batched_tokens"}
     for field, name in names.items():
@@ -198,7 +199,8 @@ def test_generation_config(folder, tmp_path):
         ({"activation": "int4"}, ConfigError, "activation"),
         ({"activation": "int8"}, ConfigError, "activation"),
         ({"activation": "bf16"}, ConfigError, "activation"),
-        ({"kv_cache_dtype": "int4"}, UnsupportedError, "kv_cache_dtype='int4'.*fp8_e4m3"),
+        ({"kv_cache_dtype": "int4"}, UnsupportedError, "kv_cache_dtype='int4'.*fp8"),
+        ({"kv_cache_dtype": "half"}, UnsupportedError, "kv_cache_dtype='float16'"),
         ({"kv_cache_dtype": "fp8_e5m2"}, UnsupportedError, "kv_cache_dtype='fp8_e5m2'"),
         ({"kv_cache_dtype": None}, ConfigError, "kv_cache_dtype=None"),
         ({"kv_cache_dtype": np.zeros(2)}, ConfigError, "kv_cache_dtype="),
@@ -236,12 +238,29 @@ def test_generation_config(folder, tmp_path):
         ({"tokenizer": "/nowhere/at/all"}, LoadError, "nowhere"),
         ({"tensor_parallel_size": 2}, UnsupportedError, "tensor_parallel_size"),
         ({"enable_prefix_caching": True}, UnsupportedError, "enable_prefix_caching"),
+        ({"device": "cuda"}, UnsupportedError, "device='cuda'.*'cpu'"),
+        ({"enable_lora": True}, UnsupportedError, "enable_lora=True: not supported"),
+        ({"speculative_config": {"model": "x"}}, UnsupportedError, "speculative_config="),
+        ({"rope_theta": 1e6}, UnsupportedError, "rope_theta=.*hf_overrides"),
         ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
     ],
 )
 def test_a_bad_option_names_itself(folder, options, error, name):
     with pytest.raises(error, match=name):
         LLM(str(folder), **options)
+
+
+def test_an_unknown_architecture_comes_before_missing_weights(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny.config_of("llama")))
+    with pytest.raises(LoadError, match=r"no \.safetensors file, only pickled weights \(\.bin\)"):
+        LLM(tmp_path)
+    with pytest.raises(UnsupportedError, match="architecture 'Nope' is not supported"):
+        LLM(tmp_path, hf_overrides={"architectures": ["Nope"]})
+    config.write_text(json.dumps({"architectures": ["Else"], "model_type": "else"}))
+    with pytest.raises(UnsupportedError, match=f"{tmp_path}: architecture 'Else' is not supported"):
+        LLM(tmp_path)
 
 
 @pytest.mark.parametrize("model", ["/nowhere/model", "./nope.gguf", "", None, 7, "/model" * 999])
@@ -259,9 +278,10 @@ def test_what_is_no_path_is_named(bad):
 
 
 def test_report_and_plan(folder):
-    with LLM(str(folder), enforce_eager=True, gpu_memory_utilization=0.9) as llm:
+    options = {"enforce_eager": True, "gpu_memory_utilization": 0.9, "enable_lora": False}
+    with LLM(str(folder), **options) as llm:
         report = llm.report()
-        assert report["no_effect"] == ["enforce_eager", "gpu_memory_utilization"]
+        assert report["no_effect"] == sorted(options)
         assert report["model"]["n_vocab"] == letters.VOCAB
         assert report["options"]["max_num_seqs"] == 64
         plan = llm.plan()

@@ -108,7 +108,8 @@ def test_fewer_sequences_may_fit(huge, monkeypatch):
 
 
 def _plan(folder, **options):
-    from llmaccel.loading import LoadOptions, prepare
+    from llmaccel.loading import prepare
+    from llmaccel.options import LoadOptions
 
     return prepare(LoadOptions(folder, **options)).plan
 

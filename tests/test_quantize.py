@@ -14,7 +14,8 @@ import tiny
 import tiny_gguf
 from processes import RSS, measures_memory, run
 
-from llmaccel import LLM, ConfigError, LoadError, UnsupportedError, _core
+from llmaccel import LLM, ConfigError, LoadError, UnsupportedError, _core, kernels
+from llmaccel.options import LoadOptions
 
 QUANT = {"int8": 1, "w4g128": 2, "w4g32": 3, "fp8": 4}
 GROUPED = {"w4g128": 128, "w4g32": 32}
@@ -276,6 +277,59 @@ def test_contradictions(options, error, words):
         LLM.from_arrays(config, tiny.arrays_of(config), **options)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("bf16", "bfloat16"),
+        ("bfloat16", "bfloat16"),
+        ("half", "float16"),
+        ("fp16", "float16"),
+        ("float", "float32"),
+        ("fp32", "float32"),
+        ("f32", "float32"),
+        ("int8", "int8"),
+        ("fp8_e4m3", "fp8"),
+    ],
+)
+def test_every_option_takes_every_spelling(given, meant):
+    for name in ("dtype", "activation", "kv_cache_dtype"):
+        assert getattr(LoadOptions("x", **{name: given}), name) == meant
+    if meant != "float16":  # which no page stores
+        assert kernels.KVPages(1, 8, dtype=given).dtype == meant
+    if meant in ("bfloat16", "int8"):
+        config = tiny.config_of("llama")
+        options = {"quantization": "int8", "activation": given, "kv_cache_dtype": given}
+        with LLM.from_arrays(config, tiny.arrays_of(config), **options) as llm:
+            model = llm.report()["model"]
+            assert model["activation"] == model["kv_cache_dtype"] == meant
+        weight = kernels.pack(np.ones((32, 32), np.float32), format="int8")
+        kernels.linear(np.ones(32, np.float32), weight, activation=given)
+
+
+@pytest.mark.torch
+def test_torch_dtypes_are_names():
+    torch = pytest.importorskip("torch")
+    for name in ("float32", "bfloat16", "float16", "int8"):
+        assert LoadOptions("x", dtype=getattr(torch, name)).dtype == name
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "F16", "int8", "int8, tied"])
+def test_a_dtype_that_converts_nothing_is_reported(tmp_path, kind):
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+    options = {"dtype": "half"}
+    if kind.startswith("int8"):
+        config = tiny.config_of("llama", tie_word_embeddings=kind == "int8, tied", **sizes)
+        llm = LLM.from_arrays(config, tiny.arrays_of(config), quantization="int8", **options)
+    else:
+        folder = tiny.make_checkpoint("llama", tmp_path / "hf", **sizes)
+        llm = LLM(tiny_gguf.make_gguf("llama", folder, tmp_path / "x.gguf", kind), **options)
+    with llm:
+        report = llm.report()
+    # An embedding that is not the head stays a matrix of floats.
+    assert report["no_effect"] == (["dtype"] if kind in ("Q8_0", "int8, tied") else [])
+    assert (report["model"]["dtype"] == "float16") == (kind == "F16")
+
+
 def test_a_quantized_file_is_not_quantized_again(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
     folder = tiny.make_checkpoint("llama", tmp_path / "hf", **sizes)
@@ -332,7 +386,8 @@ def test_a_replaced_matrix_takes_the_room_of_the_last(tmp_path):
     grown, held = run(
         """
         from llmaccel import _core
-        from llmaccel.loading import LoadOptions, load_weights, prepare
+        from llmaccel.loading import load_weights, prepare
+        from llmaccel.options import LoadOptions
         prepared = prepare(LoadOptions(sys.argv[1]))
         backend = _core.Backend("cpu", None, 1)
         model = _core.Model(backend, vars(prepared.config), prepared.forms.weights)

@@ -17,7 +17,8 @@ import tiny
 from conftest import SAMPLING
 
 from llmaccel import _core
-from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.loading import load_weights, prepare
+from llmaccel.options import LoadOptions
 
 SIZES = [301, 9001]
 WIDTH = 96

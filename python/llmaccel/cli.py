@@ -305,7 +305,8 @@ def _answer(llm: Any, messages: list[dict[str, str]], params: Any) -> None:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from llmaccel.loading import ACTIVATION_NAMES, KV_NAMES, LoadOptions, prepare
+    from llmaccel.loading import prepare
+    from llmaccel.options import ACTIVATION_NAMES, KV_NAMES, LoadOptions
 
     prepared = prepare(LoadOptions(args.model, **_given(args, _MODEL_OPTIONS)))
     config, forms = prepared.config, prepared.forms

@@ -30,9 +30,6 @@ from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.loading import (
-    ACTIVATION_NAMES,
-    KV_NAMES,
-    LoadOptions,
     forget_metadata,
     load_weights,
     naming_file,
@@ -40,6 +37,7 @@ from llmaccel.loading import (
     prepare,
 )
 from llmaccel.memory import MemoryPlan, check_available
+from llmaccel.options import ACTIVATION_NAMES, KV_NAMES, LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
 from llmaccel.prompts import (
@@ -74,10 +72,12 @@ class LLM:
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
         per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
         becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
-    activation: of products with 4- and 8-bit weights: "auto" (int8; bf16 with fp8), "int8", "bf16",
-        "float32". Products that int8 would cost too much keep bf16; report() names them.
-    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3, also "fp8_e4m3") take
-        half of bfloat16's memory, with a scale per token and head made as the token arrives.
+    activation: of products with 4- and 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
+        "bfloat16", "float32". Products that int8 would cost too much keep bfloat16; report() names
+        them.
+    kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
+        memory, with a scale per token and head made as the token arrives. Of these three options
+        each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
         kv_cache_memory_bytes: cap of the cache; it is committed only as tokens arrive. None: a
         share of what is free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
@@ -93,8 +93,8 @@ class LLM:
     fast_math: must be False in this version.
 
     Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError;
-    TypeError for an unknown option. Options of vLLM that mean nothing here are accepted and listed
-    by report().
+    TypeError for an unknown option. Options of vLLM that mean nothing here are accepted and, as a
+    dtype that converts nothing of a quantized file, listed by report().
     """
 
     def __init__(
@@ -638,7 +638,7 @@ class LLM:
                 "rope_bytes": self._plan.rope,
             },
             "options": given,
-            "no_effect": sorted(options.compatible),
+            "no_effect": sorted({*options.compatible, *self._forms.no_effect}),
             "stats": stats,
         }
 

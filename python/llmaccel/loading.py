@@ -1,20 +1,19 @@
 """From a model argument to weights in the core: files, configuration, number formats, tokenizer.
 
-Owns the options of `LLM` (`LoadOptions`), what a model name or path means, and the choice of
-formats: which form weights, activations and the KV cache take. Invariant: `prepare` reads headers
-and small files only, so that a plan that does not fit is refused before any weight is touched;
-`load_weights` then packs one slot at a time, and never holds a second copy of more than that.
+Owns what a model name or path means, and the choice of formats: which form weights, activations and
+the KV cache take. Invariant: `prepare` reads headers and small files only, so that a plan that does
+not fit is refused before any weight is touched; `load_weights` then packs one slot at a time, and
+never holds a second copy of more than that. The options are those of options.py.
 
 Called by llm.py and by `llmaccel plan`.
 """
 
 from __future__ import annotations
 
-import numbers
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ from llmaccel import _core, hub
 from llmaccel.config import (
     GenerationConfig,
     ModelConfig,
+    apply_overrides,
+    flatten,
     load_generation_config,
     load_hf_config,
     parse_generation_config,
 )
-from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, LoadError, UnsupportedError, shown
 from llmaccel.files import is_there
 from llmaccel.memory import MemoryPlan, plan_memory
@@ -39,142 +39,19 @@ from llmaccel.models.checkpoint import (
     quoted,
     tensor_bytes,
 )
+from llmaccel.models.families import find_family
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
-from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe
+from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
+from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
-_LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
-# dtype: the core's name of the weights' form
-_WEIGHTS = {
-    "auto": "auto",
-    "float32": "F32",
-    "float": "F32",
-    "bfloat16": "BF16",
-    "float16": "F16",
-    "half": "F16",
-}
-# vLLM's spellings included
-_KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8_e4m3": "f8", "fp8": "f8"}
-KV_NAMES = {form: name for name, form in _KV_FORMS.items()}
-_ACTIVATION_FORMS = {"int8": "i8", "bf16": "bf16", "float32": "f32"}
-ACTIVATION_NAMES = {form: name for name, form in _ACTIVATION_FORMS.items()}
-_ACTIVATIONS = ("auto", *_ACTIVATION_FORMS)
 _AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
-# vLLM's options that mean nothing here, and the values that are no lie: None allows any.
-COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
-    "trust_remote_code": None,
-    "enforce_eager": None,
-    "disable_log_stats": None,
-    "gpu_memory_utilization": None,
-    "swap_space": None,
-    "block_size": (None, 64),
-    "tensor_parallel_size": (1,),
-    "pipeline_parallel_size": (1,),
-    "data_parallel_size": (1,),
-    "enable_prefix_caching": (None, False),
-    "enable_chunked_prefill": (None, True),
-}
-
-
-# What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
-# for bytes, more than any machine has.
-# Whether None stands for a choice comes last.
-_COUNTS = (
-    ("max_num_seqs", 1, 65536, False),
-    ("max_num_batched_tokens", 1, 1 << 20, False),
-    ("max_model_len", 1, 1 << 24, True),
-    ("kv_cache_memory_bytes", 1, 1 << 62, True),
-    ("threads", 1, MAX_THREADS, True),
-    ("seed", 0, (1 << 64) - 1, True),
-)
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """The keyword arguments of `LLM`; their meaning is documented there."""
-
-    model: Any
-    tokenizer: Any = None
-    revision: str | None = None
-    dtype: str = "auto"
-    quantization: str | None = None
-    activation: str = "auto"
-    kv_cache_dtype: str = "auto"
-    kv_cache_memory_bytes: int | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    threads: int | None = None
-    isa: str | None = None
-    seed: int | None = 0
-    load_format: str = "auto"
-    generation_config: Any = "auto"
-    chat_template: Any = None
-    hf_overrides: Mapping[str, Any] | None = None
-    fast_math: bool = False
-    compatible: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, *_ in _COUNTS:
-            value = getattr(self, name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-                object.__setattr__(self, name, int(value))  # NumPy's integers are as good
-
-    def check(self) -> None:
-        """ConfigError, UnsupportedError or TypeError naming the first bad option."""
-        choices = (
-            ("dtype", tuple(_WEIGHTS)),
-            ("activation", _ACTIVATIONS),
-            ("load_format", _LOAD_FORMATS),
-        )
-        for name, known in choices:
-            value = getattr(self, name)
-            if not isinstance(value, str) or value not in known:
-                raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(known)}")
-        for name in ("quantization", "kv_cache_dtype", "isa", "revision"):
-            value = getattr(self, name)
-            left_out = value is None and name != "kv_cache_dtype"
-            if not left_out and not (isinstance(value, str) and value and value.isprintable()):
-                raise ConfigError(f"{name}={shown(value)}: expected a name")
-        if self.kv_cache_dtype == "fp8_e5m2":
-            raise UnsupportedError(
-                "kv_cache_dtype='fp8_e5m2': two bits of mantissa are too few; "
-                "use 'fp8' (E4M3) or 'int8', which take the same memory"
-            )
-        if self.kv_cache_dtype not in ("auto", *_KV_FORMS):
-            raise UnsupportedError(
-                f"kv_cache_dtype={shown(self.kv_cache_dtype)}: this version has auto, "
-                f"{', '.join(_KV_FORMS)}"
-            )
-        if self.quantization not in (None, "gguf", *QUANTIZATIONS):
-            raise UnsupportedError(
-                f"quantization={shown(self.quantization)}: this version has "
-                f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
-            )
-        if self.fast_math is not False:
-            raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
-        for name, lo, hi, optional in _COUNTS:
-            value = getattr(self, name)
-            if value is not None or not optional:
-                _check_count(name, value, lo, hi)
-        for name, value in self.compatible.items():
-            if name not in COMPATIBLE:
-                raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
-            allowed = COMPATIBLE[name]
-            plain = isinstance(value, (numbers.Integral, type(None)))
-            if allowed is not None and not (plain and value in allowed):
-                known = " or ".join(map(repr, allowed))
-                raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only")
-
-
-def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
-        raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 
 @dataclass(frozen=True)
 class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
     of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
+    no_effect: options that change nothing with this file.
     """
 
     weights: Mapping[str, Any]
@@ -182,6 +59,7 @@ class Forms:
     head: str
     quantized: bool
     wide: tuple[str, ...] = ()
+    no_effect: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +105,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     if checkpoint is None and options.load_format != "dummy":
         from llmaccel.models.safetensors import open_safetensors
 
+        with naming_file(path):  # before the files: that the model is none of ours says more
+            find_family(apply_overrides(flatten(raw), options.hf_overrides))
         checkpoint = open_safetensors(path)
     with naming_file(path):
         config = build_config(
@@ -366,7 +246,7 @@ def choose_forms(
     for _, parts in slots:
         for dtype, rows, cols in parts:
             stored[dtype] += rows * cols if rows > 1 else 0
-    weights = _WEIGHTS[options.dtype]
+    weights = WEIGHT_FORMS[options.dtype]
     if options.activation == "float32":
         weights = "F32" if weights == "auto" else weights
     quantization = options.quantization if options.quantization in QUANTIZATIONS else None
@@ -392,9 +272,27 @@ def choose_forms(
         forms = dict(slots)
         form = forms["embed" if tied else "head"][0][0]
         head = form if form.startswith("Q") else head
-    config = replace(config, activation=activation, kv_form=_KV_FORMS[kv])
+    config = replace(config, activation=activation, kv_form=KV_FORMS[kv])
     wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
-    return config, Forms(recipe, dtype, head, quantized, wide)
+    no_effect = () if _converts(options, slots, recipe) else ("dtype",)
+    return config, Forms(recipe, dtype, head, quantized, wide, no_effect)
+
+
+def _converts(
+    options: LoadOptions,
+    slots: list[tuple[str, list[tuple[str, int, int]]]],
+    recipe: Mapping[str, Any],
+) -> bool:
+    """Whether dtype, if given, decides anything: float32 opens codes, others need float matrices
+    that stay floats."""
+    if options.dtype in ("auto", "float32") or options.load_format == "dummy":
+        return True
+    kept = [
+        parts
+        for slot, parts in slots
+        if slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep"
+    ]
+    return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
 
 
 def _activation(
@@ -403,12 +301,12 @@ def _activation(
     """la_act_form of products with quantized weights; ConfigError for a contradiction."""
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- or 8-bit weights, these are {main}")
-    if options.activation == "bf16" and not quantized and main != "BF16":
-        raise ConfigError(f"activation='bf16': the weights are {main}; use dtype='bfloat16'")
+    if options.activation == "bfloat16" and not quantized and main != "BF16":
+        raise ConfigError(f"activation='bfloat16': the weights are {main}; use dtype='bfloat16'")
     if options.activation == "float32" and weights != "F32":
         raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
     if options.activation != "auto":
-        return _ACTIVATION_FORMS[options.activation]
+        return ACTIVATION_FORMS[options.activation]
     if quantized:
         return "bf16" if quantization == "fp8" else _AUTO_ACTIVATION
     return "bf16" if main == "BF16" else "f32"
@@ -448,7 +346,7 @@ class DummyTensors:
         named = options.dtype
         if named == "auto":
             named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
-        self._dtype = _WEIGHTS.get(str(named), "auto")
+        self._dtype = WEIGHT_FORMS.get(number_format(named), "auto")
         if self._dtype == "auto":
             raise ConfigError(f"config.json: dtype {shown(named)} is unknown")
 

@@ -22,7 +22,7 @@ from llmaccel.environment import thread_count
 from llmaccel.errors import MemoryPlanError
 
 if TYPE_CHECKING:
-    from llmaccel.loading import LoadOptions
+    from llmaccel.options import LoadOptions
 
 PAGE_TOKENS = 64
 # Of what weights and workspace leave: others need memory too.

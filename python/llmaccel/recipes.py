@@ -1,13 +1,13 @@
 """Recipes: which form each matrix of a model takes, and which products run on int8 activations.
 
-Owns the names of `quantization=` and what they mean for body, head and embedding. Invariant: a
-recipe is decided from headers alone and is the one that the core packs by and the memory plan
-counts by.
+Owns the names of `quantization=` and what they mean for body, head and embedding, and the one
+spelling of the number formats that other options name. Invariant: a recipe is decided from headers
+alone and is the one that the core packs by and the memory plan counts by.
 
 The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less
 there than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
 
-Called by loading.py; kernels/packed.py takes the names.
+Called by loading.py; options.py and kernels/ take the names.
 """
 
 from __future__ import annotations
@@ -30,6 +30,25 @@ _WIDE = {
     "w4g32": ("head",),
     "fp8": (),
 }
+
+# Other ways to write a number format: vLLM's, llama.cpp's, and what people type.
+_SPELLINGS = {
+    "float": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+    "bf16": "bfloat16",
+    "half": "float16",
+    "fp16": "float16",
+    "f16": "float16",
+    "fp8_e4m3": "fp8",
+}
+
+
+def number_format(value: Any) -> Any:
+    """The one name of a number format, which may be a torch dtype too; the rest as it is."""
+    if type(value).__module__ == "torch":
+        value = str(value).removeprefix("torch.")
+    return _SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
 def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, Any]:
@@ -60,7 +79,7 @@ def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, s
             f"quantization={name!r}: the file's tensors are quantized already "
             f"({', '.join(blocks)}); leave quantization out, or give a float file"
         )
-    if options["dtype"] in ("float32", "float"):
+    if options["dtype"] == "float32":
         raise ConfigError(
             f"dtype={options['dtype']!r}: quantization={name!r} stores codes; leave dtype out"
         )

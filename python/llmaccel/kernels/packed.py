@@ -14,10 +14,10 @@ from llmaccel import _core
 from llmaccel.errors import ConfigError, LLMAccelError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
-from llmaccel.recipes import QUANTIZATIONS
+from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
-FORMS = {"float32": "f32", "bf16": "bf16", "int8": "i8"}  # as the core calls them
+FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
 _ROUND_AT_ONCE = 1 << 28  # values; counted in int
@@ -144,7 +144,7 @@ def linear(
 ) -> Tensor:
     """x W^T + bias, as torch.nn.functional.linear. F32 [..., N].
 
-    x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bf16"
+    x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bfloat16"
     (rounded to nearest even) or "int8" (8-bit weights and below: quantized per row and group,
     integer dots); "auto" is float32 for F32 and F16 weights and bf16 for all others. Sums are
     fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
@@ -191,7 +191,7 @@ def quantize_rows(x: Any, group: int = 32, *, isa: str = "auto") -> tuple[Tensor
 
 
 def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
-    """x rounded to bfloat16, nearest even: what activation="bf16" multiplies with.
+    """x rounded to bfloat16, nearest even: what activation="bfloat16" multiplies with.
 
     x: any shape. Returns BF16 of that shape, which torch.from_dlpack reads.
     """
@@ -211,9 +211,9 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
 def _form(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
-    allowed = {"F32": ("float32",), "F16": ("float32",), "BF16": ("bf16",), "fp8": ("bf16",)}.get(
-        codes, ("bf16", "int8")
-    )
+    floats = {"F32": "float32", "F16": "float32", "BF16": "bfloat16", "fp8": "bfloat16"}
+    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8")
+    activation = number_format(activation)
     arguments.choice(activation, "activation", ACTIVATIONS)
     chosen = allowed[0] if activation == "auto" else activation
     if chosen not in allowed:

@@ -14,6 +14,7 @@ from llmaccel import _core
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
+from llmaccel.recipes import number_format
 
 MOST_TOKENS = 2**24
 # Names of LLM's kv_cache_dtype -> the core's.
@@ -36,6 +37,7 @@ class KVPages:
         self.n_kv_heads = arguments.integer(n_kv_heads, "n_kv_heads", 1, 65536)
         self.d = arguments.integer(d, "d", 1, 256)
         self.max_tokens = arguments.integer(max_tokens, "max_tokens", 1, MOST_TOKENS)
+        dtype = number_format(dtype)
         if not isinstance(dtype, str):
             raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
         if dtype not in FORMS:

@@ -85,7 +85,9 @@ def open_safetensors(path: str | Path) -> Checkpoint:
         return Checkpoint(path / _INDEX_NAME, _read_shards(path / _INDEX_NAME))
     files = sorted(path.glob("*.safetensors"))
     if not files:
-        raise LoadError(f"{path}: the folder holds no .safetensors file")
+        pickled = any(path.glob("*.bin"))
+        hint = ", only pickled weights (.bin): convert them to safetensors" if pickled else ""
+        raise LoadError(f"{path}: the folder holds no .safetensors file{hint}")
     tensors: dict[str, RawTensor] = {}
     for file in files:
         for name, tensor in _read_file(file).items():

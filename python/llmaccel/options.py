@@ -1,0 +1,197 @@
+"""The options of `LLM`: their names, values and spellings, checked before anything is looked for.
+
+Owns `LoadOptions` and what is done with vLLM's options that this version has no use for: those that
+mean nothing here are accepted and reported, those that would mean something are refused by name.
+Invariant: `check` names the first bad option, and what passed it holds one spelling of each number
+format, whichever was given.
+
+Called by llm.py, loading.py, memory.py and `llmaccel plan`.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmaccel.environment import MAX_THREADS
+from llmaccel.errors import ConfigError, UnsupportedError, shown
+from llmaccel.recipes import QUANTIZATIONS, number_format
+
+_LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+# dtype: the core's name of the weights' form
+WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8"}
+KV_NAMES = {form: name for name, form in KV_FORMS.items()}
+ACTIVATION_FORMS = {"int8": "i8", "bfloat16": "bf16", "float32": "f32"}
+ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
+_SPELLED = ("dtype", "activation", "kv_cache_dtype")
+
+_ABSENT = (None, False)  # what vLLM's options for features that are not here may be
+# vLLM's options, and the values that are no lie: None allows any.
+COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
+    "trust_remote_code": None,
+    "code_revision": None,
+    "enforce_eager": None,
+    "compilation_config": None,
+    "max_seq_len_to_capture": None,
+    "disable_custom_all_reduce": None,
+    "disable_log_stats": None,
+    "served_model_name": None,
+    "distributed_executor_backend": None,
+    "async_scheduling": None,
+    "max_logprobs": None,
+    "gpu_memory_utilization": None,
+    "swap_space": None,
+    "cpu_offload_gb": (None, 0),
+    "block_size": (None, 64),
+    "device": (None, "auto", "cpu"),
+    "task": (None, "auto", "generate"),
+    "runner": (None, "auto", "generate"),
+    "tokenizer_mode": (None, "auto"),
+    "config_format": (None, "auto"),
+    "tensor_parallel_size": (1,),
+    "pipeline_parallel_size": (1,),
+    "data_parallel_size": (1,),
+    "enable_prefix_caching": (None, False),
+    "enable_chunked_prefill": (None, True),
+    **dict.fromkeys(
+        (
+            "allowed_local_media_path",
+            "enable_expert_parallel",
+            "enable_lora",
+            "enable_sleep_mode",
+            "guided_decoding_backend",
+            "kv_transfer_config",
+            "limit_mm_per_prompt",
+            "logits_processors",
+            "max_lora_rank",
+            "max_loras",
+            "mm_processor_kwargs",
+            "num_speculative_tokens",
+            "pooler_config",
+            "skip_tokenizer_init",
+            "speculative_config",
+            "speculative_model",
+            "structured_outputs_config",
+            "tokenizer_revision",
+        ),
+        _ABSENT,
+    ),
+    "download_dir": _ABSENT,
+    "hf_token": _ABSENT,
+    "rope_scaling": _ABSENT,
+    "rope_theta": _ABSENT,
+}
+_INSTEAD = {
+    "download_dir": "set HF_HUB_CACHE",
+    "hf_token": "set HF_TOKEN",
+    "rope_scaling": "give it in hf_overrides",
+    "rope_theta": "give it in hf_overrides",
+}
+
+# What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
+# for bytes, more than any machine has.
+# Whether None stands for a choice comes last.
+_COUNTS = (
+    ("max_num_seqs", 1, 65536, False),
+    ("max_num_batched_tokens", 1, 1 << 20, False),
+    ("max_model_len", 1, 1 << 24, True),
+    ("kv_cache_memory_bytes", 1, 1 << 62, True),
+    ("threads", 1, MAX_THREADS, True),
+    ("seed", 0, (1 << 64) - 1, True),
+)
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """The keyword arguments of `LLM`; their meaning is documented there."""
+
+    model: Any
+    tokenizer: Any = None
+    revision: str | None = None
+    dtype: str = "auto"
+    quantization: str | None = None
+    activation: str = "auto"
+    kv_cache_dtype: str = "auto"
+    kv_cache_memory_bytes: int | None = None
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    threads: int | None = None
+    isa: str | None = None
+    seed: int | None = 0
+    load_format: str = "auto"
+    generation_config: Any = "auto"
+    chat_template: Any = None
+    hf_overrides: Mapping[str, Any] | None = None
+    fast_math: bool = False
+    compatible: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in _SPELLED:
+            object.__setattr__(self, name, number_format(getattr(self, name)))
+        for name, *_ in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, name, int(value))  # NumPy's integers are as good
+
+    def check(self) -> None:
+        """ConfigError, UnsupportedError or TypeError naming the first bad option."""
+        choices = (
+            ("dtype", tuple(WEIGHT_FORMS)),
+            ("activation", ("auto", *ACTIVATION_FORMS)),
+            ("load_format", _LOAD_FORMATS),
+        )
+        for name, known in choices:
+            value = getattr(self, name)
+            if not isinstance(value, str) or value not in known:
+                raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(known)}")
+        for name in ("quantization", "kv_cache_dtype", "isa", "revision"):
+            value = getattr(self, name)
+            left_out = value is None and name != "kv_cache_dtype"
+            if not left_out and not (isinstance(value, str) and value and value.isprintable()):
+                raise ConfigError(f"{name}={shown(value)}: expected a name")
+        if self.kv_cache_dtype == "fp8_e5m2":
+            raise UnsupportedError(
+                "kv_cache_dtype='fp8_e5m2': two bits of mantissa are too few; "
+                "use 'fp8' (E4M3) or 'int8', which take the same memory"
+            )
+        if self.kv_cache_dtype not in ("auto", *KV_FORMS):
+            raise UnsupportedError(
+                f"kv_cache_dtype={shown(self.kv_cache_dtype)}: this version has auto, "
+                f"{', '.join(KV_FORMS)}"
+            )
+        if self.quantization not in (None, "gguf", *QUANTIZATIONS):
+            raise UnsupportedError(
+                f"quantization={shown(self.quantization)}: this version has "
+                f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
+            )
+        if self.fast_math is not False:
+            raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
+        for name, lo, hi, optional in _COUNTS:
+            value = getattr(self, name)
+            if value is not None or not optional:
+                _check_count(name, value, lo, hi)
+        for name, value in self.compatible.items():
+            _check_compatible(name, value)
+
+
+def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+        raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
+
+
+def _check_compatible(name: str, value: Any) -> None:
+    if name not in COMPATIBLE:
+        raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
+    allowed = COMPATIBLE[name]
+    plain = isinstance(value, (numbers.Real, str, type(None)))
+    if allowed is None or (plain and value in allowed):
+        return
+    if allowed is _ABSENT:
+        instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+        raise UnsupportedError(f"{name}={shown(value)}: not supported by this version{instead}")
+    known = " or ".join(map(repr, allowed))
+    raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only")
