@@ -250,6 +250,33 @@ def test_content_parts():
             chat.join_text_parts([{"role": "user", "content": [*parts[:1], bad]}], False)
 
 
+def test_tool_calls_need_no_content():
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {}}}]
+    for given in ({"content": None}, {}):
+        message = {"role": "assistant", **given, "tool_calls": calls}
+        joined = chat.join_text_parts([message], False)
+        assert joined == [{"role": "assistant", "content": "", "tool_calls": calls}]
+        assert render(CHATML, joined) == "<|im_start|>assistant\n<|im_end|>\n"
+    for plain in ({"role": "user", "content": None}, {"role": "user", "tool_calls": []}):
+        assert chat.join_text_parts([plain], False) == [plain]
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        ("{% if tools %}{{ tools | tojson }}{% endif %}", True),
+        ("{% for tool in tools %}{% endfor %}", True),
+        ("{% set listed = tools or [] %}{{ listed }}", True),
+        (CHATML, False),
+        ("{{ messages[0].tools }}{{ 'tools' }}", False),
+        ("{% set tools = 1 %}", False),
+        ("{% if", True),
+    ],
+)
+def test_which_templates_take_tools(template, takes):
+    assert chat.takes_tools(template) is takes
+
+
 EACH = "{% for m in messages %}"
 PARTS = "{% for p in CONTENT %}{{ p.text }}{% endfor %}"
 

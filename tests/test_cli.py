@@ -32,6 +32,18 @@ def test_complete(folder, capsys, monkeypatch):
     assert capsys.readouterr().out == expected
 
 
+def test_tokens_where_none_are_asked_for(tmp_path, capsys):
+    folder = str(letters.write_model(tmp_path, max_position_embeddings=400, eos_token_id=None))
+    (tmp_path / "tokenizer_config.json").write_text("{}")  # and no end there
+    arguments = ["complete", folder, "abc", "--temperature", "0"]
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out == greedy(folder, "abc", 256) + "\n"
+    assert cli.main([*arguments, "-n", "-1"]) == 0
+    assert capsys.readouterr().out == greedy(folder, "abc", None) + "\n"
+    assert cli.main([*arguments, "-n", "0"]) == 1
+    assert "max_tokens" in capsys.readouterr().err
+
+
 def test_chat_once_and_in_turns(folder, capsys, monkeypatch):
     arguments = ["chat", folder, "-n", "4", "--temperature", "0", "--system", "be kind"]
     assert cli.main([*arguments, "-p", "hi"]) == 0

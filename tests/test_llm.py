@@ -98,6 +98,23 @@ def test_chat_renders_and_adds_no_second_bos(llm):
     assert out.prompt == "[user]hi[assistant]so"
 
 
+def test_chat_with_tools(llm):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    messages = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    out = llm.chat(messages, GREEDY, tools=tools)[0]
+    assert out.prompt == "[user]hi[assistant][tool]3tools=1[assistant]"
+    deaf = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(RequestError, match="tools: the chat_template never reads them"):
+        llm.chat(messages, GREEDY, tools=tools, chat_template=deaf)
+    for none in (None, []):
+        assert llm.chat(messages, GREEDY, tools=none, chat_template=deaf)[0].prompt == "hi3"
+
+
 def test_truncate_prompt_tokens(llm, folder):
     ids = list(range(3, 103))
     out = llm.generate(ids, SamplingParams(max_tokens=1, truncate_prompt_tokens=7))[0]
@@ -343,6 +360,30 @@ def test_submit(llm):
     heard = []
     futures[0].add_done_callback(heard.append)
     assert heard == [futures[0]]
+
+
+def test_futures_can_be_awaited(llm):
+    whole = only(llm.generate("abc", GREEDY))
+
+    async def wait():
+        futures = [llm.submit("abc", GREEDY) for _ in range(3)]
+        first = await futures[0]
+        rest = await asyncio.gather(*futures[1:])
+        again = await futures[0]
+        long = llm.submit("abc", LONG)
+        task = asyncio.ensure_future(long)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(llm.submit("abc", LONG), 0.01)
+        return [first, *rest, again], long
+
+    outputs, long = asyncio.run(wait())
+    assert [out.outputs[0].text for out in outputs] == [whole.text] * 4
+    assert long.result(timeout=30).outputs[0].finish_reason == "abort"
+    assert idle(llm)
 
 
 def test_cancel(llm):

@@ -7,6 +7,7 @@ counters.
 
 from __future__ import annotations
 
+import functools
 import random
 import time
 
@@ -186,8 +187,19 @@ def test_bad_calls_of_other_methods(llm):
     for messages in ("text", [3], None, 5, [], [[3]]):
         with pytest.raises(RequestError, match="messages"):
             llm.chat(messages, GOOD)
-    with pytest.raises(TypeError, match="max_new_tokens"):
+    with pytest.raises(TypeError, match=r"LLM.generate\(\).*max_new_tokens"):
         llm.generate("abc", max_new_tokens=3)
+    chat = functools.partial(llm.chat, [{"role": "user", "content": "x"}])
+    generate = functools.partial(llm.generate, "abc")
+    for method in (generate, chat, functools.partial(llm.submit, "abc")):
+        with pytest.raises(UnsupportedError, match="lora_request: not supported"):
+            method(lora_request=object())
+    with pytest.raises(UnsupportedError, match=r"prompt_token_ids: .*as the prompts"):
+        llm.generate([], prompt_token_ids=[[1, 2]])
+    generate(GOOD, lora_request=None)
+    chat(GOOD, chat_template_content_format="auto")
+    with pytest.raises(TypeError, match="llmaccel plan MODEL"):
+        LLM.plan("model")
     with pytest.raises(RequestError, match="empty"):
         llm.logits([])
     with pytest.raises(RequestError, match="161"):

@@ -224,6 +224,21 @@ def _plain_messages(messages: Any) -> list[dict[str, Any]]:
     return chat
 
 
+@lru_cache(maxsize=32)
+def takes_tools(template: str) -> bool:
+    """Whether a template reads the variable `tools` anywhere; one that cannot be parsed does, since
+    rendering it tells why it cannot."""
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        names = list(_environment().parse(template).find_all(nodes.Name))
+    except (jinja2.TemplateError, RecursionError):
+        return True
+    return any(name.name == "tools" and name.ctx == "load" for name in names)
+
+
+@lru_cache(maxsize=32)
 def takes_parts(template: str) -> bool:
     """Whether a template walks over the parts of a message's content, which it then gets as a list.
 
@@ -255,7 +270,8 @@ def takes_parts(template: str) -> bool:
 
 def join_text_parts(messages: Any, as_list: bool) -> Any:
     """OpenAI's lists of content parts as what a template takes: one string of lines, or (as_list)
-    a list of {"type": "text", "text"}. RequestError names a part that is no text."""
+    a list of {"type": "text", "text"}. RequestError names a part that is no text. No content beside
+    tool calls becomes an empty string, which most templates need."""
     if not isinstance(messages, (list, tuple)):
         return messages
     joined: list[Any] = []
@@ -267,6 +283,10 @@ def join_text_parts(messages: Any, as_list: bool) -> Any:
             ]
             parts = [{"type": "text", "text": text} for text in texts]
             message = {**message, "content": parts if as_list else "\n".join(texts)}
+        elif content is None and isinstance(message, Mapping):
+            calls = message.get("tool_calls")
+            if isinstance(calls, (list, tuple)) and calls:
+                message = {**message, "content": ""}
         joined.append(message)
     return joined
 

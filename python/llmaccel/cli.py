@@ -40,6 +40,7 @@ _CPU_FLAGS = (
     "amx_int8",
 )
 _PROBE_BYTES = 256 << 20  # beyond every cache
+_COMPLETE_TOKENS = 256  # a base model would go on until the context is full
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     complete = commands.add_parser("complete", help="continue a text")
     _add_model(complete)
-    _add_sampling(complete)
+    _add_sampling(complete, _COMPLETE_TOKENS)
     complete.add_argument(
         "prompt", nargs="?", help="the text; read from stdin where it is not given"
     )
@@ -92,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     chat = commands.add_parser("chat", help="talk to a model")
     _add_model(chat)
-    _add_sampling(chat)
+    _add_sampling(chat, None)  # a chat model says itself when it is done
     chat.add_argument("-p", "--prompt", help="ask once and exit")
     chat.add_argument("--system", help="the system message")
     chat.set_defaults(run=_chat)
@@ -142,13 +143,13 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_sampling(parser: argparse.ArgumentParser, tokens: int | None) -> None:
     parser.add_argument(
         "-n",
         "--max-tokens",
-        type=int,
-        default=None,
-        help="tokens to generate; until the context is full where not given",
+        type=_max_tokens,
+        default=tokens,
+        help=f"tokens to generate at most; -1: until the context is full; default {tokens or -1}",
     )
     for name in ("temperature", "top-p", "min-p", "repetition-penalty"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS)
@@ -159,6 +160,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="text that ends the answer; may be repeated",
     )
+
+
+def _max_tokens(text: str) -> int | None:
+    """SamplingParams' max_tokens; -1, as in llama.cpp, is its None."""
+    return None if text == "-1" else int(text)
 
 
 def _size(text: str) -> int:

@@ -26,6 +26,13 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
+from llmaccel.arguments import (
+    check_switches,
+    priority_of,
+    refuse_foreign,
+    seconds_of,
+    spread,
+)
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend
 from llmaccel.errors import LoadError, RequestError, shown
@@ -41,8 +48,6 @@ from llmaccel.options import ACTIVATION_NAMES, KV_NAMES, LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
 from llmaccel.prompts import (
-    BYTES,
-    check_switches,
     encode_text,
     ids_of,
     parts_of,
@@ -184,6 +189,7 @@ class LLM:
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        **foreign: Any,
     ) -> Any:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
 
@@ -197,9 +203,10 @@ class LLM:
         in a notebook. Raises RequestError, naming the prompt: all prompts and parameters are
         checked before the first is submitted, and where the engine refuses one (an id outside the
         vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
-        does.
+        does. foreign: vLLM's arguments that this version has not: None, or UnsupportedError.
         """
         self._driver.check()
+        refuse_foreign("generate", foreign)
         items = prompt_list(prompts)
         encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
         return self._run(
@@ -225,16 +232,18 @@ class LLM:
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        **foreign: Any,
     ) -> Any:
         """Answer a conversation, or a list of conversations; returns what generate returns.
 
         messages: {"role", "content"} dicts; content is a string or a list of text parts, which
             become lines of one string unless the template takes lists.
-        tools and chat_template_kwargs go to the template.
+        tools and chat_template_kwargs go to the template; RequestError where it reads no tools.
         add_generation_prompt: None: unless continue_final_message, which continues the last
             message.
         """
         self._driver.check()
+        refuse_foreign("chat", foreign)
         if not isinstance(messages, (list, tuple)) or not messages:
             raise RequestError(f"messages: expected a list of dicts, got {shown(messages)}")
         check_switches(add_generation_prompt=add_generation_prompt)
@@ -247,7 +256,7 @@ class LLM:
         encoded = []
         for one in conversations:
             text = tokenizer.apply_chat_template(
-                tokenizer.join_text_parts(one, chat_template, tools is not None),
+                tokenizer.prepare_chat(one, chat_template, tools),
                 tools=tools,
                 chat_template=chat_template,
                 tokenize=False,
@@ -276,16 +285,19 @@ class LLM:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **foreign: Any,
     ) -> RequestFuture:
-        """Start one prompt and return at once: a future of its RequestOutput."""
+        """Start one prompt and return at once: a future of its RequestOutput, for result() or
+        await."""
         self._driver.check()
+        refuse_foreign("submit", foreign)
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
         future = RequestFuture(self, request)
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
         self._driver.submit(
-            request, fields, priority=_priority(priority), timeout=_seconds(timeout)
+            request, fields, priority=priority_of(priority), timeout=seconds_of(timeout)
         )
         return future
 
@@ -296,6 +308,7 @@ class LLM:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **foreign: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
 
@@ -304,6 +317,7 @@ class LLM:
         import asyncio  # here: a third of what importing this module would cost
 
         self._driver.check()
+        refuse_foreign("agenerate", foreign)
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
         loop, news = asyncio.get_running_loop(), asyncio.Event()
@@ -311,7 +325,7 @@ class LLM:
         request.listener = waker(self._driver, loop, news)
         kind = output_kind(request)
         self._driver.submit(
-            request, fields, priority=_priority(priority), timeout=_seconds(timeout)
+            request, fields, priority=priority_of(priority), timeout=seconds_of(timeout)
         )
         try:
             finished = False
@@ -339,11 +353,11 @@ class LLM:
         self._driver.check_wait()
         check_switches(stream=stream, use_tqdm=use_tqdm)
         count = len(encoded)
-        all_params = _spread("sampling_params", params, count, SamplingParams)
+        all_params = spread("sampling_params", params, count, SamplingParams)
         priorities = [
-            _priority(one) for one in _spread("priority", priority, count, numbers.Integral)
+            priority_of(one) for one in spread("priority", priority, count, numbers.Integral)
         ]
-        seconds = _seconds(timeout)
+        seconds = seconds_of(timeout)
         made = []
         for i, (text, ids) in enumerate(encoded):
             where = f"prompts[{i}]" if count > 1 else "prompt"
@@ -595,6 +609,10 @@ class LLM:
 
     def plan(self) -> MemoryPlan:
         """The memory plan that this model was admitted by; str() of it is a table."""
+        if not isinstance(self, LLM):
+            raise TypeError(
+                "LLM.plan: expected a loaded LLM; `llmaccel plan MODEL` plans without loading"
+            )
         self._driver.check()
         return self._plan
 
@@ -654,35 +672,6 @@ class LLM:
 
 
 # ---- helpers -------------------------------------------------------------------------------------
-
-
-def _spread(name: str, value: Any, count: int, kind: type) -> list[Any]:
-    """One value for all, or a list of one per prompt."""
-    if value is None or isinstance(value, kind):
-        return [value] * count
-    if not isinstance(value, Sequence) or isinstance(value, (str, *BYTES)):
-        raise RequestError(
-            f"{name}: expected one for all or a list with one for each prompt, got {shown(value)}"
-        )
-    if len(value) != count:
-        raise RequestError(f"{name}: expected {count}, one for each prompt, got {len(value)}")
-    return list(value)
-
-
-def _seconds(timeout: float | None) -> float:
-    """The core's 0.0 for None."""
-    if timeout is None:
-        return 0.0
-    if isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or not timeout > 0.0:
-        raise RequestError(f"timeout: expected a number of seconds above 0, got {shown(timeout)}")
-    return float(min(timeout, 1e9))
-
-
-def _priority(value: Any) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not -(2**31) <= value < 2**31:
-        raise RequestError(f"priority: expected an integer of 32 bits, got {shown(value)}")
-    return int(value)
 
 
 def _mix(seed: int, number: int) -> int:

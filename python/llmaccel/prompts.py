@@ -133,10 +133,3 @@ def template_variables(given: Any) -> Mapping[str, Any]:
         if key in _CHAT_ARGUMENTS or key == "self":
             raise RequestError(f"chat_template_kwargs: {key!r} is no variable of a template")
     return given
-
-
-def check_switches(**given: Any) -> None:
-    """RequestError names the first that is neither True nor False; what is None was left out."""
-    for name, value in given.items():
-        if value is not None and not isinstance(value, (bool, np.bool_)):
-            raise RequestError(f"{name}: expected True or False, got {shown(value)}")

@@ -411,9 +411,15 @@ class Tokenizer:
         encoding = self(text, add_special_tokens=False, split_special_tokens=False)
         return encoding if return_dict else encoding.input_ids
 
-    def join_text_parts(self, messages: Any, chat_template: str | None, has_tools: bool) -> Any:
-        """OpenAI's content parts as the chat template takes them; see chat.join_text_parts."""
-        template = chat.select_chat_template(self._templates, chat_template, has_tools)
+    def prepare_chat(self, messages: Any, chat_template: str | None, tools: Any) -> Any:
+        """OpenAI's messages as the chat template takes them; see chat.join_text_parts. RequestError
+        for tools that the template would leave out."""
+        template = chat.select_chat_template(self._templates, chat_template, tools is not None)
+        if isinstance(tools, (list, tuple)) and tools and not chat.takes_tools(template):
+            raise RequestError(
+                "tools: the chat_template never reads them; pass chat_template= one that does, or "
+                "write them into a message"
+            )
         return chat.join_text_parts(messages, chat.takes_parts(template))
 
 

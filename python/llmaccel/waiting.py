@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +118,8 @@ class Chunks(Iterator[RequestOutput]):
 
 
 class RequestFuture(Future[RequestOutput]):
-    """A request under way. result(timeout) gives its RequestOutput and raises its error."""
+    """A request under way. result(timeout) gives its RequestOutput and raises its error; so does
+    await on an asyncio loop, where cancelling the task that waits cancels the request."""
 
     def __init__(self, llm: LLM, request: Request) -> None:
         super().__init__()
@@ -143,6 +144,12 @@ class RequestFuture(Future[RequestOutput]):
         self._check_wait(timeout)
         super().result(timeout)
         return self._request.output()
+
+    def __await__(self) -> Generator[Any, None, RequestOutput]:
+        import asyncio  # here: as in llm.agenerate
+
+        self._check_wait(0.0)
+        return asyncio.wrap_future(self).__await__()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait as result does; the request's error, or None."""
