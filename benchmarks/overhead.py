@@ -8,7 +8,7 @@
 threads and of the driver's thread outside Engine.step, over that of the process. `idle share`:
 processor time of the process while the engine has nothing to do, over the time that passes.
 
-Prints the three, and appends a JSON line for each to benchmarks/results/overhead.jsonl.
+Prints the three, and appends a JSON line for each to overhead.jsonl (results.py says where).
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ and for the file itself fp32, bf16 and int8 activations, and int8 and fp8 pages 
 over bf16 ones (int8: at most 0.2 %). `loss` is own over the float source.
 
 Prints a table, each excess with its standard error over the windows (three windows cannot tell
-differences of 0.1 %, 24 can), and appends a JSON line per row to benchmarks/results/quality.jsonl.
+differences of 0.1 %, 24 can), and appends a JSON line per row to quality.jsonl (results.py
+says where). The golden ids and the text come from --shared, which is not part of the repository.
 """
 
 from __future__ import annotations
@@ -151,12 +152,22 @@ def quantized_values(w: np.ndarray, quantization: str) -> np.ndarray:
 # ---- perplexity ----------------------------------------------------------------------------------
 
 
+def _text(shared: Path, name: str) -> str:
+    try:
+        return (shared / "data" / name).read_text()
+    except OSError as error:
+        raise SystemExit(
+            f"--shared {shared}: {error}; the golden ids and the text that this measures on lie in "
+            "data/ of a folder that does not come with the repository"
+        ) from None
+
+
 def token_windows(shared: Path, gguf: str, count: int) -> list[list[int]]:
     """The golden ids, and windows of what follows them in the text where more are asked for."""
-    golden = json.loads((shared / "data/models/smollm2_135m/golden_nll.json").read_text())
+    golden = json.loads(_text(shared, "models/smollm2_135m/golden_nll.json"))
     ids = list(golden["ids"])
     if count * WINDOW > len(ids):
-        text = (shared / "data/texts/wikitext2_raw_test.txt").read_text()[: count * WINDOW * 8]
+        text = _text(shared, "texts/wikitext2_raw_test.txt")[: count * WINDOW * 8]
         with LLM(gguf, max_model_len=WINDOW, max_num_seqs=1) as llm:
             more = llm.get_tokenizer().encode(text, add_special_tokens=False)
         if more[: len(ids)] != ids:

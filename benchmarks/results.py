@@ -1,19 +1,23 @@
 """Where benchmark figures go: one JSON line each, with what is needed to judge them.
 
 Called by every script of this folder. A line holds the commit, the processor and the time,
-then what the script measured.
+then what the script measured. Lines go to benchmarks/.cache/results, so that trying a script leaves
+a checkout as it was; with LLMACCEL_RECORD=1 to benchmarks/results, the record that is in git and
+that the README quotes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import time
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "results"
+_HERE = Path(__file__).parent
+FOLDER = _HERE / ("results" if os.environ.get("LLMACCEL_RECORD") == "1" else ".cache/results")
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -59,8 +63,8 @@ def processor() -> str:
 
 
 def append(name: str, row: dict) -> None:
-    """Appends `row`, with its circumstances, to results/<name>.jsonl."""
-    FOLDER.mkdir(exist_ok=True)
+    """Appends `row`, with its circumstances, to <name>.jsonl in FOLDER."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
     full = {
         "commit": commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -7,7 +7,7 @@ in pages of 4 KiB and 2 MiB; the best of all counts. A probe that an engine beat
 --check the packed bf16 weights of a shape of models.py are read as well, in turns with the probe,
 and a line says whether the probe held. (Weights of SmolLM2's size would not do: a third of them
 stays in a 32 MiB cache from one pass to the next.) Prints tables and appends one JSON line per
-thread count to benchmarks/results/roofline.jsonl.
+thread count to roofline.jsonl (results.py says where).
 
 Bandwidth on shared hosts moves within seconds, so the other benchmarks call `bandwidth()` again
 right before and after what they measure instead of trusting a number from here.

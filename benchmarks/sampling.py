@@ -10,7 +10,7 @@ draw are interleaved. A figure is the median step less the median greedy step, p
 itself costs (the largest value of every 32 logits, taken where the product leaves them, and the
 best of those, both timed as kernels), in microseconds a row.
 
-Prints a table, and appends one JSON line per row of it to benchmarks/results/sampling.jsonl.
+Prints a table, and appends one JSON line per row of it to sampling.jsonl (results.py).
 """
 
 from __future__ import annotations

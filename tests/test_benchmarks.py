@@ -6,6 +6,7 @@ No speed is measured here.
 from __future__ import annotations
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,23 @@ def turn(cell, compare, number: int, ours: float, theirs: float) -> dict:
     row = {name: getattr(cell, name) for name in compare.Cell.__dataclass_fields__}
     row |= {"turn": number, "ours": ours, "theirs": theirs, "before": probe, "after": probe}
     return {**row, "token_bytes": 1e9, "commit": "abc"}
+
+
+@pytest.mark.parametrize(("given", "folder"), [(None, ".cache/results"), ("1", "results")])
+def test_a_run_changes_the_record_only_on_demand(monkeypatch, given, folder):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.delenv("LLMACCEL_RECORD", raising=False)
+    if given is not None:
+        monkeypatch.setenv("LLMACCEL_RECORD", given)
+    assert runpy.run_path(str(BENCHMARKS / "results.py"))["FOLDER"] == BENCHMARKS / folder
+
+
+def test_quality_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import quality
+
+    with pytest.raises(SystemExit, match=r"--shared .*golden_nll\.json.*does not come with"):
+        quality.token_windows(tmp_path, "x.gguf", 3)
 
 
 def test_turns_are_paired_and_resumed(compare, tmp_path):
