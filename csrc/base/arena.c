@@ -2,7 +2,6 @@
 #include "arena.h"
 
 static const size_t BLOCK = (size_t)32 << 20;
-static const size_t BORDER = 4096;
 
 struct la_arena_block {
     struct la_arena_block *next;
@@ -15,6 +14,11 @@ struct la_arena_piece {
     struct la_arena_piece *next;
     size_t bytes;
 };
+
+static size_t piece_bytes(size_t bytes)
+{
+    return la_round_up(bytes > 0 ? bytes : 1, la_page_bytes());
+}
 
 static void *take_spare(la_arena *a, size_t bytes)
 {
@@ -43,7 +47,7 @@ static struct la_arena_block *add_block(la_arena *a, size_t bytes)
 
 void *la_arena_take(la_arena *a, size_t bytes)
 {
-    size_t n = la_round_up(bytes > 0 ? bytes : 1, BORDER);
+    size_t n = piece_bytes(bytes);
     if (n < bytes) {
         return NULL;
     }
@@ -69,7 +73,7 @@ void la_arena_give(la_arena *a, void *p, size_t bytes)
 {
     if (p != NULL) {
         struct la_arena_piece *piece = p;
-        *piece = (struct la_arena_piece){a->spare, la_round_up(bytes > 0 ? bytes : 1, BORDER)};
+        *piece = (struct la_arena_piece){a->spare, piece_bytes(bytes)};
         a->spare = piece;
     }
 }

@@ -15,7 +15,7 @@ typedef struct la_arena {
     struct la_arena_piece *spare; /* given back */
 } la_arena;
 
-/* `bytes` on a 4 KiB border, not cleared; NULL on failure. A zero-filled la_arena is empty. */
+/* `bytes` on a page border, not cleared; NULL on failure. A zero-filled la_arena is empty. */
 void *la_arena_take(la_arena *a, size_t bytes);
 /* Keeps a piece for the next la_arena_take of as many bytes; NULL is a no-op. */
 void la_arena_give(la_arena *a, void *p, size_t bytes);

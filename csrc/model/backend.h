@@ -40,11 +40,6 @@ typedef struct la_rows {
     int ld;
 } la_rows;
 
-/* How rows enter a product. */
-typedef struct la_prologue {
-    la_norm norm; /* w == NULL: as they are */
-} la_prologue;
-
 typedef enum la_epilogue_kind {
     LA_STORE = 0, /* out = y */
     LA_ADD,       /* out += scale * y */
@@ -149,7 +144,8 @@ typedef struct la_backend_ops {
     /* nothing but the barrier */
     void (*meet)(la_ctx *c);
     void (*embed)(la_ctx *c, la_rows x);
-    void (*linear)(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
+    /* norm of the rows that enter; norm.w NULL: as they are */
+    void (*linear)(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi);
     /* norm, rope and KV store of raw [T, (H + 2K) d] rows: what LA_HEADS does for whole rows */
     void (*heads)(la_ctx *c, int layer, la_rows qkv, la_rows q);

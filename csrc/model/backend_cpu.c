@@ -78,7 +78,7 @@ static void scratch(const la_model_desc *d, int max_tokens, size_t *shared, size
 {
     la_cpu_local unused;
     *shared = converted_bytes(d, max_tokens);
-    *local = la_round_up(local_layout(d, max_tokens, NULL, &unused), 4096);
+    *local = la_round_up(local_layout(d, max_tokens, NULL, &unused), la_page_bytes());
 }
 
 /* The items of an op must fit a share: units by blocks of rows, or tiles of query rows. */

@@ -64,7 +64,7 @@ static inline int la_cpu_border(int n, int i, int parts)
     return (int)((int64_t)n * i / parts);
 }
 
-void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
+void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi);
 /* qkv columns col0.. of one token's row, starting at a head border: norm, rope, store. */
 void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,

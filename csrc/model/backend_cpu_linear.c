@@ -50,17 +50,17 @@ static size_t plan_converted(converted *v, const la_weight *w, int activation, i
     return la_round_up(bytes + (size_t)v->groups * (size_t)rows * sizeof(la_act_meta), 64);
 }
 
-static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_prologue *pro, int K,
-                         int first, int end, float *row)
+static void convert_rows(la_ctx *c, const converted *v, la_rows in, la_norm norm, int K, int first,
+                         int end, float *row)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
         uint8_t *dst = (uint8_t *)(uintptr_t)v->a + v->pitch * (size_t)r;
         la_act_meta *meta = v->meta != NULL ? v->meta + (int64_t)r * v->groups : NULL;
-        if (pro->norm.w != NULL) {
+        if (norm.w != NULL) {
             float *y = v->form == LA_ACT_F32 ? (float *)(void *)dst : row;
-            la_cpu_norm(k, c->m->desc.norm, pro->norm, c->m->desc.norm_eps, x, y, K);
+            la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, K);
             x = y;
         }
         if (v->form == LA_ACT_BF16) {
@@ -80,7 +80,7 @@ static void convert_rows(la_ctx *c, const converted *v, la_rows in, const la_pro
 
 /* Converts the rows for every part; parts that want the same form share one conversion. Few rows are
  * converted by every thread for itself, which is cheaper than a barrier. */
-static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue *pro, converted *v)
+static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, converted *v)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
@@ -93,7 +93,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
             v[p] = v[p - 1];
             continue;
         }
-        if (v[p].form == LA_ACT_F32 && pro->norm.w == NULL) { /* already what the kernel reads */
+        if (v[p].form == LA_ACT_F32 && norm.w == NULL) { /* already what the kernel reads */
             v[p].a = (const uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;
@@ -103,7 +103,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
     }
     if (few) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, pro, m->K, 0, in.n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, m->K, 0, in.n, own.row);
         }
         return;
     }
@@ -114,7 +114,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, const la_prologue
     la_cpu_share_begin(c, &share, in.n, NULL);
     for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, pro, m->K, first, first + n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, m->K, first, first + n, own.row);
         }
     }
     la_cpu_barrier(c);
@@ -263,12 +263,12 @@ static void run_grains(la_ctx *c, const product *x, int b, int first, int n, int
     }
 }
 
-void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, const la_prologue *pro,
+void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi)
 {
     product x = {.m = m, .epi = epi, .in = in, .out = out};
     plan_product(&c->m->desc, &x);
-    prepare(c, m, in, pro, x.v);
+    prepare(c, m, in, norm, x.v);
     /* Heads of all rows by one thread, in order: the first token of a page clears what later ones write. */
     int per_item = epi->kind == LA_HEADS ? x.blocks : 1;
     la_share share;

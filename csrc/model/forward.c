@@ -43,8 +43,7 @@ static void trace(la_ctx *c, const char *op, int layer, la_rows r, int cols)
 static void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    la_epilogue epi)
 {
-    la_prologue pro = {norm};
-    c->b->ops->linear(c, m, in, out, &pro, &epi);
+    c->b->ops->linear(c, m, in, out, norm, &epi);
 }
 
 /* x += scale * norm(in W), the norm being optional: with it the product goes through y. */
