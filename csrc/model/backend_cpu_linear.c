@@ -6,22 +6,13 @@
  * leave. Invariant: M, the thread count and who takes what decide only who computes a tile and how many
  * rows ride along, never the order of additions inside a row.
  */
+#include "../kernels/act_rows.h"
 #include "backend_cpu.h"
 
 enum {
     CONVERT_ROWS = 8,    /* rows converted at once */
     FEW_BYTES = 64 << 10 /* of weights taken at once for few rows: a few microseconds */
 };
-
-/* Rows ready for a gemm slot. */
-typedef struct converted {
-    const uint8_t *a;
-    size_t pitch;
-    la_act_meta *meta; /* NULL: none */
-    int groups;
-    la_act_form form;
-    int group;
-} converted;
 
 la_act_form la_act_form_of(la_format f, int activation)
 {
@@ -31,56 +22,35 @@ la_act_form la_act_form_of(la_format f, int activation)
     return f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ? LA_ACT_BF16 : (la_act_form)activation;
 }
 
-static size_t form_bytes(la_act_form form)
-{
-    return form == LA_ACT_F32 ? 4 : form == LA_ACT_BF16 ? 2 : 1;
-}
-
 /* Plans where `rows` converted rows of a part lie, from `base` on; returns the bytes used. */
-static size_t plan_converted(converted *v, const la_weight *w, int activation, int rows,
+static size_t plan_converted(la_act_rows *v, const la_weight *w, int activation, int rows,
                              uint8_t *base)
 {
-    v->form = la_act_form_of(w->f, activation);
-    v->group = w->f.group;
-    v->groups = w->f.group != 0 ? la_ceil_div(w->K, w->f.group) : 0;
-    v->pitch = la_round_up((size_t)w->K * form_bytes(v->form), 64);
+    *v = la_act_rows_plan(la_act_form_of(w->f, activation), w->K, w->f.group);
     v->a = base;
     size_t bytes = v->pitch * (size_t)rows;
     v->meta = v->groups != 0 ? (la_act_meta *)(void *)(base + bytes) : NULL;
     return la_round_up(bytes + (size_t)v->groups * (size_t)rows * sizeof(la_act_meta), 64);
 }
 
-static void convert_rows(la_ctx *c, const converted *v, la_rows in, la_norm norm, int K, int first,
+static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
                          int end, float *row)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
-        uint8_t *dst = (uint8_t *)(uintptr_t)v->a + v->pitch * (size_t)r;
-        la_act_meta *meta = v->meta != NULL ? v->meta + (int64_t)r * v->groups : NULL;
         if (norm.w != NULL) {
-            float *y = v->form == LA_ACT_F32 ? (float *)(void *)dst : row;
-            la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, K);
+            float *y = v->form == LA_ACT_F32 ? (float *)(void *)(v->a + v->pitch * (size_t)r) : row;
+            la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
             x = y;
         }
-        if (v->form == LA_ACT_BF16) {
-            k->act_bf16(x, K, v->group, (uint16_t *)(void *)dst, meta);
-        }
-        else if (v->form == LA_ACT_I8) {
-            k->act_i8(x, K, v->group, (int8_t *)dst, meta);
-        }
-        else {
-            if ((const uint8_t *)x != dst) {
-                memcpy(dst, x, (size_t)K * sizeof(float));
-            }
-            memset(dst + (size_t)K * sizeof(float), 0, v->pitch - (size_t)K * sizeof(float));
-        }
+        la_act_rows_convert(k, v, r, x);
     }
 }
 
 /* Converts the rows for every part; parts that want the same form share one conversion. Few rows are
  * converted by every thread for itself, which is cheaper than a barrier. */
-static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, converted *v)
+static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_act_rows *v)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
@@ -94,7 +64,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, con
             continue;
         }
         if (v[p].form == LA_ACT_F32 && norm.w == NULL) { /* already what the kernel reads */
-            v[p].a = (const uint8_t *)in.p;
+            v[p].a = (uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;
         }
@@ -103,7 +73,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, con
     }
     if (few) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, m->K, 0, in.n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, 0, in.n, own.row);
         }
         return;
     }
@@ -114,7 +84,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, con
     la_cpu_share_begin(c, &share, in.n, NULL);
     for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, m->K, first, first + n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, first, first + n, own.row);
         }
     }
     la_cpu_barrier(c);
@@ -181,7 +151,7 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
 typedef struct product {
     const la_matrix *m;
     const la_epilogue *epi;
-    converted v[3];
+    la_act_rows v[3];
     la_rows in, out;
     int grain;     /* units that must stay together */
     int grains[3]; /* of each part */
@@ -219,7 +189,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     const la_weight *w = &x->m->part[p];
-    const converted *v = &x->v[p];
+    const la_act_rows *v = &x->v[p];
     int u = first * x->grain, end = u + n * x->grain, col0 = u * LA_UNIT;
     end = end < w->n_units ? end : w->n_units;
     int row0 = la_cpu_border(x->in.n, b, x->blocks);

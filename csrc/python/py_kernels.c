@@ -14,7 +14,7 @@
 #include "../base/base.h"
 #include "../base/cpu.h"
 #include "../base/pool.h"
-#include "../kernels/kernels.h"
+#include "../kernels/act_rows.h"
 #include "../model/pack.h"
 
 #include "py_kernels.h"
@@ -319,56 +319,44 @@ static PyObject *encode_f8(PyObject *Py_UNUSED(self), PyObject *x)
 /* ---- activation rows ------------------------------------------------------------------------- */
 
 typedef struct activations {
-    int M, K, group;
-    la_act_form form;
-    size_t pitch; /* bytes of a row, a line of padding included */
-    size_t bytes;
-    uint8_t *a;        /* [M] rows of pitch bytes */
-    la_act_meta *meta; /* [M][ceil(K/group)], NULL without groups */
-    size_t meta_bytes;
+    la_act_rows rows; /* [M], a line of padding after each */
+    int M;
+    size_t bytes, meta_bytes;
 } activations;
 
 static void rows_free(activations *r)
 {
-    la_unmap(r->a, r->bytes);
-    la_free(r->meta);
+    la_unmap(r->rows.a, r->bytes);
+    la_free(r->rows.meta);
 }
 
 /* Allocates the rows; padding and everything else is NaN patterns until a slot fills it. */
 static int rows_init(activations *r, Py_ssize_t n_floats)
 {
-    size_t width = r->form == LA_ACT_F32 ? 4 : r->form == LA_ACT_BF16 ? 2 : 1;
-    if (n_floats % r->K != 0 || n_floats / r->K > INT_MAX) {
-        PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n_floats, r->K);
+    la_act_rows *rows = &r->rows;
+    if (n_floats % rows->K != 0 || n_floats / rows->K > INT_MAX) {
+        PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n_floats, rows->K);
         return -1;
     }
-    r->M = (int)(n_floats / r->K);
-    r->pitch = la_round_up((size_t)r->K * width, LINE) + LINE;
-    int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
-    r->a = NULL;
-    r->meta = NULL;
-    if (!la_size_mul(r->pitch, (size_t)r->M, &r->bytes) || !(r->a = la_map(r->bytes + LINE)) ||
-        (groups && !(r->meta = la_alloc((size_t)r->M * (size_t)groups, sizeof *r->meta)))) {
+    r->M = (int)(n_floats / rows->K);
+    rows->pitch += LINE;
+    size_t metas = (size_t)r->M * (size_t)rows->groups;
+    if (!la_size_mul(rows->pitch, (size_t)r->M, &r->bytes) ||
+        !(rows->a = la_map(r->bytes + LINE)) ||
+        (metas && !(rows->meta = la_alloc(metas, sizeof *rows->meta)))) {
         rows_free(r);
         PyErr_NoMemory();
         return -1;
     }
-    r->meta_bytes = (size_t)r->M * (size_t)groups * sizeof *r->meta;
-    memset(r->a, POISON, r->bytes);
+    r->meta_bytes = metas * sizeof *rows->meta;
+    memset(rows->a, POISON, r->bytes);
     return 0;
 }
 
 static void rows_fill(activations *r, const la_kernels *t, const float *x)
 {
-    int groups = r->group ? la_ceil_div(r->K, r->group) : 0;
-    for (int m = 0; m < r->M; m++, x += r->K) {
-        uint8_t *a = r->a + (size_t)m * r->pitch;
-        la_act_meta *meta = r->meta ? r->meta + (size_t)m * (size_t)groups : NULL;
-        switch (r->form) {
-        case LA_ACT_BF16: t->act_bf16(x, r->K, r->group, (uint16_t *)(void *)a, meta); break;
-        case LA_ACT_I8: t->act_i8(x, r->K, r->group, (int8_t *)a, meta); break;
-        default: memcpy(memset(a, 0, r->pitch - LINE), x, (size_t)r->K * 4);
-        }
+    for (int m = 0; m < r->M; m++) {
+        la_act_rows_convert(t, &r->rows, m, x + (int64_t)m * r->rows.K);
     }
 }
 
@@ -405,12 +393,12 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     if (py_kernels_floats(x, "x", &view) < 0) {
         return NULL;
     }
-    activations r = {.K = K, .group = group, .form = (la_act_form)form};
+    activations r = {.rows = la_act_rows_plan((la_act_form)form, K, group)};
     PyObject *result = NULL;
     if (rows_init(&r, view.len / 4) == 0) {
         rows_fill(&r, &t, view.buf);
-        result = Py_BuildValue("y#ny#", r.a, (Py_ssize_t)r.bytes, (Py_ssize_t)r.pitch, r.meta,
-                               (Py_ssize_t)r.meta_bytes);
+        result = Py_BuildValue("y#ny#", r.rows.a, (Py_ssize_t)r.bytes, (Py_ssize_t)r.rows.pitch,
+                               r.rows.meta, (Py_ssize_t)r.meta_bytes);
         rows_free(&r);
     }
     PyBuffer_Release(&view);
@@ -438,8 +426,8 @@ static int gemm_run(la_gemm_fn fn, const weight *p, const activations *r, int gr
         for (int i = 0; i < n; i++) {
             memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
         }
-        la_gemm g = {w,       pitch, n, p->w.K, p->w.f, r->a,   r->pitch,
-                     r->meta, r->M,  c, ldc,    w,      w_bytes};
+        la_gemm g = {w,    pitch, n,   p->w.K, p->w.f, r->rows.a, r->rows.pitch, r->rows.meta,
+                     r->M, c,     ldc, w,      w_bytes};
         if (u + n >= p->w.n_units) {
             g.next = NULL;
             g.next_bytes = 0;
@@ -501,7 +489,7 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
                      (int)p.w.f.pack, act, granule);
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
         if (rows_init(&r, view.len / 4) == 0) {
             rows_fill(&r, &t, view.buf);
             result = gemm_result(fn, &p, &r, granule);
@@ -539,9 +527,9 @@ static void gemm_shares(la_gemm_fn fn, const weight *p, const activations *r, ge
                          n,
                          p->w.K,
                          p->w.f,
-                         r->a,
-                         r->pitch,
-                         r->meta,
+                         r->rows.a,
+                         r->rows.pitch,
+                         r->rows.meta,
                          r->M,
                          c,
                          n * LA_UNIT,
@@ -575,8 +563,8 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.K = p.w.K, .group = p.w.f.group, .form = (la_act_form)form};
-        float *c = la_map((size_t)(view.len / 4 / r.K) * 8 * LA_UNIT * sizeof(float));
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
+        float *c = la_map((size_t)(view.len / 4 / p.w.K) * 8 * LA_UNIT * sizeof(float));
         if (!c) {
             PyErr_NoMemory();
         }
@@ -591,7 +579,7 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
             result = Py_BuildValue("dd", begin, end);
             rows_free(&r);
         }
-        la_unmap(c, (size_t)(view.len / 4 / r.K) * 8 * LA_UNIT * sizeof(float));
+        la_unmap(c, (size_t)(view.len / 4 / p.w.K) * 8 * LA_UNIT * sizeof(float));
         PyBuffer_Release(&view);
     }
     PyBuffer_Release(&p.view);

@@ -12,7 +12,7 @@
 #include "../base/base.h"
 #include "../base/cpu.h"
 #include "../base/pool.h"
-#include "../kernels/kernels.h"
+#include "../kernels/act_rows.h"
 #include "../model/pack.h"
 
 #include "py_kernels.h"
@@ -139,32 +139,21 @@ typedef struct linear_job {
     const la_kernels *k;
     la_gemm_fn fn;
     const la_weight *w;
-    la_act_form form;
-    int M, groups;
+    la_act_rows rows; /* [M]; rows.a is NULL where x is right as it is */
+    int M;
     const float *x;    /* [M][K] */
     const float *bias; /* [N] or NULL */
     float *y;          /* [M][N] */
-    const uint8_t *a;  /* [M] rows of pitch bytes as the kernel wants them: rows, or x itself */
-    size_t pitch;
-    uint8_t *rows;     /* [M][pitch] converted, NULL where x is right as it is */
-    la_act_meta *meta; /* [M][groups] or NULL */
+    const uint8_t *a;  /* [M] rows of rows.pitch bytes as the kernel wants them: rows.a or x */
     float *tiles;      /* [threads][TILE_FLOATS] */
 } linear_job;
 
 static void convert_share(void *arg, int tid, int nth)
 {
     const linear_job *job = arg;
-    int K = job->w->K, group = job->w->f.group;
     int end = (int)((int64_t)job->M * (tid + 1) / nth);
     for (int m = (int)((int64_t)job->M * tid / nth); m < end; m++) {
-        const float *x = job->x + (int64_t)m * K;
-        uint8_t *row = job->rows + job->pitch * (size_t)m;
-        la_act_meta *meta = job->meta != NULL ? job->meta + (int64_t)m * job->groups : NULL;
-        switch (job->form) {
-        case LA_ACT_BF16: job->k->act_bf16(x, K, group, (uint16_t *)(void *)row, meta); break;
-        case LA_ACT_I8: job->k->act_i8(x, K, group, (int8_t *)row, meta); break;
-        default: memcpy(row, x, (size_t)K * sizeof(float)); /* the mapping is zero behind it */
-        }
+        la_act_rows_convert(job->k, &job->rows, m, job->x + (int64_t)m * job->w->K);
     }
 }
 
@@ -173,8 +162,9 @@ static void multiply_tile(const linear_job *job, la_gemm *g, int u, int row0)
     const la_weight *w = job->w;
     int left = w->N - u * LA_UNIT, wide = g->n_units * LA_UNIT, cols = left < wide ? left : wide;
     g->w = w->data + (size_t)u * w->unit_bytes;
-    g->a = job->a + job->pitch * (size_t)row0;
-    g->meta = job->meta != NULL ? job->meta + (int64_t)row0 * job->groups : NULL;
+    const la_act_rows *rows = &job->rows;
+    g->a = job->a + rows->pitch * (size_t)row0;
+    g->meta = rows->meta != NULL ? rows->meta + (int64_t)row0 * rows->groups : NULL;
     g->ldc = wide;
     job->fn(g);
     for (int r = 0; r < g->M; r++) {
@@ -196,7 +186,7 @@ static void multiply_share(void *arg, int tid, int nth)
     la_gemm g = {.w_pitch = w->unit_bytes,
                  .K = w->K,
                  .f = w->f,
-                 .a_pitch = job->pitch,
+                 .a_pitch = job->rows.pitch,
                  .c = job->tiles + (size_t)tid * TILE_FLOATS};
     for (int row0 = 0; row0 < job->M; row0 += TILE_ROWS) {
         g.M = job->M - row0 < TILE_ROWS ? job->M - row0 : TILE_ROWS;
@@ -210,25 +200,22 @@ static void multiply_share(void *arg, int tid, int nth)
 /* Rows as the kernel wants them: x itself where it is. */
 static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
 {
-    static const size_t widths[] = {[LA_ACT_F32] = 4, [LA_ACT_BF16] = 2, [LA_ACT_I8] = 1};
-    const la_weight *w = job->w;
-    job->groups = w->f.group != 0 ? la_ceil_div(w->K, w->f.group) : 0;
-    job->pitch = la_round_up((size_t)w->K * widths[job->form], LINE);
+    la_act_rows *rows = &job->rows;
     job->tiles = la_map((size_t)threads * TILE_FLOATS * sizeof(float));
     *row_bytes = 0;
-    int right = job->form == LA_ACT_F32 && w->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
+    int right = rows->form == LA_ACT_F32 && rows->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
     if (right) {
         job->a = (const uint8_t *)job->x;
         return job->tiles != NULL;
     }
-    if (!la_size_mul(job->pitch, (size_t)job->M, row_bytes)) {
+    if (!la_size_mul(rows->pitch, (size_t)job->M, row_bytes)) {
         return 0;
     }
-    job->rows = la_map(*row_bytes);
-    job->a = job->rows;
-    job->meta =
-        job->groups != 0 ? la_alloc((size_t)job->M * (size_t)job->groups, sizeof *job->meta) : NULL;
-    return job->tiles != NULL && job->rows != NULL && (job->groups == 0 || job->meta != NULL);
+    size_t metas = (size_t)job->M * (size_t)rows->groups;
+    rows->a = la_map(*row_bytes);
+    rows->meta = metas != 0 ? la_alloc(metas, sizeof *rows->meta) : NULL;
+    job->a = rows->a;
+    return job->tiles != NULL && rows->a != NULL && (metas == 0 || rows->meta != NULL);
 }
 
 static la_status linear_run(linear_job *job, int threads)
@@ -241,15 +228,15 @@ static la_status linear_run(linear_job *job, int threads)
         goto done;
     }
     LA_TRY(py_kernels_pool(threads, &pool));
-    if (job->rows != NULL) {
+    if (job->rows.a != NULL) {
         py_kernels_run(pool, convert_share, job);
     }
     py_kernels_run(pool, multiply_share, job);
 done:
     la_pool_free(pool);
-    la_unmap(job->rows, row_bytes);
+    la_unmap(job->rows.a, row_bytes);
     la_unmap(job->tiles, (size_t)threads * TILE_FLOATS * sizeof(float));
-    la_free(job->meta);
+    la_free(job->rows.meta);
     return st;
 }
 
@@ -291,12 +278,15 @@ static PyObject *packed_linear(PyObject *object, PyObject *args)
         return NULL;
     }
     int form = py_kernels_form(act);
-    linear_job job = {.k = &t, .w = &self->w, .form = (la_act_form)form};
-    job.fn = form >= 0 ? la_kernels_gemm(&t, self->w.f, job.form) : NULL;
+    if (form < 0) {
+        return NULL;
+    }
+    linear_job job = {.k = &t, .w = &self->w};
+    job.rows = la_act_rows_plan((la_act_form)form, self->w.K, self->w.f.group);
+    job.fn = la_kernels_gemm(&t, self->w.f, job.rows.form);
     if (job.fn == NULL) {
-        return form < 0 ? NULL
-                        : PyErr_Format(PyExc_ValueError,
-                                       "activation: no product of %s rows with this weight", act);
+        return PyErr_Format(PyExc_ValueError, "activation: no product of %s rows with this weight",
+                            act);
     }
     static const char *const names[] = {"x", "y", "bias"};
     int n = arrays[2] == Py_None ? 2 : 3;
