@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_files import FUZZ_COUNT, check_survives, mutations
+from fuzz_files import FUZZ_COUNT, check_mutations, check_survives, mutations
 
 from llmaccel.errors import LoadError
 from llmaccel.models.checkpoint import BLOCKS
@@ -100,26 +100,26 @@ def test_every_type_round_trips(tmp_path):
         values = rng.standard_normal((6, 2 * elements)).astype(np.float32)
         try:
             stored = gguf.quants.quantize(values, kind)
-        except NotImplementedError:
+        except NotImplementedError:  # the package writes no K types, no I types
             stored = rng.integers(0, 256, (6, 2 * size), dtype=np.uint8)
         tensors[f"w.{kind.name}"] = (stored, kind.name)
     path = tmp_path / "all.gguf"
     oracle_file(path, tensors)
-    with open_gguf(path) as opened:
-        assert opened.names() == list(tensors)
-        for name, (stored, dtype) in tensors.items():
-            tensor = opened[name]
-            assert tensor.dtype == dtype
-            assert tensor.shape == (6, 2 * BLOCKS[dtype][0])
-            assert tensor.data.tobytes() == stored.tobytes()
-            assert tensor.rows(2, 5).data.tobytes() == stored[2:5].tobytes()
-            assert not tensor.data.flags.writeable
-        np.testing.assert_array_equal(opened["w.F32"].numpy(), tensors["w.F32"][0])
-        np.testing.assert_array_equal(opened["w.F16"].float32(), tensors["w.F16"][0].astype("f4"))
-        np.testing.assert_array_equal(
-            opened["w.BF16"].float32(),
-            gguf.quants.dequantize(tensors["w.BF16"][0], gguf.GGMLQuantizationType.BF16),
-        )
+    opened = open_gguf(path)
+    assert opened.names() == list(tensors)
+    for name, (stored, dtype) in tensors.items():
+        tensor = opened[name]
+        assert tensor.dtype == dtype
+        assert tensor.shape == (6, 2 * BLOCKS[dtype][0])
+        assert tensor.data.tobytes() == stored.tobytes()
+        assert tensor.rows(2, 5).data.tobytes() == stored[2:5].tobytes()
+        assert not tensor.data.flags.writeable
+    np.testing.assert_array_equal(opened["w.F32"].numpy(), tensors["w.F32"][0])
+    np.testing.assert_array_equal(opened["w.F16"].float32(), tensors["w.F16"][0].astype("f4"))
+    np.testing.assert_array_equal(
+        opened["w.BF16"].float32(),
+        gguf.quants.dequantize(tensors["w.BF16"][0], gguf.GGMLQuantizationType.BF16),
+    )
 
 
 def test_all_metadata_types_round_trip(tmp_path):
@@ -252,12 +252,12 @@ def write_split(folder: Path) -> tuple[list[Path], dict[str, np.ndarray]]:
 def test_split_opens_from_any_part(tmp_path):
     files, tensors = write_split(tmp_path)
     for file in files:
-        with open_gguf(file) as opened:
-            assert opened.path == files[0]
-            assert opened.metadata["general.name"] == "na\u00efve \u2603"
-            assert opened.names() == list(tensors)
-            for name, expected in tensors.items():
-                np.testing.assert_array_equal(opened[name].numpy(), expected)
+        opened = open_gguf(file)
+        assert opened.path == files[0]
+        assert opened.metadata["general.name"] == "na\u00efve \u2603"
+        assert opened.names() == list(tensors)
+        for name, expected in tensors.items():
+            np.testing.assert_array_equal(opened[name].numpy(), expected)
 
 
 def test_wrong_splits(tmp_path):
@@ -554,13 +554,7 @@ def fuzz_seed() -> bytes:
 
 def test_mutated_files(tmp_path):
     valid = fuzz_seed()
-    path = tmp_path / "fuzzed.gguf"
-    assert check_survives(open_gguf, path, valid)
-    accepted = sum(
-        check_survives(open_gguf, path, mutated)
-        for mutated in mutations(valid, FUZZ_COUNT, seed=21)
-    )
-    assert accepted < FUZZ_COUNT // 2  # most faults are in the header and are seen
+    check_mutations(open_gguf, tmp_path / "fuzzed.gguf", valid, seed=21)
 
 
 def test_mutated_parts(tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz_files import FUZZ_COUNT, check_survives, mutations
+from fuzz_files import FUZZ_COUNT, check_mutations, check_survives, mutations
 
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import BLOCKS, RawTensor
@@ -69,17 +69,17 @@ def test_numpy_round_trip(tmp_path):
     tensors = some_tensors(1) | {"scalar": np.array(2.5, np.float32), "none": np.zeros((0, 4))}
     path = tmp_path / "model.safetensors"
     oracle.save_file(tensors, path, metadata={"format": "np"})
-    with open_safetensors(path) as opened:
-        assert sorted(opened.names()) == sorted(tensors)
-        assert len(opened) == len(tensors)
-        for name, expected in tensors.items():
-            tensor = opened[name]
-            assert tensor.shape == expected.shape
-            assert NUMPY_TYPES[tensor.dtype] == expected.dtype
-            assert tensor.data.tobytes() == expected.tobytes()
-            np.testing.assert_array_equal(tensor.numpy(), expected)
-            assert not tensor.data.flags.writeable
-            assert not tensor.numpy().flags.writeable
+    opened = open_safetensors(path)
+    assert sorted(opened.names()) == sorted(tensors)
+    assert len(opened) == len(tensors)
+    for name, expected in tensors.items():
+        tensor = opened[name]
+        assert tensor.shape == expected.shape
+        assert NUMPY_TYPES[tensor.dtype] == expected.dtype
+        assert tensor.data.tobytes() == expected.tobytes()
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+        assert not tensor.data.flags.writeable
+        assert not tensor.numpy().flags.writeable
 
 
 def test_torch_round_trip(tmp_path):
@@ -161,13 +161,9 @@ def test_views_outlive_the_checkpoint(tmp_path):
     path.write_bytes(file_bytes({"a": entry("U8", [4], 0, 4)}, b"\1\2\3\4"))
     opened = open_safetensors(path)
     values = opened["a"].numpy()
-    opened.close()
-    opened.close()
+    del opened
     path.unlink()
     assert values.tolist() == [1, 2, 3, 4]
-    for use in (opened.names, lambda: opened["a"], lambda: "a" in opened, lambda: len(opened)):
-        with pytest.raises(LoadError, match="the checkpoint is closed"):
-            use()
 
 
 def test_missing_tensor_is_named(tmp_path):
@@ -205,13 +201,13 @@ GOOD_MAP = {
 
 def test_sharded_folder(tmp_path):
     tensors = write_shards(tmp_path)
-    with open_safetensors(tmp_path) as opened:  # no index: all files together
-        assert opened.names() == ["t0", "t1", "t2", "t3"]
+    opened = open_safetensors(tmp_path)  # no index: all files together
+    assert opened.names() == ["t0", "t1", "t2", "t3"]
     write_index(tmp_path, dict(list(GOOD_MAP.items())[:3]))
-    with open_safetensors(tmp_path) as opened:
-        assert opened.names() == ["t0", "t1", "t2"]  # the index decides
-        for name in opened:
-            np.testing.assert_array_equal(opened[name].numpy(), tensors[name])
+    opened = open_safetensors(tmp_path)
+    assert opened.names() == ["t0", "t1", "t2"]  # the index decides
+    for name in opened:
+        np.testing.assert_array_equal(opened[name].numpy(), tensors[name])
     (tmp_path / "model.safetensors").write_bytes(file_bytes({}))
     assert len(open_safetensors(tmp_path)) == 0
 
@@ -443,13 +439,7 @@ def test_mutated_files(tmp_path):
         header[name] = entry(dtype, shape, len(data), len(data) + size)
         data += bytes(i % 2 for i in range(size))
     valid = file_bytes(header, data)
-    path = tmp_path / "fuzzed.safetensors"
-    assert check_survives(open_safetensors, path, valid)
-    accepted = sum(
-        check_survives(open_safetensors, path, mutated)
-        for mutated in mutations(valid, FUZZ_COUNT, seed=11)
-    )
-    assert accepted < FUZZ_COUNT // 2  # most faults are in the header and are seen
+    check_mutations(open_safetensors, tmp_path / "fuzzed.safetensors", valid, seed=11)
 
 
 def test_mutated_indexes(tmp_path):
@@ -477,8 +467,8 @@ def test_nothing_stays_open(tmp_path):
     before = maps_and_files()
     opened = open_safetensors(tmp_path)
     assert maps_and_files()[0] == before[0] + 2  # both shards; the index is not kept
-    opened.close()
+    del opened
     for _ in range(20):
-        open_safetensors(tmp_path).close()
+        open_safetensors(tmp_path)
         refused(tmp_path, bad.read_bytes())
     assert maps_and_files() == before

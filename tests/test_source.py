@@ -33,8 +33,10 @@ PY_TEST_DOORS = ["base/base.h", "base/cpu.h", "engine/scheduler.h", "engine/kvca
 DOORS: list[tuple[str, list[str]]] = [
     ("llmaccel.h", ["base/dtype.h"]),
     ("base/*", ["llmaccel.h", "base/*"]),
-    ("model/backend_cpu*", ["llmaccel.h", "base/*", "model/*", "kernels/kernels.h",
-                            "kernels/act_rows.h"]),
+    (
+        "model/backend_cpu*",
+        ["llmaccel.h", "base/*", "model/*", "kernels/kernels.h", "kernels/act_rows.h"],
+    ),
     ("model/*", ["llmaccel.h", "base/*", "model/*", "!base/pool.h"]),
     ("engine/*", ["llmaccel.h", "base/*", "engine/*", "model/*", "!model/backend*.h"]),
     ("kernels/kernels.h", ["base/dtype.h"]),

@@ -3,7 +3,7 @@
 Owns the table of storage formats (elements and bytes per block), the mapping of a file into memory,
 and the two types `RawTensor` and `Checkpoint`. Nothing here decodes a block format and nothing is
 copied: a tensor is a uint8 view into the file, and NumPy's base reference keeps the map alive for
-as long as any view of it lives, so a `Checkpoint` may be closed while its tensors are in use.
+as long as any view of it lives, so a tensor may be used when its `Checkpoint` is gone.
 
 Invariant: a `RawTensor` holds exactly the bytes that its dtype and shape require, and they lie
 inside the map. The readers (safetensors.py, gguf.py) check that before they build one, because
@@ -18,14 +18,10 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llmaccel.errors import LoadError, UnsupportedError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing has it from Python 3.11 on
 
 # dtype: (elements per block, bytes per block). A plain number is a block of one element.
 BLOCKS: dict[str, tuple[int, int]] = {
@@ -260,48 +256,32 @@ class RawTensor:
 
 
 class Checkpoint:
-    """Tensors by name, from one file or several; mapping-like and a context manager.
+    """Tensors by name, from one file or several; mapping-like.
 
-    `close` drops the table of tensors; a file is unmapped when the last array over it is gone.
-    Asking for a tensor raises LoadError when it is missing or its file has been cut since.
+    A file is unmapped when this and the last array over it are gone. Asking for a tensor raises
+    LoadError when it is missing or its file has been cut since.
     """
 
     def __init__(self, path: Path, tensors: dict[str, RawTensor]) -> None:
         self.path = path
-        self._tensors: dict[str, RawTensor] | None = tensors
+        self._tensors = tensors
 
     def names(self) -> list[str]:
         """The tensors' names, in file order."""
-        return list(self._table())
+        return list(self._tensors)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._table()
+        return name in self._tensors
 
     def __getitem__(self, name: str) -> RawTensor:
-        table = self._table()
-        if name not in table:
+        if name not in self._tensors:
             raise LoadError(f"{self.path}: tensor {quoted(name)} is missing")
-        tensor = table[name]
+        tensor = self._tensors[name]
         _check_whole(f"{self.path}: tensor {quoted(name)}", tensor.data)
         return tensor
 
     def __len__(self) -> int:
-        return len(self._table())
+        return len(self._tensors)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._table())
-
-    def close(self) -> None:
-        """Drop the tensors. May be called again; any other use afterwards raises LoadError."""
-        self._tensors = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _table(self) -> dict[str, RawTensor]:
-        if self._tensors is None:
-            raise LoadError(f"{self.path}: the checkpoint is closed")
-        return self._tensors
+        return iter(self._tensors)
