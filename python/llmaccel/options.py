@@ -28,7 +28,13 @@ ACTIVATION_FORMS = {"int8": "i8", "bfloat16": "bf16", "float32": "f32"}
 ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
 _SPELLED = ("dtype", "activation", "kv_cache_dtype")
 
-_ABSENT = (None, False)  # what vLLM's options for features that are not here may be
+_INSTEAD = {
+    "download_dir": "set HF_HUB_CACHE",
+    "hf_token": "set HF_TOKEN",
+    "rope_scaling": "give it in hf_overrides",
+    "rope_theta": "give it in hf_overrides",
+}
+_ABSENT = (None, False)  # what vLLM's options for what is not here may be; 0 is False
 # vLLM's options, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None,
@@ -44,7 +50,6 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "max_logprobs": None,
     "gpu_memory_utilization": None,
     "swap_space": None,
-    "cpu_offload_gb": (None, 0),
     "block_size": (None, 64),
     "device": (None, "auto", "cpu"),
     "task": (None, "auto", "generate"),
@@ -54,13 +59,14 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
-    "enable_prefix_caching": (None, False),
     "enable_chunked_prefill": (None, True),
     **dict.fromkeys(
         (
             "allowed_local_media_path",
+            "cpu_offload_gb",
             "enable_expert_parallel",
             "enable_lora",
+            "enable_prefix_caching",
             "enable_sleep_mode",
             "guided_decoding_backend",
             "kv_transfer_config",
@@ -76,19 +82,10 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
             "speculative_model",
             "structured_outputs_config",
             "tokenizer_revision",
+            *_INSTEAD,
         ),
         _ABSENT,
     ),
-    "download_dir": _ABSENT,
-    "hf_token": _ABSENT,
-    "rope_scaling": _ABSENT,
-    "rope_theta": _ABSENT,
-}
-_INSTEAD = {
-    "download_dir": "set HF_HUB_CACHE",
-    "hf_token": "set HF_TOKEN",
-    "rope_scaling": "give it in hf_overrides",
-    "rope_theta": "give it in hf_overrides",
 }
 
 # What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
@@ -190,7 +187,7 @@ def _check_compatible(name: str, value: Any) -> None:
     plain = isinstance(value, (numbers.Real, str, type(None)))
     if allowed is None or (plain and value in allowed):
         return
-    if allowed is _ABSENT:
+    if allowed == _ABSENT:
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
         raise UnsupportedError(f"{name}={shown(value)}: not supported by this version{instead}")
     known = " or ".join(map(repr, allowed))
