@@ -13,7 +13,7 @@
 enum {
     MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
     MAX_HEAD = 256,
-    FINE_GROUP = 64 /* k per int8 activation scale where weights have one scale a row */
+    FINE_GROUP = 128 /* k per int8 activation scale where weights have one scale a row */
 };
 
 static la_status check_int(const char *name, int v, int lo, int hi)
