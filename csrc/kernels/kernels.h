@@ -34,7 +34,8 @@ typedef enum la_isa {
  *        do not occur: the writer refuses them, and levels disagree about what they stand for
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
- *   row_scale: one set of scales at the head of the unit instead of one per group.
+ *   row_scale: one set of scales at the head of the unit instead of one per group; without offset it
+ *        multiplies the finished sum.
  *   F16_I8: for each 256 k scales [32] fp16, offsets [32] fp16 if any, then per group scales [32] int8,
  *        offsets [32] int8 if any; those of all k at the head of the unit, all codes after them.
  *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
@@ -105,8 +106,8 @@ static inline size_t la_attend_scratch(int R, int d)
     X(add_scaled, void, (const float *x, float s, float *y, int n))                                               \
     /* y += b */                                                                                                  \
     X(add, void, (const float *b, float *y, int n))                                                               \
-    /* y = act(gate) * up, act: LA_GATE_* of llmaccel.h as int; y may be gate */                                  \
-    X(act_mul, void, (int act, const float *gate, const float *up, float *y, int n))                              \
+    /* y = act(gate) * up, act: LA_GATE_*; blocks of 16, `step` apart in gate, up; 16: y may be gate */           \
+    X(act_mul, void, (int act, const float *gate, const float *up, int step, float *y, int n))                    \
     /* y = act(x); y may be x */                                                                                  \
     X(act, void, (int act, const float *x, float *y, int n))                                                      \
     /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                                        \

@@ -106,11 +106,8 @@ static void finish_act(const la_kernels *k, const tile *t, int act, int gated, c
         k->act(act, y, out + t->col0, t->cols);
         return;
     }
-    for (int u = 0; u * LA_UNIT < t->cols; u++) { /* 16 gates, 16 ups */
-        int n = (t->cols - u * LA_UNIT) / 2;
-        const float *gate = y + u * LA_UNIT;
-        k->act_mul(act, gate, gate + 16, out + t->col0 / 2 + u * 16, n < 16 ? n : 16);
-    }
+    /* each unit: 16 gates, 16 ups */
+    k->act_mul(act, y, y + 16, LA_UNIT, out + t->col0 / 2, t->cols / 2);
 }
 
 static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows out,

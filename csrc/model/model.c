@@ -13,7 +13,8 @@
 enum {
     MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
     MAX_HEAD = 256,
-    FINE_GROUP = 64 /* k per int8 activation scale where weights have one scale a row */
+    ROW_GROUP = 128, /* k per int8 activation scale where weights have one scale a row */
+    DOWN_GROUP = 64  /* the same for down, whose products of two activations vary most */
 };
 
 static la_status check_int(const char *name, int v, int lo, int hi)
@@ -202,7 +203,7 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
         if (f[i].row_scale && f[i].pack == LA_PACK_I8 && out->activation == LA_ACT_I8) {
-            f[i].group = FINE_GROUP;
+            f[i].group = slot == LA_DOWN ? DOWN_GROUP : ROW_GROUP;
         }
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;

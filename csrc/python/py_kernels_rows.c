@@ -260,7 +260,7 @@ static PyObject *act_mul(PyObject *Py_UNUSED(self), PyObject *args)
     float *y = call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
-        c.t.act_mul(kind, gate, up, y, c.n);
+        c.t.act_mul(kind, gate, up, 16, y, c.n);
         Py_END_ALLOW_THREADS
     }
     return call_end(&c);

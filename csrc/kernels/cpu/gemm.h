@@ -9,8 +9,9 @@
  * A step loads R broadcasts and then one vector of weights at a time, each used R times: with the
  * weights first, gcc runs out of registers. Pairs of k (fp16, bf16) take two passes, first k then
  * second; their rows are broadcast from memory for each pass and cut in the vector: as scalars they
- * would take two moves more and, kept from pass to pass, spill. Grouped weights are decoded to fp32
- * into a block on the stack that stays in the caches.
+ * would take two moves more and, kept from pass to pass, spill. Grouped weights are decoded in
+ * registers for few rows, which keeps up with memory, and for more into a block of fp32 on the stack
+ * that stays in the caches.
  * Invariant: one chain per result, k ascending. Included by isa_avx2.c and isa_avx512.c.
  */
 #ifndef LA_GEMM_H
@@ -19,7 +20,10 @@
 #include "gemm_drive.h"
 
 enum { FMA_F32, FMA_F16, FMA_BF16, FMA_DECODED };
-enum { FMA_DECODE_K = 256 };
+enum {
+    FMA_DECODE_K = 256,
+    FMA_CODES_ROWS = 3 /* of tiles that decode in registers: as many as AVX2 has registers for */
+};
 
 /* Value k + odd of a row in every lane; at: where k is. */
 LA_INLINE vf fma_row(const int kind, const uint8_t *at, const int odd)
@@ -165,6 +169,44 @@ LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t
     }
 }
 
+/* Few rows by one unit: the same chains, values decoded where they are used. */
+LA_INLINE void fma_codes_tile(const int pack, const int R, const la_tile *tile)
+{
+    const la_tile own = *tile, *t = &own;
+    const uint8_t *w = t->w, *a = t->a, *head = t->head;
+    const size_t header = la_format_header(t->f);
+    const vf zero = v_set1((float)la_format_zero(t->f));
+    const la_act_meta *meta = t->meta;
+    tile_clear(R, TILE_V, t);
+    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
+        int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+        vf acc[8][4];
+        LA_UNROLL
+        for (int x = 0; x < R * TILE_V; x++) {
+            acc[x / TILE_V][x % TILE_V] = v_zero();
+        }
+        w += header;
+        for (int i = 0; i < k; i += 8, a += 16, w += pack == LA_PACK_I4 ? 128 : 256) {
+            LA_UNROLL
+            for (int j = 0; j < 8; j++) {
+                const int at = 2 * (j % 4) + j / 4; /* of the bytes */
+                const int p = pack == LA_PACK_I4 ? j / 2 + j % 2 * 4 : at % 4;
+                const uint8_t *line = w + (pack == LA_PACK_I4 ? 0 : at / 4 * 128);
+                LA_UNROLL
+                for (int c = 0; c < TILE_V; c++) {
+                    vf b = fma_value(pack, vi_loadu(line + (size_t)c * VL * 4), p, zero);
+                    LA_UNROLL
+                    for (int r = 0; r < R; r++) {
+                        vf x = v_set1_bf16(a + (size_t)r * t->a_pitch + j / 2 * 4, j % 2);
+                        acc[r][c] = v_fma(x, b, acc[r][c]);
+                    }
+                }
+            }
+        }
+        tile_fold(R, TILE_V, t, head, meta, acc);
+    }
+}
+
 static void fma_decode_i8(const la_tile *t, int n_units, uint8_t *out)
 {
     fma_decode(LA_PACK_I8, t, n_units, out);
@@ -215,6 +257,20 @@ FMA_TILES(f32, FMA_F32)
 FMA_TILES(f16, FMA_F16)
 FMA_TILES(bf16, FMA_BF16)
 FMA_TILES(decoded, FMA_DECODED)
+
+#define FMA_CODES_TILE(name, pack, R)                       \
+    static void fma_##name##_##R(const la_tile *t)          \
+    {                                                       \
+        fma_codes_tile(pack, R, t);                         \
+    }
+#define FMA_CODES(name, pack)                                                                    \
+    FMA_CODES_TILE(name, pack, 1) FMA_CODES_TILE(name, pack, 2) FMA_CODES_TILE(name, pack, 3)     \
+    static const la_tile_fn fma_##name##_few[] = {NULL, fma_##name##_1, fma_##name##_2,           \
+                                                  fma_##name##_3};
+
+FMA_CODES(i8, LA_PACK_I8)
+FMA_CODES(i4, LA_PACK_I4)
+FMA_CODES(f8, LA_PACK_F8)
 /* clang-format on */
 
 static void gemm_f32_f32(const la_gemm *g)
@@ -262,6 +318,8 @@ static void gemm_bf16_bf16(const la_gemm *g)
 static void gemm_i8_bf16(const la_gemm *g)
 {
     static const la_tiler s = {
+        .few = fma_i8_few,
+        .few_rows = FMA_CODES_ROWS,
         .one = fma_decoded_one,
         .two = FMA_TWO(decoded),
         .rows = TILE_ROWS,
@@ -277,6 +335,8 @@ static void gemm_i8_bf16(const la_gemm *g)
 static void gemm_i4_bf16(const la_gemm *g)
 {
     static const la_tiler s = {
+        .few = fma_i4_few,
+        .few_rows = FMA_CODES_ROWS,
         .one = fma_decoded_one,
         .two = FMA_TWO(decoded),
         .rows = TILE_ROWS,
@@ -292,6 +352,8 @@ static void gemm_i4_bf16(const la_gemm *g)
 static void gemm_f8_bf16(const la_gemm *g)
 {
     static const la_tiler s = {
+        .few = fma_f8_few,
+        .few_rows = FMA_CODES_ROWS,
         .one = fma_decoded_one,
         .two = FMA_TWO(decoded),
         .rows = TILE_ROWS,

@@ -8,6 +8,7 @@
  * compiler knows, and it would load every field again for every result.
  * Scales of two numbers (LA_F16_I8) are multiplied out to fp32 once per range of k and units, and
  * tiles read them from there, as if they were one set for all: apart from the codes.
+ * A scale per row without offset (late_scale) is left out of the folds and multiplies the finished sums.
  * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass
  * through c unrounded, so neither M, strips nor blocks change a bit.
  */
@@ -42,8 +43,9 @@ typedef struct la_tile {
     size_t meta_pitch;       /* groups of a row */
     float *c;                /* first row, first column */
     size_t ldc;
-    int k;     /* length of the range */
-    int first; /* sums start at 0, else at c */
+    int k;          /* length of the range */
+    int first;      /* sums start at 0, else at c */
+    int late_scale; /* folds leave the weights' scale out: it multiplies the finished sums */
     la_format f;
     const uint8_t *ahead; /* prefetched while the tile runs, or NULL */
     size_t ahead_pitch;   /* from unit to unit */
@@ -90,20 +92,43 @@ LA_INLINE void tile_clear(const int R, const int C, const la_tile *t)
     }
 }
 
+/* Sums of the whole of K by the scales of their columns. */
+LA_INLINE void tile_scale_rows(const la_tile *t, int rows, int units)
+{
+    for (int u = 0; u < units; u++) {
+        LA_UNROLL
+        for (int c = 0; c < TILE_V; c++) {
+            vf scale = tile_scale(t->f, t->head + (size_t)u * t->head_pitch, 0, c);
+            float *out = t->c + u * LA_UNIT + c * VL;
+            for (int r = 0; r < rows; r++, out += t->ldc) {
+                v_store(out, v_mul(v_load(out), scale));
+            }
+        }
+    }
+}
+
+/* What of a group's scales a fold applies. */
+enum { FOLD_PLAIN, FOLD_SCALE, FOLD_OFFSET };
+
+LA_INLINE int tile_fold_kind(const la_tile *t)
+{
+    return t->f.has_offset ? FOLD_OFFSET : t->late_scale ? FOLD_PLAIN : FOLD_SCALE;
+}
+
 /* c += acc * scale + offset * sum of one group. */
-LA_INLINE void tile_fold_into(const int R, const int C, const int with_offset, const la_tile *t,
+LA_INLINE void tile_fold_into(const int R, const int C, const int kind, const la_tile *t,
                               const uint8_t *head, const la_act_meta *meta, vf acc[8][4])
 {
     LA_UNROLL
     for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / TILE_V) * t->head_pitch;
-        vf scale = tile_scale(t->f, h, 0, c % TILE_V);
-        vf offset = with_offset ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
+        vf scale = kind == FOLD_PLAIN ? v_set1(1.0f) : tile_scale(t->f, h, 0, c % TILE_V);
+        vf offset = kind == FOLD_OFFSET ? tile_scale(t->f, h, 1, c % TILE_V) : v_zero();
         LA_UNROLL
         for (int r = 0; r < R; r++) {
             float *out = t->c + (size_t)r * t->ldc + c * VL;
             vf y = v_fma(acc[r][c], scale, v_load(out));
-            if (with_offset) {
+            if (kind == FOLD_OFFSET) {
                 y = v_fma(offset, v_set1(meta[(size_t)r * t->meta_pitch].sum), y);
             }
             v_store(out, y);
@@ -115,11 +140,10 @@ LA_INLINE void tile_fold_into(const int R, const int C, const int with_offset, c
 LA_INLINE void tile_fold(const int R, const int C, const la_tile *t, const uint8_t *head,
                          const la_act_meta *meta, vf acc[8][4])
 {
-    if (t->f.has_offset) {
-        tile_fold_into(R, C, 1, t, head, meta, acc);
-    }
-    else {
-        tile_fold_into(R, C, 0, t, head, meta, acc);
+    switch (tile_fold_kind(t)) {
+    case FOLD_OFFSET: tile_fold_into(R, C, FOLD_OFFSET, t, head, meta, acc); break;
+    case FOLD_SCALE: tile_fold_into(R, C, FOLD_SCALE, t, head, meta, acc); break;
+    default: tile_fold_into(R, C, FOLD_PLAIN, t, head, meta, acc); break;
     }
 }
 
@@ -159,6 +183,7 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
     t.c = g->c + u * LA_UNIT;
     t.ldc = (size_t)g->ldc;
     t.first = k0 == 0;
+    t.late_scale = g->f.row_scale && !g->f.has_offset;
     t.f = g->f;
     return t;
 }
@@ -204,7 +229,7 @@ LA_INLINE int tile_open_k(la_format f, int units, int bytes)
 
 /* All rows of one block in strips. next: the block read after this one, of `bytes` per unit. */
 LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int units,
-                           const uint8_t *next, size_t next_pitch, size_t bytes)
+                           const uint8_t *next, size_t next_pitch, size_t bytes, int last)
 {
     const uint8_t *a = t.a;
     const la_act_meta *meta = t.meta;
@@ -222,6 +247,9 @@ LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int u
         t.c = c + (size_t)row * t.ldc;
         t.ahead = next ? next + (size_t)i * share : NULL;
         (units == 2 ? s->two[rows] : s->one[rows])(&t);
+        if (last && t.late_scale) {
+            tile_scale_rows(&t, rows, units);
+        }
     }
 }
 
@@ -269,7 +297,8 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, 
                 s->decode(&t, units, decoded);
                 t.decoded = decoded;
             }
-            tile_strips(g, s, t, units, g->M > s->rows ? next : NULL, pitch, bytes);
+            tile_strips(g, s, t, units, g->M > s->rows ? next : NULL, pitch, bytes,
+                        k0 + block >= g->K);
         }
     }
 }
@@ -310,6 +339,9 @@ LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
         t.k = g->K;
         t.meta = g->meta;
         s->few[g->M](&t);
+        if (t.late_scale) {
+            tile_scale_rows(&t, g->M, 1);
+        }
     }
 }
 

@@ -78,13 +78,14 @@ LA_INLINE void q_dot_i8(const int R, const int C, const uint8_t *w, const uint8_
     }
 }
 
-/* f = fma(acc, scale_w * scale_a, f), then the offset's term, for C vectors of columns from c0. */
+/* f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f), for C vectors
+ * of columns from c0. */
 LA_INLINE void q_fold(const int R, const int C, const int c0, const la_tile *t, const uint8_t *head,
                       const la_act_meta *meta, vi acc[Q_ROWS][4])
 {
     LA_UNROLL
     for (int c = 0; c < C; c++) {
-        vf scale = tile_scale(t->f, head, 0, c0 + c);
+        vf scale = t->late_scale ? v_set1(1.0f) : tile_scale(t->f, head, 0, c0 + c);
         vf offset = t->f.has_offset ? tile_scale(t->f, head, 1, c0 + c) : v_zero();
         LA_UNROLL
         for (int r = 0; r < R; r++) {

@@ -2,8 +2,8 @@
  * here.
  *
  * Invariant: the integer products (gemm_i*_i8) are the definition of their bits: per group an exact
- * integer dot, f = fma(dot, scale_w * scale_a, f), then f = fma(offset, sum_a, f); every level
- * agrees with it bit for bit. Other products may round differently between levels. Included by
+ * integer dot, f = fma(dot, scale_w * scale_a, f), then f = fma(offset, sum_a, f), or with one scale
+ * a row and no offset f = fma(dot, scale_a, f) and at the end f * scale_w; every level agrees with it bit for bit. Other products may round differently between levels. Included by
  * isa_scalar.c.
  */
 #ifndef LA_GEMM_SCALAR_H
@@ -141,6 +141,7 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
     for (int j = 0; j < LA_UNIT; j++) {
         c[j] = 0.0f;
     }
+    const int late = g->f.row_scale && !g->f.has_offset;
     const uint8_t *group = w + la_format_unit_header(g->f, g->K);
     for (int k0 = 0; k0 < g->K; k0 += g->f.group, meta++) {
         const uint8_t *head = la_format_header(g->f) == 0 ? w : group;
@@ -159,13 +160,16 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
                     dot += scalar_value(g->f, code) * la_bf16_to_f32(a16[k0 + k]);
                 }
             }
-            c[j] = fmaf(a8 ? (float)idot : dot, scalar_scale(g->f, head, 0, j, k0) * meta->scale,
-                        c[j]);
+            float scale = late ? 1.0f : scalar_scale(g->f, head, 0, j, k0);
+            c[j] = fmaf(a8 ? (float)idot : dot, scale * meta->scale, c[j]);
             if (g->f.has_offset) {
                 c[j] = fmaf(scalar_scale(g->f, head, 1, j, k0), meta->sum, c[j]);
             }
         }
         group = codes + la_format_codes(g->f, kn);
+    }
+    for (int j = 0; j < LA_UNIT && late; j++) {
+        c[j] *= scalar_scale(g->f, w, 0, j, 0);
     }
 }
 

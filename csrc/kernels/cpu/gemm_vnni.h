@@ -101,25 +101,26 @@ LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile
     *a += bits == 4 ? 8 : 4;
 }
 
-/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term. f is in registers where
+/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f). f is in registers where
  * they suffice, else in c: 24 accumulators and 24 sums do not fit, and a load per fold is
  * cheap. */
-LA_INLINE void vnni_fold(const int R, const int C, const int with_offset, const la_tile *t,
+LA_INLINE void vnni_fold(const int R, const int C, const int kind, const la_tile *t,
                          const uint8_t *head, const la_act_meta *meta, vi acc[8][4], vf f[8][4])
 {
     const int regs = R * C <= VNNI_REGS;
     LA_UNROLL
     for (int c = 0; c < C; c++) {
         const uint8_t *h = head + (size_t)(c / 2) * t->head_pitch;
-        vf scale = tile_scale(t->f, h, 0, c % 2);
-        vf offset = with_offset ? tile_scale(t->f, h, 1, c % 2) : v_zero();
+        vf scale = kind == FOLD_PLAIN ? v_zero() : tile_scale(t->f, h, 0, c % 2);
+        vf offset = kind == FOLD_OFFSET ? tile_scale(t->f, h, 1, c % 2) : v_zero();
         LA_UNROLL
         for (int r = 0; r < R; r++) {
             const la_act_meta *m = meta + (size_t)r * t->meta_pitch;
             float *out = t->c + (size_t)r * t->ldc + c * VL;
             vf y = regs ? f[r][c] : v_load(out);
-            y = v_fma(v_from_i(acc[r][c]), v_mul(scale, v_set1(m->scale)), y);
-            if (with_offset) {
+            vf step = v_set1(m->scale);
+            y = v_fma(v_from_i(acc[r][c]), kind == FOLD_PLAIN ? step : v_mul(scale, step), y);
+            if (kind == FOLD_OFFSET) {
                 y = v_fma(offset, v_set1(m->sum), y);
             }
             if (regs) {
@@ -175,11 +176,10 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
                 vnni_step(bits, R, U, t, &w, &a, &ahead, acc);
             }
         }
-        if (t->f.has_offset) {
-            vnni_fold(R, C, 1, t, head, meta, acc, f);
-        }
-        else {
-            vnni_fold(R, C, 0, t, head, meta, acc, f);
+        switch (tile_fold_kind(t)) {
+        case FOLD_OFFSET: vnni_fold(R, C, FOLD_OFFSET, t, head, meta, acc, f); break;
+        case FOLD_SCALE: vnni_fold(R, C, FOLD_SCALE, t, head, meta, acc, f); break;
+        default: vnni_fold(R, C, FOLD_PLAIN, t, head, meta, acc, f); break;
         }
     }
     LA_UNROLL

@@ -131,37 +131,52 @@ static void add(const float *b, float *y, int n)
     }
 }
 
-/* up == NULL: y = act(x) */
-LA_INLINE void rows_act(const int act, const float *x, const float *up, float *y, int n)
+LA_INLINE void rows_act(const int act, const float *x, float *y, int n)
 {
     int i = 0;
     for (; i + VL <= n; i += VL) {
-        vf z = v_act(act, v_loadu(x + i));
-        v_storeu(y + i, up != NULL ? v_mul(z, v_loadu(up + i)) : z);
+        v_storeu(y + i, v_act(act, v_loadu(x + i)));
     }
     if (i < n) {
-        vf z = v_act(act, v_loadn(x + i, n - i));
-        v_storen(y + i, up != NULL ? v_mul(z, v_loadn(up + i, n - i)) : z, n - i);
+        v_storen(y + i, v_act(act, v_loadn(x + i, n - i)), n - i);
     }
 }
 
-static void act_mul(int kind, const float *gate, const float *up, float *y, int n)
+/* Blocks of 16 values, `step` from one to the next in gate and up. */
+LA_INLINE void rows_act_mul(const int act, const float *gate, const float *up, int step, float *y,
+                            int n)
+{
+    int i = 0;
+    for (; i + 16 <= n; i += 16, gate += step, up += step) {
+        LA_UNROLL
+        for (int j = 0; j < 16; j += VL) {
+            v_storeu(y + i + j, v_mul(v_act(act, v_loadu(gate + j)), v_loadu(up + j)));
+        }
+    }
+    for (int j = 0; i + j < n; j += VL) {
+        int left = n - i - j;
+        vf z = v_mul(v_act(act, v_loadn(gate + j, left)), v_loadn(up + j, left));
+        v_storen(y + i + j, z, left);
+    }
+}
+
+static void act_mul(int kind, const float *gate, const float *up, int step, float *y, int n)
 {
     switch (kind) {
-    case ROWS_SILU: rows_act(ROWS_SILU, gate, up, y, n); break;
-    case ROWS_GELU: rows_act(ROWS_GELU, gate, up, y, n); break;
-    case ROWS_GELU_TANH: rows_act(ROWS_GELU_TANH, gate, up, y, n); break;
-    default: rows_act(ROWS_RELU, gate, up, y, n); break;
+    case ROWS_SILU: rows_act_mul(ROWS_SILU, gate, up, step, y, n); break;
+    case ROWS_GELU: rows_act_mul(ROWS_GELU, gate, up, step, y, n); break;
+    case ROWS_GELU_TANH: rows_act_mul(ROWS_GELU_TANH, gate, up, step, y, n); break;
+    default: rows_act_mul(ROWS_RELU, gate, up, step, y, n); break;
     }
 }
 
 static void act(int kind, const float *x, float *y, int n)
 {
     switch (kind) {
-    case ROWS_SILU: rows_act(ROWS_SILU, x, NULL, y, n); break;
-    case ROWS_GELU: rows_act(ROWS_GELU, x, NULL, y, n); break;
-    case ROWS_GELU_TANH: rows_act(ROWS_GELU_TANH, x, NULL, y, n); break;
-    default: rows_act(ROWS_RELU, x, NULL, y, n); break;
+    case ROWS_SILU: rows_act(ROWS_SILU, x, y, n); break;
+    case ROWS_GELU: rows_act(ROWS_GELU, x, y, n); break;
+    case ROWS_GELU_TANH: rows_act(ROWS_GELU_TANH, x, y, n); break;
+    default: rows_act(ROWS_RELU, x, y, n); break;
     }
 }
 
