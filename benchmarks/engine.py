@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py [--models smollm2,qwen2.5-0.5b,llama-3.2-1b]
                                 [--formats bf16,int8,w4g128,w4g32,fp8,file] [--pairs 15] [--quick]
+                                [--isa avx2]
 
 Models: SmolLM2-135M-Instruct (--gguf; unpacked to bf16 but for "file", which is the file itself),
 and the shapes of models.py from their safetensors. Formats: bf16 as the checkpoint is, the others
@@ -17,7 +18,7 @@ is best over all pairs); the median of the pairs counts. of_read is the share of
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
 Layers that keep bf16 rows beside int8 ones (report()["model"]["bf16_activations"]) count by their
-own dot.
+own dot. On AVX2, which has no dots, everything counts by the fp32 peak of its FMA.
 
 Batch 16: 16 requests at once, prompts of 512 to the last first token (a compute share as above),
 and 64 tokens each behind prompts of 128 (the share of the compute peak; at this size neither bound
@@ -57,9 +58,9 @@ WINDOW = 0.3  # seconds of decode and of reading in a pair
 BATCH = 16
 
 
-def open_model(name: str, form: str, gguf: str | None, threads: int | None = None) -> LLM | None:
-    """The model on `threads` or all processors; None where this version lacks the format."""
-    options: dict[str, object] = {"max_model_len": 1024, "max_num_seqs": 16, "threads": threads}
+def open_model(name: str, form: str, gguf: str | None, **options: object) -> LLM | None:
+    """The model with more `options` of LLM; None where this version lacks the format."""
+    options |= {"max_model_len": 1024, "max_num_seqs": BATCH}
     if name != "smollm2":
         path: str | Path = models.checkpoint(name)
     elif gguf is None:
@@ -135,6 +136,8 @@ class Ideal:
     def seconds(self, tokens: int, rows: int, pairs: int) -> float:
         """For so many tokens, rows of logits and pairs of tokens that attend."""
         peaks = roofline.peaks(self.backend)
+        if self.backend.info["isa"] == "avx2":
+            peaks = {"f32": peaks["f32"]}
         fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
         work = [(dot, n * tokens) for dot, n in self.linear.items()]
         work += [(dot, n * rows) for dot, n in self.head.items()]
@@ -226,13 +229,15 @@ def main() -> None:
     parser.add_argument("--formats")
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--repeats", type=int, help="prefills")
+    parser.add_argument("--isa", help="highest instruction set to use; none: this machine's")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     usual = QUICK if args.quick else FULL
     names = (args.models or usual["models"]).split(",")
     forms = (args.formats or usual["formats"]).split(",")
     pairs, repeats = args.pairs or usual["pairs"], args.repeats or usual["repeats"]
-    print(f"{_core.Backend('cpu', None, 0).info['n_threads']} threads; shares as quartiles")
+    info = _core.Backend("cpu", args.isa, 0).info
+    print(f"{info['n_threads']} threads, {info['isa']}; shares as quartiles")
     head = "model          format  MB/tok    tok/s  of bandwidth    of read    read  probe"
     print(head + "   prefill  of peak     decode x16, of peak  prefill x16")
     for name in names:
@@ -240,7 +245,7 @@ def main() -> None:
             if form == "file" and name != "smollm2":
                 continue
             started = time.monotonic()
-            llm = open_model(name, form, args.gguf)
+            llm = open_model(name, form, args.gguf, isa=args.isa)
             if llm is None:
                 continue
             with llm:
