@@ -180,7 +180,7 @@ class Engine:
             os.killpg(self._process.pid, number)
 
     def _next(self) -> dict:
-        late = threading.Timer(PATIENCE, self._process.kill)
+        late = threading.Timer(PATIENCE, self._signal, [signal.SIGKILL])
         late.start()
         try:
             for line in self._process.stdout:  # engines print other things as well
@@ -269,12 +269,14 @@ class Session:
             return {}
         ours = [self._ours[c] for c in dict.fromkeys(self._commands[cell] for cell in cells)]
         order = [ours[0], self.theirs, *ours[1:]]
-        try:
-            values = {e: e.reading(cells[0].metric) for e in order[:: -1 if turn % 2 else 1]}
-        except (RuntimeError, OSError) as error:
-            self._complain(cells, "an engine", error)
-            self._commands.clear()
-            return {}
+        values: dict[Engine, float] = {}
+        for engine in order[:: -1 if turn % 2 else 1]:
+            try:
+                values[engine] = engine.reading(cells[0].metric)
+            except (RuntimeError, OSError) as error:
+                self._complain(cells, "the peer" if engine is self.theirs else "llmaccel", error)
+                self._commands.clear()
+                return {}
         engines = {cell: self._ours[self._commands[cell]] for cell in cells}
         return {
             cell: {
@@ -309,6 +311,8 @@ def measure(left: dict[Cell, int], args: argparse.Namespace, backend: _core.Back
                 if not session.alive() or time.monotonic() > args.end:
                     return
                 cells = [c for c, have in left.items() if c.metric == metric and have <= turn]
+                if not cells:
+                    continue
                 started = time.monotonic()
                 found = session.turn(cells, turn)
                 seconds = round(time.monotonic() - started, 1)

@@ -132,12 +132,22 @@ def plot(found: list[dict], path: Path) -> Path:
         for metric in ("decode", "prefill", "throughput16", "throughput32")
         if any(cell["metric"] == metric for cell in found)
     ]
+    cells = {
+        (shape, metric): [c for c in found if (c["shape"], c["metric"]) == (shape, metric)]
+        for shape in shapes
+        for metric in metrics
+    }
+    heights = [0.8 + 0.17 * max(len(cells[shape, m]) for m in metrics) for shape in shapes]
     figure, panels = plt.subplots(
-        len(shapes), len(metrics), figsize=(3.6 * len(metrics), 2.9 * len(shapes)), squeeze=False
+        len(shapes),
+        len(metrics),
+        figsize=(3.6 * len(metrics), 0.4 + sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
     )
     for row, shape in zip(panels, shapes, strict=True):
         for panel, metric in zip(row, metrics, strict=True):
-            _panel(panel, [c for c in found if (c["shape"], c["metric"]) == (shape, metric)])
+            _panel(panel, cells[shape, metric])
             panel.set_title(f"{shape}, {metric}", fontsize=9)
     figure.suptitle("llmaccel / peer, tokens per second (quartiles of paired turns)", fontsize=10)
     figure.tight_layout()
@@ -149,7 +159,7 @@ def plot(found: list[dict], path: Path) -> Path:
 def _panel(panel: object, cells: list[dict]) -> None:
     cells = sorted(cells, key=lambda c: (c["peer"], c["format"], c["table"]))
     names = [
-        f"{c['peer']} {c['format']}\n{'same file' if c['table'] == 'a' else c['recipe']}"
+        f"{c['peer']} {c['format']}: {'same file' if c['table'] == 'a' else c['recipe']}"
         for c in cells
     ]
     ratios = [c["ratio"] for c in cells]
@@ -164,4 +174,4 @@ def _panel(panel: object, cells: list[dict]) -> None:
     panel.set_yticks(range(len(cells)), names, fontsize=6)
     panel.axvline(1.0, color="black", linewidth=0.8)
     panel.tick_params(axis="x", labelsize=7)
-    panel.set_ylim(max(len(cells), 4) - 0.5, -0.5)
+    panel.set_ylim(max(len(cells), 1) - 0.5, -0.5)

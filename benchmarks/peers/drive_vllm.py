@@ -3,8 +3,7 @@
     .../venvs/vllm/bin/python benchmarks/peers/drive_vllm.py FOLDER throughput16
 
 torch.compile was no faster here (19.7 against 19.5 tok/s) and takes a minute more to start. Intel's
-OpenMP comes with the package and is loaded first, as vLLM's CPU guide asks: with GNU's, prefill
-dropped to half.
+OpenMP comes with the package and is loaded first, as vLLM asks for when it starts without it.
 """
 
 from __future__ import annotations
