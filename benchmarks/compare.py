@@ -333,6 +333,7 @@ def measure(left: dict[Cell, int], args: argparse.Namespace, backend: _core.Back
 
 def run(args: argparse.Namespace) -> None:
     """Measures the cells that have fewer turns than asked, until the time is over."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the stopped engines too
     args.end = time.monotonic() + args.limit
     backend = _core.Backend("cpu", None, 0)
     done = done_turns(results.commit())
