@@ -7,15 +7,17 @@
 
 `peers/setup.py` installs the peers, models.py makes the models. A cell is (table, shape, peer,
 format, recipe, metric): table "a" runs the very GGUF file of the peer, table "b" the recipe of ours
-that answers the peer's format (--recipe replaces it). Both engines are loaded at once and take
-turns, llmaccel first in every other one; each turn is a line of results/compare.jsonl with the read
+that answers the peer's format (--recipe replaces it). A peer with one format and all that answers
+it are loaded at once, for every metric, and take turns, the peer between our two and llmaccel first
+in every other turn. Each turn is a line of results/compare.jsonl for each cell, with the read
 bandwidth and dot peaks probed before and after it, so that a run may be cut anywhere (--limit cuts
-it by itself) and goes on where it stopped. Protocol and metrics: peers/protocol.py.
+it by itself) and goes on where it stopped. Engines that fail are named, and the run goes on.
+Protocol and metrics: peers/protocol.py.
 
 `show` prints each cell: medians, the ratio ours/peer paired turn by turn with its quartiles, and
-its physical bound: for decode (read bandwidth / our bytes a token) / peer, for prefill (peak of our
-dot / operations a token) / peer. Then the lines to be met; where one asks for more than 0.92 of a
-decode bound, 0.92 of it is what is asked.
+its physical bound: for decode (read bandwidth / our bytes a token) / peer, for prefill and
+throughput (peak of our dot / operations of the products for a token) / peer. Then the lines to be
+met; where one asks for more than 0.92 of a decode bound, 0.92 of it is what is asked.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,15 +42,17 @@ import models
 import results
 import roofline
 from peers.convert import converted
-from peers.protocol import METRICS
+from peers.protocol import METRICS, NEW, PROMPT
 from peers.setup import environment
 
 from llmaccel import _core
 
-# peer: formats. Bits of a format decide which recipes of ours answer it.
+# peer: formats. Bits of a format decide which recipes of ours answer it. "-dq" is OpenVINO with
+# activations quantized in groups of 128 instead of its default 32: an option of its plugin that
+# made its int8 prefill a third faster here, so both are shown.
 FORMATS = {
     "llama.cpp": ("bf16", "q8_0", "q4_0", "q4_k_m"),
-    "openvino": ("int8", "int4"),
+    "openvino": ("int8", "int4", "int8-dq", "int4-dq"),
     "vllm": ("bf16",),
     "ctranslate2": ("int8",),
     "transformers": ("bf16",),
@@ -57,11 +64,16 @@ RECIPES = {
     ("llama.cpp", "q4_0"): "w4g32",
     ("llama.cpp", "q4_k_m"): "w4g32",
     ("openvino", "int4"): "w4g128",
+    ("openvino", "int4-dq"): "w4g128",
     "bf16": "none",
     "q8_0": "int8",
     "int8": "int8",
+    "int8-dq": "int8",
 }
+# Recipes whose products are bf16 dots; those of all others are int8 dots.
+WIDE = ("none", "fp8")
 DRIVERS = Path(__file__).parent / "peers"
+PATIENCE = 900  # seconds for one answer; an engine that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -76,27 +88,26 @@ class Cell:
     metric: str
 
 
-def cells(args: argparse.Namespace) -> Iterator[Cell]:
-    """Every cell that the arguments ask for, those of one pair of engines side by side."""
+def pairs(args: argparse.Namespace) -> Iterator[list[Cell]]:
+    """The cells that the arguments ask for, those of one peer and format together."""
+    metrics, tables = args.metrics.split(","), args.tables.split(",")
     for shape in args.shapes.split(","):
         if shape == "smollm2":
-            yield from (
-                Cell("a", shape, "llama.cpp", "file", "gguf", metric)
-                for metric in args.metrics.split(",")
-                if args.gguf and "llama.cpp" in args.peers and "a" in args.tables
-            )
+            if args.gguf and "llama.cpp" in args.peers.split(",") and "a" in tables:
+                yield [Cell("a", shape, "llama.cpp", "file", "gguf", m) for m in metrics]
             continue
         for peer in args.peers.split(","):
             for form in FORMATS[peer]:
                 if args.formats and form not in args.formats.split(","):
                     continue
                 recipe = args.recipe or RECIPES.get((peer, form)) or RECIPES[form]
-                for table in args.tables.split(","):
-                    if table == "a" and peer != "llama.cpp":
-                        continue
-                    ours = "gguf" if table == "a" else recipe
-                    for metric in args.metrics.split(","):
-                        yield Cell(table, shape, peer, form, ours, metric)
+                ours = {"a": "gguf", "b": recipe} if peer == "llama.cpp" else {"b": recipe}
+                yield [
+                    Cell(table, shape, peer, form, ours[table], metric)
+                    for metric in metrics
+                    for table in tables
+                    if table in ours
+                ]
 
 
 # ---- engines -------------------------------------------------------------------------------------
@@ -107,68 +118,98 @@ def gguf_file(cell: Cell, gguf: str) -> Path:
     return Path(gguf) if cell.format == "file" else models.gguf_file(cell.shape, cell.format)
 
 
-def our_command(cell: Cell, gguf: str) -> list[str]:
-    """The driver of llmaccel for a cell."""
+def our_command(cell: Cell, gguf: str) -> tuple[str, ...]:
+    """The driver of llmaccel for a cell.
+
+    A bf16 GGUF file holds the checkpoint's very weights, so one engine serves both tables.
+    """
     options: dict[str, str] = {}
-    model = gguf_file(cell, gguf) if cell.table == "a" else models.checkpoint(cell.shape)
+    same = cell.peer == "llama.cpp" and cell.recipe == "none"
+    model = gguf_file(cell, gguf) if cell.table == "a" or same else models.checkpoint(cell.shape)
     if cell.table == "b" and cell.recipe != "none":
         options["quantization"] = cell.recipe
     script = DRIVERS / "drive_llmaccel.py"
-    command = [sys.executable, script, model, cell.metric, "--options", json.dumps(options)]
-    return [str(part) for part in command]
+    command = [sys.executable, script, model, "--options", json.dumps(options)]
+    return tuple(str(part) for part in command)
 
 
-def peer_command(cell: Cell, gguf: str) -> list[str]:
+def peer_command(cell: Cell, gguf: str) -> tuple[str, ...]:
     """The driver of the peer for a cell."""
     script = DRIVERS / f"drive_{cell.peer.replace('.', '_')}.py"
     python: str | Path = environment(cell.peer)
     if not Path(python).exists():
-        raise SystemExit(f"{cell.peer} is missing: python benchmarks/peers/setup.py {cell.peer}")
+        raise RuntimeError(f"missing: python benchmarks/peers/setup.py {cell.peer}")
     if cell.peer == "llama.cpp":
         model = gguf_file(cell, gguf)
     elif cell.peer in ("openvino", "ctranslate2"):
-        model = converted(f"{cell.peer}-{cell.format}", models.checkpoint(cell.shape))
+        form = cell.format.removesuffix("-dq")
+        model = converted(f"{cell.peer}-{form}", models.checkpoint(cell.shape))
     else:
         model = models.checkpoint(cell.shape)
-    return [str(part) for part in (python, script, model, cell.metric)]
+    options = ["--properties", '{"DYNAMIC_QUANTIZATION_GROUP_SIZE": "128"}']
+    more = options if cell.format.endswith("-dq") else []
+    return tuple(str(part) for part in (python, script, model, *more))
 
 
 class Engine:
-    """A driver in lockstep: loaded once, one reading whenever it is asked."""
+    """A driver in lockstep: loaded once, one reading whenever it is asked.
 
-    def __init__(self, command: list[str]) -> None:
+    Between readings all its processes are stopped, for some engines poll while they have nothing
+    to do (vLLM's took a third of a processor).
+    """
+
+    def __init__(self, command: tuple[str, ...]) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - a pipe would fill up
         self._process = subprocess.Popen(
-            [*command, "--lockstep"],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            start_new_session=True,  # so that signals reach the processes of its own as well
         )
-        self.about = self._next()
+        try:
+            self.about = self._next()
+        except BaseException:
+            self.close()
+            raise
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _next(self) -> dict:
-        for line in self._process.stdout:  # engines print other things as well
-            if line.startswith("{") and ('"ready"' in line or '"metric"' in line):
-                return json.loads(line)
+        late = threading.Timer(PATIENCE, self._signal, [signal.SIGKILL])
+        late.start()
+        try:
+            for line in self._process.stdout:  # engines print other things as well
+                if line.startswith("{") and ('"ready"' in line or '"metric"' in line):
+                    return json.loads(line)
+        finally:
+            late.cancel()
         self._process.wait()
         self._errors.seek(0)
         raise RuntimeError(self._errors.read()[-1500:] or "the driver ended without a word")
 
-    def reading(self) -> float:
-        """One reading of the metric, tokens per second."""
-        self._process.stdin.write("\n")
+    def reading(self, metric: str) -> float:
+        """One reading of a metric, tokens per second."""
+        self._signal(signal.SIGCONT)
+        self._process.stdin.write(metric + "\n")
         self._process.stdin.flush()
-        return self._next()["value"]
+        value = self._next()["value"]
+        self._signal(signal.SIGSTOP)
+        return value
 
     def close(self) -> None:
-        """Lets the driver end; it reads no more lines."""
-        self._process.stdin.close()
-        try:
+        """Lets the driver end, as it does without more lines, and kills what it leaves."""
+        self._signal(signal.SIGCONT)
+        with suppress(OSError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._signal(signal.SIGKILL)
+        self._process.wait()
         self._errors.close()
 
 
@@ -193,45 +234,116 @@ def done_turns(commit: str) -> dict[Cell, list[dict]]:
     return found
 
 
-def measure(cell: Cell, first: int, args: argparse.Namespace, backend: _core.Backend) -> None:
-    """Takes turns `first` .. repeats - 1 of a cell, as far as the time allows."""
-    engines: dict[str, Engine] = {}
-    try:
-        engines["ours"] = Engine(our_command(cell, args.gguf))
-        engines["theirs"] = Engine(peer_command(cell, args.gguf))
-        about = engines["ours"].about
-        before = probe(backend)
-        for turn in range(first, args.repeats):
-            order = ("ours", "theirs") if turn % 2 == 0 else ("theirs", "ours")
-            values = {name: engines[name].reading() for name in order}
-            after = probe(backend)
-            row = {**asdict(cell), "turn": turn, **values, "before": before, "after": after}
-            results.append("compare", {**row, "token_bytes": about["token_bytes"]})
-            print(
-                f"{cell.table} {cell.shape} {cell.peer} {cell.format} {cell.recipe} {cell.metric} "
-                f"turn {turn}: ours {values['ours']:.1f}, theirs {values['theirs']:.1f}, "
-                f"read {before['read']:.1f} and {after['read']:.1f} GB/s",
-                flush=True,
-            )
-            before = after
-            if time.monotonic() > args.end:
-                break
-    except RuntimeError as error:
-        print(f"{cell}: not measured: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-    finally:
-        for engine in engines.values():
+class Session:
+    """A peer in one format and the engines of ours that answer it, all loaded."""
+
+    def __init__(self, cells: list[Cell], gguf: str) -> None:
+        self.theirs: Engine | None = None
+        self._ours: dict[tuple[str, ...], Engine] = {}
+        self._commands: dict[Cell, tuple[str, ...]] = {}
+        try:
+            self.theirs = Engine(peer_command(cells[0], gguf))
+        except (RuntimeError, OSError, SystemExit) as error:
+            self._complain(cells, "the peer", error)
+            return
+        for table in dict.fromkeys(cell.table for cell in cells):
+            mine = [cell for cell in cells if cell.table == table]
+            try:
+                command = our_command(mine[0], gguf)
+                if command not in self._ours:
+                    self._ours[command] = Engine(command)
+                self._commands |= dict.fromkeys(mine, command)
+            except (RuntimeError, OSError, SystemExit) as error:
+                self._complain(mine, "llmaccel", error)
+
+    @staticmethod
+    def _complain(cells: list[Cell], who: str, error: BaseException) -> None:
+        names = dict.fromkeys(f"{c.table} {c.shape} {c.peer} {c.format} {c.recipe}" for c in cells)
+        reason = (str(error).strip() or repr(error)).splitlines()[-1]
+        print(f"{', '.join(names)}: not measured, {who} failed: {reason}", file=sys.stderr)
+
+    def turn(self, cells: list[Cell], turn: int) -> dict[Cell, dict]:
+        """One reading of every engine that cells of one metric need, the peer in the middle."""
+        cells = [cell for cell in cells if cell in self._commands]
+        if not cells or self.theirs is None:
+            return {}
+        ours = [self._ours[c] for c in dict.fromkeys(self._commands[cell] for cell in cells)]
+        order = [ours[0], self.theirs, *ours[1:]]
+        values: dict[Engine, float] = {}
+        for engine in order[:: -1 if turn % 2 else 1]:
+            try:
+                values[engine] = engine.reading(cells[0].metric)
+            except (RuntimeError, OSError) as error:
+                self._complain(cells, "the peer" if engine is self.theirs else "llmaccel", error)
+                self._commands.clear()
+                return {}
+        engines = {cell: self._ours[self._commands[cell]] for cell in cells}
+        return {
+            cell: {
+                "turn": turn,
+                "isa": mine.about["isa"],
+                "token_bytes": mine.about["token_bytes"],
+                "ours": values[mine],
+                "theirs": values[self.theirs],
+            }
+            for cell, mine in engines.items()
+        }
+
+    def alive(self) -> bool:
+        """Whether any cell can still be measured."""
+        return bool(self._commands)
+
+    def close(self) -> None:
+        """Ends all engines."""
+        for engine in self._ours.values():
             engine.close()
+        if self.theirs is not None:
+            self.theirs.close()
+
+
+def measure(left: dict[Cell, int], args: argparse.Namespace, backend: _core.Backend) -> None:
+    """The turns that each cell of a pair has left, from its number of turns on."""
+    session = Session(list(left), args.gguf)
+    try:
+        before = probe(backend)
+        for turn in range(min(left.values()), args.repeats):
+            for metric in dict.fromkeys(cell.metric for cell in left):
+                if not session.alive() or time.monotonic() > args.end:
+                    return
+                cells = [c for c, have in left.items() if c.metric == metric and have <= turn]
+                if not cells:
+                    continue
+                started = time.monotonic()
+                found = session.turn(cells, turn)
+                seconds = round(time.monotonic() - started, 1)
+                after = probe(backend)
+                for cell, row in found.items():
+                    around = {"seconds": seconds, "before": before, "after": after}
+                    results.append("compare", {**asdict(cell), **row, **around})
+                    print(
+                        f"{' '.join(asdict(cell).values())} turn {turn}: ours {row['ours']:.1f}, "
+                        f"theirs {row['theirs']:.1f}, read {before['read']:.1f} and "
+                        f"{after['read']:.1f} GB/s, {seconds} s",
+                        flush=True,
+                    )
+                before = after
+    finally:
+        session.close()
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures the cells that have fewer turns than asked, until the time is over."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # which ends the stopped engines too
     args.end = time.monotonic() + args.limit
     backend = _core.Backend("cpu", None, 0)
     done = done_turns(results.commit())
-    for cell in cells(args):
-        have = len(done.get(cell, []))
-        if have < args.repeats and time.monotonic() < args.end:
-            measure(cell, have, args, backend)
+    for cells in pairs(args):
+        left = {c: n for c in cells if (n := len(done.get(c, []))) < args.repeats}
+        if left and time.monotonic() < args.end:
+            started = time.monotonic()
+            measure(left, args, backend)
+            taken = time.monotonic() - started
+            print(f"{cells[0].shape} {cells[0].peer} {cells[0].format}: {taken:.0f} s", flush=True)
 
 
 # ---- what was found ------------------------------------------------------------------------------
@@ -263,12 +375,15 @@ def bound(cell: Cell, row: dict) -> float | None:
     if cell.metric == "decode":
         read = max(p["read"] for p in probes)
         return read * 1e9 / row["token_bytes"] / row["theirs"]
-    if cell.metric == "prefill":
-        bits16 = cell.recipe == "none" or cell.format == "bf16"
-        dot = "bf16" if bits16 else "int8"
-        peak = max(p.get(dot, p["f32"]) for p in probes)
-        return peak * 1e9 / models.token_operations(cell.shape) / row["theirs"]
-    return None
+    if cell.shape not in models.SHAPES:
+        return None
+    operations = models.token_operations(cell.shape)
+    if cell.metric != "prefill":  # every new token: its share of the prompt, itself, its logits
+        operations *= (PROMPT + NEW) / NEW
+        operations += models.head_operations(cell.shape)
+    dot = "bf16" if cell.recipe in WIDE or cell.format == "bf16" else "int8"
+    peak = max(p.get(dot, p["f32"]) for p in probes)
+    return peak * 1e9 / operations / row["theirs"]
 
 
 def summaries(commit: str) -> list[dict]:

@@ -49,11 +49,20 @@ def _lines() -> list[Line]:
 LINES = _lines()
 
 
-def asked(line: Line, cell: dict) -> float:
-    """What a line asks of a cell: 0.92 of a decode bound where it would ask for more."""
-    if line.metric != "decode" or cell["bound"] is None:
-        return line.asked
-    return min(line.asked, BOUND_SHARE * cell["bound"])
+def asked(least: float, cell: dict) -> float:
+    """What is asked of a cell: 0.92 of a decode bound where `least` would be more."""
+    if cell["metric"] != "decode" or cell["bound"] is None:
+        return least
+    return min(least, BOUND_SHARE * cell["bound"])
+
+
+def judged(least: float, cell: dict) -> tuple[str, str]:
+    """pass or MISS; the ratio with its bound, and what was asked where the bound decides."""
+    wanted = asked(least, cell)
+    limit = "" if cell["bound"] is None else f", bound {cell['bound']:.2f}"
+    by_bound = f" (asked {wanted:.2f}: {BOUND_SHARE} of the bound)" if wanted < least else ""
+    mark = "pass" if cell["ratio"] >= wanted else "MISS"
+    return mark, f"{cell['ratio']:.2f} ({cell['recipe']}{limit}){by_bound}"
 
 
 def verdict(line: Line, shape: str, found: list[dict]) -> str:
@@ -74,12 +83,10 @@ def verdict(line: Line, shape: str, found: list[dict]) -> str:
         if key not in best or cell["ratio"] > best[key]["ratio"]:
             best[key] = cell
     worst = min(best.values(), key=lambda cell: cell["ratio"])
-    wanted = asked(line, worst)
-    mark = "pass" if worst["ratio"] >= wanted else "MISS"
-    by_bound = f" (asked {wanted:.2f}: 0.92 of the bound)" if wanted < line.asked else ""
+    mark, said = judged(line.asked, worst)
     left_out = [f"{p} {f}" for p, f in line.rivals if (p, f) not in best]
     without = f" (not measured: {', '.join(left_out)})" if left_out else ""
-    return f"  {mark}  {text}: {worst['ratio']:.2f} ({worst['recipe']}){by_bound}{without}"
+    return f"  {mark}  {text}: {said}{without}"
 
 
 def show(found: list[dict]) -> None:
@@ -102,14 +109,14 @@ def show(found: list[dict]) -> None:
             )
         print()
     print("Lines (table b)")
-    for shape in sorted({cell["shape"] for cell in found}):
+    for shape in sorted({cell["shape"] for cell in found if cell["table"] == "b"}):
         said = [verdict(line, shape, found) for line in LINES]
         measured = [text for text in said if not text.endswith(UNMEASURED)]
         print("\n".join([*measured, f"  {len(said) - len(measured)} of {shape} {UNMEASURED}"]))
     print("Table (a): nothing below 1.0")
     for cell in (cell for cell in found if cell["table"] == "a"):
-        mark = "pass" if cell["ratio"] >= 1.0 else "MISS"
-        print(f"  {mark}  {cell['shape']} {cell['metric']} {cell['format']}: {cell['ratio']:.2f}")
+        mark, said = judged(1.0, cell)
+        print(f"  {mark}  {cell['shape']} {cell['metric']} {cell['format']}: {said}")
 
 
 def plot(found: list[dict], path: Path) -> Path:
@@ -125,12 +132,22 @@ def plot(found: list[dict], path: Path) -> Path:
         for metric in ("decode", "prefill", "throughput16", "throughput32")
         if any(cell["metric"] == metric for cell in found)
     ]
+    cells = {
+        (shape, metric): [c for c in found if (c["shape"], c["metric"]) == (shape, metric)]
+        for shape in shapes
+        for metric in metrics
+    }
+    heights = [0.8 + 0.17 * max(len(cells[shape, m]) for m in metrics) for shape in shapes]
     figure, panels = plt.subplots(
-        len(shapes), len(metrics), figsize=(3.6 * len(metrics), 2.9 * len(shapes)), squeeze=False
+        len(shapes),
+        len(metrics),
+        figsize=(3.6 * len(metrics), 0.4 + sum(heights)),
+        height_ratios=heights,
+        squeeze=False,
     )
     for row, shape in zip(panels, shapes, strict=True):
         for panel, metric in zip(row, metrics, strict=True):
-            _panel(panel, [c for c in found if (c["shape"], c["metric"]) == (shape, metric)])
+            _panel(panel, cells[shape, metric])
             panel.set_title(f"{shape}, {metric}", fontsize=9)
     figure.suptitle("llmaccel / peer, tokens per second (quartiles of paired turns)", fontsize=10)
     figure.tight_layout()
@@ -142,7 +159,7 @@ def plot(found: list[dict], path: Path) -> Path:
 def _panel(panel: object, cells: list[dict]) -> None:
     cells = sorted(cells, key=lambda c: (c["peer"], c["format"], c["table"]))
     names = [
-        f"{c['peer']} {c['format']}\n{'same file' if c['table'] == 'a' else c['recipe']}"
+        f"{c['peer']} {c['format']}: {'same file' if c['table'] == 'a' else c['recipe']}"
         for c in cells
     ]
     ratios = [c["ratio"] for c in cells]
@@ -157,4 +174,4 @@ def _panel(panel: object, cells: list[dict]) -> None:
     panel.set_yticks(range(len(cells)), names, fontsize=6)
     panel.axvline(1.0, color="black", linewidth=0.8)
     panel.tick_params(axis="x", labelsize=7)
-    panel.set_ylim(max(len(cells), 4) - 0.5, -0.5)
+    panel.set_ylim(max(len(cells), 1) - 0.5, -0.5)

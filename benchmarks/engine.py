@@ -2,6 +2,7 @@
 
     python benchmarks/engine.py [--models smollm2,qwen2.5-0.5b,llama-3.2-1b]
                                 [--formats bf16,int8,w4g128,w4g32,fp8,file] [--pairs 15] [--quick]
+                                [--isa avx2] [--parts decode,prefill]
 
 Models: SmolLM2-135M-Instruct (--gguf; unpacked to bf16 but for "file", which is the file itself),
 and the shapes of models.py from their safetensors. Formats: bf16 as the checkpoint is, the others
@@ -17,11 +18,11 @@ is best over all pairs); the median of the pairs counts. of_read is the share of
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
 Layers that keep bf16 rows beside int8 ones (report()["model"]["bf16_activations"]) count by their
-own dot.
+own dot. On AVX2, which has no dots, everything counts by the fp32 peak of its FMA.
 
 Batch 16: 16 requests at once, prompts of 512 to the last first token (a compute share as above),
 and 64 tokens each behind prompts of 128 (the share of the compute peak; at this size neither bound
-is far away).
+is far away). --parts leaves out what is not named; batch 16 takes three quarters of the time.
 
 Appends one JSON line per model and format to results/engine.jsonl.
 """
@@ -55,11 +56,12 @@ DOTS = {"bf16": "bf16", "fp8": "bf16"}
 PROMPT, PREFILL = 128, 512
 WINDOW = 0.3  # seconds of decode and of reading in a pair
 BATCH = 16
+PARTS = ("decode", "prefill", "decode_16", "prefill_16")
 
 
-def open_model(name: str, form: str, gguf: str | None, threads: int | None = None) -> LLM | None:
-    """The model on `threads` or all processors; None where this version lacks the format."""
-    options: dict[str, object] = {"max_model_len": 1024, "max_num_seqs": 16, "threads": threads}
+def open_model(name: str, form: str, gguf: str | None, **options: object) -> LLM | None:
+    """The model with more `options` of LLM; None where this version lacks the format."""
+    options |= {"max_model_len": 1024, "max_num_seqs": BATCH}
     if name != "smollm2":
         path: str | Path = models.checkpoint(name)
     elif gguf is None:
@@ -135,6 +137,8 @@ class Ideal:
     def seconds(self, tokens: int, rows: int, pairs: int) -> float:
         """For so many tokens, rows of logits and pairs of tokens that attend."""
         peaks = roofline.peaks(self.backend)
+        if self.backend.info["isa"] == "avx2":
+            peaks = {"f32": peaks["f32"]}
         fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
         work = [(dot, n * tokens) for dot, n in self.linear.items()]
         work += [(dot, n * rows) for dot, n in self.head.items()]
@@ -179,16 +183,17 @@ def quartiles(values: list[float]) -> dict[str, float]:
     return {"low": low, "median": median, "high": high, "n": len(values)}
 
 
-def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
-    """One row of results."""
+def measure(name: str, form: str, llm: LLM, args: argparse.Namespace) -> dict:
+    """One row of results, with the parts that are asked for."""
     rng = np.random.default_rng(1)
     ideal = Ideal(llm, models.config_of(name), DOTS.get(form, "int8"))
     parts = {
-        "decode": decode_pairs(llm, pairs, rng),
-        "prefill": prefill_shares(llm, ideal, 1, repeats, rng),
-        "decode_16": batched_decode(llm, ideal, max(repeats // 2, 2), rng),
-        "prefill_16": prefill_shares(llm, ideal, BATCH, max(repeats // 3, 2), rng),
+        "decode": lambda: decode_pairs(llm, args.pairs, rng),
+        "prefill": lambda: prefill_shares(llm, ideal, 1, args.repeats, rng),
+        "decode_16": lambda: batched_decode(llm, ideal, max(args.repeats // 2, 2), rng),
+        "prefill_16": lambda: prefill_shares(llm, ideal, BATCH, max(args.repeats // 3, 2), rng),
     }
+    found = {part: parts[part]() for part in PARTS if part in args.parts.split(",")}
     report = llm.report()
     return {
         "benchmark": "engine",
@@ -197,26 +202,28 @@ def measure(name: str, form: str, llm: LLM, pairs: int, repeats: int) -> dict:
         "isa": report["backend"]["isa"],
         "threads": report["backend"]["n_threads"],
         "token_bytes": report["memory"]["token_bytes"],
-        **{part: {k: quartiles(v) for k, v in found.items()} for part, found in parts.items()},
+        **{part: {k: quartiles(v) for k, v in by.items()} for part, by in found.items()},
     }
 
 
 def show(row: dict) -> None:
-    """The row under the table's head."""
-    decode, prefill = row["decode"], row["prefill"]
-    share = decode["share"]
-    print(
-        f"{row['model']:14s} {row['format']:7s} {row['token_bytes'] / 1e6:6.0f}"
-        f" {decode['tok_s']['median']:8.1f}"
-        f"   {share['low']:.2f} {share['median']:.2f} {share['high']:.2f}"
-        f" {decode['of_read']['median']:8.2f}"
-        f" {decode['read_gb_s']['median']:7.1f} {decode['probe_gb_s']['median']:6.1f}"
-        f" {prefill['tok_s']['median']:9.1f}   {prefill['share']['low']:.2f}"
-        f" {prefill['share']['median']:.2f} {prefill['share']['high']:.2f}"
-        f" {row['decode_16']['tok_s']['median']:9.1f} {row['decode_16']['share']['median']:5.2f}"
-        f" {row['prefill_16']['tok_s']['median']:9.1f} {row['prefill_16']['share']['median']:5.2f}",
-        flush=True,
-    )
+    """The row under the table's head, as far as its parts were measured."""
+    text = f"{row['model']:14s} {row['format']:7s} {row['token_bytes'] / 1e6:6.0f}"
+    if "decode" in row:
+        decode = row["decode"]
+        share = decode["share"]
+        text += (
+            f" {decode['tok_s']['median']:8.1f}"
+            f"   {share['low']:.2f} {share['median']:.2f} {share['high']:.2f}"
+            f" {decode['of_read']['median']:8.2f}"
+            f" {decode['read_gb_s']['median']:7.1f} {decode['probe_gb_s']['median']:6.1f}"
+        )
+    for part in PARTS[1:]:
+        if part in row:
+            rate, share = row[part]["tok_s"]["median"], row[part]["share"]
+            text += f"   {part} {rate:.1f}, of peak"
+            text += f" {share['low']:.2f} {share['median']:.2f} {share['high']:.2f}"
+    print(text, flush=True)
 
 
 def main() -> None:
@@ -226,25 +233,27 @@ def main() -> None:
     parser.add_argument("--formats")
     parser.add_argument("--pairs", type=int)
     parser.add_argument("--repeats", type=int, help="prefills")
+    parser.add_argument("--isa", help="highest instruction set to use; none: this machine's")
+    parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     usual = QUICK if args.quick else FULL
     names = (args.models or usual["models"]).split(",")
     forms = (args.formats or usual["formats"]).split(",")
-    pairs, repeats = args.pairs or usual["pairs"], args.repeats or usual["repeats"]
-    print(f"{_core.Backend('cpu', None, 0).info['n_threads']} threads; shares as quartiles")
-    head = "model          format  MB/tok    tok/s  of bandwidth    of read    read  probe"
-    print(head + "   prefill  of peak     decode x16, of peak  prefill x16")
+    args.pairs, args.repeats = args.pairs or usual["pairs"], args.repeats or usual["repeats"]
+    info = _core.Backend("cpu", args.isa, 0).info
+    print(f"{info['n_threads']} threads, {info['isa']}; shares as quartiles")
+    print("model          format  MB/tok    tok/s  of bandwidth    of read    read  probe")
     for name in names:
         for form in forms:
             if form == "file" and name != "smollm2":
                 continue
             started = time.monotonic()
-            llm = open_model(name, form, args.gguf)
+            llm = open_model(name, form, args.gguf, isa=args.isa)
             if llm is None:
                 continue
             with llm:
-                row = measure(name, form, llm, pairs, repeats)
+                row = measure(name, form, llm, args)
             row["seconds"] = round(time.monotonic() - started, 1)
             results.append("engine", row)
             show(row)

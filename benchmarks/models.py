@@ -122,6 +122,12 @@ def token_operations(name: str) -> int:
     return 2 * matrix_weights(config_of(name))
 
 
+def head_operations(name: str) -> int:
+    """Operations of one row of logits."""
+    config = config_of(name)
+    return 2 * config["hidden_size"] * config["vocab_size"]
+
+
 def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The weight `name`: bf16 bit patterns in uint16, the same on every machine."""
     if name.endswith("norm.weight"):

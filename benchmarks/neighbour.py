@@ -1,6 +1,7 @@
 """What a busy neighbour costs: prefill and decode beside a PyTorch loop on one processor.
 
     python benchmarks/neighbour.py [--gguf SmolLM2.gguf] [--models smollm2,qwen2.5-0.5b]
+                                   [--isa avx2]
 
 The neighbour multiplies matrices without end, one PyTorch thread pinned to one processor, first as
 another process, then as a thread of this one. Quiet and busy rounds alternate; a round is prefills
@@ -81,9 +82,15 @@ def thread(cpu: int) -> Iterator[None]:
 NEIGHBOURS = {"nobody": nobody, "process": process, "thread": thread}
 
 
-def open_model(name: str, gguf: str | None, threads: int | None = None) -> LLM:
+def open_model(name: str, gguf: str | None, **options: object) -> LLM:
     """SmolLM2 as its file has it, the other shapes in bf16."""
-    return engine.open_model(name, "file" if name == "smollm2" else "bf16", gguf, threads)
+    return engine.open_model(name, "file" if name == "smollm2" else "bf16", gguf, **options)
+
+
+def about(name: str, llm: LLM) -> dict[str, str]:
+    """What a line of results says of the model."""
+    form = "file" if name == "smollm2" else "bf16"
+    return {"model": name, "format": form, "isa": llm.report()["backend"]["isa"]}
 
 
 def rates(llm: LLM, seconds: float) -> dict[str, list[float]]:
@@ -114,7 +121,7 @@ def beside(name: str, llm: LLM, kinds: list[str], rounds: int, seconds: float) -
                     found[kind][what] += values
     rows = []
     for kind in kinds:
-        row = {"benchmark": "neighbour", "model": name, "neighbour": kind}
+        row = {"benchmark": "neighbour", **about(name, llm), "neighbour": kind}
         for what in ("prefill", "decode"):
             row[f"{what}_tok_s"] = results.spread(found[kind][what])
             quiet = results.spread(found["nobody"][what])["median"]
@@ -123,15 +130,16 @@ def beside(name: str, llm: LLM, kinds: list[str], rounds: int, seconds: float) -
     return rows
 
 
-def crowded(name: str, gguf: str | None, rounds: int, seconds: float) -> dict:
+def crowded(name: str, args: argparse.Namespace) -> dict:
     """threads=8 beside the default, interleaved."""
-    models = {"default": open_model(name, gguf), "eight": open_model(name, gguf, 8)}
+    asked = {"default": None, "eight": 8}
+    models = {k: open_model(name, args.gguf, isa=args.isa, threads=n) for k, n in asked.items()}
     found: dict[str, dict[str, list[float]]] = {k: {"prefill": [], "decode": []} for k in models}
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         for kind, llm in models.items():
-            for what, values in rates(llm, seconds).items():
+            for what, values in rates(llm, args.seconds).items():
                 found[kind][what] += values
-    row = {"benchmark": "crowded", "model": name}
+    row = {"benchmark": "crowded", **about(name, models["default"])}
     row["threads"] = {k: m.report()["backend"]["n_threads"] for k, m in models.items()}
     for what in ("prefill", "decode"):
         row[what] = {kind: results.spread(found[kind][what]) for kind in models}
@@ -152,6 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gguf", default=os.environ.get("LLMACCEL_SMOLLM2"))
     parser.add_argument("--models", default="smollm2,qwen2.5-0.5b")
+    parser.add_argument("--isa", help="highest instruction set to use; none: this machine's")
     parser.add_argument("--neighbours", default="nobody,process,thread")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=1.0)
@@ -159,7 +168,7 @@ def main() -> None:
     names = args.models.split(",")
     print("model          neighbour  prefill tok/s  of quiet  decode tok/s  of quiet")
     for name in names:
-        llm = open_model(name, args.gguf)
+        llm = open_model(name, args.gguf, isa=args.isa)
         for row in beside(name, llm, args.neighbours.split(","), args.rounds, args.seconds):
             results.append("neighbour", row)
             print(
@@ -167,11 +176,11 @@ def main() -> None:
                 f"  {row['prefill_of_quiet']:8.2f}  {row['decode_tok_s']['median']:12.1f}"
                 f"  {row['decode_of_quiet']:8.2f}"
             )
-        idle = {"benchmark": "idle", "model": name, "cpu_share": idle_share(2.0)}
+        idle = {"benchmark": "idle", **about(name, llm), "cpu_share": idle_share(2.0)}
         results.append("neighbour", idle)
         print(f"{name:14s} idle: {100 * idle['cpu_share']:.2f} % of a processor")
         llm.close()
-    row = crowded(names[0], args.gguf, args.rounds, args.seconds)
+    row = crowded(names[0], args)
     results.append("neighbour", row)
     for kind, threads in row["threads"].items():
         print(

@@ -33,6 +33,6 @@ def converted(kind: str, source: Path) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     made = subprocess.run(command(kind, source, part), capture_output=True, text=True, check=False)
     if made.returncode:
-        raise SystemExit(f"conversion to {kind} failed:\n{made.stderr[-2000:]}")
+        raise RuntimeError(f"conversion to {kind} failed:\n{made.stderr[-2000:]}")
     part.rename(target)
     return target

@@ -51,8 +51,8 @@ def reading(model: str, metric: str) -> float:
 def main() -> None:
     args = protocol.arguments(__doc__.splitlines()[0]).parse_args()
     protocol.say(ready=True)
-    for _ in protocol.turns(args):
-        protocol.say(metric=args.metric, value=round(reading(args.model, args.metric), 3))
+    for _, metric in protocol.turns(args):
+        protocol.say(metric=metric, value=round(reading(args.model, metric), 3))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def main() -> None:
         return seconds
 
     report = llm.report()
-    about = {"token_bytes": report["memory"]["token_bytes"], "llm_load_s": round(load_s, 2)}
-    protocol.serve(args, lambda: run, **about)
+    about = {"token_bytes": report["memory"]["token_bytes"], "isa": report["backend"]["isa"]}
+    protocol.serve(args, lambda: run, llm_load_s=round(load_s, 2), **about)
     llm.close()
 
 

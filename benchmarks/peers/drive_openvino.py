@@ -7,6 +7,7 @@ FOLDER comes from `optimum-cli export openvino --weight-format int8|int4` (conve
 
 from __future__ import annotations
 
+import json
 import time
 
 import numpy as np
@@ -16,7 +17,9 @@ import protocol
 
 
 def main() -> None:
-    args = protocol.arguments(__doc__.splitlines()[0]).parse_args()
+    parser = protocol.arguments(__doc__.splitlines()[0])
+    parser.add_argument("--properties", type=json.loads, default={}, help="more, a JSON object")
+    args = parser.parse_args()
 
     def load() -> protocol.Run:
         scheduler = openvino_genai.SchedulerConfig()
@@ -25,6 +28,7 @@ def main() -> None:
         scheduler.max_num_seqs = protocol.SEQS
         scheduler.enable_prefix_caching = False
         device = {"INFERENCE_NUM_THREADS": protocol.THREADS, "PERFORMANCE_HINT": "LATENCY"}
+        device |= args.properties
         pipeline = openvino_genai.ContinuousBatchingPipeline(args.model, scheduler, "CPU", device)
 
         def run(prompts: list[list[int]], n_new: int) -> float:

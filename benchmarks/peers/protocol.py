@@ -1,9 +1,9 @@
 """What every driver measures, and how it talks to compare.py.
 
-A driver is a script `drive_<engine>.py MODEL METRIC [--repeats N | --lockstep] [--option ...]`. It
-loads the model once, warms up, and prints JSON lines: one {"ready": true, "load_s": ...} and then
-{"metric": ..., "value": tokens per second} for each repeat; with --lockstep it takes one repeat
-for each line that comes on stdin, so that two engines can be measured in turns.
+A driver is a script `drive_<engine>.py MODEL [METRIC ...] [--repeats N] [--option ...]`. It loads
+the model once, warms up, and prints JSON lines: one {"ready": true, "load_s": ...} and then
+{"metric": ..., "value": tokens per second} for each reading. Without metrics it takes one reading
+of the metric that each line of stdin names, so that engines can be measured in turns.
 
 Metrics, all greedy, of random token ids, with exactly the asked number of new tokens:
   decode        one request after a prompt of 128: 128 / (time of 129 new tokens - time of 1)
@@ -52,19 +52,19 @@ def arguments(description: str) -> argparse.ArgumentParser:
     """The options that all drivers share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", help="file or folder of the model, in the engine's own form")
-    parser.add_argument("metric", choices=METRICS)
+    parser.add_argument("metrics", nargs="*", help=f"of {', '.join(METRICS)}; none: from stdin")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lockstep", action="store_true", help="one repeat per line of stdin")
     return parser
 
 
-def turns(args: argparse.Namespace) -> Iterator[int]:
-    """A seed for each repeat that is asked for."""
-    if not args.lockstep:
-        yield from range(1, args.repeats + 1)
-        return
-    for seed, _ in enumerate(sys.stdin, start=1):
-        yield seed
+def turns(args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """A seed and a metric for each reading that is asked for."""
+    asked = (metric for _ in range(args.repeats) for metric in args.metrics)
+    lines = (line.strip() for line in sys.stdin)
+    for seed, metric in enumerate(asked if args.metrics else lines, start=1):
+        if metric not in METRICS:
+            raise SystemExit(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+        yield seed, metric
 
 
 def say(**fields: object) -> None:
@@ -78,8 +78,8 @@ def serve(args: argparse.Namespace, load: Callable[[], Run], **about: object) ->
     run = load()
     load_s = time.perf_counter() - started
     run(prompts(1, PROMPT, 999_999), 8)
-    if args.metric != "decode":
-        run(prompts(1, PREFILL, 999_998), 1)
+    run(prompts(1, PREFILL, 999_998), 1)
+    run(prompts(SEQS, PROMPT // 8, 999_997), 4)  # whatever is set up once per size of a batch
     say(ready=True, load_s=round(load_s, 2), **about)
-    for seed in turns(args):
-        say(metric=args.metric, value=round(measure(args.metric, run, seed), 3))
+    for seed, metric in turns(args):
+        say(metric=metric, value=round(measure(metric, run, seed), 3))
