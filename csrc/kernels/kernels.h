@@ -74,7 +74,7 @@ typedef struct la_attend_args {
     const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
     const uint8_t *const *v_pages; /* [n_pages] */
     int n_pages;                   /* 1..4 */
-    const uint8_t *next;           /* K block of the page after them (prefetch hint), or NULL */
+    const uint8_t *next, *next_v;  /* blocks of the page after them (prefetch hint), or NULL */
     int first;                     /* absolute position of the chunk's first token */
     int window;                    /* 0: none */
     float scale;
