@@ -69,7 +69,8 @@ typedef struct la_attend_args {
     int ldq;
     int R; /* 1..64 */
     int d;
-    int again; /* 1: q, R, d, scale and scratch are those of the call before, whose q is used */
+    int again; /* 1: R, d, scale, scratch and q are those of an earlier call of this set, whose q is used */
+    int set; /* 0..; several sets of rows share a scratch of at least (set + 1) * R rows */
     const int *row_pos;            /* [R] absolute position of the row's token */
     const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
     const uint8_t *const *v_pages; /* [n_pages] */

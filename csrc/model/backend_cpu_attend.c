@@ -136,6 +136,9 @@ typedef struct item_list {
     span_view now;
     int before;  /* items of those before it */
     size_t used; /* floats of those before it */
+    /* kv heads whose queries of sequence `made_of` lie converted in this thread's room */
+    int made_of;
+    uint64_t made;
 } item_list;
 
 /* An item: tokens t0 .. t0+tokens-1 of a span, heads h0 .. h0+heads-1 of a kv head; of a span in chunks
@@ -349,7 +352,21 @@ static float *part_of(la_ctx *c, const item_list *l, int chunk, int kv_head, int
            ((size_t)chunk * (size_t)l->n_kv_heads + (size_t)kv_head) * part_floats(R, l->walk->d);
 }
 
-static void attend_part(la_ctx *c, int layer, const item_list *l, const item *t, la_rows q)
+/* A thread meets a kv head again with every chunk: all heads' queries stay converted if they fit. */
+static void convert_once(item_list *l, const item *t, la_attend_args *a)
+{
+    if (l->made_of != l->at) {
+        l->made_of = l->at;
+        l->made = 0;
+    }
+    if (l->n_kv_heads * a->R <= LA_CPU_ATTEND_ROWS) {
+        a->set = t->kv_head;
+        a->again = l->made >> t->kv_head & 1;
+        l->made |= (uint64_t)1 << t->kv_head;
+    }
+}
+
+static void attend_part(la_ctx *c, int layer, item_list *l, const item *t, la_rows q)
 {
     const la_attend_walk *w = l->walk;
     const la_span *span = t->of->span;
@@ -359,8 +376,11 @@ static void attend_part(la_ctx *c, int layer, const item_list *l, const item *t,
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     la_attend_pages pages = pages_of(c, layer, span, t->kv_head);
-    gather_rows(t, q, w->d, &own.attend);
     la_attend_args args = la_attend_args_of(w, &own.attend, R);
+    convert_once(l, t, &args);
+    if (!args.again) {
+        gather_rows(t, q, w->d, &own.attend);
+    }
     args.o = part_of(c, l, t->chunk, t->kv_head, R);
     args.m = args.o + (size_t)R * (size_t)args.ldo;
     args.l = args.m + R;
@@ -442,6 +462,7 @@ void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
         }
         else {
             attend_tile(c, layer, &list, &t, q, a);
+            list.made = 0;
         }
     }
     la_cpu_barrier(c);
