@@ -206,12 +206,8 @@ def kv_store_i8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of the K and V pages [pages, n] of tokens [T, d]; empty slots are code 0, scale 0."""
     (kc, ks), (vc, vs) = int8_codes(k), int8_codes(v)
     biased = np.ascontiguousarray(_k_lanes(kc)).view(np.uint8) ^ 0x80
-    tokens, d = vc.shape
-    pages, blocks = -(-tokens // PAGE), -(-d // LANE)
-    padded = np.zeros((pages * PAGE, blocks * LANE), np.int8)
-    padded[:tokens, :d] = vc
-    fours = padded.reshape(pages, 16, 4, blocks, LANE).transpose(0, 3, 1, 4, 2)
-    return _with_scales(biased, ks), _with_scales(np.ascontiguousarray(fours), vs)
+    signed = np.abs(vc).view(np.uint8) | (vc < 0) * np.uint8(128)
+    return _with_scales(biased, ks), _with_scales(_v_blocks(signed), vs)
 
 
 def kv_store_f8(k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,9 +19,8 @@ core = pytest.importorskip("llmaccel._core")
 ISAS = core.kernel_isas()
 KV = ["f32", "bf16", "i8", "f8"]
 SIZES = [1, 3, 8, 16, 17, 20, 64, 72, 80, 96, 100, 128, 256]
-# Of the largest value: bf16 and fp8 pages round probabilities to bf16. The reference's codes are the
-# kernels'.
-TOLERANCE = {"f32": 3e-6, "bf16": 6e-3, "i8": 1e-3, "f8": 6e-3}
+# Of the largest value: all but f32 round probabilities to bf16. The reference has the same codes.
+TOLERANCE = {"f32": 3e-6, "bf16": 6e-3, "i8": 6e-3, "f8": 6e-3}
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_kv = pytest.mark.parametrize("kv", KV)
@@ -227,8 +226,8 @@ def test_attend_rows_that_see_nothing(isa: str, kv: str) -> None:
 def test_attend_weights_sum_to_one(isa: str, kv: str) -> None:
     """With V all ones o equals mass: the sum is of the weights as they are multiplied.
 
-    Pages of codes multiply the value's scale into a weight before it is rounded; their sum is of
-    the weights before that.
+    Pages of codes multiply the value's scale into a weight before it is rounded to bf16; their sum
+    is of the weights before that.
     """
     case = Case(32, 230)
     k, v = case.keys()
@@ -289,32 +288,14 @@ def test_levels_without_the_dot_agree_bit_for_bit(kv: str, d: int) -> None:
 
 
 @pytest.mark.parametrize("d", [1, 17, 20, 64, 80, 128, 256])
-@pytest.mark.parametrize("rows", [1, 9])
-def test_int8_pages_agree_at_every_level(d: int, rows: int) -> None:
-    """Both sums are exact integers, what joins them is the same fp32 operations."""
+def test_integer_scores_agree_at_every_level(d: int) -> None:
+    """Maximum and mass of int8 pages: exact sums, then the same fp32 operations."""
     case = Case(d, 190, softcap=20.0, window=100)
-    q, pos = case.rows(rows)
-    results = [Pages(isa, "i8", *case.keys()).attend(isa, case, q, pos) for isa in ISAS]
-    for result in results:
-        for got, want in zip(result, results[0], strict=True):
-            assert got.tobytes() == want.tobytes()
-
-
-@each_isa
-def test_int8_weights_far_below_the_largest(isa: str) -> None:
-    """One loud value does not take the small ones of its page along; weights keep 14 bits."""
-    d, case = 64, Case(64, 64, loud=1.0)
-    k, v = case.keys()
-    v *= np.geomspace(1, 1e-3, 64)[:, None].astype(np.float32)
-    q, pos = np.zeros((3, d), np.float32), np.int32([63, 40, 0])
-    _, mass, o = Pages(isa, "i8", k, v).attend(isa, case, q, pos)
-    values = ref.int8_values(v)
-    for r, last in enumerate(pos):
-        seen = values[: last + 1]
-        # a weight is off by half a step at most, a step is 2^-14 of the largest weight times scale
-        steps = np.abs(seen).max() * 2**-15 * np.sqrt(len(seen)) * 4
-        np.testing.assert_allclose(o[r], seen.sum(axis=0), atol=steps, rtol=1e-5)
-        assert mass[r] == last + 1
+    q, pos = case.rows(9)
+    results = [Pages(isa, "i8", *case.keys()).attend(isa, case, q, pos)[:2] for isa in ISAS]
+    for m, mass in results:
+        assert m.tobytes() == results[0][0].tobytes()
+        assert mass.tobytes() == results[0][1].tobytes()
 
 
 @each_isa

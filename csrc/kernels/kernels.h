@@ -57,11 +57,11 @@ typedef struct la_gemm {
 /* Attention of R query rows over one 256-token chunk of one kv head; partial result of a softmax.
  * Page of one kv head, K: F32 [4 sub][d][16 tok]; BF16 [4 sub][ceil(d/2)][16 tok][2 d].
  *                      V: F32 [ceil(d/16)][64 tok][16 d]; BF16 [ceil(d/16)][32 pairs][16 d][2 tok].
- *   I8 K [4 sub][ceil(d/4)][16 tok][4 d] u8 = code + 128, V [ceil(d/16)][16 fours][16 d][4 tok];
- *   F8 K [4 sub][ceil(d/4)] blocks, V [ceil(d/16)][16] blocks (64 codes, drawn in attention_store.h);
- *   then scales [64 tok] fp32.
+ *   I8 K [4 sub][ceil(d/4)][16 tok][4 d] u8 = code + 128; F8 K [4 sub][ceil(d/4)] blocks, V of both
+ *   [ceil(d/16)][16] blocks (64 codes, drawn in attention_store.h; I8 V is
+ *   sign and magnitude); then scales [64 tok] fp32.
  * A token t of the chunk counts for row r iff t <= row_pos[r] and (window == 0 or t > row_pos[r] - window).
- * I8 rounds q to int8 per row, weights to 2^-14 of a page's largest: integer sums, the same at every level.
+ * I8 rounds q to int8 per row: integer scores, the same at every level.
  * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
  * V of tokens that do not count is finite (pages are cleared when they are first written). */
 typedef struct la_attend_args {

@@ -1,6 +1,6 @@
 /* attention.h - attention and page slots of the levels without dots, and the join of chunks.
  *
- * Owns the entries of the list over the fma tile (attention_fma.h) and the integer tile
+ * Owns the entries of the list over the fma tile (attention_fma.h) and the integer scores
  * (attention_scores.h); attention_vnni.h and attention_bf16.h replace what their instructions do better.
  * Included by isa_scalar.c, isa_avx2.c and isa_avx512.c, which call fill_attention.
  */
@@ -35,8 +35,8 @@ static void attend_i8(const la_attend_args *g)
         LA_KV_I8,
         {ATTEND_ROWS_CODES, 4, ATTEND_Q_BYTES, attend_panel_scores, NULL, NULL},
         attend_row_scores,
-        {ATTEND_ROWS_CODES, 4, ATTEND_W_BYTES, attend_panel_weights, NULL, NULL},
-        attend_weights_words,
+        {ATTEND_ROWS_CODES, 4, 4, attend_panel_i8, NULL, NULL},
+        attend_weights_split,
         NULL};
     attend_run(g, &form);
 }

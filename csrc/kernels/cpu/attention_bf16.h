@@ -1,18 +1,19 @@
 /* attention_bf16.h - attention by vdpbf16ps, over bf16 pages and pages of codes.
  *
  * Owns the dot tile of attention_core.h for the BF16 level: a line of B (16 columns x 2 values) meets a
- * broadcast pair of A in one instruction. A block of E4M3 codes becomes two such lines in registers: two
+ * broadcast pair of A in one instruction. A block of codes becomes two such lines in registers: two
  * byte permutes look up the halves of the bf16 value of a magnitude, the sign is merged, two unpacks
- * pair them (5 instructions for 64 codes, exact). With several tiles of rows the page
+ * pair them (5 instructions for 64 codes, exact for int8 and E4M3). With several tiles of rows the page
  * is opened once into scratch instead; same values, same order, same bits.
  * Invariant: one instruction family for every number of rows, since it rounds differently from fma. It takes
- * subnormal bf16 as 0. int8 pages have integer dots (attention_vnni.h).
+ * subnormal bf16 as 0. int8 scores stay integers (attention_vnni.h): half the dots and no look-up.
  * Included by isa_bf16.c.
  */
 #ifndef LA_ATTENTION_BF16_H
 #define LA_ATTENTION_BF16_H
 
 #include "attention_core.h"
+#include "attention_vnni.h"
 
 /* What B holds: bf16 lines or blocks of codes. */
 enum { ATTEND_LINES = 0, ATTEND_CODES };
@@ -95,7 +96,7 @@ LA_INLINE void attend_dot_tile(const int rows, const int blocks, const int kind,
 LA_INLINE void attend_dot_rows(const int rows, const int kind, const attend_panel *p)
 {
     /* Decode of four heads: two blocks keep the dots busy, and fewer streams read memory faster. */
-    const int most = rows == 3 || rows == 4 ? 2 : 4;
+    const int most = kind == ATTEND_LINES && (rows == 3 || rows == 4) ? 2 : 4;
     int first = 0;
     for (; first + most <= p->n_blocks; first += most) {
         attend_dot_tile(rows, most, kind, p, first);
@@ -137,13 +138,13 @@ static void attend_open(const attend_panel *p, uint8_t *lines)
     }
 }
 
-/* The bits of an E4M3 magnitude, taken for fp32, are 2^-120 of it. */
-LA_INLINE void attend_fill_table(attend_table *t)
+/* Integers are their own values; the bits of an E4M3 magnitude, taken for fp32, are 2^-120 of it. */
+LA_INLINE void attend_fill_table(const la_kv_form kv, attend_table *t)
 {
     vi at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     LA_UNROLL
     for (int i = 0; i < 128; i += 16) {
-        vf x = v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
+        vf x = kv == LA_KV_I8 ? v_from_i(at) : v_mul(v_bits(vi_shl(at, 20)), v_set1(0x1p120f));
         vi h = vi_shr(vi_bits(x), 16);
         _mm_storeu_si128((__m128i *)(t->low + i), _mm512_cvtepi32_epi8(h));
         _mm_storeu_si128((__m128i *)(t->high + i), _mm512_cvtepi32_epi8(vi_shr(h, 8)));
@@ -160,14 +161,11 @@ static float attend_row_dot(const float *x, int d, void *a)
     return 1.0f;
 }
 
-LA_INLINE void attend_weights_dot(vf p[LA_PAGE / VL], void *a)
+LA_INLINE vf attend_weights_dot(vf p, void *a, int t)
 {
-    LA_UNROLL
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        __m256i h = (__m256i)_mm512_cvtneps_pbh(p[i]);
-        _mm256_storeu_si256((__m256i *)((uint16_t *)a + i * VL), h);
-        p[i] = v_bits(vi_shl(_mm512_cvtepu16_epi32(h), 16));
-    }
+    __m256i h = (__m256i)_mm512_cvtneps_pbh(p);
+    _mm256_storeu_si256((__m256i *)((uint16_t *)a + t), h);
+    return v_bits(vi_shl(_mm512_cvtepu16_epi32(h), 16));
 }
 
 static void attend_bf16_dot(const la_attend_args *g)
@@ -176,6 +174,19 @@ static void attend_bf16_dot(const la_attend_args *g)
         LA_KV_BF16,         {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
         attend_row_dot,     {ATTEND_ROWS, 2, 2, attend_panel_lines, NULL, NULL},
         attend_weights_dot, NULL};
+    attend_run(g, &form);
+}
+
+static void attend_i8_dot(const la_attend_args *g)
+{
+    attend_table table;
+    attend_form form = {LA_KV_I8,
+                        {ATTEND_ROWS, 4, 1, attend_panel_vnni, NULL, NULL},
+                        attend_row_vnni,
+                        {ATTEND_ROWS, 4, 2, attend_panel_codes, attend_open, attend_panel_lines},
+                        attend_weights_dot,
+                        &table};
+    attend_fill_table(LA_KV_I8, &table);
     attend_run(g, &form);
 }
 
@@ -188,13 +199,14 @@ static void attend_f8_dot(const la_attend_args *g)
                         {ATTEND_ROWS, 4, 2, attend_panel_codes, attend_open, attend_panel_lines},
                         attend_weights_dot,
                         &table};
-    attend_fill_table(&table);
+    attend_fill_table(LA_KV_F8, &table);
     attend_run(g, &form);
 }
 
 static void fill_attention_bf16(la_kernels *t)
 {
     t->attend_bf16 = attend_bf16_dot;
+    t->attend_i8 = attend_i8_dot;
     t->attend_f8 = attend_f8_dot;
 }
 

@@ -9,8 +9,7 @@
  *     ..     c   c   c   c
  *
  * Fewer rows where more would spill: see the forms. Pages of codes: the scale of a token multiplies
- * its scores and, on the other side, its probability before that is rounded; no value is scaled. int8
- * pages have integer sums on both sides.
+ * its scores and, on the other side, its probability before that is rounded; no value is scaled.
  * Decode is one tile of few rows: it reads a half page once while it asks for the same half of the
  * next page, every line and into L2 (0.6 of the read bandwidth without, 0.8 with).
  * Invariant: an element of C is one chain over the steps in order and a row meets the pages in order,
@@ -36,7 +35,6 @@ typedef struct attend_panel {
     int rows;                   /* at most those of the side */
     const void *a[ATTEND_ROWS]; /* row of A in the form the tile reads */
     float *c[ATTEND_ROWS];      /* row of C, [16 n_blocks] */
-    float unit[ATTEND_ROWS];    /* int8 weights: what one step of the row's integer sums is worth */
     const uint8_t *b;           /* [n_blocks][steps][64 bytes] */
     const uint8_t *ahead;       /* as many bytes to prefetch, in order */
     const void *table;          /* of the form */
@@ -64,8 +62,8 @@ typedef struct attend_form {
     float (*row)(const float *x, int d,
                  void *a); /* q row to A, zeros behind; what its scores lack */
     attend_side pv;
-    void (*weights)(vf p[LA_PAGE / VL], void *a); /* probabilities to a row of A; as they count */
-    const void *table;                            /* NULL, or what the panels look up */
+    vf (*weights)(vf p, void *a, int t); /* stores VL probabilities at token t; as they count */
+    const void *table;                   /* NULL, or what the panels look up */
 } attend_form;
 
 /* A row's part of a page. */
@@ -75,7 +73,6 @@ typedef struct attend_span {
     float scale;    /* of the row's scores */
     const float *k; /* [64] scales of the page's keys and values; NULL: none */
     const float *v;
-    float unit; /* one step of int8 weights */
 } attend_span;
 
 /* The rows that count at least one token of the page that starts at `base`. */
@@ -88,7 +85,7 @@ LA_INLINE int attend_spans(const la_attend_args *g, int base, const float *row_s
         int t1 = last < LA_PAGE - 1 ? last + 1 : LA_PAGE;
         int t0 = g->window > 0 && last >= g->window ? last - g->window + 1 : 0;
         if (t0 < t1) {
-            out[n++] = (attend_span){r, t0, t1, row_scale[r], NULL, NULL, 1.0f};
+            out[n++] = (attend_span){r, t0, t1, row_scale[r], NULL, NULL};
         }
     }
     return n;
@@ -154,48 +151,9 @@ LA_INLINE void attend_scores(const la_attend_args *g, const attend_span *span, f
     }
 }
 
-/* 64 values to 16 lanes. */
-LA_INLINE void attend_sum(const vf v[LA_PAGE / VL], vf sum[LA_LANES16])
-{
-    LA_UNROLL
-    for (int j = 0; j < LA_LANES16; j++) {
-        sum[j] = v_zero();
-    }
-    LA_UNROLL
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        sum[i % LA_LANES16] = v_add(sum[i % LA_LANES16], v[i]);
-    }
-}
-
-/* Weights of int8 values to whole multiples of 2^-14 of the largest, at most 2^14; returns one step. Below
- * 2^-100 they are nothing. */
-LA_INLINE float attend_steps(vf v[LA_PAGE / VL])
-{
-    int32_t lane[VL], most = 0;
-    vi top = vi_bits(v[0]); /* as integers: they are not negative, and NaN is above all */
-    LA_UNROLL
-    for (int i = 1; i < LA_PAGE / VL; i++) {
-        top = vi_max(top, vi_bits(v[i]));
-    }
-    vi_storeu(lane, top);
-    LA_UNROLL
-    for (int i = 0; i < VL; i++) {
-        most = lane[i] > most ? lane[i] : most;
-    }
-    float largest;
-    memcpy(&largest, &most, sizeof largest);
-    int none = largest < 0x1p-100f;
-    vf by = v_set1(none ? 0.0f : 0x1p14f / largest);
-    LA_UNROLL
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        v[i] = v_mul(v[i], by);
-    }
-    return none ? 0.0f : largest * 0x1p-14f;
-}
-
 /* Sums s [64] of one row and page to weights p; m, l and o follow the running maximum. */
-LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f, attend_span *span,
-                              float *s, void *p)
+LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
+                              const attend_span *span, float *s, void *p)
 {
     enum { NS = LA_PAGE / VL };
     int r = span->row;
@@ -217,27 +175,22 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f, att
         m = max;
         g->m[r] = m;
     }
+    vf sum[LA_LANES16];
+    for (int j = 0; j < LA_LANES16; j++) {
+        sum[j] = v_zero();
+    }
     /* Every score -INFINITY so far: nothing to weigh, and m - m would be NaN. */
     vf top = v_set1(m == -INFINITY ? 0.0f : m);
     LA_UNROLL
     for (int i = 0; i < NS; i++) {
-        v[i] = v_exp(v_sub(v[i], top));
-    }
-    vf sum[LA_LANES16];
-    if (span->v != NULL) { /* the sum is of the weights before they are scaled and rounded */
-        attend_sum(v, sum);
-        LA_UNROLL
-        for (int i = 0; i < NS; i++) {
-            v[i] = v_mul(v[i], v_loadu(span->v + i * VL));
+        vf e = v_exp(v_sub(v[i], top));
+        if (span->v != NULL) {
+            f->weights(v_mul(e, v_loadu(span->v + i * VL)), p, i * VL);
         }
-        if (f->kv == LA_KV_I8) {
-            span->unit = attend_steps(v);
+        else {
+            e = f->weights(e, p, i * VL);
         }
-        f->weights(v, p);
-    }
-    else {
-        f->weights(v, p);
-        attend_sum(v, sum);
+        sum[i % LA_LANES16] = v_add(sum[i % LA_LANES16], e);
     }
     g->l[r] += v_sum16(sum);
 }
@@ -261,7 +214,6 @@ LA_INLINE void attend_product(const attend_side *f, const attend_span *span, int
             int r = span[from + i].row;
             p->a[i] = a + (size_t)r * a_pitch;
             p->c[i] = c + (int64_t)r * c_pitch;
-            p->unit[i] = span[from + i].unit;
         }
         (open ? f->opened : f->panel)(p);
         p->ahead = p->b; /* once is enough */

@@ -1,10 +1,11 @@
 /* attention_fma.h - the products of attention_core.h by fp32 multiply-adds, for every form of page.
  *
  * Owns the fma tile. A line of bf16 pages is split into even and odd values by shift and mask; a
- * block of E4M3 codes is opened in registers: each byte twice by unpacking, then shifts, a mask and one
- * exact product (the code's bits, taken for fp32, are its value times 2^-120, subnormals too). Invariant: values meet a row in order, one fma each, so all levels
+ * block of codes is opened in registers: each byte twice by unpacking, then shifts, and for int8 a
+ * conversion, for E4M3 a mask and one exact product (the code's bits, taken for fp32, are its value
+ * times 2^-120, subnormals too). Invariant: values meet a row in order, one fma each, so all levels
  * that use this tile agree bit for bit.
- * Included by attention.h.
+ * Included by attention.h, and by attention_vnni.h for the half that has no integer dot.
  */
 #ifndef LA_ATTENTION_FMA_H
 #define LA_ATTENTION_FMA_H
@@ -12,7 +13,7 @@
 #include "attention_core.h"
 
 /* What 64 bytes of B hold for a column: one fp32, two bf16, four codes. */
-enum { ATTEND_F32 = 0, ATTEND_SPLIT, ATTEND_F8 };
+enum { ATTEND_F32 = 0, ATTEND_SPLIT, ATTEND_I8, ATTEND_F8 };
 #define ATTEND_VALUES(kind) ((kind) == ATTEND_F32 ? 1 : (kind) == ATTEND_SPLIT ? 2 : 4)
 
 /* Blocks of a tile, and its most rows: accumulators, lines, a broadcast and masks stay in 32
@@ -50,6 +51,10 @@ LA_INLINE vf attend_value(const int kind, const uint8_t *block, int i, const int
     }
     vi two = attend_two_codes(block, i, h / 2);
     two = h % 2 == 0 ? vi_shl(two, 16) : two;
+    if (kind == ATTEND_I8) { /* sign and magnitude */
+        vi size = vi_bits(v_from_i(vi_and(vi_sar(two, 24), vi_set1(127))));
+        return v_bits(vi_or(size, vi_and(two, vi_set1(INT32_MIN))));
+    }
     two = vi_and(vi_sar(two, 4), vi_set1((int32_t)0x87f00000u));
     return v_mul(v_bits(two), v_set1(0x1p120f));
 }
@@ -138,6 +143,8 @@ LA_INLINE void attend_panel_f32(const attend_panel *p) { attend_panel_fma(ATTEND
 
 LA_INLINE void attend_panel_split(const attend_panel *p) { attend_panel_fma(ATTEND_SPLIT, p); }
 
+LA_INLINE void attend_panel_i8(const attend_panel *p) { attend_panel_fma(ATTEND_I8, p); }
+
 LA_INLINE void attend_panel_f8(const attend_panel *p) { attend_panel_fma(ATTEND_F8, p); }
 
 LA_INLINE float attend_row_f32(const float *x, int d, void *a)
@@ -161,24 +168,20 @@ LA_INLINE float attend_row_split(const float *x, int d, void *a)
     return 1.0f;
 }
 
-LA_INLINE void attend_weights_f32(vf p[LA_PAGE / VL], void *a)
+LA_INLINE vf attend_weights_f32(vf p, void *a, int t)
 {
-    LA_UNROLL
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        v_storeu((float *)a + i * VL, p[i]);
-    }
+    v_storeu((float *)a + t, p);
+    return p;
 }
 
 /* Rounds to bf16, kept as fp32; p is not negative and not NaN unless the scores are. */
-LA_INLINE void attend_weights_split(vf p[LA_PAGE / VL], void *a)
+LA_INLINE vf attend_weights_split(vf p, void *a, int t)
 {
-    LA_UNROLL
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        vi u = vi_bits(p[i]), odd = vi_and(vi_shr(u, 16), vi_set1(1));
-        u = vi_add(u, vi_add(odd, vi_set1(0x7fff)));
-        p[i] = v_bits(vi_and(u, vi_set1((int32_t)0xffff0000u)));
-        v_storeu((float *)a + i * VL, p[i]);
-    }
+    vi u = vi_bits(p);
+    vi odd = vi_and(vi_shr(u, 16), vi_set1(1));
+    p = v_bits(vi_and(vi_add(u, vi_add(odd, vi_set1(0x7fff))), vi_set1((int32_t)0xffff0000u)));
+    v_storeu((float *)a + t, p);
+    return p;
 }
 
 #endif

@@ -1,13 +1,10 @@
-/* attention_scores.h - integer products of int8 pages by 16-bit multiply-adds.
+/* attention_scores.h - integer scores of int8 pages by 16-bit multiply-adds.
  *
- * Owns the tile of the levels without a byte dot and the int8 rows of q. Scores are sum q k of codes: k
- * is stored as k + 128, so every row starts at -128 sum q. Outputs are sum w v of weights in whole steps
- * (attend_steps); they join o as fp32.
- * Invariant: the sums are exact (below 2^22 and 2^28), so every level gives the same bits, whatever its
- * instruction.
- * A row of A for scores: 64 bytes whose first int32 is the start, then the codes; for outputs the
- * weights alone; words in the order 0 2 1 3 of each four, which meet the even and the odd bytes of a
- * line. Included by attention.h.
+ * Owns the scores tile of the levels without a byte dot and the int8 rows of q. Scores are
+ * sum q k of codes: k is stored as k + 128, so every row starts at -128 sum q. Invariant: the sums are exact
+ * (below 2^22), so every level gives the same bits, whatever its instruction.
+ * A row of A: 64 bytes whose first int32 is the start, then the codes; here words in the order 0 2 1 3
+ * of each four, which meet the even and the odd bytes of a line. Included by attention.h.
  */
 #ifndef LA_ATTENTION_SCORES_H
 #define LA_ATTENTION_SCORES_H
@@ -15,7 +12,7 @@
 #include "attention_codes.h"
 #include "attention_core.h"
 
-enum { ATTEND_Q_BYTES = 2, ATTEND_W_BYTES = 2 }; /* of a code and of a weight in a row of A */
+enum { ATTEND_Q_BYTES = 2 }; /* of a code in a row of A */
 
 /* q to codes [d rounded up to 16], their start to a; returns the value of one step. */
 LA_INLINE float attend_codes_of(const float *x, int d, void *a, int8_t *code)
@@ -60,40 +57,7 @@ LA_INLINE vi attend_add_scores(vi acc, vi line, const int32_t *q)
 #endif
 }
 
-/* acc + values of one vector of a line (VL columns, 4 tokens) times four weights */
-LA_INLINE vi attend_add_weights(vi acc, vi line, const int32_t *w)
-{
-#if defined(LA_VEC_AVX2) || defined(LA_VEC_AVX512)
-    vi even = vi_madd16(vi_sar16(vi_shl16(line, 8), 8), vi_set1(w[0]));
-    vi odd = vi_madd16(vi_sar16(line, 8), vi_set1(w[1]));
-    return vi_add(acc, vi_add(even, odd));
-#else
-    int16_t x[4];
-    int8_t v[4];
-    memcpy(x, w, sizeof x);
-    memcpy(v, &line, sizeof v);
-    return acc + v[0] * x[0] + v[2] * x[1] + v[1] * x[2] + v[3] * x[3];
-#endif
-}
-
-/* Weights, whole numbers below 2^15, as words in the order of codes of q; what they lose is not counted. */
-LA_INLINE void attend_weights_words(vf p[LA_PAGE / VL], void *a)
-{
-    int32_t x[LA_PAGE];
-    int16_t *word = a;
-    for (int i = 0; i < LA_PAGE / VL; i++) {
-        vi_storeu(x + i * VL, vi_from_f(p[i]));
-    }
-    for (int t = 0; t < LA_PAGE; t += 4, word += 4) {
-        word[0] = (int16_t)x[t];
-        word[1] = (int16_t)x[t + 2];
-        word[2] = (int16_t)x[t + 1];
-        word[3] = (int16_t)x[t + 3];
-    }
-}
-
-/* Scores of a block of tokens, or with `weigh` a block of dimensions: rows of A have no start then. */
-LA_INLINE void attend_words_tile(const int rows, const int weigh, const attend_panel *p, int block)
+LA_INLINE void attend_scores_tile(const int rows, const attend_panel *p, int block)
 {
     enum { W = LA_LANES16 };
     vi acc[ATTEND_ROWS][W], line[W];
@@ -101,10 +65,8 @@ LA_INLINE void attend_words_tile(const int rows, const int weigh, const attend_p
     const uint8_t *ahead = p->ahead + (b - p->b);
     LA_UNROLL
     for (int r = 0; r < rows; r++) {
-        int32_t start = 0;
-        if (!weigh) {
-            memcpy(&start, p->a[r], sizeof start);
-        }
+        int32_t start;
+        memcpy(&start, p->a[r], sizeof start);
         LA_UNROLL
         for (int i = 0; i < W; i++) {
             acc[r][i] = vi_set1(start);
@@ -118,12 +80,11 @@ LA_INLINE void attend_words_tile(const int rows, const int weigh, const attend_p
         }
         LA_UNROLL
         for (int r = 0; r < rows; r++) {
-            int32_t four[2];
-            memcpy(four, (const char *)p->a[r] + (weigh ? 0 : ATTEND_LINE) + s * 8, sizeof four);
+            int32_t q[2];
+            memcpy(q, (const char *)p->a[r] + ATTEND_LINE + s * 8, sizeof q);
             LA_UNROLL
             for (int i = 0; i < W; i++) {
-                acc[r][i] = weigh ? attend_add_weights(acc[r][i], line[i], four)
-                                  : attend_add_scores(acc[r][i], line[i], four);
+                acc[r][i] = attend_add_scores(acc[r][i], line[i], q);
             }
         }
     }
@@ -131,27 +92,21 @@ LA_INLINE void attend_words_tile(const int rows, const int weigh, const attend_p
     for (int r = 0; r < rows; r++) {
         LA_UNROLL
         for (int i = 0; i < W; i++) {
-            float *c = p->c[r] + block * 16 + i * VL;
-            vf sum = v_from_i(acc[r][i]);
-            v_storeu(c, weigh ? v_fma(sum, v_set1(p->unit[r]), v_loadu(c)) : sum);
+            v_storeu(p->c[r] + block * 16 + i * VL, v_from_i(acc[r][i]));
         }
     }
 }
 
-LA_INLINE void attend_panel_words(const int weigh, const attend_panel *p)
+LA_INLINE void attend_panel_scores(const attend_panel *p)
 {
     for (int block = 0; block < p->n_blocks; block++) {
         switch (VL == 1 ? 1 : p->rows) {
-        case 2: attend_words_tile(2, weigh, p, block); break;
-        case 3: attend_words_tile(3, weigh, p, block); break;
-        case 4: attend_words_tile(4, weigh, p, block); break;
-        default: attend_words_tile(1, weigh, p, block); break;
+        case 2: attend_scores_tile(2, p, block); break;
+        case 3: attend_scores_tile(3, p, block); break;
+        case 4: attend_scores_tile(4, p, block); break;
+        default: attend_scores_tile(1, p, block); break;
         }
     }
 }
-
-LA_INLINE void attend_panel_scores(const attend_panel *p) { attend_panel_words(0, p); }
-
-LA_INLINE void attend_panel_weights(const attend_panel *p) { attend_panel_words(1, p); }
 
 #endif

@@ -1,8 +1,9 @@
 /* attention_store.h - one token's key and value into a page, for every form of page.
  *
- * Owns the writing of page slots; layouts are drawn in kernels.h. A block is 64 E4M3 codes, two lines as
+ * Owns the writing of page slots; layouts are drawn in kernels.h. A block is 64 codes, two lines as
  * bf16 pages have them (pair p = 0, 1 of 2 d or of 2 tok, 16 columns), stored as [4 column groups][2 p]
- * [4 columns][2 of the pair], so that byte unpacking yields whole lines. A value is code * scale of
+ * [4 columns][2 of the pair], so that byte unpacking yields whole lines. Codes of V are sign and
+ * magnitude for int8 as for E4M3, so that one look-up opens both. A value is code * scale of
  * its token; a token of zeros has scale 0; padding codes are zero. Invariants: every level writes the same
  * bytes; V slots without a token are zeros, codes and scales, K slots without one may hold
  * anything. The scales of int8 and fp8 pages are made here, per token and head: there is nothing to calibrate.
@@ -91,11 +92,11 @@ LA_INLINE void kv_store_codes(const float *k, const float *v, int d, int tok, co
             memset(vp, 0, bytes);
         }
         ((float *)vp + bytes / sizeof(float) - LA_PAGE)[tok] = kv_codes(v, d, f8, code);
-        int in_four = f8 ? tok % 4 / 2 * 8 + tok % 2 : tok % 4;
-        uint8_t *vb = (uint8_t *)vp + tok / 4 * ATTEND_LINE + in_four;
+        uint8_t *vb = (uint8_t *)vp + tok / 4 * ATTEND_LINE + tok % 4 / 2 * 8 + tok % 2;
         for (int i = 0; i < d; i++) {
-            uint8_t *block = vb + i / 16 * 16 * ATTEND_LINE;
-            block[f8 ? i % 16 / 4 * 16 + i % 4 * 2 : i % 16 * 4] = code[i];
+            uint8_t c = code[i];
+            c = !f8 && c > 127 ? (uint8_t)(128 + (256 - c) % 128) : c;
+            vb[i / 16 * 16 * ATTEND_LINE + i % 16 / 4 * 16 + i % 4 * 2] = c;
         }
     }
 }
