@@ -70,7 +70,8 @@ typedef struct la_attend_args {
     int R; /* 1..64 */
     int d;
     int again; /* 1: R, d, scale, scratch and q are those of an earlier call of this set, whose q is used */
-    int set; /* 0..; several sets of rows share a scratch of at least (set + 1) * R rows */
+    int more; /* 1: m, l and o are those of earlier pages of the chunk and go on */
+    int set;  /* 0..; several sets of rows share a scratch of at least (set + 1) * R rows */
     const int *row_pos;            /* [R] absolute position of the row's token */
     const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
     const uint8_t *const *v_pages; /* [n_pages] */

@@ -2,8 +2,8 @@
  *
  * All query heads of a kv head and several tokens are rows of one tile, so K and V are read once for all
  * of them. An item is a tile that walks all its chunks, or, where a sequence has one tile per kv head
- * (decode) and there is room for the results, one chunk of it: chunk by chunk, all kv heads of each,
- * which is the order of memory; the chunks' results are joined after a barrier. Items are shared out by
+ * (decode) and there is room for the results, one chunk of it for half of the kv heads, page by page and
+ * the heads of each, which is the order of memory; the chunks' results are joined after a barrier. Items are shared out by
  * cost. Invariant: chunks have absolute borders and are joined in order (kernels/attend_walk.h), so a
  * token's result does not depend on how its prompt was cut into steps, nor on the kind of item.
  */
@@ -120,6 +120,7 @@ static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int k
 typedef struct span_view {
     const la_span *span;
     int items;
+    int fold;          /* kv heads of an item that is a chunk */
     int begin, chunks; /* first token and number of the chunks that its rows see */
     size_t floats;     /* of room for their results; 0: its tiles walk */
 } span_view;
@@ -132,6 +133,7 @@ typedef struct item_list {
     int n_kv_heads, group; /* query heads of a kv head */
     int heads, tokens;     /* of a whole tile */
     size_t room;           /* floats for results of chunks */
+    int fold;              /* kv heads of an item that is a chunk, if their queries fit */
     int at;                /* the sequence last looked at: */
     span_view now;
     int before;  /* items of those before it */
@@ -181,7 +183,8 @@ static void look_at(item_list *l, int s)
     l->at = s;
     l->now = (span_view){.span = span, .begin = begin, .chunks = chunks};
     if (split) {
-        l->now.items = chunks * l->n_kv_heads;
+        l->now.fold = l->n_kv_heads * R <= LA_CPU_ATTEND_ROWS ? l->fold : 1;
+        l->now.items = chunks * (l->n_kv_heads / l->now.fold);
         l->now.floats = floats;
         return;
     }
@@ -213,13 +216,13 @@ static item item_in(const item_list *l, int i)
 {
     const span_view *v = &l->now;
     if (v->floats > 0) {
-        int kv = i % l->n_kv_heads;
+        int runs = l->n_kv_heads / v->fold, kv = i % runs * v->fold;
         return (item){.of = v,
                       .kv_head = kv,
                       .tokens = v->span->n_tokens,
                       .h0 = kv * l->group,
                       .heads = l->group,
-                      .chunk = i / l->n_kv_heads};
+                      .chunk = i / runs};
     }
     int cuts = la_ceil_div(v->span->n_tokens, l->tokens), runs = la_ceil_div(l->group, l->heads);
     int t0 = i % cuts * l->tokens, h0 = i / cuts % runs * l->heads, kv = i / cuts / runs;
@@ -248,7 +251,7 @@ static item item_at(item_list *l, int i)
 static int64_t item_cost(const item_list *l, const item *t)
 {
     if (t->of->floats > 0) {
-        return (int64_t)t->tokens * t->heads * LA_CHUNK;
+        return (int64_t)t->tokens * t->heads * t->of->fold * LA_CHUNK;
     }
     int last = t->of->span->first_pos + t->t0 + t->tokens - 1;
     int seen = last + 1 - la_attend_begin(l->walk, last);
@@ -352,7 +355,7 @@ static float *part_of(la_ctx *c, const item_list *l, int chunk, int kv_head, int
            ((size_t)chunk * (size_t)l->n_kv_heads + (size_t)kv_head) * part_floats(R, l->walk->d);
 }
 
-/* A thread meets a kv head again with every chunk: all heads' queries stay converted if they fit. */
+/* A thread meets a kv head again with every page: all heads' queries stay converted if they fit. */
 static void convert_once(item_list *l, const item *t, la_attend_args *a)
 {
     if (l->made_of != l->at) {
@@ -366,17 +369,23 @@ static void convert_once(item_list *l, const item *t, la_attend_args *a)
     }
 }
 
-static void attend_part(la_ctx *c, int layer, item_list *l, const item *t, la_rows q)
+/* A page of a sequence, and where reading goes on: the page `ahead` of it, kv head `then`. */
+typedef struct page_step {
+    int page, ahead, then;
+} page_step;
+
+/* One page of one kv head of a chunk. */
+static void attend_page(la_ctx *c, int layer, item_list *l, const item *t, la_rows q,
+                        const page_step *at)
 {
     const la_attend_walk *w = l->walk;
     const la_span *span = t->of->span;
-    int R = t->tokens * t->heads, first = t->of->begin + t->chunk * LA_CHUNK;
-    int more_heads = t->kv_head + 1 < l->n_kv_heads,
-        more = more_heads || t->chunk + 1 < t->of->chunks;
+    int R = t->tokens * t->heads;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     la_attend_pages pages = pages_of(c, layer, span, t->kv_head);
     la_attend_args args = la_attend_args_of(w, &own.attend, R);
+    args.again = args.more = at->page * LA_PAGE > t->of->begin + t->chunk * LA_CHUNK;
     convert_once(l, t, &args);
     if (!args.again) {
         gather_rows(t, q, w->d, &own.attend);
@@ -384,12 +393,35 @@ static void attend_part(la_ctx *c, int layer, item_list *l, const item *t, la_ro
     args.o = part_of(c, l, t->chunk, t->kv_head, R);
     args.m = args.o + (size_t)R * (size_t)args.ldo;
     args.l = args.m + R;
-    if (more) { /* what the next item begins with */
-        la_attend_pages then = pages_of(c, layer, span, more_heads ? t->kv_head + 1 : 0);
-        args.next = la_attend_page(&then, (first + (more_heads ? 0 : LA_CHUNK)) / LA_PAGE);
+    if (at->page + at->ahead <= last_pos(span) / LA_PAGE) {
+        la_attend_pages then = pages_of(c, layer, span, at->then);
+        args.next = la_attend_page(&then, at->page + at->ahead);
         args.next_v = args.next + then.k_bytes;
     }
-    la_attend_chunk(w, &pages, &args, first, last_pos(span));
+    la_attend_chunk(w, &pages, &args, at->page * LA_PAGE, at->page * LA_PAGE);
+}
+
+static void attend_part(la_ctx *c, int layer, item_list *l, const item *t, la_rows q)
+{
+    int first = (t->of->begin + t->chunk * LA_CHUNK) / LA_PAGE, kv_end = t->kv_head + t->of->fold;
+    int end = first + LA_CHUNK / LA_PAGE, pages = last_pos(t->of->span) / LA_PAGE + 1;
+    end = end < pages ? end : pages;
+    for (int page = first; page < end; page++) {
+        for (int kv = t->kv_head; kv < kv_end; kv++) {
+            page_step at = {page, 0, kv + 1};
+            if (kv + 1 == kv_end && page + 1 < end) {
+                at = (page_step){page, 1, t->kv_head};
+            }
+            else if (kv + 1 == kv_end) { /* the next item */
+                int more = kv_end < l->n_kv_heads;
+                at = (page_step){page, more ? first - page : 1, more ? kv_end : 0};
+            }
+            item one = *t;
+            one.kv_head = kv;
+            one.h0 = kv * l->group;
+            attend_page(c, layer, l, &one, q, &at);
+        }
+    }
 }
 
 /* Joins the chunks of query head h for all tokens of the sequence looked at. */
@@ -452,6 +484,7 @@ void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
                       .heads = heads,
                       .tokens = LA_CPU_ATTEND_ROWS / heads,
                       .room = room < LA_CPU_ATTEND_FLOATS ? room : LA_CPU_ATTEND_FLOATS};
+    list.fold = d->n_kv_heads % 2 == 0 ? d->n_kv_heads / 2 : 1;
     int bounds[LA_POOL_MAX_THREADS + 1], joins, n = bound_items(&list, c->nth, bounds, &joins);
     la_share share;
     la_cpu_share_begin(c, &share, n, bounds);

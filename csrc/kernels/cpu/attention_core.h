@@ -246,9 +246,11 @@ LA_INLINE void attend_begin(const la_attend_args *g, const attend_form *f, atten
             float own = f->row(g->q + (int64_t)r * g->ldq, g->d, at->q + (size_t)r * at->q_pitch);
             at->row_scale[r] = scale * own;
         }
-        g->m[r] = -INFINITY;
-        g->l[r] = 0.0f;
-        memset(g->o + (int64_t)r * g->ldo, 0, ((size_t)g->d + 15) / 16 * 64);
+        if (!g->more) {
+            g->m[r] = -INFINITY;
+            g->l[r] = 0.0f;
+            memset(g->o + (int64_t)r * g->ldo, 0, ((size_t)g->d + 15) / 16 * 64);
+        }
     }
 }
 
