@@ -70,12 +70,14 @@ typedef struct la_attend_args {
     int ldq;
     int R; /* 1..64 */
     int d;
-    int again; /* 1: q, R, d, scale and scratch are those of the call before, whose q is used */
+    int again; /* 1: R, d, scale, scratch and q are those of an earlier call of this set, whose q is used */
+    int more; /* 1: m, l and o are those of earlier pages of the chunk and go on */
+    int set;  /* 0..; several sets of rows share a scratch of at least (set + 1) * R rows */
     const int *row_pos;            /* [R] absolute position of the row's token */
     const uint8_t *const *k_pages; /* [n_pages] this kv head's K block of each page */
     const uint8_t *const *v_pages; /* [n_pages] */
     int n_pages;                   /* 1..4 */
-    const uint8_t *next;           /* K block of the page after them (prefetch hint), or NULL */
+    const uint8_t *next, *next_v;  /* blocks of the page after them (prefetch hint), or NULL */
     int first;                     /* absolute position of the chunk's first token */
     int window;                    /* 0: none */
     float scale;

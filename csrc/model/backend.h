@@ -92,7 +92,7 @@ struct la_workspace {
     la_mass *mass;   /* [logit_rows][ceil(V/LA_SLICE)] */
     int *pos;        /* [T] absolute position of each token */
     int32_t *page;   /* [T] page of each token */
-    uint8_t *shared; /* converted activation rows */
+    uint8_t *shared; /* of the op that runs: converted activation rows, results of chunks */
     uint8_t *local;  /* per-thread scratch, local_bytes each */
     size_t shared_bytes, local_bytes;
 };
@@ -138,8 +138,8 @@ typedef struct la_backend_ops {
     void (*step_threads)(la_backend *b, int n);
     /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
     la_status (*check)(const la_model_desc *d, const la_limits *limits);
-    /* Scratch a workspace must offer for T tokens: of the step, and of each thread. */
-    void (*scratch)(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local);
+    /* Scratch a workspace must offer: of the step, and of each thread. */
+    void (*scratch)(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local);
     /* ---- ops of a step ---- */
     /* nothing but the barrier */
     void (*meet)(la_ctx *c);

@@ -50,15 +50,13 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     size_t at = 0;
     size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
     int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
-    size_t d16 = la_round_up((size_t)d->d_head, 16);
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->few = take_bytes(base, &at, converted_bytes(d, few));
-    out->attend = take_bytes(base, &at, la_attend_scratch(LA_CPU_ATTEND_ROWS, d->d_head));
-    out->attend_q = take_floats(base, &at, LA_CPU_ATTEND_ROWS * d16);
-    out->attend_o = take_floats(base, &at, 2 * LA_CPU_ATTEND_ROWS * d16);
-    out->attend_ml = take_floats(base, &at, 4 * LA_CPU_ATTEND_ROWS);
-    out->attend_pos = (int *)(void *)take_bytes(base, &at, LA_CPU_ATTEND_ROWS * sizeof(int));
+    uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, d->d_head));
+    if (room != NULL) {
+        la_attend_room_at(room, LA_CPU_ATTEND_ROWS, d->d_head, &out->attend);
+    }
     size_t V = (size_t)d->n_vocab, units = (size_t)la_ceil_div(d->n_vocab, LA_UNIT);
     out->ruled = take_floats(base, &at, V);
     out->ruled_best = take_floats(base, &at, units);
@@ -74,11 +72,14 @@ void la_cpu_local_of(la_ctx *c, la_cpu_local *out)
     local_layout(&c->m->desc, c->w->max_tokens, base, out);
 }
 
-static void scratch(const la_model_desc *d, int max_tokens, size_t *shared, size_t *local)
+/* Rows are converted inside a product, chunks joined inside attention: both use the same bytes. */
+static void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
 {
     la_cpu_local unused;
-    *shared = converted_bytes(d, max_tokens);
-    *local = la_round_up(local_layout(d, max_tokens, NULL, &unused), la_page_bytes());
+    size_t rows = converted_bytes(d, limits->max_batch_tokens);
+    size_t chunks = la_cpu_attend_shared(d, limits);
+    *shared = rows > chunks ? rows : chunks;
+    *local = la_round_up(local_layout(d, limits->max_batch_tokens, NULL, &unused), la_page_bytes());
 }
 
 /* The items of an op must fit a share: units by blocks of rows, or tiles of query rows. */
@@ -94,7 +95,9 @@ static la_status check(const la_model_desc *d, const la_limits *limits)
     int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
     int64_t runs = d->n_kv_heads * (int64_t)la_ceil_div(group, heads);
     int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));
-    if (units * blocks > LA_POOL_MAX_ITEMS || tiles > LA_POOL_MAX_ITEMS) {
+    tiles += LA_CPU_ATTEND_FLOATS / 32; /* chunks; the smallest has 16 floats of o, 16 of m and l */
+    if (units * blocks > LA_POOL_MAX_ITEMS || tiles > LA_POOL_MAX_ITEMS ||
+        spans * d->n_heads > LA_POOL_MAX_ITEMS) {
         return la_fail(LA_ERR_ARGUMENT,
                        "max_num_batched_tokens: steps of %d tokens of %d sequences are too large "
                        "for a model of this width",

@@ -8,6 +8,7 @@
 
 #include "../base/cpu.h"
 #include "../base/pool.h"
+#include "../kernels/attend_walk.h"
 #include "../kernels/kernels.h"
 #include "backend.h"
 
@@ -18,8 +19,9 @@ enum {
     LA_CPU_TILE_COLS = LA_GRANULE_MOST,
     LA_CPU_SHORT_STEP =
         64, /* tokens of a step whose ops take less than a slice of the scheduler's */
-    LA_CPU_ATTEND_ROWS = 64, /* query rows of one attention call */
-    LA_CPU_CHUNK_PAGES = LA_CHUNK / LA_PAGE
+    LA_CPU_ATTEND_ROWS = 64,       /* query rows of one attention call */
+    LA_CPU_ATTEND_CHUNKS = 256,    /* chunks of decoding tokens whose results find room at least */
+    LA_CPU_ATTEND_FLOATS = 1 << 25 /* of such results at most: items of a share */
 };
 
 typedef struct la_cpu_backend {
@@ -34,14 +36,10 @@ typedef struct la_cpu_backend {
 
 /* Per-thread scratch, in the order it is laid out. */
 typedef struct la_cpu_local {
-    float *tile;     /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
-    float *row;      /* [max K] a normalized row */
-    uint8_t *few;    /* converted rows of a small batch, as shared */
-    uint8_t *attend; /* la_attend_scratch */
-    float *attend_q; /* [LA_CPU_ATTEND_ROWS][d] gathered queries */
-    float *attend_o; /* [2][LA_CPU_ATTEND_ROWS][d rounded to 16] a chunk's result, the sum so far */
-    float *attend_ml; /* [4][LA_CPU_ATTEND_ROWS] m and l of both */
-    int *attend_pos;  /* [LA_CPU_ATTEND_ROWS] */
+    float *tile;           /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
+    float *row;            /* [max K] a normalized row */
+    uint8_t *few;          /* converted rows of a small batch, as shared */
+    la_attend_room attend; /* of LA_CPU_ATTEND_ROWS */
     float *ruled; /* [V] sampling: logits after the rules; once drawn from, a list of candidates */
     float *ruled_best; /* [ceil(V/32)] largest of every unit of them */
     float *probs;      /* [V] of candidates */
@@ -73,6 +71,8 @@ void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const f
                  int n);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
+/* Bytes of la_workspace.shared that attention wants; nothing else lies there meanwhile. */
+size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits);
 void la_cpu_sample(la_ctx *c, int first, la_rows logits);
 la_status la_cpu_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s);
 la_status la_cpu_probe_peak(la_backend *b, const char *what, double *gop_per_s);

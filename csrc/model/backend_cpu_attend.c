@@ -1,9 +1,11 @@
 /* backend_cpu_attend.c - attention over KV pages, and what happens to q, k and v before it.
  *
- * A work item is (sequence, kv head, tile of query rows): all query heads of a kv head and several tokens
- * are rows of one tile, so K and V are read once for all of them. Items are shared out by cost. A tile walks its 256-token chunks in
- * order; each chunk is a softmax of its own, joined to the sum so far. Invariant: chunk borders are
- * absolute positions, so a token's result does not depend on how its prompt was cut into steps.
+ * All query heads of a kv head and several tokens are rows of one tile, so K and V are read once for all
+ * of them. An item is a tile that walks all its chunks, or, where a sequence has one tile per kv head
+ * (decode) and there is room for the results, one chunk of it for half of the kv heads, page by page and
+ * the heads of each, which is the order of memory; the chunks' results are joined after a barrier. Items are shared out by
+ * cost. Invariant: chunks have absolute borders and are joined in order (kernels/attend_walk.h), so a
+ * token's result does not depend on how its prompt was cut into steps, nor on the kind of item.
  */
 #include "backend_cpu.h"
 
@@ -95,143 +97,376 @@ void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
-/* The rows of one kernel call: tokens t0 .. t0+tokens-1 of a span, heads h0 .. h0+heads-1. */
-typedef struct query_tile {
+static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
+{
+    const la_model_desc *d = &c->m->desc;
+    *out = (la_attend_walk){.k = &la_cpu_of(c)->k,
+                            .form = (la_kv_form)d->kv_form,
+                            .d = d->d_head,
+                            .window = c->m->layer_desc[layer].window,
+                            .scale = d->attn_scale,
+                            .softcap = d->attn_softcap};
+}
+
+static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int kv_head)
+{
+    return (la_attend_pages){.base = kv_block(c, layer, kv_head, 0),
+                             .index = span->pages,
+                             .pitch = c->kv->at.page_bytes,
+                             .k_bytes = c->kv->at.k_bytes};
+}
+
+/* A sequence of the step, and how its tiles are made. */
+typedef struct span_view {
     const la_span *span;
+    int items;
+    int fold;          /* kv heads of an item that is a chunk */
+    int begin, chunks; /* first token and number of the chunks that its rows see */
+    size_t floats;     /* of room for their results; 0: its tiles walk */
+} span_view;
+
+/* The items of a step in their order: sequences; then kv heads, runs of query heads, runs of tokens, or
+ * chunks, kv heads. */
+typedef struct item_list {
+    const la_batch *batch;
+    const la_attend_walk *walk;
+    int n_kv_heads, group; /* query heads of a kv head */
+    int heads, tokens;     /* of a whole tile */
+    size_t room;           /* floats for results of chunks */
+    int fold;              /* kv heads of an item that is a chunk, if their queries fit */
+    int at;                /* the sequence last looked at: */
+    span_view now;
+    int before;  /* items of those before it */
+    size_t used; /* floats of those before it */
+    /* kv heads whose queries of sequence `made_of` lie converted in this thread's room */
+    int made_of;
+    uint64_t made;
+} item_list;
+
+/* An item: tokens t0 .. t0+tokens-1 of a span, heads h0 .. h0+heads-1 of a kv head; of a span in chunks
+ * one of them. */
+typedef struct item {
+    const span_view *of;
     int kv_head;
     int t0, tokens;
     int h0, heads;
-} query_tile;
+    int chunk;
+} item;
 
-static float *query_row(la_rows x, const query_tile *t, int r, int d_head)
+static int last_pos(const la_span *s)
 {
-    int token = t->span->first_token + t->t0 + r / t->heads;
-    return x.p + (int64_t)token * x.ld + (t->h0 + r % t->heads) * d_head;
+    return s->first_pos + s->n_tokens - 1;
 }
 
-static void attend_tile(la_ctx *c, int layer, const query_tile *t, la_rows q, la_rows a)
+/* Floats of one chunk's results for all rows of a kv head: o [R][d16], m [R], l [R]. */
+static size_t part_floats(int R, int d)
 {
-    const la_model_desc *d = &c->m->desc;
-    const la_kernels *k = &la_cpu_of(c)->k;
-    la_cpu_local own;
-    la_cpu_local_of(c, &own);
-    int R = t->tokens * t->heads, dh = d->d_head;
-    int d16 = (int)la_round_up((size_t)dh, 16), window = c->m->layer_desc[layer].window;
-    int start = t->span->first_pos + t->t0, last = start + t->tokens - 1;
-    float *part_o = own.attend_o, *sum_o = part_o + (int64_t)LA_CPU_ATTEND_ROWS * d16;
-    float *part_m = own.attend_ml, *part_l = part_m + LA_CPU_ATTEND_ROWS;
-    float *sum_m = part_l + LA_CPU_ATTEND_ROWS, *sum_l = sum_m + LA_CPU_ATTEND_ROWS;
-    for (int r = 0; r < R; r++) {
-        memcpy(own.attend_q + r * d16, query_row(q, t, r, dh), (size_t)dh * sizeof(float));
-        own.attend_pos[r] = start + r / t->heads;
-        sum_m[r] = -INFINITY;
-        sum_l[r] = 0.0f;
-        memset(sum_o + r * d16, 0, (size_t)d16 * sizeof(float));
-    }
-    int oldest = window > 0 && start - window + 1 > 0 ? start - window + 1 : 0;
-    int begin = oldest / LA_CHUNK * LA_CHUNK;
-    for (int first = begin; first <= last; first += LA_CHUNK) {
-        const uint8_t *kp[LA_CPU_CHUNK_PAGES], *vp[LA_CPU_CHUNK_PAGES];
-        int n = 0;
-        for (; n < LA_CPU_CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
-            kp[n] = kv_block(c, layer, t->kv_head, t->span->pages[first / LA_PAGE + n]);
-            vp[n] = kp[n] + c->kv->at.k_bytes;
-        }
-        const int32_t *page = &t->span->pages[first / LA_PAGE + n]; /* the next, if any */
-        la_attend_args args = {
-            .q = own.attend_q,
-            .ldq = d16,
-            .R = R,
-            .d = dh,
-            .again = first > begin,
-            .row_pos = own.attend_pos,
-            .k_pages = kp,
-            .v_pages = vp,
-            .n_pages = n,
-            .next = first + LA_CHUNK > last ? NULL : kv_block(c, layer, t->kv_head, *page),
-            .first = first,
-            .window = window,
-            .scale = d->attn_scale,
-            .softcap = d->attn_softcap,
-            .m = part_m,
-            .l = part_l,
-            .o = part_o,
-            .ldo = d16,
-            .scratch = own.attend};
-        la_kernels_attend(k, (la_kv_form)d->kv_form)(&args);
-        for (int r = 0; r < R; r++) {
-            if (part_l[r] > 0.0f) {
-                k->attend_merge(&sum_m[r], &sum_l[r], sum_o + r * d16, part_m[r], part_l[r],
-                                part_o + r * d16, dh);
-            }
-        }
-    }
-    for (int r = 0; r < R; r++) {
-        k->attend_finish(sum_o + r * d16, sum_l[r], query_row(a, t, r, dh), dh);
-    }
+    return (size_t)R * (size_t)la_attend_wide(d) + la_round_up(2 * (size_t)R, 16);
 }
 
-/* The tiles of a step in their order: spans, kv heads, runs of query heads, runs of tokens. */
-typedef struct tile_list {
-    const la_batch *batch;
-    int n_kv_heads, group; /* query heads of a kv head */
-    int heads, tokens;     /* of a whole tile */
-    int span, before;      /* the span last looked at and the tiles before it */
-} tile_list;
-
-static int span_tiles(const tile_list *l, const la_span *span)
+size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits)
 {
-    return l->n_kv_heads * la_ceil_div(l->group, l->heads) * la_ceil_div(span->n_tokens, l->tokens);
+    int64_t chunks = la_ceil_div(limits->max_len, LA_CHUNK) + 1;
+    int64_t all = chunks * limits->max_seqs;
+    int64_t some = chunks > LA_CPU_ATTEND_CHUNKS ? chunks : LA_CPU_ATTEND_CHUNKS;
+    size_t one = part_floats(d->n_heads / d->n_kv_heads, d->d_head) * (size_t)d->n_kv_heads;
+    return (size_t)(all < some ? all : some) * one * sizeof(float);
 }
 
-/* Tile number i; fastest for rising i. */
-static query_tile tile_at(tile_list *l, int i)
+static void look_at(item_list *l, int s)
+{
+    const la_span *span = &l->batch->spans[s];
+    int begin = la_attend_begin(l->walk, span->first_pos), R = span->n_tokens * l->group;
+    int chunks = last_pos(span) / LA_CHUNK - begin / LA_CHUNK + 1;
+    size_t floats = (size_t)chunks * (size_t)l->n_kv_heads * part_floats(R, l->walk->d);
+    int split = chunks > 1 && R <= LA_CPU_ATTEND_ROWS && floats <= l->room - l->used;
+    l->at = s;
+    l->now = (span_view){.span = span, .begin = begin, .chunks = chunks};
+    if (split) {
+        l->now.fold = l->n_kv_heads * R <= LA_CPU_ATTEND_ROWS ? l->fold : 1;
+        l->now.items = chunks * (l->n_kv_heads / l->now.fold);
+        l->now.floats = floats;
+        return;
+    }
+    l->now.items =
+        l->n_kv_heads * la_ceil_div(l->group, l->heads) * la_ceil_div(span->n_tokens, l->tokens);
+}
+
+static void begin_items(item_list *l)
+{
+    l->before = 0;
+    l->used = 0;
+    look_at(l, 0);
+}
+
+/* To the next sequence; 0 after the last. */
+static int next_span(item_list *l)
+{
+    l->before += l->now.items;
+    l->used += l->now.floats;
+    if (l->at + 1 == l->batch->n_spans) {
+        return 0;
+    }
+    look_at(l, l->at + 1);
+    return 1;
+}
+
+/* Item i of the sequence looked at. */
+static item item_in(const item_list *l, int i)
+{
+    const span_view *v = &l->now;
+    if (v->floats > 0) {
+        int runs = l->n_kv_heads / v->fold, kv = i % runs * v->fold;
+        return (item){.of = v,
+                      .kv_head = kv,
+                      .tokens = v->span->n_tokens,
+                      .h0 = kv * l->group,
+                      .heads = l->group,
+                      .chunk = i / runs};
+    }
+    int cuts = la_ceil_div(v->span->n_tokens, l->tokens), runs = la_ceil_div(l->group, l->heads);
+    int t0 = i % cuts * l->tokens, h0 = i / cuts % runs * l->heads, kv = i / cuts / runs;
+    int tokens = v->span->n_tokens - t0, heads = l->group - h0;
+    return (item){.of = v,
+                  .kv_head = kv,
+                  .t0 = t0,
+                  .tokens = tokens < l->tokens ? tokens : l->tokens,
+                  .h0 = kv * l->group + h0,
+                  .heads = heads < l->heads ? heads : l->heads};
+}
+
+/* Item i of the step; fastest for rising i. */
+static item item_at(item_list *l, int i)
 {
     if (i < l->before) {
-        l->span = l->before = 0;
+        begin_items(l);
     }
-    const la_span *span = &l->batch->spans[l->span];
-    for (int n = span_tiles(l, span); i >= l->before + n; n = span_tiles(l, span)) {
-        l->before += n;
-        span = &l->batch->spans[++l->span];
+    while (i >= l->before + l->now.items) {
+        next_span(l);
     }
-    int cuts = la_ceil_div(span->n_tokens, l->tokens), runs = la_ceil_div(l->group, l->heads);
-    int at = i - l->before, t0 = at % cuts * l->tokens, h0 = at / cuts % runs * l->heads;
-    int kv = at / cuts / runs, tokens = span->n_tokens - t0, heads = l->group - h0;
-    return (query_tile){.span = span,
-                        .kv_head = kv,
-                        .t0 = t0,
-                        .tokens = tokens < l->tokens ? tokens : l->tokens,
-                        .h0 = kv * l->group + h0,
-                        .heads = heads < l->heads ? heads : l->heads};
+    return item_in(l, i - l->before);
 }
 
 /* In products of a row and a token. */
-static int64_t tile_cost(const query_tile *t)
+static int64_t item_cost(const item_list *l, const item *t)
 {
-    return (int64_t)t->tokens * t->heads * (t->span->first_pos + t->t0 + t->tokens + 64);
+    if (t->of->floats > 0) {
+        return (int64_t)t->tokens * t->heads * t->of->fold * LA_CHUNK;
+    }
+    int last = t->of->span->first_pos + t->t0 + t->tokens - 1;
+    int seen = last + 1 - la_attend_begin(l->walk, last);
+    return (int64_t)t->tokens * t->heads * (seen + 64);
 }
 
-/* bounds [nth + 1]: ranges of tiles of about equal cost. */
-static void bound_tiles(tile_list *l, int n, int nth, int *bounds)
+/* Of the sequence looked at; runs of tokens cost the same for every kv head and run of heads. */
+static int64_t span_cost(const item_list *l)
+{
+    int cuts = l->now.floats > 0 ? 1 : la_ceil_div(l->now.span->n_tokens, l->tokens);
+    int64_t sum = 0;
+    for (int i = 0; i < cuts; i++) {
+        item t = item_in(l, i);
+        sum += item_cost(l, &t);
+    }
+    return sum * (l->now.items / cuts);
+}
+
+/* The item of the sequence looked at that begins nearest to `cost`, counted from its start. */
+static int item_near(const item_list *l, int64_t cost)
+{
+    int64_t sum = 0;
+    item t = item_in(l, 0);
+    if (l->now.floats > 0) {
+        int64_t one = item_cost(l, &t), i = (cost + one / 2) / one;
+        return i < l->now.items ? (int)i : l->now.items;
+    }
+    for (int i = 0; i < l->now.items; i++) {
+        t = item_in(l, i);
+        int64_t one = item_cost(l, &t);
+        if (sum + one / 2 >= cost) {
+            return i;
+        }
+        sum += one;
+    }
+    return l->now.items;
+}
+
+/* bounds [nth + 1]: ranges of items of about equal cost; joins: are some of them chunks? Returns the
+ * number of items. */
+static int bound_items(item_list *l, int nth, int *bounds, int *joins)
 {
     int64_t total = 0, at = 0;
-    for (int i = 0; i < n; i++) {
-        query_tile t = tile_at(l, i);
-        total += tile_cost(&t);
-    }
-    int k = 0;
-    for (int i = 0; i < n; i++) {
-        query_tile t = tile_at(l, i);
-        int64_t cost = tile_cost(&t);
-        for (; k < nth && at + cost / 2 >= total * k / nth; k++) {
-            bounds[k] = i;
+    begin_items(l);
+    do {
+        total += span_cost(l);
+    } while (next_span(l));
+    int n = l->before, k = 0;
+    *joins = l->used > 0;
+    begin_items(l);
+    do {
+        int64_t cost = span_cost(l);
+        for (; k < nth && total * k / nth < at + cost; k++) {
+            bounds[k] = l->before + item_near(l, total * k / nth - at);
         }
         at += cost;
-    }
+    } while (next_span(l));
     for (; k <= nth; k++) {
         bounds[k] = n;
     }
+    begin_items(l);
+    return n;
+}
+
+static float *row_of(la_rows x, const item *t, int r, int d)
+{
+    int token = t->of->span->first_token + t->t0 + r / t->heads;
+    return x.p + (int64_t)token * x.ld + (t->h0 + r % t->heads) * d;
+}
+
+/* The room's queries. */
+static void gather_rows(const item *t, la_rows q, int d, const la_attend_room *own)
+{
+    for (int r = 0; r < t->tokens * t->heads; r++) {
+        memcpy(own->q + r * la_attend_wide(d), row_of(q, t, r, d), (size_t)d * sizeof(float));
+        own->pos[r] = t->of->span->first_pos + t->t0 + r / t->heads;
+    }
+}
+
+static void attend_tile(la_ctx *c, int layer, const item_list *l, const item *t, la_rows q,
+                        la_rows a)
+{
+    const la_attend_walk *w = l->walk;
+    int R = t->tokens * t->heads;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    la_attend_pages pages = pages_of(c, layer, t->of->span, t->kv_head);
+    gather_rows(t, q, w->d, &own.attend);
+    la_attend_rows(w, &pages, &own.attend, R);
+    for (int r = 0; r < R; r++) {
+        w->k->attend_finish(own.attend.o + r * la_attend_wide(w->d), own.attend.l[r],
+                            row_of(a, t, r, w->d), w->d);
+    }
+}
+
+/* Where the result of a chunk of a kv head lies, for R rows. */
+static float *part_of(la_ctx *c, const item_list *l, int chunk, int kv_head, int R)
+{
+    float *base = (float *)(void *)c->w->shared + l->used;
+    return base +
+           ((size_t)chunk * (size_t)l->n_kv_heads + (size_t)kv_head) * part_floats(R, l->walk->d);
+}
+
+/* A thread meets a kv head again with every page: all heads' queries stay converted if they fit. */
+static void convert_once(item_list *l, const item *t, la_attend_args *a)
+{
+    if (l->made_of != l->at) {
+        l->made_of = l->at;
+        l->made = 0;
+    }
+    if (l->n_kv_heads * a->R <= LA_CPU_ATTEND_ROWS) {
+        a->set = t->kv_head;
+        a->again = l->made >> t->kv_head & 1;
+        l->made |= (uint64_t)1 << t->kv_head;
+    }
+}
+
+/* A page of a sequence, and where reading goes on: the page `ahead` of it, kv head `then`. */
+typedef struct page_step {
+    int page, ahead, then;
+} page_step;
+
+/* One page of one kv head of a chunk. */
+static void attend_page(la_ctx *c, int layer, item_list *l, const item *t, la_rows q,
+                        const page_step *at)
+{
+    const la_attend_walk *w = l->walk;
+    const la_span *span = t->of->span;
+    int R = t->tokens * t->heads;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    la_attend_pages pages = pages_of(c, layer, span, t->kv_head);
+    la_attend_args args = la_attend_args_of(w, &own.attend, R);
+    args.again = args.more = at->page * LA_PAGE > t->of->begin + t->chunk * LA_CHUNK;
+    convert_once(l, t, &args);
+    if (!args.again) {
+        gather_rows(t, q, w->d, &own.attend);
+    }
+    args.o = part_of(c, l, t->chunk, t->kv_head, R);
+    args.m = args.o + (size_t)R * (size_t)args.ldo;
+    args.l = args.m + R;
+    if (at->page + at->ahead <= last_pos(span) / LA_PAGE) {
+        la_attend_pages then = pages_of(c, layer, span, at->then);
+        args.next = la_attend_page(&then, at->page + at->ahead);
+        args.next_v = args.next + then.k_bytes;
+    }
+    la_attend_chunk(w, &pages, &args, at->page * LA_PAGE, at->page * LA_PAGE);
+}
+
+static void attend_part(la_ctx *c, int layer, item_list *l, const item *t, la_rows q)
+{
+    int first = (t->of->begin + t->chunk * LA_CHUNK) / LA_PAGE, kv_end = t->kv_head + t->of->fold;
+    int end = first + LA_CHUNK / LA_PAGE, pages = last_pos(t->of->span) / LA_PAGE + 1;
+    end = end < pages ? end : pages;
+    for (int page = first; page < end; page++) {
+        for (int kv = t->kv_head; kv < kv_end; kv++) {
+            page_step at = {page, 0, kv + 1};
+            if (kv + 1 == kv_end && page + 1 < end) {
+                at = (page_step){page, 1, t->kv_head};
+            }
+            else if (kv + 1 == kv_end) { /* the next item */
+                int more = kv_end < l->n_kv_heads;
+                at = (page_step){page, more ? first - page : 1, more ? kv_end : 0};
+            }
+            item one = *t;
+            one.kv_head = kv;
+            one.h0 = kv * l->group;
+            attend_page(c, layer, l, &one, q, &at);
+        }
+    }
+}
+
+/* Joins the chunks of query head h for all tokens of the sequence looked at. */
+static void join_parts(la_ctx *c, const item_list *l, int h, la_rows a)
+{
+    const la_attend_walk *w = l->walk;
+    const la_span *span = l->now.span;
+    int R = span->n_tokens * l->group, wide = la_attend_wide(w->d);
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    float *o = own.attend.o;
+    for (int t = 0; t < span->n_tokens; t++) {
+        float m = -INFINITY, sum = 0.0f;
+        int r = t * l->group + h % l->group;
+        memset(o, 0, (size_t)wide * sizeof(float));
+        for (int i = 0; i < l->now.chunks; i++) {
+            const float *part = part_of(c, l, i, h / l->group, R);
+            const float *part_m = part + (int64_t)R * wide, *part_l = part_m + R;
+            if (part_l[r] > 0.0f) {
+                w->k->attend_merge(&m, &sum, o, part_m[r], part_l[r], part + (int64_t)r * wide,
+                                   w->d);
+            }
+        }
+        float *out = a.p + (int64_t)(span->first_token + t) * a.ld + h * w->d;
+        w->k->attend_finish(o, sum, out, w->d);
+    }
+}
+
+static void join_all(la_ctx *c, item_list *l, la_rows a)
+{
+    int H = l->n_kv_heads * l->group;
+    la_share share;
+    la_cpu_share_begin(c, &share, l->batch->n_spans * H, NULL);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
+        if (i / H < l->at) {
+            begin_items(l);
+        }
+        while (l->at < i / H) {
+            next_span(l);
+        }
+        if (l->now.floats > 0) {
+            join_parts(c, l, i % H, a);
+        }
+    }
+    la_cpu_barrier(c);
 }
 
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
@@ -239,21 +474,32 @@ void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
     const la_model_desc *d = &c->m->desc;
     int group = d->n_heads / d->n_kv_heads;
     int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
-    tile_list list = {.batch = c->batch,
+    size_t room = c->w->shared_bytes / sizeof(float);
+    la_attend_walk walk;
+    attend_walk_of(c, layer, &walk);
+    item_list list = {.batch = c->batch,
+                      .walk = &walk,
                       .n_kv_heads = d->n_kv_heads,
                       .group = group,
                       .heads = heads,
-                      .tokens = LA_CPU_ATTEND_ROWS / heads};
-    int bounds[LA_POOL_MAX_THREADS + 1], n = 0;
-    for (int s = 0; s < c->batch->n_spans; s++) {
-        n += span_tiles(&list, &c->batch->spans[s]);
-    }
-    bound_tiles(&list, n, c->nth, bounds);
+                      .tokens = LA_CPU_ATTEND_ROWS / heads,
+                      .room = room < LA_CPU_ATTEND_FLOATS ? room : LA_CPU_ATTEND_FLOATS};
+    list.fold = d->n_kv_heads % 2 == 0 ? d->n_kv_heads / 2 : 1;
+    int bounds[LA_POOL_MAX_THREADS + 1], joins, n = bound_items(&list, c->nth, bounds, &joins);
     la_share share;
     la_cpu_share_begin(c, &share, n, bounds);
     for (int i; la_share_next(&share, 1, &i) != 0;) {
-        query_tile t = tile_at(&list, i);
-        attend_tile(c, layer, &t, q, a);
+        item t = item_at(&list, i);
+        if (t.of->floats > 0) {
+            attend_part(c, layer, &list, &t, q);
+        }
+        else {
+            attend_tile(c, layer, &list, &t, q, a);
+            list.made = 0;
+        }
     }
     la_cpu_barrier(c);
+    if (joins) {
+        join_all(c, &list, a);
+    }
 }

@@ -65,7 +65,7 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     w->mass = (la_mass *)(void *)carve(w, (size_t)w->logit_rows * slices * sizeof *w->mass);
     w->pos = (int *)(void *)carve(w, (size_t)T * sizeof(int));
     w->page = (int32_t *)(void *)carve(w, (size_t)T * sizeof(int32_t));
-    ops->scratch(d, T, &w->shared_bytes, &w->local_bytes);
+    ops->scratch(d, limits, &w->shared_bytes, &w->local_bytes);
     w->shared = carve(w, w->shared_bytes);
     w->local = carve(w, w->local_bytes * (size_t)n_threads);
 }

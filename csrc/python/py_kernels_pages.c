@@ -1,28 +1,19 @@
 /* py_kernels_pages.c - the Python object Pages: keys and values of one sequence, and attention over them.
  *
  * Owns a run of KV pages in the kernels' own layout. Invariants: tokens are stored once, in order, so a
- * page is cleared by its first token before anything reads it; a row attends over whole pages in
- * absolute 256-token chunks, as the engine does, so its bits do not depend on the rows beside it or on
- * threads. Wrapped by python/llmaccel/kernels/pages.py.
+ * page is cleared by its first token before anything reads it; rows walk them as the engine's do
+ * (kernels/attend_walk.h), so a row's bits do not depend on the rows beside it or on threads. Wrapped by python/llmaccel/kernels/pages.py.
  */
 #include "py_module.h"
 
-#include <limits.h>
-#include <math.h>
-
 #include "../base/base.h"
 #include "../base/pool.h"
+#include "../kernels/attend_walk.h"
 #include "../kernels/kernels.h"
 
 #include "py_kernels.h"
 
-enum {
-    MAX_D = 256,
-    MAX_R = 64,
-    CHUNK_PAGES = LA_CHUNK / LA_PAGE,
-    MAX_TOKENS = 1 << 24,
-    MAX_HEADS = 1 << 16
-};
+enum { MAX_D = 256, MAX_R = 64, MAX_TOKENS = 1 << 24, MAX_HEADS = 1 << 16 };
 
 typedef struct pages {
     PyObject_HEAD
@@ -145,53 +136,15 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
 /* ---- attend ------------------------------------------------------------------------------------ */
 
 typedef struct attend_job {
-    const la_kernels *t;
+    la_attend_walk walk;
     const pages *p;
     const float *q;     /* [T][H][d] */
     const int32_t *pos; /* [T] */
     float *out;         /* [T][H][d] */
     int T, H;
-    float scale, softcap;
-    int window;
     uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
     size_t pitch;
 } attend_job;
-
-/* One thread's buffers. */
-typedef struct attend_local {
-    float *q;                       /* [MAX_R][d16] */
-    float *part_o, *o;              /* [MAX_R][d16] */
-    float *part_m, *part_l, *m, *l; /* [MAX_R] */
-    int *pos;                       /* [MAX_R] */
-    int begin;                      /* token of the first chunk */
-    void *scratch;
-} attend_local;
-
-static int padded(int d)
-{
-    return (int)la_round_up((size_t)d, 16);
-}
-
-static size_t attend_bytes(int d)
-{
-    size_t row = (size_t)MAX_R * sizeof(float);
-    return la_round_up(row * (size_t)padded(d) * 3 + row * 5 + la_attend_scratch(MAX_R, d), 64);
-}
-
-static void attend_carve(const attend_job *job, int tid, attend_local *own)
-{
-    float *at = (float *)(void *)(job->scratch + job->pitch * (size_t)tid);
-    size_t wide = (size_t)MAX_R * (size_t)padded(job->p->d);
-    own->q = at;
-    own->part_o = own->q + wide;
-    own->o = own->part_o + wide;
-    own->part_m = own->o + wide;
-    own->part_l = own->part_m + MAX_R;
-    own->m = own->part_l + MAX_R;
-    own->l = own->m + MAX_R;
-    own->pos = (int *)(void *)(own->l + MAX_R);
-    own->scratch = own->pos + MAX_R;
-}
 
 /* Rows of one kernel call: `tokens` tokens from t0 on, `heads` query heads from h0 on. */
 typedef struct attend_tile {
@@ -204,66 +157,22 @@ static int64_t tile_row(const attend_job *job, const attend_tile *tile, int r)
     return (token * job->H + tile->h0 + r % tile->heads) * job->p->d;
 }
 
-/* One 256-token chunk of kv head `head` for all rows, joined to the sum so far. */
-static void attend_chunk(const attend_job *job, const attend_local *own, int R, int head, int first,
-                         int last)
+static void attend_rows(const attend_job *job, const la_attend_room *own, const attend_tile *tile)
 {
     const pages *p = job->p;
-    const uint8_t *k[CHUNK_PAGES], *v[CHUNK_PAGES];
-    int n = 0, d16 = padded(p->d);
-    for (; n < CHUNK_PAGES && first + n * LA_PAGE <= last; n++) {
-        k[n] = page_block(p, first / LA_PAGE + n, head);
-        v[n] = k[n] + p->k_bytes;
-    }
-    la_attend_args args = {.q = own->q,
-                           .ldq = d16,
-                           .R = R,
-                           .d = p->d,
-                           .again = first > own->begin,
-                           .row_pos = own->pos,
-                           .k_pages = k,
-                           .v_pages = v,
-                           .n_pages = n,
-                           .first = first,
-                           .window = job->window,
-                           .scale = job->scale,
-                           .softcap = job->softcap,
-                           .m = own->part_m,
-                           .l = own->part_l,
-                           .o = own->part_o,
-                           .ldo = d16,
-                           .scratch = own->scratch};
-    la_kernels_attend(job->t, p->form)(&args);
+    int R = tile->tokens * tile->heads, wide = la_attend_wide(p->d);
     for (int r = 0; r < R; r++) {
-        if (own->part_l[r] > 0.0f) {
-            job->t->attend_merge(&own->m[r], &own->l[r], own->o + r * d16, own->part_m[r],
-                                 own->part_l[r], own->part_o + r * d16, p->d);
-        }
-    }
-}
-
-static void attend_rows(const attend_job *job, attend_local *own, const attend_tile *tile)
-{
-    const pages *p = job->p;
-    int R = tile->tokens * tile->heads, d16 = padded(p->d), oldest = INT_MAX, last = 0;
-    for (int r = 0; r < R; r++) {
-        int pos = job->pos[tile->t0 + r / tile->heads];
-        memcpy(own->q + r * d16, job->q + tile_row(job, tile, r), (size_t)p->d * sizeof(float));
-        own->pos[r] = pos;
-        own->m[r] = -INFINITY;
-        own->l[r] = 0.0f;
-        memset(own->o + r * d16, 0, (size_t)d16 * sizeof(float));
-        int seen = job->window > 0 && pos >= job->window ? pos - job->window + 1 : 0;
-        oldest = seen < oldest ? seen : oldest;
-        last = pos > last ? pos : last;
+        own->pos[r] = job->pos[tile->t0 + r / tile->heads];
+        memcpy(own->q + r * wide, job->q + tile_row(job, tile, r), (size_t)p->d * sizeof(float));
     }
     int head = tile->h0 / (job->H / p->n_heads);
-    own->begin = oldest / LA_CHUNK * LA_CHUNK;
-    for (int first = own->begin; first <= last; first += LA_CHUNK) {
-        attend_chunk(job, own, R, head, first, last);
-    }
+    la_attend_pages at = {.base = page_block(p, 0, head),
+                          .pitch = p->head_bytes * (size_t)p->n_heads,
+                          .k_bytes = p->k_bytes};
+    la_attend_rows(&job->walk, &at, own, R);
     for (int r = 0; r < R; r++) {
-        job->t->attend_finish(own->o + r * d16, own->l[r], job->out + tile_row(job, tile, r), p->d);
+        float *out = job->out + tile_row(job, tile, r);
+        job->walk.k->attend_finish(own->o + r * wide, own->l[r], out, p->d);
     }
 }
 
@@ -273,8 +182,8 @@ static void attend_share(void *arg, int tid, int nth)
     const attend_job *job = arg;
     int group = job->H / job->p->n_heads, most = group < MAX_R ? group : MAX_R;
     int step = MAX_R / most, turn = 0;
-    attend_local own;
-    attend_carve(job, tid, &own);
+    la_attend_room own;
+    la_attend_room_at(job->scratch + job->pitch * (size_t)tid, MAX_R, job->p->d, &own);
     for (int kv = 0; kv < job->p->n_heads; kv++) {
         for (int h = 0; h < group; h += most) {
             for (int t = 0; t < job->T; t += step, turn = (turn + 1) % nth) {
@@ -292,7 +201,7 @@ static la_status attend_run(attend_job *job, int threads)
 {
     la_pool *pool = NULL;
     la_status st;
-    job->pitch = attend_bytes(job->p->d);
+    job->pitch = la_round_up(la_attend_room_bytes(MAX_R, job->p->d), 64);
     job->scratch = la_map(job->pitch * (size_t)threads);
     if (job->scratch == NULL) {
         st = la_fail(LA_ERR_MEMORY, "threads: no memory for %d", threads);
@@ -341,16 +250,20 @@ static PyObject *pages_attend(PyObject *object, PyObject *args)
     int threads;
     la_kernels t;
     Py_buffer q, out;
-    attend_job job = {.t = &t, .p = (pages *)object};
+    attend_job job = {.p = (pages *)object};
+    la_attend_walk *walk = &job.walk;
     py_state *state = py_state_of_object(object);
-    if (!PyArg_ParseTuple(args, "sOOOiffii:attend", &isa, &oq, &opos, &oout, &job.H, &job.scale,
-                          &job.softcap, &job.window, &threads) ||
+    if (!PyArg_ParseTuple(args, "sOOOiffii:attend", &isa, &oq, &opos, &oout, &job.H, &walk->scale,
+                          &walk->softcap, &walk->window, &threads) ||
         py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
         return NULL;
     }
-    if (job.window < 0) {
-        return py_raise_format(state, LA_ERR_ARGUMENT, "window: %d is negative", job.window);
+    if (walk->window < 0) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "window: %d is negative", walk->window);
     }
+    walk->k = &t;
+    walk->form = job.p->form;
+    walk->d = job.p->d;
     int32_t *pos = py_ids_from(state, opos, "positions", &job.T);
     job.pos = pos;
     if (pos == NULL || py_kernels_floats(oq, "q", &q) < 0) {

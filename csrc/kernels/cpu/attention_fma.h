@@ -68,6 +68,7 @@ LA_INLINE void attend_tile(const int rows, const int blocks, const int kind, con
     const float *a[ATTEND_ROWS];
     size_t block_bytes = (size_t)p->steps * ATTEND_LINE;
     const uint8_t *b = p->b + (size_t)first * block_bytes;
+    const uint8_t *ahead = p->ahead + (size_t)first * block_bytes;
     LA_UNROLL
     for (int r = 0; r < rows; r++) {
         a[r] = p->a[r];
@@ -76,7 +77,11 @@ LA_INLINE void attend_tile(const int rows, const int blocks, const int kind, con
             acc[r][i] = p->add ? v_loadu(p->c[r] + first * 16 + i * VL) : v_zero();
         }
     }
-    for (int s = 0; s < p->steps; s++, b += ATTEND_LINE) {
+    for (int s = 0; s < p->steps; s++, b += ATTEND_LINE, ahead += blocks * ATTEND_LINE) {
+        LA_UNROLL
+        for (int i = 0; i < blocks; i++) {
+            __builtin_prefetch(ahead + i * ATTEND_LINE, 0, ATTEND_HINT);
+        }
         LA_UNROLL
         for (int h = 0; h < values; h++) {
             LA_UNROLL

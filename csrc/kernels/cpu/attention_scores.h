@@ -62,6 +62,7 @@ LA_INLINE void attend_scores_tile(const int rows, const attend_panel *p, int blo
     enum { W = LA_LANES16 };
     vi acc[ATTEND_ROWS][W], line[W];
     const uint8_t *b = p->b + (size_t)block * (size_t)p->steps * ATTEND_LINE;
+    const uint8_t *ahead = p->ahead + (b - p->b);
     LA_UNROLL
     for (int r = 0; r < rows; r++) {
         int32_t start;
@@ -71,7 +72,8 @@ LA_INLINE void attend_scores_tile(const int rows, const attend_panel *p, int blo
             acc[r][i] = vi_set1(start);
         }
     }
-    for (int s = 0; s < p->steps; s++, b += ATTEND_LINE) {
+    for (int s = 0; s < p->steps; s++, b += ATTEND_LINE, ahead += ATTEND_LINE) {
+        __builtin_prefetch(ahead, 0, ATTEND_HINT);
         LA_UNROLL
         for (int i = 0; i < W; i++) {
             line[i] = vi_loadu(b + i * VL * 4);
