@@ -64,6 +64,7 @@ typedef struct la_tiler {
     /* Writes n_units units of k values as one and two read them; NULL: they read the weights. */
     void (*decode)(const la_tile *t, int n_units, uint8_t *out);
     int decode_k; /* k of a decoded block, a multiple of TILE_QUANTUM */
+    int as_i8;    /* a decoded block is units of int8 codes: one and two are int8's */
 } la_tiler;
 
 /* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's scales. */
@@ -202,6 +203,20 @@ LA_INLINE int tile_open_k(la_format f, int units, int bytes)
     return bytes / (units * (1 + f.has_offset) * LA_UNIT * 4) * f.group;
 }
 
+/* Bits of a code of the pack. */
+LA_INLINE int tile_bits(const int pack)
+{
+    return pack == LA_PACK_I4 ? 4 : pack == LA_PACK_I5 ? 5 : pack == LA_PACK_I6 ? 6 : 8;
+}
+
+/* k and bytes of a step of 4, 5, 6 or 8 bits. */
+LA_INLINE int tile_step_k(const int bits) { return bits == 5 ? 16 : 8; }
+
+LA_INLINE size_t tile_step_bytes(const int bits)
+{
+    return bits == 4 ? 128 : bits == 5 ? 320 : bits == 6 ? 192 : 256;
+}
+
 /* All rows of one block in strips. next: the block read after this one, of `bytes` per unit. */
 LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int units,
                            const uint8_t *next, size_t next_pitch, size_t bytes)
@@ -268,6 +283,12 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, 
             if (s->decode) {
                 s->decode(&t, units, decoded);
                 t.decoded = decoded;
+                if (s->as_i8) { /* codes apart from their scales, which stay where they are */
+                    t.w = decoded;
+                    t.w_pitch = (size_t)block * LA_UNIT;
+                    t.f.pack = LA_PACK_I8;
+                    t.f.row_scale = 1;
+                }
             }
             tile_strips(g, s, t, units, g->M > s->rows ? next : NULL, pitch, bytes);
         }
