@@ -304,8 +304,8 @@ LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *tile)
     }
 }
 
-/* Groups decoded in registers, one unit. */
-LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
+/* Groups decoded in registers. */
+LA_INLINE void bf16_codes_tile(const int pack, const int R, const int U, const la_tile *tile)
 {
     const la_tile own = *tile, *t = &own;
     const bf16_codes tables = bf16_tables(pack, t->f);
@@ -314,18 +314,18 @@ LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     vf acc[8][4];
-    tile_clear(R, 2, t);
+    tile_clear(R, 2 * U, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
-        bf16_zero(R, 2, acc);
+        bf16_zero(R, 2 * U, acc);
         w += header;
         for (int i = 0; i < k; i += step_k, w += tile_step_bytes(bits)) {
             LA_UNROLL
             for (int x = 0; x < step_k / 8; x++, a += 16) {
                 LA_UNROLL
-                for (int c = 0; c < 2; c++) {
+                for (int c = 0; c < 2 * U; c++) {
                     vi pair[4];
-                    bf16_decode8(pack, &tables, w, c, x, pair);
+                    bf16_decode8(pack, &tables, w + (size_t)(c / 2) * t->w_pitch, c % 2, x, pair);
                     LA_UNROLL
                     for (int j = 0; j < 4; j++) {
                         LA_UNROLL
@@ -338,7 +338,7 @@ LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
                 }
             }
         }
-        tile_fold(R, 2, t, head, meta, acc);
+        tile_fold(R, 2 * U, t, head, meta, acc);
     }
 }
 
@@ -360,17 +360,21 @@ LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
         NULL, bf16_##name##_1_2, bf16_##name##_2_2, bf16_##name##_3_2, bf16_##name##_4_2,         \
         bf16_##name##_5_2, bf16_##name##_6_2};
 #define BF16_CODES(name, pack)                                                                   \
-    BF16_TILE(name##_1, bf16_codes_tile, pack, 1)                                                \
-    BF16_TILE(name##_2, bf16_codes_tile, pack, 2)                                                \
-    BF16_TILE(name##_3, bf16_codes_tile, pack, 3)                                                \
-    BF16_TILE(name##_4, bf16_codes_tile, pack, 4)                                                \
-    BF16_TILE(name##_5, bf16_codes_tile, pack, 5)                                                \
-    BF16_TILE(name##_6, bf16_codes_tile, pack, 6)                                                \
-    BF16_TILE(name##_7, bf16_codes_tile, pack, 7)                                                \
-    BF16_TILE(name##_8, bf16_codes_tile, pack, 8)                                                \
+    BF16_TILE(name##_1, bf16_codes_tile, pack, 1, 1)                                              \
+    BF16_TILE(name##_2, bf16_codes_tile, pack, 2, 1)                                              \
+    BF16_TILE(name##_3, bf16_codes_tile, pack, 3, 1)                                              \
+    BF16_TILE(name##_4, bf16_codes_tile, pack, 4, 1)                                              \
+    BF16_TILE(name##_5, bf16_codes_tile, pack, 5, 1)                                              \
+    BF16_TILE(name##_6, bf16_codes_tile, pack, 6, 1)                                              \
+    BF16_TILE(name##_7, bf16_codes_tile, pack, 7, 1)                                              \
+    BF16_TILE(name##_8, bf16_codes_tile, pack, 8, 1)                                              \
     static const la_tile_fn bf16_##name##_few[] = {                                              \
         NULL, bf16_##name##_1, bf16_##name##_2, bf16_##name##_3, bf16_##name##_4,                \
         bf16_##name##_5, bf16_##name##_6, bf16_##name##_7, bf16_##name##_8};
+#define BF16_PAIR(name, pack)                                                                    \
+    BF16_TILE(name##_1_2, bf16_codes_tile, pack, 1, 2)                                           \
+    BF16_TILE(name##_2_2, bf16_codes_tile, pack, 2, 2)                                           \
+    static const la_tile_fn bf16_##name##_pair[] = {NULL, bf16_##name##_1_2, bf16_##name##_2_2};
 
 BF16_ONE(plain, bf16_tile)
 BF16_TILE(plain_7_1, bf16_tile, 7, 1)
@@ -391,6 +395,9 @@ BF16_CODES(i5, LA_PACK_I5)
 BF16_CODES(i6, LA_PACK_I6)
 BF16_CODES(i8, LA_PACK_I8)
 BF16_CODES(f8, LA_PACK_F8)
+BF16_PAIR(i4, LA_PACK_I4)
+BF16_PAIR(i5, LA_PACK_I5)
+BF16_PAIR(i6, LA_PACK_I6)
 /* clang-format on */
 
 static void gemm_bf16_bf16(const la_gemm *g)
@@ -408,12 +415,13 @@ static void gemm_bf16_bf16(const la_gemm *g)
 }
 
 /* clang-format off */
-#define BF16_GROUPED(name)                                                                       \
+#define BF16_GROUPED(name, duo)                                                                       \
     static void gemm_##name##_bf16(const la_gemm *g)                                              \
     {                                                                                             \
         static const la_tiler s = {                                                               \
             .few = bf16_##name##_few,                                                             \
             .few_rows = TILE_FEW,                                                                 \
+            .pair = duo,                                                                          \
             .one = bf16_decoded_one,                                                              \
             .two = bf16_decoded_two,                                                              \
             .rows = TILE_ROWS,                                                                    \
@@ -426,11 +434,11 @@ static void gemm_bf16_bf16(const la_gemm *g)
         tile_drive(g, &s, block);                                                                 \
     }
 
-BF16_GROUPED(i4)
-BF16_GROUPED(i5)
-BF16_GROUPED(i6)
-BF16_GROUPED(i8)
-BF16_GROUPED(f8)
+BF16_GROUPED(i4, bf16_i4_pair)
+BF16_GROUPED(i5, bf16_i5_pair)
+BF16_GROUPED(i6, bf16_i6_pair)
+BF16_GROUPED(i8, NULL)
+BF16_GROUPED(f8, NULL)
 /* clang-format on */
 
 static float probe_bf16(int64_t n)

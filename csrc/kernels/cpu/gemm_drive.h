@@ -1,7 +1,9 @@
 /* gemm_drive.h - the loops around a register tile, and the fold of a group; shared by gemm*.h.
  *
  * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
- * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %.
+ * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %. Not so
+ * with scales of two numbers, which are opened between runs of codes: there two units at once, so
+ * two streams, and runs of PAIR_K read 15-25 % faster at one and two rows.
  * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
@@ -24,8 +26,10 @@ enum {
     TILE_ROWS = VL == 16 ? 6 : 3, /* most rows of a strip */
     TILE_QUANTUM = 256,           /* k blocks are multiples of every group */
     TILE_BLOCK_BYTES = 128 << 10,
-    TILE_HEADS = 32 << 10,    /* most bytes of scales multiplied out at once */
-    TILE_FEW_HEADS = 16 << 10 /* the same for few rows: beside a stream of codes */
+    TILE_HEADS = 32 << 10,     /* most bytes of scales multiplied out at once */
+    TILE_FEW_HEADS = 16 << 10, /* the same for few rows: beside a stream of codes */
+    PAIR_K = 512,              /* k of a run of two units with few rows, a multiple of LA_NEST */
+    PAIR_ROWS = 2              /* most rows of it */
 };
 
 /* One register tile: some rows by one or two units over a range of k. */
@@ -56,6 +60,8 @@ typedef void (*la_tile_fn)(const la_tile *t);
 typedef struct la_tiler {
     const la_tile_fn *few; /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
     int few_rows;          /* 0: none */
+    /* [rows] the same of two units, taken where scales are LA_F16_I8, or NULL; [PAIR_ROWS + 1] */
+    const la_tile_fn *pair;
     const la_tile_fn *one; /* [rows] one unit; [rows + 1] */
     const la_tile_fn *two; /* [rows] two units, or NULL */
     int rows;
@@ -304,13 +310,14 @@ static __attribute__((noinline, unused)) void tile_nested(const la_gemm *g, cons
         tile_many(g, s, decoded, heads);
         return;
     }
-    int block = tile_open_k(g->f, 1, TILE_FEW_HEADS);
-    for (int u = 0; u < g->n_units; u++) {
+    for (int u = 0, units; u < g->n_units; u += units) {
+        units = s->pair && g->M <= PAIR_ROWS && g->n_units - u >= 2 ? 2 : 1;
+        int block = units == 2 ? PAIR_K : tile_open_k(g->f, 1, TILE_FEW_HEADS);
         for (int k0 = 0; k0 < g->K; k0 += block) {
             la_tile t = tile_start(g, s, u, k0);
             t.k = g->K - k0 < block ? g->K - k0 : block;
-            tile_open(g, &t, u, 1, k0, heads);
-            s->few[g->M](&t);
+            tile_open(g, &t, u, units, k0, heads);
+            (units == 2 ? s->pair : s->few)[g->M](&t);
         }
     }
 }

@@ -237,8 +237,10 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
 
 #define VNNI_FEW(bits)                                                                           \
     VNNI_TILE(bits, 1, 1) VNNI_TILE(bits, 2, 1) VNNI_TILE(bits, 3, 1) VNNI_TILE(bits, 4, 1)       \
+    VNNI_TILE(bits, 1, 2) VNNI_TILE(bits, 2, 2)                                                   \
     static const la_tile_fn vnni##bits##_few[] = {                                                \
-        NULL, vnni##bits##_1_1, vnni##bits##_2_1, vnni##bits##_3_1, vnni##bits##_4_1};
+        NULL, vnni##bits##_1_1, vnni##bits##_2_1, vnni##bits##_3_1, vnni##bits##_4_1};            \
+    static const la_tile_fn vnni##bits##_pair[] = {NULL, vnni##bits##_1_2, vnni##bits##_2_2};
 
 VNNI_TILES(4)
 VNNI_TILES(8)
@@ -288,6 +290,7 @@ static void gemm_i4_i8(const la_gemm *g)
     static const la_tiler s = {
         .few = vnni4_one,
         .few_rows = TILE_FEW / 2,
+        .pair = vnni4_two,
         .one = vnni4_one,
         .two = vnni4_two,
         .rows = TILE_ROWS,
@@ -316,6 +319,7 @@ static void gemm_i5_i8(const la_gemm *g)
     static const la_tiler s = {
         .few = vnni5_few,
         .few_rows = TILE_FEW / 2,
+        .pair = vnni5_pair,
         .one = vnni8_one,
         .two = vnni8_two,
         .rows = TILE_ROWS,
@@ -334,6 +338,7 @@ static void gemm_i6_i8(const la_gemm *g)
     static const la_tiler s = {
         .few = vnni6_few,
         .few_rows = TILE_FEW / 2,
+        .pair = vnni6_pair,
         .one = vnni8_one,
         .two = vnni8_two,
         .rows = TILE_ROWS,
