@@ -1,9 +1,10 @@
 /* gemm_drive.h - the loops around a register tile, and the fold of a group; shared by gemm*.h.
  *
  * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
- * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %. Not so
- * with scales of two numbers, which are opened between runs of codes: there two units at once, so
- * two streams, and runs of PAIR_K read 15-25 % faster at one and two rows.
+ * thread and no prefetch. One and two rows of int4, and of all scales of two numbers, take two units:
+ * two streams, 13-20 % faster; int8 gains nothing by it and int5 with its scales in place loses 5 %.
+ * Scales of two numbers are opened between runs of codes, and short runs win: PAIR_K of 256 over 512
+ * 11-18 %, over 1024 25-32 %.
  * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
@@ -28,7 +29,7 @@ enum {
     TILE_BLOCK_BYTES = 128 << 10,
     TILE_HEADS = 32 << 10,     /* most bytes of scales multiplied out at once */
     TILE_FEW_HEADS = 16 << 10, /* the same for few rows: beside a stream of codes */
-    PAIR_K = 512,              /* k of a run of two units with few rows, a multiple of LA_NEST */
+    PAIR_K = LA_NEST,          /* k of a run of two units with few rows */
     PAIR_ROWS = 2              /* most rows of it */
 };
 
@@ -58,12 +59,12 @@ typedef void (*la_tile_fn)(const la_tile *t);
 
 /* The tiles of one slot. */
 typedef struct la_tiler {
-    const la_tile_fn *few; /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
-    int few_rows;          /* 0: none */
-    /* [rows] the same of two units, taken where scales are LA_F16_I8, or NULL; [PAIR_ROWS + 1] */
-    const la_tile_fn *pair;
-    const la_tile_fn *one; /* [rows] one unit; [rows + 1] */
-    const la_tile_fn *two; /* [rows] two units, or NULL */
+    const la_tile_fn *few;  /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
+    int few_rows;           /* 0: none */
+    const la_tile_fn *pair; /* [rows] the same of two units, or NULL; [PAIR_ROWS + 1] */
+    int pair_all;           /* take them whatever the scales, else for LA_F16_I8 alone */
+    const la_tile_fn *one;  /* [rows] one unit; [rows + 1] */
+    const la_tile_fn *two;  /* [rows] two units, or NULL */
     int rows;
     int a_bytes; /* of one activation value */
     int step_k;  /* k of a step of one and two: paces the prefetch */
@@ -333,11 +334,13 @@ LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
         tile_many(g, s, decoded, NULL);
         return;
     }
-    for (int u = 0; u < g->n_units; u++) {
+    int pairs = s->pair_all && g->M <= PAIR_ROWS;
+    for (int u = 0, units; u < g->n_units; u += units) {
+        units = pairs && g->n_units - u >= 2 ? 2 : 1;
         la_tile t = tile_start(g, s, u, 0);
         t.k = g->K;
         t.meta = g->meta;
-        s->few[g->M](&t);
+        (units == 2 ? s->pair : s->few)[g->M](&t);
     }
 }
 

@@ -291,6 +291,7 @@ static void gemm_i4_i8(const la_gemm *g)
         .few = vnni4_one,
         .few_rows = TILE_FEW / 2,
         .pair = vnni4_two,
+        .pair_all = 1,
         .one = vnni4_one,
         .two = vnni4_two,
         .rows = TILE_ROWS,
