@@ -3,9 +3,9 @@
     python benchmarks/kernels.py gemv|gemm [--format bf16,i8,i8a16,i4g128,i4g32,i4g128a16,f8,q4k]
         [--shape 9728x896,2048x8192] [--m 1,2,4,8,16,32,128,512] [--isa auto] [--repeats 9]
 
-gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default; q4k and
-q6k are packed Q4_K and Q6_K, q4f and q6f the same with scales as fp32 products. Prints a line per
-format, shape and m and appends it to kernels.jsonl (results.py says where).
+gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default; q4k to
+q6k are packed Q4_K to Q6_K, q4f and q6f the same with scales as fp32 products, q6b with codes in
+bytes. Prints a line per format, shape and m and appends it to kernels.jsonl (results.py says where).
 
 Shares. Every repeat is a run of the kernel between two readings of the same memory and two runs of
 the peak probe, by the same pinned threads; the share is that of the larger neighbour, and the
@@ -53,12 +53,18 @@ FORMATS = {
     "q4k": (4, F16_I8, 32, 0, "i8"),
     "q4ka16": (4, F16_I8, 32, 0, "bf16"),
     "q4f": (4, F32, 32, 0, "i8"),
-    "q6k": (3, F16_I8, 16, 0, "i8"),
-    "q6ka16": (3, F16_I8, 16, 0, "bf16"),
-    "q6f": (3, F32, 16, 0, "i8"),
-    "q6fa16": (3, F32, 16, 0, "bf16"),
+    "q5k": (6, F16_I8, 32, 0, "i8"),
+    "q5ka16": (6, F16_I8, 32, 0, "bf16"),
+    "q5_0": (6, F16, 32, 0, "i8"),
+    "q6k": (7, F16_I8, 16, 0, "i8"),
+    "q6ka16": (7, F16_I8, 16, 0, "bf16"),
+    "q6f": (7, F32, 16, 0, "i8"),
+    "q6fa16": (7, F32, 16, 0, "bf16"),
+    "q6b": (3, F16_I8, 16, 0, "i8"),
+    "q6ba16": (3, F16_I8, 16, 0, "bf16"),
 }
-OFFSETS = ("q4k", "q4ka16", "q4f")
+OFFSETS = ("q4k", "q4ka16", "q4f", "q5k", "q5ka16")
+STEPS = {3: (8, 256), 4: (8, 128), 5: (8, 256), 6: (16, 320), 7: (8, 192)}  # pack: k, bytes
 
 
 def unit_bytes(name: str, k: int) -> int:
@@ -68,7 +74,8 @@ def unit_bytes(name: str, k: int) -> int:
         return k * 128 if pack == 0 else (k + 1) // 2 * 128
     sets = (1 if row_scale else -(-k // group)) * (1 + (name in OFFSETS))
     one = {F32: 128, F16: 64, F16_I8: 32 + 64 * group // 256}[scale_type]
-    return sets * one + -(-k // 8) * (128 if pack == 4 else 256)
+    step, size = STEPS[pack]
+    return sets * one + -(-k // step) * size
 
 
 class Team:

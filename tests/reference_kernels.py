@@ -13,7 +13,8 @@ import numpy as np
 
 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KEEP = range(14)
 F16_I8 = 13  # scale type: fp16 per 256 k times int8 per group
-PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8 = range(6)
+PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8, PACK_I5, PACK_I6 = range(8)
+BITS = {PACK_I4: 4, PACK_I5: 5, PACK_I6: 6, PACK_I8: 8, PACK_F8: 8}  # of a code
 UNIT = 32
 
 # Where a grouped pack keeps k of each 8: byte (or nibble, low ones first) -> k.
@@ -29,6 +30,10 @@ PRODUCTS = {
     "gemm_i4_bf16": (PACK_I4, "bf16"),
     "gemm_i4_i8": (PACK_I4, "i8"),
     "gemm_f8_bf16": (PACK_F8, "bf16"),
+    "gemm_i5_bf16": (PACK_I5, "bf16"),
+    "gemm_i5_i8": (PACK_I5, "i8"),
+    "gemm_i6_bf16": (PACK_I6, "bf16"),
+    "gemm_i6_i8": (PACK_I6, "i8"),
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
 GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
@@ -48,7 +53,17 @@ class Format:
     @property
     def zero(self) -> int:
         """Code that stands for zero, in packs of integers."""
-        return 128 if self.pack == PACK_I8 else 0 if self.has_offset else 8
+        always = self.pack in (PACK_I6, PACK_I8)
+        return 1 << BITS[self.pack] - 1 if always or not self.has_offset else 0
+
+    @property
+    def step(self) -> int:
+        """k of a step of codes."""
+        return 16 if self.pack == PACK_I5 else 8
+
+    def code_bytes(self, k: int) -> int:
+        """Bytes of k codes of a unit, padded to whole steps."""
+        return -(-k // self.step) * self.step * UNIT * BITS[self.pack] // 8
 
     def values(self, codes: np.ndarray) -> np.ndarray:
         """What codes stand for before scale and offset, float64."""
@@ -136,12 +151,47 @@ def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.n
     return found
 
 
+def write_steps(f: Format, codes: np.ndarray) -> np.ndarray:
+    """Bytes of one group's codes [32, k] of a unit, k of whole steps."""
+    eights = codes.reshape(UNIT, -1, 8)[:, :, ORDER8].transpose(1, 0, 2)  # [8 k, n, 8]
+    if BITS[f.pack] == 8:
+        return eights.reshape(-1, UNIT, 2, 4).transpose(0, 2, 1, 3).reshape(-1)
+    nibbles = eights[:, :, :4] & 15 | (eights[:, :, 4:] & 15) << 4
+    if f.pack == PACK_I4:
+        return nibbles.reshape(-1)
+    # [step, 8 k of it, column n or n + 16, n, low or high nibbles, byte]
+    parts = (eights >> 4).reshape(-1, f.step // 8, 2, 16, 2, 4)
+    parts = parts.transpose(0, 3, 5, 1, 2, 4).reshape(len(parts), 16, 4, -1)
+    high = (parts << np.arange(0, 8, BITS[f.pack] - 4, dtype=np.uint8)).sum(axis=-1)
+    low = nibbles.reshape(len(parts), -1)
+    return np.concatenate([low, high.reshape(len(parts), -1).astype(np.uint8)], axis=1).reshape(-1)
+
+
+def read_steps(f: Format, raw: np.ndarray) -> np.ndarray:
+    """The inverse: codes [32, k]."""
+    bits = BITS[f.pack]
+    if bits == 8:
+        eights = raw.reshape(-1, 2, UNIT, 4).transpose(0, 2, 1, 3).reshape(-1, UNIT, 8)
+    else:
+        steps = raw.reshape(-1, f.step * UNIT * bits // 8)
+        low = steps[:, : f.step * 16].reshape(-1, UNIT, 4)
+        eights = np.concatenate([low & 15, low >> 4], axis=2)
+    if bits in (5, 6):
+        high = steps[:, f.step * 16 :].reshape(-1, 16, 4, 1)
+        parts = high >> np.arange(0, 8, bits - 4, dtype=np.uint8) & (1 << bits - 4) - 1
+        parts = parts.reshape(-1, 16, 4, f.step // 8, 2, 2).transpose(0, 3, 4, 1, 5, 2)
+        eights = eights | parts.reshape(-1, UNIT, 8) << 4
+    codes = np.empty_like(eights)
+    codes[:, :, ORDER8] = eights
+    return codes.transpose(1, 0, 2).reshape(UNIT, -1)
+
+
 def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndarray) -> bytes:
     """Units of a grouped pack.
 
-    codes [N, K] as stored (0..15 or 0..255), scale and offset [N, groups] float32, of which the
+    codes [N, K] as stored (0..15 to 0..255), scale and offset [N, groups] float32, of which the
     first column counts with row_scale; as F16_I8 they are rounded, powers of two are kept. Codes
-    that pad K to a multiple of 8 are set to 1: they must meet zero activations.
+    that pad K to whole steps are set to 1: they must meet zero activations.
     """
     out = bytearray()
     head = np.float16 if f.scale_type == F16 else np.float32
@@ -154,14 +204,9 @@ def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndar
                 out += scale[n : n + UNIT, g].astype(head).tobytes()
                 if f.has_offset:
                     out += offset[n : n + UNIT, g].astype(head).tobytes()
-            block = np.ones((UNIT, -(-(k1 - k0) // 8) * 8), np.uint8)
+            block = np.ones((UNIT, -(-(k1 - k0) // f.step) * f.step), np.uint8)
             block[:, : k1 - k0] = codes[n : n + UNIT, k0:k1]
-            eights = block.reshape(UNIT, -1, 8)[:, :, ORDER8]
-            if f.pack == PACK_I4:
-                steps = eights[:, :, :4] | eights[:, :, 4:] << 4
-            else:
-                steps = eights.reshape(UNIT, -1, 4)
-            out += np.ascontiguousarray(steps.transpose(1, 0, 2)).tobytes()
+            out += write_steps(f, block).tobytes()
     return bytes(out)
 
 
@@ -190,18 +235,9 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
                 if f.has_offset:
                     offset[-1] = raw[at : at + line].view(head).astype(np.float32)
                     at += line
-            eights = -(-(k1 - k0) // 8)
-            if f.pack == PACK_I4:
-                steps = raw[at : at + eights * 128].reshape(eights, UNIT, 4)
-                at += eights * 128
-                stored = np.concatenate([steps & 15, steps >> 4], axis=2).transpose(1, 0, 2)
-            else:
-                steps = raw[at : at + eights * 256].reshape(eights, 2, UNIT, 4)
-                at += eights * 256
-                stored = steps.transpose(2, 0, 1, 3).reshape(UNIT, eights, 8)
-            block = np.empty_like(stored)
-            block[:, :, ORDER8] = stored
-            row.append(block.reshape(UNIT, -1)[:, : k1 - k0])
+            size = f.code_bytes(k1 - k0)
+            row.append(read_steps(f, raw[at : at + size])[:, : k1 - k0])
+            at += size
         codes.append(np.concatenate(row, axis=1))
         scales.append(np.stack(scale, axis=1))
         offsets.append(np.stack(offset, axis=1))
@@ -216,12 +252,12 @@ def nested_bytes(f: Format) -> int:
 def unit_rows(f: Format, data: bytes) -> int:
     """Columns that packed units hold, padding included."""
     if f.scale_type == F16_I8:
-        return len(data) // (nested_bytes(f) + f.K * UNIT // (2 if f.pack == PACK_I4 else 1)) * UNIT
+        return len(data) // (nested_bytes(f) + f.code_bytes(f.K)) * UNIT
     if f.group:
         one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)
-        codes = sum(-(-(k1 - k0) // 8) * (4 if f.pack == PACK_I4 else 8) for k0, k1 in f.spans())
+        codes = sum(f.code_bytes(k1 - k0) for k0, k1 in f.spans())
         sets = 1 if f.row_scale else len(list(f.spans()))
-        return len(data) // (one * sets + codes)
+        return len(data) // (one * sets * UNIT + codes) * UNIT
     return len(data) // (f.K * 4 if f.pack == PACK_F32 else (f.K + 1) // 2 * 4)
 
 

@@ -54,7 +54,7 @@ def make_weight(f: ref.Format, units: int) -> bytes:
     if not f.group:
         return ref.write_floats(f.pack, rng.normal(0, 1, (n, f.K)).astype(np.float32))
     groups = -(-f.K // f.group)
-    codes = rng.integers(0, 16 if f.pack == ref.PACK_I4 else 256, (n, f.K), dtype=np.uint8)
+    codes = rng.integers(0, 1 << ref.BITS[f.pack], (n, f.K), dtype=np.uint8)
     if f.pack == ref.PACK_F8:
         codes[codes & 127 == 127] ^= 1  # NaN is refused by the writer
     scale = rng.normal(0, 0.02, (n, groups)).astype(np.float32)
@@ -235,7 +235,7 @@ def test_integer_products_agree_between_levels(slot: str, k: int) -> None:
 def test_integer_products_do_not_saturate(slot: str) -> None:
     """The largest codes of one sign everywhere: 16-bit partial sums must not clip."""
     for f in formats(slot, 256):
-        for code in (0, 15 if f.pack == ref.PACK_I4 else 255):
+        for code in (0, (1 << ref.BITS[f.pack]) - 1):
             codes = np.full((64, f.K), code, np.uint8)
             scale = np.ones((64, -(-f.K // f.group)), np.float32)
             data = ref.write_codes(f, codes, scale, 0 * scale)
@@ -255,7 +255,7 @@ def test_every_code(isa: str, slot: str) -> None:
     for f in formats(slot, 256):
         if f.group != 32 or f.scale_type != ref.F32:
             continue
-        top = 16 if f.pack == ref.PACK_I4 else 256
+        top = 1 << ref.BITS[f.pack]
         codes = ((np.arange(256)[None, :] + 8 * np.arange(32)[:, None]) % top).astype(np.uint8)
         scale = np.ones((32, 8), np.float32)
         if f.pack == ref.PACK_F8:

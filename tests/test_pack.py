@@ -17,14 +17,14 @@ TYPES = {
 FORMATS = {
     ref.Q4_0: (ref.PACK_I4, ref.F16, 0, 32),
     ref.Q4_1: (ref.PACK_I4, ref.F16, 1, 32),
-    ref.Q5_0: (ref.PACK_I8, ref.F16, 0, 32),
-    ref.Q5_1: (ref.PACK_I8, ref.F16, 1, 32),
+    ref.Q5_0: (ref.PACK_I5, ref.F16, 0, 32),
+    ref.Q5_1: (ref.PACK_I5, ref.F16, 1, 32),
     ref.Q8_0: (ref.PACK_I8, ref.F16, 0, 32),
     ref.Q2_K: (ref.PACK_I4, ref.F16_I8, 1, 16),
     ref.Q3_K: (ref.PACK_I4, ref.F16_I8, 0, 16),
     ref.Q4_K: (ref.PACK_I4, ref.F16_I8, 1, 32),
-    ref.Q5_K: (ref.PACK_I8, ref.F16_I8, 1, 32),
-    ref.Q6_K: (ref.PACK_I8, ref.F16_I8, 0, 16),
+    ref.Q5_K: (ref.PACK_I5, ref.F16_I8, 1, 32),
+    ref.Q6_K: (ref.PACK_I6, ref.F16_I8, 0, 16),
 }
 # byte offsets of the fp16 fields of a block
 HALVES = {
@@ -96,8 +96,8 @@ def test_packed_bytes_of_k_quants() -> None:
         (ref.Q2_K, 0.5 + 4 / 256 + 2 / 16),
         (ref.Q3_K, 0.5 + 2 / 256 + 1 / 16),
         (ref.Q4_K, 0.5 + 4 / 256 + 2 / 32),
-        (ref.Q5_K, 1 + 4 / 256 + 2 / 32),
-        (ref.Q6_K, 1 + 2 / 256 + 1 / 16),
+        (ref.Q5_K, 5 / 8 + 4 / 256 + 2 / 32),
+        (ref.Q6_K, 6 / 8 + 2 / 256 + 1 / 16),
     ]:
         raw = random_blocks(np.random.default_rng(1), dtype, 64, 512)
         data, _, _ = pack([part(raw, dtype, 64, 512)])
@@ -181,14 +181,18 @@ def test_gate_and_up_share_units(dtype: int, rows: int) -> None:
 @pytest.mark.parametrize(
     ("first", "second", "form"),
     [
-        (ref.Q4_K, ref.Q6_K, (ref.PACK_I8, ref.F32, 1, 16)),
+        (ref.Q4_K, ref.Q6_K, (ref.PACK_I6, ref.F32, 1, 16)),
+        (ref.Q5_0, ref.Q6_K, (ref.PACK_I6, ref.F32, 0, 16)),
+        (ref.Q5_0, ref.Q5_1, (ref.PACK_I5, ref.F32, 1, 32)),
+        (ref.Q5_0, ref.Q4_0, (ref.PACK_I5, ref.F16, 0, 32)),
+        (ref.Q6_K, ref.Q8_0, (ref.PACK_I8, ref.F32, 0, 16)),
         (ref.Q4_0, ref.Q4_1, (ref.PACK_I4, ref.F32, 1, 32)),
         (ref.Q4_0, ref.Q8_0, (ref.PACK_I8, ref.F16, 0, 32)),
         (ref.Q3_K, ref.Q2_K, (ref.PACK_I4, ref.F32, 1, 16)),
         (ref.Q3_K, ref.Q4_K, (ref.PACK_I4, ref.F32, 1, 16)),
-        (ref.Q5_1, ref.Q4_0, (ref.PACK_I8, ref.F16, 1, 32)),
-        (ref.Q5_K, ref.Q3_K, (ref.PACK_I8, ref.F32, 1, 16)),
-        (ref.Q4_K, ref.Q5_K, (ref.PACK_I8, ref.F32, 1, 32)),
+        (ref.Q5_1, ref.Q4_0, (ref.PACK_I5, ref.F32, 1, 32)),
+        (ref.Q5_K, ref.Q3_K, (ref.PACK_I5, ref.F32, 1, 16)),
+        (ref.Q4_K, ref.Q5_K, (ref.PACK_I5, ref.F32, 1, 32)),
         (ref.Q4_K, ref.Q4_K, (ref.PACK_I4, ref.F16_I8, 1, 32)),
         (ref.Q4_K, ref.Q4_1, (ref.PACK_I4, ref.F32, 1, 32)),
         (ref.Q4_1, ref.F16, (ref.PACK_F32, 0, 0, 0)),

@@ -30,9 +30,10 @@ typedef enum la_dtype {
 } la_dtype;
 
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
- * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0.
- * I8: q in 0..255, zero 128 always (so the signed code is q - 128). F8: q is the value of an E4M3
- * code (S.EEEE.MMM, bias 7, no infinities), zero 0, never an offset. */
+ * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0. I5: q in
+ * 0..31, zero 16 or 0 likewise. I6: q in 0..63, zero 32 always. I8: q in 0..255, zero 128 always (so
+ * the signed code is q - 128). F8: q is the value of an E4M3 code (S.EEEE.MMM, bias 7, no
+ * infinities), zero 0, never an offset. */
 typedef enum la_pack {
     LA_PACK_F32 = 0,
     LA_PACK_F16,
@@ -40,6 +41,8 @@ typedef enum la_pack {
     LA_PACK_I8,
     LA_PACK_I4,
     LA_PACK_F8,
+    LA_PACK_I5,
+    LA_PACK_I6,
     LA_PACK_COUNT
 } la_pack;
 
@@ -239,7 +242,13 @@ static inline size_t la_format_inner(la_format f, int i, int k)
     return la_format_outer(f, 0, k) + (2 * sets + group * sets + (size_t)i) * LA_UNIT;
 }
 
-/* Bytes of codes (grouped) or values (float) that k of a unit take; grouped k is padded to 8. */
+/* k of a step of codes: grouped k is padded to it. */
+static inline int la_format_step(la_format f)
+{
+    return f.pack == LA_PACK_I5 ? 16 : 8;
+}
+
+/* Bytes of codes (grouped) or values (float) that k of a unit take. */
 static inline size_t la_format_codes(la_format f, int k)
 {
     size_t n = (size_t)k;
@@ -248,6 +257,8 @@ static inline size_t la_format_codes(la_format f, int k)
     case LA_PACK_I8:
     case LA_PACK_F8: return (n + 7) / 8 * 256;
     case LA_PACK_I4: return (n + 7) / 8 * 128;
+    case LA_PACK_I5: return (n + 15) / 16 * 320;
+    case LA_PACK_I6: return (n + 7) / 8 * 192;
     default: return (n + 1) / 2 * 128;
     }
 }
@@ -289,7 +300,12 @@ static inline size_t la_kv_v_bytes(la_kv_form form, int d)
 /* Code that stands for zero, in packs of integers. */
 static inline int la_format_zero(la_format f)
 {
-    return f.pack == LA_PACK_I8 ? 128 : f.pack == LA_PACK_I4 && !f.has_offset ? 8 : 0;
+    switch (f.pack) {
+    case LA_PACK_I4: return f.has_offset ? 0 : 8;
+    case LA_PACK_I5: return f.has_offset ? 0 : 16;
+    case LA_PACK_I6: return 32;
+    default: return f.pack == LA_PACK_I8 ? 128 : 0;
+    }
 }
 
 #endif

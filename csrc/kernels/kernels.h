@@ -34,11 +34,15 @@ typedef enum la_isa {
  *        do not occur: the writer refuses them, and levels disagree about what they stand for
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
+ *   I6   per group: scales, offsets as above, then steps of 8 k: the low 4 bits of each code as a step
+ *        of I4, then [16 n] u32 of high bits: byte b of word n has those of columns n and n + 16 for
+ *        the low and the high nibble of their bytes b: n low, n high, n + 16 low, n + 16 high
+ *   I5   as I6 in steps of 16 k: two steps of I4, then the high bits of both, one after the other
  *   row_scale: one set of scales at the head of the unit instead of one per group; without offset it
  *        multiplies the finished sum.
  *   F16_I8: for each 256 k scales [32] fp16, offsets [32] fp16 if any, then per group scales [32] int8,
  *        offsets [32] int8 if any; those of all k at the head of the unit, all codes after them.
- *   In grouped packs K is padded to a multiple of 8 with codes that meet zero activations. */
+ *   In grouped packs K is padded to whole steps with codes that meet zero activations. */
 typedef struct la_gemm {
     const uint8_t *w; /* first unit of the granule, 64-byte aligned */
     size_t w_pitch;   /* bytes from one unit to the next */
@@ -155,6 +159,10 @@ static inline size_t la_attend_scratch(int R, int d)
     X(gemm_i4_bf16, void, (const la_gemm *g))                                                                     \
     X(gemm_i4_i8, void, (const la_gemm *g))                                                                       \
     X(gemm_f8_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i5_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i5_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_i6_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i6_i8, void, (const la_gemm *g))                                                                       \
     /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                \
     X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                 \
     X(probe_f32, float, (int64_t n))                                                                              \

@@ -10,8 +10,9 @@
 #include "backend_cpu.h"
 
 enum {
-    CONVERT_ROWS = 8,    /* rows converted at once */
-    FEW_BYTES = 64 << 10 /* of weights taken at once for few rows: a few microseconds */
+    CONVERT_ROWS = 8,     /* rows converted at once */
+    FEW_BYTES = 64 << 10, /* of weights taken at once for few rows: a few microseconds */
+    FEW_PAIRS = 8 /* takes a thread must be left with for two units to be taken beyond that */
 };
 
 la_act_form la_act_form_of(la_format f, int activation)
@@ -158,9 +159,11 @@ typedef struct product {
 } product;
 
 /* Takes small enough that a thread which the system puts aside holds little, large enough to cost
- * nothing: the pair of units that the many-row kernels want; of few rows, FEW_BYTES of weights. */
-static void plan_product(const la_model_desc *d, product *x)
+ * nothing: the pair of units that the many-row kernels want; of few rows, FEW_BYTES of weights, or the
+ * pair that kernels read as two streams. */
+static void plan_product(const la_ctx *c, product *x)
 {
+    const la_model_desc *d = &c->m->desc;
     size_t bytes = 0;
     x->grain = x->epi->kind == LA_HEADS ? la_head_granule(d->d_head) / LA_UNIT : 1;
     x->total = 0;
@@ -172,7 +175,9 @@ static void plan_product(const la_model_desc *d, product *x)
     }
     int units = 2;
     if (x->in.n <= LA_CPU_SOME_ROWS) {
+        int pairs = x->total * x->grain >= 2 * FEW_PAIRS * c->nth;
         units = (int)(FEW_BYTES / bytes);
+        units = units < 2 && pairs ? 2 : units;
         units = units < LA_CPU_TILE_COLS / LA_UNIT ? units : LA_CPU_TILE_COLS / LA_UNIT;
     }
     x->at_once = units > x->grain ? units / x->grain : 1;
@@ -234,7 +239,7 @@ void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_no
                    const la_epilogue *epi)
 {
     product x = {.m = m, .epi = epi, .in = in, .out = out};
-    plan_product(&c->m->desc, &x);
+    plan_product(c, &x);
     prepare(c, m, in, norm, x.v);
     /* Heads of all rows by one thread, in order: the first token of a page clears what later ones write. */
     int per_item = epi->kind == LA_HEADS ? x.blocks : 1;

@@ -16,7 +16,7 @@ typedef struct la_source_type {
     int block; /* k of a block, 1 for floats */
     int block_bytes;
     int group; /* k that share a scale; 0 for floats */
-    int bits;  /* 4: codes fit an I4 pack, 8: they need I8 */
+    int bits;  /* 4, 5, 6, 8: of the narrowest pack that holds the codes */
     int has_offset;
     int centered;   /* codes are signed about 0 (-8..7 for 4 bits) */
     int scale_type; /* LA_F16 where scales and offsets are stored as fp16, LA_F16_I8 of K-quants */

@@ -40,13 +40,35 @@ static la_status check_parts(const la_source *parts, int n_parts)
     return LA_OK;
 }
 
+/* Bits of a code, 0 of E4M3 and float packs; and the pack with as many. */
+static int pack_bits(int pack)
+{
+    switch (pack) {
+    case LA_PACK_I4: return 4;
+    case LA_PACK_I5: return 5;
+    case LA_PACK_I6: return 6;
+    default: return pack == LA_PACK_I8 ? 8 : 0;
+    }
+}
+
+static int pack_of_bits(int bits)
+{
+    return bits == 4 ? LA_PACK_I4 : bits == 5 ? LA_PACK_I5 : bits == 6 ? LA_PACK_I6 : LA_PACK_I8;
+}
+
+/* The zero of a pack depends on its having offsets: then codes about 0 get one. */
+static int zero_moves(int pack)
+{
+    return pack == LA_PACK_I4 || pack == LA_PACK_I5;
+}
+
 static la_format grouped_format(const la_source *parts, int n_parts)
 {
     la_format f = {LA_PACK_I4, LA_F16, 0, 0, INT_MAX};
-    int centered = 0, nested = 1;
+    int centered = 0, nested = 1, bits = 4;
     for (int i = 0; i < n_parts; i++) {
         const la_source_type *s = la_source_info(parts[i].dtype);
-        f.pack = s->bits == 8 ? (uint8_t)LA_PACK_I8 : f.pack;
+        bits = s->bits > bits ? s->bits : bits;
         f.scale_type = s->scale_type == LA_F16 ? f.scale_type : (uint8_t)LA_F32;
         nested = nested && s->scale_type == LA_F16_I8 && parts[i].dtype == parts[0].dtype;
         f.has_offset = (uint8_t)(f.has_offset | s->has_offset);
@@ -56,8 +78,9 @@ static la_format grouped_format(const la_source *parts, int n_parts)
     if (nested) {
         f.scale_type = LA_F16_I8;
     }
-    if (f.pack == LA_PACK_I4 && f.has_offset && centered) {
-        f.scale_type = LA_F32; /* -8 * scale becomes an offset: fp16 might overflow */
+    f.pack = (uint8_t)pack_of_bits(bits);
+    if (zero_moves(f.pack) && f.has_offset && centered) {
+        f.scale_type = LA_F32; /* -8 or -16 * scale becomes an offset: fp16 might overflow */
     }
     return f;
 }
@@ -140,10 +163,10 @@ static int format_holds(la_format f, const la_source_type *s)
     }
     if (f.scale_type == LA_F16_I8) {
         return s->scale_type == LA_F16_I8 && f.group == s->group && f.has_offset == s->has_offset &&
-               f.pack == (s->bits == 4 ? LA_PACK_I4 : LA_PACK_I8) && !f.row_scale;
+               pack_bits(f.pack) == s->bits && !f.row_scale;
     }
-    return (f.pack == LA_PACK_I8 || (f.pack == LA_PACK_I4 && s->bits == 4)) && s->group != 0 &&
-           !f.row_scale && (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
+    return s->group != 0 && pack_bits(f.pack) >= s->bits && !f.row_scale &&
+           (f.group == 16 || f.group == 32) && s->group % f.group == 0 &&
            (f.has_offset || !s->has_offset) &&
            (f.scale_type == LA_F32 || (f.scale_type == LA_F16 && s->scale_type == LA_F16));
 }
@@ -271,14 +294,18 @@ static void pack_half(const la_columns *c, int j, int k0, int n, la_piece *t, in
     }
 }
 
+/* Bytes 0, 4, 1, 5 of 8; of x >> 16 bytes 2, 6, 3, 7. */
+static uint32_t four_of(uint64_t x)
+{
+    uint32_t lo = (uint32_t)x, hi = (uint32_t)(x >> 32);
+    return (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16;
+}
+
 /* 8 codes (the first in the low byte) as the words of two I8 steps: k 0 4 1 5 and 2 6 3 7. */
 static void put_i8(uint8_t *out, uint64_t x)
 {
-    uint32_t lo = (uint32_t)x, hi = (uint32_t)(x >> 32);
-    put_u32(out, (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
-    lo >>= 16;
-    hi >>= 16;
-    put_u32(out + 128, (lo & 0xff) | (hi & 0xff) << 8 | (lo & 0xff00) << 8 | (hi & 0xff00) << 16);
+    put_u32(out, four_of(x));
+    put_u32(out + 128, four_of(x >> 16));
 }
 
 /* 8 codes below 16 as one word: nibble p holds k 2 * (p % 4) + p / 4. */
@@ -287,6 +314,35 @@ static void put_i4(uint8_t *out, uint64_t x)
     uint64_t y = x | x >> 12; /* bytes 0, 4, 1, 5: k 0 2, 4 6, 1 3, 5 7 */
     put_u32(out, (uint32_t)((y & 0xff) | (y >> 24 & 0xff00) | (y << 8 & 0xff0000) |
                             (y >> 16 & 0xff000000)));
+}
+
+/* What 8 codes have above 4 bits, `bits` each, into the word that two columns share and that the first
+ * of them begins. part: how many nibbles of a byte are in front. */
+static void put_high(uint8_t *out, uint64_t x, int bits, int part)
+{
+    uint32_t word = 0;
+    x = x >> 4 & 0x0101010101010101u * ((1u << bits) - 1);
+    if (part != 0) {
+        memcpy(&word, out, sizeof word);
+    }
+    put_u32(out, word | (four_of(x) | four_of(x >> 16) << bits) << (bits * part));
+}
+
+/* 8 codes of column j, the first at k of the group whose codes begin at `codes`. */
+static void put_codes(la_format f, uint8_t *codes, int j, int k, uint64_t x)
+{
+    int span = la_format_step(f), eight = k % span / 8;
+    uint8_t *step = codes + (size_t)(k / span) * la_format_codes(f, span);
+    uint8_t *out = step + (size_t)(eight * 128 + j * 4);
+    if (f.pack == LA_PACK_I8 || f.pack == LA_PACK_F8) {
+        put_i8(out, x);
+        return;
+    }
+    put_i4(out, x & 0x0f0f0f0f0f0f0f0fu);
+    if (f.pack != LA_PACK_I4) {
+        uint8_t *high = step + (size_t)(span / 8 * 128 + j % 16 * 4);
+        put_high(high, x, pack_bits(f.pack) - 4, 4 * eight + j / 16 * 2);
+    }
 }
 
 static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
@@ -321,7 +377,7 @@ static void put_nested(la_format f, const la_columns *c, int j, int k0, uint8_t 
 static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
 {
     const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
-    int own = f.group, bias = f.pack == LA_PACK_I8 ? 128 : f.pack == LA_PACK_I4 ? 8 : 0;
+    int own = f.group, bias = 1 << pack_bits(f.pack) >> 1;
     memset(t->code, 0, sizeof t->code);
     if (s == NULL) {
         memset(t->scale, 0, sizeof t->scale);
@@ -330,9 +386,9 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     else if (s->group != 0) {
         la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
         own = s->group;
-        bias = f.pack == LA_PACK_I8 || s->centered ? bias : 0;
-        for (int i = 0; f.pack == LA_PACK_I4 && s->centered && f.has_offset && i < n / own; i++) {
-            t->offset[i] = -8.0f * t->scale[i]; /* the zero of 8 becomes an offset */
+        bias = zero_moves(f.pack) && !s->centered ? 0 : bias;
+        for (int i = 0; zero_moves(f.pack) && s->centered && f.has_offset && i < n / own; i++) {
+            t->offset[i] = (float)-bias * t->scale[i]; /* the zero of 8 or 16 becomes an offset */
         }
     }
     else {
@@ -365,7 +421,6 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
     size_t header = la_format_header(f), stride = header + la_format_codes(f, f.group);
     uint8_t *unit = w->data + (size_t)u * w->unit_bytes;
     uint8_t *group = unit + la_format_unit_header(f, w->K) + (size_t)(k0 / f.group) * stride;
-    size_t step = la_format_codes(f, 8);
     if (f.scale_type == LA_F16_I8) {
         put_nested(f, c, j, k0, unit);
     }
@@ -376,16 +431,10 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
         if (f.has_offset && header != 0) {
             put_scale(f, group, 1, j, t->offset[k / own]);
         }
-        uint8_t *out = group + header + (size_t)j * 4;
-        for (int i = 0; i < f.group && k + i < n; i += 8, out += step) {
+        for (int i = 0; i < f.group && k + i < n; i += 8) {
             uint64_t x;
             memcpy(&x, t->code + k + i, sizeof x);
-            if (f.pack == LA_PACK_I4) {
-                put_i4(out, x);
-            }
-            else {
-                put_i8(out, x);
-            }
+            put_codes(f, group + header, j, i, x);
         }
     }
     return own;

@@ -22,7 +22,7 @@ typedef struct la_weight {
 } la_weight;
 
 /* Format for the parts under `weights` and `quant` (see la_recipe): float parts are quantized as `quant`
- * says; grouped sources of different widths widen to I8 and the smallest group, float mixed with grouped
+ * says; grouped sources of different widths take the widest and the smallest group, float mixed with grouped
  * becomes F32, both exact. */
 la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *parts, int n_parts,
                          la_format *out);

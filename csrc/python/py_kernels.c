@@ -219,7 +219,7 @@ static int group_valid(int group)
 static int format_valid(la_format f, int K)
 {
     int f8 = f.pack == LA_PACK_F8;
-    int grouped = f.pack == LA_PACK_I8 || f.pack == LA_PACK_I4 || f8;
+    int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
     if (f.scale_type == LA_F16_I8) {
         scale = !f8 && !f.row_scale && f.group < LA_NEST && K % LA_NEST == 0;

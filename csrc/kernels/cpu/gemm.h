@@ -17,7 +17,7 @@
 #ifndef LA_GEMM_H
 #define LA_GEMM_H
 
-#include "gemm_drive.h"
+#include "gemm_split.h"
 
 enum { FMA_F32, FMA_F16, FMA_BF16, FMA_DECODED };
 enum {
@@ -126,24 +126,38 @@ LA_INLINE void fma_tile(const int kind, const int R, const int U, const la_tile 
     }
 }
 
-/* Value of byte or nibble p of each word. E4M3: the code's exponent and mantissa at those of fp32
+/* 8 k of vector c as words of 4 bytes, k 0 4 1 5 and 2 6 3 7; eight: which of the step. */
+LA_INLINE void fma_codes(const int bits, const uint8_t *step, const int c, const int eight, vi x[2])
+{
+    if (bits == 8) {
+        x[0] = vi_loadu(step + c * VL * 4);
+        x[1] = vi_loadu(step + 128 + c * VL * 4);
+    }
+    else if (bits == 4) {
+        vi y = vi_loadu(step + c * VL * 4);
+        x[0] = vi_and(y, vi_set1(0x0f0f0f0f));
+        x[1] = vi_and(vi_shr(y, 4), vi_set1(0x0f0f0f0f));
+    }
+    else {
+        split_codes(bits, step, c, eight, &x[0], &x[1]);
+    }
+}
+
+/* Value of byte p of each word. E4M3: the code's exponent and mantissa at those of fp32
  * are 2^120 too small, subnormals included, and the product is exact. */
 LA_INLINE vf fma_value(const int pack, vi x, const int p, vf zero)
 {
     if (pack == LA_PACK_F8) {
-        x = vi_and(vi_sar(vi_shl(x, 24 - 8 * (p % 4)), 4), vi_set1((int32_t)0x87f00000u));
+        x = vi_and(vi_sar(vi_shl(x, 24 - 8 * p), 4), vi_set1((int32_t)0x87f00000u));
         return v_mul(v_bits(x), v_set1(0x1p120f));
     }
-    x = pack == LA_PACK_I4 ? vi_and(vi_shr(x, 4 * p), vi_set1(15))
-                           : vi_and(vi_shr(x, 8 * (p % 4)), vi_set1(255));
-    return v_sub(v_from_i(x), zero);
+    return v_sub(v_from_i(vi_and(vi_shr(x, 8 * p), vi_set1(255))), zero);
 }
 
-/* q - zero as fp32 [k][n_units * 32], in steps of 8 k; code p of a word is k 0 4 1 5 2 6 3 7 of the
- * 8 for bytes of two steps, and its nibble p holds k 2 * (p % 4) + p / 4. */
+/* q - zero as fp32 [k][n_units * 32]. */
 LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t *decoded)
 {
-    const int bits = pack == LA_PACK_I4 ? 4 : 8;
+    const int bits = tile_bits(pack);
     const size_t row = (size_t)n_units * LA_UNIT;
     const vf zero = v_set1((float)la_format_zero(t->f));
     for (int u = 0; u < n_units; u++) {
@@ -152,18 +166,21 @@ LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t
         for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
             int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
             w += la_format_header(t->f);
-            for (int i = 0; i < k; i += 8, out += 8 * row) {
+            for (int i = 0; i < k; i += tile_step_k(bits), w += tile_step_bytes(bits)) {
                 LA_UNROLL
-                for (int p = 0; p < 8; p++) {
-                    int at = bits == 4 ? 2 * (p % 4) + p / 4 : p / 4 * 2 + p % 4 / 2 + p % 2 * 4;
-                    const uint8_t *line = w + (bits == 4 ? 0 : p / 4 * 128);
+                for (int j = 0; j < tile_step_k(bits) / 8; j++, out += 8 * row) {
                     LA_UNROLL
                     for (int c = 0; c < TILE_V; c++) {
-                        vi x = vi_loadu(line + (size_t)c * VL * 4);
-                        v_store(out + (size_t)at * row + c * VL, fma_value(pack, x, p, zero));
+                        vi x[2];
+                        fma_codes(bits, w, c, j, x);
+                        LA_UNROLL
+                        for (int p = 0; p < 8; p++) {
+                            int at = p / 4 * 2 + p % 4 / 2 + p % 2 * 4;
+                            v_store(out + (size_t)at * row + c * VL,
+                                    fma_value(pack, x[p / 4], p % 4, zero));
+                        }
                     }
                 }
-                w += bits == 4 ? 128 : 256;
             }
         }
     }
@@ -175,6 +192,7 @@ LA_INLINE void fma_codes_tile(const int pack, const int R, const la_tile *tile)
     const la_tile own = *tile, *t = &own;
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const size_t header = la_format_header(t->f);
+    const int bits = tile_bits(pack);
     const vf zero = v_set1((float)la_format_zero(t->f));
     const la_act_meta *meta = t->meta;
     tile_clear(R, TILE_V, t);
@@ -186,19 +204,22 @@ LA_INLINE void fma_codes_tile(const int pack, const int R, const la_tile *tile)
             acc[x / TILE_V][x % TILE_V] = v_zero();
         }
         w += header;
-        for (int i = 0; i < k; i += 8, a += 16, w += pack == LA_PACK_I4 ? 128 : 256) {
+        for (int i = 0; i < k; i += tile_step_k(bits), w += tile_step_bytes(bits)) {
             LA_UNROLL
-            for (int j = 0; j < 8; j++) {
-                const int at = 2 * (j % 4) + j / 4; /* of the bytes */
-                const int p = pack == LA_PACK_I4 ? j / 2 + j % 2 * 4 : at % 4;
-                const uint8_t *line = w + (pack == LA_PACK_I4 ? 0 : at / 4 * 128);
+            for (int j = 0; j < tile_step_k(bits) / 8; j++, a += 16) {
                 LA_UNROLL
                 for (int c = 0; c < TILE_V; c++) {
-                    vf b = fma_value(pack, vi_loadu(line + (size_t)c * VL * 4), p, zero);
+                    vi x[2];
+                    fma_codes(bits, w, c, j, x);
                     LA_UNROLL
-                    for (int r = 0; r < R; r++) {
-                        vf x = v_set1_bf16(a + (size_t)r * t->a_pitch + j / 2 * 4, j % 2);
-                        acc[r][c] = v_fma(x, b, acc[r][c]);
+                    for (int n = 0; n < 8; n++) {
+                        const int p = 2 * (n % 4) + n / 4;
+                        vf b = fma_value(pack, x[p / 4], p % 4, zero);
+                        LA_UNROLL
+                        for (int r = 0; r < R; r++) {
+                            vf y = v_set1_bf16(a + (size_t)r * t->a_pitch + n / 2 * 4, n % 2);
+                            acc[r][c] = v_fma(y, b, acc[r][c]);
+                        }
                     }
                 }
             }
@@ -220,6 +241,16 @@ static void fma_decode_i4(const la_tile *t, int n_units, uint8_t *out)
 static void fma_decode_f8(const la_tile *t, int n_units, uint8_t *out)
 {
     fma_decode(LA_PACK_F8, t, n_units, out);
+}
+
+static void fma_decode_i5(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(LA_PACK_I5, t, n_units, out);
+}
+
+static void fma_decode_i6(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(LA_PACK_I6, t, n_units, out);
 }
 
 /* ---- tiles by number of rows, and the slots -------------------------------------------------- */
@@ -268,8 +299,10 @@ FMA_TILES(decoded, FMA_DECODED)
     static const la_tile_fn fma_##name##_few[] = {NULL, fma_##name##_1, fma_##name##_2,           \
                                                   fma_##name##_3};
 
-FMA_CODES(i8, LA_PACK_I8)
 FMA_CODES(i4, LA_PACK_I4)
+FMA_CODES(i5, LA_PACK_I5)
+FMA_CODES(i6, LA_PACK_I6)
+FMA_CODES(i8, LA_PACK_I8)
 FMA_CODES(f8, LA_PACK_F8)
 /* clang-format on */
 
@@ -315,56 +348,31 @@ static void gemm_bf16_bf16(const la_gemm *g)
     tile_drive(g, &s, NULL);
 }
 
-static void gemm_i8_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = fma_i8_few,
-        .few_rows = FMA_CODES_ROWS,
-        .one = fma_decoded_one,
-        .two = FMA_TWO(decoded),
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = fma_decode_i8,
-        .decode_k = FMA_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
-    tile_drive(g, &s, block);
-}
+/* clang-format off */
+#define FMA_GROUPED(name)                                                                        \
+    static void gemm_##name##_bf16(const la_gemm *g)                                              \
+    {                                                                                             \
+        static const la_tiler s = {                                                               \
+            .few = fma_##name##_few,                                                              \
+            .few_rows = FMA_CODES_ROWS,                                                           \
+            .one = fma_decoded_one,                                                               \
+            .two = FMA_TWO(decoded),                                                              \
+            .rows = TILE_ROWS,                                                                    \
+            .a_bytes = 2,                                                                         \
+            .step_k = 2,                                                                          \
+            .decode = fma_decode_##name,                                                          \
+            .decode_k = FMA_DECODE_K,                                                             \
+        };                                                                                        \
+        _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];                 \
+        tile_drive(g, &s, block);                                                                 \
+    }
 
-static void gemm_i4_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = fma_i4_few,
-        .few_rows = FMA_CODES_ROWS,
-        .one = fma_decoded_one,
-        .two = FMA_TWO(decoded),
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = fma_decode_i4,
-        .decode_k = FMA_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
-    tile_drive(g, &s, block);
-}
-
-static void gemm_f8_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = fma_f8_few,
-        .few_rows = FMA_CODES_ROWS,
-        .one = fma_decoded_one,
-        .two = FMA_TWO(decoded),
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = fma_decode_f8,
-        .decode_k = FMA_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[FMA_DECODE_K * LA_UNIT * (TILE_WIDE + 1) * 4];
-    tile_drive(g, &s, block);
-}
+FMA_GROUPED(i4)
+FMA_GROUPED(i5)
+FMA_GROUPED(i6)
+FMA_GROUPED(i8)
+FMA_GROUPED(f8)
+/* clang-format on */
 
 static void fill_gemm(la_kernels *t)
 {
@@ -374,6 +382,8 @@ static void fill_gemm(la_kernels *t)
     t->gemm_i8_bf16 = gemm_i8_bf16;
     t->gemm_i4_bf16 = gemm_i4_bf16;
     t->gemm_f8_bf16 = gemm_f8_bf16;
+    t->gemm_i5_bf16 = gemm_i5_bf16;
+    t->gemm_i6_bf16 = gemm_i6_bf16;
 }
 
 #endif

@@ -11,7 +11,7 @@
 #ifndef LA_GEMM_BF16_H
 #define LA_GEMM_BF16_H
 
-#include "gemm_drive.h"
+#include "gemm_split.h"
 
 enum { BF16_DECODE_K = 512 };
 
@@ -65,12 +65,16 @@ LA_INLINE vi bf16_row(const uint8_t *a)
 #define BF16_64(f, m) \
     BF16_16(f, m), BF16_16(f, (m) + 16), BF16_16(f, (m) + 32), BF16_16(f, (m) + 48)
 #define BF16_Q(m) BF16_INT(m)
-#define BF16_Q8(m) ((m) < 8 ? 0x8000 | BF16_INT(8 - (m)) : BF16_INT((m) - 8))
+#define BF16_LESS(m, z) ((m) < (z) ? 0x8000 | BF16_INT((z) - (m)) : BF16_INT((m) - (z)))
+#define BF16_Q8(m) BF16_LESS(m, 8)
+#define BF16_Q16(m) BF16_LESS(m, 16)
+#define BF16_Q32(m) BF16_LESS(m, 32)
+#define BF16_32(f) BF16_16(f, 0), BF16_16(f, 16)
 /* clang-format on */
 
 /* The tables of one format, loaded before the loops. */
 typedef struct bf16_codes {
-    vi word;            /* int4: bf16 of nibble - zero, twice */
+    vi word[2];         /* bf16 of code - zero: int4 twice in the first, int5 there, int6 in both */
     vi low[2], high[2]; /* int8, E4M3: bytes of bf16 of the magnitudes 0..127 */
 } bf16_codes;
 
@@ -78,6 +82,8 @@ LA_INLINE bf16_codes bf16_tables(const int pack, la_format f)
 {
     static const _Alignas(64) uint16_t plain[32] = {BF16_16(BF16_Q, 0), BF16_16(BF16_Q, 0)};
     static const _Alignas(64) uint16_t centered[32] = {BF16_16(BF16_Q8, 0), BF16_16(BF16_Q8, 0)};
+    static const _Alignas(64) uint16_t fives[2][32] = {{BF16_32(BF16_Q)}, {BF16_32(BF16_Q16)}};
+    static const _Alignas(64) uint16_t sixes[64] = {BF16_64(BF16_Q32, 0)};
     static const _Alignas(64)
         uint8_t low[2][128] = {{BF16_64(BF16_LOW, 0), BF16_64(BF16_LOW, 64)},
                                {BF16_64(BF16_E4M3_LOW, 0), BF16_64(BF16_E4M3_LOW, 64)}};
@@ -87,7 +93,14 @@ LA_INLINE bf16_codes bf16_tables(const int pack, la_format f)
     const int f8 = pack == LA_PACK_F8;
     bf16_codes t;
     if (pack == LA_PACK_I4) {
-        t.word = _mm512_load_si512(f.has_offset ? plain : centered);
+        t.word[0] = _mm512_load_si512(f.has_offset ? plain : centered);
+    }
+    else if (pack == LA_PACK_I5) {
+        t.word[0] = _mm512_load_si512(fives[!f.has_offset]);
+    }
+    else if (pack == LA_PACK_I6) {
+        t.word[0] = _mm512_load_si512(sixes);
+        t.word[1] = _mm512_load_si512(sixes + 32);
     }
     else {
         t.low[0] = _mm512_load_si512(low[f8]);
@@ -117,25 +130,49 @@ LA_INLINE void bf16_bytes(const int pack, const bf16_codes *t, vi x, vi *even, v
     *odd = _mm512_ternarylogic_epi32(vi_shr16(low, 8), high, bytes, 0xf4);
 }
 
-/* Pairs of 8 k of one column vector, k ascending. w: where the 8 begin. */
-LA_INLINE void bf16_decode8(const int pack, const bf16_codes *t, const uint8_t *w, vi pair[4])
+/* 4 pairs of vector c of int5 or int6: nibble and high bits of a code meet in the low bits of its
+ * 16-bit word, which index the table; the permutes do not see the others. */
+LA_INLINE void bf16_split8(const int pack, const bf16_codes *t, const uint8_t *step, const int c,
+                           const int eight, vi pair[4])
 {
-    vi x = _mm512_load_si512(w);
+    const int bits = tile_bits(pack), width = bits - 4, part = split_part(c, eight);
+    const vi nibble = vi_set1(0x000f000f);
+    vi x = _mm512_load_si512(step + eight * 128 + c * 64);
+    vi h = _mm512_load_si512(split_high(bits, step, c));
+    LA_UNROLL
+    for (int j = 0; j < 4; j++) {
+        vi high = split_shift(h, 8 * (j / 2) + width * (part + j % 2));
+        vi code = _mm512_ternarylogic_epi32(nibble, vi_shr(x, 4 * j), high, 0xca); /* 1 ? 2 : 3 */
+        pair[j] = pack == LA_PACK_I5 ? _mm512_permutexvar_epi16(code, t->word[0])
+                                     : _mm512_permutex2var_epi16(t->word[0], code, t->word[1]);
+    }
+}
+
+/* Pairs of 8 k of vector c, k ascending; eight: which of the step. */
+LA_INLINE void bf16_decode8(const int pack, const bf16_codes *t, const uint8_t *step, const int c,
+                            const int eight, vi pair[4])
+{
+    if (pack == LA_PACK_I5 || pack == LA_PACK_I6) {
+        bf16_split8(pack, t, step, c, eight, pair);
+        return;
+    }
+    vi x = _mm512_load_si512(step + c * 64);
     if (pack == LA_PACK_I4) {
         LA_UNROLL
         for (int j = 0; j < 4; j++) {
-            pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word);
+            pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word[0]);
         }
         return;
     }
     bf16_bytes(pack, t, x, &pair[0], &pair[2]);
-    bf16_bytes(pack, t, _mm512_load_si512(w + 128), &pair[1], &pair[3]);
+    bf16_bytes(pack, t, _mm512_load_si512(step + 128 + c * 64), &pair[1], &pair[3]);
 }
 
 /* Pairs [k / 2][n_units * 32] of a range, for the tiles below. */
 LA_INLINE void bf16_decode(const int pack, const la_tile *t, int n_units, uint8_t *out)
 {
     const bf16_codes tables = bf16_tables(pack, t->f);
+    const int bits = tile_bits(pack), step_k = tile_step_k(bits);
     const size_t row = (size_t)n_units * 128;
     for (int u = 0; u < n_units; u++) {
         const uint8_t *w = t->w + (size_t)u * t->w_pitch;
@@ -143,14 +180,17 @@ LA_INLINE void bf16_decode(const int pack, const la_tile *t, int n_units, uint8_
         for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
             int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
             w += la_format_header(t->f);
-            for (int i = 0; i < k; i += 8, to += 4 * row, w += pack == LA_PACK_I4 ? 128 : 256) {
+            for (int i = 0; i < k; i += step_k, w += tile_step_bytes(bits)) {
                 LA_UNROLL
-                for (int c = 0; c < 2; c++) {
-                    vi pair[4];
-                    bf16_decode8(pack, &tables, w + c * 64, pair);
+                for (int x = 0; x < step_k / 8; x++, to += 4 * row) {
                     LA_UNROLL
-                    for (int j = 0; j < 4; j++) {
-                        _mm512_store_si512(to + (size_t)j * row + c * 64, pair[j]);
+                    for (int c = 0; c < 2; c++) {
+                        vi pair[4];
+                        bf16_decode8(pack, &tables, w, c, x, pair);
+                        LA_UNROLL
+                        for (int j = 0; j < 4; j++) {
+                            _mm512_store_si512(to + (size_t)j * row + c * 64, pair[j]);
+                        }
                     }
                 }
             }
@@ -166,6 +206,16 @@ static void bf16_decode_i8(const la_tile *t, int n_units, uint8_t *out)
 static void bf16_decode_i4(const la_tile *t, int n_units, uint8_t *out)
 {
     bf16_decode(LA_PACK_I4, t, n_units, out);
+}
+
+static void bf16_decode_i5(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(LA_PACK_I5, t, n_units, out);
+}
+
+static void bf16_decode_i6(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(LA_PACK_I6, t, n_units, out);
 }
 
 static void bf16_decode_f8(const la_tile *t, int n_units, uint8_t *out)
@@ -254,37 +304,41 @@ LA_INLINE void bf16_decoded_tile(const int R, const int U, const la_tile *tile)
     }
 }
 
-/* Groups decoded in registers, one unit. */
-LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
+/* Groups decoded in registers. */
+LA_INLINE void bf16_codes_tile(const int pack, const int R, const int U, const la_tile *tile)
 {
     const la_tile own = *tile, *t = &own;
     const bf16_codes tables = bf16_tables(pack, t->f);
     const size_t header = la_format_header(t->f);
+    const int bits = tile_bits(pack), step_k = tile_step_k(bits);
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const la_act_meta *meta = t->meta;
     vf acc[8][4];
-    tile_clear(R, 2, t);
+    tile_clear(R, 2 * U, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
-        bf16_zero(R, 2, acc);
+        bf16_zero(R, 2 * U, acc);
         w += header;
-        for (int i = 0; i < k; i += 8, a += 16, w += pack == LA_PACK_I4 ? 128 : 256) {
+        for (int i = 0; i < k; i += step_k, w += tile_step_bytes(bits)) {
             LA_UNROLL
-            for (int c = 0; c < 2; c++) {
-                vi pair[4];
-                bf16_decode8(pack, &tables, w + c * 64, pair);
+            for (int x = 0; x < step_k / 8; x++, a += 16) {
                 LA_UNROLL
-                for (int j = 0; j < 4; j++) {
+                for (int c = 0; c < 2 * U; c++) {
+                    vi pair[4];
+                    bf16_decode8(pack, &tables, w + (size_t)(c / 2) * t->w_pitch, c % 2, x, pair);
                     LA_UNROLL
-                    for (int r = 0; r < R; r++) {
-                        const uint8_t *row = a + (size_t)r * t->a_pitch + j * 4;
-                        acc[r][c] = R > 2 ? bf16_dot_at(acc[r][c], pair[j], row)
-                                          : bf16_dot(acc[r][c], pair[j], bf16_row(row));
+                    for (int j = 0; j < 4; j++) {
+                        LA_UNROLL
+                        for (int r = 0; r < R; r++) {
+                            const uint8_t *row = a + (size_t)r * t->a_pitch + j * 4;
+                            acc[r][c] = R > 2 ? bf16_dot_at(acc[r][c], pair[j], row)
+                                              : bf16_dot(acc[r][c], pair[j], bf16_row(row));
+                        }
                     }
                 }
             }
         }
-        tile_fold(R, 2, t, head, meta, acc);
+        tile_fold(R, 2 * U, t, head, meta, acc);
     }
 }
 
@@ -306,17 +360,21 @@ LA_INLINE void bf16_codes_tile(const int pack, const int R, const la_tile *tile)
         NULL, bf16_##name##_1_2, bf16_##name##_2_2, bf16_##name##_3_2, bf16_##name##_4_2,         \
         bf16_##name##_5_2, bf16_##name##_6_2};
 #define BF16_CODES(name, pack)                                                                   \
-    BF16_TILE(name##_1, bf16_codes_tile, pack, 1)                                                \
-    BF16_TILE(name##_2, bf16_codes_tile, pack, 2)                                                \
-    BF16_TILE(name##_3, bf16_codes_tile, pack, 3)                                                \
-    BF16_TILE(name##_4, bf16_codes_tile, pack, 4)                                                \
-    BF16_TILE(name##_5, bf16_codes_tile, pack, 5)                                                \
-    BF16_TILE(name##_6, bf16_codes_tile, pack, 6)                                                \
-    BF16_TILE(name##_7, bf16_codes_tile, pack, 7)                                                \
-    BF16_TILE(name##_8, bf16_codes_tile, pack, 8)                                                \
+    BF16_TILE(name##_1, bf16_codes_tile, pack, 1, 1)                                              \
+    BF16_TILE(name##_2, bf16_codes_tile, pack, 2, 1)                                              \
+    BF16_TILE(name##_3, bf16_codes_tile, pack, 3, 1)                                              \
+    BF16_TILE(name##_4, bf16_codes_tile, pack, 4, 1)                                              \
+    BF16_TILE(name##_5, bf16_codes_tile, pack, 5, 1)                                              \
+    BF16_TILE(name##_6, bf16_codes_tile, pack, 6, 1)                                              \
+    BF16_TILE(name##_7, bf16_codes_tile, pack, 7, 1)                                              \
+    BF16_TILE(name##_8, bf16_codes_tile, pack, 8, 1)                                              \
     static const la_tile_fn bf16_##name##_few[] = {                                              \
         NULL, bf16_##name##_1, bf16_##name##_2, bf16_##name##_3, bf16_##name##_4,                \
         bf16_##name##_5, bf16_##name##_6, bf16_##name##_7, bf16_##name##_8};
+#define BF16_PAIR(name, pack)                                                                    \
+    BF16_TILE(name##_1_2, bf16_codes_tile, pack, 1, 2)                                           \
+    BF16_TILE(name##_2_2, bf16_codes_tile, pack, 2, 2)                                           \
+    static const la_tile_fn bf16_##name##_pair[] = {NULL, bf16_##name##_1_2, bf16_##name##_2_2};
 
 BF16_ONE(plain, bf16_tile)
 BF16_TILE(plain_7_1, bf16_tile, 7, 1)
@@ -333,8 +391,13 @@ static const la_tile_fn bf16_decoded_one[] = {
 BF16_TWO(decoded, bf16_decoded_tile)
 
 BF16_CODES(i4, LA_PACK_I4)
+BF16_CODES(i5, LA_PACK_I5)
+BF16_CODES(i6, LA_PACK_I6)
 BF16_CODES(i8, LA_PACK_I8)
 BF16_CODES(f8, LA_PACK_F8)
+BF16_PAIR(i4, LA_PACK_I4)
+BF16_PAIR(i5, LA_PACK_I5)
+BF16_PAIR(i6, LA_PACK_I6)
 /* clang-format on */
 
 static void gemm_bf16_bf16(const la_gemm *g)
@@ -351,56 +414,32 @@ static void gemm_bf16_bf16(const la_gemm *g)
     tile_drive(g, &s, NULL);
 }
 
-static void gemm_i8_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = bf16_i8_few,
-        .few_rows = TILE_FEW,
-        .one = bf16_decoded_one,
-        .two = bf16_decoded_two,
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = bf16_decode_i8,
-        .decode_k = BF16_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
-    tile_drive(g, &s, block);
-}
+/* clang-format off */
+#define BF16_GROUPED(name, duo)                                                                       \
+    static void gemm_##name##_bf16(const la_gemm *g)                                              \
+    {                                                                                             \
+        static const la_tiler s = {                                                               \
+            .few = bf16_##name##_few,                                                             \
+            .few_rows = TILE_FEW,                                                                 \
+            .pair = duo,                                                                          \
+            .one = bf16_decoded_one,                                                              \
+            .two = bf16_decoded_two,                                                              \
+            .rows = TILE_ROWS,                                                                    \
+            .a_bytes = 2,                                                                         \
+            .step_k = 2,                                                                          \
+            .decode = bf16_decode_##name,                                                         \
+            .decode_k = BF16_DECODE_K,                                                            \
+        };                                                                                        \
+        _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];                              \
+        tile_drive(g, &s, block);                                                                 \
+    }
 
-static void gemm_i4_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = bf16_i4_few,
-        .few_rows = TILE_FEW,
-        .one = bf16_decoded_one,
-        .two = bf16_decoded_two,
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = bf16_decode_i4,
-        .decode_k = BF16_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
-    tile_drive(g, &s, block);
-}
-
-static void gemm_f8_bf16(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = bf16_f8_few,
-        .few_rows = TILE_FEW,
-        .one = bf16_decoded_one,
-        .two = bf16_decoded_two,
-        .rows = TILE_ROWS,
-        .a_bytes = 2,
-        .step_k = 2,
-        .decode = bf16_decode_f8,
-        .decode_k = BF16_DECODE_K,
-    };
-    _Alignas(64) uint8_t block[BF16_DECODE_K * 2 * LA_UNIT * 2];
-    tile_drive(g, &s, block);
-}
+BF16_GROUPED(i4, bf16_i4_pair)
+BF16_GROUPED(i5, bf16_i5_pair)
+BF16_GROUPED(i6, bf16_i6_pair)
+BF16_GROUPED(i8, NULL)
+BF16_GROUPED(f8, NULL)
+/* clang-format on */
 
 static float probe_bf16(int64_t n)
 {
@@ -429,6 +468,8 @@ static void fill_gemm_bf16(la_kernels *t)
     t->gemm_i8_bf16 = gemm_i8_bf16;
     t->gemm_i4_bf16 = gemm_i4_bf16;
     t->gemm_f8_bf16 = gemm_f8_bf16;
+    t->gemm_i5_bf16 = gemm_i5_bf16;
+    t->gemm_i6_bf16 = gemm_i6_bf16;
     t->probe_bf16 = probe_bf16;
 }
 

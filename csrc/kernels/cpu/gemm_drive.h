@@ -1,7 +1,10 @@
 /* gemm_drive.h - the loops around a register tile, and the fold of a group; shared by gemm*.h.
  *
  * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
- * thread and no prefetch, which was measured best; two or four units at once lost 20-30 %.
+ * thread and no prefetch. One and two rows of int4, and of all scales of two numbers, take two units:
+ * two streams, 13-20 % faster; int8 gains nothing by it and int5 with its scales in place loses 5 %.
+ * Scales of two numbers are opened between runs of codes, and short runs win: PAIR_K of 256 over 512
+ * 11-18 %, over 1024 25-32 %.
  * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
@@ -25,8 +28,10 @@ enum {
     TILE_ROWS = VL == 16 ? 6 : 3, /* most rows of a strip */
     TILE_QUANTUM = 256,           /* k blocks are multiples of every group */
     TILE_BLOCK_BYTES = 128 << 10,
-    TILE_HEADS = 32 << 10,    /* most bytes of scales multiplied out at once */
-    TILE_FEW_HEADS = 16 << 10 /* the same for few rows: beside a stream of codes */
+    TILE_HEADS = 32 << 10,     /* most bytes of scales multiplied out at once */
+    TILE_FEW_HEADS = 16 << 10, /* the same for few rows: beside a stream of codes */
+    PAIR_K = LA_NEST,          /* k of a run of two units with few rows */
+    PAIR_ROWS = 2              /* most rows of it */
 };
 
 /* One register tile: some rows by one or two units over a range of k. */
@@ -56,16 +61,19 @@ typedef void (*la_tile_fn)(const la_tile *t);
 
 /* The tiles of one slot. */
 typedef struct la_tiler {
-    const la_tile_fn *few; /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
-    int few_rows;          /* 0: none */
-    const la_tile_fn *one; /* [rows] one unit; [rows + 1] */
-    const la_tile_fn *two; /* [rows] two units, or NULL */
+    const la_tile_fn *few;  /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
+    int few_rows;           /* 0: none */
+    const la_tile_fn *pair; /* [rows] the same of two units, or NULL; [PAIR_ROWS + 1] */
+    int pair_all;           /* take them whatever the scales, else for LA_F16_I8 alone */
+    const la_tile_fn *one;  /* [rows] one unit; [rows + 1] */
+    const la_tile_fn *two;  /* [rows] two units, or NULL */
     int rows;
     int a_bytes; /* of one activation value */
     int step_k;  /* k of a step of one and two: paces the prefetch */
     /* Writes n_units units of k values as one and two read them; NULL: they read the weights. */
     void (*decode)(const la_tile *t, int n_units, uint8_t *out);
     int decode_k; /* k of a decoded block, a multiple of TILE_QUANTUM */
+    int as_i8;    /* a decoded block is units of int8 codes: one and two are int8's */
 } la_tiler;
 
 /* Scales (i = 0) or offsets (i = 1) of vector c of a unit; head: the group's scales. */
@@ -227,6 +235,20 @@ LA_INLINE int tile_open_k(la_format f, int units, int bytes)
     return bytes / (units * (1 + f.has_offset) * LA_UNIT * 4) * f.group;
 }
 
+/* Bits of a code of the pack. */
+LA_INLINE int tile_bits(const int pack)
+{
+    return pack == LA_PACK_I4 ? 4 : pack == LA_PACK_I5 ? 5 : pack == LA_PACK_I6 ? 6 : 8;
+}
+
+/* k and bytes of a step of 4, 5, 6 or 8 bits. */
+LA_INLINE int tile_step_k(const int bits) { return bits == 5 ? 16 : 8; }
+
+LA_INLINE size_t tile_step_bytes(const int bits)
+{
+    return bits == 4 ? 128 : bits == 5 ? 320 : bits == 6 ? 192 : 256;
+}
+
 /* All rows of one block in strips. next: the block read after this one, of `bytes` per unit. */
 LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int units,
                            const uint8_t *next, size_t next_pitch, size_t bytes, int last)
@@ -296,6 +318,12 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, 
             if (s->decode) {
                 s->decode(&t, units, decoded);
                 t.decoded = decoded;
+                if (s->as_i8) { /* codes apart from their scales, which stay where they are */
+                    t.w = decoded;
+                    t.w_pitch = (size_t)block * LA_UNIT;
+                    t.f.pack = LA_PACK_I8;
+                    t.f.row_scale = 1;
+                }
             }
             tile_strips(g, s, t, units, g->M > s->rows ? next : NULL, pitch, bytes,
                         k0 + block >= g->K);
@@ -312,13 +340,14 @@ static __attribute__((noinline, unused)) void tile_nested(const la_gemm *g, cons
         tile_many(g, s, decoded, heads);
         return;
     }
-    int block = tile_open_k(g->f, 1, TILE_FEW_HEADS);
-    for (int u = 0; u < g->n_units; u++) {
+    for (int u = 0, units; u < g->n_units; u += units) {
+        units = s->pair && g->M <= PAIR_ROWS && g->n_units - u >= 2 ? 2 : 1;
+        int block = units == 2 ? PAIR_K : tile_open_k(g->f, 1, TILE_FEW_HEADS);
         for (int k0 = 0; k0 < g->K; k0 += block) {
             la_tile t = tile_start(g, s, u, k0);
             t.k = g->K - k0 < block ? g->K - k0 : block;
-            tile_open(g, &t, u, 1, k0, heads);
-            s->few[g->M](&t);
+            tile_open(g, &t, u, units, k0, heads);
+            (units == 2 ? s->pair : s->few)[g->M](&t);
         }
     }
 }
@@ -334,13 +363,15 @@ LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
         tile_many(g, s, decoded, NULL);
         return;
     }
-    for (int u = 0; u < g->n_units; u++) {
+    int pairs = s->pair_all && g->M <= PAIR_ROWS;
+    for (int u = 0, units; u < g->n_units; u += units) {
+        units = pairs && g->n_units - u >= 2 ? 2 : 1;
         la_tile t = tile_start(g, s, u, 0);
         t.k = g->K;
         t.meta = g->meta;
-        s->few[g->M](&t);
+        (units == 2 ? s->pair : s->few)[g->M](&t);
         if (t.late_scale) {
-            tile_scale_rows(&t, g->M, 1);
+            tile_scale_rows(&t, g->M, units);
         }
     }
 }

@@ -2,7 +2,7 @@
  *
  * Up to 4 rows by as many vectors of columns as registers hold, group by group: with one row all of
  * a unit, so that memory is read once, front to back. int4: u4 * s8 pairs add up to 2 * 15 *
- * 127, so four steps (eight pairs) fit 16 bits: 30480. int8: u8 * s8 pairs would not, so both sides
+ * 127, so four steps (eight pairs) fit 16 bits: 30480, and one of int6 (two pairs): 32004. int8: u8 * s8 pairs would not, so both sides
  * become 16-bit words, even bytes and odd bytes apart; vectors of columns share the rows' words.
  * Lost: four rows by two vectors of int8 (spills). Exact, hence the bits of gemm_scalar.h.
  * Included by isa_avx2.c and isa_avx512.c.
@@ -10,7 +10,7 @@
 #ifndef LA_GEMM_Q_H
 #define LA_GEMM_Q_H
 
-#include "gemm_drive.h"
+#include "gemm_split.h"
 
 enum { Q_ROWS = 4 };
 
@@ -78,6 +78,29 @@ LA_INLINE void q_dot_i8(const int R, const int C, const uint8_t *w, const uint8_
     }
 }
 
+/* acc += int5 or int6 dot over n steps of C vectors of columns from c0. */
+LA_INLINE void q_dot_split(const int bits, const int R, const int C, const int c0, const uint8_t *w,
+                           const uint8_t *a, size_t a_pitch, int n, vi acc[Q_ROWS][4])
+{
+    const vi ones = vi_set1(0x00010001);
+    for (int i = 0; i < n; i++, w += tile_step_bytes(bits)) {
+        LA_UNROLL
+        for (int j = 0; j < tile_step_k(bits) / 8; j++, a += 8) {
+            LA_UNROLL
+            for (int c = 0; c < C; c++) {
+                vi lo, hi;
+                split_codes(bits, w, c0 + c, j, &lo, &hi);
+                LA_UNROLL
+                for (int r = 0; r < R; r++) {
+                    const uint8_t *row = a + (size_t)r * a_pitch;
+                    vi sum = vi_add16(vi_maddubs(lo, q_row(row)), vi_maddubs(hi, q_row(row + 4)));
+                    acc[r][c] = vi_add(acc[r][c], vi_madd16(sum, ones));
+                }
+            }
+        }
+    }
+}
+
 /* f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f), for C vectors
  * of columns from c0. */
 LA_INLINE void q_fold(const int R, const int C, const int c0, const la_tile *t, const uint8_t *head,
@@ -114,6 +137,7 @@ LA_INLINE void q_tile(const int bits, const int R, const la_tile *tile)
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
         int eights = (k + 7) / 8;
         const uint8_t *codes = w + header;
+        LA_UNROLL
         for (int c = 0; c < TILE_V; c += C) {
             vi acc[Q_ROWS][4];
             LA_UNROLL
@@ -123,8 +147,12 @@ LA_INLINE void q_tile(const int bits, const int R, const la_tile *tile)
             if (bits == 4) {
                 q_dot_i4(R, C, codes + c * VL * 4, a, t->a_pitch, eights, acc);
             }
-            else {
+            else if (bits == 8) {
                 q_dot_i8(R, C, codes + c * VL * 4, a, t->a_pitch, 2 * eights, acc);
+            }
+            else {
+                int steps = (k + tile_step_k(bits) - 1) / tile_step_k(bits);
+                q_dot_split(bits, R, C, c, codes, a, t->a_pitch, steps, acc);
             }
             q_fold(R, C, c, t, head, meta, acc);
         }
@@ -145,6 +173,8 @@ LA_INLINE void q_tile(const int bits, const int R, const la_tile *tile)
                                                  q##bits##_4};
 
 Q_TILES(4)
+Q_TILES(5)
+Q_TILES(6)
 Q_TILES(8)
 /* clang-format on */
 
@@ -154,6 +184,32 @@ static void gemm_i4_i8(const la_gemm *g)
         .few = q4_tiles,
         .few_rows = Q_ROWS,
         .one = q4_tiles,
+        .rows = Q_ROWS,
+        .a_bytes = 1,
+        .step_k = 8,
+    };
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_i5_i8(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .few = q5_tiles,
+        .few_rows = Q_ROWS,
+        .one = q5_tiles,
+        .rows = Q_ROWS,
+        .a_bytes = 1,
+        .step_k = 16,
+    };
+    tile_drive(g, &s, NULL);
+}
+
+static void gemm_i6_i8(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .few = q6_tiles,
+        .few_rows = Q_ROWS,
+        .one = q6_tiles,
         .rows = Q_ROWS,
         .a_bytes = 1,
         .step_k = 8,
@@ -178,6 +234,8 @@ static void fill_gemm_q(la_kernels *t)
 {
     t->gemm_i4_i8 = gemm_i4_i8;
     t->gemm_i8_i8 = gemm_i8_i8;
+    t->gemm_i5_i8 = gemm_i5_i8;
+    t->gemm_i6_i8 = gemm_i6_i8;
 }
 
 #endif

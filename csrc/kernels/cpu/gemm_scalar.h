@@ -80,11 +80,18 @@ static uint8_t scalar_code(la_format f, const uint8_t *codes, int j, int k)
 {
     int i = k % 8; /* bytes hold k 0 4 1 5 2 6 3 7; nibbles in the same order, low ones first */
     int at = 2 * (i % 4) + i / 4;
-    if (f.pack != LA_PACK_I4) {
+    if (f.pack == LA_PACK_I8 || f.pack == LA_PACK_F8) {
         return codes[(k / 8) * 256 + (at / 4) * 128 + 4 * j + at % 4];
     }
-    const uint8_t *x = codes + (k / 8) * 128 + 4 * j;
-    return (uint8_t)(at < 4 ? x[at] & 15 : x[at - 4] >> 4);
+    int span = la_format_step(f), eight = k % span / 8; /* of the step */
+    const uint8_t *step = codes + (size_t)(k / span) * la_format_codes(f, span);
+    int low = step[eight * 128 + 4 * j + at % 4] >> (at / 4 * 4) & 15;
+    if (f.pack == LA_PACK_I4) {
+        return (uint8_t)low;
+    }
+    int bits = f.pack == LA_PACK_I5 ? 1 : 2, part = 4 * eight + j / 16 * 2 + at / 4;
+    int high = step[span / 8 * 128 + 4 * (j % 16) + at % 4] >> (bits * part);
+    return (uint8_t)(low | (high & ((1 << bits) - 1)) << 4);
 }
 
 /* What a code stands for before its scale. */
@@ -197,6 +204,14 @@ static void gemm_i4_i8(const la_gemm *g) { gemm_grouped(g, 1); }
 
 static void gemm_f8_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
+static void gemm_i5_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
+
+static void gemm_i5_i8(const la_gemm *g) { gemm_grouped(g, 1); }
+
+static void gemm_i6_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
+
+static void gemm_i6_i8(const la_gemm *g) { gemm_grouped(g, 1); }
+
 /* streams: 1, 2, 4 or 8 places read at once. The scalar level leaves prefetching to the machine. */
 static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
 {
@@ -272,6 +287,10 @@ static void fill_gemm(la_kernels *t)
     t->gemm_i4_bf16 = gemm_i4_bf16;
     t->gemm_i4_i8 = gemm_i4_i8;
     t->gemm_f8_bf16 = gemm_f8_bf16;
+    t->gemm_i5_bf16 = gemm_i5_bf16;
+    t->gemm_i5_i8 = gemm_i5_i8;
+    t->gemm_i6_bf16 = gemm_i6_bf16;
+    t->gemm_i6_i8 = gemm_i6_i8;
     t->probe_read = probe_read;
     t->probe_f32 = probe_f32;
     t->probe_bf16 = probe_bf16;

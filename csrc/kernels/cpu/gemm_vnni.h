@@ -15,9 +15,12 @@
 #ifndef LA_GEMM_VNNI_H
 #define LA_GEMM_VNNI_H
 
-#include "gemm_drive.h"
+#include "gemm_split.h"
 
-enum { VNNI_REGS = 10 }; /* most results whose sums stay in registers */
+enum {
+    VNNI_REGS = 10,     /* most results whose sums stay in registers */
+    VNNI_DECODE_K = 256 /* k of a block of int5 or int6 opened to int8 */
+};
 
 /* acc + dot of the bytes of w (unsigned) and a (signed), in each lane. */
 LA_INLINE vi vnni_dot(vi acc, vi w, vi a)
@@ -85,7 +88,27 @@ LA_INLINE void vnni_step_i8(const int R, const int C, const la_tile *t, const ui
     }
 }
 
-/* One step of either width; w and a move on. */
+/* A step of int5 or int6. */
+LA_INLINE void vnni_step_split(const int bits, const int R, const int C, const la_tile *t,
+                               const uint8_t *w, const uint8_t *a, vi acc[8][4])
+{
+    LA_UNROLL
+    for (int i = 0; i < tile_step_k(bits) / 8; i++, a += 8) {
+        LA_UNROLL
+        for (int c = 0; c < C; c++) {
+            vi lo, hi;
+            split_codes(bits, w + (size_t)(c / 2) * t->w_pitch, c % 2, i, &lo, &hi);
+            LA_UNROLL
+            for (int r = 0; r < R; r++) {
+                const uint8_t *row = a + (size_t)r * t->a_pitch;
+                acc[r][c] = vnni_dot(acc[r][c], lo, vnni_row(row));
+                acc[r][c] = vnni_dot(acc[r][c], hi, vnni_row(row + 4));
+            }
+        }
+    }
+}
+
+/* One step of any width; w and a move on. */
 LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile *t,
                          const uint8_t **w, const uint8_t **a, size_t *ahead, vi acc[8][4])
 {
@@ -94,11 +117,14 @@ LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile
     if (bits == 4) {
         vnni_step_i4(R, 2 * U, t, *w, *a, acc);
     }
-    else {
+    else if (bits == 8) {
         vnni_step_i8(R, 2 * U, t, *w, *a, acc);
     }
-    *w += 128;
-    *a += bits == 4 ? 8 : 4;
+    else {
+        vnni_step_split(bits, R, 2 * U, t, *w, *a, acc);
+    }
+    *w += bits == 8 ? 128 : tile_step_bytes(bits);
+    *a += bits == 8 ? 4 : tile_step_k(bits);
 }
 
 /* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f). f is in registers where
@@ -155,7 +181,7 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
     }
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
         int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
-        int steps = (k + 7) / 8 * (bits == 4 ? 1 : 2);
+        int steps = (k + tile_step_k(bits) - 1) / tile_step_k(bits) * (bits == 8 ? 2 : 1);
         vi acc[8][4];
         LA_UNROLL
         for (int r = 0; r < R; r++) {
@@ -165,7 +191,7 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
             }
         }
         w += header;
-        for (int i = 0; i < steps && bits == 4; i++) {
+        for (int i = 0; i < steps && bits != 8; i++) {
             vnni_step(bits, R, U, t, &w, &a, &ahead, acc);
         }
         /* int8 in turns of 16: the end of a loop of 64 is guessed wrong (0.88 of peak at 6 rows, with
@@ -209,9 +235,54 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
         NULL, vnni##bits##_1_2, vnni##bits##_2_2, vnni##bits##_3_2, vnni##bits##_4_2,             \
         vnni##bits##_5_2, vnni##bits##_6_2};
 
+#define VNNI_FEW(bits)                                                                           \
+    VNNI_TILE(bits, 1, 1) VNNI_TILE(bits, 2, 1) VNNI_TILE(bits, 3, 1) VNNI_TILE(bits, 4, 1)       \
+    VNNI_TILE(bits, 1, 2) VNNI_TILE(bits, 2, 2)                                                   \
+    static const la_tile_fn vnni##bits##_few[] = {                                                \
+        NULL, vnni##bits##_1_1, vnni##bits##_2_1, vnni##bits##_3_1, vnni##bits##_4_1};            \
+    static const la_tile_fn vnni##bits##_pair[] = {NULL, vnni##bits##_1_2, vnni##bits##_2_2};
+
 VNNI_TILES(4)
 VNNI_TILES(8)
+VNNI_FEW(5)
+VNNI_FEW(6)
 /* clang-format on */
+
+/* Units of int8 codes, one behind the other. */
+LA_INLINE void vnni_decode(const int bits, const la_tile *t, int n_units, uint8_t *out)
+{
+    const vi zero = vi_set1((128 - la_format_zero(t->f)) * 0x01010101);
+    for (int u = 0; u < n_units; u++) {
+        const uint8_t *w = t->w + (size_t)u * t->w_pitch;
+        uint8_t *to = out + (size_t)u * VNNI_DECODE_K * LA_UNIT;
+        for (int k0 = 0; k0 < t->k; k0 += t->f.group) {
+            int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+            w += la_format_header(t->f);
+            for (int i = 0; i < k; i += tile_step_k(bits), w += tile_step_bytes(bits)) {
+                LA_UNROLL
+                for (int j = 0; j < tile_step_k(bits) / 8; j++, to += 256) {
+                    LA_UNROLL
+                    for (int c = 0; c < 2; c++) {
+                        vi lo, hi;
+                        split_codes(bits, w, c, j, &lo, &hi);
+                        _mm512_store_si512(to + c * 64, _mm512_add_epi8(lo, zero));
+                        _mm512_store_si512(to + 128 + c * 64, _mm512_add_epi8(hi, zero));
+                    }
+                }
+            }
+        }
+    }
+}
+
+static void vnni_decode_i5(const la_tile *t, int n_units, uint8_t *out)
+{
+    vnni_decode(5, t, n_units, out);
+}
+
+static void vnni_decode_i6(const la_tile *t, int n_units, uint8_t *out)
+{
+    vnni_decode(6, t, n_units, out);
+}
 
 /* 5 to 8 rows of int4 are bound by arithmetic: two strips of 64 columns beat one of 32. */
 static void gemm_i4_i8(const la_gemm *g)
@@ -219,6 +290,8 @@ static void gemm_i4_i8(const la_gemm *g)
     static const la_tiler s = {
         .few = vnni4_one,
         .few_rows = TILE_FEW / 2,
+        .pair = vnni4_two,
+        .pair_all = 1,
         .one = vnni4_one,
         .two = vnni4_two,
         .rows = TILE_ROWS,
@@ -240,6 +313,44 @@ static void gemm_i8_i8(const la_gemm *g)
         .step_k = 4,
     };
     tile_drive(g, &s, NULL);
+}
+
+static void gemm_i5_i8(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .few = vnni5_few,
+        .few_rows = TILE_FEW / 2,
+        .pair = vnni5_pair,
+        .one = vnni8_one,
+        .two = vnni8_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 1,
+        .step_k = 4,
+        .decode = vnni_decode_i5,
+        .decode_k = VNNI_DECODE_K,
+        .as_i8 = 1,
+    };
+    _Alignas(64) uint8_t block[VNNI_DECODE_K * 2 * LA_UNIT];
+    tile_drive(g, &s, block);
+}
+
+static void gemm_i6_i8(const la_gemm *g)
+{
+    static const la_tiler s = {
+        .few = vnni6_few,
+        .few_rows = TILE_FEW / 2,
+        .pair = vnni6_pair,
+        .one = vnni8_one,
+        .two = vnni8_two,
+        .rows = TILE_ROWS,
+        .a_bytes = 1,
+        .step_k = 4,
+        .decode = vnni_decode_i6,
+        .decode_k = VNNI_DECODE_K,
+        .as_i8 = 1,
+    };
+    _Alignas(64) uint8_t block[VNNI_DECODE_K * 2 * LA_UNIT];
+    tile_drive(g, &s, block);
 }
 
 static float probe_i8(int64_t n)
@@ -266,6 +377,8 @@ static void fill_gemm_vnni(la_kernels *t)
 {
     t->gemm_i4_i8 = gemm_i4_i8;
     t->gemm_i8_i8 = gemm_i8_i8;
+    t->gemm_i5_i8 = gemm_i5_i8;
+    t->gemm_i6_i8 = gemm_i6_i8;
     t->probe_i8 = probe_i8;
 }
 

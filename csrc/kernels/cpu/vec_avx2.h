@@ -57,6 +57,8 @@ LA_INLINE void vi_storeu(void *p, vi a) { _mm256_storeu_si256((__m256i *)p, a); 
 LA_INLINE vi vi_add(vi a, vi b) { return _mm256_add_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm256_and_si256(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm256_or_si256(a, b); }
+/* a | (b & c) */
+LA_INLINE vi vi_or_and(vi a, vi b, vi c) { return vi_or(a, vi_and(b, c)); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm256_max_epi32(a, b); }
 LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
 {

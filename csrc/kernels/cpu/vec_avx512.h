@@ -54,6 +54,8 @@ LA_INLINE void vi_storeu(void *p, vi a) { _mm512_storeu_si512(p, a); }
 LA_INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 LA_INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 LA_INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+/* a | (b & c) */
+LA_INLINE vi vi_or_and(vi a, vi b, vi c) { return _mm512_ternarylogic_epi32(a, b, c, 0xf8); }
 LA_INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 LA_INLINE void vi_store_set(int32_t *p, int first, uint32_t bits)
 {
