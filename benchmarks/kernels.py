@@ -5,7 +5,7 @@
 
 gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default; q4k to
 q6k are packed Q4_K to Q6_K, q4f and q6f the same with scales as fp32 products, q6b with codes in
-bytes. Prints a line per format, shape and m and appends it to kernels.jsonl (results.py says where).
+bytes. Prints a line per format, shape and m and appends it to kernels.jsonl (see results.py).
 
 Shares. Every repeat is a run of the kernel between two readings of the same memory and two runs of
 the peak probe, by the same pinned threads; the share is that of the larger neighbour, and the
