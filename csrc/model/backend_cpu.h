@@ -19,9 +19,9 @@ enum {
     LA_CPU_TILE_COLS = LA_GRANULE_MOST,
     LA_CPU_SHORT_STEP =
         64, /* tokens of a step whose ops take less than a slice of the scheduler's */
-    LA_CPU_ATTEND_ROWS = 64,       /* query rows of one attention call */
-    LA_CPU_ATTEND_CHUNKS = 256,    /* chunks of decoding tokens whose results find room at least */
-    LA_CPU_ATTEND_FLOATS = 1 << 25 /* of such results at most: items of a share */
+    LA_CPU_ATTEND_ROWS = 64,    /* query rows of one attention call */
+    LA_CPU_ATTEND_CHUNKS = 256, /* chunks of decoding tokens whose results find room, if that is: */
+    LA_CPU_ATTEND_FLOATS = 1 << 25 /* of results at most, 128 MiB; items of a share */
 };
 
 typedef struct la_cpu_backend {

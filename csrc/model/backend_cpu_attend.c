@@ -170,7 +170,8 @@ size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits)
     int64_t all = chunks * limits->max_seqs;
     int64_t some = chunks > LA_CPU_ATTEND_CHUNKS ? chunks : LA_CPU_ATTEND_CHUNKS;
     size_t one = part_floats(d->n_heads / d->n_kv_heads, d->d_head) * (size_t)d->n_kv_heads;
-    return (size_t)(all < some ? all : some) * one * sizeof(float);
+    size_t floats = (size_t)(all < some ? all : some) * one;
+    return (floats < LA_CPU_ATTEND_FLOATS ? floats : LA_CPU_ATTEND_FLOATS) * sizeof(float);
 }
 
 static void look_at(item_list *l, int s)
@@ -270,24 +271,24 @@ static int64_t span_cost(const item_list *l)
     return sum * (l->now.items / cuts);
 }
 
-/* The item of the sequence looked at that begins nearest to `cost`, counted from its start. */
-static int item_near(const item_list *l, int64_t cost)
+/* The item of the sequence looked at that begins nearest to `cost`, counted from its start. *i and
+ * *sum, the cost before it, carry on from a smaller cost. */
+static int item_near(const item_list *l, int64_t cost, int *i, int64_t *sum)
 {
-    int64_t sum = 0;
-    item t = item_in(l, 0);
-    if (l->now.floats > 0) {
-        int64_t one = item_cost(l, &t), i = (cost + one / 2) / one;
-        return i < l->now.items ? (int)i : l->now.items;
+    if (l->now.floats > 0) { /* chunks: all alike */
+        item t = item_in(l, 0);
+        int64_t one = item_cost(l, &t), n = (cost + one / 2) / one;
+        return n < l->now.items ? (int)n : l->now.items;
     }
-    for (int i = 0; i < l->now.items; i++) {
-        t = item_in(l, i);
+    for (; *i < l->now.items; (*i)++) {
+        item t = item_in(l, *i);
         int64_t one = item_cost(l, &t);
-        if (sum + one / 2 >= cost) {
-            return i;
+        if (*sum + one / 2 >= cost) {
+            break;
         }
-        sum += one;
+        *sum += one;
     }
-    return l->now.items;
+    return *i;
 }
 
 /* bounds [nth + 1]: ranges of items of about equal cost; joins: are some of them chunks? Returns the
@@ -303,9 +304,10 @@ static int bound_items(item_list *l, int nth, int *bounds, int *joins)
     *joins = l->used > 0;
     begin_items(l);
     do {
-        int64_t cost = span_cost(l);
+        int64_t cost = span_cost(l), sum = 0;
+        int i = 0;
         for (; k < nth && total * k / nth < at + cost; k++) {
-            bounds[k] = l->before + item_near(l, total * k / nth - at);
+            bounds[k] = l->before + item_near(l, total * k / nth - at, &i, &sum);
         }
         at += cost;
     } while (next_span(l));

@@ -155,7 +155,8 @@ static int format_holds(la_format f, const la_source_type *s)
         return f.group == 0;
     }
     if (f.group != 0 && s->group == 0) {
-        return f.row_scale ? f.scale_type == LA_F32 && !f.has_offset && f.pack != LA_PACK_I4
+        return f.row_scale ? f.scale_type == LA_F32 && !f.has_offset &&
+                                 (f.pack == LA_PACK_I8 || f.pack == LA_PACK_F8)
                            : f.scale_type == LA_F16 && f.pack == LA_PACK_I4;
     }
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {

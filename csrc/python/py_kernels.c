@@ -334,7 +334,7 @@ static void rows_free(activations *r)
 static int rows_init(activations *r, Py_ssize_t n_floats)
 {
     la_act_rows *rows = &r->rows;
-    if (n_floats % rows->K != 0 || n_floats / rows->K > INT_MAX) {
+    if (n_floats == 0 || n_floats % rows->K != 0 || n_floats / rows->K > INT_MAX) {
         PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n_floats, rows->K);
         return -1;
     }

@@ -3,8 +3,8 @@
  *
  * Invariant: the integer products (gemm_i*_i8) are the definition of their bits: per group an exact
  * integer dot, f = fma(dot, scale_w * scale_a, f), then f = fma(offset, sum_a, f), or with one scale
- * a row and no offset f = fma(dot, scale_a, f) and at the end f * scale_w; every level agrees with it bit for bit. Other products may round differently between levels. Included by
- * isa_scalar.c.
+ * a row and no offset f = fma(dot, scale_a, f) and at the end f * scale_w; every level agrees with it
+ * bit for bit. Other products may round differently between levels. Included by isa_scalar.c.
  */
 #ifndef LA_GEMM_SCALAR_H
 #define LA_GEMM_SCALAR_H
@@ -49,7 +49,8 @@ static void gemm_f16_f32(const la_gemm *g)
             float sum[LA_UNIT] = {0};
             for (int k = 0; k < g->K; k++) {
                 for (int j = 0; j < LA_UNIT; j++) {
-                    sum[j] += a[k] * la_f16_to_f32(w[(k / 2) * 64 + 2 * j + k % 2]);
+                    sum[j] +=
+                        a[k] * la_f16_to_f32(w[(size_t)(k / 2) * 64 + (size_t)(2 * j + k % 2)]);
                 }
             }
             memcpy(g->c + (size_t)m * (size_t)g->ldc + u * LA_UNIT, sum, sizeof sum);
@@ -67,7 +68,8 @@ static void gemm_bf16_bf16(const la_gemm *g)
             for (int k = 0; k < g->K; k++) {
                 float ak = la_bf16_to_f32(a[k]);
                 for (int j = 0; j < LA_UNIT; j++) {
-                    sum[j] += ak * la_bf16_to_f32(w[(k / 2) * 64 + 2 * j + k % 2]);
+                    sum[j] +=
+                        ak * la_bf16_to_f32(w[(size_t)(k / 2) * 64 + (size_t)(2 * j + k % 2)]);
                 }
             }
             memcpy(g->c + (size_t)m * (size_t)g->ldc + u * LA_UNIT, sum, sizeof sum);
@@ -123,7 +125,7 @@ static void unpack_row(const uint8_t *unit, la_format f, int n, int K, float *ou
             out[k] = ((const float *)(const void *)unit)[(size_t)k * LA_UNIT + (size_t)n];
         }
         else {
-            uint16_t h = half[(k / 2) * 64 + 2 * n + k % 2];
+            uint16_t h = half[(size_t)(k / 2) * 64 + (size_t)(2 * n + k % 2)];
             out[k] = f.pack == LA_PACK_F16 ? la_f16_to_f32(h) : la_bf16_to_f32(h);
         }
     }

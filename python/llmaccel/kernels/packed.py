@@ -21,7 +21,7 @@ FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}  # as the core call
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
 _ROUND_AT_ONCE = 1 << 28  # values; counted in int
-MOST_EXTENT = 2**31 - 32  # units of 32 columns are counted in int
+MOST_EXTENT = 2**30  # what rounds it up to units, groups or steps still fits an int
 # Where a grouped row keeps k of each 8: byte -> k (csrc/kernels/kernels.h).
 ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 META = np.dtype([("scale", "f4"), ("sum", "f4"), ("isum", "i4"), ("pad", "i4")])
