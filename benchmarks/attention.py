@@ -26,7 +26,8 @@ import results
 import roofline
 
 from llmaccel import _core
-from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.loading import load_weights, prepare
+from llmaccel.options import LoadOptions
 
 HEADS, KV_HEADS, D_HEAD = 32, 8, 128
 L3_BYTES = 32 << 20

@@ -9,9 +9,9 @@
 format, recipe, metric): table "a" runs the very GGUF file of the peer, table "b" the recipe of ours
 that answers the peer's format (--recipe replaces it). A peer with one format and all that answers
 it are loaded at once, for every metric, and take turns, the peer between our two and llmaccel first
-in every other turn. Each turn is a line of results/compare.jsonl for each cell, with the read
-bandwidth and dot peaks probed before and after it, so that a run may be cut anywhere (--limit cuts
-it by itself) and goes on where it stopped. Engines that fail are named, and the run goes on.
+in every other turn. Each turn is a line of compare.jsonl (see results.py) for each cell, with the
+read bandwidth and dot peaks probed before and after it, so that a run may be cut anywhere (--limit
+cuts it by itself) and goes on where it stopped. Engines that fail are named, and the run goes on.
 Protocol and metrics: peers/protocol.py.
 
 `show` prints each cell: medians, the ratio ours/peer paired turn by turn with its quartiles, and
@@ -74,6 +74,7 @@ RECIPES = {
 WIDE = ("none", "fp8")
 DRIVERS = Path(__file__).parent / "peers"
 PATIENCE = 900  # seconds for one answer; an engine that takes longer hangs
+CLOSING = 30  # seconds for a driver to end
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,14 @@ class Engine:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
+    def _ended(self, seconds: float) -> None:
+        """Waits for the driver's end, but leaves it to be reaped: until it is, the number of its
+        group, which signals go to, cannot become another's."""
+        end = time.monotonic() + seconds
+        seen = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        while not os.waitid(os.P_PID, self._process.pid, seen) and time.monotonic() < end:
+            time.sleep(0.02)
+
     def _next(self) -> dict:
         late = threading.Timer(PATIENCE, self._signal, [signal.SIGKILL])
         late.start()
@@ -188,7 +197,7 @@ class Engine:
                     return json.loads(line)
         finally:
             late.cancel()
-        self._process.wait()
+        self._ended(CLOSING)
         self._errors.seek(0)
         raise RuntimeError(self._errors.read()[-1500:] or "the driver ended without a word")
 
@@ -206,8 +215,7 @@ class Engine:
         self._signal(signal.SIGCONT)
         with suppress(OSError):
             self._process.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=30)
+        self._ended(CLOSING)
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._errors.close()
@@ -223,7 +231,7 @@ def probe(backend: _core.Backend) -> dict[str, float]:
 
 
 def done_turns(commit: str) -> dict[Cell, list[dict]]:
-    """Lines of results/compare.jsonl of a commit, by cell."""
+    """Lines of compare.jsonl (see results.py) of a commit, by cell."""
     found: dict[Cell, list[dict]] = {}
     path = results.FOLDER / "compare.jsonl"
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -242,8 +250,15 @@ class Session:
         self._ours: dict[tuple[str, ...], Engine] = {}
         self._commands: dict[Cell, tuple[str, ...]] = {}
         try:
+            self._load(cells, gguf)
+        except BaseException:  # a signal ends the run; nobody else has the engines yet
+            self.close()
+            raise
+
+    def _load(self, cells: list[Cell], gguf: str) -> None:
+        try:
             self.theirs = Engine(peer_command(cells[0], gguf))
-        except (RuntimeError, OSError, SystemExit) as error:
+        except (RuntimeError, OSError) as error:
             self._complain(cells, "the peer", error)
             return
         for table in dict.fromkeys(cell.table for cell in cells):
@@ -253,7 +268,7 @@ class Session:
                 if command not in self._ours:
                     self._ours[command] = Engine(command)
                 self._commands |= dict.fromkeys(mine, command)
-            except (RuntimeError, OSError, SystemExit) as error:
+            except (RuntimeError, OSError) as error:
                 self._complain(mine, "llmaccel", error)
 
     @staticmethod
@@ -415,7 +430,7 @@ def main() -> None:
         return
     found = summaries(args.commit)
     if not found:
-        raise SystemExit(f"no turns of commit {args.commit} in results/compare.jsonl")
+        raise SystemExit(f"no turns of commit {args.commit} in {results.FOLDER / 'compare.jsonl'}")
     if args.command == "show":
         compare_report.show(found)
     else:

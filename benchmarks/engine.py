@@ -24,7 +24,7 @@ Batch 16: 16 requests at once, prompts of 512 to the last first token (a compute
 and 64 tokens each behind prompts of 128 (the share of the compute peak; at this size neither bound
 is far away). --parts leaves out what is not named; batch 16 takes three quarters of the time.
 
-Appends one JSON line per model and format to results/engine.jsonl.
+Appends one JSON line per model and format to engine.jsonl (see results.py).
 """
 
 from __future__ import annotations

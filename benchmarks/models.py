@@ -311,11 +311,11 @@ def gguf_file(name: str, form: str) -> Path:
     else:
         quantize = llama_tool("llama-quantize")
         if not quantize.exists():
-            raise SystemExit("llama-quantize: run python benchmarks/peers/setup.py llama.cpp first")
+            raise RuntimeError("missing: python benchmarks/peers/setup.py llama.cpp")
         command = [quantize, gguf_file(name, "bf16"), part, form.upper()]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise SystemExit(f"llama-quantize failed:\n{made.stderr[-2000:]}")
+            raise RuntimeError(f"llama-quantize failed:\n{made.stderr[-2000:]}")
     part.rename(path)
     return path
 

@@ -210,7 +210,7 @@ def measure_format(
     found["own"], _ = array_losses(config, own, windows, dtype="float32")
     options = {"quantization": quantization, "kv_cache_dtype": "float32"}
     found["weight_only"], token_bytes = array_losses(
-        config, arrays, windows, activation="bf16", **options
+        config, arrays, windows, activation="bfloat16", **options
     )
     if quantization != "fp8":
         found["int8"], _ = array_losses(config, arrays, windows, activation="int8", **options)
@@ -219,9 +219,9 @@ def measure_format(
 
 def measure_file(gguf: str, windows: list[list[int]]) -> tuple[dict[str, np.ndarray], int]:
     """The same of the file as it is, and with bf16 activations on pages of every form."""
-    runs = {"own": ("float32", "float32"), "weight_only": ("bf16", "float32")}
-    runs |= {"int8": ("int8", "float32"), "kv_bfloat16": ("bf16", "bfloat16")}
-    runs |= {"kv_int8": ("bf16", "int8"), "kv_fp8": ("bf16", "fp8")}
+    runs = {"own": ("float32", "float32"), "weight_only": ("bfloat16", "float32")}
+    runs |= {"int8": ("int8", "float32"), "kv_bfloat16": ("bfloat16", "bfloat16")}
+    runs |= {"kv_int8": ("bfloat16", "int8"), "kv_fp8": ("bfloat16", "fp8")}
     found, token_bytes = {}, 0
     for name, (activation, pages) in runs.items():
         options = {"activation": activation, "kv_cache_dtype": pages}

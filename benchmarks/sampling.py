@@ -24,8 +24,9 @@ import numpy as np
 import results
 
 from llmaccel import _core
-from llmaccel.loading import LoadOptions, load_weights, prepare
+from llmaccel.loading import load_weights, prepare
 from llmaccel.models.mapping import build_config, tensor_specs
+from llmaccel.options import LoadOptions
 from llmaccel.params import SamplingParams, engine_fields
 
 WIDTH = 16

@@ -11,7 +11,7 @@ modules behind LLM and SamplingParams, which that import puts off. `load` is LLM
 token after a short prompt, `total` the sum so far. `refusal` is LLM() of an 18 TB shape until its
 MemoryPlanError, imports not included.
 
-Prints medians, and appends one JSON line for each model to benchmarks/results/startup.jsonl.
+Prints medians, and appends one JSON line for each model to startup.jsonl (see results.py).
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ No speed is measured here.
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +190,54 @@ def test_the_best_peer_is_the_one_to_beat(compare):
     text = compare_report.verdict(line, "s", [cell, {**cell, "peer": "vllm", "ratio": 1.05}])
     for part in ("MISS", "1.05", "not measured: transformers bf16"):
         assert part in text
+
+
+DRIVER = """
+import os
+print('{"ready": 1, "pid": %d}' % os.getpid(), flush=True)
+for line in iter(input, None):
+    print('{"metric": "%s", "value": 2.5}' % line, flush=True)
+"""
+
+
+def test_a_signal_while_engines_load_ends_them_and_the_run(compare, monkeypatch):
+    """It is no failure of an engine, and what is loaded by then is stopped: nobody else ends it."""
+    loaded = []
+
+    def ours(cell, gguf):
+        (engine,) = loaded
+        assert engine.reading("decode") == 2.5
+        sys.exit(1)  # as the handler of SIGTERM does
+
+    class Engine(compare.Engine):
+        def __init__(self, command):
+            super().__init__(command)
+            loaded.append(self)
+
+    monkeypatch.setattr(compare, "Engine", Engine)
+    monkeypatch.setattr(compare, "peer_command", lambda *_: (sys.executable, "-c", DRIVER))
+    monkeypatch.setattr(compare, "our_command", ours)
+    cell = compare.Cell("b", "qwen2.5-0.5b", "llama.cpp", "q8_0", "int8", "decode")
+    with pytest.raises(SystemExit):
+        compare.Session([cell], "")
+    (engine,) = loaded
+    with pytest.raises(ProcessLookupError):
+        os.kill(engine.about["pid"], 0)
+
+
+def test_signals_come_before_the_driver_is_reaped(compare, monkeypatch):
+    """Afterwards the number of its group may be another's."""
+    seen = []
+    send = os.killpg
+
+    def killpg(group, number):
+        seen.append((group, os.waitid(os.P_PID, group, os.WEXITED | os.WNOHANG | os.WNOWAIT)))
+        send(group, number)
+
+    monkeypatch.setattr(compare.os, "killpg", killpg)
+    engine = compare.Engine((sys.executable, "-c", DRIVER))
+    engine.close()
+    assert {group for group, _ in seen} == {engine.about["pid"]}
+    assert [ended is not None for _, ended in seen] == [False, False, True]
+    with pytest.raises(RuntimeError, match="no such model"):
+        compare.Engine((sys.executable, "-c", "raise SystemExit('no such model')"))

@@ -240,6 +240,9 @@ def test_generation_config(folder, tmp_path):
         ({"enable_prefix_caching": True}, UnsupportedError, "enable_prefix_caching"),
         ({"device": "cuda"}, UnsupportedError, "device='cuda'.*'cpu'"),
         ({"enable_lora": True}, UnsupportedError, "enable_lora=True: not supported"),
+        ({"max_loras": 2}, UnsupportedError, "max_loras=2: not supported"),
+        ({"logits_processors": ["x"]}, UnsupportedError, "logits_processors=.*: not supported"),
+        ({"tensor_parallel_size": []}, UnsupportedError, "tensor_parallel_size=.*: this version"),
         ({"speculative_config": {"model": "x"}}, UnsupportedError, "speculative_config="),
         ({"rope_theta": 1e6}, UnsupportedError, "rope_theta=.*hf_overrides"),
         ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
@@ -279,6 +282,8 @@ def test_what_is_no_path_is_named(bad):
 
 def test_report_and_plan(folder):
     options = {"enforce_eager": True, "gpu_memory_utilization": 0.9, "enable_lora": False}
+    options |= {"logits_processors": [], "limit_mm_per_prompt": {}, "rope_scaling": {}}
+    options |= {"max_loras": 1, "max_lora_rank": 16, "guided_decoding_backend": "auto"}
     with LLM(str(folder), **options) as llm:
         report = llm.report()
         assert report["no_effect"] == sorted(options)

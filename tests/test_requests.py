@@ -194,6 +194,11 @@ def test_bad_calls_of_other_methods(llm):
     for method in (generate, chat, functools.partial(llm.submit, "abc")):
         with pytest.raises(UnsupportedError, match="lora_request: not supported"):
             method(lora_request=object())
+        with pytest.raises(UnsupportedError, match="lora_request: not supported"):
+            method(lora_request="auto")
+        method(mm_processor_kwargs={}, tokenization_kwargs={})
+    with pytest.raises(UnsupportedError, match="chat_template_content_format: not supported"):
+        chat(chat_template_content_format="openai")
     with pytest.raises(UnsupportedError, match=r"prompt_token_ids: .*as the prompts"):
         llm.generate([], prompt_token_ids=[[1, 2]])
     generate(GOOD, lora_request=None)

@@ -14,7 +14,7 @@
 
 enum {
     LA_CPU_FEW_ROWS = 4,    /* up to here every thread converts all rows itself: no barrier */
-    LA_CPU_SOME_ROWS = 8,   /* up to here kernels take one unit at a time */
+    LA_CPU_SOME_ROWS = 8,   /* up to here kernels take one unit, or two, at a time */
     LA_CPU_TILE_ROWS = 256, /* most rows of an output tile; more rows are cut into even blocks */
     LA_CPU_TILE_COLS = LA_GRANULE_MOST,
     LA_CPU_SHORT_STEP =

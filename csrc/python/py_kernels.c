@@ -4,7 +4,8 @@
  * in, bytes out). Invariant: everything a kernel takes for granted (alignment, sizes, formats) is
  * checked or made here. Surroundings of every array are filled with NaN patterns, so a kernel that
  * reads or writes outside its contract shows. Used by the kernel tests, the benchmarks and, for
- * rounding rows, kernels/packed.py. Rows and one chunk of attention are in py_kernels_rows.c; what users get, in py_kernels_packed.c and py_kernels_pages.c.
+ * rounding rows, kernels/packed.py. Rows and one chunk of attention are in py_kernels_rows.c; what
+ * users get, in py_kernels_packed.c and py_kernels_pages.c.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

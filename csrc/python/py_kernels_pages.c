@@ -2,7 +2,8 @@
  *
  * Owns a run of KV pages in the kernels' own layout. Invariants: tokens are stored once, in order, so a
  * page is cleared by its first token before anything reads it; rows walk them as the engine's do
- * (kernels/attend_walk.h), so a row's bits do not depend on the rows beside it or on threads. Wrapped by python/llmaccel/kernels/pages.py.
+ * (kernels/attend_walk.h), so a row's bits do not depend on the rows beside it or on threads.
+ * Wrapped by python/llmaccel/kernels/pages.py.
  */
 #include "py_module.h"
 

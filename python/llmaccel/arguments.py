@@ -26,6 +26,12 @@ _FOREIGN = {
     "chat_template_content_format": "; lists or strings, the template decides",
     "prompt_token_ids": "; give token ids as the prompts",
 }
+# What asks for nothing, beside None.
+_NOTHING: dict[str, Any] = {
+    "chat_template_content_format": "auto",
+    "mm_processor_kwargs": {},
+    "tokenization_kwargs": {},
+}
 
 
 def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
@@ -34,7 +40,8 @@ def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if name not in _FOREIGN:
             raise TypeError(f"LLM.{method}() got an unexpected keyword argument {name!r}")
-        if value is not None and not (isinstance(value, str) and value == "auto"):
+        nothing = _NOTHING.get(name)
+        if value is not None and not (isinstance(value, type(nothing)) and value == nothing):
             raise UnsupportedError(f"{name}: not supported by this version{_FOREIGN[name]}")
 
 

@@ -77,7 +77,7 @@ class LLM:
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
         per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
         becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
-    activation: of products with 4- and 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
+    activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
         "bfloat16", "float32". Products that int8 would cost too much keep bfloat16; report() names
         them.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
@@ -609,6 +609,7 @@ class LLM:
 
     def plan(self) -> MemoryPlan:
         """The memory plan that this model was admitted by; str() of it is a table."""
+        # LLM.plan("model") is an obvious try at planning without loading: the string is self then
         if not isinstance(self, LLM):
             raise TypeError(
                 "LLM.plan: expected a loaded LLM; `llmaccel plan MODEL` plans without loading"

@@ -44,7 +44,7 @@ from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
-_AUTO_ACTIVATION = "i8"  # of 4- and 8-bit weights
+_AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 
 
 @dataclass(frozen=True)
@@ -300,7 +300,7 @@ def _activation(
 ) -> str:
     """la_act_form of products with quantized weights; ConfigError for a contradiction."""
     if options.activation == "int8" and not quantized:
-        raise ConfigError(f"activation='int8': needs 4- or 8-bit weights, these are {main}")
+        raise ConfigError(f"activation='int8': needs 4- to 8-bit weights, these are {main}")
     if options.activation == "bfloat16" and not quantized and main != "BF16":
         raise ConfigError(f"activation='bfloat16': the weights are {main}; use dtype='bfloat16'")
     if options.activation == "float32" and weights != "F32":

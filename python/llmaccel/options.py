@@ -34,7 +34,8 @@ _INSTEAD = {
     "rope_scaling": "give it in hf_overrides",
     "rope_theta": "give it in hf_overrides",
 }
-_ABSENT = (None, False)  # what vLLM's options for what is not here may be; 0 is False
+# What vLLM's options for what is not here may be: 0 is False, and an empty container does as well.
+_ABSENT = (None, False)
 # vLLM's options, and the values that are no lie: None allows any.
 COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "trust_remote_code": None,
@@ -62,18 +63,14 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "enable_chunked_prefill": (None, True),
     **dict.fromkeys(
         (
-            "allowed_local_media_path",
             "cpu_offload_gb",
             "enable_expert_parallel",
             "enable_lora",
             "enable_prefix_caching",
             "enable_sleep_mode",
-            "guided_decoding_backend",
             "kv_transfer_config",
             "limit_mm_per_prompt",
             "logits_processors",
-            "max_lora_rank",
-            "max_loras",
             "mm_processor_kwargs",
             "num_speculative_tokens",
             "pooler_config",
@@ -86,6 +83,11 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
         ),
         _ABSENT,
     ),
+    # vLLM's defaults of parts that are not here ask for nothing either
+    "allowed_local_media_path": (*_ABSENT, ""),
+    "guided_decoding_backend": (*_ABSENT, "auto"),
+    "max_lora_rank": (*_ABSENT, 16),
+    "max_loras": (*_ABSENT, 1),
 }
 
 # What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
@@ -187,7 +189,9 @@ def _check_compatible(name: str, value: Any) -> None:
     plain = isinstance(value, (numbers.Real, str, type(None)))
     if allowed is None or (plain and value in allowed):
         return
-    if allowed == _ABSENT:
+    if allowed[: len(_ABSENT)] == _ABSENT:
+        if isinstance(value, (dict, list, tuple, set, frozenset)) and not value:
+            return
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
         raise UnsupportedError(f"{name}={shown(value)}: not supported by this version{instead}")
     known = " or ".join(map(repr, allowed))

@@ -1,10 +1,11 @@
-/* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4, int8 and E4M3 groups decoded to
- * bf16.
+/* gemm_bf16.h - bf16 rows by vdpbf16ps: bf16 weights, and int4, int5, int6, int8 and E4M3 groups
+ * decoded to bf16.
  *
  * The tile is that of gemm_vnni.h with pairs of k instead of fours. Codes less their zero are exact
- * in bf16, so grouped products round only in their sums. Few rows decode in registers: int4 by one
- * word permute per pair of k (the table repeats: the nibble above needs no mask), int8 and E4M3 by
- * two byte tables over the magnitude. More rows decode a block of K once to a block on the stack.
+ * in bf16, so grouped products round only in their sums. Few rows decode in registers: int4, int5
+ * and int6 by one word permute per pair of k (int4's table repeats: the nibble above needs no mask),
+ * int8 and E4M3 by two byte tables over the magnitude. More rows decode a block of K once to a block
+ * on the stack.
  * Invariant: both ways run the same chain of pairs (k ascending) and the same folds, so bits do not
  * depend on M. The instruction treats bf16 subnormals as zero. Included by isa_bf16.c.
  */

@@ -1,8 +1,10 @@
 /* gemm_drive.h - the loops around a register tile, and the fold of a group; shared by gemm*.h.
  *
  * Few rows (decode): one unit at a time, all rows in one tile, all of K: one sequential stream per
- * thread and no prefetch. One and two rows of int4, and of all scales of two numbers, take two units:
- * two streams, 13-20 % faster; int8 gains nothing by it and int5 with its scales in place loses 5 %.
+ * thread and no prefetch. One and two rows take two units where a level has such tiles (la_tiler.pair;
+ * vnni with int8 rows: int4, and int5 and int6 with scales of two numbers; bf16 with bf16 rows: the
+ * three with scales of two numbers): two streams, 13-20 % faster; int8 gains nothing by it and int5
+ * with its scales in place loses 5 %.
  * Scales of two numbers are opened between runs of codes, and short runs win: PAIR_K of 256 over 512
  * 11-18 %, over 1024 25-32 %.
  * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each

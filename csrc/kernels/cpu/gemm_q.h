@@ -1,9 +1,11 @@
-/* gemm_q.h - int4 and int8 weights with int8 rows, for levels without a four-way dot instruction.
+/* gemm_q.h - int4, int5, int6 and int8 weights with int8 rows, for levels without a four-way dot
+ * instruction.
  *
  * Up to 4 rows by as many vectors of columns as registers hold, group by group: with one row all of
  * a unit, so that memory is read once, front to back. int4: u4 * s8 pairs add up to 2 * 15 *
- * 127, so four steps (eight pairs) fit 16 bits: 30480, and one of int6 (two pairs): 32004. int8: u8 * s8 pairs would not, so both sides
- * become 16-bit words, even bytes and odd bytes apart; vectors of columns share the rows' words.
+ * 127, so four steps (eight pairs) fit 16 bits: 30480; of int5 and int6 two pairs do: 32004 at
+ * most. int8: u8 * s8 pairs would not, so both sides become 16-bit words, even bytes and odd bytes
+ * apart; vectors of columns share the rows' words.
  * Lost: four rows by two vectors of int8 (spills). Exact, hence the bits of gemm_scalar.h.
  * Included by isa_avx2.c and isa_avx512.c.
  */

@@ -1,4 +1,5 @@
-/* gemm_vnni.h - int4 and int8 weights with int8 rows by vpdpbusd: u8 weights, s8 rows, int32 sums.
+/* gemm_vnni.h - int4, int5, int6 and int8 weights with int8 rows by vpdpbusd: u8 weights, s8 rows,
+ * int32 sums.
  *
  *            unit 0       unit 1       per step: 4 column vectors, each against every row
  *       +------+------+------+------+  6 rows x 2 units: 24 accumulators, 4 weights or 2
@@ -8,6 +9,7 @@
  * Sums start at -zero * sum(a), so codes go in as stored. The dots are written in assembly: with
  * intrinsics gcc 12 copies accumulators and spills, and the broadcast operand (int4) would take a
  * register per row (0.55 of peak instead of 0.83). int8 shares one broadcast between the columns.
+ * int5 and int6: few rows open codes in registers, more rows open blocks for int8's tiles.
  * Lost: unrolling int8's steps by two or four (gcc gathers their loads and spills: 0.68 of peak), a
  * branch per result for first groups and offsets in the fold (g32: 0.49 of peak instead of 0.70).
  * Invariant: the integers and folds of gemm_scalar.h, hence its bits. Included by isa_vnni.c.

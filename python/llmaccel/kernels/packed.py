@@ -1,7 +1,7 @@
 """Weights in the core's layout and products with them. Sources: csrc/model/pack.c, gemm*.h.
 
 A packed weight holds units of 32 output columns by all of K, in one layout for one row and for a
-thousand. 4- and 8-bit weights stay 4 and 8 bits wide, exact to their file.
+thousand. 4- to 8-bit weights stay as wide as they are, exact to their file.
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ def linear(
 
     x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bfloat16"
     (rounded to nearest even) or "int8" (8-bit weights and below: quantized per row and group,
-    integer dots); "auto" is float32 for F32 and F16 weights and bf16 for all others. Sums are
-    fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
+    integer dots); "auto" is float32 for F32 and F16 weights and bfloat16 for all others. Sums
+    are fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
     product is large enough to gain; bits do not depend on it.
     """
     if not isinstance(weight, PackedWeight):
