@@ -273,6 +273,29 @@ def test_a_row_does_not_depend_on_later_tokens(isa: str, kv: str, window: int) -
         assert do.tobytes() == o[r : r + 1].tobytes(), f"position {pos[r]}"
 
 
+@each_isa
+@each_kv
+@pytest.mark.parametrize("d", [20, 80, 256])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+def test_pages_in_calls_of_their_own_and_any_set(isa: str, kv: str, d: int, rows: int) -> None:
+    """Four pages in one call are four calls that go on, wherever the converted queries lie."""
+    case = Case(d, 250, first=256, window=100, softcap=20.0)
+    q, pos = case.rows(rows)
+    pages = Pages(isa, kv, *case.keys())
+    want = b"".join(x.tobytes() for x in pages.attend(isa, case, q, pos))
+    wide = -(-d // 16) * 16
+    for place in (0, 64 // rows - 1):
+        m, mass = np.full((2, rows), 9, np.float32)
+        o = np.full((rows, wide), 9, np.float32)
+        for i in range(4):
+            core.attend(
+                isa, kv, q, pos, d, pages.k[i], pages.v[i], 1, case.first + 64 * i, case.window,
+                case.scale, case.softcap, m, mass, o, more=i > 0, set=place,
+            )  # fmt: skip
+        assert m.tobytes() + mass.tobytes() + o[:, :d].tobytes() == want, place
+        assert (o[:, d:] == 0).all()
+
+
 @each_kv
 @pytest.mark.parametrize("d", [17, 64, 128])
 def test_levels_without_the_dot_agree_bit_for_bit(kv: str, d: int) -> None:
@@ -425,9 +448,11 @@ def test_bad_arguments_are_named() -> None:
 
     def call(**changed: object) -> None:
         a = dict(zip(names, good, strict=True)) | {"m": m, "mass": mass, "o": o} | changed
-        core.attend(isa, *(a[name] for name in names), 1.0, 0.0, a["m"], a["mass"], a["o"])
+        where = {"set": a.get("set", 0)}
+        core.attend(isa, *(a[name] for name in names), 1.0, 0.0, a["m"], a["mass"], a["o"], **where)
 
     call()
+    call(set=20)
     for changed, message in [
         ({"kv": "f16"}, "kv: f16 is none of f32, bf16, i8, f8"),
         ({"d": 0}, "d: 0"),
@@ -439,6 +464,8 @@ def test_bad_arguments_are_named() -> None:
         ({"window": -1}, "window: -1"),
         ({"v": pages.v[:, 1:].copy()}, "v_pages: 8191 bytes"),
         ({"pos": np.zeros(65, np.int32)}, "R: 65"),
+        ({"set": 21}, "set: 21"),
+        ({"set": -1}, "set: -1"),
         ({"pos": np.int32([1, -1, 1])}, "row_pos: -1"),
         ({"o": o[:, :31].copy()}, "o: 93 values"),
         ({"m": m[:2]}, "m: 2 values, expected 3"),

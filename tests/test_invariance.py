@@ -119,6 +119,8 @@ def run(
             futures = [llm.submit(prompts[i], params_for(int(i))) for i in which]
             # a bounded number: on a slow machine preempting for ever would leave no progress
             for _ in range(50 if preempt else 0):
+                if all(future.done() for future in futures):
+                    break
                 llm.engine.preempt(len(which) // 4 + 1)
                 time.sleep(0.2)
             for i, future in zip(which, futures, strict=True):

@@ -388,10 +388,11 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     return call_end(&c);
 }
 
-/* Runs the slot with poisoned scratch of exactly the promised size. */
+/* Runs the slot with poisoned scratch of exactly the promised size: a call on its own can be any set and
+ * go on with a chunk, but never use the queries of a call before it (`again`). */
 static void attend_call(call *c, la_attend_args *g, la_kv_form form)
 {
-    size_t bytes = la_attend_scratch(g->R, g->d);
+    size_t bytes = la_attend_scratch((g->set + 1) * g->R, g->d);
     char *block = PyMem_Malloc(bytes + 2 * GUARD);
     if (block == NULL) {
         PyErr_NoMemory();
@@ -413,14 +414,17 @@ static void attend_call(call *c, la_attend_args *g, la_kv_form form)
     PyMem_Free(block);
 }
 
-static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
+static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"", "", "", "", "", "", "",     "",    "",
+                            "", "", "", "", "", "", "more", "set", NULL};
     const char *isa, *kv;
     PyObject *oq, *opos, *okp, *ovp, *om, *ol, *oo;
     la_attend_args g = {0};
     call c;
-    if (!PyArg_ParseTuple(args, "ssOOiOOiiiffOOO:attend", &isa, &kv, &oq, &opos, &g.d, &okp, &ovp,
-                          &g.n_pages, &g.first, &g.window, &g.scale, &g.softcap, &om, &ol, &oo)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssOOiOOiiiffOOO|$pi:attend", names, &isa, &kv,
+                                     &oq, &opos, &g.d, &okp, &ovp, &g.n_pages, &g.first, &g.window,
+                                     &g.scale, &g.softcap, &om, &ol, &oo, &g.more, &g.set)) {
         return NULL;
     }
     call_begin(&c, isa);
@@ -432,6 +436,7 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args)
     g.row_pos = call_take(&c, opos, "row_pos", 'i', ANY);
     g.R = c.n;
     call_range(&c, "R", g.R, 1, MAX_R);
+    call_range(&c, "set", g.set, 0, c.ok ? MAX_R / g.R - 1 : 0);
     for (int r = 0; c.ok && r < g.R; r++) {
         call_range(&c, "row_pos", g.row_pos[r], 0, INT_MAX - 1);
     }
@@ -637,12 +642,13 @@ static PyMethodDef methods[] = {
     {"kv_store", kv_store, METH_VARARGS,
      "kv_store(isa, kv, k, v, tok, k_page, v_page): writes k, v [d] into slot tok, 0..63.\n\n"
      "k or v may be None: its page stays as it is."},
-    {"attend", attend, METH_VARARGS,
+    {"attend", (PyCFunction)(void (*)(void))attend, METH_VARARGS | METH_KEYWORDS,
      "attend(isa, kv, q, row_pos, d, k_pages, v_pages, n_pages, first, window, scale, softcap,\n"
-     "       m, l, o): one chunk of one kv head.\n\n"
+     "       m, l, o, *, more=False, set=0): one chunk of one kv head.\n\n"
      "q: float32 [R, ldq >= d], R 1..64; row_pos: int32 [R]; k_pages, v_pages: n_pages (1..4)\n"
      "pages one after another; first: position of their first token; window, softcap: 0 is off.\n"
-     "Writes m [R], l [R], o [R, ldo >= d rounded up to 16]."},
+     "Writes m [R], l [R], o [R, ldo >= d rounded up to 16]; more: they are those of the chunk's\n"
+     "earlier pages and go on. set: where the converted queries lie, 0 .. 64 / R - 1."},
     {"attend_merge", attend_merge, METH_VARARGS,
      "attend_merge(isa, m, l, o, m2, l2, o2) -> (m, l): joins two partial results, o [d] in "
      "place."},
