@@ -110,12 +110,12 @@ def test_chunked_beside_walked(isa: str) -> None:
 
 @pytest.mark.parametrize(
     "forks",
-    [{LONG: 100}, {LONG: 60, 300: 50}, {300: 30, LONG: 70, 257: 10}],
-    ids=["one", "two", "three"],
+    [{LONG: 100}, {LONG: 60, 300: 45}],
+    ids=["one", "two"],
 )
 def test_sequences_without_room_for_results(forks: dict[int, int]) -> None:
     """256 chunks find room: where more decode at once some are walked, to the same bits."""
-    count, tokens = sum(forks.values()), 8
+    count, tokens = sum(forks.values()), 12
 
     def run(**options: Any) -> tuple[list[tuple], dict[str, Any]]:
         with open_tiny("bfloat16", "llama", **options) as llm:
@@ -125,9 +125,9 @@ def test_sequences_without_room_for_results(forks: dict[int, int]) -> None:
 
     expected, _ = run(max_num_seqs=1)
     assert len(set(expected)) > count // 2, "forks that say the same could not be told apart"
-    got, stats = run(max_num_seqs=count, max_num_batched_tokens=1024)
+    got, stats = run(max_num_seqs=count, max_num_batched_tokens=128)
     assert got == expected
     assert stats["preemptions"] == 0
-    assert stats["steps"] <= tokens + 4, "the prompts' forks did not decode at once"
+    assert stats["steps"] <= tokens + 12, "the prompts' forks did not decode at once"
     if len(forks) == 1:  # its forks end together, but for the one that went on in its place
         assert stats["last_step_tokens"] > 85
