@@ -277,6 +277,25 @@ def test_which_templates_take_tools(template, takes):
     assert chat.takes_tools(template) is takes
 
 
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        ("{% for m in messages %}{{ m.tool_calls }}{% endfor %}", True),
+        ("{% for m in messages %}{% if 'tool_calls' in m %}{% endif %}{% endfor %}", True),
+        ("{% for m in messages %}{{ m.get('tool_calls') }}{% endfor %}", True),
+        ("{% for m in messages[1:] %}{{ m | tojson }}{% endfor %}", True),
+        ("{{ messages | tojson }}", True),
+        ("{{ messages }}", True),
+        (CHATML, False),
+        ("tool_calls {{ tools | tojson }}", False),
+        ("{% for t in tools %}{{ t }}{% endfor %}", False),
+        ("{% if", True),
+    ],
+)
+def test_which_templates_take_tool_calls(template, takes):
+    assert chat.takes_tool_calls(template) is takes
+
+
 EACH = "{% for m in messages %}"
 PARTS = "{% for p in CONTENT %}{{ p.text }}{% endfor %}"
 

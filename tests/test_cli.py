@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 
 import letters
 import pytest
 
+import llmaccel
 from llmaccel import LLM, SamplingParams, cli, loading
 
 
@@ -26,7 +28,9 @@ def test_complete(folder, capsys, monkeypatch):
     arguments = ["complete", folder, "-n", "5", "--temperature", "0"]
     for where in (2, len(arguments)):
         assert cli.main([*arguments[:where], "abc", *arguments[where:]]) == 0
-        assert capsys.readouterr() == (expected, "")
+        out, err = capsys.readouterr()
+        assert out == expected
+        assert re.fullmatch(r"5 tokens, [\d.]+ tok/s, finish reason: length\n", err)
     monkeypatch.setattr("sys.stdin", io.StringIO("abc\n"))
     assert cli.main(arguments) == 0
     assert capsys.readouterr().out == expected
@@ -47,13 +51,51 @@ def test_tokens_where_none_are_asked_for(tmp_path, capsys):
 def test_chat_once_and_in_turns(folder, capsys, monkeypatch):
     arguments = ["chat", folder, "-n", "4", "--temperature", "0", "--system", "be kind"]
     assert cli.main([*arguments, "-p", "hi"]) == 0
-    once = capsys.readouterr().out
+    once, err = capsys.readouterr()
+    assert "finish reason: length" in err
     assert once == greedy(folder, {"prompt_token_ids": chat_ids(folder, "hi")}, 4) + "\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("hi\nmore\n\n"))
     assert cli.main(arguments) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(once)
     assert captured.err.count("tok/s") == 2
+
+
+def talk(folder, capsys, monkeypatch, messages):
+    """(lines of stdout, lines of stderr) of a conversation in a context of 100 tokens."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(messages)))
+    arguments = ["chat", folder, "--max-model-len", "100", "-n", "4", "--temperature", "0"]
+    assert cli.main([*arguments, "--system", "be kind"]) == 0
+    out, err = capsys.readouterr()
+    return out.splitlines(), err.splitlines()[1:]
+
+
+def test_a_chat_drops_its_oldest_turns(folder, capsys, monkeypatch):
+    out, err = talk(folder, capsys, monkeypatch, ["a" * 55, "hi"])
+    assert [line for line in err if "dropped" in line] == [err[1]]
+    assert "max_model_len is 100" in err[1]
+    assert "oldest 2 messages" in err[1]
+    # The system message stays: the second answer is that to a conversation that starts there.
+    assert out[-1:] == talk(folder, capsys, monkeypatch, ["hi"])[0]
+
+
+def test_a_chat_survives_a_message_that_does_not_fit(folder, capsys, monkeypatch):
+    out, err = talk(folder, capsys, monkeypatch, ["hi", "a" * 200, "ho"])
+    assert [line for line in err if "RequestError" in line] == [err[1]]
+    assert "dropped" not in "".join(err)
+    assert out == talk(folder, capsys, monkeypatch, ["hi", "ho"])[0]
+
+
+def test_version_and_a_bad_number(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"llmaccel {llmaccel.__version__}\n"
+    with pytest.raises(SystemExit):
+        cli.main(["complete", folder, "x", "-n", "abc"])
+    err = capsys.readouterr().err
+    assert "'abc' is no number of tokens" in err
+    assert "_max_tokens" not in err
 
 
 def chat_ids(folder, text):

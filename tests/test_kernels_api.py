@@ -611,6 +611,29 @@ def test_the_core_trusts_no_wrapper() -> None:
     wrong("window: ", pages.attend, ISAS[0], x, at, out, 2, 1.0, 0.0, -1, 1)
 
 
+@pytest.mark.parametrize(
+    ("given", "codes"),
+    [
+        ("bf16", "BF16"),
+        ("bfloat16", "BF16"),
+        ("half", "F16"),
+        ("float16", "F16"),
+        ("fp32", "F32"),
+        ("F32", "F32"),
+        ("fp8_e4m3", "fp8"),
+        ("int8", "int8"),
+    ],
+)
+def test_pack_takes_the_spellings_of_llm(given: str, codes: str) -> None:
+    assert kernels.pack(normal(32, 32), given).format["codes"] == codes
+
+
+@pytest.mark.torch
+def test_pack_takes_torch_dtypes() -> None:
+    torch = pytest.importorskip("torch")
+    assert kernels.pack(normal(32, 32), torch.bfloat16).format["codes"] == "BF16"
+
+
 # ---- torch ---------------------------------------------------------------------------------------
 
 

@@ -245,7 +245,12 @@ def test_generation_config(folder, tmp_path):
         ({"tensor_parallel_size": []}, UnsupportedError, "tensor_parallel_size=.*: this version"),
         ({"speculative_config": {"model": "x"}}, UnsupportedError, "speculative_config="),
         ({"rope_theta": 1e6}, UnsupportedError, "rope_theta=.*hf_overrides"),
-        ({"max_num_sequences": 3}, TypeError, "max_num_sequences"),
+        ({"max_num_sequences": 3}, TypeError, "max_num_sequences'; did you mean max_num_seqs"),
+        ({"n_ctx": 512}, TypeError, "'n_ctx'; did you mean max_model_len"),
+        ({"n_threads": 2}, TypeError, "'n_threads'; did you mean threads"),
+        ({"torch_dtype": "auto"}, TypeError, "'torch_dtype'; did you mean dtype"),
+        ({"model_max_len": 9}, TypeError, "'model_max_len'; did you mean max_model_len"),
+        ({"mlock": True}, TypeError, "'mlock'$"),
     ],
 )
 def test_a_bad_option_names_itself(folder, options, error, name):

@@ -106,13 +106,19 @@ def test_chat_with_tools(llm):
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "3"},
     ]
-    out = llm.chat(messages, GREEDY, tools=tools)[0]
-    assert out.prompt == "[user]hi[assistant][tool]3tools=1[assistant]"
+    reading = letters.CHAT_TEMPLATE.replace(
+        "m['content'] }}", "m['content'] }}{{ m.tool_calls | length }}"
+    )
+    out = llm.chat(messages, GREEDY, tools=tools, chat_template=reading)[0]
+    assert out.prompt == "[user]hi0[assistant]1[tool]30tools=1[assistant]"
+    with pytest.raises(RequestError, match=r"messages\[1\].tool_calls: the chat_template never"):
+        llm.chat(messages, GREEDY, tools=tools)
+    messages[1] = {"role": "assistant", "content": "f", "tool_calls": []}
     deaf = "{% for m in messages %}{{ m.content }}{% endfor %}"
     with pytest.raises(RequestError, match="tools: the chat_template never reads them"):
         llm.chat(messages, GREEDY, tools=tools, chat_template=deaf)
     for none in (None, []):
-        assert llm.chat(messages, GREEDY, tools=none, chat_template=deaf)[0].prompt == "hi3"
+        assert llm.chat(messages, GREEDY, tools=none, chat_template=deaf)[0].prompt == "hif3"
 
 
 def test_truncate_prompt_tokens(llm, folder):
@@ -556,3 +562,11 @@ def test_loglikelihood(llm):
     pair = llm.loglikelihood([best.prompt_token_ids] * 2, [best.outputs[0].token_ids, [5, 5, 5]])
     assert pair[0][1]
     assert not pair[1][1]
+
+
+def test_repr(tmp_path):
+    folder = letters.write_model(tmp_path)
+    with LLM(folder, max_model_len=64) as llm:
+        assert repr(llm) == f"LLM({str(folder)!r}, dtype='float32', max_model_len=64)"
+    assert "float32" in repr(llm)  # closed
+    assert repr(LLM.__new__(LLM)) == "LLM(not loaded)"

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import pickle
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llmaccel import ConfigError, RequestError, RequestOutputKind, SamplingParams, _core
+from llmaccel import (
+    ConfigError,
+    RequestError,
+    RequestOutputKind,
+    SamplingParams,
+    UnsupportedError,
+    _core,
+    hints,
+)
 from llmaccel.errors import shown
+from llmaccel.options import COMPATIBLE, LoadOptions
 from llmaccel.params import engine_fields, score_fields
+from llmaccel.recipes import QUANTIZATIONS
 
 HEADER = Path(__file__).resolve().parents[1] / "csrc" / "llmaccel.h"
 # Names of la_sampling that are not the dataclass's: what they are made of.
@@ -127,9 +139,61 @@ def test_bad_value_names_its_field(field, value):
     assert len(str(caught.value)) < 300
 
 
-def test_unknown_name_is_a_type_error():
-    with pytest.raises(TypeError, match="max_new_tokens"):
-        SamplingParams(max_new_tokens=3)
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("max_new_tokens", "max_tokens"),
+        ("n_predict", "max_tokens"),
+        ("repeat_penalty", "repetition_penalty"),
+        ("temprature", "temperature"),
+        ("Top_K", "top_k"),
+        ("mirostat", None),
+    ],
+)
+def test_unknown_name_is_a_type_error(name, meant):
+    with pytest.raises(TypeError, match=f"argument '{name}'") as caught:
+        SamplingParams(**{name: 3})
+    assert str(caught.value).partition("; ")[2] == (f"did you mean {meant}?" if meant else "")
+
+
+def test_every_hint_is_a_name_that_is_there():
+    fields = {field.name for field in dataclasses.fields(SamplingParams)}
+    assert set(hints.SAMPLING_NAMES.values()) <= fields
+    assert not set(hints.SAMPLING_NAMES) & fields
+    options = {field.name for field in dataclasses.fields(LoadOptions)}
+    assert set(hints.MODEL_NAMES.values()) <= options
+    assert not set(hints.MODEL_NAMES) & {*options, *COMPATIBLE}
+    assert set(hints.QUANTIZATION_NAMES.values()) <= set(QUANTIZATIONS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("guided_json", {"type": "object"}),
+        ("structured_outputs", object()),
+        ("logits_processors", [print]),
+        ("best_of", 2),
+        ("guided_decoding", object()),
+        ("do_sample", False),
+        ("num_beams", np.array([1, 1])),
+    ],
+)
+def test_what_is_not_here_is_refused_by_name(name, value):
+    with pytest.raises(UnsupportedError, match=f"^{name}: not supported"):
+        SamplingParams(**{name: value})
+
+
+def test_what_asks_for_nothing_is_taken():
+    idle = {"guided_json": None, "logits_processors": [], "best_of": 1, "use_beam_search": False}
+    assert SamplingParams(top_k=3, **idle) == SamplingParams(top_k=3)
+
+
+def test_an_unknown_attribute_is_no_parameter():
+    p = SamplingParams()
+    with pytest.raises(AttributeError, match="max_token"):
+        p.max_token = 3
+    assert pickle.loads(pickle.dumps(p)) == p
+    assert "max_tokens" in inspect.signature(SamplingParams).parameters
 
 
 def test_contradictions():

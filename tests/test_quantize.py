@@ -265,6 +265,10 @@ def test_a_tensor_that_is_not_finite_is_named():
     ("options", "error", "words"),
     [
         ({"quantization": "int3"}, UnsupportedError, "quantization='int3'.*w4g128"),
+        ({"quantization": "int4"}, UnsupportedError, "did you mean w4g128"),
+        ({"quantization": "w4g-32"}, UnsupportedError, "did you mean w4g32"),
+        ({"quantization": "awq"}, UnsupportedError, "quantized$"),
+        ({"quantization": "INT8", "dtype": "float32"}, ConfigError, "dtype='float32'"),
         ({"quantization": "int8", "dtype": "float32"}, ConfigError, "dtype='float32'"),
         ({"quantization": "w4g32", "activation": "float32"}, ConfigError, "activation='float32'"),
         ({"quantization": "fp8", "activation": "int8"}, ConfigError, "activation='int8'.*fp8"),

@@ -239,6 +239,47 @@ def takes_tools(template: str) -> bool:
 
 
 @lru_cache(maxsize=32)
+def takes_tool_calls(template: str) -> bool:
+    """Whether a template reads `tool_calls` of a message, or writes messages whole; one that cannot
+    be parsed does, as in takes_tools."""
+    import jinja2
+    from jinja2 import nodes
+
+    try:
+        tree = _environment().parse(template)
+    except (jinja2.TemplateError, RecursionError):
+        return True
+    if any(node.attr == "tool_calls" for node in tree.find_all(nodes.Getattr)):
+        return True
+    if any(node.value == "tool_calls" for node in tree.find_all(nodes.Const)):
+        return True
+    whole = {"messages"}
+    for loop in tree.find_all(nodes.For):
+        over = [
+            name.name
+            for name in (loop.iter, *loop.iter.find_all(nodes.Name))
+            if isinstance(name, nodes.Name)
+        ]
+        if any("messages" in name for name in over) and isinstance(loop.target, nodes.Name):
+            whole.add(loop.target.name)
+    written = [node.node for node in tree.find_all(nodes.Filter)]
+    for output in tree.find_all(nodes.Output):
+        written.extend(output.nodes)
+    return any(isinstance(node, nodes.Name) and node.name in whole for node in written)
+
+
+def check_tool_calls(messages: Any, template: str) -> None:
+    """RequestError for the first message whose tool_calls the template would leave out."""
+    for i, message in enumerate(messages if isinstance(messages, (list, tuple)) else ()):
+        calls = message.get("tool_calls") if isinstance(message, Mapping) else None
+        if calls and not takes_tool_calls(template):
+            raise RequestError(
+                f"messages[{i}].tool_calls: the chat_template never reads them; pass "
+                "chat_template= one that does, or write them into the content"
+            )
+
+
+@lru_cache(maxsize=32)
 def takes_parts(template: str) -> bool:
     """Whether a template walks over the parts of a message's content, which it then gets as a list.
 

@@ -1,8 +1,9 @@
 """The command line: llmaccel complete | chat | plan | doctor.
 
-Owns argument parsing and what a terminal shows; everything else is LLM's. Invariant: answers go to
-stdout and nothing else does, so output can be piped; errors of llmaccel are one line on stderr and
-exit status 1. `python -m llmaccel.cli` is the same program.
+Owns argument parsing, what a terminal shows, and which turns of a conversation are dropped when the
+context is full; everything else is LLM's. Invariant: answers go to stdout and nothing else does, so
+output can be piped; speed and notices go to stderr; errors of llmaccel are one line there and exit
+status 1. `python -m llmaccel.cli` is the same program.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmaccel.errors import LLMAccelError, UnsupportedError
+from llmaccel.errors import LLMAccelError, RequestError, UnsupportedError
 
 _CPU_FLAGS = (
     "sse4_2",
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except LLMAccelError as error:
-        print(f"llmaccel: {type(error).__name__}: {error}", file=sys.stderr)
+        _print_error(error)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
@@ -58,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe went away
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _print_error(error: LLMAccelError) -> None:
+    print(f"llmaccel: {type(error).__name__}: {error}", file=sys.stderr)
 
 
 # ---- arguments -----------------------------------------------------------------------------------
@@ -80,7 +85,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from llmaccel import __version__
+
     parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference on the CPU.")
+    parser.add_argument("--version", action="version", version=f"llmaccel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     complete = commands.add_parser("complete", help="continue a text")
@@ -164,7 +172,12 @@ def _add_sampling(parser: argparse.ArgumentParser, tokens: int | None) -> None:
 
 def _max_tokens(text: str) -> int | None:
     """SamplingParams' max_tokens; -1, as in llama.cpp, is its None."""
-    return None if text == "-1" else int(text)
+    try:
+        return None if text == "-1" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no number of tokens; write an integer, or -1 for a full context"
+        ) from None
 
 
 def _size(text: str) -> int:
@@ -223,7 +236,8 @@ class _Live:
     def __init__(self) -> None:
         self.text = ""
         self.tokens = 0
-        self._started = 0.0
+        self.finish_reason: str | None = None
+        self._started = self._ended = 0.0
         self._column = 0
         self._terminal = _is_terminal()
 
@@ -232,9 +246,11 @@ class _Live:
         for chunk in chunks:
             part = chunk.outputs[0]
             now = time.monotonic()
-            self._started = self._started or now
+            self._started = chunk.timings.first_token or now
+            self._ended = chunk.timings.finished or now
             self.tokens += len(part.token_ids_array)
             self.text += part.text
+            self.finish_reason = part.finish_reason
             self._write(part.text, now)
         self._write("\n", 0.0)
         return self.text
@@ -259,6 +275,14 @@ class _Live:
         """Tokens per second after the first."""
         return (self.tokens - 1) / (now - self._started) if now > self._started else 0.0
 
+    def print_summary(self) -> None:
+        """Tokens, speed and why it ended, on stderr."""
+        rate = self.rate(self._ended)
+        speed = f", {rate:.1f} tok/s" if rate > 0.0 else ""
+        tokens = f"{self.tokens} token" + "s" * (self.tokens != 1)
+        why = self.finish_reason or "interrupted"
+        print(f"{tokens}{speed}, finish reason: {why}", file=sys.stderr)
+
 
 def _is_terminal() -> bool:
     return sys.stdout.isatty()
@@ -268,8 +292,14 @@ def _complete(args: argparse.Namespace) -> int:
     # what echo and editors end a text with is no part of it
     prompt = sys.stdin.read().removesuffix("\n") if args.prompt is None else args.prompt
     with _open(args) as llm:
-        _Live().show(llm.generate(prompt, _sampling(llm, args), stream=True))
+        _show_once(llm.generate(prompt, _sampling(llm, args), stream=True))
     return 0
+
+
+def _show_once(chunks: Iterable[Any]) -> None:
+    live = _Live()
+    live.show(chunks)
+    live.print_summary()
 
 
 def _chat(args: argparse.Namespace) -> int:
@@ -278,7 +308,7 @@ def _chat(args: argparse.Namespace) -> int:
         messages = [{"role": "system", "content": args.system}] if args.system else []
         if args.prompt is not None:
             messages.append({"role": "user", "content": args.prompt})
-            _Live().show(llm.chat(messages, params, stream=True))
+            _show_once(llm.chat(messages, params, stream=True))
             return 0
         print(
             "Type a message; an empty line or Ctrl-D ends. Ctrl-C stops an answer.", file=sys.stderr
@@ -290,21 +320,52 @@ def _chat(args: argparse.Namespace) -> int:
                 return 0
             if not asked.strip():
                 return 0
-            messages.append({"role": "user", "content": asked})
-            _answer(llm, messages, params)
+            try:
+                messages = _answer(llm, [*messages, {"role": "user", "content": asked}], params)
+            except RequestError as error:  # the conversation goes on as if nothing was asked
+                _print_error(error)
 
 
-def _answer(llm: Any, messages: list[dict[str, str]], params: Any) -> None:
+def _answer(llm: Any, messages: list[dict[str, str]], params: Any) -> list[dict[str, str]]:
+    """Show the answer; returns the conversation with it, less the turns that had to go."""
+    kept, chunks = _start_answer(llm, messages, params)
     live = _Live()
-    chunks = llm.chat(messages, params, stream=True)
     try:
         live.show(chunks)
     except KeyboardInterrupt:
         print()
     finally:
         chunks.close()
-    messages.append({"role": "assistant", "content": live.text})
-    print(f"{live.tokens} tokens, {live.rate(time.monotonic()):.1f} tok/s", file=sys.stderr)
+    live.print_summary()
+    return [*kept, {"role": "assistant", "content": live.text}]
+
+
+def _start_answer(llm: Any, messages: list[dict[str, str]], params: Any) -> tuple[Any, Any]:
+    """(messages, chunks): the oldest turns are left out until the rest is taken. RequestError
+    where the last message alone is not."""
+    kept, refusal = messages, None
+    while True:
+        try:
+            chunks = llm.chat(kept, params, stream=True)
+            break
+        except RequestError as error:
+            refusal = refusal or error
+            shorter = _drop_oldest_turn(kept)
+            if shorter == kept:
+                raise
+            kept = shorter
+    if refusal is not None:
+        print(
+            f"llmaccel: {refusal}; the oldest {len(messages) - len(kept)} messages were dropped",
+            file=sys.stderr,
+        )
+    return kept, chunks
+
+
+def _drop_oldest_turn(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Without the first message of a user and its answer; a system message and the last stay."""
+    first = 1 if messages[0]["role"] == "system" else 0
+    return messages[:first] + messages[min(first + 2, len(messages) - 1) :]
 
 
 # ---- plan and doctor -----------------------------------------------------------------------------

@@ -665,6 +665,13 @@ class LLM:
         """Cancel what runs and free weights and cache. May be called again."""
         self._close()
 
+    def __repr__(self) -> str:
+        if not hasattr(self, "_forms"):  # loading failed or goes on
+            return "LLM(not loaded)"
+        name = self._config.architecture if self._path is None else str(self._path)
+        dtype, max_len = self._forms.dtype, self._config.max_len
+        return f"LLM({name!r}, dtype={dtype!r}, max_model_len={max_len})"
+
     def __enter__(self) -> LLM:
         return self
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
+from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
@@ -131,6 +132,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         for name in _SPELLED:
             object.__setattr__(self, name, number_format(getattr(self, name)))
+        if isinstance(self.quantization, str):
+            object.__setattr__(self, "quantization", self.quantization.lower())
         for name, *_ in _COUNTS:
             value = getattr(self, name)
             if isinstance(value, numbers.Integral) and not isinstance(value, bool):
@@ -166,6 +169,7 @@ class LoadOptions:
             raise UnsupportedError(
                 f"quantization={shown(self.quantization)}: this version has "
                 f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
+                + hint(self.quantization or "", ("gguf", *QUANTIZATIONS), QUANTIZATION_NAMES)
             )
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
@@ -184,7 +188,10 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
 
 def _check_compatible(name: str, value: Any) -> None:
     if name not in COMPATIBLE:
-        raise TypeError(f"LLM() got an unexpected keyword argument {name!r}")
+        known = [one for one in LoadOptions.__dataclass_fields__ if one != "compatible"]
+        raise TypeError(
+            f"LLM() got an unexpected keyword argument {name!r}" + hint(name, known, MODEL_NAMES)
+        )
     allowed = COMPATIBLE[name]
     plain = isinstance(value, (numbers.Real, str, type(None)))
     if allowed is None or (plain and value in allowed):

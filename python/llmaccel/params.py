@@ -11,20 +11,47 @@ Called by users, by llm.py and by cli.py.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import numbers
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any
+from typing import Any, TypeVar
 
-from llmaccel.errors import RequestError, shown
+from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.hints import SAMPLING_NAMES, hint
 
+_T = TypeVar("_T")
 _INT32_MAX = 2**31 - 1
 _MAX_BRANCHES = 16384  # LA_MAX_BRANCHES of csrc/engine/request.h
 REPETITION_PENALTIES = (1e-4, 1e4)  # least and largest, as csrc/engine/request.c takes them
 # Below this a temperature only multiplies rounding errors; vLLM clamps at the same value.
 _MIN_TEMPERATURE = 0.01
+# Parameters of vLLM and Hugging Face for what this version has not.
+# None, False and empty lists ask for nothing, and of these 1.
+_OFF_AT_ONE = ("beam_width", "best_of", "length_penalty", "num_beams")
+_ABSENT = {
+    "allowed_tokens_mask": "",
+    "beam_width": "",
+    "best_of": "; n gives several continuations",
+    "do_sample": "; temperature=0 is greedy",
+    "early_stopping": "",
+    "extra_args": "",
+    "guided_choice": "",
+    "guided_decoding": "",
+    "guided_grammar": "",
+    "guided_json": "",
+    "guided_regex": "",
+    "length_penalty": "",
+    "logits_processor": "; logit_bias adds to the logits of single tokens",
+    "logits_processors": "; logit_bias adds to the logits of single tokens",
+    "num_beams": "",
+    "response_format": "",
+    "stopping_criteria": "; stop and stop_token_ids end the text",
+    "structured_outputs": "",
+    "use_beam_search": "",
+}
 
 
 class RequestOutputKind(IntEnum):
@@ -38,9 +65,38 @@ class RequestOutputKind(IntEnum):
     """One chunk, at the end."""
 
 
-@dataclass
+def _refuse_foreign(cls: type[_T]) -> type[_T]:
+    """Has __init__ answer names that are no field; its signature stays."""
+    init, known = cls.__init__, tuple(field.name for field in fields(cls))  # type: ignore[arg-type]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **given: Any) -> None:
+        for name in [one for one in given if one not in known]:
+            _refuse(name, given.pop(name), known)
+        init(self, *args, **given)
+
+    cls.__init__ = checked  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def _refuse(name: str, value: Any, known: Iterable[str]) -> None:
+    """UnsupportedError for what other engines have, unless it asks for nothing; else TypeError."""
+    if name not in _ABSENT:
+        raise TypeError(
+            f"SamplingParams() got an unexpected keyword argument {name!r}"
+            + hint(name, known, SAMPLING_NAMES)
+        )
+    one = name in _OFF_AT_ONE and isinstance(value, numbers.Real) and value == 1
+    off = value is False and name != "do_sample"  # whose False asks for greedy
+    if not (value is None or off or one or (isinstance(value, (list, tuple)) and not value)):
+        raise UnsupportedError(f"{name}: not supported by this version{_ABSENT[name]}")
+
+
+@_refuse_foreign
+@dataclass(slots=True)
 class SamplingParams:
-    """Sampling parameters of a request. Unknown names raise TypeError, bad values RequestError.
+    """Sampling parameters of a request. Unknown names raise TypeError, parameters of vLLM that this
+    version has not UnsupportedError, bad values RequestError.
 
     n: continuations of the prompt; their common pages are shared.
     presence_penalty, frequency_penalty: -2 to 2, subtracted for tokens already generated (once, per

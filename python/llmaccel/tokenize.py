@@ -413,13 +413,14 @@ class Tokenizer:
 
     def prepare_chat(self, messages: Any, chat_template: str | None, tools: Any) -> Any:
         """OpenAI's messages as the chat template takes them; see chat.join_text_parts. RequestError
-        for tools that the template would leave out."""
+        for tools and tool calls that the template would leave out."""
         template = chat.select_chat_template(self._templates, chat_template, tools is not None)
         if isinstance(tools, (list, tuple)) and tools and not chat.takes_tools(template):
             raise RequestError(
                 "tools: the chat_template never reads them; pass chat_template= one that does, or "
                 "write them into a message"
             )
+        chat.check_tool_calls(messages, template)
         return chat.join_text_parts(messages, chat.takes_parts(template))
 
 

@@ -17,6 +17,7 @@ from llmaccel.kernels.arguments import Tensor
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
+_FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
@@ -95,7 +96,8 @@ def pack(
 
     weight: F32, F16 or BF16 [N, K]; or blocks of a GGUF tensor as bytes, with dtype "Q4_0", "Q4_1",
     "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
-    format: what floats become: "F32", "F16", "BF16"; "int8" or "fp8" (E4M3), a scale per row;
+    format: what floats become: "F32", "F16", "BF16" (or as LLM's dtype is spelled: "bfloat16",
+    "bf16", torch.bfloat16); "int8" or "fp8" (E4M3), a scale per row;
     "w4g128" or "w4g32", 4 bits with a scale per group; "auto" keeps their own. Blocks keep their
     codes, scales and offsets exactly; "F32" dequantizes them. threads: 0 takes all processors.
 
@@ -120,6 +122,7 @@ def pack(
         raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
     n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
     threads = arguments.count_threads(threads, t.nbytes)
+    format = _format(format)
     arguments.choice(format, "format", ("auto", *FLOATS, *QUANTIZATIONS))
     quantize = format if format in QUANTIZATIONS else "keep"
     if quantize != "keep" and dtype not in FLOATS:
@@ -206,6 +209,12 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
         raw, _, _ = _core.act_rows(level, "bf16", piece, len(piece), 0)
         target[at // 2 : at // 2 + 2 * len(piece)] = raw[: 2 * len(piece)]
     return y
+
+
+def _format(format: Any) -> Any:
+    """The core's name of a format, however LLM's options spell it; the rest as it is."""
+    name = number_format(format)
+    return _FLOAT_NAMES.get(name, name) if isinstance(name, str) else name
 
 
 def _form(activation: str, weight: PackedWeight) -> str:
