@@ -253,7 +253,8 @@ VNNI_FEW(6)
 /* Units of int8 codes, one behind the other. */
 LA_INLINE void vnni_decode(const int bits, const la_tile *t, int n_units, uint8_t *out)
 {
-    const vi zero = vi_set1((128 - la_format_zero(t->f)) * 0x01010101);
+    const uint32_t shift = 128u - (uint32_t)la_format_zero(t->f);
+    const vi zero = vi_set1((int32_t)(shift * 0x01010101u));
     for (int u = 0; u < n_units; u++) {
         const uint8_t *w = t->w + (size_t)u * t->w_pitch;
         uint8_t *to = out + (size_t)u * VNNI_DECODE_K * LA_UNIT;
