@@ -129,9 +129,9 @@ LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile
     *a += bits == 8 ? 4 : tile_step_k(bits);
 }
 
-/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f). f is in registers where
- * they suffice, else in c: 24 accumulators and 24 sums do not fit, and a load per fold is
- * cheap. */
+/* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f).
+ * f is in registers where they suffice, else in c: 24 accumulators and 24 sums do not fit, and a
+ * load per fold is cheap. */
 LA_INLINE void vnni_fold(const int R, const int C, const int kind, const la_tile *t,
                          const uint8_t *head, const la_act_meta *meta, vi acc[8][4], vf f[8][4])
 {
@@ -318,43 +318,30 @@ static void gemm_i8_i8(const la_gemm *g)
     tile_drive(g, &s, NULL);
 }
 
-static void gemm_i5_i8(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = vnni5_few,
-        .few_rows = TILE_FEW / 2,
-        .pair = vnni5_pair,
-        .one = vnni8_one,
-        .two = vnni8_two,
-        .rows = TILE_ROWS,
-        .a_bytes = 1,
-        .step_k = 4,
-        .decode = vnni_decode_i5,
-        .decode_k = VNNI_DECODE_K,
-        .as_i8 = 1,
-    };
-    _Alignas(64) uint8_t block[VNNI_DECODE_K * 2 * LA_UNIT];
-    tile_drive(g, &s, block);
-}
+/* clang-format off */
+#define VNNI_SPLIT(bits)                                                                         \
+    static void gemm_i##bits##_i8(const la_gemm *g)                                              \
+    {                                                                                            \
+        static const la_tiler s = {                                                              \
+            .few = vnni##bits##_few,                                                             \
+            .few_rows = TILE_FEW / 2,                                                            \
+            .pair = vnni##bits##_pair,                                                           \
+            .one = vnni8_one,                                                                    \
+            .two = vnni8_two,                                                                    \
+            .rows = TILE_ROWS,                                                                   \
+            .a_bytes = 1,                                                                        \
+            .step_k = 4,                                                                         \
+            .decode = vnni_decode_i##bits,                                                       \
+            .decode_k = VNNI_DECODE_K,                                                           \
+            .as_i8 = 1,                                                                          \
+        };                                                                                       \
+        _Alignas(64) uint8_t block[VNNI_DECODE_K * 2 * LA_UNIT];                                 \
+        tile_drive(g, &s, block);                                                                \
+    }
 
-static void gemm_i6_i8(const la_gemm *g)
-{
-    static const la_tiler s = {
-        .few = vnni6_few,
-        .few_rows = TILE_FEW / 2,
-        .pair = vnni6_pair,
-        .one = vnni8_one,
-        .two = vnni8_two,
-        .rows = TILE_ROWS,
-        .a_bytes = 1,
-        .step_k = 4,
-        .decode = vnni_decode_i6,
-        .decode_k = VNNI_DECODE_K,
-        .as_i8 = 1,
-    };
-    _Alignas(64) uint8_t block[VNNI_DECODE_K * 2 * LA_UNIT];
-    tile_drive(g, &s, block);
-}
+VNNI_SPLIT(5)
+VNNI_SPLIT(6)
+/* clang-format on */
 
 static float probe_i8(int64_t n)
 {
