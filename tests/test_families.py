@@ -213,6 +213,8 @@ def test_missing_keys_take_class_defaults(family):
     bare = {"architectures": list(family.architectures)}
     if family.name in ("qwen2", "qwen3"):
         theirs["use_sliding_window"] = bare["use_sliding_window"] = False
+    if family.latent:
+        theirs["first_k_dense_replace"] = bare["first_k_dense_replace"] = 100
     assert not tiny.differing(build_config(bare), build_config({**theirs, **bare}), "eos_token_ids")
     assert build_config(bare).eos_token_ids == build_config({**theirs, **bare}).eos_token_ids
 
@@ -544,12 +546,11 @@ def test_real_configs_map_or_are_refused(shared_data):
             assert sizes == REAL[path.stem], path.name
             seen.add(path.stem)
         else:
-            with pytest.raises(
-                UnsupportedError, match="is not supported; known: LlamaFor"
-            ) as caught:
+            with pytest.raises(UnsupportedError, match="not supported") as caught:
                 build_config(raw)
             for name in raw.get("architectures", ()):
-                assert name in str(caught.value)
+                if not name.startswith("Deepseek"):  # of a known one what it has beyond the row
+                    assert f"{name}' is not supported; known: LlamaFor" in str(caught.value)
     assert seen == REAL.keys()
 
 

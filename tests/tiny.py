@@ -40,6 +40,16 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+# Every layer dense.
+_LATENT = {
+    **_SIZES,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 36,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 18,
+    "first_k_dense_replace": 3,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
 
 
@@ -230,11 +240,44 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_bias": False,
         "tie_word_embeddings": False,
     },
+    "deepseek_v2": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        **_LATENT,
+        "q_lora_rank": None,
+        "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "deepseek_v2-lora": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        **_LATENT,
+        "q_lora_rank": 44,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "deepseek_v3": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "q_lora_rank": 50,
+        "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek_v3-halves": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "q_lora_rank": None,
+        "rope_interleave": False,
+        "rms_norm_eps": 0.001,
+    },
 }
 # fmt: on
 FAMILIES = list(CONFIGS)
 # Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2.
-GGUF_FAMILIES = [name for name in FAMILIES if name not in ("qwen2", "llama-dynamic", "qwen2-full")]
+_NO_GGUF = ("qwen2", "llama-dynamic", "qwen2-full")
+GGUF_FAMILIES = [
+    name for name in FAMILIES if name not in _NO_GGUF and not name.startswith("deepseek")
+]
 
 
 # Values that an untrusted file may hold where another is expected.

@@ -14,9 +14,13 @@
 /* Widest K of any product. */
 static int max_k(const la_model_desc *d)
 {
-    int hd = d->n_heads * d->d_head;
+    int hd = d->n_heads * (d->attn == LA_ATTN_LATENT ? d->d_v : d->d_head);
     int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
-    return k > hd ? k : hd;
+    int more[] = {hd, d->q_rank, d->kv_rank, d->d_nope};
+    for (int i = 0; i < 4; i++) {
+        k = k > more[i] ? k : more[i];
+    }
+    return k;
 }
 
 /* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
@@ -30,6 +34,11 @@ static size_t converted_bytes(const la_model_desc *d, int T)
 {
     size_t one = row_bytes(max_k(d)), three = 3 * row_bytes(d->d_model);
     return (one > three ? one : three) * (size_t)T;
+}
+
+size_t la_cpu_few_bytes(const la_model_desc *d, int max_tokens)
+{
+    return converted_bytes(d, max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS);
 }
 
 static uint8_t *take_bytes(uint8_t *base, size_t *at, size_t bytes)
@@ -49,13 +58,14 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
 {
     size_t at = 0;
     size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
-    int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
+    int wide = la_cpu_heads_of(d).d;
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
-    out->few = take_bytes(base, &at, converted_bytes(d, few));
-    uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, d->d_head));
+    out->few = take_bytes(base, &at, la_cpu_few_bytes(d, max_tokens));
+    size_t turned = d->attn == LA_ATTN_LATENT ? la_mla_scratch(wide, d->kv_rank) : 0;
+    uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, wide) + turned);
     if (room != NULL) {
-        la_attend_room_at(room, LA_CPU_ATTEND_ROWS, d->d_head, &out->attend);
+        la_attend_room_at(room, LA_CPU_ATTEND_ROWS, wide, &out->attend);
     }
     size_t V = (size_t)d->n_vocab, units = (size_t)la_ceil_div(d->n_vocab, LA_UNIT);
     out->ruled = take_floats(base, &at, V);
@@ -86,16 +96,20 @@ static void scratch(const la_model_desc *d, const la_limits *limits, size_t *sha
 static la_status check(const la_model_desc *d, const la_limits *limits)
 {
     int64_t T = limits->max_batch_tokens, spans = T < limits->max_seqs ? T : limits->max_seqs;
-    int64_t qkv = ((int64_t)d->n_heads + 2 * d->n_kv_heads) * d->d_head,
+    la_cpu_heads_view view = la_cpu_heads_of(d);
+    int64_t qkv = ((int64_t)d->n_heads + 2 * d->n_kv_heads) * d->d_head + d->q_rank + d->kv_rank,
             ffn = 2 * (int64_t)d->d_ffn;
     int64_t cols = d->d_model > ffn ? d->d_model : ffn;
     int64_t units = (cols > qkv ? cols : qkv) / LA_UNIT + 3; /* a part's last may be short */
     int64_t blocks = (T + LA_CPU_TILE_ROWS - 1) / LA_CPU_TILE_ROWS;
-    int group = d->n_heads / d->n_kv_heads;
-    int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
-    int64_t runs = d->n_kv_heads * (int64_t)la_ceil_div(group, heads);
+    int heads = view.group < LA_CPU_ATTEND_ROWS ? view.group : LA_CPU_ATTEND_ROWS;
+    int64_t runs = view.n_kv * (int64_t)la_ceil_div(view.group, heads);
     int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));
     tiles += LA_CPU_ATTEND_FLOATS / 32; /* chunks; the smallest has 16 floats of o, 16 of m and l */
+    if (d->attn == LA_ATTN_LATENT) { /* products of heads, by at least LA_CPU_FEW_ROWS tokens */
+        int64_t heads_products = d->n_heads * ((T + LA_CPU_FEW_ROWS - 1) / LA_CPU_FEW_ROWS);
+        tiles = tiles > heads_products ? tiles : heads_products;
+    }
     if (units * blocks > LA_POOL_MAX_ITEMS || tiles > LA_POOL_MAX_ITEMS ||
         spans * d->n_heads > LA_POOL_MAX_ITEMS) {
         return la_fail(LA_ERR_ARGUMENT,
@@ -312,6 +326,9 @@ static const la_backend_ops cpu_ops = {
     .linear = la_cpu_linear,
     .heads = la_cpu_heads,
     .attend = la_cpu_attend,
+    .latent = la_cpu_latent,
+    .absorb = la_cpu_absorb,
+    .expand = la_cpu_expand,
     .add_norm = add_norm,
     .gather = gather,
     .sample = la_cpu_sample,

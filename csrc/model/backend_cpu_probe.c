@@ -76,6 +76,13 @@ static uint64_t read_matrix(const probe_job *job, const la_matrix *m, int tid, i
     return any;
 }
 
+static uint64_t read_latent(const probe_job *job, const la_latent *m, int tid, int nth)
+{
+    uint64_t any = read_matrix(job, &m->in, tid, nth) | read_matrix(job, &m->q, tid, nth);
+    any |= read_share(job, m->uk.one.data, la_head_matrix_bytes(&m->uk), tid, nth);
+    return any | read_share(job, m->uv.one.data, la_head_matrix_bytes(&m->uv), tid, nth);
+}
+
 /* What a decoded token reads, in its order, without the barriers between products. */
 static void weights_thread(void *arg, int tid, int nth)
 {
@@ -84,7 +91,8 @@ static void weights_thread(void *arg, int tid, int nth)
     uint64_t any = 0;
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
-        any |= read_matrix(job, &w->qkv, tid, nth) | read_matrix(job, &w->o, tid, nth);
+        any |= read_matrix(job, &w->qkv, tid, nth) | read_latent(job, &w->latent, tid, nth);
+        any |= read_matrix(job, &w->o, tid, nth);
         any |= read_matrix(job, &w->gate_up, tid, nth) | read_matrix(job, &w->down, tid, nth);
     }
     any |= read_matrix(job, m->head.n_parts != 0 ? &m->head : &m->embed, tid, nth);

@@ -99,6 +99,7 @@ static la_status check_desc(const la_model_desc *d)
     LA_TRY(check_float("residual_scale", d->residual_scale));
     LA_TRY(check_layers(d));
     LA_TRY(check_rope(d));
+    LA_TRY(la_latent_check_desc(d));
 done:
     return st;
 }
@@ -304,6 +305,9 @@ static la_matrix *matrix_of(la_model *m, la_slot slot, int layer)
     case LA_GATE_UP_BIAS: return &m->layers[layer].gate_up;
     case LA_DOWN:
     case LA_DOWN_BIAS: return &m->layers[layer].down;
+    case LA_MLA_IN:
+    case LA_MLA_IN_BIAS: return &m->layers[layer].latent.in;
+    case LA_MLA_Q: return &m->layers[layer].latent.q;
     default: return NULL;
     }
 }
@@ -322,8 +326,15 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     case LA_FFN_NORM: return &l->ffn_norm.w;
     case LA_FFN_NORM_BIAS: return &l->ffn_norm.b;
     case LA_FFN_POST_NORM: return &l->ffn_post_norm.w;
+    case LA_MLA_Q_NORM: return &l->latent.q_norm;
+    case LA_MLA_KV_NORM: return &l->latent.kv_norm;
     default: return NULL;
     }
+}
+
+static int is_per_head(la_slot slot)
+{
+    return slot == LA_MLA_UK || slot == LA_MLA_UV;
 }
 
 la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slot slot,
@@ -339,7 +350,13 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slo
         return LA_OK;
     }
     la_matrix m;
+    la_head_matrix heads;
     LA_TRY(check_recipe(d, recipe));
+    if (is_per_head(slot)) {
+        LA_TRY(la_latent_plan(d, recipe, &parts[0], &heads));
+        *bytes = la_head_matrix_bytes(&heads);
+        return LA_OK;
+    }
     LA_TRY(matrix_plan(d, recipe, slot, parts, n_parts, &m));
     for (int i = 0; i < m.n_parts; i++) {
         *bytes += weight_bytes(&m.part[i]);
@@ -359,7 +376,11 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *pa
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
     la_matrix *dst = matrix_of(m, slot, layer);
-    if (!shape.is_vector) {
+    if (is_per_head(slot)) {
+        la_latent *l = &m->layers[layer].latent;
+        LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
+    }
+    else if (!shape.is_vector) {
         LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
     }
     else if (dst != NULL) {
@@ -442,6 +463,12 @@ void la_model_free(la_model *m)
         matrix_clear(&m->weights, &w->o);
         matrix_clear(&m->weights, &w->gate_up);
         matrix_clear(&m->weights, &w->down);
+        la_free(w->latent.q_norm);
+        la_free(w->latent.kv_norm);
+        matrix_clear(&m->weights, &w->latent.in);
+        matrix_clear(&m->weights, &w->latent.q);
+        la_latent_clear(&m->weights, &w->latent.uk);
+        la_latent_clear(&m->weights, &w->latent.uv);
     }
     matrix_clear(&m->weights, &m->embed);
     matrix_clear(&m->weights, &m->pos_embed);
@@ -468,6 +495,28 @@ static la_status need(int is_set, la_slot slot, int layer)
     return LA_OK;
 }
 
+/* What attention reads before its output. */
+static la_status need_attention(const la_model *m, int l)
+{
+    la_status st = LA_OK;
+    const la_layer *w = &m->layers[l];
+    const la_latent *of = &w->latent;
+    if (m->desc.attn != LA_ATTN_LATENT) {
+        LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
+        return LA_OK;
+    }
+    LA_TRY(need(of->in.n_parts != 0, LA_MLA_IN, l));
+    LA_TRY(need(of->kv_norm != NULL, LA_MLA_KV_NORM, l));
+    LA_TRY(need(of->uk.n_heads != 0, LA_MLA_UK, l));
+    LA_TRY(need(of->uv.n_heads != 0, LA_MLA_UV, l));
+    if (m->desc.q_rank != 0) {
+        LA_TRY(need(of->q_norm != NULL, LA_MLA_Q_NORM, l));
+        LA_TRY(need(of->q.n_parts != 0, LA_MLA_Q, l));
+    }
+done:
+    return st;
+}
+
 la_status la_model_finish(la_model *m)
 {
     la_status st;
@@ -475,7 +524,7 @@ la_status la_model_finish(la_model *m)
     LA_TRY(need(m->final_norm.w != NULL, LA_FINAL_NORM, -1));
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
-        LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
+        LA_TRY(need_attention(m, l));
         LA_TRY(need(w->o.n_parts != 0, LA_O, l));
         LA_TRY(need(w->gate_up.n_parts != 0, LA_GATE_UP, l));
         LA_TRY(need(w->down.n_parts != 0, LA_DOWN, l));
@@ -504,8 +553,11 @@ static size_t layers_bytes(const la_model *m)
     size_t n = 0;
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
+        const la_latent *of = &w->latent;
         n += matrix_bytes(&w->qkv) + matrix_bytes(&w->o) + matrix_bytes(&w->gate_up) +
              matrix_bytes(&w->down);
+        n += matrix_bytes(&of->in) + matrix_bytes(&of->q) + la_head_matrix_bytes(&of->uk) +
+             la_head_matrix_bytes(&of->uv);
     }
     return n;
 }

@@ -19,6 +19,8 @@ static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",
                                         NULL};
 static const char *const QK_NORM_NAMES[] = {
     [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
+static const char *const ATTN_NAMES[] = {
+    [LA_ATTN_HEADS] = "heads", [LA_ATTN_LATENT] = "latent", NULL};
 static const char *const ACTIVATION_NAMES[] = {
     [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
 static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
@@ -62,6 +64,12 @@ static const struct {
     CHOICE(qk_norm, QK_NORM_NAMES),
     INT(d_rope),
     INT(rope_interleaved),
+    CHOICE(attn, ATTN_NAMES),
+    INT(kv_rank),
+    INT(q_rank),
+    INT(d_nope),
+    INT(d_v),
+    FLOAT(latent_eps),
     FLOAT(attn_scale),
     FLOAT(attn_softcap),
     FLOAT(logit_softcap),

@@ -262,6 +262,10 @@ def choose_forms(
     kv = options.kv_cache_dtype
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"
+    if kv == "int8" and config.attn == "latent":
+        raise UnsupportedError(
+            "kv_cache_dtype='int8': latents (MLA) are kept as float32, bfloat16 or fp8"
+        )
     tied = all(slot != "head" for slot, _ in slots)
     recipe = make_recipe(weights, quantization, tied)
     dtype = head = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]

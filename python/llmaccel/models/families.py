@@ -18,7 +18,8 @@ import numpy as np
 
 from llmaccel.config import MAX_LAYERS, MAX_POSITIONS, Keys
 from llmaccel.errors import ConfigError, UnsupportedError
-from llmaccel.models.rope import RopeKeys
+from llmaccel.models.latent import EXPERT_KEYS, INERT_KEYS, LATENT_KEYS
+from llmaccel.models.rope import RopeKeys, softmax_factor
 from llmaccel.models.slots import Source, source
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -57,6 +58,12 @@ class Family:
     gguf_tensors: Mapping[str, Source] = field(default_factory=dict)
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_interleaved: bool = False
+    # Attention over latents (MLA); direct: tensors in place of those above where queries are made
+    # of x; mtp: layers behind the last may be there, kept for later.
+    latent: bool = False
+    direct: Mapping[str, Source] = field(default_factory=dict)
+    mtp: bool = False
+    interleaved: Callable[[Keys], bool] = lambda keys: False  # rotation of pairs (2i, 2i + 1)
     inert: tuple[str, ...] = ()  # keys that the family's class does not read, whatever their value
 
 
@@ -127,6 +134,20 @@ _GEMMA_BASE: dict[str, Any] = {
     "sliding_window": 4096,
     "layer_types": None,
     "final_logit_softcapping": None,
+}
+
+_DEEPSEEK_TENSORS: dict[str, Source] = {
+    **{k: v for k, v in _LLAMA_TENSORS.items() if not k.startswith("qkv")},
+    "mla_in": source(_SELF + "q_a_proj.weight", _SELF + "kv_a_proj_with_mqa.weight"),
+    "mla_in_bias": source(_SELF + "q_a_proj.bias", _SELF + "kv_a_proj_with_mqa.bias"),
+    "mla_q_norm": source(_SELF + "q_a_layernorm.weight"),
+    "mla_kv_norm": source(_SELF + "kv_a_layernorm.weight"),
+    "mla_q": source(_SELF + "q_b_proj.weight"),
+    "mla_uk": source(_SELF + "kv_b_proj.weight", layout="latent_k"),
+    "mla_uv": source(_SELF + "kv_b_proj.weight", layout="latent_v"),
+}
+_DEEPSEEK_DIRECT = {
+    "mla_in": source(_SELF + "q_proj.weight", _SELF + "kv_a_proj_with_mqa.weight"),
 }
 
 GGUF_TENSORS: dict[str, Source] = {
@@ -244,6 +265,22 @@ def _granite(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
 
 def _gpt2(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {} if keys.flag("scale_attn_weights") else {"attn_scale": 1.0}
+
+
+def _deepseek(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    """transformers' scale of scores; layers with experts are not here yet."""
+    dense = keys.integer("first_k_dense_replace", 0, 2**31 - 1, none=True) or 0
+    if dense < sizes["n_layers"]:
+        raise UnsupportedError(
+            f"{keys.where}: first_k_dense_replace = {dense}: layers with experts are not supported"
+        )
+    if sizes["q_rank"] == 0 and keys.flag("attention_bias"):
+        raise UnsupportedError(f"{keys.where}: attention_bias without q_lora_rank is not supported")
+    return {"attn_scale": sizes["d_head"] ** -0.5 * softmax_factor(keys, RopeKeys())}
+
+
+def _rope_interleave(keys: Keys) -> bool:
+    return bool(keys.value("rope_interleave"))
 
 
 def _neox(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -413,6 +450,28 @@ FAMILIES: tuple[Family, ...] = (
         "starcoder2", window=_every_window, eps="norm_epsilon", norm="layer", gated=False,
         optional=dict.fromkeys(("qkv_bias", "o_bias", "gate_up_bias", "down_bias"), "use_bias"),
         gguf_tensors=_GGUF_UP, gguf_keys={"sliding_window": "attention.sliding_window"},
+    ),
+    Family(     # DeepSeek-V2, V2-Lite
+        "deepseek_v2", ("DeepseekV2ForCausalLM",), ("deepseek_v2",),
+        {**_BASE, **EXPERT_KEYS, **LATENT_KEYS, "vocab_size": 102400,
+         "attention_bias": False, "mlp_bias": False, "first_k_dense_replace": 0},
+        _DEEPSEEK_TENSORS, "deepseek2", extra=_deepseek, latent=True, direct=_DEEPSEEK_DIRECT,
+        mtp=True, interleaved=lambda keys: True,
+        optional={"mla_in_bias": "attention_bias", "o_bias": "attention_bias", **_MLP_BIAS},
+        inert=INERT_KEYS,
+    ),
+    Family(     # DeepSeek-V3, R1, Kimi-K2
+        "deepseek_v3", ("DeepseekV3ForCausalLM",), ("deepseek_v3", "kimi_k2"),
+        {**_BASE, **EXPERT_KEYS, **LATENT_KEYS, "vocab_size": 129280, "hidden_size": 7168,
+         "intermediate_size": 18432, "num_hidden_layers": 61, "num_attention_heads": 128,
+         "num_key_value_heads": 128, "max_position_embeddings": 4096, "bos_token_id": 0,
+         "eos_token_id": 1, "attention_bias": False, "first_k_dense_replace": 3,
+         "rope_interleave": True},
+        {k: v for k, v in _DEEPSEEK_TENSORS.items() if k not in _MLP_BIAS},
+        "deepseek2", extra=_deepseek, latent=True, direct=_DEEPSEEK_DIRECT, mtp=True,
+        interleaved=_rope_interleave,
+        optional={"mla_in_bias": "attention_bias", "o_bias": "attention_bias"},
+        inert=INERT_KEYS,
     ),
 )
 # fmt: on

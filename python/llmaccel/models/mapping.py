@@ -35,6 +35,7 @@ from llmaccel.errors import ConfigError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, GGUF_TENSORS, Family, find_family, gguf_family
 from llmaccel.models.gguf_config import hf_config_from_gguf
+from llmaccel.models.latent import DIRECT_LACKS, latent_sizes, mtp_names
 from llmaccel.models.rope import RopeContext, rope_tables
 from llmaccel.models.slots import (
     NameTable,
@@ -279,7 +280,8 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         raise keys.error(
             "num_key_value_heads", f"{n_kv} does not divide num_attention_heads {n_heads}"
         )
-    d_head = (
+    latent = latent_sizes(keys, n_heads, n_kv) if family.latent else {"d_nope": 0}
+    d_head = latent.get("d_head") or (
         keys.integer("head_dim", 1, 2**20, none=True) if "head_dim" in family.defaults else None
     )
     if d_head is None:
@@ -288,7 +290,8 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
                 "hidden_size", f"{d_model} is no multiple of num_attention_heads {n_heads}"
             )
         d_head = d_model // n_heads
-    _require(keys, family, {"head_dim": d_head, "num_key_value_heads": n_kv})
+    if not family.latent:
+        _require(keys, family, {"head_dim": d_head, "num_key_value_heads": n_kv})
     if d_head > MAX_D_HEAD:
         raise UnsupportedError(
             f"{keys.where}: head size {d_head} is not supported; the limit is {MAX_D_HEAD}"
@@ -308,6 +311,7 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         "n_vocab": keys.integer("vocab_size", 1, MAX_VOCAB),
         "max_position_embeddings": positions,
         "max_len": _max_len(family, positions, max_model_len),
+        **latent,
     }
 
 
@@ -360,11 +364,12 @@ def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> 
             "rope_scale": [],
             "layers": [Layer(window, -1) for window in windows],
         }
-    context = RopeContext(sizes["d_head"], sizes["max_position_embeddings"], sizes["max_len"])
+    rotated = sizes["d_head"] - sizes["d_nope"]
+    context = RopeContext(rotated, sizes["max_position_embeddings"], sizes["max_len"])
     tables, scales = rope_tables(keys, family.rope, context)
     return {
         "d_rope": 2 * len(tables[0]),
-        "rope_interleaved": gguf and family.gguf_interleaved,
+        "rope_interleaved": family.interleaved(keys) or (gguf and family.gguf_interleaved),
         "rope_inv_freq": tables,
         "rope_scale": scales,
         "layers": [Layer(window, 1 if len(tables) > 1 and window else 0) for window in windows],
@@ -375,12 +380,12 @@ def _slots(
     keys: Keys, family: Family, tie: bool, gguf: bool, tensors: TensorTable | None
 ) -> tuple[str, ...]:
     """The slots that a checkpoint of this model fills."""
-    slots = []
+    slots, direct = [], family.latent and keys.value("q_lora_rank") is None
     for slot in family.tensors:
-        if slot == "head" and tie:
+        if (slot == "head" and tie) or (direct and slot in DIRECT_LACKS):
             continue
         if slot in family.optional:
-            first = _names_of(family, gguf)[slot].names[0].replace("{i}", "0")
+            first = _names_of(family, gguf, direct)[slot].names[0].replace("{i}", "0")
             present = first in tensors if gguf else keys.flag(family.optional[slot])
             if not present:
                 continue
@@ -396,14 +401,19 @@ def family_of(config: ModelConfig) -> Family:
     return next(family for family in FAMILIES if family.name == config.family)
 
 
-def _names_of(family: Family, gguf: bool) -> Mapping[str, Source]:
-    return {**GGUF_TENSORS, **family.gguf_tensors} if gguf else family.tensors
+def _names_of(family: Family, gguf: bool, direct: bool) -> Mapping[str, Source]:
+    """direct: queries of MLA are made of x itself."""
+    if gguf:
+        return {**GGUF_TENSORS, **family.gguf_tensors}
+    return {**family.tensors, **family.direct} if direct else family.tensors
 
 
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
     family = family_of(config)
     return NameTable(
-        _names_of(family, config.gguf), "" if config.gguf else family.prefix, checkpoint
+        _names_of(family, config.gguf, config.q_rank == 0),
+        "" if config.gguf else family.prefix,
+        checkpoint,
     )
 
 
@@ -449,7 +459,7 @@ def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
     table = _name_table(config, None)
     for slot, layer in walk(config):
-        shapes = stored_shapes(table.tensors[slot], slot_shapes(config, slot))
+        shapes = stored_shapes(config, table.tensors[slot], slot_shapes(config, slot))
         yield from zip(table.names(slot, layer), shapes, strict=True)
 
 
@@ -461,7 +471,13 @@ def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     if config.tie_embeddings:
         patterns.append(r"lm_head\.weight|embed_out\.weight")
     useless = re.compile("|".join(f"(?:{p})" for p in patterns))
+    used.update(later_tensors(config, checkpoint))
     return [name for name in checkpoint.names() if name not in used and not useless.fullmatch(name)]
+
+
+def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
+    """Names of layers that predict further tokens (MTP), which this version does not run."""
+    return mtp_names(config, checkpoint) if family_of(config).mtp else []
 
 
 def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:

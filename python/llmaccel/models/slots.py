@@ -20,6 +20,7 @@ import numpy as np
 from llmaccel.config import ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
+from llmaccel.models.latent import latent_half
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
 LAYER_SLOTS = (
@@ -39,6 +40,13 @@ LAYER_SLOTS = (
     "down",
     "down_bias",
     "ffn_post_norm",
+    "mla_in",
+    "mla_in_bias",
+    "mla_q_norm",
+    "mla_kv_norm",
+    "mla_q",
+    "mla_uk",
+    "mla_uv",
 )
 # What la_dtype knows; F64 is converted on the way.
 _DTYPES = frozenset(
@@ -76,7 +84,8 @@ class Source:
     names: one checkpoint name per part, or a single one that holds all parts. "{i}" is the layer, a
     leading "/" means that the family's prefix is not put in front, "a|b" are spellings to try in
     order. layout: "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head,
-    q/k/v, d) instead of (q/k/v, head, d); "minus_one": a vector stored as w - 1.
+    q/k/v, d) instead of (q/k/v, head, d); "minus_one": a vector stored as w - 1; "latent_k" and
+    "latent_v": the halves of MLA's kv_b, whose rows go (head, d_nope + d_v).
     """
 
     names: tuple[str, ...]
@@ -91,7 +100,9 @@ def source(*names: str, layout: str = "rows") -> Source:
 def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
     """Shapes of the parts of `slot`, in `la_slot`'s order."""
     d_model, d_ffn, vocab = config.d_model, config.d_ffn, config.n_vocab
-    q, kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    heads, rank = config.n_heads, config.kv_rank
+    q, kv = heads * config.d_head, config.n_kv_heads * config.d_head
+    made_of, latent = config.q_rank or q, rank + config.d_rope
     per_head = config.qk_norm == "head"
     ffn_parts = 2 if config.gated else 1
     shapes: dict[str, list[tuple[int, ...]]] = {
@@ -102,10 +113,17 @@ def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
         "qkv_bias": [(q,), (kv,), (kv,)],
         "q_norm": [(config.d_head if per_head else q,)],
         "k_norm": [(config.d_head if per_head else kv,)],
-        "o": [(d_model, q)],
+        "o": [(d_model, heads * config.d_v if config.attn == "latent" else q)],
         "gate_up": [(d_ffn, d_model)] * ffn_parts,
         "gate_up_bias": [(d_ffn,)] * ffn_parts,
         "down": [(d_model, d_ffn)],
+        "mla_in": [(made_of, d_model), (latent, d_model)],
+        "mla_in_bias": [(made_of,), (latent,)],
+        "mla_q_norm": [(config.q_rank,)],
+        "mla_kv_norm": [(rank,)],
+        "mla_q": [(q, config.q_rank)],
+        "mla_uk": [(heads * rank, config.d_nope)],
+        "mla_uv": [(heads * config.d_v, rank)],
     }
     return shapes.get(slot, [(d_model,)])
 
@@ -121,8 +139,12 @@ def walk(config: ModelConfig) -> Iterator[tuple[str, int]]:
                 yield slot, layer
 
 
-def stored_shapes(src: Source, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def stored_shapes(
+    config: ModelConfig, src: Source, shapes: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
     """Shapes that the tensors of `src` have in the checkpoint, one per name."""
+    if src.layout in ("latent_k", "latent_v"):
+        return [(config.n_heads * (config.d_nope + config.d_v), config.kv_rank)]
     if len(src.names) == len(shapes) and len(shapes) > 1:
         return shapes
     fused = (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -163,7 +185,9 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
     shapes = slot_shapes(config, slot)
     stored = [
         _checked(table.checkpoint, name, shape)
-        for name, shape in zip(table.names(slot, layer), stored_shapes(src, shapes), strict=True)
+        for name, shape in zip(
+            table.names(slot, layer), stored_shapes(config, src, shapes), strict=True
+        )
     ]
     if src.layout == "minus_one":
         return [_plus_one(stored[0])]
@@ -171,6 +195,8 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
         return stored
     if src.layout == "heads":
         return _split_heads(stored[0], config)
+    if src.layout in ("latent_k", "latent_v"):
+        return [latent_half(stored[0], config, keys=src.layout == "latent_k")]
     whole = _transpose(stored[0]) if src.layout == "transposed" else stored[0]
     parts, start = [], 0
     for shape in shapes:
