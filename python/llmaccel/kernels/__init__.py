@@ -21,13 +21,14 @@ What every function keeps to:
 |---|---|
 | rows | rms_norm, layer_norm, add, act, act_mul, rope, softcap |
 | formats | pack, PackedWeight, linear, quantize_rows, round_bf16 |
-| attention | KVPages |
+| attention | KVPages, LatentPages |
 | sampling | argmax, logsumexp, softmax, select_above, top_k |
 """
 
 from __future__ import annotations
 
 from llmaccel.kernels.arguments import isas
+from llmaccel.kernels.latent import LatentPages
 from llmaccel.kernels.packed import PackedWeight, linear, pack, quantize_rows, round_bf16
 from llmaccel.kernels.pages import KVPages
 from llmaccel.kernels.rows import act, act_mul, add, layer_norm, rms_norm, rope, softcap
@@ -35,6 +36,7 @@ from llmaccel.kernels.sampling import argmax, logsumexp, select_above, softmax, 
 
 __all__ = [
     "KVPages",
+    "LatentPages",
     "PackedWeight",
     "act",
     "act_mul",
