@@ -28,6 +28,7 @@ from llmaccel.models.gguf import open_gguf
 from llmaccel.models.mapping import (
     build_config,
     iter_slots,
+    later_tensors,
     tensor_specs,
     unused_tensors,
 )
@@ -338,6 +339,21 @@ def test_unused_tensors_are_named(caplog):
     raw, weights = arrays("gpt2")
     mask = {f"transformer.h.{i}.attn.{n}": extra for i in range(3) for n in ("bias", "masked_bias")}
     assert not unused_tensors(build_config(raw), arrays_checkpoint({**weights, **mask}))
+
+
+def test_mtp_tensors_are_kept_for_later(caplog):
+    """Layers behind the last predict further tokens: known, and left in the file."""
+    raw, weights = arrays("deepseek_v3")
+    config = build_config(raw)
+    names = ("eh_proj", "enorm", "hnorm", "shared_head.norm", "shared_head.head", "embed_tokens",
+             "self_attn.o_proj", "mlp.experts.0.up_proj")  # fmt: skip
+    mtp = {f"model.layers.3.{name}.weight": np.ones(4, np.float32) for name in names}
+    with caplog.at_level(logging.WARNING, logger="llmaccel"):
+        list(iter_slots(config, arrays_checkpoint({**weights, **mtp})))
+    assert not caplog.records
+    assert later_tensors(config, arrays_checkpoint({**weights, **mtp})) == list(mtp)
+    raw, weights = arrays("llama")
+    assert set(mtp) == set(unused_tensors(build_config(raw), arrays_checkpoint({**weights, **mtp})))
 
 
 def test_dtypes_of_weights():

@@ -645,6 +645,7 @@ class LLM:
                 "bf16_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
+                "mtp_tensors": self._forms.later,
             },
             "backend": self._backend.info,
             "memory": {

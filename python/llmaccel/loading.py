@@ -40,7 +40,13 @@ from llmaccel.models.checkpoint import (
     tensor_bytes,
 )
 from llmaccel.models.families import find_family
-from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
+from llmaccel.models.mapping import (
+    build_config,
+    iter_slots,
+    later_tensors,
+    slot_forms,
+    tensor_specs,
+)
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
@@ -52,6 +58,7 @@ class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
     of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
     no_effect: options that change nothing with this file.
+    later: tensors of layers that predict further tokens (MTP), which are left in the file.
     """
 
     weights: Mapping[str, Any]
@@ -60,6 +67,7 @@ class Forms:
     quantized: bool
     wide: tuple[str, ...] = ()
     no_effect: tuple[str, ...] = ()
+    later: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,7 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     with naming_file(path):
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
+    forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint = DummyTensors(config, options, draw=True)
