@@ -20,7 +20,16 @@ typedef struct mla_pages {
     void (*open)(const la_attend_args *g, const uint8_t *page, uint8_t *k);
     /* K lines to V lines, zeros from token `seen` on */
     void (*turn)(const la_attend_args *g, const uint8_t *k, int seen, uint8_t *v);
+    /* Panels prefetch their share of the next page, step by step: with several tiles of rows the first
+     * would ask for it faster than memory gives (0.49 of the dots' peak at 16 rows, 0.68 at 128). */
+    int paced;
 } mla_pages;
+
+/* What is left to prefetch of the next page. */
+typedef struct mla_ahead {
+    const uint8_t *at;
+    size_t share; /* of a panel */
+} mla_ahead;
 
 /* K [4 sub][d][16 tok] to V [ceil(dv/16)][64 tok][16 d]. */
 LA_INLINE void mla_turn_f32(const la_attend_args *g, const uint8_t *k, int seen, uint8_t *v)
@@ -146,6 +155,40 @@ LA_INLINE void mla_open_f8(const la_attend_args *g, const uint8_t *page, uint8_t
     }
 }
 
+/* One product for n rows of a page, in tiles of about equal height. a, c: row 0 of the call. */
+LA_INLINE void mla_product(const attend_side *f, const attend_span *span, int n, const char *a,
+                           size_t a_pitch, float *c, int c_pitch, attend_panel *p, mla_ahead *ahead)
+{
+    int tiles = (n + f->rows - 1) / f->rows;
+    int slots = (p->n_blocks + 3) / 4 * p->steps; /* prefetches of a panel */
+    for (int t = 0; t < tiles; t++) {
+        int from = n * t / tiles;
+        p->rows = n * (t + 1) / tiles - from;
+        p->ahead = p->b;
+        if (ahead->at != NULL) {
+            p->ahead = ahead->at;
+            p->pace = (int)(ahead->share / (size_t)slots) + 1;
+            ahead->at = ahead->share != 0 ? ahead->at + ahead->share : NULL;
+        }
+        for (int i = 0; i < p->rows; i++) {
+            int r = span[from + i].row;
+            p->a[i] = a + (size_t)r * a_pitch;
+            p->c[i] = c + (int64_t)r * c_pitch;
+        }
+        f->panel(p);
+    }
+}
+
+/* The next page for the panels of n rows, or for the first one where they do not share. */
+LA_INLINE mla_ahead mla_ahead_of(const la_attend_args *g, const mla_pages *pages, int rows, int n,
+                                 const uint8_t *next)
+{
+    la_kv_form form = pages->open != NULL ? LA_KV_F8 : LA_KV_BF16;
+    size_t bytes = la_kv_latent_bytes(form, g->dv, g->d - g->dv);
+    size_t panels = 2 * (size_t)((n + rows - 1) / rows);
+    return (mla_ahead){next, pages->paced ? bytes / panels + ATTEND_LINE : 0};
+}
+
 LA_INLINE void mla_run(const la_attend_args *g, const attend_form *f, const mla_pages *pages)
 {
     attend_span span[ATTEND_MAX_ROWS];
@@ -166,30 +209,28 @@ LA_INLINE void mla_run(const la_attend_args *g, const attend_form *f, const mla_
             seen = span[j].t1 > seen ? span[j].t1 : seen;
         }
         const uint8_t *next = i + 1 < g->n_pages ? g->k_pages[i + 1] : g->next;
+        mla_ahead ahead = mla_ahead_of(g, pages, f->qk.rows, n, next);
         if (pages->open != NULL) {
             pages->open(g, k, opened);
             k = opened;
-            next = NULL;
         }
         attend_panel qk = {.b = k,
-                           .ahead = next != NULL ? next : k,
                            .table = f->table,
                            .n_blocks = LA_PAGE / 16,
                            .steps = g->d / f->qk.values,
                            .add = 0};
-        attend_product(&f->qk, span, n, at.q, at.q_pitch, at.s, LA_PAGE, &qk, at.lines);
+        mla_product(&f->qk, span, n, at.q, at.q_pitch, at.s, LA_PAGE, &qk, &ahead);
         for (int j = 0; j < n; j++) {
             size_t r = (size_t)span[j].row;
             attend_softmax(&out, f, &span[j], at.s + r * LA_PAGE, at.p + r * at.p_pitch);
         }
         pages->turn(g, k, seen, v);
         attend_panel pv = {.b = v,
-                           .ahead = v,
                            .table = f->table,
                            .n_blocks = (g->dv + 15) / 16,
                            .steps = LA_PAGE / f->pv.values,
                            .add = 1};
-        attend_product(&f->pv, span, n, at.p, at.p_pitch, g->o, g->ldo, &pv, at.lines);
+        mla_product(&f->pv, span, n, at.p, at.p_pitch, g->o, g->ldo, &pv, &ahead);
     }
 }
 

@@ -64,7 +64,7 @@ static void mla_attend_f32(const la_attend_args *g)
         LA_KV_F32,          {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
         attend_row_f32,     {ATTEND_ROWS_F32, 1, 4, attend_panel_f32, NULL, NULL},
         attend_weights_f32, NULL};
-    static const mla_pages pages = {NULL, mla_turn_f32};
+    static const mla_pages pages = {NULL, mla_turn_f32, 0};
     mla_run(g, &form, &pages);
 }
 
@@ -80,13 +80,13 @@ LA_INLINE void mla_run_split(const la_attend_args *g, const mla_pages *pages)
 
 static void mla_attend_bf16(const la_attend_args *g)
 {
-    static const mla_pages pages = {NULL, mla_turn_bf16};
+    static const mla_pages pages = {NULL, mla_turn_bf16, 0};
     mla_run_split(g, &pages);
 }
 
 static void mla_attend_f8(const la_attend_args *g)
 {
-    static const mla_pages pages = {mla_open_f8, mla_turn_bf16};
+    static const mla_pages pages = {mla_open_f8, mla_turn_bf16, 0};
     mla_run_split(g, &pages);
 }
 
