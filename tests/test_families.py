@@ -29,6 +29,7 @@ from llmaccel.models.mapping import (
     build_config,
     iter_slots,
     later_tensors,
+    slot_forms,
     tensor_specs,
     unused_tensors,
 )
@@ -398,6 +399,28 @@ def test_gguf_is_the_same_model(family, tmp_path):
     assert np.abs(got - expected).max() <= (1e-4 if family == "llama-llama3" else 1e-9)
 
 
+@pytest.mark.parametrize("quant", [None, "Q8_0"])
+def test_gguf_latents_before_and_since_absorption(quant, tmp_path):
+    """kv_b whole, of which the key half is turned, or both halves as they are wanted: one model."""
+    sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+    folder = tiny.make_checkpoint("deepseek_v3", tmp_path / "hf", **sizes)
+    files, configs = [], []
+    for split in (False, True):
+        path = tmp_path / f"{split}.gguf"
+        tiny_gguf.make_gguf("deepseek_v3", folder, path, quant, split_latents=split)
+        files.append(open_gguf(path))
+        configs.append(build_config(files[-1].metadata, gguf=True, tensors=files[-1]))
+    assert not tiny.differing(*configs)
+    forms = {slot: {p[0] for p in parts} for slot, parts in slot_forms(configs[0], files[0])}
+    assert forms["mla_uk"] == forms["mla_uv"] == {"F32"}
+    exact = logits(build_config(load_hf_config(folder)), open_safetensors(folder))
+    for config, file in zip(configs, files, strict=True):
+        for slot, layer, parts in iter_slots(config, file):
+            assert [part.shape for part in parts] == slot_shapes(config, slot), (slot, layer)
+        off = np.abs(logits(config, file) - exact).mean()
+        assert off <= 1e-9 if quant is None else 0 < off < 0.2
+
+
 @pytest.mark.parametrize("family", ["llama", "phi3"])
 def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / "hf")
@@ -419,7 +442,7 @@ def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
 def gguf_file(tmp_path_factory):
     """(metadata, tensors) of a llama and a gemma3 GGUF file."""
     files = {}
-    for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope"):
+    for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope", "deepseek_v2"):
         path = tmp_path_factory.mktemp("gguf")
         folder = tiny.make_checkpoint(family, path / "hf")
         files[family] = open_gguf(tiny_gguf.make_gguf(family, folder, path / "model.gguf"))
@@ -494,6 +517,12 @@ def test_gguf_gemma_query_scale(gguf_file):
         ("llama", {"rope.freq_base": -1.0}, ConfigError, "llama.rope.freq_base"),
         ("llama", {"rope.scaling.type": "mystery"}, UnsupportedError, "mystery"),
         ("llama", {"rope.scaling.factor": math.inf}, ConfigError, "llama.rope.scaling.factor"),
+        ("deepseek_v2", {"attention.key_length_mla": 12}, ConfigError, "key_length_mla must be"),
+        ("deepseek_v2", {"attention.value_length_mla": 0}, ConfigError, "value_length_mla must be"),
+        ("deepseek_v2", {"rope.dimension_count": None}, ConfigError, "rope.dimension_count must"),
+        ("deepseek_v2", {"attention.kv_lora_rank": 34}, UnsupportedError, "no multiple of 4"),
+        ("deepseek_v2", {"rope.scaling.yarn_log_multiplier": -1.0}, ConfigError, "log_multiplier"),
+        ("llama", {"attention.key_length_mla": 20}, UnsupportedError, "key_length_mla"),
         ("llama", {"expert_count": 8}, UnsupportedError, "llama.expert_count"),
         ("llama", {"attention.clamp_kqv": 8.0}, UnsupportedError, "llama.attention.clamp_kqv"),
         ("gpt_neox", {"use_parallel_residual": 3}, ConfigError, "gptneox.use_parallel_residual"),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
 
 from llmaccel import LLM, SamplingParams, _core
 from llmaccel.errors import ConfigError, UnsupportedError
@@ -129,6 +130,29 @@ def test_quantized_at_load(family: str, quantization: str, bound: float) -> None
             seen.append(got)
     assert seen[0].tobytes() == seen[1].tobytes()
     assert np.linalg.norm(seen[0] - exact) <= bound * np.linalg.norm(exact)
+
+
+def test_block_quantized_files(tmp_path) -> None:
+    """GGUF blocks: matrices of heads are opened to bf16, or fp32 with activation="float32"."""
+    sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+    folder = tiny.make_checkpoint("deepseek_v2", tmp_path / "hf", seed=3, **sizes)
+    ids = prompt(70)["prompt_token_ids"]
+    with LLM(str(folder)) as llm:
+        exact = np.asarray(llm.logits(ids)).copy()
+    sizes = {}
+    for split in (False, True):
+        path = tmp_path / f"{split}.gguf"
+        tiny_gguf.make_gguf("deepseek_v2", folder, path, "Q8_0", split_latents=split)
+        for activation in ("float32", "bfloat16", "int8"):
+            with LLM(str(path), activation=activation) as llm:
+                off = np.asarray(llm.logits(ids)) - exact
+                sizes[split, activation] = llm.report()["memory"]["weight_bytes"]
+                assert sizes[split, activation] == llm.plan().weights
+            assert 0 < np.linalg.norm(off) <= 0.15 * np.linalg.norm(exact), (split, activation)
+    heads = 3 * 6 * (64 * 32 + 32 * 64)  # layers, heads, values of both matrices
+    for split in (False, True):
+        assert sizes[split, "bfloat16"] == sizes[False, "int8"]
+        assert sizes[split, "float32"] >= sizes[split, "bfloat16"] + 2 * heads
 
 
 def test_bfloat16_weights() -> None:

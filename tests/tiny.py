@@ -273,11 +273,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 FAMILIES = list(CONFIGS)
-# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2.
-_NO_GGUF = ("qwen2", "llama-dynamic", "qwen2-full")
-GGUF_FAMILIES = [
-    name for name in FAMILIES if name not in _NO_GGUF and not name.startswith("deepseek")
-]
+# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2, no biases and
+# no rotation of halves for DeepSeek.
+_NO_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "deepseek_v2-lora", "deepseek_v3-halves")
+GGUF_FAMILIES = [name for name in FAMILIES if name not in _NO_GGUF]
 
 
 # Values that an untrusted file may hold where another is expected.

@@ -1,9 +1,9 @@
 /* latent.c - weights of attention over latents (MLA): one small matrix for each head.
  *
  * Owns the packing of LA_MLA_UK and LA_MLA_UV, the halves of a checkpoint's kv_b. A head's rows are packed
- * as units of their own, so that products of heads do not share one. Invariant: they are floats, in the
- * model's float form whatever the rest is quantized to; block-quantized parts become bf16, or fp32 where
- * the model's activations are fp32, since what attention multiplies is not rounded to codes. Called by model.c.
+ * as units of their own, so that products of heads do not share one. Invariant: they are floats whatever
+ * the rest is quantized to, in the model's float form; fp32 and block-quantized parts become bf16 unless
+ * the model's activations are fp32. Called by model.c.
  */
 #include "slots.h"
 
@@ -71,12 +71,9 @@ la_status la_latent_plan(const la_model_desc *d, la_recipe recipe, const la_sour
 {
     la_format f = {LA_PACK_F32, 0, 0, 0, 0};
     la_source one = rows_of(part, d->n_heads, 0);
-    la_dtype form = recipe.floats;
-    if (part->dtype > LA_BF16) {
+    la_dtype form = recipe.floats != LA_DTYPE_COUNT ? recipe.floats : part->dtype;
+    if (form != LA_F16 && form != LA_BF16) { /* blocks of codes and fp32 */
         form = d->activation == LA_ACT_F32 ? LA_F32 : LA_BF16;
-    }
-    else if (form == LA_DTYPE_COUNT) {
-        form = part->dtype;
     }
     if (form != LA_F32) {
         f.pack = form == LA_F16 ? LA_PACK_F16 : LA_PACK_BF16;

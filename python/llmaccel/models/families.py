@@ -150,6 +150,26 @@ _DEEPSEEK_DIRECT = {
     "mla_in": source(_SELF + "q_proj.weight", _SELF + "kv_a_proj_with_mqa.weight"),
 }
 
+_DEEPSEEK_GGUF: dict[str, Any] = {
+    "gguf_tensors": {
+        "mla_in": source(
+            "blk.{i}.attn_q_a.weight|blk.{i}.attn_q.weight", "blk.{i}.attn_kv_a_mqa.weight"
+        ),
+        "mla_in_bias": source("blk.{i}.attn_q_a.bias", "blk.{i}.attn_kv_a_mqa.bias"),
+        "mla_q_norm": source("blk.{i}.attn_q_a_norm.weight"),
+        "mla_kv_norm": source("blk.{i}.attn_kv_a_norm.weight"),
+        "mla_q": source("blk.{i}.attn_q_b.weight"),
+        "mla_uk": source("blk.{i}.attn_k_b.weight|blk.{i}.attn_kv_b.weight", layout="latent_k"),
+        "mla_uv": source("blk.{i}.attn_v_b.weight|blk.{i}.attn_kv_b.weight", layout="latent_v"),
+    },
+    "gguf_keys": {
+        "kv_lora_rank": "attention.kv_lora_rank",
+        "q_lora_rank": "attention.q_lora_rank",
+        "first_k_dense_replace": "leading_dense_block_count",
+        "scoring_func": "expert_gating_func",
+    },
+}
+
 GGUF_TENSORS: dict[str, Source] = {
     "embed": source("token_embd.weight"),
     "pos_embed": source("position_embd.weight"),
@@ -456,7 +476,7 @@ FAMILIES: tuple[Family, ...] = (
         {**_BASE, **EXPERT_KEYS, **LATENT_KEYS, "vocab_size": 102400,
          "attention_bias": False, "mlp_bias": False, "first_k_dense_replace": 0},
         _DEEPSEEK_TENSORS, "deepseek2", extra=_deepseek, latent=True, direct=_DEEPSEEK_DIRECT,
-        mtp=True, interleaved=lambda keys: True,
+        mtp=True, interleaved=lambda keys: True, **_DEEPSEEK_GGUF,
         optional={"mla_in_bias": "attention_bias", "o_bias": "attention_bias", **_MLP_BIAS},
         inert=INERT_KEYS,
     ),
@@ -469,7 +489,7 @@ FAMILIES: tuple[Family, ...] = (
          "rope_interleave": True},
         {k: v for k, v in _DEEPSEEK_TENSORS.items() if k not in _MLP_BIAS},
         "deepseek2", extra=_deepseek, latent=True, direct=_DEEPSEEK_DIRECT, mtp=True,
-        interleaved=_rope_interleave,
+        interleaved=_rope_interleave, **_DEEPSEEK_GGUF,
         optional={"mla_in_bias": "attention_bias", "o_bias": "attention_bias"},
         inert=INERT_KEYS,
     ),
@@ -514,6 +534,7 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise UnsupportedError(
             f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}"
         )
-    # Mistral files are llama files; only the window tells them apart.
-    windowed = len(rows) > 1 and f"{arch}.attention.sliding_window" in metadata
-    return rows[1] if windowed else rows[0]
+    # Mistral files are llama files, and V3's are V2's: the window and the gate tell them apart.
+    windowed = f"{arch}.attention.sliding_window" in metadata
+    sigmoid = metadata.get(f"{arch}.expert_gating_func") == 2
+    return rows[1] if len(rows) > 1 and (windowed or sigmoid) else rows[0]

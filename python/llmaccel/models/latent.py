@@ -3,18 +3,20 @@
 A token leaves one latent of `kv_lora_rank` values and one rotated key behind, which all heads read.
 kv_b, which made keys and values of the latent, is cut into what each head's query is multiplied by
 before it meets latents (`mla_uk`, turned), and what is found is multiplied by after (`mla_uv`).
-Invariant: both are floats; a block-quantized kv_b is opened. Called by mapping.py and slots.py.
+Invariant: both become floats in the core; a block-quantized kv_b is opened here. Called by
+mapping.py and slots.py.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Protocol
 
 import numpy as np
 
 from llmaccel.config import MAX_ROW, Keys, ModelConfig
-from llmaccel.errors import UnsupportedError
+from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor
 
 MAX_RANK = 1 << 13  # MOST_RANK of csrc/model/latent.c
@@ -92,13 +94,41 @@ def latent_sizes(keys: Keys, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
     }
 
 
+def latent_dtype(stored: str) -> str:
+    """What `latent_half` makes of a tensor of that form."""
+    return "F32" if stored.startswith("Q") else stored
+
+
 def latent_half(tensor: RawTensor, config: ModelConfig, keys: bool) -> RawTensor:
-    """Of kv_b [H * (d_nope + d_v), r]: `mla_uk` [H * r, d_nope] or `mla_uv` [H * d_v, r]."""
+    """`mla_uk` [H * r, d_nope] or `mla_uv` [H * d_v, r] of the tensor that holds it.
+
+    That is kv_b [H * (d_nope + d_v), r], or in newer GGUF files k_b [H, r, d_nope] and v_b
+    [H, d_v, r], which lie as the slots want them. LoadError for another shape.
+    """
     heads, rank, nope = config.n_heads, config.kv_rank, config.d_nope
-    whole = tensor.numpy().reshape(heads, nope + config.d_v, rank)
-    part = whole[:, :nope].transpose(0, 2, 1) if keys else whole[:, nope:]
-    flat = np.ascontiguousarray(part).reshape(-1, part.shape[2])
-    return RawTensor(tensor.name, tensor.dtype, flat.shape, flat.reshape(-1).view(np.uint8))
+    own = (heads, rank, nope) if keys else (heads, config.d_v, rank)
+    fused = (heads * (nope + config.d_v), rank)
+    if tensor.shape not in (own, fused):
+        raise LoadError(f"{tensor.name}: expected {list(fused)}, got {list(tensor.shape)}")
+    dtype = latent_dtype(tensor.dtype)
+    part = tensor.numpy() if dtype == tensor.dtype else _opened(tensor)
+    if tensor.shape == fused:
+        whole = part.reshape(heads, nope + config.d_v, rank)
+        part = whole[:, :nope].transpose(0, 2, 1) if keys else whole[:, nope:]
+    flat = np.ascontiguousarray(part).reshape(-1, own[2])
+    return RawTensor(tensor.name, dtype, flat.shape, flat.reshape(-1).view(np.uint8))
+
+
+def _opened(tensor: RawTensor) -> np.ndarray:
+    """A block-quantized matrix as float32, which the core rounds to what heads multiply by."""
+    from llmaccel import _core
+
+    cols = tensor.shape[-1]
+    rows = math.prod(tensor.shape[:-1])
+    packed = _core.Packed(tensor.data, tensor.dtype, rows, cols, "auto", "keep", 0)
+    out = np.empty((rows, cols), np.float32)
+    packed.unpack("scalar", np.arange(rows, dtype=np.int32), out)
+    return out
 
 
 def mtp_names(config: ModelConfig, checkpoint: _Names) -> list[str]:

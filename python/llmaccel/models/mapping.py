@@ -35,9 +35,10 @@ from llmaccel.errors import ConfigError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, GGUF_TENSORS, Family, find_family, gguf_family
 from llmaccel.models.gguf_config import hf_config_from_gguf
-from llmaccel.models.latent import DIRECT_LACKS, latent_sizes, mtp_names
+from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes, mtp_names
 from llmaccel.models.rope import RopeContext, rope_tables
 from llmaccel.models.slots import (
+    LATENT_LAYOUTS,
     NameTable,
     Source,
     TensorTable,
@@ -445,6 +446,8 @@ def slot_forms(
     for slot, layer in walk(config):
         shapes = slot_shapes(config, slot)
         dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer)]
+        if table.tensors[slot].layout in LATENT_LAYOUTS:
+            dtypes = [latent_dtype(dtypes[0])]
         if len(dtypes) < len(shapes):
             dtypes = dtypes[:1] * len(shapes)
         if table.tensors[slot].layout == "minus_one":

@@ -48,6 +48,7 @@ LAYER_SLOTS = (
     "mla_uk",
     "mla_uv",
 )
+LATENT_LAYOUTS = ("latent_k", "latent_v")
 # What la_dtype knows; F64 is converted on the way.
 _DTYPES = frozenset(
     (
@@ -143,7 +144,7 @@ def stored_shapes(
     config: ModelConfig, src: Source, shapes: list[tuple[int, ...]]
 ) -> list[tuple[int, ...]]:
     """Shapes that the tensors of `src` have in the checkpoint, one per name."""
-    if src.layout in ("latent_k", "latent_v"):
+    if src.layout in LATENT_LAYOUTS:
         return [(config.n_heads * (config.d_nope + config.d_v), config.kv_rank)]
     if len(src.names) == len(shapes) and len(shapes) > 1:
         return shapes
@@ -183,6 +184,11 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
     """The parts of one slot. LoadError names a tensor that is missing or has another shape."""
     src = table.tensors[slot]
     shapes = slot_shapes(config, slot)
+    if src.layout in LATENT_LAYOUTS:
+        (name,) = table.names(slot, layer)
+        keys = src.layout == "latent_k"
+        shape = stored_shapes(config, src, shapes)[0]
+        return [latent_half(_there(table.checkpoint, name, shape), config, keys)]
     stored = [
         _checked(table.checkpoint, name, shape)
         for name, shape in zip(
@@ -195,8 +201,6 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
         return stored
     if src.layout == "heads":
         return _split_heads(stored[0], config)
-    if src.layout in ("latent_k", "latent_v"):
-        return [latent_half(stored[0], config, keys=src.layout == "latent_k")]
     whole = _transpose(stored[0]) if src.layout == "transposed" else stored[0]
     parts, start = [], 0
     for shape in shapes:
@@ -205,14 +209,19 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
     return parts
 
 
-def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
+def _there(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
     if checkpoint is None or name not in checkpoint:
         raise LoadError(f"tensor {quoted(name)} is missing; expected {list(shape)}")
     tensor = checkpoint[name]
-    if tensor.shape != shape:
-        raise LoadError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
     weight_dtype(tensor)
     return _from_array(name, tensor.float32()) if tensor.dtype == "F64" else tensor
+
+
+def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
+    tensor = _there(checkpoint, name, shape)
+    if tensor.shape != shape:
+        raise LoadError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
+    return tensor
 
 
 def weight_dtype(tensor: RawTensor) -> str:
