@@ -99,6 +99,50 @@ LA_INLINE void mla_turn_bf16(const la_attend_args *g, const uint8_t *k, int seen
         }
     }
 }
+#elif defined(LA_VEC_AVX2)
+/* Four half lines of u64 in place: line i, element j to line j, element i. */
+LA_INLINE void mla_transpose(__m256i x[4])
+{
+    __m256i a = _mm256_unpacklo_epi64(x[0], x[1]), b = _mm256_unpackhi_epi64(x[0], x[1]);
+    __m256i c = _mm256_unpacklo_epi64(x[2], x[3]), d = _mm256_unpackhi_epi64(x[2], x[3]);
+    x[0] = _mm256_permute2x128_si256(a, c, 0x20);
+    x[1] = _mm256_permute2x128_si256(b, d, 0x20);
+    x[2] = _mm256_permute2x128_si256(a, c, 0x31);
+    x[3] = _mm256_permute2x128_si256(b, d, 0x31);
+}
+
+/* The same in quarters: four lines by eight tokens. */
+LA_INLINE void mla_turn_bf16(const la_attend_args *g, const uint8_t *k, int seen, uint8_t *v)
+{
+    const __m256i words = _mm256_setr_epi32(0x05040100, 0x07060302, 0x0d0c0908, 0x0f0e0b0a,
+                                            0x05040100, 0x07060302, 0x0d0c0908, 0x0f0e0b0a);
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    for (int sub = 0; sub < LA_PAGE / 16; sub++) {
+        const uint8_t *from = k + (size_t)sub * (size_t)(g->d / 2) * ATTEND_LINE;
+        uint8_t *to = v + (size_t)sub * 8 * ATTEND_LINE;
+        for (int i = 0; i < g->dv; i += 16, to += LA_PAGE / 2 * ATTEND_LINE) {
+            for (int part = 0; part < 4; part++) {
+                int half = part % 2, first = part / 2 * 4;
+                __m256i there = _mm256_cmpgt_epi32(vi_set1(seen - sub * 16 - half * 8), lane);
+                __m256i x[4];
+                LA_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    const uint8_t *line = from + (i / 2 + first + j) * ATTEND_LINE + half * 32;
+                    x[j] = _mm256_setzero_si256();
+                    if (i + 2 * (first + j) < g->dv) {
+                        x[j] = _mm256_maskload_epi32((const int *)(const void *)line, there);
+                    }
+                    x[j] = _mm256_shuffle_epi8(x[j], words);
+                }
+                mla_transpose(x);
+                LA_UNROLL
+                for (int j = 0; j < 4; j++) {
+                    vi_storeu(to + (half * 4 + j) * ATTEND_LINE + first * 8, x[j]);
+                }
+            }
+        }
+    }
+}
 #else
 LA_INLINE void mla_turn_bf16(const la_attend_args *g, const uint8_t *k, int seen, uint8_t *v)
 {

@@ -27,7 +27,7 @@ LA_INLINE void mla_dot_tile(const int rows, const int blocks, const attend_panel
     }
     for (int s = 0; s < p->steps; s++, b += ATTEND_LINE, ahead += p->pace) {
         __m512bh line[4];
-        __builtin_prefetch(ahead, 0, ATTEND_HINT);
+        __builtin_prefetch(ahead, 0, 3); /* slow enough for L1: 0.1 faster than into L2 */
         LA_UNROLL
         for (int i = 0; i < blocks; i++) {
             line[i] = (__m512bh)vi_loadu(b + (size_t)i * block_bytes);
