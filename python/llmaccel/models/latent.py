@@ -23,6 +23,7 @@ MAX_RANK = 1 << 13  # MOST_RANK of csrc/model/latent.c
 MAX_Q_RANK = 1 << 20
 # Of the norms of latents: their classes do not take the config's.
 _EPS = 1e-6
+_FLOATS = ("F32", "F16", "BF16")
 # Slots that are not there where queries are made of x itself.
 DIRECT_LACKS = ("mla_q_norm", "mla_q")
 
@@ -95,8 +96,8 @@ def latent_sizes(keys: Keys, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
 
 
 def latent_dtype(stored: str) -> str:
-    """What `latent_half` makes of a tensor of that form."""
-    return "F32" if stored.startswith("Q") else stored
+    """What `latent_half` makes of a tensor of that form: floats stay, codes are opened."""
+    return stored if stored in _FLOATS else "F32"
 
 
 def latent_half(tensor: RawTensor, config: ModelConfig, keys: bool) -> RawTensor:
