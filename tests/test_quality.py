@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 WEIGHT_ONLY = 0.001
 INT8 = 0.005
 INT8_PAGES = 0.002
-OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04, "w6g16": 0.02}
+OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04, "w6g16": 0.04}
 GOLDEN, MANY = 3, 24
 SAMPLES = {"int8": GOLDEN, "w4g128": MANY, "w4g32": MANY, "fp8": GOLDEN, "w6g16": GOLDEN}
 
