@@ -32,9 +32,10 @@ import results
 
 from llmaccel import LLM, _core
 from llmaccel.models.gguf import open_gguf
+from llmaccel.recipes import make_recipe
 
 WINDOW = 512
-FORMATS = ("int8", "w4g128", "w4g32", "fp8")
+FORMATS = ("int8", "w4g128", "w4g32", "w6g16", "fp8")
 # What _core.pack, a door for tests, takes as numbers.
 _TYPES = _core.DTYPES
 _F32, _STORED = _TYPES.index("F32"), len(_TYPES)
@@ -132,10 +133,11 @@ def shuffled(config: dict, arrays: dict[str, np.ndarray], seed: int = 1) -> dict
 
 
 def own_values(arrays: dict[str, np.ndarray], quantization: str) -> dict[str, np.ndarray]:
-    """fp32 arrays of what the core stores under `quantization`, the tied head being int8."""
+    """fp32 arrays of what the core stores under `quantization`, the tied head in its own form."""
+    head = make_recipe("auto", quantization, True)["head"]
     out = {}
     for name, w in arrays.items():
-        form = "int8" if name == "model.embed_tokens.weight" else quantization
+        form = head if name == "model.embed_tokens.weight" else quantization
         out[name] = quantized_values(w, form) if w.ndim == 2 else w
     return out
 

@@ -170,13 +170,14 @@ typedef struct la_plan {
 } la_plan;
 
 /* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per
- * output row, or LA_PACK_I4 with one per 128 or 32 k. */
+ * output row, LA_PACK_I4 with one per 128 or 32 k, or LA_PACK_I6 with one per 16 k as LA_F16_I8. */
 typedef enum la_quant {
     LA_QUANT_KEEP = 0,
     LA_QUANT_INT8,
     LA_QUANT_W4G128,
     LA_QUANT_W4G32,
     LA_QUANT_FP8,
+    LA_QUANT_W6G16,
     LA_QUANT_COUNT
 } la_quant;
 

@@ -125,8 +125,10 @@ def write_floats(pack: int, w: np.ndarray) -> bytes:
 def write_nested(f: Format, sets: list[np.ndarray]) -> bytes:
     """F16_I8 scales, and offsets if any, each [32, groups], at the head of a unit."""
     out, per = bytearray(), 256 // f.group
-    for g in range(0, f.K // f.group, per):
-        parts = [x[:, g : g + per] for x in sets]
+    for g in range(0, -(-f.K // f.group), per):
+        parts = [
+            np.pad(x[:, g : g + per], ((0, 0), (0, max(0, g + per - x.shape[1])))) for x in sets
+        ]
         outer = [(np.abs(x).max(axis=1) / 64).astype(np.float16) for x in parts]
         out += b"".join(d.tobytes() for d in outer)
         for i in range(per):
@@ -140,7 +142,7 @@ def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.n
     """The inverse: scale and offset [groups][32] float32 from the bytes of one unit's head."""
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sets, per = 1 + f.has_offset, 256 // f.group
-    for block in raw.reshape(f.K // 256, sets * (64 + per * UNIT)):
+    for block in raw.reshape(-(-f.K // 256), sets * (64 + per * UNIT)):
         outer = block[: sets * 64].view(np.float16).reshape(sets, UNIT).astype(np.float32)
         inner = block[sets * 64 :].view(np.int8).reshape(per, sets, UNIT)
         for i in range(per):
@@ -148,7 +150,8 @@ def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.n
                 found[j].append(outer[j] * inner[i, j].astype(np.float32))
             if sets == 1:
                 found[1].append(np.zeros(UNIT, np.float32))
-    return found
+    groups = -(-f.K // f.group)
+    return found[0][:groups], found[1][:groups]
 
 
 def write_steps(f: Format, codes: np.ndarray) -> np.ndarray:
@@ -246,7 +249,7 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def nested_bytes(f: Format) -> int:
     """Bytes of F16_I8 scales and offsets at the head of a unit."""
-    return f.K // 256 * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
+    return -(-f.K // 256) * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
 
 
 def unit_rows(f: Format, data: bytes) -> int:

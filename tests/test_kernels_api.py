@@ -229,7 +229,7 @@ def test_linear_of_blocks(isa: str, activation: str, dtype: str) -> None:
         assert bits(kernels.linear(x, packed, isa=isa)) == bits(got)  # auto is bf16
 
 
-QUANTIZED = {"int8": 0.009, "w4g128": 0.14, "w4g32": 0.11, "fp8": 0.04}
+QUANTIZED = {"int8": 0.009, "w4g128": 0.14, "w4g32": 0.11, "fp8": 0.04, "w6g16": 0.03}
 
 
 @each_isa

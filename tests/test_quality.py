@@ -3,7 +3,9 @@
 Products with bf16 activations are held to the fp32 forward over the format's own values, those with
 int8 activations to the format with bf16 ones, on the golden ids (three windows). The standard error
 of three windows is 0.07 %: w4g128, which is 0.13 % away on them, is held to the bound on 24, where
-it measured -0.02 % with a standard error of 0.02 %. A quantizer's own loss is a property of the
+it measured -0.02 % with a standard error of 0.02 %. int8 activations of w4g32 are held to theirs on
+24 as well (+0.36 ± 0.11 %): on three its excess goes from -0.4 to +1 % with the order of hidden
+dimensions (DECISIONS.md, 33). A quantizer's own loss is a property of the
 format; its bound here only tells a working one from a broken one.
 """
 
@@ -21,9 +23,9 @@ pytestmark = pytest.mark.slow
 WEIGHT_ONLY = 0.001
 INT8 = 0.005
 INT8_PAGES = 0.002
-OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04}
+OWN_LOSS = {"int8": 0.02, "w4g128": 0.70, "w4g32": 0.30, "fp8": 0.04, "w6g16": 0.04}
 GOLDEN, MANY = 3, 24
-SAMPLES = {"int8": GOLDEN, "w4g128": MANY, "w4g32": GOLDEN, "fp8": GOLDEN}
+SAMPLES = {"int8": GOLDEN, "w4g128": MANY, "w4g32": MANY, "fp8": GOLDEN, "w6g16": GOLDEN}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,8 @@ def test_bounds(source, windows, name):
     row = quality.summary(found, base[: SAMPLES[name]])
     assert abs(row["weight_only_excess"]) <= WEIGHT_ONLY
     if name != "fp8":
-        assert quality.excess(found["int8"][:GOLDEN], found["weight_only"][:GOLDEN])[0] <= INT8
+        held = slice(MANY if name == "w4g32" else GOLDEN)
+        assert quality.excess(found["int8"][held], found["weight_only"][held])[0] <= INT8
     assert row["loss"] <= OWN_LOSS[name]
 
 

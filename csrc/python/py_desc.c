@@ -33,9 +33,13 @@ static const char *const DTYPE_NAMES[] = {
     [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
 };
 
-static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",     [LA_QUANT_INT8] = "int8",
-                                          [LA_QUANT_W4G128] = "w4g128", [LA_QUANT_W4G32] = "w4g32",
-                                          [LA_QUANT_FP8] = "fp8",       NULL};
+static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",
+                                          [LA_QUANT_INT8] = "int8",
+                                          [LA_QUANT_W4G128] = "w4g128",
+                                          [LA_QUANT_W4G32] = "w4g32",
+                                          [LA_QUANT_FP8] = "fp8",
+                                          [LA_QUANT_W6G16] = "w6g16",
+                                          NULL};
 
 static const struct {
     const char *name;

@@ -217,13 +217,13 @@ static int group_valid(int group)
     return group == 16 || group == 32 || group == 64 || group == 128 || group == 256;
 }
 
-static int format_valid(la_format f, int K)
+static int format_valid(la_format f)
 {
     int f8 = f.pack == LA_PACK_F8;
     int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
     if (f.scale_type == LA_F16_I8) {
-        scale = !f8 && !f.row_scale && f.group < LA_NEST && K % LA_NEST == 0;
+        scale = !f8 && !f.row_scale && f.group < LA_NEST;
     }
     return f.pack < LA_PACK_COUNT && f.has_offset <= !f8 && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
@@ -253,7 +253,7 @@ static int packed_read(PyObject *data, PyObject *dict, weight *p)
     }
     la_format f = {(uint8_t)(pack_ & 255), (uint8_t)(scale_type & 255), (uint8_t)(has_offset & 255),
                    (uint8_t)(row_scale & 255), group};
-    if ((pack_ | scale_type | has_offset | row_scale) > 255 || K < 1 || !format_valid(f, K)) {
+    if ((pack_ | scale_type | has_offset | row_scale) > 255 || K < 1 || !format_valid(f)) {
         PyErr_SetString(PyExc_ValueError, "format: not a packed weight");
         return -1;
     }

@@ -75,8 +75,9 @@ class LLM:
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors.
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
-        per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
-        becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
+        per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32, "w6g16", 6
+        bits; the head becomes int8, with w4g32 and w6g16 w6g16; norms and biases stay fp32. None
+        keeps what the file has ("gguf" says so).
     activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
         "bfloat16", "float32". Products that int8 would cost too much keep bfloat16; report() names
         them.

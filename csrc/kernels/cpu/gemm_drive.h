@@ -228,7 +228,8 @@ LA_INLINE void tile_open(const la_gemm *g, la_tile *t, int u, int units, int k0,
     t->f.row_scale = 1;
     t->head = (const uint8_t *)heads;
     t->head_step = (size_t)sets * LA_UNIT * sizeof(float);
-    t->head_pitch = (size_t)(t->k / g->f.group) * t->head_step;
+    t->head_pitch =
+        (size_t)((t->k + LA_NEST - 1) / LA_NEST * (LA_NEST / g->f.group)) * t->head_step;
 }
 
 /* k whose scales, multiplied out, take at most `bytes`. */

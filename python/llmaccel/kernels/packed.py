@@ -51,9 +51,9 @@ class PackedWeight:
     def format(self) -> dict[str, Any]:
         """What it stores.
 
-        codes: F32, F16, BF16, int8, int4 or fp8; group: k that share a scale, 0 for floats; scales:
-        F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets: groups have one;
-        per_row: one scale for a whole row.
+        codes: F32, F16, BF16, int4, int5, int6, int8 or fp8; group: k that share a scale,
+        0 for floats; scales: F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets:
+        groups have one; per_row: one scale for a whole row.
         """
         return self._core.format
 
@@ -98,8 +98,9 @@ def pack(
     "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
     format: what floats become: "F32", "F16", "BF16" (or as LLM's dtype is spelled: "bfloat16",
     "bf16", torch.bfloat16); "int8" or "fp8" (E4M3), a scale per row;
-    "w4g128" or "w4g32", 4 bits with a scale per group; "auto" keeps their own. Blocks keep their
-    codes, scales and offsets exactly; "F32" dequantizes them. threads: 0 takes all processors.
+    "w4g128" or "w4g32", 4 bits with a scale per group, "w6g16", 6 bits; "auto" keeps their own.
+    Blocks keep their codes, scales and offsets exactly; "F32" dequantizes them. threads: 0
+    takes all processors.
 
     ConfigError: shapes and sizes that do not fit, values that are not finite where they are to be
     quantized, quantizing blocks again. UnsupportedError: an unknown dtype or format.
