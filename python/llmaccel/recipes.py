@@ -21,8 +21,9 @@ from llmaccel.errors import ConfigError
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
 _HEAD = "int8"
-# Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
-# quantizations. DECISIONS.md has the figures.
+# Slots whose activations are finer than the others' int8 (two lanes of it, or bf16 where the
+# processor has no dot of int8): of GGUF files (None) and of quantizations. DECISIONS.md has the
+# figures.
 _WIDE = {
     None: ("qkv", "head"),
     "int8": ("qkv", "head"),
