@@ -128,7 +128,8 @@ class Ideal:
         has_dot = self.backend.info["isa"] in ("vnni", "bf16")
         twice = llm.report()["model"]["wide_activations"] if has_dot else []
         head, qkv = D * config["vocab_size"], L * D * (H + 2 * K) * d
-        self.linear = 2.0 * (models.matrix_weights(config) + qkv * ("qkv" in twice))  # a token
+        again = qkv * ("qkv" in twice) + L * D * H * d * ("o" in twice)
+        self.linear = 2.0 * (models.matrix_weights(config) + again)  # a token
         self.head = 2.0 * head * (1 + ("head" in twice))  # a row of logits
         self.attention = 4.0 * H * d * L  # a pair of tokens
 

@@ -25,7 +25,7 @@ _HEAD = "int8"
 # processor has no dot of int8): of GGUF files (None) and of quantizations. DECISIONS.md has the
 # figures.
 _WIDE = {
-    None: ("qkv", "head"),
+    None: ("qkv", "o", "head"),
     "int8": ("qkv", "head"),
     "w4g128": ("qkv", "head"),
     "w4g32": ("head",),
