@@ -189,7 +189,8 @@ typedef struct la_recipe {
     la_quant body; /* qkv, o, gate_up, down */
     la_quant head;
     la_quant embed; /* the head's where the two are tied: the matrix exists once */
-    uint32_t wide;  /* bit 1 << la_slot: activations stay bf16 where the desc asks for int8 */
+    uint32_t
+        wide; /* bit 1 << la_slot: LA_ACT_I8X2 where the desc asks for LA_ACT_I8 (bf16 below VNNI) */
 } la_recipe;
 
 /* Numbers only; loads nothing. n_threads as for la_backend_open. */

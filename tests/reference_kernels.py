@@ -36,7 +36,7 @@ PRODUCTS = {
     "gemm_i6_i8": (PACK_I6, "i8"),
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
-GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
+GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8", "act_i8x2"}
 
 
 @dataclass(frozen=True)
@@ -283,10 +283,13 @@ def unit_values(f: Format, data: bytes) -> np.ndarray:
 # ---- activation rows ---------------------------------------------------------------------------
 
 
-def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes [M, K] in natural order and the scale [M, groups] of each group, float32."""
+def act_lanes(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [2, M, K] in natural order and scales [2, M, groups] float32 of two lanes.
+
+    The second lane holds what rounding to the first leaves, in steps 254 times as fine.
+    """
     m, k = x.shape
-    q = np.zeros((m, k), np.int8)
+    q = np.zeros((2, m, k), np.int8)
     scales = np.zeros((m, -(-k // group)), np.float32)
     for g, k0 in enumerate(range(0, k, group)):
         part = x[:, k0 : k0 + group].astype(np.float32)
@@ -294,9 +297,17 @@ def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
         tiny = amax < np.float32(1e-36)
         inv = np.where(tiny, np.float32(0), np.float32(127) / np.where(tiny, 1, amax))
         scales[:, g] = np.where(tiny, np.float32(0), amax / np.float32(127))
-        scaled = part * inv.astype(np.float32)[:, None]
-        q[:, k0 : k0 + group] = np.rint(np.clip(scaled, -127, 127)).astype(np.int8)
-    return q, scales
+        scaled = np.clip(part * inv.astype(np.float32)[:, None], np.float32(-127), np.float32(127))
+        near = np.rint(scaled)
+        q[0, :, k0 : k0 + group] = near.astype(np.int8)
+        q[1, :, k0 : k0 + group] = np.rint((scaled - near) * np.float32(254)).astype(np.int8)
+    return q, np.stack([scales, scales / np.float32(254)])
+
+
+def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [M, K] in natural order and the scale [M, groups] of each group, float32."""
+    q, scales = act_lanes(x, group)
+    return q[0], scales[0]
 
 
 def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
@@ -305,8 +316,9 @@ def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
         return x.astype(np.float64)
     if form == "bf16":
         return bf16_value(bf16_round(x)).astype(np.float64)
-    q, scale = act_i8(x, group)
-    return q * scale.astype(np.float64)[:, np.arange(x.shape[1]) // group]
+    q, scale = act_lanes(x, group)
+    lanes = q * scale.astype(np.float64)[:, :, np.arange(x.shape[1]) // group]
+    return lanes.sum(axis=0) if form == "i8x2" else lanes[0]
 
 
 def group_sums(values: np.ndarray, group: int) -> np.ndarray:

@@ -231,6 +231,24 @@ def test_int8_activations_stay_close_and_invariant(name):
     np.testing.assert_array_equal(seen[0], seen[1])
 
 
+@pytest.mark.parametrize("isa", _core.kernel_isas())
+def test_finer_activations_on_every_level(isa):
+    """qkv and head: two lanes of int8, or bf16 on levels without the dot; the same bits in steps of
+    7 tokens."""
+    config = tiny.config_of("llama", hidden_size=160)
+    arrays = tiny.arrays_of(config)
+    with LLM.from_arrays(config, arrays, quantization="int8", activation="bf16", isa=isa) as llm:
+        expected = np.asarray(llm.logits(IDS))
+    seen = []
+    for budget in (512, 7):
+        options = {"quantization": "int8", "isa": isa, "max_num_batched_tokens": budget}
+        with LLM.from_arrays(config, arrays, **options) as llm:
+            assert llm.report()["model"]["wide_activations"] == ["qkv", "head"]
+            seen.append(np.asarray(llm.logits(IDS)))
+    assert np.std(seen[0] - expected) <= 0.05 * np.std(expected)
+    np.testing.assert_array_equal(seen[0], seen[1])
+
+
 def test_every_source_gives_the_same_model(tmp_path):
     """A safetensors folder, arrays and a float GGUF file of one model, quantized."""
     folder = tiny.make_checkpoint("llama", tmp_path / "hf")

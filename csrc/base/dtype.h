@@ -57,6 +57,7 @@ typedef enum la_act_form {
     LA_ACT_F32 = 0, /* fp32 */
     LA_ACT_BF16,    /* bf16 round-to-nearest-even */
     LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (see kernels.h) */
+    LA_ACT_I8X2,    /* two such rows, lanes, that add up: the second has what the first leaves */
     LA_ACT_FORM_COUNT
 } la_act_form;
 

@@ -123,6 +123,10 @@ static inline size_t la_attend_scratch(int R, int d)
     /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                                    \
     X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))                       \
     X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))                           \
+    /* two such rows, `pitch` bytes apart, whose sum is x: the second has what the first leaves, in steps 254  */ \
+    /* times as fine; meta [2][ceil(K/group)] */                                                                  \
+    X(act_i8x2, void,                                                                                             \
+      (const float *x, int K, int group, int8_t *out, size_t pitch, la_act_meta *meta))                           \
     /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */    \
     X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                   \
     X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                  \
@@ -183,7 +187,8 @@ typedef struct la_probe_ops {
 
 /* Fills the table for `isa`; which[i] (in slot order, may be NULL) is the level each slot came from. */
 void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which);
-/* The slot for a form of page, for a weight's format and a form of rows; NULL where there is no product. */
+/* The slot for a form of page, for a weight's format and a form of rows (lanes are rows to it); NULL where
+ * there is no product. */
 typedef void (*la_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
 typedef void (*la_attend_fn)(const la_attend_args *a);
 typedef void (*la_gemm_fn)(const la_gemm *g);

@@ -171,8 +171,6 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 enum { LA_GRANULE_MOST = 256 }; /* columns that a product may finish as one */
 /* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= LA_GRANULE_MOST. */
 int la_head_granule(int d_head);
-/* The weights' activation form under a desc's `activation`. */
-la_act_form la_act_form_of(la_format f, int activation);
 la_kv_layout la_kv_layout_of(const la_model_desc *d);
 /* cos and sin of every position, from inverse frequencies; tables are fixed at load. */
 void la_rope_fill(const float *inv_freq, int half, int max_len, float scale, float *cos_out,

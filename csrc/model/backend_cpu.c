@@ -19,10 +19,12 @@ static int max_k(const la_model_desc *d)
     return k > hd ? k : hd;
 }
 
-/* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
+/* Two lanes of int8 with metadata per 16 values are the widest form: as many bytes as fp32, but each
+ * lane and its groups are rounded up. */
 static size_t row_bytes(int K)
 {
-    return la_round_up((size_t)K * sizeof(float), 64) + 64;
+    size_t groups = (size_t)la_ceil_div(K, 16);
+    return la_round_up(2 * (la_round_up((size_t)K, 64) + groups * sizeof(la_act_meta)), 64) + 64;
 }
 
 /* Of all parts of T converted rows. */

@@ -13,8 +13,7 @@
 enum {
     MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
     MAX_HEAD = 256,
-    ROW_GROUP = 128, /* k per int8 activation scale where weights have one scale a row */
-    DOWN_GROUP = 64  /* the same for down, whose products of two activations vary most */
+    ROW_GROUP = 64 /* k per int8 activation scale where weights have one scale a row */
 };
 
 static la_status check_int(const char *name, int v, int lo, int hi)
@@ -81,7 +80,7 @@ static la_status check_desc(const la_model_desc *d)
     LA_TRY(check_int("act", d->act, LA_GATE_SILU, LA_GATE_RELU));
     LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
     LA_TRY(check_int("d_rope", d->d_rope, 0, d->d_head));
-    LA_TRY(check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));
+    LA_TRY(check_int("activation", d->activation, LA_ACT_F32, LA_ACT_I8));
     LA_TRY(check_int("kv_form", d->kv_form, 0, LA_KV_FORM_COUNT - 1));
     if (d->n_heads % d->n_kv_heads != 0) {
         return la_fail(LA_ERR_ARGUMENT, "n_kv_heads: %d does not divide n_heads %d", d->n_kv_heads,
@@ -197,13 +196,13 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
     la_quant quant = quant_of(recipe, slot);
     int wide = d->activation == LA_ACT_I8 && (recipe.wide >> slot & 1u) != 0;
     *out = (la_matrix){.paired = paired, .K = parts[0].cols};
-    out->activation = wide ? LA_ACT_BF16 : d->activation;
+    out->activation = wide ? LA_ACT_I8X2 : d->activation;
     for (int i = 0; i < n_parts; i++) {
         la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
         if (f[i].row_scale && f[i].pack == LA_PACK_I8 && out->activation == LA_ACT_I8) {
-            f[i].group = slot == LA_DOWN ? DOWN_GROUP : ROW_GROUP;
+            f[i].group = ROW_GROUP;
         }
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;

@@ -26,7 +26,7 @@ int py_kernels_isa(const char *name, la_kernels *out);
 /* Contiguous float32 buffer of obj; 0, or -1 with an exception that names the argument. */
 int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 
-/* f32, bf16 or i8 as la_act_form; -1 with an exception set. */
+/* f32, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);
 
 /* Checks a thread count and replaces 0 by what this process may use; -1 with an exception set. */

@@ -415,8 +415,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_doc,
      "Model(backend, desc, weights='auto')\n\nPacked weights of one model. weights: 'auto', "
      "'F32', 'BF16', 'F16', or a mapping of 'floats' (one of these), 'body', 'head' and "
-     "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8', 'w6g16'), 'wide' (slots that keep "
-     "bf16 activations)."},
+      "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8', 'w6g16'), 'wide' (slots whose "
+      "activations are finer than int8)."},
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},

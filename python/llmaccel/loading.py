@@ -50,7 +50,8 @@ _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 @dataclass(frozen=True)
 class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
-    of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
+    of the head, as reports name them. wide: slots whose activations are finer than int8 where the
+    others have that.
     no_effect: options that change nothing with this file.
     """
 

@@ -22,10 +22,11 @@ from llmaccel.errors import ConfigError
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
 _HEAD = {"int8": "int8", "fp8": "int8", "w4g128": "int8", "w4g32": "w6g16", "w6g16": "w6g16"}
-# Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
-# quantizations. DECISIONS.md has the figures.
+# Slots whose activations are finer than the others' int8 (two lanes of it, or bf16 where the
+# processor has no dot of int8): of GGUF files (None) and of quantizations. DECISIONS.md has the
+# figures.
 _WIDE = {
-    None: ("qkv", "head"),
+    None: ("qkv", "o", "head"),
     "int8": ("qkv", "head"),
     "w4g128": ("qkv", "head"),
     "w4g32": ("head",),

@@ -18,7 +18,12 @@ from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
 _FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}  # as the core calls them
+FORMS = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "int8": "i8",
+    "int8x2": "i8x2",
+}  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
 _ROUND_AT_ONCE = 1 << 28  # values; counted in int
@@ -149,9 +154,11 @@ def linear(
     """x W^T + bias, as torch.nn.functional.linear. F32 [..., N].
 
     x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bfloat16"
-    (rounded to nearest even) or "int8" (8-bit weights and below: quantized per row and group,
-    integer dots); "auto" is float32 for F32 and F16 weights and bfloat16 for all others. Sums
-    are fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
+    (rounded to nearest even), "int8" (8-bit weights and below: quantized per row and group,
+    integer dots) or "int8x2" (what that rounding leaves is quantized again and multiplied too: 15
+    bits of a group's largest value); "auto" is float32 for F32 and F16 weights and bfloat16 for
+    all others. Sums are fp32, in an order that depends on (N, K) alone; those of int8 and int8x2
+    have the same bits on every instruction set. threads: 0 takes all processors where the
     product is large enough to gain; bits do not depend on it.
     """
     if not isinstance(weight, PackedWeight):
@@ -222,13 +229,13 @@ def _form(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
     floats = {"F32": "float32", "F16": "float32", "BF16": "bfloat16", "fp8": "bfloat16"}
-    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8")
+    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8", "int8x2")
     activation = number_format(activation)
     arguments.choice(activation, "activation", ACTIVATIONS)
     chosen = allowed[0] if activation == "auto" else activation
     if chosen not in allowed:
         raise ConfigError(
-            f"activation: {codes} weights take {' or '.join(allowed)} rows, not {activation}"
+            f"activation: {codes} weights take {', '.join(allowed)} rows, not {activation}"
         )
     return FORMS[chosen]
 
