@@ -329,13 +329,17 @@ def group_sums(values: np.ndarray, group: int) -> np.ndarray:
 # ---- products ----------------------------------------------------------------------------------
 
 
-def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+def gemm(
+    f: Format, data: bytes, x: np.ndarray, form: str, fold: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """y [M, N] float64 of the converted rows and the packed weight, and the size of its terms.
+
+    fold: k of an activation group; 0: the weights' group.
 
     The size is sqrt(K) * rms(a) * rms(w), what errors are relative to; scale and offset parts of a
     grouped weight count apart, as they are added apart.
     """
-    a = act_values(form, x, f.group)
+    a = act_values(form, x, fold or f.group)
     if f.group:
         codes, scale, offset = read_codes(f, data)
         group = np.arange(f.K) // f.group

@@ -19,6 +19,14 @@ typedef struct la_act_rows {
     la_act_meta *meta; /* [rows][lanes][groups]; NULL: no groups */
 } la_act_rows;
 
+enum { LA_ACT_I8_GROUP = 64 }; /* most k that share the scale of an int8 row in the engine */
+
+/* k of an activation group beside a weight's groups. */
+static inline int la_act_rows_group(la_act_form form, la_format f)
+{
+    return form == LA_ACT_I8 && f.group > LA_ACT_I8_GROUP ? LA_ACT_I8_GROUP : f.group;
+}
+
 /* All but where they lie. */
 static inline la_act_rows la_act_rows_plan(la_act_form form, int K, int group)
 {

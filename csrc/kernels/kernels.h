@@ -51,12 +51,13 @@ typedef struct la_gemm {
     la_format f;
     const uint8_t *a; /* [M] rows of a_pitch bytes, 64-byte aligned, zero-padded to 64 bytes */
     size_t a_pitch;
-    const la_act_meta *meta; /* [M][ceil(K/group)] for grouped packs, else NULL */
+    const la_act_meta *meta; /* [M][ceil(K/fold)] for grouped packs, else NULL */
     int M;
     float *c;            /* [M][ldc], 64-byte aligned; scratch between K blocks, then the result */
     int ldc;             /* >= 32 * n_units, multiple of 16 */
     const uint8_t *next; /* what this thread reads next (prefetch hint), or NULL */
     size_t next_bytes;
+    int fold; /* k of an activation group: 16, 32, .., at most the weights' group; 0: that group */
 } la_gemm;
 
 /* Attention of R query rows over one 256-token chunk of one kv head; partial result of a softmax.

@@ -33,7 +33,7 @@ static la_act_form form_of(la_isa isa, la_format f, int activation)
 static size_t plan_converted(la_act_rows *v, const la_weight *w, la_act_form form, int rows,
                              uint8_t *base)
 {
-    *v = la_act_rows_plan(form, w->K, w->f.group);
+    *v = la_act_rows_plan(form, w->K, la_act_rows_group(form, w->f));
     v->a = base;
     size_t lanes = (size_t)rows * (size_t)v->lanes, bytes = v->pitch * lanes;
     v->meta = v->groups != 0 ? (la_act_meta *)(void *)(base + bytes) : NULL;
@@ -219,7 +219,8 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
                  .meta = la_act_rows_meta(v, row0),
                  .M = rows * v->lanes,
                  .c = own.tile,
-                 .ldc = (end - u) * LA_UNIT};
+                 .ldc = (end - u) * LA_UNIT,
+                 .fold = v->group};
     after = after * x->grain < w->n_units - end ? after * x->grain : w->n_units - end;
     if (after > 0) {
         g.next = w->data + (size_t)end * w->unit_bytes;

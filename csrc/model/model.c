@@ -12,8 +12,7 @@
 
 enum {
     MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
-    MAX_HEAD = 256,
-    ROW_GROUP = 64 /* k per int8 activation scale where weights have one scale a row */
+    MAX_HEAD = 256
 };
 
 static la_status check_int(const char *name, int v, int lo, int hi)
@@ -201,9 +200,6 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
-        if (f[i].row_scale && f[i].pack == LA_PACK_I8 && out->activation == LA_ACT_I8) {
-            f[i].group = ROW_GROUP;
-        }
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;
     }

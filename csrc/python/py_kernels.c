@@ -438,8 +438,8 @@ static int gemm_run(const product *x, const weight *p, const activations *r, int
         for (int i = 0; i < n; i++) {
             memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
         }
-        la_gemm g = {w, pitch, n,   p->w.K, p->w.f, r->rows.a, r->rows.pitch, r->rows.meta,
-                     M, c,     ldc, w,      w_bytes};
+        la_gemm g = {w, pitch, n,   p->w.K, p->w.f,  r->rows.a,    r->rows.pitch, r->rows.meta,
+                     M, c,     ldc, w,      w_bytes, r->rows.group};
         if (u + n >= p->w.n_units) {
             g.next = NULL;
             g.next_bytes = 0;
@@ -484,12 +484,12 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *act;
     PyObject *data, *dict, *x, *result = NULL;
-    int granule = 8;
+    int granule = 8, fold = 0;
     product run;
     weight p;
     Py_buffer view;
-    if (!PyArg_ParseTuple(args, "sOO!Os|i:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
-                          &granule) ||
+    if (!PyArg_ParseTuple(args, "sOO!Os|ii:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
+                          &granule, &fold) ||
         py_kernels_isa(isa, &run.t) < 0) {
         return NULL;
     }
@@ -498,12 +498,16 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
         return NULL;
     }
     run.fn = la_kernels_gemm(&run.t, p.w.f, (la_act_form)form);
-    if (!run.fn || granule < 1 || granule > 8) {
-        PyErr_Format(PyExc_ValueError, "gemm: pack %d with %s rows and granules of %d",
-                     (int)p.w.f.pack, act, granule);
+    fold = fold ? fold : p.w.f.group;
+    if (!run.fn || granule < 1 || granule > 8 || fold > p.w.f.group ||
+        (fold != p.w.f.group && (form < LA_ACT_I8 || !group_valid(fold)))) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "gemm: pack %d in groups of %d with %s rows in groups of %d and granules of %d",
+            (int)p.w.f.pack, (int)p.w.f.group, act, fold, granule);
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, fold)};
         if (rows_init(&r, view.len / 4) == 0) {
             rows_fill(&r, &run.t, view.buf);
             result = gemm_result(&run, &p, &r, granule);
@@ -548,7 +552,8 @@ static void gemm_shares(const product *x, const weight *p, const activations *r,
                          c,
                          n * LA_UNIT,
                          after ? w + (size_t)(u + n) * pitch : NULL,
-                         (size_t)after * pitch};
+                         (size_t)after * pitch,
+                         r->rows.group};
             x->fn(&g);
             for (int m = 0; m < r->M; m++) {
                 (void)la_act_rows_result(&x->t, &r->rows, &g, m);
@@ -580,7 +585,8 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
         PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
+        int group = la_act_rows_group((la_act_form)form, p.w.f);
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, group)};
         size_t lanes = (size_t)(view.len / 4 / p.w.K) * (size_t)r.rows.lanes;
         float *c = la_map(lanes * 8 * LA_UNIT * sizeof(float));
         if (!c) {
@@ -620,8 +626,9 @@ static PyMethodDef methods[] = {
     {"act_rows", act_rows, METH_VARARGS,
      "act_rows(isa, act, x, K, group) -> (bytes [M][lanes][pitch], pitch, meta bytes)."},
     {"gemm", gemm, METH_VARARGS,
-     "gemm(isa, packed, format, x, act, granule=8) -> float32 bytes [M, 32 * units]\n\n"
-     "x: float32 [M, K]; act: f32, bf16, i8 or i8x2; granule: units per call of the slot."},
+     "gemm(isa, packed, format, x, act, granule=8, fold=0) -> float32 bytes [M, 32 * units]\n\n"
+     "x: float32 [M, K]; act: f32, bf16, i8 or i8x2; granule: units per call of the slot; fold: k\n"
+     "of an activation group of int8 rows, 0: the weights' group."},
     {"gemm_time", gemm_time, METH_VARARGS,
      "gemm_time(isa, packed, format, x, act, (units, first, last, tid, nth)) -> (begin, end)\n\n"
      "Runs thread tid's share of matrices first..last-1 of `units` units each, as the engine "

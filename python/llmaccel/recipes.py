@@ -29,7 +29,7 @@ _WIDE = {
     None: ("qkv", "o", "head"),
     "int8": ("qkv", "head"),
     "w4g128": ("qkv", "head"),
-    "w4g32": ("head",),
+    "w4g32": ("o", "head"),
     "w6g16": ("head",),
     "fp8": (),
 }
