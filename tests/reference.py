@@ -156,8 +156,14 @@ def load_weights(config: ModelConfig, checkpoint) -> dict[tuple[str, int], list[
     from llmaccel.models.mapping import iter_slots
 
     weights = {}
-    for slot, layer, parts in iter_slots(config, checkpoint):
-        weights[slot, layer] = [_float32(part) for part in parts]
+    for slot, layer, expert, parts in iter_slots(config, checkpoint):
+        values = [_float32(part) for part in parts]
+        if slot.startswith("expert_"):  # [E, ..] of each part
+            values = [
+                np.concatenate([*(whole[:expert] if expert else []), one[None]])
+                for whole, one in zip(weights.get((slot, layer), values), values, strict=True)
+            ]
+        weights[slot, layer] = values
     return weights
 
 

@@ -383,11 +383,10 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
-    for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
+    for slot, layer, expert, parts in iter_slots(prepared.config, prepared.checkpoint):
+        rows = [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
         try:
-            model.set(
-                slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
-            )
+            model.set(slot, layer, rows, expert)
         except LoadError as error:
             names = ", ".join(quoted(part.name) for part in parts)
             raise LoadError(f"{names}: {error}") from error

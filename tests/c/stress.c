@@ -216,7 +216,7 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (
         parts[n] =
             (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1]};
     }
-    check(la_model_set(m, slot, layer, parts, n) == LA_OK, la_slot_name(slot));
+    check(la_model_set(m, slot, layer, 0, parts, n) == LA_OK, la_slot_name(slot));
 }
 
 static la_model *make_model(la_backend *backend)
@@ -229,7 +229,7 @@ static la_model *make_model(la_backend *backend)
     static const int out[3][2] = {{D_MODEL, N_HEADS * D_HEAD}};
     static const int gate_up[3][2] = {{D_FFN, D_MODEL}, {D_FFN, D_MODEL}};
     static const int down[3][2] = {{D_MODEL, D_FFN}};
-    static const la_layer_desc layers[N_LAYERS] = {{0, 0}, {40, 0}};
+    static const la_layer_desc layers[N_LAYERS] = {{0, 0, 0}, {40, 0, 0}};
     float inv_freq[D_HEAD / 2];
     for (int i = 0; i < D_HEAD / 2; i++) {
         inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)D_HEAD);
