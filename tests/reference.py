@@ -83,6 +83,31 @@ def attention(
     return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
 
 
+def route(
+    logits: np.ndarray, config: ModelConfig, correction: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """logits [T, E] -> experts [T, k], best first, and their weights [T, k]."""
+    c = config
+    if c.route_score == "sigmoid":
+        score = 1 / (1 + np.exp(-logits))
+    else:
+        score = np.exp(logits - logits.max(-1, keepdims=True))
+        score = score / score.sum(-1, keepdims=True)
+    choice = score if correction is None else score + correction
+    if c.route_groups > 1:
+        groups = choice.reshape(len(logits), c.route_groups, -1)
+        value = np.sort(groups, -1)[..., -c.route_group_best :].sum(-1)
+        best = np.argsort(-value, -1, kind="stable")[:, : c.route_groups_used]
+        closed = np.ones(value.shape, bool)
+        np.put_along_axis(closed, best, False, -1)
+        choice = np.where(np.repeat(closed, groups.shape[-1], -1), -np.inf, choice)
+    experts = np.argsort(-choice, -1, kind="stable")[:, : c.n_experts_used]
+    weights = np.take_along_axis(score, experts, -1)
+    if c.route_norm:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return experts, weights * c.route_scale
+
+
 def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.ndarray:
     """Logits [T, V] of every position of `ids`."""
     c = config
@@ -117,7 +142,7 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         return norm(x, weight, None, "rms", c.norm_eps) if c.qk_norm == "head" else x
 
     def attend(x: np.ndarray, layer: int) -> np.ndarray:
-        window, table = c.layers[layer]
+        window, table, _ = c.layers[layer]
         q, k, v = linear(normed(x, "attn_norm", layer), "qkv", layer)
         q = heads(q, c.n_heads, "q_norm", layer)
         k = heads(k, c.n_kv_heads, "k_norm", layer)
@@ -129,10 +154,36 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
+    def gated(h: list[np.ndarray]) -> np.ndarray:
+        return activation(h[0], c.act) * h[1] if c.gated else activation(h[0], c.act)
+
+    def expert(x: np.ndarray, layer: int, e: int, scale: np.ndarray) -> np.ndarray:
+        """Rows x through expert e; scale [T, 1] multiplies what enters where the model says so."""
+        up, down = get("expert_gate_up", layer), get("expert_down", layer)
+        b_up, b_down = get("expert_gate_up_bias", layer), get("expert_down_bias", layer)
+        x = x * scale if c.route_input else x
+        h = [x @ w[e].T + (b_up[i][e] if b_up else 0) for i, w in enumerate(up)]
+        y = gated(h) @ down[0][e].T + (b_down[0][e] if b_down else 0)
+        return y if c.route_input else y * scale
+
+    def moe(x: np.ndarray, layer: int) -> np.ndarray:
+        x = normed(x, "ffn_norm", layer)
+        scores = linear(x, "router", layer)
+        experts, shares = route(scores[0], c, one("router_correction", layer))
+        y = np.zeros_like(x)
+        for e in range(c.n_experts):
+            tokens, slot = np.nonzero(experts == e)
+            y[tokens] += expert(x[tokens], layer, e, shares[tokens, slot][:, None])
+        if c.d_shared:
+            (shared,) = linear(gated(linear(x, "shared_gate_up", layer)), "shared_down", layer)
+            y += shared / (1 + np.exp(-scores[1])) if c.shared_gate else shared
+        return c.residual_scale * normed(y, "ffn_post_norm", layer)
+
     def feed(x: np.ndarray, layer: int) -> np.ndarray:
+        if c.layers[layer].moe:
+            return moe(x, layer)
         h = linear(normed(x, "ffn_norm", layer), "gate_up", layer)
-        h = activation(h[0], c.act) * h[1] if c.gated else activation(h[0], c.act)
-        (y,) = linear(h, "down", layer)
+        (y,) = linear(gated(h), "down", layer)
         return c.residual_scale * normed(y, "ffn_post_norm", layer)
 
     ids = np.asarray(ids)
@@ -159,10 +210,8 @@ def load_weights(config: ModelConfig, checkpoint) -> dict[tuple[str, int], list[
     for slot, layer, expert, parts in iter_slots(config, checkpoint):
         values = [_float32(part) for part in parts]
         if slot.startswith("expert_"):  # [E, ..] of each part
-            values = [
-                np.concatenate([*(whole[:expert] if expert else []), one[None]])
-                for whole, one in zip(weights.get((slot, layer), values), values, strict=True)
-            ]
+            before = weights[slot, layer] if expert else [()] * len(values)
+            values = [np.stack([*others, one]) for others, one in zip(before, values, strict=True)]
         weights[slot, layer] = values
     return weights
 

@@ -32,7 +32,7 @@ from llmaccel.models.mapping import (
     unused_tensors,
 )
 from llmaccel.models.safetensors import open_safetensors
-from llmaccel.models.slots import slot_shapes
+from llmaccel.models.slots import MODEL_SLOTS, slot_shapes
 
 IDS = np.random.default_rng(3).integers(0, 301, 40).tolist()
 TOLERANCE = 2e-4
@@ -72,6 +72,8 @@ def test_every_row_has_a_tiny_checkpoint():
 NEUTRAL = {
     "attn_softcap": 0.0, "logit_softcap": 0.0, "logit_scale": 1.0, "embed_scale": 1.0,
     "residual_scale": 1.0, "parallel": False, "qk_norm": "none", "rope_scale": [1.0, 1.0],
+    "route_score": "softmax", "route_norm": False, "route_scale": 1.0, "route_groups": 1,
+    "route_input": False, "shared_gate": False,
 }  # fmt: skip
 
 
@@ -99,12 +101,13 @@ def test_every_feature_of_a_row_is_felt(family):
         assert moves(dataclasses.replace(config, layers=layers)), table
     rng = np.random.default_rng(9)
     for slot in config.slots:
-        for part, values in enumerate(weights[slot, 0]):
+        layer = next(i for i in range(config.n_layers) if (slot, i) in weights)
+        for part, values in enumerate(weights[slot, layer]):
             if slot == "qkv_bias" and part == 1 and not config.d_rope:
                 continue  # unrotated, it adds the same to all scores of a query
-            other = list(weights[slot, 0])
+            other = list(weights[slot, layer])
             other[part] = values * rng.uniform(0.5, 1.5, values.shape)
-            assert moves(config, {**weights, (slot, 0): other}), (slot, part)
+            assert moves(config, {**weights, (slot, layer): other}), (slot, part)
 
 
 @pytest.mark.torch
@@ -128,6 +131,15 @@ def test_every_feature_of_a_row_is_felt(family):
             "type": "su", "original_max_position_embeddings": 20,
             "short_factor": [1.0] * 6, "long_factor": [2.0, 3, 4, 5, 6, 7]}}),
         ("llama-yarn", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}),
+        ("mixtral", {"sliding_window": None, "num_experts_per_tok": 1}),
+        ("qwen2_moe", {"norm_topk_prob": True, "qkv_bias": False, "use_sliding_window": False,
+                       "mlp_only_layers": None}),
+        ("qwen3_moe", {"norm_topk_prob": False, "attention_bias": True, "mlp_only_layers": [0],
+                       "decoder_sparse_step": 1, "use_sliding_window": True, "sliding_window": 3}),
+        ("olmoe", {"norm_topk_prob": True, "attention_bias": True}),
+        ("granitemoeshared", {"attention_bias": True, "shared_intermediate_size": 0}),
+        ("glm4_moe", {"attention_bias": False, "use_qk_norm": False, "n_group": 1, "topk_group": 1,
+                      "norm_topk_prob": False, "first_k_dense_replace": 0}),
     ],
 )  # fmt: skip
 def test_switches_equal_transformers(family, overrides, tmp_path):
@@ -213,6 +225,8 @@ def test_missing_keys_take_class_defaults(family):
     bare = {"architectures": list(family.architectures)}
     if family.name in ("qwen2", "qwen3"):
         theirs["use_sliding_window"] = bare["use_sliding_window"] = False
+    if family.name == "glm4_moe":  # the class's own sizes do not divide
+        theirs["head_dim"] = bare["head_dim"] = 128
     assert not tiny.differing(build_config(bare), build_config({**theirs, **bare}), "eos_token_ids")
     assert build_config(bare).eos_token_ids == build_config({**theirs, **bare}).eos_token_ids
 
@@ -226,15 +240,22 @@ def test_slots_have_the_announced_shapes(family):
     config = build_config(raw)
     assert dict(tensor_specs(config)) == {name: a.shape for name, a in weights.items()}
     seen = set()
-    for slot, layer, parts in iter_slots(config, arrays_checkpoint(weights)):
+    for slot, layer, _, parts in iter_slots(config, arrays_checkpoint(weights)):
         assert [part.shape for part in parts] == slot_shapes(config, slot)
         for part in parts:
             assert part.data.dtype == np.uint8
             assert part.data.nbytes == 4 * math.prod(part.shape)
         seen.add((slot, layer))
-    assert seen == {(s, i) for s in config.slots for i in range(config.n_layers)} - {
-        (s, i) for s in ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
-        for i in range(1, config.n_layers)}  # fmt: skip
+    moe = {i for i, layer in enumerate(config.layers) if layer.moe}
+    dense = set(range(config.n_layers)) - moe
+    for slot in config.slots:
+        layers = {0} if slot in MODEL_SLOTS else moe | dense
+        if slot.startswith(("router", "shared", "expert")):
+            layers = moe
+        if slot.startswith(("gate_up", "down")):
+            layers = dense
+        assert {layer for s, layer in seen if s == slot} == layers, slot
+    assert {slot for slot, _ in seen} == set(config.slots)
 
 
 def test_arrays_and_files_are_the_same_model(tmp_path):
@@ -248,7 +269,7 @@ def test_arrays_and_files_are_the_same_model(tmp_path):
 def test_slices_are_views():
     raw, weights = arrays("phi3")
     checkpoint = arrays_checkpoint(weights)
-    for slot, _, parts in iter_slots(build_config(raw), checkpoint):
+    for slot, _, _, parts in iter_slots(build_config(raw), checkpoint):
         for part in parts:
             assert np.shares_memory(part.data, weights[part.name]), slot
 
@@ -259,7 +280,7 @@ def test_moved_layouts_keep_half_precision(family):
     raw, weights = arrays(family)
     half = {name: a.astype(np.float16) for name, a in weights.items()}
     config = build_config(raw)
-    for slot, _, parts in iter_slots(config, arrays_checkpoint(half)):
+    for slot, _, _, parts in iter_slots(config, arrays_checkpoint(half)):
         assert {part.dtype for part in parts} == {"F16"}, slot
     wide = {name: a.astype(np.float32) for name, a in half.items()}
     assert np.array_equal(logits(config, arrays_checkpoint(half)),
@@ -273,7 +294,7 @@ def test_a_bfloat16_matrix_is_turned():
     name = "transformer.h.0.mlp.c_fc.weight"
     bits = (weights[name].view(np.uint32) >> 16).astype(np.uint16)
     tensors[name] = RawTensor(name, "BF16", bits.shape, bits.reshape(-1).view(np.uint8))
-    for slot, layer, parts in iter_slots(build_config(raw), Checkpoint(checkpoint.path, tensors)):
+    for slot, layer, _, parts in iter_slots(build_config(raw), Checkpoint(checkpoint.path, tensors)):
         if (slot, layer) == ("gate_up", 0):
             assert np.array_equal(parts[0].numpy(), bits.T)
 
@@ -386,7 +407,7 @@ def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
     file = open_gguf(tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf", quant="Q8_0"))
     config = build_config(file.metadata, gguf=True, tensors=file)
     kinds = {}
-    for slot, layer, parts in iter_slots(config, file):
+    for slot, layer, _, parts in iter_slots(config, file):
         assert [part.shape for part in parts] == slot_shapes(config, slot)
         assert all(np.shares_memory(part.data, file[part.name].data) for part in parts)
         kinds[slot, layer] = {part.dtype for part in parts}

@@ -1,4 +1,8 @@
-/* slots.h - what descriptions and tensor slots must look like; see desc.c and slots.c. */
+/* slots.h - what descriptions and tensor slots must look like.
+ *
+ * Implemented by desc.c (ranges of a description) and slots.c (slots, their shapes and layers); called by
+ * model.c. Invariant: what passes is what the forward pass reads.
+ */
 #ifndef LA_SLOTS_H
 #define LA_SLOTS_H
 
