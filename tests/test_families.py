@@ -294,7 +294,8 @@ def test_a_bfloat16_matrix_is_turned():
     name = "transformer.h.0.mlp.c_fc.weight"
     bits = (weights[name].view(np.uint32) >> 16).astype(np.uint16)
     tensors[name] = RawTensor(name, "BF16", bits.shape, bits.reshape(-1).view(np.uint8))
-    for slot, layer, _, parts in iter_slots(build_config(raw), Checkpoint(checkpoint.path, tensors)):
+    mixed = Checkpoint(checkpoint.path, tensors)
+    for slot, layer, _, parts in iter_slots(build_config(raw), mixed):
         if (slot, layer) == ("gate_up", 0):
             assert np.array_equal(parts[0].numpy(), bits.T)
 
@@ -388,7 +389,7 @@ def test_gguf_is_the_same_model(family, tmp_path):
     file = open_gguf(tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf"))
     config = build_config(file.metadata, gguf=True, tensors=file)
     different = ["gguf"]
-    if family.partition("-")[0] in ("llama", "mistral", "granite"):
+    if family.partition("-")[0] in tiny_gguf.PAIRED:
         different.append("rope_interleaved")  # their q and k rows are permuted for pairs
     if family == "llama-llama3":  # the file holds rounded factors
         np.testing.assert_allclose(config.rope_inv_freq[0], ours.rope_inv_freq[0], rtol=3e-7)
@@ -401,7 +402,7 @@ def test_gguf_is_the_same_model(family, tmp_path):
     assert np.abs(got - expected).max() <= (1e-4 if family == "llama-llama3" else 1e-9)
 
 
-@pytest.mark.parametrize("family", ["llama", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "phi3", "mixtral"])
 def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / "hf")
     file = open_gguf(tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf", quant="Q8_0"))
@@ -412,7 +413,7 @@ def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
         assert all(np.shares_memory(part.data, file[part.name].data) for part in parts)
         kinds[slot, layer] = {part.dtype for part in parts}
     assert kinds["qkv", 0] == {"Q8_0"}
-    assert kinds["down", 0] == {"F32"}  # rows of 100 are no whole blocks
+    assert kinds["expert_down" if family == "mixtral" else "down", 0] == {"F32"}  # rows of 100
     exact = logits(build_config(load_hf_config(folder)), open_safetensors(folder))
     # The logits' deviation is 1.5; a row out of place is felt at once.
     assert 0 < np.abs(logits(config, file) - exact).mean() < 0.1
@@ -422,7 +423,7 @@ def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
 def gguf_file(tmp_path_factory):
     """(metadata, tensors) of a llama and a gemma3 GGUF file."""
     files = {}
-    for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope"):
+    for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope", "glm4_moe"):
         path = tmp_path_factory.mktemp("gguf")
         folder = tiny.make_checkpoint(family, path / "hf")
         files[family] = open_gguf(tiny_gguf.make_gguf(family, folder, path / "model.gguf"))
@@ -462,6 +463,9 @@ def test_gguf_metadata_forms(gguf_file):
         from_gguf(gemma3), from_gguf(gemma3, **{"attention.sliding_window_pattern": pattern})
     )
     assert from_gguf(gguf_file["llama"], **{"attention.sliding_window": 9}).family == "mistral"
+    predicts = from_gguf(gguf_file["glm4_moe"], nextn_predict_layers=1)
+    assert (predicts.n_layers, predicts.raw["num_nextn_predict_layers"]) == (2, 1)
+    assert not unused_tensors(predicts, gguf_file["glm4_moe"])
 
 
 def test_gguf_gemma_query_scale(gguf_file):
@@ -497,7 +501,12 @@ def test_gguf_gemma_query_scale(gguf_file):
         ("llama", {"rope.freq_base": -1.0}, ConfigError, "llama.rope.freq_base"),
         ("llama", {"rope.scaling.type": "mystery"}, UnsupportedError, "mystery"),
         ("llama", {"rope.scaling.factor": math.inf}, ConfigError, "llama.rope.scaling.factor"),
-        ("llama", {"expert_count": 8}, UnsupportedError, "llama.expert_count"),
+        ("phi3-longrope", {"expert_count": 8}, UnsupportedError, "phi3.expert_count"),
+        ("glm4_moe", {"expert_count": 0}, ConfigError, "glm4moe.expert_count must be in 1"),
+        ("glm4_moe", {"expert_used_count": 13}, ConfigError, "expert_used_count must be in 1..12"),
+        ("glm4_moe", {"expert_gating_func": 1}, UnsupportedError, "glm4moe.expert_gating_func"),
+        ("glm4_moe", {"expert_group_count": 5}, ConfigError, "expert_group_count 5, of which 2"),
+        ("glm4_moe", {"nextn_predict_layers": 3}, ConfigError, "nextn_predict_layers must"),
         ("llama", {"attention.clamp_kqv": 8.0}, UnsupportedError, "llama.attention.clamp_kqv"),
         ("gpt_neox", {"use_parallel_residual": 3}, ConfigError, "gptneox.use_parallel_residual"),
         ("phi3-longrope", {"context_length": "x"}, ConfigError, "phi3.context_length"),

@@ -258,6 +258,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_topk_prob": True,
         "tie_word_embeddings": True,
     },
+    "qwen2_moe-all": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        **_SIZES,
+        **_EXPERTS,
+        "num_hidden_layers": 2,
+        "shared_expert_intermediate_size": 36,
+    },
+    "qwen3_moe-all": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **_WIDE,
+        **_EXPERTS,
+        "num_hidden_layers": 2,
+        "norm_topk_prob": True,
+    },
     "olmoe": {
         "architectures": ["OlmoeForCausalLM"],
         "model_type": "olmoe",
@@ -310,8 +326,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 FAMILIES = list(CONFIGS)
-# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2.
-GGUF_FAMILIES = [name for name in FAMILIES if name not in ("qwen2", "llama-dynamic", "qwen2-full")]
+# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2 and no dense
+# layers among those with experts of Qwen.
+_NOT_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "qwen2_moe", "qwen3_moe")
+GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 
 
 # Values that an untrusted file may hold where another is expected.

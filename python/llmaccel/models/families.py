@@ -37,6 +37,7 @@ from llmaccel.models.family import (
     qwen_window,
     typed_window,
 )
+from llmaccel.models.gguf_config import plain
 from llmaccel.models.rope import RopeKeys
 from llmaccel.models.slots import Source, source
 
@@ -319,9 +320,8 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise UnsupportedError(
             f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}"
         )
-    # Mistral and Mixtral files are llama files: a window or experts tell them apart.
-    for row in rows[1:]:
-        keys = [f"{arch}.{suffix}" for suffix in row.gguf_tells]
-        if any(metadata.get(key) for key in keys):
+    # Mistral and Mixtral files are llama files: experts, or a window, tell them apart.
+    for row in reversed(rows):
+        if any(plain(metadata.get(f"{arch}.{key}")) not in (None, 0) for key in row.gguf_tells):
             return row
     return rows[0]

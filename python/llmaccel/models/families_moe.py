@@ -142,7 +142,6 @@ def _glm4(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {"qk_norm": "head" if keys.flag("use_qk_norm") else "none"}
 
 
-# fmt: off  (the tables are laid out by hand)
 def _experts(block: str, gate: str, up: str, down: str) -> dict[str, Source]:
     """One by one under `block`, or stacked as transformers 5 holds them."""
     return {
@@ -275,6 +274,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
         gguf_tensors={
             "router": source("blk.{i}.ffn_gate_inp.weight", "blk.{i}.ffn_gate_inp_shexp.weight")
         },
+        gguf_values={"norm_topk_prob": False},
         inert=("attention_bias",),
     ),
     Family(
@@ -304,6 +304,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "num_experts": "expert_count",
             "moe_intermediate_size": "expert_feed_forward_length",
         },
+        gguf_values={"norm_topk_prob": True},
     ),
     Family(
         "olmoe",
@@ -331,6 +332,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
         optional=ATTN_BIAS,
         qk_norm="row",
         gguf_keys={**_COUNTS, "num_experts": "expert_count"},
+        gguf_values={"norm_topk_prob": False},
     ),
     Family(
         "granitemoe",
@@ -415,8 +417,10 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "moe_intermediate_size": "expert_feed_forward_length",
             "routed_scaling_factor": "expert_weights_scale",
             "norm_topk_prob": "expert_weights_norm",
+            "n_group": "expert_group_count",
+            "topk_group": "expert_group_used_count",
             "first_k_dense_replace": "leading_dense_block_count",
         },
+        gguf_tensors={"ffn_norm": source("blk.{i}.post_attention_norm.weight")},
     ),
 )
-# fmt: on

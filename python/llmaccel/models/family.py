@@ -32,7 +32,8 @@ class Family:
     family's own. window: which layers slide. experts: the fields about experts, and `moe`, which
     layers have some; {} where none has. ignored: patterns of tensors that are known to be of
     no use. gguf_arch: general.architecture; gguf_keys: config key -> metadata key after the
-    architecture; gguf_tells: metadata keys that mean this row where several have that architecture.
+    architecture; gguf_tells: metadata keys that mean this row where several have that
+    architecture; gguf_values: config values that the architecture implies.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Family:
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
     gguf_interleaved: bool = False
     gguf_tells: tuple[str, ...] = ()
+    gguf_values: Mapping[str, Any] = field(default_factory=dict)
     inert: tuple[str, ...] = ()  # keys that the family's class does not read, whatever their value
 
 

@@ -158,6 +158,7 @@ _HF_KEYS = frozenset(
     )
 )
 
+_MAX_PREDICTION_LAYERS = 16
 _GGUF_IGNORED = (
     r"rope_freqs\.weight",
     r"rope_factors_(long|short)\.weight",
@@ -477,8 +478,18 @@ def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
     if config.tie_embeddings:
         patterns.append(r"lm_head\.weight|embed_out\.weight")
+    for i in range(_prediction_layers(config)):  # they follow the others
+        patterns.append(rf"(.*\.)?(layers|blk)\.{config.n_layers + i}\..*")
     useless = re.compile("|".join(f"(?:{p})" for p in patterns))
     return [name for name in checkpoint.names() if name not in used and not useless.fullmatch(name)]
+
+
+def _prediction_layers(config: ModelConfig) -> int:
+    """Layers of a checkpoint that predict further tokens; this version does not use them."""
+    count = config.raw.get("num_nextn_predict_layers")
+    if not isinstance(count, int) or isinstance(count, bool):
+        return 0
+    return min(max(count, 0), _MAX_PREDICTION_LAYERS)
 
 
 def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:
