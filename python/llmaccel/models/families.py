@@ -286,6 +286,14 @@ FAMILIES = _DENSE + MOE_FAMILIES
 # ---- which row -----------------------------------------------------------------------------------
 
 
+# Not attention: their layers carry a state from token to token.
+_RECURRENT = (
+    *("Mamba", "Mamba2", "FalconMamba", "Jamba", "Bamba", "Zamba", "Zamba2", "FalconH1"),
+    *("Qwen3Next", "Qwen3_5", "Qwen3_5Moe", "GraniteMoeHybrid", "NemotronH", "Lfm2", "Lfm2Moe"),
+    *("Rwkv", "RecurrentGemma", "MiniMax", "KimiLinear", "Plamo2", "xLSTM"),
+)
+
+
 def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
     """The row for a config dict, and the architecture; UnsupportedError lists the known ones."""
     names = raw.get("architectures")
@@ -302,6 +310,12 @@ def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
         for family in FAMILIES:
             if model_type in family.model_types:
                 return family, family.architectures[0]
+    for name in names or ():
+        if name.partition("For")[0] in _RECURRENT:
+            raise UnsupportedError(
+                f"{ascii(name)[1:-1]}: layers with a state (state-space, linear attention, hybrid) "
+                "are not supported"
+            )
     shown = (
         ", ".join(ascii(n)[:80] for n in names[:4])
         if names
