@@ -78,7 +78,8 @@ la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per
 /* ---- model: named tensors to logits ---------------------------------------------------------- */
 
 enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
-enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU };
+/* LA_GATE_CLIP, gated only: (up + 1) * gate * sigmoid(1.702 gate), gate <= 7, -7 <= up <= 7 (gpt-oss) */
+enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU, LA_GATE_CLIP };
 enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW };
 /* Largest n_layers and max_len of a model; config.py has the same. */
 enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
@@ -160,6 +161,7 @@ typedef enum la_slot {
     LA_DOWN,           /* [D, F] */
     LA_DOWN_BIAS,      /* [D] */
     LA_FFN_POST_NORM,  /* [D] */
+    LA_SINKS,          /* [H]; of each head's softmax one more logit, whose value is 0 */
     /* layers with experts; fp32 whatever the recipe */
     LA_ROUTER,            /* part [E, D]; with shared_gate a second one [1, D] */
     LA_ROUTER_BIAS,       /* [E]; added to logits */

@@ -42,6 +42,9 @@ def activation(x: np.ndarray, kind: str) -> np.ndarray:
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if kind == "relu":
         return np.maximum(x, 0)
+    if kind == "clip":
+        x = np.minimum(x, 7)
+        return x / (1 + np.exp(-1.702 * x))
     raise ValueError(kind)
 
 
@@ -69,9 +72,19 @@ def rope(
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, cap: float, window: int
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    cap: float,
+    window: int,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all)."""
+    """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all).
+
+    sinks [H]: one more logit of each head's softmax, whose value is 0.
+    """
     tokens, heads, _ = q.shape
     group = heads // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
@@ -79,8 +92,11 @@ def attention(
     age = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
     hidden = (age < 0) | ((age >= window) if window else False)
     scores = np.where(hidden, -np.inf, scores)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
+    extra = np.full(heads, -np.inf) if sinks is None else sinks
+    top = np.maximum(scores.max(-1), extra[:, None])[..., None]
+    p = np.exp(scores - top)
+    total = p.sum(-1, keepdims=True) + np.exp(extra[:, None, None] - top)
+    return np.einsum("hts,shd->thd", p / total, v)
 
 
 def route(
@@ -150,12 +166,14 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if table >= 0:
             turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
             q, k = rope(q, *turn), rope(k, *turn)
-        a = attention(q, k, v, scale=c.attn_scale, cap=c.attn_softcap, window=window)
+        how = {"scale": c.attn_scale, "cap": c.attn_softcap, "window": window}
+        a = attention(q, k, v, sinks=one("sinks", layer), **how)
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
     def gated(h: list[np.ndarray]) -> np.ndarray:
-        return activation(h[0], c.act) * h[1] if c.gated else activation(h[0], c.act)
+        up = np.clip(h[1], -7, 7) + 1 if c.act == "clip" else h[1] if c.gated else 1
+        return activation(h[0], c.act) * up
 
     def expert(x: np.ndarray, layer: int, e: int, scale: np.ndarray) -> np.ndarray:
         """Rows x through expert e; scale [T, 1] multiplies what enters where the model says so."""

@@ -138,6 +138,7 @@ def test_every_feature_of_a_row_is_felt(family):
                        "decoder_sparse_step": 1, "use_sliding_window": True, "sliding_window": 3}),
         ("olmoe", {"norm_topk_prob": True, "attention_bias": True}),
         ("granitemoeshared", {"attention_bias": True, "shared_intermediate_size": 0}),
+        ("gpt_oss", {"attention_bias": False, "layer_types": ["full_attention"] * 3}),
         ("glm4_moe", {"attention_bias": False, "use_qk_norm": False, "n_group": 1, "topk_group": 1,
                       "norm_topk_prob": False, "first_k_dense_replace": 0}),
     ],

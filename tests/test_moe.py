@@ -26,7 +26,7 @@ from llmaccel.models.mapping import build_config
 # Rows of whole blocks, so that every format has something to store.
 BLOCKY = {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 128,
           "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-FAMILIES = ["qwen2_moe", "glm4_moe", "mixtral"]
+FAMILIES = ["qwen2_moe", "glm4_moe", "mixtral", "gpt_oss"]
 
 
 def params_for(index: int) -> SamplingParams:
@@ -280,6 +280,20 @@ def test_layers_that_predict_further_tokens_are_left_alone(tmp_path, caplog):
     with LLM.from_arrays(raw, arrays, dtype="float32") as llm:
         assert np.asarray(llm.logits(ids)).tobytes() == want
     assert "not used" not in caplog.text
+
+
+@pytest.mark.torch
+def test_sinks_count_once_whatever_the_chunks(tmp_path):
+    """Several chunks of 256 tokens, as one prompt, in pieces, and token by token."""
+    folder = tiny.make_checkpoint("gpt_oss", tmp_path, max_position_embeddings=700)
+    ids = np.random.default_rng(4).integers(3, 301, 560).tolist()
+    seen = set()
+    for budget in (560, 61, 1):
+        with LLM(str(folder), dtype="float32", max_num_batched_tokens=budget) as llm:
+            logits = np.asarray(llm.logits(ids))
+        seen.add(logits.tobytes())
+    assert len(seen) == 1
+    assert np.abs(logits - tiny.hf_logits(folder, ids)).max() <= 3e-4
 
 
 # ---- counters ------------------------------------------------------------------------------------

@@ -306,6 +306,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.25,
         "attention_multiplier": 0.125,
     },
+    "gpt_oss": {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        **_WIDE,
+        **_WINDOWED,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "attention_bias": True,
+        "rope_theta": 150000.0,
+        "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+    },
     "glm4_moe": {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",

@@ -51,6 +51,7 @@ _RENAMES = [    # Hugging Face, GGUF; {i} is the layer
     _BLOCK + "ffn_down"),
     ("h.{i}.mlp.c_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.dense_4h_to_h",
     _BLOCK + "ffn_down"),
+    ("layers.{i}.mlp.router", _BLOCK + "ffn_gate_inp"),
     ("layers.{i}.mlp.gate", _BLOCK + "ffn_gate_inp"),
     ("layers.{i}.block_sparse_moe.gate", _BLOCK + "ffn_gate_inp"),
     ("layers.{i}.block_sparse_moe.router.layer", _BLOCK + "ffn_gate_inp"),
@@ -79,6 +80,7 @@ _ARCHS = {
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
     "glm4_moe": "glm4moe",
+    "gpt_oss": "gpt-oss",
 }
 # Rows of these, gate and then up, become two tensors.
 _SPLIT = {
@@ -91,12 +93,14 @@ PAIRED = ("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoesha
 def _gguf_name(name: str, family: str) -> str:
     if name.endswith("e_score_correction_bias"):
         return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
+    if name.endswith(".sinks"):
+        return f"blk.{name.split('.')[2]}.attn_sinks.weight"
     stem, kind = name.rsplit(".", 1)
     for prefix in ("model.", "transformer.", "gpt_neox."):
         stem = stem.removeprefix(prefix)
     layer = next((part for part in stem.split(".") if part.isdigit()), "0")
     if stem.endswith("post_attention_layernorm"):
-        sandwich = family in ("gemma2", "gemma3", "olmo2", "glm4_moe")
+        sandwich = family in ("gemma2", "gemma3", "olmo2", "glm4_moe", "gpt_oss")
         return f"blk.{layer}.{'post_attention_norm' if sandwich else 'ffn_norm'}.{kind}"
     for ours, theirs in _RENAMES:
         if ours.replace("{i}", layer) == stem:
@@ -171,6 +175,8 @@ def _gguf_tensors(
             layer = theirs.split(".")[2]
             for name, half in zip(halves, np.split(values, 2, axis=-2), strict=True):
                 yield f"blk.{layer}.{name}.weight", half
+        elif family == "gpt_oss" and ".experts." in theirs:
+            yield from _gpt_oss_experts(theirs, values)
         elif one is not None:
             name = _gguf_name(theirs.replace(one[0], ".experts."), family)
             experts.setdefault(name, {})[int(one[1])] = values
@@ -179,6 +185,18 @@ def _gguf_tensors(
             yield name, values[0] if name.endswith("inp_shexp.weight") else values
     for name, parts in experts.items():
         yield name, np.stack([parts[e] for e in range(len(parts))])
+
+
+def _gpt_oss_experts(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """[E, D, 2F], gate and up in turns, as two tensors [E, F, D]; [E, F, D] as [E, D, F]."""
+    layer, kind = name.split(".")[2], "bias" if name.endswith("_bias") else "weight"
+    if kind == "weight":
+        values = np.ascontiguousarray(values.swapaxes(1, 2))
+    if "gate_up_proj" in name:
+        yield f"blk.{layer}.ffn_gate_exps.{kind}", values[:, 0::2]
+        yield f"blk.{layer}.ffn_up_exps.{kind}", values[:, 1::2]
+    else:
+        yield f"blk.{layer}.ffn_down_exps.{kind}", values
 
 
 # Byte offsets of the fp16 fields of a K block.
@@ -288,6 +306,8 @@ def _gguf_experts(writer, c: dict[str, Any]) -> None:
     ):
         if key in c:
             add(c[key])
+    if c["model_type"] == "gpt_oss":
+        writer.add_expert_feed_forward_length(c["intermediate_size"])
     if c["model_type"] == "glm4_moe":
         writer.add_expert_weights_norm(c.get("norm_topk_prob", True))
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)

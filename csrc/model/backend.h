@@ -39,6 +39,7 @@ typedef struct la_moe {
 typedef struct la_layer {
     la_norm attn_norm, ffn_norm, attn_post_norm, ffn_post_norm;
     float *q_norm, *k_norm; /* [d] or the whole row; NULL: none */
+    float *sinks;           /* [H]; NULL: none */
     la_matrix qkv, o, gate_up, down;
     la_moe *moe; /* NULL: gate_up and down */
 } la_layer;

@@ -105,7 +105,9 @@ static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
                             .d = d->d_head,
                             .window = c->m->layer_desc[layer].window,
                             .scale = d->attn_scale,
-                            .softcap = d->attn_softcap};
+                            .softcap = d->attn_softcap,
+                            .sinks = c->m->layers[layer].sinks,
+                            .heads = d->n_heads};
 }
 
 static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int kv_head)
@@ -337,12 +339,15 @@ static void attend_tile(la_ctx *c, int layer, const item_list *l, const item *t,
                         la_rows a)
 {
     const la_attend_walk *w = l->walk;
+    la_attend_walk mine = *w;
     int R = t->tokens * t->heads;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     la_attend_pages pages = pages_of(c, layer, t->of->span, t->kv_head);
     gather_rows(t, q, w->d, &own.attend);
-    la_attend_rows(w, &pages, &own.attend, R);
+    mine.sinks = w->sinks != NULL ? w->sinks + t->h0 : NULL;
+    mine.heads = t->heads;
+    la_attend_rows(&mine, &pages, &own.attend, R);
     for (int r = 0; r < R; r++) {
         w->k->attend_finish(own.attend.o + r * la_attend_wide(w->d), own.attend.l[r],
                             row_of(a, t, r, w->d), w->d);
@@ -436,7 +441,8 @@ static void join_parts(la_ctx *c, const item_list *l, int h, la_rows a)
     la_cpu_local_of(c, &own);
     float *o = own.attend.o;
     for (int t = 0; t < span->n_tokens; t++) {
-        float m = -INFINITY, sum = 0.0f;
+        float m = w->sinks != NULL ? w->sinks[h] : -INFINITY;
+        float sum = w->sinks != NULL ? 1.0f : 0.0f;
         int r = t * l->group + h % l->group;
         memset(o, 0, (size_t)wide * sizeof(float));
         for (int i = 0; i < l->now.chunks; i++) {

@@ -110,7 +110,7 @@ la_status la_desc_check(const la_model_desc *d)
     LA_TRY(la_check_int("n_vocab", d->n_vocab, 1, MAX_DIM));
     LA_TRY(la_check_int("max_len", d->max_len, 1, LA_MAX_POSITIONS));
     LA_TRY(la_check_int("norm", d->norm, LA_NORM_RMS, LA_NORM_LAYER));
-    LA_TRY(la_check_int("act", d->act, LA_GATE_SILU, LA_GATE_RELU));
+    LA_TRY(la_check_int("act", d->act, LA_GATE_SILU, d->gated ? LA_GATE_CLIP : LA_GATE_RELU));
     LA_TRY(la_check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
     LA_TRY(la_check_int("d_rope", d->d_rope, 0, d->d_head));
     LA_TRY(la_check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));

@@ -257,6 +257,7 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     case LA_FFN_NORM: return &l->ffn_norm.w;
     case LA_FFN_NORM_BIAS: return &l->ffn_norm.b;
     case LA_FFN_POST_NORM: return &l->ffn_post_norm.w;
+    case LA_SINKS: return &l->sinks;
     case LA_ROUTER_CORRECTION: return &l->moe->correction;
     default: return NULL;
     }
@@ -423,6 +424,7 @@ void la_model_free(la_model *m)
         }
         la_free(w->q_norm);
         la_free(w->k_norm);
+        la_free(w->sinks);
         matrix_clear(&m->weights, &w->qkv);
         matrix_clear(&m->weights, &w->o);
         matrix_clear(&m->weights, &w->gate_up);

@@ -29,6 +29,7 @@ static const char *const slot_names[LA_SLOT_COUNT] = {
     [LA_DOWN] = "down",
     [LA_DOWN_BIAS] = "down_bias",
     [LA_FFN_POST_NORM] = "ffn_post_norm",
+    [LA_SINKS] = "sinks",
     [LA_ROUTER] = "router",
     [LA_ROUTER_BIAS] = "router_bias",
     [LA_ROUTER_CORRECTION] = "router_correction",
@@ -83,6 +84,7 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     case LA_QKV_BIAS: return vector(q, k, k);
     case LA_Q_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
     case LA_K_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
+    case LA_SINKS: return vector(d->n_heads, 0, 0);
     case LA_O: return matrix(D, 0, 0, q);
     case LA_GATE_UP: return matrix(F, d->gated ? F : 0, 0, D);
     case LA_GATE_UP_BIAS: return vector(F, d->gated ? F : 0, 0);

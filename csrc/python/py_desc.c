@@ -12,11 +12,9 @@
 enum { FIELD_INT, FIELD_FLOAT, FIELD_CHOICE };
 
 static const char *const NORM_NAMES[] = {[LA_NORM_RMS] = "rms", [LA_NORM_LAYER] = "layer", NULL};
-static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",
-                                        [LA_GATE_GELU] = "gelu",
-                                        [LA_GATE_GELU_TANH] = "gelu_tanh",
-                                        [LA_GATE_RELU] = "relu",
-                                        NULL};
+static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",           [LA_GATE_GELU] = "gelu",
+                                        [LA_GATE_GELU_TANH] = "gelu_tanh", [LA_GATE_RELU] = "relu",
+                                        [LA_GATE_CLIP] = "clip",           NULL};
 static const char *const QK_NORM_NAMES[] = {
     [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
 static const char *const ROUTE_NAMES[] = {

@@ -395,7 +395,8 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
 
 static PyMethodDef model_methods[] = {
     {"set", model_set, METH_VARARGS,
-     "set(slot, layer, parts)\n\nPack parts, a list of (buffer, dtype, rows, cols), into a slot."},
+     "set(slot, layer, parts, expert=0)\n\nPack parts, a list of (buffer, dtype, rows, cols), into "
+     "a slot; expert: of slots that every expert has."},
     {"finish", model_finish, METH_NOARGS,
      "finish()\n\nCheck that every tensor is set; LoadError names a missing one."},
     {"read", model_read, METH_VARARGS,

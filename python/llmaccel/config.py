@@ -65,7 +65,7 @@ class ModelConfig:
     max_len: int
     norm: str  # "rms", "layer"
     norm_eps: float
-    act: str  # "silu", "gelu", "gelu_tanh", "relu"
+    act: str  # "silu", "gelu", "gelu_tanh", "relu", "clip"
     gated: bool
     parallel: bool
     qk_norm: str  # "none", "head", "row"

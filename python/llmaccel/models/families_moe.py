@@ -17,6 +17,7 @@ from llmaccel.config import (
     MAX_LAYERS,
     Keys,
 )
+from llmaccel.errors import UnsupportedError
 from llmaccel.models.family import (
     ATTN_BIAS,
     ATTN_BIAS_TENSORS,
@@ -136,6 +137,18 @@ def _grouped(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
         "route_group_best": min(2, size),
         "moe": [i >= first for i in range(sizes["n_layers"])],
     }
+
+
+def _gpt_oss(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    for key, value in (("swiglu_alpha", 1.702), ("swiglu_limit", 7.0)):
+        if keys.number(key, 0.0, 1e9) != value:
+            raise UnsupportedError(f"{keys.where}: {key} other than {value} is not supported")
+    return {"act": "clip"}
+
+
+def _every_second_window(keys: Keys, n_layers: int) -> list[int]:
+    kinds = layer_types(keys, n_layers)
+    return typed_window(keys, kinds or [(SLIDING, FULL)[i % 2] for i in range(n_layers)])
 
 
 def _glm4(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -369,6 +382,66 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "shared_intermediate_size": "expert_shared_feed_forward_length",
         },
         gguf_tells=("expert_shared_feed_forward_length",),
+    ),
+    Family(
+        "gpt_oss",
+        ("GptOssForCausalLM",),
+        ("gpt_oss",),
+        {
+            **BASE,
+            "vocab_size": 201088,
+            "hidden_size": 2880,
+            "intermediate_size": 2880,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "sliding_window": 128,
+            "layer_types": None,
+            "attention_bias": True,
+            "num_local_experts": 128,
+            "num_experts_per_tok": 4,
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+        },
+        {
+            **_NO_FFN,
+            **ATTN_BIAS_TENSORS,
+            "sinks": source("layers.{i}.self_attn.sinks"),
+            "router": source(MLP + "router.weight"),
+            "router_bias": source(MLP + "router.bias"),
+            "expert_gate_up": source(MLP + "experts.gate_up_proj", layout="transposed_pairs"),
+            "expert_gate_up_bias": source(MLP + "experts.gate_up_proj_bias", layout="pairs"),
+            "expert_down": source(MLP + "experts.down_proj", layout="transposed"),
+            "expert_down_bias": source(MLP + "experts.down_proj_bias"),
+        },
+        "gpt-oss",
+        extra=_gpt_oss,
+        experts=_mixtral,
+        window=_every_second_window,
+        optional=ATTN_BIAS,
+        rope=RopeKeys(
+            theta=("rope_theta", 150000.0),
+            absent={
+                "rope_type": "yarn",
+                "factor": 32.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 4096,
+            },
+        ),
+        gguf_keys={
+            **_COUNTS,
+            "num_local_experts": "expert_count",
+            "sliding_window": "attention.sliding_window",
+            "intermediate_size": "expert_feed_forward_length",
+        },
+        gguf_tensors={"ffn_norm": source("blk.{i}.post_attention_norm.weight")},
     ),
     Family(  # GLM-4.5, 4.5-Air, 4.6, 4.7
         "glm4_moe",

@@ -129,6 +129,7 @@ GGUF_TENSORS: dict[str, Source] = {
     "down": source("blk.{i}.ffn_down.weight"),
     "down_bias": source("blk.{i}.ffn_down.bias"),
     "ffn_post_norm": source("blk.{i}.post_ffw_norm.weight"),
+    "sinks": source("blk.{i}.attn_sinks.weight"),
     "router": source("blk.{i}.ffn_gate_inp.weight"),
     "router_bias": source("blk.{i}.ffn_gate_inp.bias"),
     "router_correction": source("blk.{i}.exp_probs_b.bias"),

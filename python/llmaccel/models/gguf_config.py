@@ -245,6 +245,9 @@ def _rope(
         }
     )
     params = _scaling(meta, tensors)
+    usual = family.rope.absent if family.rope is not None else None
+    if usual is not None and "truncate" in usual and params["rope_type"] == "yarn":
+        params["truncate"] = usual["truncate"]  # files do not say it
     if meta.get("rope.freq_base") is not None:
         params["rope_theta"] = meta.get("rope.freq_base")
     rotated, size = meta.get("rope.dimension_count"), _head_size(raw, spelled)
