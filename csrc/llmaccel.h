@@ -80,7 +80,8 @@ la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per
 enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
 /* LA_GATE_CLIP, gated only: (up + 1) * gate * sigmoid(1.702 gate), gate <= 7, -7 <= up <= 7 (gpt-oss) */
 enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU, LA_GATE_CLIP };
-enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW };
+/* UNIT: per head, without weights, in layers that rotate (Llama-4) */
+enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW, LA_QK_NORM_UNIT };
 /* Largest n_layers and max_len of a model; config.py has the same. */
 enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
 enum { LA_ROUTE_SOFTMAX = 0, LA_ROUTE_SIGMOID };
@@ -112,6 +113,9 @@ typedef struct la_model_desc {
     int rope_interleaved; /* pairs (2i, 2i+1) instead of (i, i + d_rope/2) */
     float attn_scale;     /* multiplies q.k */
     float attn_softcap;   /* c * tanh(s / c); 0: off */
+    float
+        attn_grow; /* queries of layers without rotation: * (1 + grow * log1p(floor((pos + 1) / every))) */
+    int attn_grow_every;  /* tokens; 0: off */
     float logit_softcap;  /* the same on logits; 0: off */
     float logit_scale;    /* multiplies logits, before the softcap */
     float embed_scale;    /* multiplies embeddings */
@@ -248,6 +252,22 @@ size_t la_model_token_bytes(const la_model *m);
 la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s);
 la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
+
+/* ---- balance: copies of busy experts ----------------------------------------------------------- */
+
+/* Slots, each for one expert, are spread over devices, these over nodes. Groups of neighbouring experts stay
+ * on one node where they divide evenly; otherwise all experts go anywhere. */
+typedef struct la_balance {
+    int n_layers, n_experts;
+    int n_slots; /* of a layer, at least n_experts; a multiple of n_devices */
+    int n_groups, n_nodes;
+    int n_devices; /* a multiple of n_nodes */
+} la_balance;
+
+/* load: [L][E], finite and not negative. slots: [L][n_slots] the expert of each slot, device by device;
+ * copies: [L][E] how many slots each expert has. */
+la_status la_balance_experts(const la_balance *balance, const float *load, int32_t *slots,
+                             int32_t *copies);
 
 /* ---- engine: requests to tokens --------------------------------------------------------------- */
 

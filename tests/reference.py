@@ -155,7 +155,11 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if c.qk_norm == "row":
             x = norm(x, weight, None, "rms", c.norm_eps)
         x = x.reshape(len(x), count, c.d_head)
-        return norm(x, weight, None, "rms", c.norm_eps) if c.qk_norm == "head" else x
+        if c.qk_norm == "unit" and c.layers[layer].rope >= 0:
+            weight = np.ones(c.d_head)
+        if c.qk_norm == "head" or (c.qk_norm == "unit" and weight is not None):
+            return norm(x, weight, None, "rms", c.norm_eps)
+        return x
 
     def attend(x: np.ndarray, layer: int) -> np.ndarray:
         window, table, _ = c.layers[layer]
@@ -166,6 +170,9 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if table >= 0:
             turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
             q, k = rope(q, *turn), rope(k, *turn)
+        elif c.attn_grow_every:
+            steps = np.floor((positions + 1) / c.attn_grow_every)
+            q = q * (1 + c.attn_grow * np.log1p(steps))[:, None, None]
         how = {"scale": c.attn_scale, "cap": c.attn_softcap, "window": window}
         a = attention(q, k, v, sinks=one("sinks", layer), **how)
         (o,) = linear(a.reshape(len(a), -1), "o", layer)

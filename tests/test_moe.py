@@ -26,7 +26,7 @@ from llmaccel.models.mapping import build_config
 # Rows of whole blocks, so that every format has something to store.
 BLOCKY = {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 128,
           "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-FAMILIES = ["qwen2_moe", "glm4_moe", "mixtral", "gpt_oss"]
+FAMILIES = ["qwen2_moe", "glm4_moe", "mixtral", "gpt_oss", "llama4"]
 
 
 def params_for(index: int) -> SamplingParams:
@@ -214,10 +214,26 @@ def test_experts_of_one_layer_are_in_one_format():
         ("glm4_moe", {"topk_group": 5}, "topk_group must be in 1..4"),
         ("glm4_moe", {"n_group": 12, "topk_group": 2}, "do not offer 3 of 12 experts"),
         ("glm4_moe", {"routed_scaling_factor": float("inf")}, "routed_scaling_factor must be"),
+        ("llama4", {"moe_layers": 3}, "moe_layers must be a list"),
+        ("llama4", {"no_rope_layers": [1]}, "no_rope_layers must be a list of 4"),
     ],
 )
 def test_configurations_that_do_not_fit_are_refused(family, change, message):
     with pytest.raises(ConfigError, match=message):
+        build_config({**tiny.config_of(family), **change})
+
+
+@pytest.mark.parametrize(
+    ("family", "change", "message"),
+    [
+        ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit other than 7.0"),
+        ("llama4", {"attention_chunk_size": 64}, "chunks of 64 tokens .* max_model_len=64"),
+        ("llama4", {"layer_types": ["full_attention"] * 4}, "layer_types other than"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv"),
+    ],
+)
+def test_what_is_not_computed_is_refused(family, change, message):
+    with pytest.raises(UnsupportedError, match=message):
         build_config({**tiny.config_of(family), **change})
 
 

@@ -317,6 +317,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_theta": 150000.0,
         "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
     },
+    "llama4": {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        **_WIDE,
+        "num_hidden_layers": 4,
+        "intermediate_size_mlp": 76,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 160,
+        "floor_scale": 7,
+        "attn_scale": 0.4,
+        "rope_theta": 500000.0,
+        "pad_token_id": 0,
+    },
     "glm4_moe": {
         "architectures": ["Glm4MoeForCausalLM"],
         "model_type": "glm4_moe",
@@ -339,7 +355,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = list(CONFIGS)
 # Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2 and no dense
 # layers among those with experts of Qwen.
-_NOT_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "qwen2_moe", "qwen3_moe")
+_NOT_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "qwen2_moe", "qwen3_moe", "llama4")
 GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 
 

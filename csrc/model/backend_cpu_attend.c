@@ -30,6 +30,17 @@ static void rotate(la_ctx *c, int layer, int token, float *head)
                          m->desc.rope_interleaved);
 }
 
+/* Weights of a norm that has none. */
+#define FOUR(x) x, x, x, x
+static const float ones[256] = {FOUR(FOUR(FOUR(FOUR(1.0f))))};
+
+/* By how much a query grows with its position, in layers without rotation. */
+static float growth(const la_model_desc *d, int pos)
+{
+    float steps = floorf((float)(pos + 1) / (float)d->attn_grow_every);
+    return 1.0f + d->attn_grow * log1pf(steps);
+}
+
 static void norm_head(la_ctx *c, const float *w, float *x, int n)
 {
     la_norm norm = {(float *)(uintptr_t)w, NULL};
@@ -42,7 +53,9 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
     const la_kernels *k = &la_cpu_of(c)->k;
-    int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
+    int dh = d->d_head, turned = c->m->layer_desc[layer].rope >= 0;
+    int unit = d->qk_norm == LA_QK_NORM_UNIT && turned;
+    int per_head = d->qk_norm == LA_QK_NORM_HEAD || unit;
     int slot = c->w->pos[token] % LA_PAGE;
     la_store_fn store = la_kernels_store(k, (la_kv_form)d->kv_form);
     for (int i = 0; i < n_heads; i++) {
@@ -50,16 +63,19 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
         float *x = cols + i * dh;
         if (h < d->n_heads) {
             if (per_head) {
-                norm_head(c, w->q_norm, x, dh);
+                norm_head(c, unit ? ones : w->q_norm, x, dh);
             }
             rotate(c, layer, token, x);
+            if (d->attn_grow_every != 0 && !turned) {
+                k->softcap(x, growth(d, c->w->pos[token]), 0.0f, dh);
+            }
             memcpy(q.p + (int64_t)token * q.ld + h * dh, x, (size_t)dh * sizeof(float));
             continue;
         }
         int kv = h - d->n_heads, is_v = kv >= d->n_kv_heads;
         if (!is_v) {
             if (per_head) {
-                norm_head(c, w->k_norm, x, dh);
+                norm_head(c, unit ? ones : w->k_norm, x, dh);
             }
             rotate(c, layer, token, x);
         }

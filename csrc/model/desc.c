@@ -111,7 +111,7 @@ la_status la_desc_check(const la_model_desc *d)
     LA_TRY(la_check_int("max_len", d->max_len, 1, LA_MAX_POSITIONS));
     LA_TRY(la_check_int("norm", d->norm, LA_NORM_RMS, LA_NORM_LAYER));
     LA_TRY(la_check_int("act", d->act, LA_GATE_SILU, d->gated ? LA_GATE_CLIP : LA_GATE_RELU));
-    LA_TRY(la_check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
+    LA_TRY(la_check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_UNIT));
     LA_TRY(la_check_int("d_rope", d->d_rope, 0, d->d_head));
     LA_TRY(la_check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));
     LA_TRY(la_check_int("kv_form", d->kv_form, 0, LA_KV_FORM_COUNT - 1));
@@ -125,6 +125,8 @@ la_status la_desc_check(const la_model_desc *d)
     LA_TRY(check_float("norm_eps", d->norm_eps));
     LA_TRY(check_float("attn_scale", d->attn_scale));
     LA_TRY(check_float("attn_softcap", d->attn_softcap));
+    LA_TRY(check_float("attn_grow", d->attn_grow));
+    LA_TRY(la_check_int("attn_grow_every", d->attn_grow_every, 0, LA_MAX_POSITIONS));
     LA_TRY(check_float("logit_softcap", d->logit_softcap));
     LA_TRY(check_float("logit_scale", d->logit_scale));
     LA_TRY(check_float("embed_scale", d->embed_scale));

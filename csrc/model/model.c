@@ -507,7 +507,7 @@ la_status la_model_finish(la_model *m)
             LA_TRY(need(w->gate_up.n_parts != 0, LA_GATE_UP, l));
             LA_TRY(need(w->down.n_parts != 0, LA_DOWN, l));
         }
-        if (m->desc.qk_norm != LA_QK_NORM_NONE) {
+        if (la_heads_have_norms(&m->desc)) {
             LA_TRY(need(w->q_norm != NULL, LA_Q_NORM, l));
             LA_TRY(need(w->k_norm != NULL, LA_K_NORM, l));
         }

@@ -101,6 +101,11 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     }
 }
 
+int la_heads_have_norms(const la_model_desc *d)
+{
+    return d->qk_norm == LA_QK_NORM_HEAD || d->qk_norm == LA_QK_NORM_ROW;
+}
+
 int la_slot_is_routed(la_slot slot)
 {
     return slot >= LA_ROUTER;
@@ -165,7 +170,7 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model has no shared expert",
                        la_slot_name(slot), layer);
     }
-    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && d->qk_norm == LA_QK_NORM_NONE) {
+    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && !la_heads_have_norms(d)) {
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model does not normalize heads",
                        la_slot_name(slot), layer);
     }

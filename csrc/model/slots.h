@@ -21,6 +21,8 @@ la_status la_desc_check(const la_model_desc *d);
 la_status la_check_int(const char *name, int v, int lo, int hi);
 
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot);
+/* Do heads have weights of a norm? */
+int la_heads_have_norms(const la_model_desc *d);
 /* Is it one of layers with experts? */
 int la_slot_is_routed(la_slot slot);
 /* How often a layer has it: once, or once for each expert. */

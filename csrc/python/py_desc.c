@@ -15,8 +15,11 @@ static const char *const NORM_NAMES[] = {[LA_NORM_RMS] = "rms", [LA_NORM_LAYER] 
 static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",           [LA_GATE_GELU] = "gelu",
                                         [LA_GATE_GELU_TANH] = "gelu_tanh", [LA_GATE_RELU] = "relu",
                                         [LA_GATE_CLIP] = "clip",           NULL};
-static const char *const QK_NORM_NAMES[] = {
-    [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
+static const char *const QK_NORM_NAMES[] = {[LA_QK_NORM_NONE] = "none",
+                                            [LA_QK_NORM_HEAD] = "head",
+                                            [LA_QK_NORM_ROW] = "row",
+                                            [LA_QK_NORM_UNIT] = "unit",
+                                            NULL};
 static const char *const ROUTE_NAMES[] = {
     [LA_ROUTE_SOFTMAX] = "softmax", [LA_ROUTE_SIGMOID] = "sigmoid", NULL};
 static const char *const ACTIVATION_NAMES[] = {
@@ -64,6 +67,8 @@ static const struct {
     INT(rope_interleaved),
     FLOAT(attn_scale),
     FLOAT(attn_softcap),
+    FLOAT(attn_grow),
+    INT(attn_grow_every),
     FLOAT(logit_softcap),
     FLOAT(logit_scale),
     FLOAT(embed_scale),

@@ -174,6 +174,16 @@ def weight_bytes(
     slots: Sequence[tuple[str, Sequence[tuple[str, int, int]]]],
     /,
 ) -> int: ...
+def balance_experts(
+    load: Buffer,
+    n_layers: int,
+    n_experts: int,
+    n_slots: int,
+    n_groups: int,
+    n_nodes: int,
+    n_devices: int,
+    /,
+) -> tuple[bytes, bytes]: ...
 def sampling_fields() -> list[tuple[str, str, int]]: ...
 def kernel_isas() -> list[str]: ...
 def __getattr__(name: str) -> Any: ...  # kernels and tables on their own, for tests

@@ -68,7 +68,7 @@ class ModelConfig:
     act: str  # "silu", "gelu", "gelu_tanh", "relu", "clip"
     gated: bool
     parallel: bool
-    qk_norm: str  # "none", "head", "row"
+    qk_norm: str  # "none", "head", "row", "unit"
     d_rope: int
     rope_interleaved: bool
     attn_scale: float
@@ -87,6 +87,8 @@ class ModelConfig:
     eos_token_ids: list[int]
     bos_token_id: int | None
     slots: tuple[str, ...] = ()  # the slots that the checkpoint fills
+    attn_grow: float = 0.0
+    attn_grow_every: int = 0
     n_experts: int = 0
     n_experts_used: int = 0
     d_expert: int = 0

@@ -330,7 +330,8 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
     arch = metadata.get("general.architecture")
     rows = [family for family in FAMILIES if isinstance(arch, str) and family.gguf_arch == arch]
     if not rows:
-        known = ", ".join(dict.fromkeys(family.gguf_arch for family in FAMILIES))
+        names = (family.gguf_arch for family in FAMILIES)
+        known = ", ".join(dict.fromkeys(name for name in names if name is not None))
         raise UnsupportedError(
             f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}"
         )

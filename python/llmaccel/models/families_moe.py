@@ -15,6 +15,7 @@ from llmaccel.config import (
     MAX_EXPERTS,
     MAX_EXPERTS_USED,
     MAX_LAYERS,
+    MAX_POSITIONS,
     Keys,
 )
 from llmaccel.errors import UnsupportedError
@@ -37,6 +38,7 @@ from llmaccel.models.family import (
 from llmaccel.models.rope import RopeKeys
 from llmaccel.models.slots import Source, source
 
+_FEED = "layers.{i}.feed_forward."
 _SPARSE = "layers.{i}.block_sparse_moe."
 
 
@@ -146,6 +148,57 @@ def _gpt_oss(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {"act": "clip"}
 
 
+def _llama4_turns(keys: Keys, n_layers: int) -> list[bool]:
+    given = keys.value("no_rope_layers")
+    if given:
+        if not isinstance(given, list) or len(given) < n_layers:
+            raise keys.error("no_rope_layers", f"must be a list of {n_layers} numbers")
+        flags = [keys.check_integer(f"no_rope_layers[{i}]", v, 0, 1) for i, v in enumerate(given)]
+        return [flag == 1 for flag in flags[:n_layers]]
+    every = keys.integer("no_rope_layer_interval", 1, MAX_LAYERS)
+    return [(i + 1) % every != 0 for i in range(n_layers)]
+
+
+def _llama4(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    n_layers = sizes["n_layers"]
+    turned = _llama4_turns(keys, n_layers)
+    kinds = keys.value("layer_types")
+    if kinds is not None and kinds != [("full_attention", "chunked_attention")[t] for t in turned]:
+        raise UnsupportedError(f"{keys.where}: layer_types other than those of no_rope_layers")
+    chunk = keys.integer("attention_chunk_size", 1, MAX_POSITIONS, none=True)
+    if chunk is not None and any(turned) and sizes["max_len"] > chunk:
+        raise UnsupportedError(
+            f"{keys.where}: attention in chunks of {chunk} tokens is not supported; "
+            f"max_model_len={chunk} needs none"
+        )
+    grows = keys.flag("attn_temperature_tuning")
+    return {
+        "qk_norm": "unit" if keys.flag("use_qk_norm") else "none",
+        "attn_grow": keys.number("attn_scale", -1e3, 1e3) if grows else 0.0,
+        "attn_grow_every": keys.integer("floor_scale", 1, MAX_POSITIONS) if grows else 0,
+    }
+
+
+def _llama4_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    n_layers, moe = sizes["n_layers"], keys.value("moe_layers")
+    if moe is None:
+        step = keys.integer("interleave_moe_layer_step", 1, MAX_LAYERS)
+        moe = list(range(step - 1, n_layers, step))
+    if not isinstance(moe, list):
+        raise keys.error("moe_layers", "must be a list of layers")
+    for i, layer in enumerate(moe):
+        keys.check_integer(f"moe_layers[{i}]", layer, 0, MAX_LAYERS)
+    return {
+        **_count(keys, "num_local_experts"),
+        "d_ffn": keys.integer("intermediate_size_mlp", 1, MAX_D_FFN),
+        "d_expert": sizes["d_ffn"],
+        "d_shared": sizes["d_ffn"],
+        "route_score": "sigmoid",
+        "route_input": True,
+        "moe": [i in moe for i in range(n_layers)],
+    }
+
+
 def _every_second_window(keys: Keys, n_layers: int) -> list[int]:
     kinds = layer_types(keys, n_layers)
     return typed_window(keys, kinds or [(SLIDING, FULL)[i % 2] for i in range(n_layers)])
@@ -186,6 +239,10 @@ def _shared(block: str) -> dict[str, Source]:
         ),
         "shared_down": source(MLP + block + ".down_proj.weight"),
     }
+
+
+def _llama4_name(src: Source) -> Source:
+    return source(*(name.replace(MLP, _FEED) for name in src.names))
 
 
 _COUNTS = {"num_experts_per_tok": "expert_used_count"}
@@ -442,6 +499,55 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "intermediate_size": "expert_feed_forward_length",
         },
         gguf_tensors={"ffn_norm": source("blk.{i}.post_attention_norm.weight")},
+    ),
+    Family(
+        "llama4",
+        ("Llama4ForCausalLM",),
+        ("llama4_text",),
+        {
+            **BASE,
+            "vocab_size": 202048,
+            "hidden_size": 5120,
+            "intermediate_size": 8192,
+            "intermediate_size_mlp": 16384,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 131072,
+            "rms_norm_eps": 1e-5,
+            "attention_bias": False,
+            "num_local_experts": 16,
+            "num_experts_per_tok": 1,
+            "moe_layers": None,
+            "interleave_moe_layer_step": 1,
+            "use_qk_norm": True,
+            "no_rope_layers": None,
+            "no_rope_layer_interval": 4,
+            "attention_chunk_size": 8192,
+            "layer_types": None,
+            "attn_temperature_tuning": True,
+            "floor_scale": 8192,
+            "attn_scale": 0.1,
+        },
+        {
+            **{k: _llama4_name(v) for k, v in NO_BIAS.items()},
+            **ATTN_BIAS_TENSORS,
+            "router": source(_FEED + "router.weight"),
+            "shared_gate_up": source(
+                _FEED + "shared_expert.gate_proj.weight", _FEED + "shared_expert.up_proj.weight"
+            ),
+            "shared_down": source(_FEED + "shared_expert.down_proj.weight"),
+            "expert_gate_up": source(_FEED + "experts.gate_up_proj", layout="transposed"),
+            "expert_down": source(_FEED + "experts.down_proj", layout="transposed"),
+        },
+        None,
+        extra=_llama4,
+        experts=_llama4_experts,
+        rotates=_llama4_turns,
+        optional=ATTN_BIAS,
+        rope=RopeKeys(theta=("rope_theta", 500000.0)),
+        interleaved=True,
     ),
     Family(  # GLM-4.5, 4.5-Air, 4.6, 4.7
         "glm4_moe",

@@ -29,11 +29,12 @@ class Family:
     defaults: every config key the family reads, under transformers' common names, with class
     defaults. aliases: the family's own spelling of a common name. tensors, gguf_tensors: slot ->
     Source. optional: slot -> config key that says whether it is there. extra: numbers of the
-    family's own. window: which layers slide. experts: the fields about experts, and `moe`, which
-    layers have some; {} where none has. ignored: patterns of tensors that are known to be of
-    no use. gguf_arch: general.architecture; gguf_keys: config key -> metadata key after the
-    architecture; gguf_tells: metadata keys that mean this row where several have that
-    architecture; gguf_values: config values that the architecture implies.
+    family's own. window, rotates: which layers slide, which rotate. experts: the fields about
+    experts, and `moe`, which layers have some; {} where none has. ignored: patterns of tensors that
+    are known to be of no use. gguf_arch: general.architecture, None where such files are refused;
+    gguf_keys: config key -> metadata key after the architecture; gguf_tells: metadata keys that
+    mean this row where several have that architecture; gguf_values: config values that the
+    architecture implies.
     """
 
     name: str
@@ -41,9 +42,10 @@ class Family:
     model_types: tuple[str, ...]
     defaults: Mapping[str, Any]
     tensors: Mapping[str, Source]
-    gguf_arch: str
+    gguf_arch: str | None
     extra: Callable[[Keys, dict[str, Any]], dict[str, Any]] = lambda keys, sizes: {}
     window: Callable[[Keys, int], list[int]] = lambda keys, n_layers: [0] * n_layers
+    rotates: Callable[[Keys, int], list[bool]] = lambda keys, n_layers: [True] * n_layers
     experts: Callable[[Keys, dict[str, Any]], dict[str, Any]] = lambda keys, sizes: {}
     rope: RopeKeys | None = field(default_factory=RopeKeys)
     prefix: str = "model."
@@ -57,6 +59,7 @@ class Family:
     qk_norm: str = "none"
     gguf_tensors: Mapping[str, Source] = field(default_factory=dict)
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
+    interleaved: bool = False
     gguf_interleaved: bool = False
     gguf_tells: tuple[str, ...] = ()
     gguf_values: Mapping[str, Any] = field(default_factory=dict)

@@ -38,6 +38,8 @@ from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
 from llmaccel.models.gguf_config import hf_config_from_gguf
 from llmaccel.models.rope import RopeContext, rope_tables
 from llmaccel.models.slots import (
+    DENSE_SLOTS,
+    MOE_SLOTS,
     NameTable,
     Source,
     TensorTable,
@@ -222,14 +224,14 @@ def build_config(
     absent = {"head"} if tie else set()
     if not experts.get("d_shared"):
         absent |= {"shared_gate_up", "shared_down"}
+    absent |= set() if not all(moe) else DENSE_SLOTS
+    absent |= set() if any(moe) else MOE_SLOTS
     rotation = _rotation(keys, family, sizes, gguf)
     rotation["layers"] = [
         layer._replace(moe=has) for layer, has in zip(rotation["layers"], moe, strict=True)
     ]
     return ModelConfig(
-        **sizes,
-        **fields,
-        **rotation,
+        **{**sizes, **fields, **rotation},
         family=family.name,
         architecture=architecture,
         tie_embeddings=tie,
@@ -361,6 +363,7 @@ def _activation(keys: Keys, key: str) -> str:
 def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> dict[str, Any]:
     """The rope fields and the layers."""
     windows = family.window(keys, sizes["n_layers"])
+    turned = family.rotates(keys, sizes["n_layers"])
     if family.rope is None:
         return {
             "d_rope": 0,
@@ -373,10 +376,13 @@ def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> 
     tables, scales = rope_tables(keys, family.rope, context)
     return {
         "d_rope": 2 * len(tables[0]),
-        "rope_interleaved": gguf and family.gguf_interleaved,
+        "rope_interleaved": family.interleaved or (gguf and family.gguf_interleaved),
         "rope_inv_freq": tables,
         "rope_scale": scales,
-        "layers": [Layer(window, 1 if len(tables) > 1 and window else 0) for window in windows],
+        "layers": [
+            Layer(window, (1 if len(tables) > 1 and window else 0) if turns else -1)
+            for window, turns in zip(windows, turned, strict=True)
+        ],
     }
 
 

@@ -51,8 +51,8 @@ LAYER_SLOTS = (
     "expert_down_bias",
 )
 # Layers have the first or, where they have experts, the second.
-_DENSE = frozenset(("gate_up", "gate_up_bias", "down", "down_bias"))
-_MOE = frozenset(LAYER_SLOTS[LAYER_SLOTS.index("router") :])
+DENSE_SLOTS = frozenset(("gate_up", "gate_up_bias", "down", "down_bias"))
+MOE_SLOTS = frozenset(LAYER_SLOTS[LAYER_SLOTS.index("router") :])
 # What la_dtype knows; F64 is converted on the way.
 _DTYPES = frozenset(
     (
@@ -145,7 +145,7 @@ def walk(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
             yield slot, 0, 0
     for layer, desc in enumerate(config.layers):
         for slot in LAYER_SLOTS:
-            if slot in config.slots and slot not in (_DENSE if desc.moe else _MOE):
+            if slot in config.slots and slot not in (DENSE_SLOTS if desc.moe else MOE_SLOTS):
                 for expert in range(config.n_experts if is_expert(slot) else 1):
                     yield slot, layer, expert
 
