@@ -117,13 +117,13 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             tensors=checkpoint,
         )
     if checkpoint is None:
-        checkpoint = DummyTensors(config, options, draw=False)
+        checkpoint = DummyTensors(config, options)
     with naming_file(path):
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
-        checkpoint = DummyTensors(config, options, draw=True)
+        checkpoint.draw = True
     generation = _generation(options, path)
     return Prepared(path, config, checkpoint, generation, forms, slots, plan, metadata)
 
@@ -337,12 +337,13 @@ def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
 
 
 class DummyTensors:
-    """Seeded random weights made when they are asked for; with draw=False only their headers."""
+    """Seeded random weights, made when they are asked for; only headers until `draw` is set."""
 
-    def __init__(self, config: ModelConfig, options: LoadOptions, draw: bool) -> None:
+    def __init__(self, config: ModelConfig, options: LoadOptions) -> None:
         self._shapes = dict(tensor_specs(config))
         self._seed = options.seed or 0
-        self._draw = draw
+        self.draw = False
+        self._blank = np.broadcast_to(np.uint8(0), (2**62,))
         named = options.dtype
         if named == "auto":
             named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
@@ -359,8 +360,8 @@ class DummyTensors:
     def __getitem__(self, name: str) -> RawTensor:
         shape = self._shapes[name]
         n_bytes = tensor_bytes(self._dtype, shape)
-        if not self._draw:
-            return RawTensor(name, self._dtype, shape, np.broadcast_to(np.uint8(0), (n_bytes,)))
+        if not self.draw:
+            return RawTensor(name, self._dtype, shape, self._blank[:n_bytes])
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         count = n_bytes // (4 if self._dtype == "F32" else 2)
         if len(shape) == 1 and name.endswith("weight"):

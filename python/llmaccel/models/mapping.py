@@ -451,8 +451,9 @@ def slot_forms(
     missing tensor, UnsupportedError for one whose type is no weight's.
     """
     table = _name_table(config, checkpoint)
+    shapes: list[tuple[int, ...]] = []
     for slot, layer, expert in walk(config):
-        shapes = slot_shapes(config, slot)
+        shapes = slot_shapes(config, slot) if expert == 0 else shapes
         dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer, expert)]
         if len(dtypes) < len(shapes):
             dtypes = dtypes[:1] * len(shapes)
@@ -467,13 +468,15 @@ def slot_forms(
 def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
     table = _name_table(config, None)
+    shapes: list[tuple[int, ...]] = []
     for slot, layer, expert in walk(config):
         src = table.tensors[slot]
-        shapes = stored_shapes(src, slot_shapes(config, slot))
-        if is_stacked(src, slot):
-            if expert != 0:
-                continue
-            shapes = [(config.n_experts, *shape) for shape in shapes]
+        stacked = is_stacked(src, slot)
+        if expert == 0:
+            shapes = stored_shapes(src, slot_shapes(config, slot))
+            shapes = [(config.n_experts, *shape) for shape in shapes] if stacked else shapes
+        elif stacked:
+            continue
         yield from zip(table.names(slot, layer, expert), shapes, strict=True)
 
 

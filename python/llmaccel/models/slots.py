@@ -172,6 +172,7 @@ class NameTable:
         self.tensors = tensors
         self.checkpoint = checkpoint
         self.prefix = prefix
+        self._found: dict[tuple[str, int], Source] = {}  # a layer may have hundreds of experts
         # A checkpoint of the bare model has the same names without the prefix.
         bare = tensors["embed"].names[0]
         if checkpoint is not None and prefix + bare not in checkpoint and bare in checkpoint:
@@ -179,11 +180,13 @@ class NameTable:
 
     def source(self, slot: str, layer: int) -> Source:
         """The way in which this checkpoint stores a slot; the usual one where none is there."""
-        first = found = self.tensors[slot]
-        while not self._has(found, layer):
-            if found.other is None:
-                return first
-            found = found.other
+        found = self._found.get((slot, layer))
+        if found is None:
+            found = first = self.tensors[slot]
+            while found.other is not None and not self._has(found, layer):
+                found = found.other
+            found = found if found is first or self._has(found, layer) else first
+            self._found[slot, layer] = found
         return found
 
     def _has(self, src: Source, layer: int) -> bool:
@@ -198,6 +201,8 @@ class NameTable:
         ]
 
     def _resolve(self, template: str) -> str:
+        if "|" not in template:
+            return template[1:] if template.startswith("/") else self.prefix + template
         spellings = [
             name[1:] if name.startswith("/") else self.prefix + name for name in template.split("|")
         ]
