@@ -121,12 +121,20 @@ def quantized(arrays: dict[str, np.ndarray], options: dict) -> dict[str, np.ndar
     return done
 
 
-@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q5_1"])
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q5_1", "Q4_K", "Q6_K", "mixed"])
 def test_gguf_experts_keep_their_blocks(quant, tmp_path):
-    folder = tiny.make_checkpoint("qwen2_moe-all", tmp_path / "hf", **BLOCKY)
+    sizes = {**BLOCKY, "shared_expert_intermediate_size": 64}
+    if quant.endswith("_K"):
+        sizes.update(hidden_size=256, moe_intermediate_size=256,
+                     shared_expert_intermediate_size=256)  # fmt: skip
+    folder = tiny.make_checkpoint("qwen2_moe-all", tmp_path / "hf", **sizes)
 
     def kind(name: str) -> str:  # llama.cpp keeps routers in float
-        return "F32" if "gate_inp" in name else quant
+        if "gate_inp" in name:
+            return "F32"
+        if quant == "mixed":  # rows enter experts and the shared one in two forms
+            return "F16" if "shexp" in name else "Q5_0" if "down" in name else "Q4_1"
+        return quant
 
     path = tiny_gguf.make_gguf("qwen2_moe-all", folder, tmp_path / "model.gguf", quant=kind)
     file = open_gguf(path)

@@ -282,6 +282,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "pad_token_id": 0,
     },
+    "flex_olmo": {
+        "architectures": ["FlexOlmoForCausalLM"],
+        "model_type": "flex_olmo",
+        **_SIZES,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "pad_token_id": 0,
+    },
     "granitemoe": {
         "architectures": ["GraniteMoeForCausalLM"],
         "model_type": "granitemoe",
@@ -355,7 +363,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 FAMILIES = list(CONFIGS)
 # Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2 and no dense
 # layers among those with experts of Qwen.
-_NOT_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "qwen2_moe", "qwen3_moe", "llama4")
+_NOT_GGUF = (
+    "qwen2",
+    "llama-dynamic",
+    "qwen2-full",
+    "qwen2_moe",
+    "qwen3_moe",
+    "llama4",
+    "flex_olmo",
+)
 GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 
 
