@@ -146,6 +146,8 @@ def test_gguf_experts_keep_their_blocks(quant, tmp_path):
     with LLM(str(path)) as llm:
         assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
         close = np.asarray(llm.logits(ids))
+    with LLM(str(path), dtype="bfloat16") as llm:  # of a float router no option changes the form
+        assert llm.report()["no_effect"] == ([] if quant == "mixed" else ["dtype"])
     assert 0 < np.abs(close - want).mean() < 0.2 * np.abs(want).mean()
 
 

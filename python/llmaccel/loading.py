@@ -290,7 +290,8 @@ def _converts(
     kept = [
         parts
         for slot, parts in slots
-        if slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep"
+        if slot != "router"  # float32 always
+        and (slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep")
     ]
     return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
 
