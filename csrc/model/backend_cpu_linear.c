@@ -6,7 +6,6 @@
  * leave. Invariant: M, the thread count and who takes what decide only who computes a tile and how many
  * rows ride along, never the order of additions inside a row.
  */
-#include "../kernels/act_rows.h"
 #include "backend_cpu.h"
 
 enum {
@@ -29,10 +28,11 @@ static la_act_form form_of(la_isa isa, la_format f, int activation)
     return (la_act_form)activation;
 }
 
-/* Plans where `rows` converted rows of a part lie, from `base` on; returns the bytes used. */
-static size_t plan_converted(la_act_rows *v, const la_weight *w, la_act_form form, int rows,
-                             uint8_t *base)
+size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8_t *base,
+                        la_act_rows *v)
 {
+    const la_weight *w = &m->part[part];
+    la_act_form form = form_of(la_cpu_of(c)->isa, w->f, m->activation);
     *v = la_act_rows_plan(form, w->K, la_act_rows_group(form, w->f));
     v->a = base;
     size_t lanes = (size_t)rows * (size_t)v->lanes, bytes = v->pitch * lanes;
@@ -65,8 +65,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     uint8_t *base = few ? own.few : c->w->shared;
     int mine[3];
     for (int p = 0; p < m->n_parts; p++) {
-        la_act_form form = form_of(la_cpu_of(c)->isa, m->part[p].f, m->activation);
-        size_t used = plan_converted(&v[p], &m->part[p], form, in.n, base);
+        size_t used = la_cpu_rows_plan(c, m, p, in.n, base, &v[p]);
         if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
             v[p] = v[p - 1];
             continue;

@@ -12,13 +12,16 @@
 enum { FIELD_INT, FIELD_FLOAT, FIELD_CHOICE };
 
 static const char *const NORM_NAMES[] = {[LA_NORM_RMS] = "rms", [LA_NORM_LAYER] = "layer", NULL};
-static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",
-                                        [LA_GATE_GELU] = "gelu",
-                                        [LA_GATE_GELU_TANH] = "gelu_tanh",
-                                        [LA_GATE_RELU] = "relu",
-                                        NULL};
-static const char *const QK_NORM_NAMES[] = {
-    [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
+static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",           [LA_GATE_GELU] = "gelu",
+                                        [LA_GATE_GELU_TANH] = "gelu_tanh", [LA_GATE_RELU] = "relu",
+                                        [LA_GATE_CLIP] = "clip",           NULL};
+static const char *const QK_NORM_NAMES[] = {[LA_QK_NORM_NONE] = "none",
+                                            [LA_QK_NORM_HEAD] = "head",
+                                            [LA_QK_NORM_ROW] = "row",
+                                            [LA_QK_NORM_UNIT] = "unit",
+                                            NULL};
+static const char *const ROUTE_NAMES[] = {
+    [LA_ROUTE_SOFTMAX] = "softmax", [LA_ROUTE_SIGMOID] = "sigmoid", NULL};
 static const char *const ACTIVATION_NAMES[] = {
     [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
 static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
@@ -68,10 +71,24 @@ static const struct {
     INT(rope_interleaved),
     FLOAT(attn_scale),
     FLOAT(attn_softcap),
+    FLOAT(attn_grow),
+    INT(attn_grow_every),
     FLOAT(logit_softcap),
     FLOAT(logit_scale),
     FLOAT(embed_scale),
     FLOAT(residual_scale),
+    INT(n_experts),
+    INT(n_experts_used),
+    INT(d_expert),
+    INT(d_shared),
+    INT(shared_gate),
+    CHOICE(route_score, ROUTE_NAMES),
+    INT(route_norm),
+    FLOAT(route_scale),
+    INT(route_groups),
+    INT(route_groups_used),
+    INT(route_group_best),
+    INT(route_input),
     CHOICE(activation, ACTIVATION_NAMES),
     CHOICE(kv_form, KV_NAMES),
 #undef INT
@@ -166,11 +183,12 @@ static int parse_layers(const py_state *state, PyObject *mapping, py_desc *holde
         goto done;
     }
     for (int i = 0; i < n; i++) {
-        PyObject *pair = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
+        PyObject *tuple = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
         la_layer_desc *layer = &holder->layers[i];
-        int ok = pair != NULL && PyArg_ParseTuple(pair, "ii;layers: expected pairs (window, rope)",
-                                                  &layer->window, &layer->rope);
-        Py_XDECREF(pair);
+        int ok = tuple != NULL &&
+                 PyArg_ParseTuple(tuple, "iii;layers: expected tuples (window, rope, moe)",
+                                  &layer->window, &layer->rope, &layer->moe);
+        Py_XDECREF(tuple);
         if (!ok) {
             goto done;
         }

@@ -32,6 +32,16 @@ typedef struct packed {
     size_t bytes;
 } packed;
 
+const la_weight *py_kernels_weight(py_state *state, PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, state->packed_type)) {
+        PyErr_Format(PyExc_TypeError, "weight: expected a Packed, got %.100s",
+                     Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    return &((packed *)object)->w;
+}
+
 /* ---- making ------------------------------------------------------------------------------------ */
 
 typedef struct pack_job {

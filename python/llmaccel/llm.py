@@ -662,6 +662,11 @@ class LLM:
             "stats": stats,
         }
 
+    def expert_load(self) -> np.ndarray:
+        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
+        load = np.frombuffer(self._driver.expert_load(), np.int64)
+        return load.reshape(self._config.n_layers, self._config.n_experts)
+
     def close(self) -> None:
         """Cancel what runs and free weights and cache. May be called again."""
         self._close()

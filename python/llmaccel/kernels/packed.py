@@ -40,17 +40,17 @@ class PackedWeight:
     """
 
     def __init__(self, core: _core.Packed) -> None:
-        self._core = core
+        self.core = core
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
-        return self._core.shape
+        return self.core.shape
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed form, padding to 32 columns included."""
-        return self._core.nbytes
+        return self.core.nbytes
 
     @property
     def format(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class PackedWeight:
         0 for floats; scales: F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets:
         groups have one; per_row: one scale for a whole row.
         """
-        return self._core.format
+        return self.core.format
 
     def rows(self, ids: Any, *, out: Any = None, isa: str = "auto") -> Tensor:
         """Rows by number, as floats: an embedding lookup. F32 [*ids.shape, K].
@@ -76,7 +76,7 @@ class PackedWeight:
         y = arguments.result(out, (*table.shape, k))
         level = arguments.level(isa)
         if table.size:
-            _run(self._core.unpack, level, np.ascontiguousarray(table, np.int32).reshape(-1), y)
+            run_core(self.core.unpack, level, np.ascontiguousarray(table, np.int32).reshape(-1), y)
         return y
 
     def dequantize(self, *, out: Any = None, isa: str = "auto") -> Tensor:
@@ -135,7 +135,7 @@ def pack(
         raise ConfigError(f"format: {dtype} blocks are quantized already and stay exact")
     floats = "auto" if format in QUANTIZATIONS else format
     try:
-        return PackedWeight(_run(_core.Packed, t, dtype, n, k, floats, quantize, threads))
+        return PackedWeight(run_core(_core.Packed, t, dtype, n, k, floats, quantize, threads))
     except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
         text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
         raise ConfigError(f"weight: {text}") from error
@@ -169,11 +169,11 @@ def linear(
         raise ConfigError(f"x: expected [..., {k}], got {list(t.shape)}")
     b = None if bias is None else arguments.vector(bias, "bias", n)
     y = arguments.result(out, (*t.shape[:-1], n), *(t,) if b is None else (t, b))
-    level, form = arguments.level(isa), _form(activation, weight)
+    level, form = arguments.level(isa), form_of(activation, weight)
     m = t.nbytes // (4 * k)
     threads = arguments.count_threads(threads, weight.nbytes * (1 + m // 16))
     if t.nbytes:
-        _run(weight._core.linear, level, form, t, y, b, threads)
+        run_core(weight.core.linear, level, form, t, y, b, threads)
     return y
 
 
@@ -225,7 +225,7 @@ def _format(format: Any) -> Any:
     return _FLOAT_NAMES.get(name, name) if isinstance(name, str) else name
 
 
-def _form(activation: str, weight: PackedWeight) -> str:
+def form_of(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
     floats = {"F32": "float32", "F16": "float32", "BF16": "bfloat16", "fp8": "bfloat16"}
@@ -240,7 +240,7 @@ def _form(activation: str, weight: PackedWeight) -> str:
     return FORMS[chosen]
 
 
-def _run(call: Any, *args: Any) -> Any:
+def run_core(call: Any, *args: Any) -> Any:
     """Calls the core; what it still refuses is an argument's fault."""
     try:
         return call(*args)
