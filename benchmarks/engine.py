@@ -17,8 +17,8 @@ is best over all pairs); the median of the pairs counts. of_read is the share of
 
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
-Layers that keep bf16 rows beside int8 ones (report()["model"]["bf16_activations"]) count by their
-own dot. On AVX2, which has no dots, everything counts by the fp32 peak of its FMA.
+Layers with two lanes of int8 rows (report()["model"]["wide_activations"]) count twice. On AVX2,
+which has no dots, everything counts by the fp32 peak of its FMA.
 
 Batch 16: 16 requests at once, prompts of 512 to the last first token (a compute share as above),
 and 64 tokens each behind prompts of 128 (the share of the compute peak; at this size neither bound
@@ -125,13 +125,12 @@ class Ideal:
         H, K = config["num_attention_heads"], config["num_key_value_heads"]
         d = config.get("head_dim", config["hidden_size"] // H)
         L, D = config["num_hidden_layers"], config["hidden_size"]
-        wide = llm.report()["model"]["bf16_activations"]
+        has_dot = self.backend.info["isa"] in ("vnni", "bf16")
+        twice = llm.report()["model"]["wide_activations"] if has_dot else []
         head, qkv = D * config["vocab_size"], L * D * (H + 2 * K) * d
-        self.linear = {dot: 2.0 * models.matrix_weights(config)}  # a token
-        if "qkv" in wide:
-            self.linear[dot] -= 2.0 * qkv
-            self.linear["bf16"] = 2.0 * qkv
-        self.head = {"bf16" if "head" in wide else dot: 2.0 * head}  # a row of logits
+        again = qkv * ("qkv" in twice) + L * D * H * d * ("o" in twice)
+        self.linear = 2.0 * (models.matrix_weights(config) + again)  # a token
+        self.head = 2.0 * head * (1 + ("head" in twice))  # a row of logits
         self.attention = 4.0 * H * d * L  # a pair of tokens
 
     def seconds(self, tokens: int, rows: int, pairs: int) -> float:
@@ -140,8 +139,7 @@ class Ideal:
         if self.backend.info["isa"] == "avx2":
             peaks = {"f32": peaks["f32"]}
         fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
-        work = [(dot, n * tokens) for dot, n in self.linear.items()]
-        work += [(dot, n * rows) for dot, n in self.head.items()]
+        work = [(self.dot, self.linear * tokens + self.head * rows)]
         work.append(("bf16", self.attention * pairs))
         return sum(n / peaks.get(dot, fallback) for dot, n in work) * 1e-9
 

@@ -3,9 +3,10 @@
     python benchmarks/kernels.py gemv|gemm [--format bf16,i8,i8a16,i4g128,i4g32,i4g128a16,f8,q4k]
         [--shape 9728x896,2048x8192] [--m 1,2,4,8,16,32,128,512] [--isa auto] [--repeats 9]
 
-gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default; q4k to
-q6k are packed Q4_K to Q6_K, q4f and q6f the same with scales as fp32 products, q6b with codes in
-bytes. Prints a line per format, shape and m and appends it to kernels.jsonl (see results.py).
+gemv takes --m up to 8, gemm the rest; a16 means bf16 rows where int8 rows are the default, x2 rows
+of two int8 lanes, whose operations count for each; q4k to q6k are packed Q4_K to Q6_K, q4f and q6f
+the same with scales as fp32 products, q6b with codes in bytes. Prints a line per format, shape and
+m and appends it to kernels.jsonl (see results.py).
 
 Shares. Every repeat is a run of the kernel between two readings of the same memory and two runs of
 the peak probe, by the same pinned threads; the share is that of the larger neighbour, and the
@@ -43,27 +44,34 @@ FORMATS = {
     "i8": (3, F32, 256, 1, "i8"),
     "i8g128": (3, F32, 128, 1, "i8"),
     "i8g64": (3, F32, 64, 1, "i8"),
+    "i8x2": (3, F32, 256, 1, "i8x2"),
+    "i8g128x2": (3, F32, 128, 1, "i8x2"),
     "i8a16": (3, F32, 256, 1, "bf16"),
     "i8g32": (3, F16, 32, 0, "i8"),
     "i4g128": (4, F16, 128, 0, "i8"),
     "i4g32": (4, F16, 32, 0, "i8"),
+    "i4g128x2": (4, F16, 128, 0, "i8x2"),
+    "i4g32x2": (4, F16, 32, 0, "i8x2"),
     "i4g128a16": (4, F16, 128, 0, "bf16"),
     "i4g32a16": (4, F16, 32, 0, "bf16"),
     "f8": (5, F32, 256, 1, "bf16"),
     "q4k": (4, F16_I8, 32, 0, "i8"),
+    "q4kx2": (4, F16_I8, 32, 0, "i8x2"),
     "q4ka16": (4, F16_I8, 32, 0, "bf16"),
     "q4f": (4, F32, 32, 0, "i8"),
     "q5k": (6, F16_I8, 32, 0, "i8"),
+    "q5kx2": (6, F16_I8, 32, 0, "i8x2"),
     "q5ka16": (6, F16_I8, 32, 0, "bf16"),
     "q5_0": (6, F16, 32, 0, "i8"),
     "q6k": (7, F16_I8, 16, 0, "i8"),
+    "q6kx2": (7, F16_I8, 16, 0, "i8x2"),
     "q6ka16": (7, F16_I8, 16, 0, "bf16"),
     "q6f": (7, F32, 16, 0, "i8"),
     "q6fa16": (7, F32, 16, 0, "bf16"),
     "q6b": (3, F16_I8, 16, 0, "i8"),
     "q6ba16": (3, F16_I8, 16, 0, "bf16"),
 }
-OFFSETS = ("q4k", "q4ka16", "q4f", "q5k", "q5ka16")
+OFFSETS = ("q4k", "q4kx2", "q4ka16", "q4f", "q5k", "q5kx2", "q5ka16")
 STEPS = {3: (8, 256), 4: (8, 128), 5: (8, 256), 6: (16, 320), 7: (8, 192)}  # pack: k, bytes
 
 
@@ -152,7 +160,7 @@ class Machine:
 
 def dot_of(machine: Machine, act: str) -> str:
     """The peak that a product with such rows is held to."""
-    for what in ({"i8": "int8", "bf16": "bf16"}.get(act, "f32"), "f32"):
+    for what in ({"i8": "int8", "i8x2": "int8", "bf16": "bf16"}.get(act, "f32"), "f32"):
         if _core.probe_peak(machine.isa, what, 1)[1]:
             return what
     raise SystemExit(f"isa {machine.isa} has no probe")
@@ -171,7 +179,7 @@ def measure(machine: Machine, name: str, shape: tuple[int, int, int], repeats: i
         raise SystemExit(f"{name} {n}x{k}: more than {len(machine.memory) >> 20} MiB")
     packed = machine.memory[: copies * matrix]
     x = np.random.default_rng(2).normal(0, 1, (m, k)).astype(np.float32)
-    ops = 2.0 * n * k * m
+    ops = 2.0 * n * k * m * (1 + (act == "i8x2"))
     count = copies if m <= 32 else 1
 
     def job(tid: int) -> tuple[float, float]:

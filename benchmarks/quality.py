@@ -10,7 +10,8 @@ a new format then mixes values of many old ones. `--kept` leaves the order.
 For each quantization, over windows of 512 tokens of WikiText-2 (the golden ids first):
     own          fp32 forward over the format's own dequantized weights
     weight_only  the format with bf16 activations; must be within 0.1 % of own
-    int8         the format with int8 activations; at most 0.5 % over weight_only (fp8: none)
+    int8         the format with int8 activations over the same with bf16 ones, both in the model's
+                 own order of dimensions; at most 0.5 % (fp8: none)
 and for the file itself fp32, bf16 and int8 activations, and int8 and fp8 pages of the KV cache
 over bf16 ones (int8: at most 0.2 %). `loss` is own over the float source.
 
@@ -32,9 +33,10 @@ import results
 
 from llmaccel import LLM, _core
 from llmaccel.models.gguf import open_gguf
+from llmaccel.recipes import make_recipe
 
 WINDOW = 512
-FORMATS = ("int8", "w4g128", "w4g32", "fp8")
+FORMATS = ("int8", "w4g128", "w4g32", "w6g16", "fp8")
 # What _core.pack, a door for tests, takes as numbers.
 _TYPES = _core.DTYPES
 _F32, _STORED = _TYPES.index("F32"), len(_TYPES)
@@ -132,10 +134,11 @@ def shuffled(config: dict, arrays: dict[str, np.ndarray], seed: int = 1) -> dict
 
 
 def own_values(arrays: dict[str, np.ndarray], quantization: str) -> dict[str, np.ndarray]:
-    """fp32 arrays of what the core stores under `quantization`, the tied head being int8."""
+    """fp32 arrays of what the core stores under `quantization`, the tied head in its own form."""
+    head = make_recipe("auto", quantization, True)["head"]
     out = {}
     for name, w in arrays.items():
-        form = "int8" if name == "model.embed_tokens.weight" else quantization
+        form = head if name == "model.embed_tokens.weight" else quantization
         out[name] = quantized_values(w, form) if w.ndim == 2 else w
     return out
 
@@ -202,9 +205,13 @@ def array_losses(
 
 
 def measure_format(
-    config: dict, arrays: dict, windows: list[list[int]], quantization: str
+    config: dict, arrays: dict, kept: dict, windows: list[list[int]], quantization: str
 ) -> tuple[dict[str, np.ndarray], int]:
-    """(losses of one quantization by the names of this file's head, bytes a token reads)."""
+    """(losses of one quantization by the names of this file's head, bytes a token reads).
+
+    kept: the arrays in their own order, in which int8 activations are measured: values of a size
+    lie together there, so groups of a shuffled order would be another model's.
+    """
     found = {}
     own = own_values(arrays, quantization)
     found["own"], _ = array_losses(config, own, windows, dtype="float32")
@@ -213,7 +220,8 @@ def measure_format(
         config, arrays, windows, activation="bfloat16", **options
     )
     if quantization != "fp8":
-        found["int8"], _ = array_losses(config, arrays, windows, activation="int8", **options)
+        for name, activation in (("kept", "bfloat16"), ("int8", "int8")):
+            found[name], _ = array_losses(config, kept, windows, activation=activation, **options)
     return found, token_bytes
 
 
@@ -235,7 +243,7 @@ def summary(found: dict[str, np.ndarray], source: np.ndarray) -> dict[str, float
     """A row of results: perplexities, the format's loss, and excesses with their errors."""
     row: dict[str, float] = {name: perplexity(loss) for name, loss in found.items()}
     row["loss"], row["loss_error"] = excess(found["own"], source)
-    pairs = {"weight_only": "own", "int8": "weight_only"}
+    pairs = {"weight_only": "own", "int8": "kept" if "kept" in found else "weight_only"}
     pairs |= {"kv_int8": "kv_bfloat16", "kv_fp8": "kv_bfloat16"}
     for name in pairs.keys() & found.keys():
         row[f"{name}_excess"], row[f"{name}_error"] = excess(found[name], found[pairs[name]])
@@ -257,7 +265,7 @@ def main() -> None:
     windows = token_windows(args.shared, args.gguf, args.windows)
     config, arrays = float_source(args.gguf)
     source, _ = array_losses(config, arrays, windows, dtype="float32")
-    arrays = arrays if args.kept else shuffled(config, arrays)
+    kept, arrays = arrays, arrays if args.kept else shuffled(config, arrays)
     print(f"float source: perplexity {perplexity(source):.4f}")
     print(
         f"{'':8s} {'own':>8s} {'loss':>8s} {'weights':>16s} {'int8':>16s} {'int8 pages':>16s} "
@@ -267,7 +275,7 @@ def main() -> None:
         found, token_bytes = (
             measure_file(args.gguf, windows)
             if name == "gguf"
-            else measure_format(config, arrays, windows, name)
+            else measure_format(config, arrays, kept, windows, name)
         )
         row = summary(found, source)
         record = {"benchmark": "quality", "windows": args.windows, "shuffled": not args.kept}

@@ -78,15 +78,20 @@ la_status la_backend_probe_peak(la_backend *b, const char *what, double *gop_per
 /* ---- model: named tensors to logits ---------------------------------------------------------- */
 
 enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
-enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU };
-enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW };
+/* LA_GATE_CLIP, gated only: (up + 1) * gate * sigmoid(1.702 gate), gate <= 7, -7 <= up <= 7 (gpt-oss) */
+enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU, LA_GATE_CLIP };
+/* UNIT: per head, without weights, in layers that rotate (Llama-4) */
+enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW, LA_QK_NORM_UNIT };
 enum { LA_ATTN_HEADS = 0, LA_ATTN_LATENT }; /* LATENT: all heads read one latent a token (MLA) */
 /* Largest n_layers and max_len of a model; config.py has the same. */
 enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
+enum { LA_ROUTE_SOFTMAX = 0, LA_ROUTE_SIGMOID };
+enum { LA_MAX_EXPERTS = 1024, LA_MAX_EXPERTS_USED = 32 };
 
 typedef struct la_layer_desc {
     int window; /* sliding window: a token sees the last `window` tokens, itself included; 0: all */
     int rope;   /* index of the rope table; -1: no rotation in this layer */
+    int moe;    /* 1: experts instead of LA_GATE_UP and LA_DOWN */
 } la_layer_desc;
 
 /* One row of a family table, in numbers. A feature that is off is a neutral value or an unset tensor. */
@@ -113,11 +118,27 @@ typedef struct la_model_desc {
     int d_nope, d_v;  /* of a query head what is not rotated, before d_rope; of a value head */
     float latent_eps; /* of the norms of latents */
     float attn_scale; /* multiplies q.k */
-    float attn_softcap;   /* c * tanh(s / c); 0: off */
+    float attn_softcap; /* c * tanh(s / c); 0: off */
+    float
+        attn_grow; /* queries of layers without rotation: * (1 + grow * log1p(floor((pos + 1) / every))) */
+    int attn_grow_every;  /* tokens; 0: off */
     float logit_softcap;  /* the same on logits; 0: off */
     float logit_scale;    /* multiplies logits, before the softcap */
     float embed_scale;    /* multiplies embeddings */
     float residual_scale; /* multiplies each block's output before it is added */
+    /* layers with experts; a score is softmax or sigmoid of a router's logit */
+    int n_experts;         /* E; 0: no such layers */
+    int n_experts_used;    /* a token's: those of the largest score + LA_ROUTER_CORRECTION */
+    int d_expert;          /* F of one expert */
+    int d_shared;          /* F of what every token passes beside them; 0: nothing */
+    int shared_gate;       /* 1: it counts sigmoid(x g), g being LA_ROUTER's second part */
+    int route_score;       /* LA_ROUTE_*: an expert counts its score */
+    int route_norm;        /* 1: divided by the sum of those used */
+    float route_scale;     /* and multiplied by this */
+    int route_groups;      /* experts are chosen from the best groups of neighbours; 1: from all */
+    int route_groups_used; /* how many groups */
+    int route_group_best;  /* how many of a group's largest make it good, 1 or 2 */
+    int route_input;       /* 1: the weight multiplies what enters an expert, not what leaves it */
     int activation; /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
     int kv_form;                                    /* la_kv_form of the KV cache */
     const la_layer_desc *layers;                    /* [L] */
@@ -157,6 +178,18 @@ typedef enum la_slot {
     LA_MLA_Q,       /* [H*d, q_rank]; unset where q_rank is 0 */
     LA_MLA_UK,      /* [H*r, d_nope]: each head's query to the latent, always floats */
     LA_MLA_UV,      /* [H*d_v, r]: each head's latent to the value, always floats */
+    LA_SINKS,       /* [H]; of each head's softmax one more logit, whose value is 0 */
+    /* layers with experts; fp32 whatever the recipe */
+    LA_ROUTER,            /* part [E, D]; with shared_gate a second one [1, D] */
+    LA_ROUTER_BIAS,       /* [E]; added to logits */
+    LA_ROUTER_CORRECTION, /* [E]; added to scores where experts are chosen */
+    LA_SHARED_GATE_UP,    /* gated: parts [d_shared, D] twice, else once */
+    LA_SHARED_DOWN,       /* [D, d_shared] */
+    /* the same, set once for each expert */
+    LA_EXPERT_GATE_UP,      /* gated: parts gate, up [d_expert, D]; else part up */
+    LA_EXPERT_GATE_UP_BIAS, /* parts [d_expert] (, [d_expert]) */
+    LA_EXPERT_DOWN,         /* [D, d_expert] */
+    LA_EXPERT_DOWN_BIAS,    /* [D] */
     LA_SLOT_COUNT
 } la_slot;
 
@@ -183,13 +216,14 @@ typedef struct la_plan {
 } la_plan;
 
 /* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per
- * output row, or LA_PACK_I4 with one per 128 or 32 k. */
+ * output row, LA_PACK_I4 with one per 128 or 32 k, or LA_PACK_I6 with one per 16 k as LA_F16_I8. */
 typedef enum la_quant {
     LA_QUANT_KEEP = 0,
     LA_QUANT_INT8,
     LA_QUANT_W4G128,
     LA_QUANT_W4G32,
     LA_QUANT_FP8,
+    LA_QUANT_W6G16,
     LA_QUANT_COUNT
 } la_quant;
 
@@ -198,10 +232,11 @@ typedef enum la_quant {
 typedef struct la_recipe {
     la_dtype
         floats; /* of what is not quantized: LA_F32, LA_BF16, LA_F16; LA_DTYPE_COUNT: as stored */
-    la_quant body; /* qkv, o, gate_up, down, mla_in, mla_q */
+    la_quant body; /* qkv, o, gate_up, down, of experts too, mla_in, mla_q */
     la_quant head;
     la_quant embed; /* the head's where the two are tied: the matrix exists once */
-    uint32_t wide;  /* bit 1 << la_slot: activations stay bf16 where the desc asks for int8 */
+    uint64_t
+        wide; /* bit 1 << la_slot: LA_ACT_I8X2 where the desc asks for LA_ACT_I8 (bf16 below VNNI) */
 } la_recipe;
 
 /* Numbers only; loads nothing. n_threads as for la_backend_open. */
@@ -214,21 +249,40 @@ la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_
 /* The desc is copied. */
 la_status la_model_create(la_backend *b, const la_model_desc *desc, la_recipe recipe,
                           la_model **out);
-/* Packs parts into the slot, by all threads; replaces what the slot held. LA_ERR_SHAPE names a part that is
- * to be quantized and holds a value that is not finite. */
-la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *parts, int n_parts);
+/* Packs parts into the slot, by all threads; replaces what the slot held. expert: of LA_EXPERT_* slots, whose
+ * experts must agree in format; else ignored. LA_ERR_SHAPE names a part that is to be quantized and holds a value
+ * that is not finite. */
+la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
+                       int n_parts);
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */
 la_status la_model_finish(la_model *m);
 void la_model_free(la_model *m);
 /* Packed matrices and vectors, as la_model_weight_bytes counts them; rope tables come besides. */
 size_t la_model_bytes(const la_model *m);
-/* Bytes that one decoded token reads: every weight once, the head once, embedding rows not. */
+/* Bytes that one decoded token reads: every weight once (of experts those it uses), the head once, embedding
+ * rows not. */
 size_t la_model_token_bytes(const la_model *m);
 /* Reads those bytes, pass after pass for `seconds`, computing nothing; GB/s (1e9). No step may run
  * meanwhile: it would wait, and its time would count. */
 la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s);
 la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
+
+/* ---- balance: copies of busy experts ----------------------------------------------------------- */
+
+/* Slots, each for one expert, are spread over devices, these over nodes. Groups of neighbouring experts stay
+ * on one node where they divide evenly; otherwise all experts go anywhere. */
+typedef struct la_balance {
+    int n_layers, n_experts;
+    int n_slots; /* of a layer, at least n_experts; a multiple of n_devices */
+    int n_groups, n_nodes;
+    int n_devices; /* a multiple of n_nodes */
+} la_balance;
+
+/* load: [L][E], finite and not negative. slots: [L][n_slots] the expert of each slot, device by device;
+ * copies: [L][E] how many slots each expert has. */
+la_status la_balance_experts(const la_balance *balance, const float *load, int32_t *slots,
+                             int32_t *copies);
 
 /* ---- engine: requests to tokens --------------------------------------------------------------- */
 
@@ -311,6 +365,9 @@ la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);
+/* Tokens that every expert was given so far, [L][E] (0 in layers without experts); returns L * E. out may be
+ * NULL. */
+size_t la_engine_expert_load(la_engine *e, int64_t *out);
 /* Test hook: forces the n youngest running sequences to be preempted before the next step. */
 la_status la_engine_preempt(la_engine *e, int n);
 

@@ -42,6 +42,9 @@ def activation(x: np.ndarray, kind: str) -> np.ndarray:
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     if kind == "relu":
         return np.maximum(x, 0)
+    if kind == "clip":
+        x = np.minimum(x, 7)
+        return x / (1 + np.exp(-1.702 * x))
     raise ValueError(kind)
 
 
@@ -69,9 +72,19 @@ def rope(
 
 
 def attention(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float, cap: float, window: int
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    *,
+    scale: float,
+    cap: float,
+    window: int,
+    sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all)."""
+    """q [T, H, d], k and v [T, K, d] -> [T, H, d]; causal, `window` last tokens (0: all).
+
+    sinks [H]: one more logit of each head's softmax, whose value is 0.
+    """
     tokens, heads, _ = q.shape
     group = heads // k.shape[1]
     k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
@@ -79,8 +92,36 @@ def attention(
     age = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
     hidden = (age < 0) | ((age >= window) if window else False)
     scores = np.where(hidden, -np.inf, scores)
-    p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
+    extra = np.full(heads, -np.inf) if sinks is None else sinks
+    top = np.maximum(scores.max(-1), extra[:, None])[..., None]
+    p = np.exp(scores - top)
+    total = p.sum(-1, keepdims=True) + np.exp(extra[:, None, None] - top)
+    return np.einsum("hts,shd->thd", p / total, v)
+
+
+def route(
+    logits: np.ndarray, config: ModelConfig, correction: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """logits [T, E] -> experts [T, k], best first, and their weights [T, k]."""
+    c = config
+    if c.route_score == "sigmoid":
+        score = 1 / (1 + np.exp(-logits))
+    else:
+        score = np.exp(logits - logits.max(-1, keepdims=True))
+        score = score / score.sum(-1, keepdims=True)
+    choice = score if correction is None else score + correction
+    if c.route_groups > 1:
+        groups = choice.reshape(len(logits), c.route_groups, -1)
+        value = np.sort(groups, -1)[..., -c.route_group_best :].sum(-1)
+        best = np.argsort(-value, -1, kind="stable")[:, : c.route_groups_used]
+        closed = np.ones(value.shape, bool)
+        np.put_along_axis(closed, best, False, -1)
+        choice = np.where(np.repeat(closed, groups.shape[-1], -1), -np.inf, choice)
+    experts = np.argsort(-choice, -1, kind="stable")[:, : c.n_experts_used]
+    weights = np.take_along_axis(score, experts, -1)
+    if c.route_norm:
+        weights = weights / weights.sum(-1, keepdims=True)
+    return experts, weights * c.route_scale
 
 
 def latent_attention(
@@ -136,10 +177,14 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if c.qk_norm == "row":
             x = norm(x, weight, None, "rms", c.norm_eps)
         x = x.reshape(len(x), count, c.d_head)
-        return norm(x, weight, None, "rms", c.norm_eps) if c.qk_norm == "head" else x
+        if c.qk_norm == "unit" and c.layers[layer].rope >= 0:
+            weight = np.ones(c.d_head)
+        if c.qk_norm == "head" or (c.qk_norm == "unit" and weight is not None):
+            return norm(x, weight, None, "rms", c.norm_eps)
+        return x
 
     def attend(x: np.ndarray, layer: int) -> np.ndarray:
-        window, table = c.layers[layer]
+        window, table, _ = c.layers[layer]
         q, k, v = linear(normed(x, "attn_norm", layer), "qkv", layer)
         q = heads(q, c.n_heads, "q_norm", layer)
         k = heads(k, c.n_kv_heads, "k_norm", layer)
@@ -147,7 +192,11 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         if table >= 0:
             turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
             q, k = rope(q, *turn), rope(k, *turn)
-        a = attention(q, k, v, scale=c.attn_scale, cap=c.attn_softcap, window=window)
+        elif c.attn_grow_every:
+            steps = np.floor((positions + 1) / c.attn_grow_every)
+            q = q * (1 + c.attn_grow * np.log1p(steps))[:, None, None]
+        how = {"scale": c.attn_scale, "cap": c.attn_softcap, "window": window}
+        a = attention(q, k, v, sinks=one("sinks", layer), **how)
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
@@ -170,10 +219,37 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
+    def gated(h: list[np.ndarray]) -> np.ndarray:
+        up = np.clip(h[1], -7, 7) + 1 if c.act == "clip" else h[1] if c.gated else 1
+        return activation(h[0], c.act) * up
+
+    def expert(x: np.ndarray, layer: int, e: int, scale: np.ndarray) -> np.ndarray:
+        """Rows x through expert e; scale [T, 1] multiplies what enters where the model says so."""
+        up, down = get("expert_gate_up", layer), get("expert_down", layer)
+        b_up, b_down = get("expert_gate_up_bias", layer), get("expert_down_bias", layer)
+        x = x * scale if c.route_input else x
+        h = [x @ w[e].T + (b_up[i][e] if b_up else 0) for i, w in enumerate(up)]
+        y = gated(h) @ down[0][e].T + (b_down[0][e] if b_down else 0)
+        return y if c.route_input else y * scale
+
+    def moe(x: np.ndarray, layer: int) -> np.ndarray:
+        x = normed(x, "ffn_norm", layer)
+        scores = linear(x, "router", layer)
+        experts, shares = route(scores[0], c, one("router_correction", layer))
+        y = np.zeros_like(x)
+        for e in range(c.n_experts):
+            tokens, slot = np.nonzero(experts == e)
+            y[tokens] += expert(x[tokens], layer, e, shares[tokens, slot][:, None])
+        if c.d_shared:
+            (shared,) = linear(gated(linear(x, "shared_gate_up", layer)), "shared_down", layer)
+            y += shared / (1 + np.exp(-scores[1])) if c.shared_gate else shared
+        return c.residual_scale * normed(y, "ffn_post_norm", layer)
+
     def feed(x: np.ndarray, layer: int) -> np.ndarray:
+        if c.layers[layer].moe:
+            return moe(x, layer)
         h = linear(normed(x, "ffn_norm", layer), "gate_up", layer)
-        h = activation(h[0], c.act) * h[1] if c.gated else activation(h[0], c.act)
-        (y,) = linear(h, "down", layer)
+        (y,) = linear(gated(h), "down", layer)
         return c.residual_scale * normed(y, "ffn_post_norm", layer)
 
     ids = np.asarray(ids)
@@ -197,8 +273,12 @@ def load_weights(config: ModelConfig, checkpoint) -> dict[tuple[str, int], list[
     from llmaccel.models.mapping import iter_slots
 
     weights = {}
-    for slot, layer, parts in iter_slots(config, checkpoint):
-        weights[slot, layer] = [_float32(part) for part in parts]
+    for slot, layer, expert, parts in iter_slots(config, checkpoint):
+        values = [_float32(part) for part in parts]
+        if slot.startswith("expert_"):  # [E, ..] of each part
+            before = weights[slot, layer] if expert else [()] * len(values)
+            values = [np.stack([*others, one]) for others, one in zip(before, values, strict=True)]
+        weights[slot, layer] = values
     return weights
 
 

@@ -36,7 +36,7 @@ PRODUCTS = {
     "gemm_i6_i8": (PACK_I6, "i8"),
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
-GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
+GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8", "act_i8x2"}
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,10 @@ def write_floats(pack: int, w: np.ndarray) -> bytes:
 def write_nested(f: Format, sets: list[np.ndarray]) -> bytes:
     """F16_I8 scales, and offsets if any, each [32, groups], at the head of a unit."""
     out, per = bytearray(), 256 // f.group
-    for g in range(0, f.K // f.group, per):
-        parts = [x[:, g : g + per] for x in sets]
+    for g in range(0, -(-f.K // f.group), per):
+        parts = [
+            np.pad(x[:, g : g + per], ((0, 0), (0, max(0, g + per - x.shape[1])))) for x in sets
+        ]
         outer = [(np.abs(x).max(axis=1) / 64).astype(np.float16) for x in parts]
         out += b"".join(d.tobytes() for d in outer)
         for i in range(per):
@@ -140,7 +142,7 @@ def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.n
     """The inverse: scale and offset [groups][32] float32 from the bytes of one unit's head."""
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sets, per = 1 + f.has_offset, 256 // f.group
-    for block in raw.reshape(f.K // 256, sets * (64 + per * UNIT)):
+    for block in raw.reshape(-(-f.K // 256), sets * (64 + per * UNIT)):
         outer = block[: sets * 64].view(np.float16).reshape(sets, UNIT).astype(np.float32)
         inner = block[sets * 64 :].view(np.int8).reshape(per, sets, UNIT)
         for i in range(per):
@@ -148,7 +150,8 @@ def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.n
                 found[j].append(outer[j] * inner[i, j].astype(np.float32))
             if sets == 1:
                 found[1].append(np.zeros(UNIT, np.float32))
-    return found
+    groups = -(-f.K // f.group)
+    return found[0][:groups], found[1][:groups]
 
 
 def write_steps(f: Format, codes: np.ndarray) -> np.ndarray:
@@ -246,7 +249,7 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def nested_bytes(f: Format) -> int:
     """Bytes of F16_I8 scales and offsets at the head of a unit."""
-    return f.K // 256 * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
+    return -(-f.K // 256) * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
 
 
 def unit_rows(f: Format, data: bytes) -> int:
@@ -280,10 +283,13 @@ def unit_values(f: Format, data: bytes) -> np.ndarray:
 # ---- activation rows ---------------------------------------------------------------------------
 
 
-def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes [M, K] in natural order and the scale [M, groups] of each group, float32."""
+def act_lanes(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [2, M, K] in natural order and scales [2, M, groups] float32 of two lanes.
+
+    The second lane holds what rounding to the first leaves, in steps 254 times as fine.
+    """
     m, k = x.shape
-    q = np.zeros((m, k), np.int8)
+    q = np.zeros((2, m, k), np.int8)
     scales = np.zeros((m, -(-k // group)), np.float32)
     for g, k0 in enumerate(range(0, k, group)):
         part = x[:, k0 : k0 + group].astype(np.float32)
@@ -291,9 +297,17 @@ def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
         tiny = amax < np.float32(1e-36)
         inv = np.where(tiny, np.float32(0), np.float32(127) / np.where(tiny, 1, amax))
         scales[:, g] = np.where(tiny, np.float32(0), amax / np.float32(127))
-        scaled = part * inv.astype(np.float32)[:, None]
-        q[:, k0 : k0 + group] = np.rint(np.clip(scaled, -127, 127)).astype(np.int8)
-    return q, scales
+        scaled = np.clip(part * inv.astype(np.float32)[:, None], np.float32(-127), np.float32(127))
+        near = np.rint(scaled)
+        q[0, :, k0 : k0 + group] = near.astype(np.int8)
+        q[1, :, k0 : k0 + group] = np.rint((scaled - near) * np.float32(254)).astype(np.int8)
+    return q, np.stack([scales, scales / np.float32(254)])
+
+
+def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes [M, K] in natural order and the scale [M, groups] of each group, float32."""
+    q, scales = act_lanes(x, group)
+    return q[0], scales[0]
 
 
 def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
@@ -302,8 +316,9 @@ def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
         return x.astype(np.float64)
     if form == "bf16":
         return bf16_value(bf16_round(x)).astype(np.float64)
-    q, scale = act_i8(x, group)
-    return q * scale.astype(np.float64)[:, np.arange(x.shape[1]) // group]
+    q, scale = act_lanes(x, group)
+    lanes = q * scale.astype(np.float64)[:, :, np.arange(x.shape[1]) // group]
+    return lanes.sum(axis=0) if form == "i8x2" else lanes[0]
 
 
 def group_sums(values: np.ndarray, group: int) -> np.ndarray:
@@ -314,13 +329,17 @@ def group_sums(values: np.ndarray, group: int) -> np.ndarray:
 # ---- products ----------------------------------------------------------------------------------
 
 
-def gemm(f: Format, data: bytes, x: np.ndarray, form: str) -> tuple[np.ndarray, np.ndarray]:
+def gemm(
+    f: Format, data: bytes, x: np.ndarray, form: str, fold: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """y [M, N] float64 of the converted rows and the packed weight, and the size of its terms.
+
+    fold: k of an activation group; 0: the weights' group.
 
     The size is sqrt(K) * rms(a) * rms(w), what errors are relative to; scale and offset parts of a
     grouped weight count apart, as they are added apart.
     """
-    a = act_values(form, x, f.group)
+    a = act_values(form, x, fold or f.group)
     if f.group:
         codes, scale, offset = read_codes(f, data)
         group = np.arange(f.K) // f.group

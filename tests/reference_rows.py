@@ -70,12 +70,15 @@ def act(name: str, x: np.ndarray) -> np.ndarray:
         if name == "gelu_tanh":  # (1 + tanh u) / 2 = 1 / (1 + exp(-2 u)), which keeps its digits
             u = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
             return x / (1 + np.exp(-2 * u))
+        if name == "clip":
+            x = np.minimum(x, 7)
+            return x / (1 + np.exp(-np.float64(np.float32(1.702)) * x))
     assert name == "relu"
     return np.maximum(x, 0)
 
 
 def act_mul(name: str, gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    return act(name, gate) * up
+    return act(name, gate) * (np.clip(up.astype(np.float64), -7, 7) + 1 if name == "clip" else up)
 
 
 def rope(x: np.ndarray, cos: np.ndarray, sin: np.ndarray, interleaved: bool) -> np.ndarray:

@@ -39,7 +39,8 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     for group in (16, 32, 64, 128, 256):
         for scale_type, has_offset in heads:
             yield ref.Format(pack, k, scale_type, has_offset, group)
-    for group in (16, 32, 64, 128) if k % 256 == 0 and pack != ref.PACK_F8 else ():
+    nests = k % 256 == 0 or k in (172, 576)  # whole ones, and a short last one
+    for group in (16, 32, 64, 128) if nests and pack != ref.PACK_F8 else ():
         for has_offset in (0, 1):
             yield ref.Format(pack, k, ref.F16_I8, has_offset, group)
     for group, scale_type, has_offset in rows:
@@ -89,11 +90,13 @@ def nested(slot: str, k: int) -> list[ref.Format]:
 
 
 def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None:
-    """Each level against the float64 product of the same converted values.
+    """Each level against the float64 product of the same converted values."""
+    compare(ref.PRODUCTS[slot][1], f, (m, units), isas)
 
-    The product is that of 40 rows and 8 units, of which m and `units` are used.
-    """
-    act = ref.PRODUCTS[slot][1]
+
+def compare(act: str, f: ref.Format, shape: tuple[int, int], isas: list[str]) -> None:
+    """The same of any form of rows. shape: rows and units, of a product of 40 and 8."""
+    m, units = shape
     data = make_weight(f, 8)[: units * len(make_weight(f, 8)) // 8]
     x = make_rows(40, f.K)[:m]
     want, scale = (y[:m, : units * ref.UNIT] for y in product(f, act, 40, 8))
@@ -101,7 +104,7 @@ def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None
     limit = 2e-6 + 2e-7 * np.sqrt(f.K) if act == "f32" else 1e-5
     for isa in isas:
         error = np.abs(gemm(isa, f, data, x, act) - want) / scale
-        assert error.max() < limit, (isa, slot, f, m, units, error.max())
+        assert error.max() < limit, (isa, act, f, m, units, error.max())
 
 
 def test_every_slot_has_a_reference() -> None:
@@ -117,6 +120,28 @@ def test_float_product(slot: str, k: int) -> None:
     for f in formats(slot, k):
         for m, units in [(1, 1), (1, 8), (2, 3), (5, 2), (8, 5), (9, 1), (13, 3), (33, 4)]:
             check(slot, f, m, units, ISAS)
+
+
+@pytest.mark.parametrize("slot", [s for s in GROUPED if s.endswith("_i8")])
+@pytest.mark.parametrize("k", [16, 172, 896])
+def test_activation_groups_shorter_than_the_weights(slot: str, k: int) -> None:
+    """int8 rows in groups of their own: near the float64 product, the same bits at every level and
+    for any M, and not those of rows in the weights' groups."""
+    for f in formats(slot, k):
+        data = make_weight(f, 8)
+        x = make_rows(13, k)
+        for fold in (16, 64):
+            if fold >= f.group:
+                continue
+            want, scale = ref.gemm(f, data, x, "i8", fold)
+            y = gemm("scalar", f, data, x, "i8", 8, fold)
+            assert (np.abs(y - want) / scale).max() < 1e-5, (f, fold)
+            for isa in ISAS:
+                for m in (1, 2, 4, 13):
+                    some = gemm(isa, f, data, x[:m], "i8", 2, fold)
+                    np.testing.assert_array_equal(some, y[:m], str((isa, f, fold, m)))
+            if k > fold:
+                assert (gemm("scalar", f, data, x, "i8") != y).any()
 
 
 @pytest.mark.parametrize("slot", GROUPED)
@@ -220,15 +245,49 @@ def test_bits_do_not_depend_on_the_batch(isa: str, slot: str) -> None:
                     np.testing.assert_array_equal(part, full[:m], err_msg=f"{f} M={m}")
 
 
+@pytest.mark.parametrize("act", ["i8", "i8x2"])
 @pytest.mark.parametrize("slot", INTEGER)
 @pytest.mark.parametrize("k", [1, 40, 172, 576, 1536])
-def test_integer_products_agree_between_levels(slot: str, k: int) -> None:
+def test_integer_products_agree_between_levels(slot: str, k: int, act: str) -> None:
     for f in formats(slot, k):
         data, x = make_weight(f, 2), make_rows(10, k)
-        want = gemm("scalar", f, data, x, "i8")
+        want = gemm("scalar", f, data, x, act)
         for isa in ISAS[1:]:
-            got = gemm(isa, f, data, x, "i8")
+            got = gemm(isa, f, data, x, act)
             np.testing.assert_array_equal(got, want, err_msg=f"{isa} {f}")
+
+
+@pytest.mark.parametrize("slot", INTEGER)
+@pytest.mark.parametrize("k", [1, 172, 512])
+def test_products_of_two_lanes(slot: str, k: int) -> None:
+    """Against the sum of both lanes, and against the rows themselves: 15 bits of a group's largest
+    value are left."""
+    for f in formats(slot, k):
+        compare("i8x2", f, (2, 2), ISAS[:1])
+        for shape in [(1, 3), (4, 2), (5, 8), (33, 1)]:
+            compare("i8x2", f, shape, ISAS[1:])
+        data, x = make_weight(f, 2), make_rows(6, k)
+        largest = np.zeros(x.shape)
+        for k0, k1 in f.spans():
+            largest[:, k0:k1] = np.abs(x[:, k0:k1]).max(axis=1, keepdims=True)
+        exact = x @ ref.unit_values(f, data).T
+        limit = 2.0**-15 * largest @ np.abs(ref.unit_values(f, data)).T
+        _, scale = ref.gemm(f, data, x, "f32")
+        error = np.abs(gemm(ISAS[-1], f, data, x, "i8x2") - exact)
+        assert (error <= limit + 1e-5 * scale).all(), f
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("slot", INTEGER)
+def test_bits_of_two_lanes_do_not_depend_on_the_batch(isa: str, slot: str) -> None:
+    for f in formats(slot, 512):
+        if f.group not in (32, 256):
+            continue
+        data, x = make_weight(f, 3), make_rows(20 if isa == "scalar" else 300, f.K)
+        full = gemm(isa, f, data, x, "i8x2")
+        for m in (1, 2, 3, 4, 5, 7, 8, 12, 20, 129):
+            part = gemm(isa, f, data, x[:m], "i8x2", 1 + m % 3)
+            np.testing.assert_array_equal(part, full[:m], err_msg=f"{f} M={m}")
 
 
 @pytest.mark.parametrize("slot", INTEGER)
@@ -271,7 +330,8 @@ def test_every_code(isa: str, slot: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_special_values_pass_through(isa: str) -> None:
     """NaN and infinity in a row come out in that row, and in no other."""
-    for slot, (_, act) in ref.PRODUCTS.items():
+    products = [(slot, act) for slot, (_, act) in ref.PRODUCTS.items()]
+    for slot, act in [*products, *((slot, "i8x2") for slot in INTEGER)]:
         f = next(formats(slot, 96))
         data, x = make_weight(f, 2), make_rows(12, 96).copy()
         clean = gemm(isa, f, data, x, act)
@@ -336,7 +396,35 @@ def test_int8_rows(isa: str, k: int) -> None:
         np.testing.assert_array_equal(total, scale * isum.astype(np.float32))
 
 
-@pytest.mark.parametrize("act", ["bf16", "i8"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [1, 8, 15, 16, 31, 33, 64, 172, 576, 577])
+def test_rows_of_two_lanes(isa: str, k: int) -> None:
+    """The first lane is the row of test_int8_rows, the second what it leaves."""
+    x = make_rows(6, k).copy()
+    x[1], x[2] = 1e-39, np.float32(1.2e-36)  # counts as zero; just does not
+    for group in (16, 32, 64, 128, 256):
+        data, pitch, meta = core.act_rows(isa, "i8x2", x, k, group)
+        rows = np.frombuffer(data, np.int8).reshape(6, 2, pitch)
+        padded = -(-k // 64) * 64
+        q, want_scale = ref.act_lanes(x, group)
+        natural = np.zeros((6, 2, padded), np.int8)
+        natural[:, :, :k] = q.transpose(1, 0, 2)
+        stored = natural.reshape(6, 2, -1, 8)[..., ref.ORDER8].reshape(6, 2, padded)
+        np.testing.assert_array_equal(rows[:, :, :padded], stored)
+        assert (rows[:, :, padded:] == -1).all(), "wrote beyond the padding"
+        one, pitch, first = core.act_rows(isa, "i8", x, k, group)
+        np.testing.assert_array_equal(rows[:, 0], np.frombuffer(one, np.int8).reshape(6, pitch))
+        groups = -(-k // group)
+        scale, total, isum = (part.reshape(6, 2, groups) for part in read_meta(meta, 12))
+        for part, want in zip((scale, total, isum), read_meta(first, 6), strict=True):
+            np.testing.assert_array_equal(part[:, 0], want)
+        np.testing.assert_array_equal(scale, want_scale.transpose(1, 0, 2))
+        sums = np.stack([ref.group_sums(lane.astype(np.int32), group) for lane in q], axis=1)
+        np.testing.assert_array_equal(isum, sums)
+        np.testing.assert_array_equal(total, scale * isum.astype(np.float32))
+
+
+@pytest.mark.parametrize("act", ["bf16", "i8", "i8x2"])
 def test_rows_agree_between_levels(act: str) -> None:
     for k in (5, 172, 1000):
         x = make_rows(9, k).copy()
@@ -454,13 +542,17 @@ def test_bad_arguments_are_named() -> None:
         (("scalar", data[:-1], good, x, "i8"), "no units"),
         (("scalar", b"", good, x, "i8"), "no units"),
         (("scalar", data, {**good, "group": 48}, x, "i8"), "not a packed weight"),
-        (("scalar", data, {**good, "scale_type": ref.F16_I8}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "scale_type": ref.F16_I8}, x, "i8"), "are no units of"),
+        (
+            ("scalar", data, {**good, "scale_type": ref.F16_I8, "group": 256}, x, "i8"),
+            "not a packed weight",
+        ),
         (("scalar", data, {**good, "pack": 0, "group": 0, "scale_type": 13}, x, "f32"), "not a"),
         (("scalar", data, {**good, "pack": 9}, x, "i8"), "not a packed weight"),
         (("scalar", data, {**good, "K": 0}, x, "i8"), "not a packed weight"),
         (("scalar", data, {"pack": 4}, x, "i8"), "format: scale_type"),
         (("scalar", data, good, x[:, :63].copy(), "i8"), "no rows of 64"),
-        (("scalar", data, good, x, "f32"), "pack 4 with f32 rows"),
+        (("scalar", data, good, x, "f32"), "in groups of 32 with f32 rows"),
         (("scalar", data, good, x, "int8"), "act: int8"),
         (("scalar", data, good, x, "i8", 9), "granules of 9"),
     ]:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import reference
 import reference_rows as ref
+from reference_kernels import act_values
 
 import llmaccel
 from llmaccel import ConfigError, MemoryPlanError, Tensor, UnsupportedError, kernels
@@ -210,30 +211,32 @@ def test_linear_of_floats(isa: str, m: int, dtype: str) -> None:
 
 
 @each_isa
-@pytest.mark.parametrize("activation", ["bf16", "int8"])
+@pytest.mark.parametrize("activation", ["bf16", "int8", "int8x2"])
 @pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_K", "Q8_0", "Q6_K"])
 def test_linear_of_blocks(isa: str, activation: str, dtype: str) -> None:
     raw, w = blocks(dtype, 70, 512)
     packed = kernels.pack(raw, dtype=dtype, shape=(70, 512))
     x = normal(3, 512)
     rows = ref.bf16(x)
+    if activation == "int8x2":
+        rows = act_values("i8x2", x, packed.format["group"])
     if activation == "int8":
         codes, scales = kernels.quantize_rows(x, packed.format["group"], isa=isa)
         rows = codes.numpy() * np.repeat(scales.numpy(), packed.format["group"], -1)
     got = kernels.linear(x, packed, activation=activation, isa=isa)
     close(got, rows.astype(np.float64) @ w.astype(np.float64).T, 3e-6)
-    if activation == "int8":
+    if activation != "bf16":
         first = kernels.linear(x, packed, activation=activation, isa=ISAS[0])
         assert bits(first) == bits(got)
     else:
         assert bits(kernels.linear(x, packed, isa=isa)) == bits(got)  # auto is bf16
 
 
-QUANTIZED = {"int8": 0.009, "w4g128": 0.14, "w4g32": 0.11, "fp8": 0.04}
+QUANTIZED = {"int8": 0.009, "w4g128": 0.14, "w4g32": 0.11, "fp8": 0.04, "w6g16": 0.03}
 
 
 @each_isa
-@pytest.mark.parametrize("activation", ["bf16", "int8"])
+@pytest.mark.parametrize("activation", ["bf16", "int8", "int8x2"])
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_linear_of_quantized_floats(isa: str, activation: str, name: str) -> None:
     """K 300: the last group is short. The share of the weights' norm that quantizing loses is
@@ -243,13 +246,15 @@ def test_linear_of_quantized_floats(isa: str, activation: str, name: str) -> Non
     near = packed.dequantize().numpy()
     assert 0 < np.linalg.norm(near - w) / np.linalg.norm(w) < QUANTIZED[name]
     assert packed.nbytes < 0.55 * kernels.pack(w, "BF16").nbytes
-    if (name, activation) == ("fp8", "int8"):
+    if name == "fp8" and activation != "bf16":
         with pytest.raises(ConfigError, match="activation: fp8 weights take bfloat16"):
             kernels.linear(x, packed, activation=activation, isa=isa)
         return
     rows = ref.bf16(x)
+    group = packed.format["group"]
+    if activation == "int8x2":
+        rows = act_values("i8x2", x, group)
     if activation == "int8":
-        group = packed.format["group"]
         codes, scales = kernels.quantize_rows(x, group, isa=isa)
         rows = codes.numpy() * np.repeat(scales.numpy(), group, -1)[:, :300]
     got = kernels.linear(x, packed, activation=activation, isa=isa)
@@ -267,11 +272,15 @@ def test_quantizing_is_refused_where_it_cannot_be() -> None:
 
 
 @pytest.mark.parametrize("threads", [0, 2, 3, 7])
-def test_bits_do_not_depend_on_company(threads: int) -> None:
-    x, packed = normal(40, 96), kernels.pack(normal(170, 96), "BF16", threads=threads)
-    alone = [bits(kernels.linear(row, packed, threads=1)) for row in x]
-    assert bits(kernels.linear(x, packed, threads=threads)) == b"".join(alone)
-    assert bits(kernels.linear(x.reshape(2, 20, 96), packed, threads=threads)) == b"".join(alone)
+@pytest.mark.parametrize(("format", "activation"), [("BF16", "auto"), ("int8", "int8x2")])
+def test_bits_do_not_depend_on_company(threads: int, format: str, activation: str) -> None:
+    """600 rows are more than one tile's."""
+    x, packed = normal(600, 96), kernels.pack(normal(170, 96), format, threads=threads)
+    options = {"activation": activation, "threads": threads}
+    alone = [bits(kernels.linear(row, packed, activation=activation, threads=1)) for row in x]
+    assert bits(kernels.linear(x, packed, **options)) == b"".join(alone)
+    assert bits(kernels.linear(x.reshape(2, 300, 96), packed, **options)) == b"".join(alone)
+    assert bits(kernels.linear(x[:3], packed, **options)) == b"".join(alone[:3])
 
 
 def test_embedding_rows() -> None:

@@ -223,7 +223,7 @@ def test_configs_are_refused_by_name(changes: dict[str, Any], message: str) -> N
 
 
 def test_the_report_counts_mtp_tensors() -> None:
-    config = tiny.config_of("deepseek_v3")
+    config = {**tiny.config_of("deepseek_v3"), "num_nextn_predict_layers": 1}
     arrays = tiny.arrays_of(config, 3)
     arrays["model.layers.3.enorm.weight"] = np.ones(96, np.float32)
     with LLM.from_arrays(config, arrays) as llm:

@@ -149,7 +149,7 @@ def test_a_file_cut_while_it_is_loaded(tmp_path, kind):
     packed = []
 
     class Model:
-        def set(self, slot, layer, parts):
+        def set(self, slot, layer, parts, expert):
             packed.append(slot)
             if len(packed) == 3:
                 os.truncate(cut, cut.stat().st_size // 2)

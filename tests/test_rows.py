@@ -18,7 +18,7 @@ from llmaccel import _core as core
 
 ISAS = core.kernel_isas()
 SIZES = [1, 3, 15, 16, 17, 31, 33, 100, 257, 4097, 49152]
-ACTS = ["silu", "gelu", "gelu_tanh", "relu"]
+ACTS = ["silu", "gelu", "gelu_tanh", "relu", "clip"]
 GUARD = 37  # odd: what lies between is not aligned
 
 each_isa = pytest.mark.parametrize("isa", ISAS)

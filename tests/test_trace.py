@@ -17,13 +17,14 @@ def folder(tmp_path_factory):
     return tiny.make_checkpoint("qwen2", tmp_path_factory.mktemp("trace") / "qwen2", seed=3)
 
 
-def trace(folder, capfd, ids: list[int], **options) -> list[str]:
+def trace(folder, capfd, ids: list[int], more: int = 0, **options) -> list[str]:
     with LLM(str(folder), dtype="float32", **options) as llm:
         params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, detokenize=False)
         llm.generate({"prompt_token_ids": ids}, params, use_tqdm=False)
         layers = llm.report()["model"]["n_layers"]
     lines = capfd.readouterr().err.splitlines()
-    assert len(lines) == 2 * (5 * layers + 2)  # two steps: embedding, five ops a layer, head
+    # two steps: embedding, five ops a layer and `more`, head
+    assert len(lines) == 2 * (5 * layers + 2 + more)
     assert all(LINE.fullmatch(line) for line in lines)
     return lines
 
@@ -47,6 +48,20 @@ def test_trace_of_parallel_blocks_waits_for_its_reader(tmp_path, capfd, monkeypa
     alone = trace(folder, capfd, [1, 2, 3], threads=1)
     for _ in range(20):
         assert trace(folder, capfd, [1, 2, 3], threads=3) == alone
+
+
+def test_trace_of_experts_has_six_ops_a_layer(tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("LLMACCEL_TRACE", "1")
+    monkeypatch.setattr(
+        environment, "thread_count", lambda given: -given if given is not None else 0
+    )
+    folder = tiny.make_checkpoint("qwen2_moe", tmp_path, seed=3)  # a dense layer between two
+    for ids in ([1, 2, 3], list(range(30))):  # few rows take another way
+        alone = trace(folder, capfd, ids, more=2, threads=1)
+        assert [line.split()[1] for line in alone[1:7]] == [
+            *("qkv", "attend", "o", "route", "moe_up", "moe_down")]  # fmt: skip
+        for _ in range(5):
+            assert trace(folder, capfd, ids, more=2, threads=3) == alone
 
 
 def test_trace_must_be_callable():

@@ -40,6 +40,7 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+_EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 44}
 # Every layer dense.
 _LATENT = {
     **_SIZES,
@@ -270,13 +271,150 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_interleave": False,
         "rms_norm_eps": 0.001,
     },
+    "mixtral": {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        **_WIDE,
+        **_WINDOWED,
+        "num_local_experts": 5,
+    },
+    "qwen2_moe": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        **_SIZES,
+        **_EXPERTS,
+        **_WINDOWED,
+        "shared_expert_intermediate_size": 60,
+        "use_sliding_window": True,
+        "max_window_layers": 2,
+        "mlp_only_layers": [1],
+    },
+    "qwen3_moe": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **_WIDE,
+        **_EXPERTS,
+        "decoder_sparse_step": 2,
+        "norm_topk_prob": True,
+        "tie_word_embeddings": True,
+    },
+    "qwen2_moe-all": {
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "model_type": "qwen2_moe",
+        **_SIZES,
+        **_EXPERTS,
+        "num_hidden_layers": 2,
+        "shared_expert_intermediate_size": 36,
+    },
+    "qwen3_moe-all": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        **_WIDE,
+        **_EXPERTS,
+        "num_hidden_layers": 2,
+        "norm_topk_prob": True,
+    },
+    "olmoe": {
+        "architectures": ["OlmoeForCausalLM"],
+        "model_type": "olmoe",
+        **_SIZES,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "pad_token_id": 0,
+    },
+    "flex_olmo": {
+        "architectures": ["FlexOlmoForCausalLM"],
+        "model_type": "flex_olmo",
+        **_SIZES,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "pad_token_id": 0,
+    },
+    "granitemoe": {
+        "architectures": ["GraniteMoeForCausalLM"],
+        "model_type": "granitemoe",
+        **_SIZES,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.25,
+        "attention_multiplier": 0.125,
+        "tie_word_embeddings": True,
+    },
+    "granitemoeshared": {
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "model_type": "granitemoeshared",
+        **_SIZES,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "shared_intermediate_size": 52,
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.25,
+        "attention_multiplier": 0.125,
+    },
+    "gpt_oss": {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        **_WIDE,
+        **_WINDOWED,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 3,
+        "attention_bias": True,
+        "rope_theta": 150000.0,
+        "rope_scaling": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+    },
+    "llama4": {
+        "architectures": ["Llama4ForCausalLM"],
+        "model_type": "llama4_text",
+        **_WIDE,
+        "num_hidden_layers": 4,
+        "intermediate_size_mlp": 76,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layer_interval": 3,
+        "attention_chunk_size": 160,
+        "floor_scale": 7,
+        "attn_scale": 0.4,
+        "rope_theta": 500000.0,
+        "pad_token_id": 0,
+    },
+    "glm4_moe": {
+        "architectures": ["Glm4MoeForCausalLM"],
+        "model_type": "glm4_moe",
+        **_WIDE,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "partial_rotary_factor": 0.5,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 44,
+        "n_shared_experts": 2,
+        "n_group": 4,
+        "topk_group": 2,
+        "routed_scaling_factor": 1.75,
+        "first_k_dense_replace": 1,
+        "num_nextn_predict_layers": 0,
+    },
 }
 # fmt: on
 FAMILIES = list(CONFIGS)
-# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2, no biases and
-# no rotation of halves for DeepSeek.
-_NO_GGUF = ("qwen2", "llama-dynamic", "qwen2-full", "deepseek_v2-lora", "deepseek_v3-halves")
-GGUF_FAMILIES = [name for name in FAMILIES if name not in _NO_GGUF]
+# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2, no dense
+# layers among those with experts of Qwen, no biases and no rotation of halves for DeepSeek.
+_NOT_GGUF = (
+    "qwen2",
+    "llama-dynamic",
+    "qwen2-full",
+    "qwen2_moe",
+    "qwen3_moe",
+    "llama4",
+    "flex_olmo",
+    "deepseek_v2-lora",
+    "deepseek_v3-halves",
+)
+GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 
 
 # Values that an untrusted file may hold where another is expected.
@@ -313,10 +451,10 @@ def arrays_of(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray]:
     arrays = {}
     for name, shape in tensor_specs(built):
         values = rng.standard_normal(shape, dtype=np.float32)
-        if len(shape) == 2:
+        if len(shape) >= 2:
             embedding = "embed" in name or "wte" in name or "wpe" in name
             # Small beside what the layers add, or a tied head repeats its input.
-            values *= 0.25 / built.embed_scale if embedding else 1.5 * min(shape) ** -0.5
+            values *= 0.25 / built.embed_scale if embedding else 1.5 * min(shape[-2:]) ** -0.5
         elif name.endswith(".bias"):
             values *= 0.2
         else:

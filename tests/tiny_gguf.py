@@ -9,8 +9,10 @@ lifecycles.
 from __future__ import annotations
 
 import json
+import math
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +57,58 @@ _RENAMES = [    # Hugging Face, GGUF; {i} is the layer
     _BLOCK + "ffn_down"),
     ("h.{i}.mlp.c_proj", _BLOCK + "ffn_down"), ("layers.{i}.mlp.dense_4h_to_h",
     _BLOCK + "ffn_down"),
+    ("layers.{i}.mlp.router", _BLOCK + "ffn_gate_inp"),
+    ("layers.{i}.mlp.gate", _BLOCK + "ffn_gate_inp"),
+    ("layers.{i}.block_sparse_moe.gate", _BLOCK + "ffn_gate_inp"),
+    ("layers.{i}.block_sparse_moe.router.layer", _BLOCK + "ffn_gate_inp"),
+    ("layers.{i}.mlp.shared_expert_gate", _BLOCK + "ffn_gate_inp_shexp"),
+    ("layers.{i}.mlp.shared_expert.gate_proj", _BLOCK + "ffn_gate_shexp"),
+    ("layers.{i}.mlp.shared_expert.up_proj", _BLOCK + "ffn_up_shexp"),
+    ("layers.{i}.mlp.shared_expert.down_proj", _BLOCK + "ffn_down_shexp"),
+    ("layers.{i}.mlp.shared_experts.gate_proj", _BLOCK + "ffn_gate_shexp"),
+    ("layers.{i}.mlp.shared_experts.up_proj", _BLOCK + "ffn_up_shexp"),
+    ("layers.{i}.mlp.shared_experts.down_proj", _BLOCK + "ffn_down_shexp"),
+    ("layers.{i}.shared_mlp.output_linear", _BLOCK + "ffn_down_shexp"),
+    ("layers.{i}.block_sparse_moe.output_linear", _BLOCK + "ffn_down_exps"),
+    ("layers.{i}.mlp.experts.gate_proj", _BLOCK + "ffn_gate_exps"),
+    ("layers.{i}.mlp.experts.up_proj", _BLOCK + "ffn_up_exps"),
+    ("layers.{i}.mlp.experts.down_proj", _BLOCK + "ffn_down_exps"),
+    ("layers.{i}.block_sparse_moe.experts.w1", _BLOCK + "ffn_gate_exps"),
+    ("layers.{i}.block_sparse_moe.experts.w3", _BLOCK + "ffn_up_exps"),
+    ("layers.{i}.block_sparse_moe.experts.w2", _BLOCK + "ffn_down_exps"),
 ]
 # fmt: on
 _ARCHS = {
     "mistral": "llama",
+    "mixtral": "llama",
     "gpt_neox": "gptneox",
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "granitemoeshared": "granitemoe",
+    "glm4_moe": "glm4moe",
+    "gpt_oss": "gpt-oss",
 }
+# Rows of these, gate and then up, become two tensors.
+_SPLIT = {
+    "block_sparse_moe.input_linear": ("ffn_gate_exps", "ffn_up_exps"),
+    "shared_mlp.input_linear": ("ffn_gate_shexp", "ffn_up_shexp"),
+}
+PAIRED = ("llama", "mistral", "mixtral", "granite", "granitemoe", "granitemoeshared")
 
 
 def _gguf_name(name: str, family: str) -> str:
+    if name.endswith("e_score_correction_bias"):
+        return f"blk.{name.split('.')[2]}.exp_probs_b.bias"
+    if name.endswith(".sinks"):
+        return f"blk.{name.split('.')[2]}.attn_sinks.weight"
     stem, kind = name.rsplit(".", 1)
     for prefix in ("model.", "transformer.", "gpt_neox."):
         stem = stem.removeprefix(prefix)
     layer = next((part for part in stem.split(".") if part.isdigit()), "0")
     if stem.endswith("post_attention_layernorm"):
-        sandwich = family in ("gemma2", "gemma3", "olmo2")
+        sandwich = family in ("gemma2", "gemma3", "olmo2", "glm4_moe", "gpt_oss")
         return f"blk.{layer}.{'post_attention_norm' if sandwich else 'ffn_norm'}.{kind}"
     for ours, theirs in _RENAMES:
         if ours.replace("{i}", layer) == stem:
@@ -82,7 +119,7 @@ def _gguf_name(name: str, family: str) -> str:
 def _gguf_values(name: str, values: np.ndarray, family: str, config: dict[str, Any]) -> np.ndarray:
     """`values` as converters store them in GGUF files."""
     heads = config.get("num_attention_heads", config.get("n_head"))
-    if family in ("llama", "mistral", "granite") and (".q_proj." in name or ".k_proj." in name):
+    if family in PAIRED and (".q_proj." in name or ".k_proj." in name):
         count = heads if ".q_proj." in name else config["num_key_value_heads"]
         halves = values.reshape(count, 2, -1, *values.shape[1:])
         return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
@@ -120,11 +157,7 @@ def make_gguf(
     _gguf_metadata(writer, config)
     if "kv_lora_rank" in config:
         _gguf_latents(writer, config, split_latents)
-    checkpoint = open_safetensors(folder)
-    tensors = {
-        _gguf_name(theirs, row): _gguf_values(theirs, checkpoint[theirs].numpy(), row, config)
-        for theirs in checkpoint.names()
-    }
+    tensors = dict(_gguf_tensors(folder, row, config))
     for name in [n for n in tensors if split_latents and n.endswith("attn_kv_b.weight")]:
         whole = tensors.pop(name).reshape(config["num_attention_heads"], -1, config["kv_lora_rank"])
         nope = config["qk_nope_head_dim"]
@@ -147,6 +180,44 @@ def make_gguf(
     return path
 
 
+def _gguf_tensors(
+    folder: Path, family: str, config: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """GGUF names and values; the experts of a layer in one tensor."""
+    checkpoint = open_safetensors(folder)
+    experts: dict[str, dict[int, np.ndarray]] = {}
+    for theirs in checkpoint.names():
+        values = _gguf_values(theirs, checkpoint[theirs].numpy(), family, config)
+        halves = next((names for part, names in _SPLIT.items() if part in theirs), None)
+        one = re.search(r"\.experts\.(\d+)\.", theirs)
+        if halves is not None:
+            layer = theirs.split(".")[2]
+            for name, half in zip(halves, np.split(values, 2, axis=-2), strict=True):
+                yield f"blk.{layer}.{name}.weight", half
+        elif family == "gpt_oss" and ".experts." in theirs:
+            yield from _gpt_oss_experts(theirs, values)
+        elif one is not None:
+            name = _gguf_name(theirs.replace(one[0], ".experts."), family)
+            experts.setdefault(name, {})[int(one[1])] = values
+        else:
+            name = _gguf_name(theirs, family)
+            yield name, values[0] if name.endswith("inp_shexp.weight") else values
+    for name, parts in experts.items():
+        yield name, np.stack([parts[e] for e in range(len(parts))])
+
+
+def _gpt_oss_experts(name: str, values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """[E, D, 2F], gate and up in turns, as two tensors [E, F, D]; [E, F, D] as [E, D, F]."""
+    layer, kind = name.split(".")[2], "bias" if name.endswith("_bias") else "weight"
+    if kind == "weight":
+        values = np.ascontiguousarray(values.swapaxes(1, 2))
+    if "gate_up_proj" in name:
+        yield f"blk.{layer}.ffn_gate_exps.{kind}", values[:, 0::2]
+        yield f"blk.{layer}.ffn_up_exps.{kind}", values[:, 1::2]
+    else:
+        yield f"blk.{layer}.ffn_down_exps.{kind}", values
+
+
 # Byte offsets of the fp16 fields of a K block.
 _K_HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 
@@ -159,7 +230,7 @@ def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:
         return gguf.quants.quantize(np.ascontiguousarray(values), kind)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     block, size = gguf.GGML_QUANT_SIZES[kind]
-    rows, n_blocks = values.shape[0], values.shape[1] // block
+    rows, n_blocks = math.prod(values.shape[:-1]), values.shape[-1] // block
     raw = rng.integers(0, 256, (rows, n_blocks, size), dtype=np.uint8)
     shape = (len(_K_HALVES[kind.name]), rows, n_blocks, 1)
     halves = rng.uniform(0.5, 1, shape) * rng.choice([-1, 1], shape)  # signed: a mean near 0
@@ -167,7 +238,7 @@ def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:
     def with_scale(scale: float) -> np.ndarray:
         for at, half in zip(_K_HALVES[kind.name], halves, strict=True):
             raw[:, :, at : at + 2] = (half * scale).astype(np.float16).view(np.uint8)
-        return raw.reshape(rows, -1)
+        return raw.reshape(*values.shape[:-1], -1)
 
     # Values are proportional to the fp16 fields.
     drawn = gguf.quants.dequantize(with_scale(1.0), kind)
@@ -224,11 +295,14 @@ def _gguf_metadata(writer, config: dict[str, Any]) -> None:
     ):
         if key in c:
             add(c[key])
+    _gguf_experts(writer, c)
     if c["model_type"] == "gpt_neox":
         writer.add_parallel_residual(c.get("use_parallel_residual", True))
     if built.d_rope:
         writer.add_rope_dimension_count(built.d_rope)
-        writer.add_rope_freq_base(float(c.get("rope_theta", 10000.0)))
+        writer.add_rope_freq_base(
+            float(c.get("rope_theta", 1e6 if c["model_type"] == "mixtral" else 10000.0))
+        )
     _gguf_scaling(writer, c)
 
 
@@ -251,6 +325,32 @@ def _gguf_latents(writer, c: dict[str, Any], split: bool) -> None:
     scaling = c.get("rope_scaling") or {}
     if "mscale_all_dim" in scaling:
         writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
+
+
+def _gguf_experts(writer, c: dict[str, Any]) -> None:
+    import gguf
+
+    for key, add in (
+        ("num_local_experts", writer.add_expert_count),
+        ("num_experts", writer.add_expert_count),
+        ("n_routed_experts", writer.add_expert_count),
+        ("num_experts_per_tok", writer.add_expert_used_count),
+        ("moe_intermediate_size", writer.add_expert_feed_forward_length),
+        ("shared_expert_intermediate_size", writer.add_expert_shared_feed_forward_length),
+        ("shared_intermediate_size", writer.add_expert_shared_feed_forward_length),
+        ("n_shared_experts", writer.add_expert_shared_count),
+        ("routed_scaling_factor", writer.add_expert_weights_scale),
+        ("n_group", writer.add_expert_group_count),
+        ("topk_group", writer.add_expert_group_used_count),
+        ("first_k_dense_replace", writer.add_leading_dense_block_count),
+    ):
+        if key in c:
+            add(c[key])
+    if c["model_type"] == "gpt_oss":
+        writer.add_expert_feed_forward_length(c["intermediate_size"])
+    if c["model_type"] == "glm4_moe":
+        writer.add_expert_weights_norm(c.get("norm_topk_prob", True))
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
 def _gguf_scaling(writer, c: dict[str, Any]) -> None:

@@ -48,7 +48,8 @@ typedef enum la_pack {
 
 /* A type of group scales beside LA_F16 and LA_F32: an fp16 number per column and 256 k (one for scales,
  * one for offsets) times an int8 number per column and group, as K-quants have them. The product is exact
- * in fp32. K is a multiple of LA_NEST, group at most 128. All of them lie at the head of the unit. */
+ * in fp32. Group is at most 128; the last LA_NEST k may be fewer, with numbers for all of its groups. All
+ * of them lie at the head of the unit. */
 enum { LA_F16_I8 = LA_DTYPE_COUNT, LA_NEST = 256 };
 
 /* How activation rows enter a product. */
@@ -56,6 +57,7 @@ typedef enum la_act_form {
     LA_ACT_F32 = 0, /* fp32 */
     LA_ACT_BF16,    /* bf16 round-to-nearest-even */
     LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (see kernels.h) */
+    LA_ACT_I8X2,    /* two such rows, lanes, that add up: the second has what the first leaves */
     LA_ACT_FORM_COUNT
 } la_act_form;
 
@@ -224,7 +226,7 @@ static inline size_t la_format_header(la_format f)
 static inline size_t la_format_unit_header(la_format f, int K)
 {
     if (f.scale_type == LA_F16_I8) {
-        return (size_t)(K / LA_NEST) * la_format_scales(f);
+        return ((size_t)K + LA_NEST - 1) / LA_NEST * la_format_scales(f);
     }
     return f.row_scale ? la_format_scales(f) : 0;
 }

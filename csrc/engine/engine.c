@@ -50,8 +50,10 @@ struct la_engine {
     la_branch *first_finished; /* branches whose FINISH event is still to come, in order */
     la_branch *last_finished;
     la_engine_stats stats; /* the stepping thread's; published after each step */
-    uint8_t *arrays;       /* one block; the arrays above lie in it */
-    size_t array_bytes;    /* of it and of the page tables */
+    int64_t *expert_load;  /* [n_loads] as published; under the inbox's mutex */
+    size_t n_loads;
+    uint8_t *arrays;    /* one block; the arrays above lie in it */
+    size_t array_bytes; /* of it and of the page tables */
 };
 
 /* ---- create and free -------------------------------------------------------------------------- */
@@ -65,11 +67,12 @@ static void *carve(uint8_t *base, size_t *at, size_t n, size_t size)
 }
 
 /* Lays the step's arrays out from base (NULL: only measures); returns the bytes. */
-static size_t lay_out_arrays(la_engine *e, int n_vocab, const la_limits *limits, uint8_t *base)
+static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limits *limits,
+                             uint8_t *base)
 {
     la_assembly *s = &e->step;
     size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
-    int64_t floor = 2 * (int64_t)n_vocab; /* a row asks for V entries at most */
+    int64_t floor = 2 * (int64_t)d->n_vocab; /* a row asks for V entries at most */
     s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
     s->n_entries = s->n_entries > floor ? s->n_entries : floor;
     e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
@@ -84,6 +87,8 @@ static size_t lay_out_arrays(la_engine *e, int n_vocab, const la_limits *limits,
     s->top_ids = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_ids);
     s->top_logprobs = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_logprobs);
     e->events = carve(base, &at, (size_t)e->max_events, sizeof *e->events);
+    e->n_loads = (size_t)d->n_layers * (size_t)d->n_experts;
+    e->expert_load = carve(base, &at, e->n_loads, sizeof *e->expert_load);
     return at;
 }
 
@@ -96,19 +101,19 @@ static int max_copies(const la_limits *limits)
 size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits)
 {
     la_engine e = {0};
-    return lay_out_arrays(&e, desc->n_vocab, limits, NULL) +
+    return lay_out_arrays(&e, desc, limits, NULL) +
            la_kvcache_bytes(limits->kv_pages, max_copies(limits));
 }
 
 static la_status create_arrays(la_engine *e)
 {
-    int n_vocab = e->door.n_vocab;
-    size_t bytes = lay_out_arrays(e, n_vocab, &e->limits, NULL);
+    const la_model_desc *d = la_model_desc_of(e->model);
+    size_t bytes = lay_out_arrays(e, d, &e->limits, NULL);
     e->arrays = la_alloc(bytes, 1);
     if (e->arrays == NULL) {
         return la_fail(LA_ERR_MEMORY, "engine: %zu bytes of step arrays", bytes);
     }
-    lay_out_arrays(e, n_vocab, &e->limits, e->arrays);
+    lay_out_arrays(e, d, &e->limits, e->arrays);
     return LA_OK;
 }
 
@@ -127,6 +132,10 @@ static void publish_stats(la_engine *e)
     s->preemptions = e->sched.n_preempted;
     la_inbox_lock(&e->inbox);
     e->inbox.stats = *s;
+    if (e->n_loads != 0) {
+        memcpy(e->expert_load, la_workspace_expert_load(e->workspace),
+               e->n_loads * sizeof *e->expert_load);
+    }
     la_inbox_unlock(&e->inbox);
 }
 
@@ -208,6 +217,16 @@ void la_engine_get_stats(la_engine *e, la_engine_stats *out)
     *out = e->inbox.stats;
     out->waiting += e->inbox.n_new;
     la_inbox_unlock(&e->inbox);
+}
+
+size_t la_engine_expert_load(la_engine *e, int64_t *out)
+{
+    if (out != NULL) {
+        la_inbox_lock(&e->inbox);
+        memcpy(out, e->expert_load, e->n_loads * sizeof *out);
+        la_inbox_unlock(&e->inbox);
+    }
+    return e->n_loads;
 }
 
 la_status la_engine_preempt(la_engine *e, int n)

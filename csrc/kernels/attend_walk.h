@@ -28,6 +28,8 @@ typedef struct la_attend_walk {
     int dv;               /* MLA: width of a result; 0: d */
     int window;           /* 0: none */
     float scale, softcap; /* softcap 0: off */
+    const float *sinks;   /* [heads] a logit of each row's softmax beside the keys'; NULL: none */
+    int heads;            /* rows go (token, head): row r is of head r % heads; with sinks */
 } la_attend_walk;
 
 /* One thread's buffers for up to `rows` rows; d16: d rounded up to 16. */
@@ -133,8 +135,8 @@ static inline void la_attend_rows(const la_attend_walk *w, const la_attend_pages
         int from = la_attend_begin(w, own->pos[r]);
         begin = from < begin ? from : begin;
         last = own->pos[r] > last ? own->pos[r] : last;
-        own->m[r] = -INFINITY;
-        own->l[r] = 0.0f;
+        own->m[r] = w->sinks != NULL ? w->sinks[r % w->heads] : -INFINITY;
+        own->l[r] = w->sinks != NULL ? 1.0f : 0.0f;
     }
     memset(own->o, 0, (size_t)R * (size_t)a.ldo * sizeof(float));
     for (int first = begin; first <= last; first += LA_CHUNK) {

@@ -40,12 +40,22 @@ typedef struct la_latent {
     la_head_matrix uk, uv;
     float *q_norm, *kv_norm; /* [q_rank], [r] */
 } la_latent;
+/* What a layer with experts has instead of gate_up and down. */
+typedef struct la_moe {
+    la_matrix router;  /* fp32; columns: experts, then the shared expert's gate */
+    float *correction; /* [E] or NULL */
+    la_matrix *up;     /* [E] gate_up of every expert, one format */
+    la_matrix *down;   /* [E] likewise */
+    la_matrix shared_up, shared_down;
+} la_moe;
 
 typedef struct la_layer {
     la_norm attn_norm, ffn_norm, attn_post_norm, ffn_post_norm;
     float *q_norm, *k_norm; /* [d] or the whole row; NULL: none */
+    float *sinks;           /* [H]; NULL: none */
     la_matrix qkv, o, gate_up, down;
     la_latent latent;
+    la_moe *moe; /* NULL: gate_up and down */
 } la_layer;
 
 /* Rows of floats: n rows, ld floats apart. */
@@ -84,6 +94,16 @@ struct la_kv {
     int64_t slab; /* pages committed at a time */
 };
 
+/* Where the tokens of a step go: k experts each, and the same pairs (token, slot) sorted by expert, which
+ * are the rows of the experts' products. Experts keep the order of tokens. */
+typedef struct la_routes {
+    int32_t *expert; /* [T][k] best first */
+    float *weight;   /* [T][k] */
+    int32_t *row;    /* [T][k] of the products */
+    int32_t *entry;  /* [T k] of each row: token * k + slot */
+    int32_t *first;  /* [E + 1] first row of each expert */
+} la_routes;
+
 /* Sums of exp over a slice of a row of logits, each against its own maximum: as they are, and under the
  * row's temperature. */
 typedef struct la_mass {
@@ -97,21 +117,28 @@ struct la_workspace {
     uint8_t *base;
     size_t bytes;
     int max_tokens;
-    int logit_rows;  /* rows of the logits tile */
-    la_rows x;       /* [T, D] residual stream */
-    la_rows y;       /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv or latents */
-    la_rows q, a;    /* [T, H d]; with latents a [T, H d_v] */
-    la_rows u;       /* latents: [T, q_rank] what queries are made of */
-    la_rows z;       /* latents: [T, H (r + d_rope)] queries, then what they found in the first r of each */
-    la_rows h;       /* [T, F] */
-    la_rows last;    /* [logit_rows, D] rows that want logits */
-    la_rows logits;  /* [logit_rows, V] */
-    la_rows best;    /* [logit_rows, ceil(V/32)] largest logit of every unit, written with them */
-    la_mass *mass;   /* [logit_rows][ceil(V/LA_SLICE)] */
-    int *pos;        /* [T] absolute position of each token */
-    int32_t *page;   /* [T] page of each token */
-    uint8_t *shared; /* of the op that runs: converted activation rows, results of chunks */
-    uint8_t *local;  /* per-thread scratch, local_bytes each */
+    int logit_rows; /* rows of the logits tile */
+    la_rows x;      /* [T, D] residual stream */
+    la_rows y;    /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv or latents */
+    la_rows q, a; /* [T, H d]; with latents a [T, H d_v] */
+    la_rows u;    /* latents: [T, q_rank] what queries are made of */
+    la_rows
+        z; /* latents: [T, H (r + d_rope)] queries, then what they found in the first r of each */
+    la_rows h;        /* [T, F] */
+    la_rows last;     /* [logit_rows, D] rows that want logits */
+    la_rows logits;   /* [logit_rows, V] */
+    la_rows best;     /* [logit_rows, ceil(V/32)] largest logit of every unit, written with them */
+    la_mass *mass;    /* [logit_rows][ceil(V/LA_SLICE)] */
+    la_rows router;   /* [T, E (+ 1)] logits of experts, then of the shared expert's gate */
+    la_rows expert_h; /* [T k, d_expert] rows in the order of la_routes */
+    la_rows shared_h; /* [T, d_shared] */
+    la_routes routes; /* of steps whose rows are shared out */
+    int64_t *expert_load; /* [L][E] tokens so far; NULL: no experts */
+    int *pos;             /* [T] absolute position of each token */
+    int32_t *page;        /* [T] page of each token */
+    uint8_t
+        *shared; /* of the op that runs: converted activation rows, results of chunks or experts */
+    uint8_t *local; /* per-thread scratch, local_bytes each */
     size_t shared_bytes, local_bytes;
 };
 
@@ -175,6 +202,10 @@ typedef struct la_backend_ops {
     void (*absorb)(la_ctx *c, int layer, la_rows q, la_rows z);
     /* the first r of each head of z through its matrix: a [T, H d_v] */
     void (*expand)(la_ctx *c, int layer, la_rows z, la_rows a);
+    /* logits and choice of experts for norm(x) [T, D]; what they are given; x += scale * what they give */
+    void (*route)(la_ctx *c, int layer, la_rows x);
+    void (*moe_up)(la_ctx *c, int layer, la_rows x);
+    void (*moe_down)(la_ctx *c, int layer, la_rows x);
     /* x += scale * norm(y) */
     void (*add_norm)(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x);
     /* rows first .. first+n-1 of the batch's wanted rows: copy their tokens' x to `out` */
@@ -196,8 +227,6 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 enum { LA_GRANULE_MOST = 256 }; /* columns that a product may finish as one */
 /* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= LA_GRANULE_MOST. */
 int la_head_granule(int d_head);
-/* The weights' activation form under a desc's `activation`. */
-la_act_form la_act_form_of(la_format f, int activation);
 la_kv_layout la_kv_layout_of(const la_model_desc *d);
 
 /* latent.c: what concerns latents in a desc, and the tensors that a head has for itself. */

@@ -1,10 +1,11 @@
 /* backend_cpu.c - the CPU backend: opening, packing, and the row-wise ops of a step.
  *
  * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c,
- * attention in backend_cpu_attend.c, sampling in backend_cpu_sample.c, probes in backend_cpu_probe.c.
+ * attention in backend_cpu_attend.c, experts in backend_cpu_moe.c, sampling in backend_cpu_sample.c, probes in backend_cpu_probe.c.
  * Invariant: every op shares its work out over things that do not influence each other, then meets at
  * the barrier.
  */
+#include "../kernels/route.h"
 #include "backend_cpu.h"
 
 #include <stdlib.h>
@@ -16,29 +17,65 @@ static int max_k(const la_model_desc *d)
 {
     int hd = d->n_heads * (d->attn == LA_ATTN_LATENT ? d->d_v : d->d_head);
     int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
-    int more[] = {hd, d->q_rank, d->kv_rank, d->d_nope};
-    for (int i = 0; i < 4; i++) {
+    int more[] = {hd,
+                  d->q_rank,
+                  d->kv_rank,
+                  d->d_nope,
+                  d->n_experts != 0 ? d->d_expert : 0,
+                  d->n_experts != 0 ? d->d_shared : 0};
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
         k = k > more[i] ? k : more[i];
     }
     return k;
 }
 
-/* fp32 is the widest form; int8 rows with metadata per 16 values stay below it (1 + 16/16 bytes). */
+/* Two lanes of int8 with metadata per 16 values are the widest form: as many bytes as fp32, but each
+ * lane and its groups are rounded up. */
 static size_t row_bytes(int K)
 {
-    return la_round_up((size_t)K * sizeof(float), 64) + 64;
+    size_t groups = (size_t)la_ceil_div(K, 16);
+    return la_round_up(2 * (la_round_up((size_t)K, 64) + groups * sizeof(la_act_meta)), 64) + 64;
 }
 
-/* Of all parts of T converted rows. */
+size_t la_cpu_moe_down_bytes(const la_model_desc *d, int T)
+{
+    return (size_t)T *
+           ((size_t)d->n_experts_used * row_bytes(d->d_expert) + row_bytes(d->d_shared));
+}
+
+/* Of all parts of T converted rows; experts: a copy for each that reads it. */
 static size_t converted_bytes(const la_model_desc *d, int T)
 {
     size_t one = row_bytes(max_k(d)), three = 3 * row_bytes(d->d_model);
-    return (one > three ? one : three) * (size_t)T;
+    size_t bytes = (one > three ? one : three) * (size_t)T;
+    if (d->n_experts == 0) {
+        return bytes;
+    }
+    size_t up = ((size_t)d->n_experts_used + 1) * row_bytes(d->d_model) * (size_t)T;
+    size_t down = la_cpu_moe_down_bytes(d, T);
+    bytes = up > bytes ? up : bytes;
+    return down > bytes ? down : bytes;
+}
+
+/* With what experts give, behind the rows that they take. */
+static size_t moe_bytes(const la_model_desc *d, int T)
+{
+    if (d->n_experts == 0) {
+        return 0;
+    }
+    size_t row = la_round_up((size_t)d->d_model, 16) * sizeof(float);
+    return la_cpu_moe_down_bytes(d, T) + ((size_t)d->n_experts_used + 1) * row * (size_t)T;
+}
+
+/* Tokens of a small batch, at most. */
+static int few_rows(int max_tokens)
+{
+    return max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
 }
 
 size_t la_cpu_few_bytes(const la_model_desc *d, int max_tokens)
 {
-    return converted_bytes(d, max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS);
+    return converted_bytes(d, few_rows(max_tokens));
 }
 
 static uint8_t *take_bytes(uint8_t *base, size_t *at, size_t bytes)
@@ -53,6 +90,29 @@ static float *take_floats(uint8_t *base, size_t *at, size_t n)
     return (float *)(void *)take_bytes(base, at, n * sizeof(float));
 }
 
+static int32_t *take_ints(uint8_t *base, size_t *at, size_t n)
+{
+    return (int32_t *)(void *)take_bytes(base, at, n * sizeof(int32_t));
+}
+
+/* The part of it that layers with experts use, from `at` on; returns where it ends. */
+static size_t moe_layout(const la_model_desc *d, int few, uint8_t *base, size_t at,
+                         la_cpu_local *out)
+{
+    if (d->n_experts == 0) {
+        return at;
+    }
+    size_t pairs = (size_t)few * (size_t)d->n_experts_used, E = (size_t)d->n_experts;
+    out->routes.expert = take_ints(base, &at, pairs);
+    out->routes.weight = take_floats(base, &at, pairs);
+    out->routes.row = take_ints(base, &at, pairs);
+    out->routes.entry = take_ints(base, &at, pairs);
+    out->routes.first = take_ints(base, &at, E + 1);
+    out->route_room = take_bytes(base, &at, la_route_room(d->n_experts));
+    out->groups = (la_cpu_group *)(void *)take_bytes(base, &at, (E + 1) * sizeof *out->groups);
+    return at;
+}
+
 /* Lays scratch out from base (NULL: sizes only); returns the bytes. */
 static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
 {
@@ -62,6 +122,7 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->few = take_bytes(base, &at, la_cpu_few_bytes(d, max_tokens));
+    at = moe_layout(d, few_rows(max_tokens), base, at, out);
     size_t turned = d->attn == LA_ATTN_LATENT ? la_mla_scratch(wide, d->kv_rank) : 0;
     uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, wide) + turned);
     if (room != NULL) {
@@ -71,8 +132,8 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     out->ruled = take_floats(base, &at, V);
     out->ruled_best = take_floats(base, &at, units);
     out->probs = take_floats(base, &at, V);
-    out->ids = (int32_t *)(void *)take_bytes(base, &at, V * sizeof(int32_t));
-    out->units = (int32_t *)(void *)take_bytes(base, &at, units * sizeof(int32_t));
+    out->ids = take_ints(base, &at, V);
+    out->units = take_ints(base, &at, units);
     return at;
 }
 
@@ -87,9 +148,25 @@ static void scratch(const la_model_desc *d, const la_limits *limits, size_t *sha
 {
     la_cpu_local unused;
     size_t rows = converted_bytes(d, limits->max_batch_tokens);
-    size_t chunks = la_cpu_attend_shared(d, limits);
+    size_t chunks = la_cpu_attend_shared(d, limits),
+           experts = moe_bytes(d, limits->max_batch_tokens);
     *shared = rows > chunks ? rows : chunks;
+    *shared = experts > *shared ? experts : *shared;
     *local = la_round_up(local_layout(d, limits->max_batch_tokens, NULL, &unused), la_page_bytes());
+}
+
+/* Units of experts by blocks of their rows, rows of experts, units of the shared one. */
+static int64_t moe_items(const la_model_desc *d, int64_t T)
+{
+    if (d->n_experts == 0) {
+        return 0;
+    }
+    int64_t pairs = T * d->n_experts_used, up = 2 * (int64_t)d->d_expert, D = d->d_model;
+    int64_t units = (up > D ? up : D) / LA_UNIT + 2, wide = 2 * (int64_t)d->d_shared;
+    int64_t blocks = d->n_experts + pairs / LA_CPU_TILE_ROWS + 1;
+    int64_t shared = ((wide > D ? wide : D) / LA_UNIT + 2) * (T / LA_CPU_TILE_ROWS + 1);
+    int64_t items = units * blocks + shared;
+    return items > pairs ? items : pairs;
 }
 
 /* The items of an op must fit a share: units by blocks of rows, or tiles of query rows. */
@@ -106,12 +183,12 @@ static la_status check(const la_model_desc *d, const la_limits *limits)
     int64_t runs = view.n_kv * (int64_t)la_ceil_div(view.group, heads);
     int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));
     tiles += LA_CPU_ATTEND_FLOATS / 32; /* chunks; the smallest has 16 floats of o, 16 of m and l */
-    if (d->attn == LA_ATTN_LATENT) { /* products of heads, by at least LA_CPU_FEW_ROWS tokens */
+    if (d->attn == LA_ATTN_LATENT) {    /* products of heads, by at least LA_CPU_FEW_ROWS tokens */
         int64_t heads_products = d->n_heads * ((T + LA_CPU_FEW_ROWS - 1) / LA_CPU_FEW_ROWS);
         tiles = tiles > heads_products ? tiles : heads_products;
     }
-    if (units * blocks > LA_POOL_MAX_ITEMS || tiles > LA_POOL_MAX_ITEMS ||
-        spans * d->n_heads > LA_POOL_MAX_ITEMS) {
+    if (units * blocks > LA_POOL_MAX_ITEMS || moe_items(d, T) > LA_POOL_MAX_ITEMS ||
+        tiles > LA_POOL_MAX_ITEMS || spans * d->n_heads > LA_POOL_MAX_ITEMS) {
         return la_fail(LA_ERR_ARGUMENT,
                        "max_num_batched_tokens: steps of %d tokens of %d sequences are too large "
                        "for a model of this width",
@@ -329,6 +406,9 @@ static const la_backend_ops cpu_ops = {
     .latent = la_cpu_latent,
     .absorb = la_cpu_absorb,
     .expand = la_cpu_expand,
+    .route = la_cpu_route,
+    .moe_up = la_cpu_moe_up,
+    .moe_down = la_cpu_moe_down,
     .add_norm = add_norm,
     .gather = gather,
     .sample = la_cpu_sample,

@@ -8,8 +8,8 @@
 
 #include "../base/cpu.h"
 #include "../base/pool.h"
+#include "../kernels/act_rows.h"
 #include "../kernels/attend_walk.h"
-#include "../kernels/kernels.h"
 #include "backend.h"
 
 enum {
@@ -34,11 +34,23 @@ typedef struct la_cpu_backend {
     const char **slot_isas;  /* [slots + 1] */
 } la_cpu_backend;
 
+/* Rows of one expert in a product: items first .. first + blocks * units - 1 of the list. */
+typedef struct la_cpu_group {
+    const la_matrix *m;
+    int kind; /* whose rows */
+    int row0, rows;
+    int blocks; /* of rows */
+    int first;
+} la_cpu_group;
+
 /* Per-thread scratch, in the order it is laid out. */
 typedef struct la_cpu_local {
     float *tile;           /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
     float *row;            /* [max K] a normalized row */
     uint8_t *few;          /* converted rows of a small batch, as shared */
+    la_routes routes;      /* of a small batch */
+    void *route_room;      /* la_route_room */
+    la_cpu_group *groups;  /* [E + 1] */
     la_attend_room attend; /* of LA_CPU_ATTEND_ROWS */
     float *ruled; /* [V] sampling: logits after the rules; once drawn from, a list of candidates */
     float *ruled_best; /* [ceil(V/32)] largest of every unit of them */
@@ -62,6 +74,10 @@ static inline int la_cpu_border(int n, int i, int parts)
     return (int)((int64_t)n * i / parts);
 }
 
+/* Plans where `rows` rows lie in the form that a part of m multiplies, from `base` on; returns the bytes
+ * used. */
+size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8_t *base,
+                        la_act_rows *v);
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi);
 /* qkv columns col0.. of one token's row, starting at a head border: norm, rope, store. */
@@ -85,6 +101,11 @@ void la_cpu_expand(la_ctx *c, int layer, la_rows z, la_rows a);
 size_t la_cpu_few_bytes(const la_model_desc *d, int max_tokens);
 /* Bytes of la_workspace.shared that attention wants; nothing else lies there meanwhile. */
 size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits);
+void la_cpu_route(la_ctx *c, int layer, la_rows x);
+void la_cpu_moe_up(la_ctx *c, int layer, la_rows in);
+void la_cpu_moe_down(la_ctx *c, int layer, la_rows in);
+/* Bytes of la_workspace.shared that rows of T tokens take in front of the experts' results. */
+size_t la_cpu_moe_down_bytes(const la_model_desc *d, int T);
 void la_cpu_sample(la_ctx *c, int first, la_rows logits);
 la_status la_cpu_probe_read(la_backend *b, size_t bytes, int huge, double *gb_per_s);
 la_status la_cpu_probe_peak(la_backend *b, const char *what, double *gop_per_s);

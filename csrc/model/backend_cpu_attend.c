@@ -30,6 +30,17 @@ static void rotate(la_ctx *c, int layer, int token, float *head)
                          m->desc.rope_interleaved);
 }
 
+/* Weights of a norm that has none. */
+#define FOUR(x) x, x, x, x
+static const float ones[256] = {FOUR(FOUR(FOUR(FOUR(1.0f))))};
+
+/* By how much a query grows with its position, in layers without rotation. */
+static float growth(const la_model_desc *d, int pos)
+{
+    float steps = floorf((float)(pos + 1) / (float)d->attn_grow_every);
+    return 1.0f + d->attn_grow * log1pf(steps);
+}
+
 static void norm_head(la_ctx *c, const float *w, float *x, int n)
 {
     la_norm norm = {(float *)(uintptr_t)w, NULL};
@@ -42,7 +53,9 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
     const la_kernels *k = &la_cpu_of(c)->k;
-    int dh = d->d_head, per_head = d->qk_norm == LA_QK_NORM_HEAD;
+    int dh = d->d_head, turned = c->m->layer_desc[layer].rope >= 0;
+    int unit = d->qk_norm == LA_QK_NORM_UNIT && turned;
+    int per_head = d->qk_norm == LA_QK_NORM_HEAD || unit;
     int slot = c->w->pos[token] % LA_PAGE;
     la_store_fn store = la_kernels_store(k, (la_kv_form)d->kv_form);
     for (int i = 0; i < n_heads; i++) {
@@ -50,16 +63,19 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
         float *x = cols + i * dh;
         if (h < d->n_heads) {
             if (per_head) {
-                norm_head(c, w->q_norm, x, dh);
+                norm_head(c, unit ? ones : w->q_norm, x, dh);
             }
             rotate(c, layer, token, x);
+            if (d->attn_grow_every != 0 && !turned) {
+                k->softcap(x, growth(d, c->w->pos[token]), 0.0f, dh);
+            }
             memcpy(q.p + (int64_t)token * q.ld + h * dh, x, (size_t)dh * sizeof(float));
             continue;
         }
         int kv = h - d->n_heads, is_v = kv >= d->n_kv_heads;
         if (!is_v) {
             if (per_head) {
-                norm_head(c, w->k_norm, x, dh);
+                norm_head(c, unit ? ones : w->k_norm, x, dh);
             }
             rotate(c, layer, token, x);
         }
@@ -118,7 +134,9 @@ static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
                             .dv = d->attn == LA_ATTN_LATENT ? d->kv_rank : 0,
                             .window = c->m->layer_desc[layer].window,
                             .scale = d->attn_scale,
-                            .softcap = d->attn_softcap};
+                            .softcap = d->attn_softcap,
+                            .sinks = c->m->layers[layer].sinks,
+                            .heads = d->n_heads};
 }
 
 static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int kv_head)
@@ -352,12 +370,15 @@ static void attend_tile(la_ctx *c, int layer, const item_list *l, const item *t,
                         la_rows a)
 {
     const la_attend_walk *w = l->walk;
+    la_attend_walk mine = *w;
     int R = t->tokens * t->heads;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     la_attend_pages pages = pages_of(c, layer, t->of->span, t->kv_head);
     gather_rows(t, q, w->d, &own.attend);
-    la_attend_rows(w, &pages, &own.attend, R);
+    mine.sinks = w->sinks != NULL ? w->sinks + t->h0 : NULL;
+    mine.heads = t->heads;
+    la_attend_rows(&mine, &pages, &own.attend, R);
     for (int r = 0; r < R; r++) {
         w->k->attend_finish(own.attend.o + r * la_attend_wide(w->d), own.attend.l[r],
                             row_of(a, t, r, w->d), la_attend_out(w));
@@ -451,7 +472,8 @@ static void join_parts(la_ctx *c, const item_list *l, int h, la_rows a)
     la_cpu_local_of(c, &own);
     float *o = own.attend.o;
     for (int t = 0; t < span->n_tokens; t++) {
-        float m = -INFINITY, sum = 0.0f;
+        float m = w->sinks != NULL ? w->sinks[h] : -INFINITY;
+        float sum = w->sinks != NULL ? 1.0f : 0.0f;
         int r = t * l->group + h % l->group;
         memset(o, 0, (size_t)wide * sizeof(float));
         for (int i = 0; i < l->now.chunks; i++) {

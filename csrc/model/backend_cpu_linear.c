@@ -6,7 +6,6 @@
  * leave. Invariant: M, the thread count and who takes what decide only who computes a tile and how many
  * rows ride along, never the order of additions inside a row.
  */
-#include "../kernels/act_rows.h"
 #include "backend_cpu.h"
 
 enum {
@@ -15,23 +14,30 @@ enum {
     FEW_PAIRS = 8 /* takes a thread must be left with for two units to be taken beyond that */
 };
 
-la_act_form la_act_form_of(la_format f, int activation)
+/* Rows of a weight under a matrix's `activation`. Levels without an int8 dot widen codes to 16 bits for
+ * it: two lanes then take twice the time of bf16 rows in multiply-adds. */
+static la_act_form form_of(la_isa isa, la_format f, int activation)
 {
     if (f.pack == LA_PACK_F32 || f.pack == LA_PACK_F16) {
         return LA_ACT_F32;
     }
-    return f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ? LA_ACT_BF16 : (la_act_form)activation;
+    if (f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ||
+        (activation == LA_ACT_I8X2 && isa < LA_ISA_VNNI)) {
+        return LA_ACT_BF16;
+    }
+    return (la_act_form)activation;
 }
 
-/* Plans where `rows` converted rows of a part lie, from `base` on; returns the bytes used. */
-static size_t plan_converted(la_act_rows *v, const la_weight *w, int activation, int rows,
-                             uint8_t *base)
+size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8_t *base,
+                        la_act_rows *v)
 {
-    *v = la_act_rows_plan(la_act_form_of(w->f, activation), w->K, w->f.group);
+    const la_weight *w = &m->part[part];
+    la_act_form form = form_of(la_cpu_of(c)->isa, w->f, m->activation);
+    *v = la_act_rows_plan(form, w->K, la_act_rows_group(form, w->f));
     v->a = base;
-    size_t bytes = v->pitch * (size_t)rows;
+    size_t lanes = (size_t)rows * (size_t)v->lanes, bytes = v->pitch * lanes;
     v->meta = v->groups != 0 ? (la_act_meta *)(void *)(base + bytes) : NULL;
-    return la_round_up(bytes + (size_t)v->groups * (size_t)rows * sizeof(la_act_meta), 64);
+    return la_round_up(bytes + (size_t)v->groups * lanes * sizeof(la_act_meta), 64);
 }
 
 static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
@@ -41,7 +47,7 @@ static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm no
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
         if (norm.w != NULL) {
-            float *y = v->form == LA_ACT_F32 ? (float *)(void *)(v->a + v->pitch * (size_t)r) : row;
+            float *y = v->form == LA_ACT_F32 ? (float *)(void *)la_act_rows_at(v, r) : row;
             la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
             x = y;
         }
@@ -59,7 +65,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     uint8_t *base = few ? own.few : c->w->shared;
     int mine[3];
     for (int p = 0; p < m->n_parts; p++) {
-        size_t used = plan_converted(&v[p], &m->part[p], m->activation, in.n, base);
+        size_t used = la_cpu_rows_plan(c, m, p, in.n, base, &v[p]);
         if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
             v[p] = v[p - 1];
             continue;
@@ -93,8 +99,8 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
 
 /* One finished tile: rows row0.. of columns col0.. (counted over all parts). */
 typedef struct tile {
-    float *c;
-    int ld;
+    const la_gemm *g;     /* whose result it is */
+    const la_act_rows *v; /* of which rows */
     int row0, rows;
     int col0; /* output column of the tile's first, pairs counted before gating */
     int cols; /* that exist */
@@ -117,7 +123,7 @@ static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows ou
     const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
     for (int r = 0; r < t->rows; r++) {
-        float *y = t->c + (int64_t)r * t->ld;
+        float *y = la_act_rows_result(k, t->v, t->g, r);
         float *row = out.p + (int64_t)(t->row0 + r) * out.ld;
         if (m->bias != NULL) {
             k->add(m->bias + t->col0, y,
@@ -154,6 +160,7 @@ typedef struct product {
     int grain;     /* units that must stay together */
     int grains[3]; /* of each part */
     int total;     /* of all parts */
+    int lanes;     /* most of any part's rows */
     int blocks;    /* of rows */
     int at_once;   /* grains a thread takes at once */
 } product;
@@ -167,21 +174,23 @@ static void plan_product(const la_ctx *c, product *x)
     size_t bytes = 0;
     x->grain = x->epi->kind == LA_HEADS ? la_head_granule(d->d_head) / LA_UNIT : 1;
     x->total = 0;
+    x->lanes = 1;
     for (int p = 0; p < x->m->n_parts; p++) {
         const la_weight *w = &x->m->part[p];
+        x->lanes = x->v[p].lanes > x->lanes ? x->v[p].lanes : x->lanes;
         x->grains[p] = la_ceil_div(w->n_units, x->grain);
         x->total += x->grains[p];
         bytes = w->unit_bytes > bytes ? w->unit_bytes : bytes;
     }
     int units = 2;
-    if (x->in.n <= LA_CPU_SOME_ROWS) {
+    if (x->in.n * x->lanes <= LA_CPU_SOME_ROWS) {
         int pairs = x->total * x->grain >= 2 * FEW_PAIRS * c->nth;
         units = (int)(FEW_BYTES / bytes);
         units = units < 2 && pairs ? 2 : units;
         units = units < LA_CPU_TILE_COLS / LA_UNIT ? units : LA_CPU_TILE_COLS / LA_UNIT;
     }
     x->at_once = units > x->grain ? units / x->grain : 1;
-    x->blocks = la_ceil_div(x->in.n, LA_CPU_TILE_ROWS);
+    x->blocks = la_ceil_div(x->in.n, LA_CPU_TILE_ROWS / x->lanes);
 }
 
 /* Rows of block `b` of grains first .. first+n-1 of one part; after: grains that the same thread is
@@ -195,6 +204,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
     int u = first * x->grain, end = u + n * x->grain, col0 = u * LA_UNIT;
     end = end < w->n_units ? end : w->n_units;
     int row0 = la_cpu_border(x->in.n, b, x->blocks);
+    int rows = la_cpu_border(x->in.n, b + 1, x->blocks) - row0;
     for (int i = 0; i < p; i++) {
         col0 += x->m->part[i].N;
     }
@@ -203,12 +213,13 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
                  .n_units = end - u,
                  .K = w->K,
                  .f = w->f,
-                 .a = v->a + v->pitch * (size_t)row0,
+                 .a = la_act_rows_at(v, row0),
                  .a_pitch = v->pitch,
-                 .meta = v->meta != NULL ? v->meta + (int64_t)row0 * v->groups : NULL,
-                 .M = la_cpu_border(x->in.n, b + 1, x->blocks) - row0,
+                 .meta = la_act_rows_meta(v, row0),
+                 .M = rows * v->lanes,
                  .c = own.tile,
-                 .ldc = (end - u) * LA_UNIT};
+                 .ldc = (end - u) * LA_UNIT,
+                 .fold = v->group};
     after = after * x->grain < w->n_units - end ? after * x->grain : w->n_units - end;
     if (after > 0) {
         g.next = w->data + (size_t)end * w->unit_bytes;
@@ -217,7 +228,7 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
     la_kernels_gemm(&la_cpu_of(c)->k, g.f, v->form)(&g);
     /* paired: the last unit may hold fewer than 16 pairs, but pairs are whole */
     int left = w->N - u * LA_UNIT, cols = g.n_units * LA_UNIT;
-    tile t = {own.tile, g.ldc, row0, g.M, col0, left < cols ? left : cols};
+    tile t = {&g, v, row0, rows, col0, left < cols ? left : cols};
     finish_tile(c, x->m, &t, x->out, x->epi);
 }
 
@@ -239,8 +250,8 @@ void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_no
                    const la_epilogue *epi)
 {
     product x = {.m = m, .epi = epi, .in = in, .out = out};
-    plan_product(c, &x);
     prepare(c, m, in, norm, x.v);
+    plan_product(c, &x);
     /* Heads of all rows by one thread, in order: the first token of a page clears what later ones write. */
     int per_item = epi->kind == LA_HEADS ? x.blocks : 1;
     la_share share;

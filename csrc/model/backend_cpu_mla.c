@@ -59,6 +59,12 @@ typedef struct head_rows {
     int step;
 } head_rows;
 
+/* Rows of a head's matrix, which is floats. */
+static la_act_rows rows_plan(const la_head_matrix *m)
+{
+    return la_act_rows_plan(m->one.f.pack == LA_PACK_BF16 ? LA_ACT_BF16 : LA_ACT_F32, m->one.K, 0);
+}
+
 /* Tokens t0 .. t0+n-1 of head h: its columns of `out` = its columns of `in` times its matrix. */
 static void head_product(la_ctx *c, const la_head_matrix *m, int h, int t0, int n,
                          const head_rows *in, const head_rows *out)
@@ -66,8 +72,7 @@ static void head_product(la_ctx *c, const la_head_matrix *m, int h, int t0, int 
     const la_kernels *k = &la_cpu_of(c)->k;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    la_act_form form = la_act_form_of(m->one.f, c->m->desc.activation);
-    la_act_rows v = la_act_rows_plan(form, m->one.K, 0);
+    la_act_rows v = rows_plan(m);
     v.a = own.few;
     for (int i = 0; i < n; i++) {
         la_act_rows_convert(k, &v, i, in->of.p + (int64_t)(t0 + i) * in->of.ld + h * in->step);
@@ -79,16 +84,18 @@ static void head_product(la_ctx *c, const la_head_matrix *m, int h, int t0, int 
                      .n_units = m->one.n_units - u < most ? m->one.n_units - u : most,
                      .K = m->one.K,
                      .f = m->one.f,
-                     .a = v.a,
+                     .a = la_act_rows_at(&v, 0),
                      .a_pitch = v.pitch,
-                     .M = n,
-                     .c = own.tile};
+                     .meta = la_act_rows_meta(&v, 0),
+                     .M = n * v.lanes,
+                     .c = own.tile,
+                     .fold = v.group};
         g.ldc = g.n_units * LA_UNIT;
-        la_kernels_gemm(k, g.f, form)(&g);
+        la_kernels_gemm(k, g.f, v.form)(&g);
         int left = m->one.N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
         for (int i = 0; i < n; i++) {
             float *to = out->of.p + (int64_t)(t0 + i) * out->of.ld + h * out->step + u * LA_UNIT;
-            memcpy(to, own.tile + (int64_t)i * g.ldc, (size_t)cols * sizeof(float));
+            memcpy(to, la_act_rows_result(k, &v, &g, i), (size_t)cols * sizeof(float));
         }
     }
 }
@@ -96,8 +103,7 @@ static void head_product(la_ctx *c, const la_head_matrix *m, int h, int t0, int 
 /* Blocks that T rows of K values are cut into, so that a thread can hold one converted. */
 static int blocks_of(const la_ctx *c, const la_head_matrix *m, int T)
 {
-    la_act_rows v = la_act_rows_plan(la_act_form_of(m->one.f, c->m->desc.activation), m->one.K, 0);
-    int most = (int)(la_cpu_few_bytes(&c->m->desc, c->w->max_tokens) / v.pitch);
+    int most = (int)(la_cpu_few_bytes(&c->m->desc, c->w->max_tokens) / rows_plan(m).pitch);
     most = most < LA_CPU_TILE_ROWS ? most : LA_CPU_TILE_ROWS;
     return la_ceil_div(T, most);
 }

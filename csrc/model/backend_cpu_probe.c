@@ -83,6 +83,17 @@ static uint64_t read_latent(const probe_job *job, const la_latent *m, int tid, i
     return any | read_share(job, m->uv.one.data, la_head_matrix_bytes(&m->uv), tid, nth);
 }
 
+/* As many experts as a token uses. */
+static uint64_t read_experts(const probe_job *job, const la_moe *w, int tid, int nth)
+{
+    uint64_t any = read_matrix(job, &w->router, tid, nth);
+    for (int e = 0; e < job->m->desc.n_experts_used; e++) {
+        any |= read_matrix(job, &w->up[e], tid, nth) | read_matrix(job, &w->down[e], tid, nth);
+    }
+    return any | read_matrix(job, &w->shared_up, tid, nth) |
+           read_matrix(job, &w->shared_down, tid, nth);
+}
+
 /* What a decoded token reads, in its order, without the barriers between products. */
 static void weights_thread(void *arg, int tid, int nth)
 {
@@ -94,6 +105,7 @@ static void weights_thread(void *arg, int tid, int nth)
         any |= read_matrix(job, &w->qkv, tid, nth) | read_latent(job, &w->latent, tid, nth);
         any |= read_matrix(job, &w->o, tid, nth);
         any |= read_matrix(job, &w->gate_up, tid, nth) | read_matrix(job, &w->down, tid, nth);
+        any |= w->moe != NULL ? read_experts(job, w->moe, tid, nth) : 0;
     }
     any |= read_matrix(job, m->head.n_parts != 0 ? &m->head : &m->embed, tid, nth);
     job->sink |= any;

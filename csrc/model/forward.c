@@ -1,4 +1,4 @@
-/* forward.c - the transformer: five calls a layer, run by every thread of the backend.
+/* forward.c - the transformer: five calls a layer (with experts six), run by every thread of the backend.
  *
  * Owns the order of operations and nothing else: what is computed comes from la_model_desc and from
  * which tensors are set (an absent tensor is a feature that is off), how it is computed belongs to the
@@ -75,6 +75,18 @@ static void project_heads(la_ctx *c, int l, la_rows x, la_rows q)
     c->b->ops->heads(c, l, y, q);
 }
 
+/* x += what the layer's experts make of norm(x). */
+static void feed_experts(la_ctx *c, int l, la_rows x)
+{
+    const la_model_desc *d = &c->m->desc;
+    c->b->ops->route(c, l, x);
+    trace(c, "route", l, take(c->w->router, x.n), d->n_experts + d->shared_gate);
+    c->b->ops->moe_up(c, l, x);
+    trace(c, "moe_up", l, take(c->w->expert_h, x.n * d->n_experts_used), d->d_expert);
+    c->b->ops->moe_down(c, l, x);
+    trace(c, "moe_down", l, x, d->d_model);
+}
+
 /* q = rope(norm(x) Wq), KV pages <- k, v, a = attention(q, pages) */
 static void attn_heads(la_ctx *c, int l, la_rows x, la_rows a)
 {
@@ -121,6 +133,10 @@ static void layer(la_ctx *c, int l)
     if (!d->parallel) {
         add_block(c, &w->o, a, w->attn_post_norm, x);
         trace(c, "o", l, x, d->d_model);
+    }
+    if (w->moe != NULL) {
+        feed_experts(c, l, x);
+        return;
     }
     linear(c, &w->gate_up, x, h, w->ffn_norm, (la_epilogue){.kind = LA_ACT});
     trace(c, "gate_up", l, h, d->d_ffn);

@@ -9,31 +9,23 @@
 
 enum { MOST_RANK = 1 << 13 };
 
-static la_status check_int(const char *name, int v, int lo, int hi)
-{
-    if (v < lo || v > hi) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: expected %d to %d, got %d", name, lo, hi, v);
-    }
-    return LA_OK;
-}
-
 la_status la_latent_check_desc(const la_model_desc *d)
 {
     la_status st;
-    LA_TRY(check_int("attn", d->attn, LA_ATTN_HEADS, LA_ATTN_LATENT));
+    LA_TRY(la_check_int("attn", d->attn, LA_ATTN_HEADS, LA_ATTN_LATENT));
     if (d->attn == LA_ATTN_HEADS) {
-        LA_TRY(check_int("kv_rank", d->kv_rank, 0, 0));
-        LA_TRY(check_int("q_rank", d->q_rank, 0, 0));
+        LA_TRY(la_check_int("kv_rank", d->kv_rank, 0, 0));
+        LA_TRY(la_check_int("q_rank", d->q_rank, 0, 0));
         return LA_OK;
     }
-    LA_TRY(check_int("kv_rank", d->kv_rank, 4, MOST_RANK));
-    LA_TRY(check_int("q_rank", d->q_rank, 0, 1 << 20));
-    LA_TRY(check_int("d_nope", d->d_nope, 1, d->d_head));
-    LA_TRY(check_int("d_v", d->d_v, 1, d->kv_rank > 256 ? d->kv_rank : 256));
-    LA_TRY(check_int("d_rope", d->d_rope, 2, d->d_head));
-    LA_TRY(check_int("n_kv_heads", d->n_kv_heads, 1, 1));
-    LA_TRY(check_int("n_heads", d->n_heads, 1, (1 << 24) / (d->kv_rank + d->d_rope + d->d_v)));
-    LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_NONE));
+    LA_TRY(la_check_int("kv_rank", d->kv_rank, 4, MOST_RANK));
+    LA_TRY(la_check_int("q_rank", d->q_rank, 0, 1 << 20));
+    LA_TRY(la_check_int("d_nope", d->d_nope, 1, d->d_head));
+    LA_TRY(la_check_int("d_v", d->d_v, 1, d->kv_rank > 256 ? d->kv_rank : 256));
+    LA_TRY(la_check_int("d_rope", d->d_rope, 2, d->d_head));
+    LA_TRY(la_check_int("n_kv_heads", d->n_kv_heads, 1, 1));
+    LA_TRY(la_check_int("n_heads", d->n_heads, 1, (1 << 24) / (d->kv_rank + d->d_rope + d->d_v)));
+    LA_TRY(la_check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_NONE));
     if (d->kv_rank % 4 != 0 || d->d_nope + d->d_rope != d->d_head) {
         return la_fail(
             LA_ERR_ARGUMENT,

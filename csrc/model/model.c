@@ -10,106 +10,12 @@
 
 #include <math.h>
 
-enum {
-    MAX_DIM = 1 << 24, /* keeps every product of two dimensions inside int64 */
-    MAX_HEAD = 256,
-    ROW_GROUP = 128, /* k per int8 activation scale where weights have one scale a row */
-    DOWN_GROUP = 64  /* the same for down, whose products of two activations vary most */
-};
-
-static la_status check_int(const char *name, int v, int lo, int hi)
-{
-    if (v < lo || v > hi) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: expected %d to %d, got %d", name, lo, hi, v);
-    }
-    return LA_OK;
-}
-
-static la_status check_float(const char *name, float v)
-{
-    if (!isfinite(v)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: not a finite number", name);
-    }
-    return LA_OK;
-}
-
-static la_status check_layers(const la_model_desc *d)
-{
-    if (d->layers == NULL) {
-        return la_fail(LA_ERR_ARGUMENT, "layers: missing");
-    }
-    for (int l = 0; l < d->n_layers; l++) {
-        int r = d->layers[l].rope;
-        if (d->layers[l].window < 0) {
-            return la_fail(LA_ERR_ARGUMENT, "layers[%d].window: %d is negative", l,
-                           d->layers[l].window);
-        }
-        if (r < -1 || r >= LA_MAX_ROPE_TABLES || (r >= 0 && d->rope_inv_freq[r] == NULL)) {
-            return la_fail(LA_ERR_ARGUMENT, "layers[%d].rope: table %d is not given", l, r);
-        }
-    }
-    return LA_OK;
-}
-
-static la_status check_rope(const la_model_desc *d)
-{
-    la_status st = LA_OK;
-    for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
-        for (int j = 0; d->rope_inv_freq[i] != NULL && j < d->d_rope / 2; j++) {
-            LA_TRY(check_float("rope_inv_freq", d->rope_inv_freq[i][j]));
-        }
-        if (d->rope_inv_freq[i] != NULL) {
-            LA_TRY(check_float("rope_scale", d->rope_scale[i]));
-        }
-    }
-done:
-    return st;
-}
-
-static la_status check_desc(const la_model_desc *d)
-{
-    la_status st;
-    LA_TRY(check_int("n_layers", d->n_layers, 1, LA_MAX_LAYERS));
-    LA_TRY(check_int("d_model", d->d_model, 1, MAX_DIM));
-    LA_TRY(check_int("d_head", d->d_head, 1, MAX_HEAD));
-    LA_TRY(check_int("n_heads", d->n_heads, 1, MAX_DIM / d->d_head / 3));
-    LA_TRY(check_int("n_kv_heads", d->n_kv_heads, 1, d->n_heads));
-    LA_TRY(check_int("d_ffn", d->d_ffn, 1, MAX_DIM));
-    LA_TRY(check_int("n_vocab", d->n_vocab, 1, MAX_DIM));
-    LA_TRY(check_int("max_len", d->max_len, 1, LA_MAX_POSITIONS));
-    LA_TRY(check_int("norm", d->norm, LA_NORM_RMS, LA_NORM_LAYER));
-    LA_TRY(check_int("act", d->act, LA_GATE_SILU, LA_GATE_RELU));
-    LA_TRY(check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_ROW));
-    LA_TRY(check_int("d_rope", d->d_rope, 0, d->d_head));
-    LA_TRY(check_int("activation", d->activation, 0, LA_ACT_FORM_COUNT - 1));
-    LA_TRY(check_int("kv_form", d->kv_form, 0, LA_KV_FORM_COUNT - 1));
-    if (d->n_heads % d->n_kv_heads != 0) {
-        return la_fail(LA_ERR_ARGUMENT, "n_kv_heads: %d does not divide n_heads %d", d->n_kv_heads,
-                       d->n_heads);
-    }
-    if (d->d_rope % 2 != 0) {
-        return la_fail(LA_ERR_ARGUMENT, "d_rope: %d is odd", d->d_rope);
-    }
-    LA_TRY(check_float("norm_eps", d->norm_eps));
-    LA_TRY(check_float("attn_scale", d->attn_scale));
-    LA_TRY(check_float("attn_softcap", d->attn_softcap));
-    LA_TRY(check_float("logit_softcap", d->logit_softcap));
-    LA_TRY(check_float("logit_scale", d->logit_scale));
-    LA_TRY(check_float("embed_scale", d->embed_scale));
-    LA_TRY(check_float("residual_scale", d->residual_scale));
-    LA_TRY(check_layers(d));
-    LA_TRY(check_rope(d));
-    LA_TRY(la_latent_check_desc(d));
-done:
-    return st;
-}
-
 static la_status check_recipe(const la_model_desc *d, la_recipe r)
 {
     la_status st;
-    LA_TRY(check_int("body", (int)r.body, 0, LA_QUANT_COUNT - 1));
-    LA_TRY(check_int("head", (int)r.head, 0, LA_QUANT_COUNT - 1));
-    LA_TRY(check_int("embed", (int)r.embed, 0, LA_QUANT_COUNT - 1));
+    LA_TRY(la_check_int("body", (int)r.body, 0, LA_QUANT_COUNT - 1));
+    LA_TRY(la_check_int("head", (int)r.head, 0, LA_QUANT_COUNT - 1));
+    LA_TRY(la_check_int("embed", (int)r.embed, 0, LA_QUANT_COUNT - 1));
     if (r.floats != LA_F32 && r.floats != LA_F16 && r.floats != LA_BF16 &&
         r.floats != LA_DTYPE_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "floats: %d is no float type", (int)r.floats);
@@ -126,9 +32,9 @@ done:
 la_status la_limits_check(const la_model_desc *d, const la_limits *l)
 {
     la_status st;
-    LA_TRY(check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
-    LA_TRY(check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
-    LA_TRY(check_int("max_model_len", l->max_len, 1, d->max_len));
+    LA_TRY(la_check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
+    LA_TRY(la_check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
+    LA_TRY(la_check_int("max_model_len", l->max_len, 1, d->max_len));
     LA_TRY(la_backend_cpu_ops()->check(d, l));
 done:
     return st;
@@ -140,7 +46,7 @@ la_status la_model_plan(const la_model_desc *d, const la_limits *limits, int n_t
     la_status st;
     *out = (la_plan){0, 0, 0};
     n_threads = la_cpu_threads(n_threads);
-    LA_TRY(check_desc(d));
+    LA_TRY(la_desc_check(d));
     LA_TRY(la_limits_check(d, limits));
     la_workspace w = {0};
     la_workspace_layout(la_backend_cpu_ops(), d, limits, n_threads, &w);
@@ -182,9 +88,15 @@ static la_quant quant_of(la_recipe r, la_slot slot)
     switch (slot) {
     case LA_EMBED: return r.embed;
     case LA_HEAD: return r.head;
-    case LA_POS_EMBED: return LA_QUANT_KEEP;
+    case LA_POS_EMBED:
+    case LA_ROUTER: return LA_QUANT_KEEP;
     default: return r.body;
     }
+}
+
+static int is_gate_up(la_slot slot)
+{
+    return slot == LA_GATE_UP || slot == LA_SHARED_GATE_UP || slot == LA_EXPERT_GATE_UP;
 }
 
 /* Sizes of a matrix: one weight where formats agree, else one per part. Nothing is mapped. */
@@ -193,19 +105,19 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
 {
     la_status st = LA_OK;
     la_format f[3];
-    int together = 1, paired = slot == LA_GATE_UP && d->gated;
+    int together = 1, paired = d->gated && is_gate_up(slot);
+    if (slot == LA_ROUTER) { /* a bit decides which expert is read */
+        recipe.floats = LA_F32;
+    }
     la_dtype keep = d->activation == LA_ACT_F32 ? LA_F32 : recipe.floats;
     la_quant quant = quant_of(recipe, slot);
     int wide = d->activation == LA_ACT_I8 && (recipe.wide >> slot & 1u) != 0;
     *out = (la_matrix){.paired = paired, .K = parts[0].cols};
-    out->activation = wide ? LA_ACT_BF16 : d->activation;
+    out->activation = wide ? LA_ACT_I8X2 : d->activation;
     for (int i = 0; i < n_parts; i++) {
         la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
-        if (f[i].row_scale && f[i].pack == LA_PACK_I8 && out->activation == LA_ACT_I8) {
-            f[i].group = slot == LA_DOWN ? DOWN_GROUP : ROW_GROUP;
-        }
         together = together && same_format(f[i], f[0]);
         out->N += parts[i].rows;
     }
@@ -291,23 +203,32 @@ static la_status bias_set(la_matrix *m, const la_source *parts, int n_parts, int
     return LA_OK;
 }
 
-static la_matrix *matrix_of(la_model *m, la_slot slot, int layer)
+static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
 {
+    la_layer *w = &m->layers[slot < LA_ATTN_NORM ? 0 : layer];
     switch (slot) {
     case LA_EMBED: return &m->embed;
     case LA_POS_EMBED: return &m->pos_embed;
     case LA_HEAD: return &m->head;
     case LA_QKV:
-    case LA_QKV_BIAS: return &m->layers[layer].qkv;
+    case LA_QKV_BIAS: return &w->qkv;
     case LA_O:
-    case LA_O_BIAS: return &m->layers[layer].o;
+    case LA_O_BIAS: return &w->o;
     case LA_GATE_UP:
-    case LA_GATE_UP_BIAS: return &m->layers[layer].gate_up;
+    case LA_GATE_UP_BIAS: return &w->gate_up;
     case LA_DOWN:
-    case LA_DOWN_BIAS: return &m->layers[layer].down;
+    case LA_DOWN_BIAS: return &w->down;
     case LA_MLA_IN:
-    case LA_MLA_IN_BIAS: return &m->layers[layer].latent.in;
-    case LA_MLA_Q: return &m->layers[layer].latent.q;
+    case LA_MLA_IN_BIAS: return &w->latent.in;
+    case LA_MLA_Q: return &w->latent.q;
+    case LA_ROUTER:
+    case LA_ROUTER_BIAS: return &w->moe->router;
+    case LA_SHARED_GATE_UP: return &w->moe->shared_up;
+    case LA_SHARED_DOWN: return &w->moe->shared_down;
+    case LA_EXPERT_GATE_UP:
+    case LA_EXPERT_GATE_UP_BIAS: return &w->moe->up[expert];
+    case LA_EXPERT_DOWN:
+    case LA_EXPERT_DOWN_BIAS: return &w->moe->down[expert];
     default: return NULL;
     }
 }
@@ -328,6 +249,8 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     case LA_FFN_POST_NORM: return &l->ffn_post_norm.w;
     case LA_MLA_Q_NORM: return &l->latent.q_norm;
     case LA_MLA_KV_NORM: return &l->latent.kv_norm;
+    case LA_SINKS: return &l->sinks;
+    case LA_ROUTER_CORRECTION: return &l->moe->correction;
     default: return NULL;
     }
 }
@@ -365,17 +288,22 @@ done:
     return st;
 }
 
-la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *parts, int n_parts)
+la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
+                       int n_parts)
 {
     la_status st;
+    LA_TRY(la_slot_check_layer(&m->desc, slot, layer));
     LA_TRY(la_slot_check(&m->desc, slot, layer, parts, n_parts));
+    if (slot >= LA_EXPERT_GATE_UP) {
+        LA_TRY(la_check_int("expert", expert, 0, m->desc.n_experts - 1));
+    }
     for (int i = 0; i < n_parts; i++) {
         if (parts[i].data == NULL) {
             return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): no data", la_slot_name(slot), layer);
         }
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
-    la_matrix *dst = matrix_of(m, slot, layer);
+    la_matrix *dst = matrix_of(m, slot, layer, expert);
     if (is_per_head(slot)) {
         la_latent *l = &m->layers[layer].latent;
         LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
@@ -384,7 +312,8 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, const la_source *pa
         LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
     }
     else if (dst != NULL) {
-        LA_TRY(bias_set(dst, parts, n_parts, m->desc.gated && slot == LA_GATE_UP_BIAS));
+        int gate_up = slot == LA_GATE_UP_BIAS || slot == LA_EXPERT_GATE_UP_BIAS;
+        LA_TRY(bias_set(dst, parts, n_parts, m->desc.gated && gate_up));
     }
     else {
         LA_TRY(vector_set(vector_of(m, slot, layer), &parts[0]));
@@ -423,12 +352,50 @@ static la_status copy_tables(la_model *m, const la_model_desc *d)
     return LA_OK;
 }
 
+/* The room for a layer's experts, which come one by one. */
+static la_status moe_create(la_model *m, la_moe **out)
+{
+    size_t n = (size_t)m->desc.n_experts;
+    la_moe *moe = la_alloc(1, sizeof *moe);
+    *out = moe;
+    if (moe != NULL) {
+        moe->up = la_alloc(n, sizeof *moe->up);
+        moe->down = la_alloc(n, sizeof *moe->down);
+    }
+    if (moe == NULL || moe->up == NULL || moe->down == NULL) {
+        return la_fail(LA_ERR_MEMORY, "model: out of memory for %zu experts", n);
+    }
+    return LA_OK;
+}
+
+static void moe_free(la_model *m, la_moe *moe)
+{
+    if (moe == NULL) {
+        return;
+    }
+    for (int e = 0; e < m->desc.n_experts; e++) {
+        if (moe->up != NULL) {
+            matrix_clear(&m->weights, &moe->up[e]);
+        }
+        if (moe->down != NULL) {
+            matrix_clear(&m->weights, &moe->down[e]);
+        }
+    }
+    matrix_clear(&m->weights, &moe->router);
+    matrix_clear(&m->weights, &moe->shared_up);
+    matrix_clear(&m->weights, &moe->shared_down);
+    la_free(moe->correction);
+    la_free(moe->up);
+    la_free(moe->down);
+    la_free(moe);
+}
+
 la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recipe, la_model **out)
 {
     la_status st;
     la_model *m = NULL;
     *out = NULL;
-    LA_TRY(check_desc(d));
+    LA_TRY(la_desc_check(d));
     LA_TRY(check_recipe(d, recipe));
     m = la_alloc(1, sizeof *m);
     if (m == NULL) {
@@ -438,6 +405,11 @@ la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recip
     m->desc = *d;
     m->recipe = recipe;
     LA_TRY(copy_tables(m, d));
+    for (int l = 0; l < d->n_layers; l++) {
+        if (d->layers[l].moe) {
+            LA_TRY(moe_create(m, &m->layers[l].moe));
+        }
+    }
     *out = m;
     return LA_OK;
 done:
@@ -459,6 +431,7 @@ void la_model_free(la_model *m)
         }
         la_free(w->q_norm);
         la_free(w->k_norm);
+        la_free(w->sinks);
         matrix_clear(&m->weights, &w->qkv);
         matrix_clear(&m->weights, &w->o);
         matrix_clear(&m->weights, &w->gate_up);
@@ -469,6 +442,7 @@ void la_model_free(la_model *m)
         matrix_clear(&m->weights, &w->latent.q);
         la_latent_clear(&m->weights, &w->latent.uk);
         la_latent_clear(&m->weights, &w->latent.uv);
+        moe_free(m, w->moe);
     }
     matrix_clear(&m->weights, &m->embed);
     matrix_clear(&m->weights, &m->pos_embed);
@@ -517,6 +491,41 @@ done:
     return st;
 }
 
+/* Experts of a layer are read by one product, so their weights are in one form. */
+static la_status need_experts(const la_matrix *w, int n, la_slot slot, int layer)
+{
+    for (int e = 0; e < n; e++) {
+        if (w[e].n_parts == 0) {
+            return la_fail(LA_ERR_SHAPE, "%s (layer %d): expert %d is missing", la_slot_name(slot),
+                           layer, e);
+        }
+        if (!same_format(w[e].part[0].f, w[0].part[0].f)) {
+            return la_fail(LA_ERR_UNSUPPORTED,
+                           "%s (layer %d): experts 0 and %d are stored in different formats",
+                           la_slot_name(slot), layer, e);
+        }
+        if ((w[e].bias != NULL) != (w[0].bias != NULL)) {
+            return la_fail(LA_ERR_SHAPE, "%s (layer %d): experts 0 and %d: one has a bias",
+                           la_slot_name(slot), layer, e);
+        }
+    }
+    return LA_OK;
+}
+
+static la_status need_moe(const la_model *m, const la_moe *w, int layer)
+{
+    la_status st;
+    LA_TRY(need(w->router.n_parts != 0, LA_ROUTER, layer));
+    LA_TRY(need_experts(w->up, m->desc.n_experts, LA_EXPERT_GATE_UP, layer));
+    LA_TRY(need_experts(w->down, m->desc.n_experts, LA_EXPERT_DOWN, layer));
+    if (m->desc.d_shared != 0) {
+        LA_TRY(need(w->shared_up.n_parts != 0, LA_SHARED_GATE_UP, layer));
+        LA_TRY(need(w->shared_down.n_parts != 0, LA_SHARED_DOWN, layer));
+    }
+done:
+    return st;
+}
+
 la_status la_model_finish(la_model *m)
 {
     la_status st;
@@ -526,9 +535,14 @@ la_status la_model_finish(la_model *m)
         const la_layer *w = &m->layers[l];
         LA_TRY(need_attention(m, l));
         LA_TRY(need(w->o.n_parts != 0, LA_O, l));
-        LA_TRY(need(w->gate_up.n_parts != 0, LA_GATE_UP, l));
-        LA_TRY(need(w->down.n_parts != 0, LA_DOWN, l));
-        if (m->desc.qk_norm != LA_QK_NORM_NONE) {
+        if (w->moe != NULL) {
+            LA_TRY(need_moe(m, w->moe, l));
+        }
+        else {
+            LA_TRY(need(w->gate_up.n_parts != 0, LA_GATE_UP, l));
+            LA_TRY(need(w->down.n_parts != 0, LA_DOWN, l));
+        }
+        if (la_heads_have_norms(&m->desc)) {
             LA_TRY(need(w->q_norm != NULL, LA_Q_NORM, l));
             LA_TRY(need(w->k_norm != NULL, LA_K_NORM, l));
         }
@@ -548,7 +562,18 @@ static size_t matrix_bytes(const la_matrix *m)
     return n;
 }
 
-static size_t layers_bytes(const la_model *m)
+/* Of the first n experts; all have the same size. */
+static size_t moe_bytes(const la_moe *w, int n)
+{
+    size_t bytes =
+        matrix_bytes(&w->router) + matrix_bytes(&w->shared_up) + matrix_bytes(&w->shared_down);
+    for (int e = 0; e < n; e++) {
+        bytes += matrix_bytes(&w->up[e]) + matrix_bytes(&w->down[e]);
+    }
+    return bytes;
+}
+
+static size_t layers_bytes(const la_model *m, int n_experts)
 {
     size_t n = 0;
     for (int l = 0; l < m->desc.n_layers; l++) {
@@ -558,15 +583,28 @@ static size_t layers_bytes(const la_model *m)
              matrix_bytes(&w->down);
         n += matrix_bytes(&of->in) + matrix_bytes(&of->q) + la_head_matrix_bytes(&of->uk) +
              la_head_matrix_bytes(&of->uv);
+        n += w->moe != NULL ? moe_bytes(w->moe, n_experts) : 0;
     }
     return n;
 }
 
-static int vector_is_set(const la_model *m, la_slot slot, int layer)
+static int vector_is_set(const la_model *m, la_slot slot, int layer, int expert)
 {
     la_model *any = (la_model *)(uintptr_t)m; /* matrix_of and vector_of only look */
-    const la_matrix *of = matrix_of(any, slot, layer);
+    if (slot >= LA_ATTN_NORM && la_slot_is_routed(slot) && any->layers[layer].moe == NULL) {
+        return 0;
+    }
+    const la_matrix *of = matrix_of(any, slot, layer, expert);
     return of != NULL ? of->bias != NULL : *vector_of(any, slot, layer) != NULL;
+}
+
+static size_t vector_bytes(const la_shape *shape)
+{
+    size_t n = 0;
+    for (int i = 0; i < shape->n_parts; i++) {
+        n += la_round_up((size_t)shape->rows[i], LA_UNIT) * sizeof(float);
+    }
+    return n;
 }
 
 static size_t vectors_bytes(const la_model *m)
@@ -576,8 +614,8 @@ static size_t vectors_bytes(const la_model *m)
         la_shape shape = la_slot_shape(&m->desc, (la_slot)s);
         int layers = !shape.is_vector ? 0 : s < LA_ATTN_NORM ? 1 : m->desc.n_layers;
         for (int l = 0; l < layers; l++) {
-            for (int i = 0; i < shape.n_parts && vector_is_set(m, (la_slot)s, l); i++) {
-                n += la_round_up((size_t)shape.rows[i], LA_UNIT) * sizeof(float);
+            for (int e = 0; e < la_slot_experts(&m->desc, (la_slot)s); e++) {
+                n += vector_is_set(m, (la_slot)s, l, e) ? vector_bytes(&shape) : 0;
             }
         }
     }
@@ -586,13 +624,14 @@ static size_t vectors_bytes(const la_model *m)
 
 size_t la_model_bytes(const la_model *m)
 {
-    return layers_bytes(m) + matrix_bytes(&m->embed) + matrix_bytes(&m->pos_embed) +
-           matrix_bytes(&m->head) + vectors_bytes(m);
+    return layers_bytes(m, m->desc.n_experts) + matrix_bytes(&m->embed) +
+           matrix_bytes(&m->pos_embed) + matrix_bytes(&m->head) + vectors_bytes(m);
 }
 
 size_t la_model_token_bytes(const la_model *m)
 {
-    return layers_bytes(m) + matrix_bytes(m->head.n_parts != 0 ? &m->head : &m->embed);
+    return layers_bytes(m, m->desc.n_experts_used) +
+           matrix_bytes(m->head.n_parts != 0 ? &m->head : &m->embed);
 }
 
 la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s)

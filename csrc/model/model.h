@@ -33,6 +33,8 @@ void la_kv_copy(la_kv *kv, int32_t src, int32_t dst);
 la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);
 void la_workspace_free(la_workspace *w);
 size_t la_workspace_bytes(const la_workspace *w);
+/* Tokens that every expert was given so far, [L][E]; NULL where there are none. */
+const int64_t *la_workspace_expert_load(const la_workspace *w);
 
 /* The tokens of one sequence in a step: positions first_pos .. first_pos + n_tokens - 1. */
 typedef struct la_span {

@@ -17,6 +17,7 @@ typedef struct la_piece {
     float scale[LA_DEQUANT_SPAN / 16];
     float offset[LA_DEQUANT_SPAN / 16];
     float inverse[LA_UNIT]; /* of packs with row_scale */
+    la_nested nested;       /* LA_F16_I8: instead of scale and offset */
 } la_piece;
 
 /* The rows of a unit. */
@@ -90,6 +91,7 @@ static la_format quant_format(la_quant quant)
     switch (quant) {
     case LA_QUANT_INT8: return (la_format){LA_PACK_I8, LA_F32, 0, 1, 256};
     case LA_QUANT_FP8: return (la_format){LA_PACK_F8, LA_F32, 0, 1, 256};
+    case LA_QUANT_W6G16: return (la_format){LA_PACK_I6, LA_F16_I8, 0, 0, 16};
     case LA_QUANT_W4G32: return (la_format){LA_PACK_I4, LA_F16, 0, 0, 32};
     default: return (la_format){LA_PACK_I4, LA_F16, 0, 0, 128};
     }
@@ -155,9 +157,11 @@ static int format_holds(la_format f, const la_source_type *s)
         return f.group == 0;
     }
     if (f.group != 0 && s->group == 0) {
-        return f.row_scale ? f.scale_type == LA_F32 && !f.has_offset &&
-                                 (f.pack == LA_PACK_I8 || f.pack == LA_PACK_F8)
-                           : f.scale_type == LA_F16 && f.pack == LA_PACK_I4;
+        return f.has_offset ? 0
+               : f.row_scale
+                   ? f.scale_type == LA_F32 && (f.pack == LA_PACK_I8 || f.pack == LA_PACK_F8)
+               : f.pack == LA_PACK_I6 ? f.scale_type == LA_F16_I8
+                                      : f.pack == LA_PACK_I4 && f.scale_type == LA_F16;
     }
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
@@ -358,19 +362,35 @@ static void put_scale(la_format f, uint8_t *head, int i, int j, float x)
 }
 
 /* The scales and offsets of column j for LA_NEST k from k0. */
-static void put_nested(la_format f, const la_columns *c, int j, int k0, uint8_t *unit)
+static void put_nested(la_format f, const la_nested *s, int j, int k0, uint8_t *unit)
 {
-    la_nested s = {0};
-    if (c->row[j]) {
-        la_dequant_nested(c->dtype[j], c->row[j], k0, &s);
-    }
     for (int i = 0; i <= f.has_offset; i++) {
-        const int8_t *inner = i == 0 ? s.scale : s.offset;
-        memcpy(unit + la_format_outer(f, i, k0) + (size_t)j * 2, &s.outer[i], 2);
+        const int8_t *inner = i == 0 ? s->scale : s->offset;
+        memcpy(unit + la_format_outer(f, i, k0) + (size_t)j * 2, &s->outer[i], 2);
         for (int k = 0; k < LA_NEST; k += f.group) {
             unit[la_format_inner(f, i, k0 + k) + (size_t)j] = (uint8_t)inner[k / f.group];
         }
     }
+}
+
+/* t->value [n] as signed codes with scales as f stores them. */
+static la_quant_result quantize(la_format f, int j, int n, la_piece *t)
+{
+    const int bits = pack_bits(f.pack);
+    la_quant_result r = LA_QUANT_DONE;
+    if (f.row_scale) {
+        la_quant_codes(f.pack, t->value, n, t->inverse[j], t->code);
+        return r;
+    }
+    if (f.scale_type == LA_F16_I8) {
+        return la_quant_nest(bits, f.group, t->value, n, t->code, &t->nested.outer[0],
+                             t->nested.scale);
+    }
+    for (int k = 0; k < n && r == LA_QUANT_DONE; k += f.group) {
+        r = la_quant_group(bits, t->value + k, n - k < f.group ? n - k : f.group, t->code + k,
+                           &t->scale[k / f.group]);
+    }
+    return r;
 }
 
 /* Codes k0 .. k0 + n of column j into t, as they are stored, padded to whole 8; scales and offsets per
@@ -380,12 +400,16 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
     int own = f.group, bias = 1 << pack_bits(f.pack) >> 1;
     memset(t->code, 0, sizeof t->code);
+    memset(&t->nested, 0, sizeof t->nested);
     if (s == NULL) {
         memset(t->scale, 0, sizeof t->scale);
         memset(t->offset, 0, sizeof t->offset);
     }
     else if (s->group != 0) {
         la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
+        if (f.scale_type == LA_F16_I8) {
+            la_dequant_nested(c->dtype[j], c->row[j], k0, &t->nested);
+        }
         own = s->group;
         bias = zero_moves(f.pack) && !s->centered ? 0 : bias;
         for (int i = 0; zero_moves(f.pack) && s->centered && f.has_offset && i < n / own; i++) {
@@ -394,18 +418,10 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
     }
     else {
         la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
-        for (int k = 0, i = 0; k < n && !f.row_scale; k += own, i++) {
-            la_quant_result r =
-                la_quant_group(f.has_offset, t->value + k, n - k < own ? n - k : own, t->code + k,
-                               &t->scale[i], &t->offset[i]);
-            if (r != LA_QUANT_DONE) {
-                return r == LA_QUANT_NOT_FINITE ? 0 : -1;
-            }
+        la_quant_result r = quantize(f, j, n, t);
+        if (r != LA_QUANT_DONE) {
+            return r == LA_QUANT_NOT_FINITE ? 0 : -1;
         }
-        if (f.row_scale) {
-            la_quant_codes(f.pack, t->value, n, t->inverse[j], t->code);
-        }
-        bias = f.has_offset ? 0 : bias;
     }
     for (int k = 0; bias != 0 && k < LA_DEQUANT_SPAN; k++) {
         t->code[k] = (int8_t)(uint8_t)(t->code[k] + bias);
@@ -423,7 +439,7 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
     uint8_t *unit = w->data + (size_t)u * w->unit_bytes;
     uint8_t *group = unit + la_format_unit_header(f, w->K) + (size_t)(k0 / f.group) * stride;
     if (f.scale_type == LA_F16_I8) {
-        put_nested(f, c, j, k0, unit);
+        put_nested(f, &t->nested, j, k0, unit);
     }
     for (int k = 0; own > 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {

@@ -1,7 +1,7 @@
 /* pack_quant.c - see pack_quant.h.
  *
  * Loops are written for the compiler's vectors: integer maxima over bits, rounding by adding 1.5 * 2^23,
- * sums in four fixed lanes. The search for a 4-bit scale tries steps that let the group's extreme fall on
+ * sums in four fixed lanes. The search for a group's scale tries steps that let the group's extreme fall on
  * or beyond the last code, takes the least-squares scale of each and keeps the best.
  */
 #include "pack_quant.h"
@@ -98,7 +98,7 @@ void la_quant_codes(la_pack pack, const float *x, int n, float inverse, int8_t *
     }
 }
 
-/* ---- 4 bits ---------------------------------------------------------------------------------- */
+/* ---- 4 and 6 bits ----------------------------------------------------------------------------- */
 
 /* Four lanes, which every x86-64 and ARM processor has; the order of sums is theirs everywhere. */
 enum { LANES = 4 };
@@ -122,90 +122,79 @@ static inline float lanes_sum(lanes s)
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-/* A grid: code = round(x * inverse + shift), held in lo .. hi. */
+/* A grid: code = round(x * inverse), held in -half .. half - 1. */
 typedef struct grid {
-    float inverse, shift, lo, hi;
+    float inverse, half;
 } grid;
 
 /* What least squares needs of x and its codes. */
 typedef struct moments {
-    float q, qq, xq;
+    float qq, xq;
 } moments;
 
 static inline float level(const grid *g, float x)
 {
-    float q = (x * g->inverse + g->shift + ROUND) - ROUND;
-    q = q > g->lo ? q : g->lo;
-    return q < g->hi ? q : g->hi;
+    float q = (x * g->inverse + ROUND) - ROUND;
+    q = q > -g->half ? q : -g->half;
+    return q < g->half - 1.0f ? q : g->half - 1.0f;
 }
 
 static moments measure(const grid *g, const float *x, int n)
 {
-    const lanes zero = {0}, inverse = zero + g->inverse, lo = zero + g->lo, hi = zero + g->hi;
-    const lanes round = zero + ROUND, shift = zero + g->shift;
-    lanes q = zero, qq = zero, xq = zero;
+    const lanes zero = {0}, inverse = zero + g->inverse, round = zero + ROUND;
+    const lanes lo = zero - g->half, hi = zero + (g->half - 1.0f);
+    lanes qq = zero, xq = zero;
     int k = 0;
     for (; k + LANES <= n; k += LANES) {
-        lanes v = load_lanes(x + k), l = (v * inverse + shift + round) - round;
+        lanes v = load_lanes(x + k), l = (v * inverse + round) - round;
         l = pick(l > lo, l, lo);
         l = pick(l < hi, l, hi);
-        q += l;
         qq += l * l;
         xq += l * v;
     }
     for (int j = 0; k < n; k++, j++) {
         float l = level(g, x[k]);
-        q[j] += l;
         qq[j] += l * l;
         xq[j] += l * x[k];
     }
-    return (moments){lanes_sum(q), lanes_sum(qq), lanes_sum(xq)};
+    return (moments){lanes_sum(qq), lanes_sum(xq)};
 }
 
-/* Smallest, largest and sum. */
-static void span_of(const float *x, int n, float *lo, float *hi, float *sum)
+/* The value that lies farthest from 0. */
+static float extreme_of(const float *x, int n)
 {
-    lanes zero = {0}, low = zero + x[0], high = low, total = zero;
+    lanes zero = {0}, low = zero + x[0], high = low;
     int k = 0;
     for (; k + LANES <= n; k += LANES) {
         lanes v = load_lanes(x + k);
         low = pick(v < low, v, low);
         high = pick(v > high, v, high);
-        total += v;
     }
-    *sum = lanes_sum(total);
-    *lo = low[0];
-    *hi = high[0];
+    float lo = low[0], hi = high[0];
     for (int j = 1; j < LANES; j++) {
-        *lo = low[j] < *lo ? low[j] : *lo;
-        *hi = high[j] > *hi ? high[j] : *hi;
+        lo = low[j] < lo ? low[j] : lo;
+        hi = high[j] > hi ? high[j] : hi;
     }
     for (; k < n; k++) {
-        *lo = x[k] < *lo ? x[k] : *lo;
-        *hi = x[k] > *hi ? x[k] : *hi;
-        *sum += x[k];
+        lo = x[k] < lo ? x[k] : lo;
+        hi = x[k] > hi ? x[k] : hi;
     }
+    return hi > -lo ? hi : lo;
 }
 
-/* Where the extreme falls, in steps from zero: from inside the last code to well beyond it. The extreme of
- * a small group is no outlier, that of a large one is: each leaves out the end that never wins there. */
-static const float REACH[] = {7.6f, 8.0f, 8.4f, 8.9f, 9.5f, 10.3f, 11.3f};
+/* Where the extreme falls, in steps from zero: from inside the last code to well beyond it. Of 4 bits the
+ * extreme of a small group is no outlier, that of a large one is: each leaves out the end that never wins
+ * there. 6 bits have codes to spare for it. */
+static const float REACH4[] = {7.6f, 8.0f, 8.4f, 8.9f, 9.5f, 10.3f, 11.3f};
+static const float REACH6[] = {30.0f, 31.0f, 31.8f, 32.1f, 32.6f};
 
-static int first_reach(int n)
+static float search_scale(int bits, const float *x, int n, float extreme)
 {
-    return n > 64 ? 1 : 0;
-}
-
-static int end_reach(int n)
-{
-    return n > 64 ? (int)(sizeof REACH / sizeof *REACH) : 5;
-}
-
-static float search_centered(const float *x, int n, float extreme)
-{
+    const float *reach = bits == 6 ? REACH6 : n > 64 ? REACH4 + 1 : REACH4;
+    int tries = bits == 6 || n <= 64 ? 5 : 6;
     float best = 0.0f, scale = 0.0f;
-    for (int i = first_reach(n); i < end_reach(n); i++) {
-        grid g = {-REACH[i] / extreme, 0.0f, -8.0f, 7.0f}; /* the extreme takes the odd code, -8 */
+    for (int i = 0; i < tries; i++) {
+        grid g = {-reach[i] / extreme, (float)(1 << bits >> 1)}; /* it takes the odd code, -half */
         moments m = measure(&g, x, n);
         float gain = m.qq > 0.0f ? m.xq * m.xq / m.qq : 0.0f; /* squared error taken away */
         if (gain > best) {
@@ -216,47 +205,58 @@ static float search_centered(const float *x, int n, float extreme)
     return scale;
 }
 
-static float search_offset(const float *x, int n, const float *span, float *offset)
+static void nearest_codes(int bits, const float *x, int n, float scale, int8_t *code)
 {
-    float best = -1.0f, scale = 0.0f, lo = span[0], hi = span[1], sum = span[2];
-    *offset = lo;
-    for (int i = first_reach(n); i < end_reach(n) && hi > lo; i++) {
-        float steps = REACH[i] * 2.0f - 1.0f; /* lo and hi lie this far apart */
-        grid g = {steps / (hi - lo), 0.0f, 0.0f, 15.0f};
-        g.shift = -lo * g.inverse - 0.5f * (steps - 15.0f);
-        moments m = measure(&g, x, n);
-        float count = (float)n, cov = m.xq - sum * (m.q / count), var = m.qq - m.q * (m.q / count);
-        float gain = var > 0.0f ? cov * cov / var : -1.0f;
-        if (gain > best) {
-            best = gain;
-            scale = cov / var;
-            *offset = (sum - scale * m.q) / count;
-        }
-    }
-    return scale;
-}
-
-la_quant_result la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
-                               float *offset)
-{
-    float span[3]; /* smallest, largest, sum */
-    if (peak_f32((const uint8_t *)x, n) > LA_QUANT_FINITE) {
-        return LA_QUANT_NOT_FINITE;
-    }
-    span_of(x, n, &span[0], &span[1], &span[2]);
-    float extreme = span[1] > -span[0] ? span[1] : span[0], s = 0.0f, o = 0.0f;
-    if (has_offset) {
-        s = search_offset(x, n, span, &o);
-    }
-    else if (fabsf(extreme) >= TINY) {
-        s = search_centered(x, n, extreme);
-    }
-    *scale = la_f16_to_f32(la_f32_to_f16(s));
-    *offset = la_f16_to_f32(la_f32_to_f16(o));
-    float inverse = *scale != 0.0f ? 1.0f / *scale : 0.0f;
-    grid g = {inverse, -*offset * inverse, has_offset ? 0.0f : -8.0f, has_offset ? 15.0f : 7.0f};
+    grid g = {scale != 0.0f ? 1.0f / scale : 0.0f, (float)(1 << bits >> 1)};
     for (int k = 0; k < n; k++) {
         code[k] = (int8_t)level(&g, x[k]);
     }
-    return isfinite(*scale) && isfinite(*offset) ? LA_QUANT_DONE : LA_QUANT_TOO_LARGE;
+}
+
+/* The best scale of a group, before it is rounded to what is stored. */
+static la_quant_result group_scale(int bits, const float *x, int n, float *scale)
+{
+    if (peak_f32((const uint8_t *)x, n) > LA_QUANT_FINITE) {
+        return LA_QUANT_NOT_FINITE;
+    }
+    float extreme = extreme_of(x, n);
+    *scale = fabsf(extreme) >= TINY ? search_scale(bits, x, n, extreme) : 0.0f;
+    return LA_QUANT_DONE;
+}
+
+la_quant_result la_quant_group(int bits, const float *x, int n, int8_t *code, float *scale)
+{
+    la_quant_result r = group_scale(bits, x, n, scale);
+    if (r != LA_QUANT_DONE) {
+        return r;
+    }
+    *scale = la_f16_to_f32(la_f32_to_f16(*scale));
+    nearest_codes(bits, x, n, *scale, code);
+    return isfinite(*scale) ? LA_QUANT_DONE : LA_QUANT_TOO_LARGE;
+}
+
+la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t *code,
+                              uint16_t *outer, int8_t *inner)
+{
+    float scale[LA_NEST / 16], largest = 0.0f;
+    for (int k = 0, i = 0; k < n; k += group, i++) {
+        la_quant_result r = group_scale(bits, x + k, n - k < group ? n - k : group, &scale[i]);
+        if (r != LA_QUANT_DONE) {
+            return r;
+        }
+        largest = fabsf(scale[i]) > largest ? fabsf(scale[i]) : largest;
+    }
+    *outer = la_f32_to_f16(largest / 127.0f);
+    if (la_f16_to_f32(*outer) * 127.0f < largest) {
+        ++*outer; /* the next above: none of the inner numbers needs more than 127 */
+    }
+    float step = la_f16_to_f32(*outer), inverse = step != 0.0f ? 1.0f / step : 0.0f;
+    if (!isfinite(step)) {
+        return LA_QUANT_TOO_LARGE;
+    }
+    for (int k = 0, i = 0; k < n; k += group, i++) {
+        inner[i] = (int8_t)lrintf(scale[i] * inverse);
+        nearest_codes(bits, x + k, n - k < group ? n - k : group, step * (float)inner[i], code + k);
+    }
+    return LA_QUANT_DONE;
 }

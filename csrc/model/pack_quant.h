@@ -1,8 +1,8 @@
 /* pack_quant.h - float weights to codes with scales, a piece of one row at a time.
  *
- * Owns the rounding of quantize-at-load. Invariant: a code is the nearest one under the scale (and
- * offset) that is stored beside it, so what the products read is what these functions say; no result
- * depends on other rows, threads or instruction sets. Called by pack.c alone.
+ * Owns the rounding of quantize-at-load. Invariant: a code is the nearest one under the scale that is stored
+ * beside it, so what the products read is what these functions say; no result depends on other rows,
+ * threads or instruction sets. Called by pack.c alone.
  */
 #ifndef LA_PACK_QUANT_H
 #define LA_PACK_QUANT_H
@@ -20,14 +20,16 @@ float la_quant_row(la_pack pack, uint32_t peak, float *inverse);
 /* code[n] = round(x * inverse): I8 signed -127..127, F8 the bits of an E4M3 value. */
 void la_quant_codes(la_pack pack, const float *x, int n, float inverse, int8_t *code);
 
-/* One group of an I4 pack, n <= 256: scale (fp16's value) and codes of least squared error; -8..7, with
- * has_offset 0..15 and an offset. LA_QUANT_TOO_LARGE: for fp16 scales. */
+/* One group of an I4 or I6 pack, n <= 256: scale (fp16's value) and codes of least squared error, -8..7
+ * or -32..31. LA_QUANT_TOO_LARGE: for fp16 scales. */
 typedef enum la_quant_result {
     LA_QUANT_DONE,
     LA_QUANT_NOT_FINITE,
     LA_QUANT_TOO_LARGE
 } la_quant_result;
-la_quant_result la_quant_group(int has_offset, const float *x, int n, int8_t *code, float *scale,
-                               float *offset);
+la_quant_result la_quant_group(int bits, const float *x, int n, int8_t *code, float *scale);
+/* The same for n <= LA_NEST k whose scales are LA_F16_I8: outer (fp16) * inner [n / group]. */
+la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t *code,
+                              uint16_t *outer, int8_t *inner);
 
 #endif

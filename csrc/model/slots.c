@@ -36,6 +36,16 @@ static const char *const slot_names[LA_SLOT_COUNT] = {
     [LA_MLA_Q] = "mla_q",
     [LA_MLA_UK] = "mla_uk",
     [LA_MLA_UV] = "mla_uv",
+    [LA_SINKS] = "sinks",
+    [LA_ROUTER] = "router",
+    [LA_ROUTER_BIAS] = "router_bias",
+    [LA_ROUTER_CORRECTION] = "router_correction",
+    [LA_SHARED_GATE_UP] = "shared_gate_up",
+    [LA_SHARED_DOWN] = "shared_down",
+    [LA_EXPERT_GATE_UP] = "expert_gate_up",
+    [LA_EXPERT_GATE_UP_BIAS] = "expert_gate_up_bias",
+    [LA_EXPERT_DOWN] = "expert_down",
+    [LA_EXPERT_DOWN_BIAS] = "expert_down_bias",
 };
 
 la_slot la_slot_from_name(const char *name)
@@ -67,7 +77,7 @@ static la_shape vector(int n0, int n1, int n2)
 
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
 {
-    int D = d->d_model, F = d->d_ffn, V = d->n_vocab;
+    int D = d->d_model, F = d->d_ffn, V = d->n_vocab, E = d->n_experts, X = d->d_expert;
     int q = d->n_heads * d->d_head, k = d->n_kv_heads * d->d_head;
     int in = d->q_rank != 0 ? d->q_rank : q, latent = d->kv_rank + d->d_rope;
     la_shape s;
@@ -82,6 +92,7 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     case LA_QKV_BIAS: return vector(q, k, k);
     case LA_Q_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
     case LA_K_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
+    case LA_SINKS: return vector(d->n_heads, 0, 0);
     case LA_O: return matrix(D, 0, 0, d->attn == LA_ATTN_LATENT ? d->n_heads * d->d_v : q);
     case LA_MLA_IN: return matrix(in, latent, 0, D);
     case LA_MLA_IN_BIAS: return vector(in, latent, 0);
@@ -93,8 +104,51 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     case LA_GATE_UP: return matrix(F, d->gated ? F : 0, 0, D);
     case LA_GATE_UP_BIAS: return vector(F, d->gated ? F : 0, 0);
     case LA_DOWN: return matrix(D, 0, 0, F);
+    case LA_ROUTER: return matrix(E, d->shared_gate, 0, D);
+    case LA_ROUTER_BIAS:
+    case LA_ROUTER_CORRECTION: return vector(E, 0, 0);
+    case LA_SHARED_GATE_UP: return matrix(d->d_shared, d->gated ? d->d_shared : 0, 0, D);
+    case LA_SHARED_DOWN: return matrix(D, 0, 0, d->d_shared);
+    case LA_EXPERT_GATE_UP: return matrix(X, d->gated ? X : 0, 0, D);
+    case LA_EXPERT_GATE_UP_BIAS: return vector(X, d->gated ? X : 0, 0);
+    case LA_EXPERT_DOWN: return matrix(D, 0, 0, X);
     default: return vector(D, 0, 0);
     }
+}
+
+int la_heads_have_norms(const la_model_desc *d)
+{
+    return d->qk_norm == LA_QK_NORM_HEAD || d->qk_norm == LA_QK_NORM_ROW;
+}
+
+int la_slot_is_routed(la_slot slot)
+{
+    return slot >= LA_ROUTER;
+}
+
+int la_slot_experts(const la_model_desc *d, la_slot slot)
+{
+    return slot >= LA_EXPERT_GATE_UP ? d->n_experts : 1;
+}
+
+la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer)
+{
+    if ((int)slot < 0 || slot >= LA_SLOT_COUNT) {
+        return la_fail(LA_ERR_ARGUMENT, "slot: %d is unknown", (int)slot);
+    }
+    const char *name = la_slot_name(slot);
+    if (slot < LA_ATTN_NORM) {
+        return LA_OK;
+    }
+    if (layer < 0 || layer >= d->n_layers) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", name, layer, d->n_layers);
+    }
+    int dense = slot >= LA_GATE_UP && slot <= LA_DOWN_BIAS, moe = d->layers[layer].moe;
+    if (moe ? dense : la_slot_is_routed(slot)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this layer has %sexperts", name, layer,
+                       moe ? "" : "no ");
+    }
+    return LA_OK;
 }
 
 static la_status check_part(la_slot slot, int layer, const la_source *p, int rows, int cols,
@@ -127,12 +181,13 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
     if ((int)slot < 0 || slot >= LA_SLOT_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "slot: %d is unknown", (int)slot);
     }
-    if (slot >= LA_ATTN_NORM && (layer < 0 || layer >= d->n_layers)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", la_slot_name(slot), layer,
-                       d->n_layers);
+    if ((slot == LA_SHARED_GATE_UP || slot == LA_SHARED_DOWN) && d->d_shared == 0) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model has no shared expert",
+                       la_slot_name(slot), layer);
     }
     int latent = slot >= LA_MLA_IN && slot <= LA_MLA_UV;
-    if ((latent || slot == LA_QKV || slot == LA_QKV_BIAS) && latent != (d->attn == LA_ATTN_LATENT)) {
+    if ((latent || slot == LA_QKV || slot == LA_QKV_BIAS) &&
+        latent != (d->attn == LA_ATTN_LATENT)) {
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's attention has another form",
                        la_slot_name(slot), layer);
     }
@@ -140,7 +195,7 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's queries are made of x",
                        la_slot_name(slot), layer);
     }
-    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && d->qk_norm == LA_QK_NORM_NONE) {
+    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && !la_heads_have_norms(d)) {
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model does not normalize heads",
                        la_slot_name(slot), layer);
     }

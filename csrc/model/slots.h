@@ -1,4 +1,8 @@
-/* slots.h - expected shapes of tensor slots; see slots.c. */
+/* slots.h - what descriptions and tensor slots must look like.
+ *
+ * Implemented by desc.c (ranges of a description) and slots.c (slots, their shapes and layers); called by
+ * model.c. Invariant: what passes is what the forward pass reads.
+ */
 #ifndef LA_SLOTS_H
 #define LA_SLOTS_H
 
@@ -12,8 +16,20 @@ typedef struct la_shape {
     int more_rows; /* the checkpoint may have more rows than are used */
 } la_shape;
 
+la_status la_desc_check(const la_model_desc *d);
+/* LA_ERR_ARGUMENT that names `name` where v is not lo .. hi. */
+la_status la_check_int(const char *name, int v, int lo, int hi);
+
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot);
-/* Slot, layer, number of parts, shapes, types and byte counts (data may be NULL). */
+/* Do heads have weights of a norm? */
+int la_heads_have_norms(const la_model_desc *d);
+/* Is it one of layers with experts? */
+int la_slot_is_routed(la_slot slot);
+/* How often a layer has it: once, or once for each expert. */
+int la_slot_experts(const la_model_desc *d, la_slot slot);
+/* Does this layer have such a slot? */
+la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer);
+/* Number of parts, shapes, types and byte counts (data may be NULL); the layer is for messages. */
 la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const la_source *parts,
                         int n_parts);
 

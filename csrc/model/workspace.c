@@ -49,6 +49,41 @@ static la_rows carve_rows(la_workspace *w, int n, int cols)
     return r;
 }
 
+static int32_t *carve_ints(la_workspace *w, size_t n)
+{
+    return (int32_t *)(void *)carve(w, n * sizeof(int32_t));
+}
+
+/* What layers with experts need. */
+static void carve_experts(const la_model_desc *d, int T, la_workspace *w)
+{
+    if (d->n_experts == 0) {
+        return;
+    }
+    size_t pairs = (size_t)T * (size_t)d->n_experts_used;
+    w->router = carve_rows(w, T, d->n_experts + d->shared_gate);
+    w->expert_h = carve_rows(w, (int)pairs, d->d_expert);
+    w->shared_h = carve_rows(w, T, d->d_shared);
+    w->routes.expert = carve_ints(w, pairs);
+    w->routes.weight = (float *)(void *)carve(w, pairs * sizeof(float));
+    w->routes.row = carve_ints(w, pairs);
+    w->routes.entry = carve_ints(w, pairs);
+    w->routes.first = carve_ints(w, (size_t)d->n_experts + 1);
+    size_t counters = (size_t)d->n_layers * (size_t)d->n_experts;
+    w->expert_load = (int64_t *)(void *)carve(w, counters * sizeof(int64_t));
+}
+
+/* Is the feed-forward buffer needed, or have all layers experts? */
+static int has_dense_layer(const la_model_desc *d)
+{
+    for (int l = 0; l < d->n_layers; l++) {
+        if (!d->layers[l].moe) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, const la_limits *limits,
                          int n_threads, la_workspace *w)
 {
@@ -67,7 +102,8 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     w->a = carve_rows(w, T, latent ? d->n_heads * d->d_v : hd);
     w->u = carve_rows(w, T, d->q_rank);
     w->z = carve_rows(w, T, latent ? d->n_heads * wide : 0);
-    w->h = carve_rows(w, T, d->d_ffn);
+    w->h = carve_rows(w, has_dense_layer(d) ? T : 0, d->d_ffn);
+    carve_experts(d, T, w);
     w->last = carve_rows(w, w->logit_rows, d->d_model);
     w->logits = carve_rows(w, w->logit_rows, d->n_vocab);
     w->best = carve_rows(w, w->logit_rows, la_ceil_div(d->n_vocab, LA_UNIT));
@@ -105,6 +141,11 @@ void la_workspace_free(la_workspace *w)
         la_unmap(w->base, w->bytes);
         la_free(w);
     }
+}
+
+const int64_t *la_workspace_expert_load(const la_workspace *w)
+{
+    return w->expert_load;
 }
 
 size_t la_workspace_bytes(const la_workspace *w)

@@ -12,13 +12,16 @@
 enum { FIELD_INT, FIELD_FLOAT, FIELD_CHOICE };
 
 static const char *const NORM_NAMES[] = {[LA_NORM_RMS] = "rms", [LA_NORM_LAYER] = "layer", NULL};
-static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",
-                                        [LA_GATE_GELU] = "gelu",
-                                        [LA_GATE_GELU_TANH] = "gelu_tanh",
-                                        [LA_GATE_RELU] = "relu",
-                                        NULL};
-static const char *const QK_NORM_NAMES[] = {
-    [LA_QK_NORM_NONE] = "none", [LA_QK_NORM_HEAD] = "head", [LA_QK_NORM_ROW] = "row", NULL};
+static const char *const ACT_NAMES[] = {[LA_GATE_SILU] = "silu",           [LA_GATE_GELU] = "gelu",
+                                        [LA_GATE_GELU_TANH] = "gelu_tanh", [LA_GATE_RELU] = "relu",
+                                        [LA_GATE_CLIP] = "clip",           NULL};
+static const char *const QK_NORM_NAMES[] = {[LA_QK_NORM_NONE] = "none",
+                                            [LA_QK_NORM_HEAD] = "head",
+                                            [LA_QK_NORM_ROW] = "row",
+                                            [LA_QK_NORM_UNIT] = "unit",
+                                            NULL};
+static const char *const ROUTE_NAMES[] = {
+    [LA_ROUTE_SOFTMAX] = "softmax", [LA_ROUTE_SIGMOID] = "sigmoid", NULL};
 static const char *const ATTN_NAMES[] = {
     [LA_ATTN_HEADS] = "heads", [LA_ATTN_LATENT] = "latent", NULL};
 static const char *const ACTIVATION_NAMES[] = {
@@ -35,9 +38,13 @@ static const char *const DTYPE_NAMES[] = {
     [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
 };
 
-static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",     [LA_QUANT_INT8] = "int8",
-                                          [LA_QUANT_W4G128] = "w4g128", [LA_QUANT_W4G32] = "w4g32",
-                                          [LA_QUANT_FP8] = "fp8",       NULL};
+static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",
+                                          [LA_QUANT_INT8] = "int8",
+                                          [LA_QUANT_W4G128] = "w4g128",
+                                          [LA_QUANT_W4G32] = "w4g32",
+                                          [LA_QUANT_FP8] = "fp8",
+                                          [LA_QUANT_W6G16] = "w6g16",
+                                          NULL};
 
 static const struct {
     const char *name;
@@ -72,10 +79,24 @@ static const struct {
     FLOAT(latent_eps),
     FLOAT(attn_scale),
     FLOAT(attn_softcap),
+    FLOAT(attn_grow),
+    INT(attn_grow_every),
     FLOAT(logit_softcap),
     FLOAT(logit_scale),
     FLOAT(embed_scale),
     FLOAT(residual_scale),
+    INT(n_experts),
+    INT(n_experts_used),
+    INT(d_expert),
+    INT(d_shared),
+    INT(shared_gate),
+    CHOICE(route_score, ROUTE_NAMES),
+    INT(route_norm),
+    FLOAT(route_scale),
+    INT(route_groups),
+    INT(route_groups_used),
+    INT(route_group_best),
+    INT(route_input),
     CHOICE(activation, ACTIVATION_NAMES),
     CHOICE(kv_form, KV_NAMES),
 #undef INT
@@ -170,11 +191,12 @@ static int parse_layers(const py_state *state, PyObject *mapping, py_desc *holde
         goto done;
     }
     for (int i = 0; i < n; i++) {
-        PyObject *pair = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
+        PyObject *tuple = PySequence_Tuple(PySequence_Fast_GET_ITEM(layers, i));
         la_layer_desc *layer = &holder->layers[i];
-        int ok = pair != NULL && PyArg_ParseTuple(pair, "ii;layers: expected pairs (window, rope)",
-                                                  &layer->window, &layer->rope);
-        Py_XDECREF(pair);
+        int ok = tuple != NULL &&
+                 PyArg_ParseTuple(tuple, "iii;layers: expected tuples (window, rope, moe)",
+                                  &layer->window, &layer->rope, &layer->moe);
+        Py_XDECREF(tuple);
         if (!ok) {
             goto done;
         }
@@ -334,7 +356,7 @@ static int parse_floats(const py_state *state, PyObject *value, la_dtype *out)
 }
 
 /* Slot names as bits. */
-static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
+static int parse_wide(const py_state *state, PyObject *value, uint64_t *out)
 {
     PyObject *list = PySequence_Fast(value, "wide: expected a sequence of slot names");
     int failed = list == NULL;
@@ -348,7 +370,7 @@ static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
             py_raise_format(state, LA_ERR_ARGUMENT, "wide: unknown slot %R", item);
         }
         else {
-            *out |= 1u << slot;
+            *out |= (uint64_t)1 << slot;
         }
     }
     Py_XDECREF(list);

@@ -397,6 +397,21 @@ static PyObject *engine_stats(PyObject *object, PyObject *unused)
         "forward_seconds", s.forward_seconds);
 }
 
+static PyObject *engine_expert_load(PyObject *object, PyObject *unused)
+{
+    (void)unused;
+    py_engine *self = engine_open(py_state_of_object(object), object);
+    if (self == NULL) {
+        return NULL;
+    }
+    size_t n = la_engine_expert_load(self->handle, NULL);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(n * sizeof(int64_t)));
+    if (bytes != NULL) {
+        (void)la_engine_expert_load(self->handle, (int64_t *)(void *)PyBytes_AS_STRING(bytes));
+    }
+    return bytes;
+}
+
 static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
      "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None) -> "
@@ -410,6 +425,9 @@ static PyMethodDef engine_methods[] = {
     {"preempt", engine_preempt, METH_VARARGS, "preempt(n)\n\nTest hook."},
     {"has_work", engine_has_work, METH_NOARGS, "has_work() -> bool"},
     {"stats", engine_stats, METH_NOARGS, "stats() -> dict"},
+    {"expert_load", engine_expert_load, METH_NOARGS,
+     "expert_load() -> bytes\n\nTokens that every expert was given so far: int64 [n_layers, "
+     "n_experts]."},
     {"close", engine_close, METH_NOARGS, "close()\n\nFree cache and workspace; may be repeated."},
     {NULL, NULL, 0, NULL},
 };

@@ -217,13 +217,13 @@ static int group_valid(int group)
     return group == 16 || group == 32 || group == 64 || group == 128 || group == 256;
 }
 
-static int format_valid(la_format f, int K)
+static int format_valid(la_format f)
 {
     int f8 = f.pack == LA_PACK_F8;
     int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
     if (f.scale_type == LA_F16_I8) {
-        scale = !f8 && !f.row_scale && f.group < LA_NEST && K % LA_NEST == 0;
+        scale = !f8 && !f.row_scale && f.group < LA_NEST;
     }
     return f.pack < LA_PACK_COUNT && f.has_offset <= !f8 && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
@@ -253,7 +253,7 @@ static int packed_read(PyObject *data, PyObject *dict, weight *p)
     }
     la_format f = {(uint8_t)(pack_ & 255), (uint8_t)(scale_type & 255), (uint8_t)(has_offset & 255),
                    (uint8_t)(row_scale & 255), group};
-    if ((pack_ | scale_type | has_offset | row_scale) > 255 || K < 1 || !format_valid(f, K)) {
+    if ((pack_ | scale_type | has_offset | row_scale) > 255 || K < 1 || !format_valid(f)) {
         PyErr_SetString(PyExc_ValueError, "format: not a packed weight");
         return -1;
     }
@@ -331,19 +331,24 @@ static void rows_free(activations *r)
     la_free(r->rows.meta);
 }
 
+/* Rows as a product counts them. */
+static int rows_lanes(const activations *r)
+{
+    return r->M * r->rows.lanes;
+}
+
 /* Allocates the rows; padding and everything else is NaN patterns until a slot fills it. */
 static int rows_init(activations *r, Py_ssize_t n_floats)
 {
     la_act_rows *rows = &r->rows;
-    if (n_floats == 0 || n_floats % rows->K != 0 || n_floats / rows->K > INT_MAX) {
+    if (n_floats == 0 || n_floats % rows->K != 0 || n_floats / rows->K > INT_MAX / rows->lanes) {
         PyErr_Format(PyExc_ValueError, "x: %zd values are no rows of %d", n_floats, rows->K);
         return -1;
     }
     r->M = (int)(n_floats / rows->K);
     rows->pitch += LINE;
-    size_t metas = (size_t)r->M * (size_t)rows->groups;
-    if (!la_size_mul(rows->pitch, (size_t)r->M, &r->bytes) ||
-        !(rows->a = la_map(r->bytes + LINE)) ||
+    size_t lanes = (size_t)r->M * (size_t)rows->lanes, metas = lanes * (size_t)rows->groups;
+    if (!la_size_mul(rows->pitch, lanes, &r->bytes) || !(rows->a = la_map(r->bytes + LINE)) ||
         (metas && !(rows->meta = la_alloc(metas, sizeof *rows->meta)))) {
         rows_free(r);
         PyErr_NoMemory();
@@ -363,13 +368,13 @@ static void rows_fill(activations *r, const la_kernels *t, const float *x)
 
 int py_kernels_form(const char *name)
 {
-    static const char *const forms[] = {"f32", "bf16", "i8"};
-    for (int i = 0; i < 3; i++) {
+    static const char *const forms[LA_ACT_FORM_COUNT] = {"f32", "bf16", "i8", "i8x2"};
+    for (int i = 0; i < LA_ACT_FORM_COUNT; i++) {
         if (strcmp(name, forms[i]) == 0) {
             return i;
         }
     }
-    PyErr_Format(PyExc_ValueError, "act: %s is none of f32, bf16, i8", name);
+    PyErr_Format(PyExc_ValueError, "act: %s is none of f32, bf16, i8, i8x2", name);
     return -1;
 }
 
@@ -388,7 +393,7 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
     if (form < 0) {
         return NULL;
     }
-    if (K < 1 || (group != 0 && !group_valid(group)) || (form == LA_ACT_I8 && group == 0)) {
+    if (K < 1 || (group != 0 && !group_valid(group)) || (form >= LA_ACT_I8 && group == 0)) {
         return PyErr_Format(PyExc_ValueError, "act_rows: K %d with groups of %d", K, group);
     }
     if (py_kernels_floats(x, "x", &view) < 0) {
@@ -408,13 +413,19 @@ static PyObject *act_rows(PyObject *Py_UNUSED(self), PyObject *args)
 
 /* ---- products -------------------------------------------------------------------------------- */
 
+/* A slot and the table that it is from. */
+typedef struct product {
+    la_kernels t;
+    la_gemm_fn fn;
+} product;
+
 /* Runs the slot granule by granule; y [M][N]. 0, or -1 if it wrote outside its columns. */
-static int gemm_run(la_gemm_fn fn, const weight *p, const activations *r, int granule, float *y)
+static int gemm_run(const product *x, const weight *p, const activations *r, int granule, float *y)
 {
     const size_t unit = p->w.unit_bytes, pitch = unit + LINE;
     const size_t w_bytes = (size_t)granule * pitch;
-    const int width = granule * LA_UNIT, ldc = width + 16, N = p->w.N;
-    const size_t c_bytes = (size_t)r->M * (size_t)ldc * sizeof(float);
+    const int width = granule * LA_UNIT, ldc = width + 16, N = p->w.N, M = rows_lanes(r);
+    const size_t c_bytes = (size_t)M * (size_t)ldc * sizeof(float);
     uint8_t *w = la_map(w_bytes);
     float *c = la_map(c_bytes);
     int bad = w && c ? 0 : -2;
@@ -427,18 +438,20 @@ static int gemm_run(la_gemm_fn fn, const weight *p, const activations *r, int gr
         for (int i = 0; i < n; i++) {
             memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
         }
-        la_gemm g = {w,    pitch, n,   p->w.K, p->w.f, r->rows.a, r->rows.pitch, r->rows.meta,
-                     r->M, c,     ldc, w,      w_bytes};
+        la_gemm g = {w, pitch, n,   p->w.K, p->w.f,  r->rows.a,    r->rows.pitch, r->rows.meta,
+                     M, c,     ldc, w,      w_bytes, r->rows.group};
         if (u + n >= p->w.n_units) {
             g.next = NULL;
             g.next_bytes = 0;
         }
-        fn(&g);
+        x->fn(&g);
         for (int m = 0; m < r->M; m++) {
-            const float *row = c + (size_t)m * (size_t)ldc;
+            const float *row = la_act_rows_result(&x->t, &r->rows, &g, m);
             memcpy(y + (size_t)m * (size_t)N + u * LA_UNIT, row, (size_t)n * LA_UNIT * 4);
+        }
+        for (int m = 0; m < M; m++) {
             for (int j = n * LA_UNIT; j < ldc; j++) {
-                bad = memcmp(row + j, &poison, sizeof poison) != 0 ? -1 : bad;
+                bad = memcmp(c + (size_t)m * (size_t)ldc + j, &poison, 4) != 0 ? -1 : bad;
             }
         }
     }
@@ -447,7 +460,7 @@ static int gemm_run(la_gemm_fn fn, const weight *p, const activations *r, int gr
     return bad;
 }
 
-static PyObject *gemm_result(la_gemm_fn fn, const weight *p, const activations *r, int granule)
+static PyObject *gemm_result(const product *x, const weight *p, const activations *r, int granule)
 {
     Py_ssize_t bytes = (Py_ssize_t)r->M * p->w.N * 4;
     PyObject *out = PyBytes_FromStringAndSize(NULL, bytes);
@@ -457,7 +470,7 @@ static PyObject *gemm_result(la_gemm_fn fn, const weight *p, const activations *
     }
     float *y = (float *)(void *)PyBytes_AS_STRING(out);
     Py_BEGIN_ALLOW_THREADS
-    bad = gemm_run(fn, p, r, granule, y);
+    bad = gemm_run(x, p, r, granule, y);
     Py_END_ALLOW_THREADS
     if (bad) {
         Py_DECREF(out);
@@ -471,29 +484,33 @@ static PyObject *gemm(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *act;
     PyObject *data, *dict, *x, *result = NULL;
-    int granule = 8;
-    la_kernels t;
+    int granule = 8, fold = 0;
+    product run;
     weight p;
     Py_buffer view;
-    if (!PyArg_ParseTuple(args, "sOO!Os|i:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
-                          &granule) ||
-        py_kernels_isa(isa, &t) < 0) {
+    if (!PyArg_ParseTuple(args, "sOO!Os|ii:gemm", &isa, &data, &PyDict_Type, &dict, &x, &act,
+                          &granule, &fold) ||
+        py_kernels_isa(isa, &run.t) < 0) {
         return NULL;
     }
     int form = py_kernels_form(act);
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    la_gemm_fn fn = la_kernels_gemm(&t, p.w.f, (la_act_form)form);
-    if (!fn || granule < 1 || granule > 8) {
-        PyErr_Format(PyExc_ValueError, "gemm: pack %d with %s rows and granules of %d",
-                     (int)p.w.f.pack, act, granule);
+    run.fn = la_kernels_gemm(&run.t, p.w.f, (la_act_form)form);
+    fold = fold ? fold : p.w.f.group;
+    if (!run.fn || granule < 1 || granule > 8 || fold > p.w.f.group ||
+        (fold != p.w.f.group && (form < LA_ACT_I8 || !group_valid(fold)))) {
+        PyErr_Format(
+            PyExc_ValueError,
+            "gemm: pack %d in groups of %d with %s rows in groups of %d and granules of %d",
+            (int)p.w.f.pack, (int)p.w.f.group, act, fold, granule);
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, fold)};
         if (rows_init(&r, view.len / 4) == 0) {
-            rows_fill(&r, &t, view.buf);
-            result = gemm_result(fn, &p, &r, granule);
+            rows_fill(&r, &run.t, view.buf);
+            result = gemm_result(&run, &p, &r, granule);
             rows_free(&r);
         }
         PyBuffer_Release(&view);
@@ -510,11 +527,11 @@ typedef struct gemm_share {
 } gemm_share;
 
 /* As the engine calls a slot: pairs of units when there are many rows, runs of 8 when few. */
-static void gemm_shares(la_gemm_fn fn, const weight *p, const activations *r, gemm_share s,
+static void gemm_shares(const product *x, const weight *p, const activations *r, gemm_share s,
                         float *c)
 {
     const size_t pitch = p->w.unit_bytes;
-    const int step = r->M > 8 ? 2 : 8;
+    const int M = rows_lanes(r), step = M > 8 ? 2 : 8;
     int begin = (int)((int64_t)s.units * s.tid / s.nth) / step * step;
     int end =
         s.tid + 1 == s.nth ? s.units : (int)((int64_t)s.units * (s.tid + 1) / s.nth) / step * step;
@@ -531,12 +548,16 @@ static void gemm_shares(la_gemm_fn fn, const weight *p, const activations *r, ge
                          r->rows.a,
                          r->rows.pitch,
                          r->rows.meta,
-                         r->M,
+                         M,
                          c,
                          n * LA_UNIT,
                          after ? w + (size_t)(u + n) * pitch : NULL,
-                         (size_t)after * pitch};
-            fn(&g);
+                         (size_t)after * pitch,
+                         r->rows.group};
+            x->fn(&g);
+            for (int m = 0; m < r->M; m++) {
+                (void)la_act_rows_result(&x->t, &r->rows, &g, m);
+            }
         }
     }
 }
@@ -546,41 +567,43 @@ static PyObject *gemm_time(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa, *act;
     PyObject *data, *dict, *x, *result = NULL;
     gemm_share s;
-    la_kernels t;
+    product run;
     weight p;
     Py_buffer view;
     if (!PyArg_ParseTuple(args, "sOO!Os(iiiii):gemm_time", &isa, &data, &PyDict_Type, &dict, &x,
                           &act, &s.units, &s.first, &s.last, &s.tid, &s.nth) ||
-        py_kernels_isa(isa, &t) < 0) {
+        py_kernels_isa(isa, &run.t) < 0) {
         return NULL;
     }
     int form = py_kernels_form(act);
     if (form < 0 || packed_read(data, dict, &p) < 0) {
         return NULL;
     }
-    la_gemm_fn fn = la_kernels_gemm(&t, p.w.f, (la_act_form)form);
-    if (!fn || s.units < 1 || s.first < 0 || s.last > p.w.n_units / s.units || s.tid < 0 ||
+    run.fn = la_kernels_gemm(&run.t, p.w.f, (la_act_form)form);
+    if (!run.fn || s.units < 1 || s.first < 0 || s.last > p.w.n_units / s.units || s.tid < 0 ||
         s.tid >= s.nth || (uintptr_t)p.w.data % LINE != 0) {
         PyErr_SetString(PyExc_ValueError, "gemm_time: no such share, or the units are not aligned");
     }
     else if (py_kernels_floats(x, "x", &view) == 0) {
-        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, p.w.f.group)};
-        float *c = la_map((size_t)(view.len / 4 / p.w.K) * 8 * LA_UNIT * sizeof(float));
+        int group = la_act_rows_group((la_act_form)form, p.w.f);
+        activations r = {.rows = la_act_rows_plan((la_act_form)form, p.w.K, group)};
+        size_t lanes = (size_t)(view.len / 4 / p.w.K) * (size_t)r.rows.lanes;
+        float *c = la_map(lanes * 8 * LA_UNIT * sizeof(float));
         if (!c) {
             PyErr_NoMemory();
         }
         else if (rows_init(&r, view.len / 4) == 0) {
             double begin, end;
-            rows_fill(&r, &t, view.buf);
+            rows_fill(&r, &run.t, view.buf);
             Py_BEGIN_ALLOW_THREADS
             begin = la_now();
-            gemm_shares(fn, &p, &r, s, c);
+            gemm_shares(&run, &p, &r, s, c);
             end = la_now();
             Py_END_ALLOW_THREADS
             result = Py_BuildValue("dd", begin, end);
             rows_free(&r);
         }
-        la_unmap(c, (size_t)(view.len / 4 / p.w.K) * 8 * LA_UNIT * sizeof(float));
+        la_unmap(c, lanes * 8 * LA_UNIT * sizeof(float));
         PyBuffer_Release(&view);
     }
     PyBuffer_Release(&p.view);
@@ -601,10 +624,11 @@ static PyMethodDef methods[] = {
      "unpack(isa, packed, format, row) -> float32 bytes [K]; row counts padded columns."},
     {"encode_f8", encode_f8, METH_O, "encode_f8(x) -> bytes: the E4M3 code of each float32."},
     {"act_rows", act_rows, METH_VARARGS,
-     "act_rows(isa, act, x, K, group) -> (bytes [M][pitch], pitch, meta bytes)."},
+     "act_rows(isa, act, x, K, group) -> (bytes [M][lanes][pitch], pitch, meta bytes)."},
     {"gemm", gemm, METH_VARARGS,
-     "gemm(isa, packed, format, x, act, granule=8) -> float32 bytes [M, 32 * units]\n\n"
-     "x: float32 [M, K]; act: f32, bf16 or i8; granule: units per call of the slot."},
+     "gemm(isa, packed, format, x, act, granule=8, fold=0) -> float32 bytes [M, 32 * units]\n\n"
+     "x: float32 [M, K]; act: f32, bf16, i8 or i8x2; granule: units per call of the slot; fold: k\n"
+     "of an activation group of int8 rows, 0: the weights' group."},
     {"gemm_time", gemm_time, METH_VARARGS,
      "gemm_time(isa, packed, format, x, act, (units, first, last, tid, nth)) -> (begin, end)\n\n"
      "Runs thread tid's share of matrices first..last-1 of `units` units each, as the engine "
@@ -615,10 +639,9 @@ static PyMethodDef methods[] = {
 
 int py_kernels_register(PyObject *module)
 {
-    static int (*const parts[])(PyObject *) = {py_kernels_rows_register, py_kernels_packed_register,
-                                               py_kernels_pages_register,
-                                               py_kernels_latent_register,
-                                               py_kernels_probe_register};
+    static int (*const parts[])(PyObject *) = {
+        py_kernels_rows_register,   py_kernels_packed_register, py_kernels_pages_register,
+        py_kernels_latent_register, py_kernels_moe_register,    py_kernels_probe_register};
     int failed = PyModule_AddFunctions(module, methods) < 0;
     for (size_t i = 0; !failed && i < sizeof parts / sizeof parts[0]; i++) {
         failed = parts[i](module) < 0;

@@ -10,6 +10,9 @@
 
 #include "../base/pool.h"
 #include "../kernels/kernels.h"
+#include "../model/pack.h"
+
+#include "py_module.h"
 
 enum { PY_KERNELS_THREADS = 256 }; /* most of one call */
 
@@ -20,6 +23,7 @@ int py_kernels_rows_register(PyObject *module);
 int py_kernels_packed_register(PyObject *module);
 int py_kernels_pages_register(PyObject *module);
 int py_kernels_latent_register(PyObject *module);
+int py_kernels_moe_register(PyObject *module);
 int py_kernels_probe_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */
@@ -27,7 +31,10 @@ int py_kernels_isa(const char *name, la_kernels *out);
 /* Contiguous float32 buffer of obj; 0, or -1 with an exception that names the argument. */
 int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 
-/* f32, bf16 or i8 as la_act_form; -1 with an exception set. */
+/* The weight of a Packed; NULL with an exception set. */
+const la_weight *py_kernels_weight(py_state *state, PyObject *object);
+
+/* f32, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);
 
 /* Checks a thread count and replaces 0 by what this process may use; -1 with an exception set. */

@@ -32,6 +32,16 @@ typedef struct packed {
     size_t bytes;
 } packed;
 
+const la_weight *py_kernels_weight(py_state *state, PyObject *object)
+{
+    if (!PyObject_TypeCheck(object, state->packed_type)) {
+        PyErr_Format(PyExc_TypeError, "weight: expected a Packed, got %.100s",
+                     Py_TYPE(object)->tp_name);
+        return NULL;
+    }
+    return &((packed *)object)->w;
+}
+
 /* ---- making ------------------------------------------------------------------------------------ */
 
 typedef struct pack_job {
@@ -163,12 +173,12 @@ static void multiply_tile(const linear_job *job, la_gemm *g, int u, int row0)
     int left = w->N - u * LA_UNIT, wide = g->n_units * LA_UNIT, cols = left < wide ? left : wide;
     g->w = w->data + (size_t)u * w->unit_bytes;
     const la_act_rows *rows = &job->rows;
-    g->a = job->a + rows->pitch * (size_t)row0;
-    g->meta = rows->meta != NULL ? rows->meta + (int64_t)row0 * rows->groups : NULL;
+    g->a = job->a + rows->pitch * (size_t)row0 * (size_t)rows->lanes;
+    g->meta = la_act_rows_meta(rows, row0);
     g->ldc = wide;
     job->fn(g);
-    for (int r = 0; r < g->M; r++) {
-        float *c = g->c + (int64_t)r * g->ldc;
+    for (int r = 0; r < g->M / rows->lanes; r++) {
+        float *c = la_act_rows_result(job->k, rows, g, r);
         if (job->bias != NULL) {
             job->k->add(job->bias + u * LA_UNIT, c, cols);
         }
@@ -180,7 +190,7 @@ static void multiply_share(void *arg, int tid, int nth)
 {
     const linear_job *job = arg;
     const la_weight *w = job->w;
-    int step = job->M <= FEW_ROWS ? FEW_UNITS : TILE_UNITS;
+    int lanes = job->rows.lanes, step = job->M <= FEW_ROWS / lanes ? FEW_UNITS : TILE_UNITS;
     int first = (int)((int64_t)w->n_units * tid / nth);
     int end = (int)((int64_t)w->n_units * (tid + 1) / nth);
     la_gemm g = {.w_pitch = w->unit_bytes,
@@ -188,8 +198,8 @@ static void multiply_share(void *arg, int tid, int nth)
                  .f = w->f,
                  .a_pitch = job->rows.pitch,
                  .c = job->tiles + (size_t)tid * TILE_FLOATS};
-    for (int row0 = 0; row0 < job->M; row0 += TILE_ROWS) {
-        g.M = job->M - row0 < TILE_ROWS ? job->M - row0 : TILE_ROWS;
+    for (int row0 = 0; row0 < job->M; row0 += TILE_ROWS / lanes) {
+        g.M = job->M - row0 < TILE_ROWS / lanes ? (job->M - row0) * lanes : TILE_ROWS;
         for (int u = first; u < end; u += step) {
             g.n_units = end - u < step ? end - u : step;
             multiply_tile(job, &g, u, row0);
@@ -208,10 +218,10 @@ static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
         job->a = (const uint8_t *)job->x;
         return job->tiles != NULL;
     }
-    if (!la_size_mul(rows->pitch, (size_t)job->M, row_bytes)) {
+    size_t lanes = (size_t)job->M * (size_t)rows->lanes, metas = lanes * (size_t)rows->groups;
+    if (!la_size_mul(rows->pitch, lanes, row_bytes)) {
         return 0;
     }
-    size_t metas = (size_t)job->M * (size_t)rows->groups;
     rows->a = la_map(*row_bytes);
     rows->meta = metas != 0 ? la_alloc(metas, sizeof *rows->meta) : NULL;
     job->a = rows->a;
@@ -387,7 +397,8 @@ static PyObject *packed_get_nbytes(PyObject *object, void *closure)
 static PyMethodDef packed_methods[] = {
     {"linear", packed_linear, METH_VARARGS,
      "linear(isa, activation, x, y, bias, threads): y [M, N] = x [M, K] W^T + bias\n\n"
-     "activation: f32, bf16 or i8; bias: float32 [N] or None; threads: 0 takes all processors."},
+     "activation: f32, bf16, i8 or i8x2; bias: float32 [N] or None; threads: 0 takes all "
+     "processors."},
     {"unpack", packed_unpack, METH_VARARGS,
      "unpack(isa, ids, out): out [len(ids), K] = those rows as float32."},
     {NULL, NULL, 0, NULL},

@@ -235,13 +235,14 @@ static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
 
 static int call_act(call *c, const char *name)
 {
-    static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu"}; /* as LA_GATE_* */
-    for (int i = 0; i < 4; i++) {
+    /* as LA_GATE_* */
+    static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu", "clip"};
+    for (int i = 0; i <= LA_GATE_CLIP; i++) {
         if (strcmp(name, names[i]) == 0) {
             return i;
         }
     }
-    call_fail(c, PyExc_ValueError, "act: %s is none of silu, gelu, gelu_tanh, relu", name);
+    call_fail(c, PyExc_ValueError, "act: %s is none of silu, gelu, gelu_tanh, relu, clip", name);
     return -1;
 }
 
@@ -628,7 +629,8 @@ static PyMethodDef methods[] = {
     {"add_scaled", add_scaled, METH_VARARGS, "add_scaled(isa, x, s, y): y [n] += x * s."},
     {"add", add, METH_VARARGS, "add(isa, b, y): y [n] += b."},
     {"act_mul", act_mul, METH_VARARGS,
-     "act_mul(isa, act, gate, up, y): y [n] = act(gate) * up; act: silu, gelu, gelu_tanh, relu."},
+     "act_mul(isa, act, gate, up, y): y [n] = act(gate) * up; act: silu, gelu, gelu_tanh, relu, "
+     "clip."},
     {"act", act, METH_VARARGS, "act(isa, act, x, y): y [n] = act(x)."},
     {"rope", rope, METH_VARARGS,
      "rope(isa, x, cos, sin, heads, d, interleaved): rotates the first 2 * half values of each "

@@ -206,9 +206,9 @@ static PyObject *model_close(PyObject *object, PyObject *unused)
 static PyObject *model_set(PyObject *object, PyObject *args)
 {
     const char *slot_name;
-    int layer;
+    int layer, expert = 0;
     PyObject *list;
-    if (!PyArg_ParseTuple(args, "siO:set", &slot_name, &layer, &list)) {
+    if (!PyArg_ParseTuple(args, "siO|i:set", &slot_name, &layer, &list, &expert)) {
         return NULL;
     }
     py_state *state = py_state_of_object(object);
@@ -226,7 +226,7 @@ static PyObject *model_set(PyObject *object, PyObject *args)
     if (!failed) {
         self->calls++;
         Py_BEGIN_ALLOW_THREADS
-        status = la_model_set(self->handle, slot, layer, parts.sources, parts.n);
+        status = la_model_set(self->handle, slot, layer, expert, parts.sources, parts.n);
         Py_END_ALLOW_THREADS
         self->calls--;
     }
@@ -395,7 +395,8 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
 
 static PyMethodDef model_methods[] = {
     {"set", model_set, METH_VARARGS,
-     "set(slot, layer, parts)\n\nPack parts, a list of (buffer, dtype, rows, cols), into a slot."},
+     "set(slot, layer, parts, expert=0)\n\nPack parts, a list of (buffer, dtype, rows, cols), into "
+     "a slot; expert: of slots that every expert has."},
     {"finish", model_finish, METH_NOARGS,
      "finish()\n\nCheck that every tensor is set; LoadError names a missing one."},
     {"read", model_read, METH_VARARGS,
@@ -415,8 +416,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_doc,
      "Model(backend, desc, weights='auto')\n\nPacked weights of one model. weights: 'auto', "
      "'F32', 'BF16', 'F16', or a mapping of 'floats' (one of these), 'body', 'head' and "
-     "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8'), 'wide' (slots that keep bf16 "
-     "activations)."},
+      "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8', 'w6g16'), 'wide' (slots whose "
+      "activations are finer than int8)."},
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},

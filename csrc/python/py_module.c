@@ -95,8 +95,9 @@ static int core_load_errors(py_state *state)
 static int core_exec(PyObject *module)
 {
     static int (*const parts[])(PyObject *) = {
-        py_backend_register, py_desc_register,   py_model_register,   py_params_register,
-        py_engine_register,  py_tensor_register, py_kernels_register, py_testing_register,
+        py_backend_register, py_desc_register,    py_model_register,
+        py_params_register,  py_engine_register,  py_tensor_register,
+        py_kernels_register, py_testing_register, py_balance_register,
     };
     if (core_load_errors(py_state_of(module)) < 0) {
         return -1;

@@ -103,5 +103,6 @@ int py_engine_register(PyObject *module);
 int py_tensor_register(PyObject *module);
 int py_kernels_register(PyObject *module);
 int py_testing_register(PyObject *module);
+int py_balance_register(PyObject *module);
 
 #endif

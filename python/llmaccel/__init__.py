@@ -24,6 +24,7 @@ from llmaccel.errors import (
 if TYPE_CHECKING:
     from llmaccel import kernels
     from llmaccel._core import Tensor
+    from llmaccel.balance import balance_experts
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RequestOutputKind, SamplingParams
@@ -48,6 +49,7 @@ __all__ = [
     "Tensor",
     "UnsupportedError",
     "__version__",
+    "balance_experts",
     "kernels",
     "load_tokenizer",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "SamplingParams": "params",
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
+    "balance_experts": "balance",
 }
 
 

@@ -29,6 +29,8 @@ MAX_D_HEAD = 256
 MAX_ROW = 1 << 22  # heads of a token side by side
 MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
+MAX_EXPERTS = 1024  # LA_MAX_EXPERTS
+MAX_EXPERTS_USED = 32  # LA_MAX_EXPERTS_USED
 MAX_POSITIONS = 1 << 24  # LA_MAX_POSITIONS
 _MAX_JSON_BYTES = 64 << 20
 _MAX_STOP_IDS = 4096
@@ -36,10 +38,11 @@ _MAX_STOP_IDS = 4096
 
 class Layer(NamedTuple):
     """`la_layer_desc`. window: tokens that a token sees, itself included; 0: all.
-    rope: index of the rope table; -1: no rotation."""
+    rope: index of the rope table; -1: no rotation. moe: whether it has experts."""
 
     window: int
     rope: int
+    moe: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class ModelConfig:
     """The fields of `la_model_desc` (see csrc/llmaccel.h for their meaning), and what Python needs
     beside.
 
-    layers: one (window, rope) per layer. rope_inv_freq: float32 [d_rope/2] per table. raw: the
+    layers: one Layer each. rope_inv_freq: float32 [d_rope/2] per table. raw: the
     Hugging Face style dict that this was mapped from, text_config merged, overrides applied. gguf:
     the tensors carry GGUF names and layouts.
     """
@@ -62,10 +65,10 @@ class ModelConfig:
     max_len: int
     norm: str  # "rms", "layer"
     norm_eps: float
-    act: str  # "silu", "gelu", "gelu_tanh", "relu"
+    act: str  # "silu", "gelu", "gelu_tanh", "relu", "clip"
     gated: bool
     parallel: bool
-    qk_norm: str  # "none", "head", "row"
+    qk_norm: str  # "none", "head", "row", "unit"
     d_rope: int
     rope_interleaved: bool
     attn_scale: float
@@ -84,6 +87,20 @@ class ModelConfig:
     eos_token_ids: list[int]
     bos_token_id: int | None
     slots: tuple[str, ...] = ()  # the slots that the checkpoint fills
+    attn_grow: float = 0.0
+    attn_grow_every: int = 0
+    n_experts: int = 0
+    n_experts_used: int = 0
+    d_expert: int = 0
+    d_shared: int = 0
+    shared_gate: bool = False
+    route_score: str = "softmax"  # "softmax", "sigmoid"
+    route_norm: bool = False
+    route_scale: float = 1.0
+    route_groups: int = 1
+    route_groups_used: int = 1
+    route_group_best: int = 1
+    route_input: bool = False
     gguf: bool = False
     attn: str = "heads"  # "heads", "latent"; the next are of "latent"
     kv_rank: int = 0

@@ -100,6 +100,13 @@ class Driver:
             self.check()
             return self._engine.stats()
 
+    def expert_load(self) -> bytes:
+        """Tokens that every expert was given, int64 [n_layers, n_experts]."""
+        self.check()
+        with self._lock:
+            self.check()
+            return self._engine.expert_load()
+
     def preempt(self, n: int) -> None:
         """Force the n youngest running sequences out of the cache; for tests."""
         self.check()

@@ -46,8 +46,11 @@ SAMPLING_NAMES = {
 }
 QUANTIZATION_NAMES = {
     "4bit": "w4g128",
+    "6bit": "w6g16",
     "8bit": "int8",
     "int4": "w4g128",
+    "int6": "w6g16",
+    "q6_k": "w6g16",
     "q8_0": "int8",
     "w4": "w4g128",
     "w4a16": "w4g128",

@@ -75,11 +75,12 @@ class LLM:
     dtype: "auto" keeps the file's formats; "float32" dequantizes and computes in fp32 everywhere;
         "bfloat16", "float16" convert float tensors.
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
-        per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32; the head
-        becomes int8, norms and biases stay fp32. None keeps what the file has ("gguf" says so).
+        per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32, "w6g16", 6
+        bits; the head becomes int8, with w4g32 and w6g16 w6g16; norms and biases stay fp32. None
+        keeps what the file has ("gguf" says so).
     activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
-        "bfloat16", "float32". Products that int8 would cost too much keep bfloat16; report() names
-        them.
+        "bfloat16", "float32". Products that int8 would cost too much have finer ones, two lanes of
+        int8 (bfloat16 without VNNI); report() names them.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
@@ -642,7 +643,7 @@ class LLM:
                 "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,
                 "activation": ACTIVATION_NAMES[config.activation],
-                "bf16_activations": list(self._forms.wide),
+                "wide_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
                 "mtp_tensors": self._forms.later,
@@ -661,6 +662,11 @@ class LLM:
             "no_effect": sorted({*options.compatible, *self._forms.no_effect}),
             "stats": stats,
         }
+
+    def expert_load(self) -> np.ndarray:
+        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
+        load = np.frombuffer(self._driver.expert_load(), np.int64)
+        return load.reshape(self._config.n_layers, self._config.n_experts)
 
     def close(self) -> None:
         """Cancel what runs and free weights and cache. May be called again."""

@@ -56,7 +56,8 @@ _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 @dataclass(frozen=True)
 class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
-    of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
+    of the head, as reports name them. wide: slots whose activations are finer than int8 where the
+    others have that.
     no_effect: options that change nothing with this file.
     later: tensors of layers that predict further tokens (MTP), which are left in the file.
     """
@@ -125,14 +126,14 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             tensors=checkpoint,
         )
     if checkpoint is None:
-        checkpoint = DummyTensors(config, options, draw=False)
+        checkpoint = DummyTensors(config, options)
     with naming_file(path):
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
     forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
-        checkpoint = DummyTensors(config, options, draw=True)
+        checkpoint.draw = True
     generation = _generation(options, path)
     return Prepared(path, config, checkpoint, generation, forms, slots, plan, metadata)
 
@@ -303,7 +304,8 @@ def _converts(
     kept = [
         parts
         for slot, parts in slots
-        if slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep"
+        if slot != "router"  # float32 always
+        and (slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep")
     ]
     return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
 
@@ -350,12 +352,13 @@ def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
 
 
 class DummyTensors:
-    """Seeded random weights made when they are asked for; with draw=False only their headers."""
+    """Seeded random weights, made when they are asked for; only headers until `draw` is set."""
 
-    def __init__(self, config: ModelConfig, options: LoadOptions, draw: bool) -> None:
+    def __init__(self, config: ModelConfig, options: LoadOptions) -> None:
         self._shapes = dict(tensor_specs(config))
         self._seed = options.seed or 0
-        self._draw = draw
+        self.draw = False
+        self._blank = np.broadcast_to(np.uint8(0), (2**62,))
         named = options.dtype
         if named == "auto":
             named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
@@ -372,8 +375,8 @@ class DummyTensors:
     def __getitem__(self, name: str) -> RawTensor:
         shape = self._shapes[name]
         n_bytes = tensor_bytes(self._dtype, shape)
-        if not self._draw:
-            return RawTensor(name, self._dtype, shape, np.broadcast_to(np.uint8(0), (n_bytes,)))
+        if not self.draw:
+            return RawTensor(name, self._dtype, shape, self._blank[:n_bytes])
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
         count = n_bytes // (4 if self._dtype == "F32" else 2)
         if len(shape) == 1 and name.endswith("weight"):
@@ -396,11 +399,10 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
-    for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
+    for slot, layer, expert, parts in iter_slots(prepared.config, prepared.checkpoint):
+        rows = [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
         try:
-            model.set(
-                slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
-            )
+            model.set(slot, layer, rows, expert)
         except LoadError as error:
             names = ", ".join(quoted(part.name) for part in parts)
             raise LoadError(f"{names}: {error}") from error

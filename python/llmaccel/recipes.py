@@ -4,8 +4,9 @@ Owns the names of `quantization=` and what they mean for body, head and embeddin
 spelling of the number formats that other options name. Invariant: a recipe is decided from headers
 alone and is the one that the core packs by and the memory plan counts by.
 
-The head is int8 whatever the body is: its error reaches the logits directly, and 4 bits save less
-there than they cost. A head tied to the embedding is one matrix, stored once, in the head's form.
+The head is wider than a 4-bit body: its error reaches the logits directly, and 4 bits cost more
+than they save. Beside w4g32 it has 6 bits, which cannot be told from int8 in perplexity. A head
+tied to the embedding is one matrix, stored once, in the head's form.
 
 Called by loading.py; options.py and kernels/ take the names.
 """
@@ -20,14 +21,16 @@ from llmaccel.errors import ConfigError
 
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
-_HEAD = "int8"
-# Slots whose activations stay bf16 where the others are int8: of GGUF files (None) and of
-# quantizations. DECISIONS.md has the figures.
+_HEAD = {"int8": "int8", "fp8": "int8", "w4g128": "int8", "w4g32": "w6g16", "w6g16": "w6g16"}
+# Slots whose activations are finer than the others' int8 (two lanes of it, or bf16 where the
+# processor has no dot of int8): of GGUF files (None) and of quantizations. DECISIONS.md has the
+# figures.
 _WIDE = {
-    None: ("qkv", "head"),
+    None: ("qkv", "o", "head"),
     "int8": ("qkv", "head"),
     "w4g128": ("qkv", "head"),
-    "w4g32": ("head",),
+    "w4g32": ("o", "head"),
+    "w6g16": ("head",),
     "fp8": (),
 }
 
@@ -55,7 +58,7 @@ def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, 
     """What `_core.Model` takes as weights. floats: the core's name of a float form, or "auto".
     tied: the embedding serves as the head."""
     body = quantization or "keep"
-    head = _HEAD if quantization else "keep"
+    head = _HEAD[quantization] if quantization else "keep"
     wide = list(_WIDE[quantization])
     if tied and "head" in wide:
         wide.append("embed")

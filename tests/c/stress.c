@@ -30,6 +30,8 @@ enum {
     N_KV_HEADS = 2,
     D_HEAD = 16,
     D_FFN = 96,
+    N_EXPERTS = 5,
+    D_EXPERT = 40,
     N_LAYERS = 2,
     MAX_LEN = 256,
     MAX_CELLS = N_VOCAB * 2 * D_MODEL,
@@ -203,7 +205,8 @@ static void stress_steps(void)
 
 /* ---- the model -------------------------------------------------------------------------------- */
 
-static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (*shapes)[2])
+static void set_random(la_model *m, rng *r, la_slot slot, int layer, int expert,
+                       const int (*shapes)[2])
 {
     static float data[3][MAX_CELLS]; /* one thread makes the model */
     la_source parts[3];
@@ -216,7 +219,21 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (
         parts[n] =
             (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1]};
     }
-    check(la_model_set(m, slot, layer, parts, n) == LA_OK, la_slot_name(slot));
+    check(la_model_set(m, slot, layer, expert, parts, n) == LA_OK, la_slot_name(slot));
+}
+
+static void set_experts(la_model *m, rng *r, int layer)
+{
+    static const int router[3][2] = {{N_EXPERTS, D_MODEL}, {1, D_MODEL}};
+    static const int up[3][2] = {{D_EXPERT, D_MODEL}, {D_EXPERT, D_MODEL}};
+    static const int down[3][2] = {{D_MODEL, D_EXPERT}};
+    set_random(m, r, LA_ROUTER, layer, 0, router);
+    set_random(m, r, LA_SHARED_GATE_UP, layer, 0, up);
+    set_random(m, r, LA_SHARED_DOWN, layer, 0, down);
+    for (int e = 0; e < N_EXPERTS; e++) {
+        set_random(m, r, LA_EXPERT_GATE_UP, layer, e, up);
+        set_random(m, r, LA_EXPERT_DOWN, layer, e, down);
+    }
 }
 
 static la_model *make_model(la_backend *backend)
@@ -229,7 +246,7 @@ static la_model *make_model(la_backend *backend)
     static const int out[3][2] = {{D_MODEL, N_HEADS * D_HEAD}};
     static const int gate_up[3][2] = {{D_FFN, D_MODEL}, {D_FFN, D_MODEL}};
     static const int down[3][2] = {{D_MODEL, D_FFN}};
-    static const la_layer_desc layers[N_LAYERS] = {{0, 0}, {40, 0}};
+    static const la_layer_desc layers[N_LAYERS] = {{0, 0, 0}, {40, 0, 1}};
     float inv_freq[D_HEAD / 2];
     for (int i = 0; i < D_HEAD / 2; i++) {
         inv_freq[i] = powf(10000.0f, -2.0f * (float)i / (float)D_HEAD);
@@ -251,6 +268,15 @@ static la_model *make_model(la_backend *backend)
                           .logit_scale = 1.0f,
                           .embed_scale = 1.0f,
                           .residual_scale = 1.0f,
+                          .n_experts = N_EXPERTS,
+                          .n_experts_used = 2,
+                          .d_expert = D_EXPERT,
+                          .d_shared = D_EXPERT,
+                          .shared_gate = 1,
+                          .route_scale = 1.0f,
+                          .route_groups = 1,
+                          .route_groups_used = 1,
+                          .route_group_best = 1,
                           .activation = LA_ACT_F32,
                           .kv_form = LA_KV_F32,
                           .layers = layers,
@@ -260,15 +286,19 @@ static la_model *make_model(la_backend *backend)
     la_model *m = NULL;
     rng r = {1};
     check(la_model_create(backend, &desc, recipe, &m) == LA_OK, "la_model_create");
-    set_random(m, &r, LA_EMBED, 0, embed);
-    set_random(m, &r, LA_FINAL_NORM, 0, norm);
+    set_random(m, &r, LA_EMBED, 0, 0, embed);
+    set_random(m, &r, LA_FINAL_NORM, 0, 0, norm);
     for (int i = 0; i < N_LAYERS; i++) {
-        set_random(m, &r, LA_ATTN_NORM, i, norm);
-        set_random(m, &r, LA_QKV, i, qkv);
-        set_random(m, &r, LA_O, i, out);
-        set_random(m, &r, LA_FFN_NORM, i, norm);
-        set_random(m, &r, LA_GATE_UP, i, gate_up);
-        set_random(m, &r, LA_DOWN, i, down);
+        set_random(m, &r, LA_ATTN_NORM, i, 0, norm);
+        set_random(m, &r, LA_QKV, i, 0, qkv);
+        set_random(m, &r, LA_O, i, 0, out);
+        set_random(m, &r, LA_FFN_NORM, i, 0, norm);
+        if (layers[i].moe) {
+            set_experts(m, &r, i);
+            continue;
+        }
+        set_random(m, &r, LA_GATE_UP, i, 0, gate_up);
+        set_random(m, &r, LA_DOWN, i, 0, down);
     }
     check(la_model_finish(m) == LA_OK, "la_model_finish");
     return m;

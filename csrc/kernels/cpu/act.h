@@ -1,5 +1,7 @@
-/* act.h - activation rows on their way into a product: bf16, or int8 per group.
+/* act.h - activation rows on their way into a product: bf16, or int8 per group in one or two lanes.
  *
+ * Two lanes: x = scale * (q + rest / 254), rest rounded from what q leaves of x / scale, which is at
+ * most half: 15 bits of the group's largest value.
  * Invariant: every level writes the same bits. Group maxima are compared as bit patterns, which
  * makes the maximum independent of the order and keeps a NaN visible: its group's scale becomes
  * NaN. Filled into the table by isa_*.c; called once per row before a product.
@@ -12,6 +14,8 @@
 
 /* A group whose largest value is below this counts as zero: 127 / amax must stay finite. */
 #define LA_ACT_TINY 1e-36f
+/* Steps of the second lane in one of the first: half a step becomes 127. */
+#define LA_ACT_FINER 254.0f
 
 /* 16 values from k on, those beyond K zero. */
 LA_INLINE void act_load16(const float *x, int k, int K, vf v[LA_LANES16])
@@ -79,39 +83,72 @@ LA_INLINE float act_amax(const float *x, int k, int end)
     return f;
 }
 
-LA_INLINE void act_i8(const float *x, int K, int group, int8_t *out, la_act_meta *meta)
+/* What the sum of a lane's codes adds to the group's meta. */
+LA_INLINE la_act_meta act_meta(float scale, const vi sum[LA_LANES16])
 {
-    memset(out + K / 64 * 64, 0, (size_t)(K % 64 ? 64 : 0));
-    for (int k0 = 0; k0 < K; k0 += group) {
+    int32_t lane[16], isum = 0;
+    for (int i = 0; i < LA_LANES16; i++) {
+        vi_storeu(lane + i * VL, sum[i]);
+    }
+    for (int i = 0; i < 16; i++) {
+        isum += lane[i];
+    }
+    return (la_act_meta){scale, scale * (float)isum, isum, 0};
+}
+
+/* lanes: 1 or 2, out[lane] and meta[lane] their rows. */
+LA_INLINE void act_codes(const int lanes, const float *x, int K, int group, int8_t *const *out,
+                         la_act_meta *const *meta)
+{
+    const vf hi = v_set1(127.0f), lo = v_set1(-127.0f), finer = v_set1(LA_ACT_FINER);
+    for (int l = 0; l < lanes; l++) {
+        memset(out[l] + K / 64 * 64, 0, (size_t)(K % 64 ? 64 : 0));
+    }
+    for (int k0 = 0, g = 0; k0 < K; k0 += group, g++) {
         int end = K - k0 < group ? K : k0 + group;
         float amax = act_amax(x, k0, end);
         int tiny = amax < LA_ACT_TINY;
         vf inv = v_set1(tiny ? 0.0f : 127.0f / amax);
-        vf hi = v_set1(127.0f), lo = v_set1(-127.0f);
-        vi sum[LA_LANES16];
-        int32_t lane[16], isum = 0;
+        vi sum[2][LA_LANES16];
         for (int i = 0; i < LA_LANES16; i++) {
-            sum[i] = vi_set1(0);
+            sum[0][i] = sum[1][i] = vi_set1(0);
         }
         for (int k = k0; k < end; k += 16) {
             vf v[LA_LANES16];
-            vi q[LA_LANES16];
+            vi q[2][LA_LANES16];
             act_load16(x, k, end, v);
             for (int i = 0; i < LA_LANES16; i++) {
-                q[i] = vi_from_f(v_max(v_min(v_mul(v[i], inv), hi), lo));
-                sum[i] = vi_add(sum[i], q[i]);
+                vf y = v_max(v_min(v_mul(v[i], inv), hi), lo);
+                q[0][i] = vi_from_f(y);
+                sum[0][i] = vi_add(sum[0][i], q[0][i]);
+                if (lanes == 2) {
+                    q[1][i] = vi_from_f(v_mul(v_sub(y, v_from_i(q[0][i])), finer));
+                    sum[1][i] = vi_add(sum[1][i], q[1][i]);
+                }
             }
-            vi_store_act(out + k, q);
-        }
-        for (int i = 0; i < LA_LANES16; i++) {
-            vi_storeu(lane + i * VL, sum[i]);
-        }
-        for (int i = 0; i < 16; i++) {
-            isum += lane[i];
+            for (int l = 0; l < lanes; l++) {
+                vi_store_act(out[l] + k, q[l]);
+            }
         }
         float scale = tiny ? 0.0f : amax / 127.0f;
-        *meta++ = (la_act_meta){scale, scale * (float)isum, isum, 0};
+        meta[0][g] = act_meta(scale, sum[0]);
+        if (lanes == 2) {
+            meta[1][g] = act_meta(scale / LA_ACT_FINER, sum[1]);
+        }
     }
+}
+
+LA_INLINE void act_i8(const float *x, int K, int group, int8_t *out, la_act_meta *meta)
+{
+    act_codes(1, x, K, group, &out, &meta);
+}
+
+LA_INLINE void act_i8x2(const float *x, int K, int group, int8_t *out, size_t pitch,
+                        la_act_meta *meta)
+{
+    int8_t *const rows[2] = {out, out + pitch};
+    la_act_meta *const metas[2] = {meta, meta + (K + group - 1) / group};
+    act_codes(2, x, K, group, rows, metas);
 }
 
 #endif

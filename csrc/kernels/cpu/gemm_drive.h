@@ -46,8 +46,9 @@ typedef struct la_tile {
     const uint8_t *decoded; /* the range in the tile's own form, or NULL */
     const uint8_t *a;       /* first row, where the range begins */
     size_t a_pitch;
-    const la_act_meta *meta; /* first row, first group of the range */
-    size_t meta_pitch;       /* groups of a row */
+    const la_act_meta *meta; /* first row, first fold of the range */
+    size_t meta_pitch;       /* folds of a row */
+    int fold;                /* k between folds: all of a group of weights, or a part of it */
     float *c;                /* first row, first column */
     size_t ldc;
     int k;          /* length of the range */
@@ -166,6 +167,9 @@ LA_INLINE void tile_prefetch(const la_tile *t, size_t at, const int units)
     }
 }
 
+/* Whether a group begins at k0, that is whether its scales and its header come next. */
+LA_INLINE int tile_begins(const la_tile *t, int k0) { return (k0 & (t->f.group - 1)) == 0; }
+
 /* Bytes of k values of a unit, whole groups with their headers. */
 LA_INLINE size_t tile_offset(la_format f, int k)
 {
@@ -188,8 +192,9 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
     t.head_pitch = g->w_pitch;
     t.a = g->a + (size_t)k0 * (size_t)s->a_bytes;
     t.a_pitch = g->a_pitch;
-    t.meta_pitch = g->f.group ? (size_t)((g->K + g->f.group - 1) / g->f.group) : 0;
-    t.meta = g->f.group ? g->meta + k0 / g->f.group : NULL;
+    t.fold = g->fold ? g->fold : g->f.group;
+    t.meta_pitch = t.fold ? (size_t)((g->K + t.fold - 1) / t.fold) : 0;
+    t.meta = t.fold ? g->meta + k0 / t.fold : NULL;
     t.c = g->c + u * LA_UNIT;
     t.ldc = (size_t)g->ldc;
     t.first = k0 == 0;
@@ -228,7 +233,8 @@ LA_INLINE void tile_open(const la_gemm *g, la_tile *t, int u, int units, int k0,
     t->f.row_scale = 1;
     t->head = (const uint8_t *)heads;
     t->head_step = (size_t)sets * LA_UNIT * sizeof(float);
-    t->head_pitch = (size_t)(t->k / g->f.group) * t->head_step;
+    t->head_pitch =
+        (size_t)((t->k + LA_NEST - 1) / LA_NEST * (LA_NEST / g->f.group)) * t->head_step;
 }
 
 /* k whose scales, multiplied out, take at most `bytes`. */

@@ -135,10 +135,11 @@ LA_INLINE void q_tile(const int bits, const int R, const la_tile *tile)
     const int zero = la_format_zero(t->f);
     const la_act_meta *meta = t->meta;
     tile_clear(R, TILE_V, t);
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
-        int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
-        int eights = (k + 7) / 8;
-        const uint8_t *codes = w + header;
+    for (int k0 = 0; k0 < t->k; k0 += t->fold, meta++) {
+        int k = t->k - k0 < t->fold ? t->k - k0 : t->fold;
+        int eights = (k + 7) / 8, begins = tile_begins(t, k0);
+        const uint8_t *codes = w + (begins ? header : 0);
+        head += begins && k0 > 0 ? t->head_step : 0;
         LA_UNROLL
         for (int c = 0; c < TILE_V; c += C) {
             vi acc[Q_ROWS][4];

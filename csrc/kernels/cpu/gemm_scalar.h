@@ -143,6 +143,31 @@ static void unpack_row(const uint8_t *unit, la_format f, int n, int K, float *ou
     }
 }
 
+/* Column j of a group's codes [from, end) by a row, which begins where the group does. */
+static float scalar_dot_i8(la_format f, const uint8_t *codes, int j, int from, int end,
+                           const int8_t *a)
+{
+    int32_t dot = 0;
+    for (int k = from; k < end; k++) {
+        int i = k % 8, at = 2 * (i % 4) + i / 4; /* where act_i8 put k */
+        dot += (scalar_code(f, codes, j, k) - la_format_zero(f)) * a[k - i + at];
+    }
+    return (float)dot;
+}
+
+static float scalar_dot_bf16(la_format f, const uint8_t *codes, int j, int from, int end,
+                             const uint16_t *a)
+{
+    float dot = 0.0f;
+    for (int k = from; k < end; k++) {
+        dot += scalar_value(f, scalar_code(f, codes, j, k)) * la_bf16_to_f32(a[k]);
+    }
+    return dot;
+}
+
+/* k of an activation group. */
+static int scalar_fold(const la_gemm *g) { return g->fold ? g->fold : g->f.group; }
+
 /* One row and one unit of a grouped product. a8 or a16 is the row, the other is NULL. */
 static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
                            const uint16_t *a16, const la_act_meta *meta, float *c)
@@ -152,27 +177,20 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
     }
     const int late = g->f.row_scale && !g->f.has_offset;
     const uint8_t *group = w + la_format_unit_header(g->f, g->K);
-    for (int k0 = 0; k0 < g->K; k0 += g->f.group, meta++) {
+    for (int k0 = 0; k0 < g->K; k0 += g->f.group) {
         const uint8_t *head = la_format_header(g->f) == 0 ? w : group;
         const uint8_t *codes = group + la_format_header(g->f);
         int kn = g->K - k0 < g->f.group ? g->K - k0 : g->f.group;
-        for (int j = 0; j < LA_UNIT; j++) {
-            int32_t idot = 0;
-            float dot = 0.0f;
-            for (int k = 0; k < kn; k++) {
-                uint8_t code = scalar_code(g->f, codes, j, k);
-                int i = k % 8, at = 2 * (i % 4) + i / 4; /* where act_i8 put k */
-                if (a8) {
-                    idot += (code - la_format_zero(g->f)) * a8[k0 + k - i + at];
+        for (int from = 0; from < kn; from += scalar_fold(g), meta++) {
+            int end = kn - from < scalar_fold(g) ? kn : from + scalar_fold(g);
+            for (int j = 0; j < LA_UNIT; j++) {
+                float scale = late ? 1.0f : scalar_scale(g->f, head, 0, j, k0);
+                float dot = a8 ? scalar_dot_i8(g->f, codes, j, from, end, a8 + k0)
+                               : scalar_dot_bf16(g->f, codes, j, from, end, a16 + k0);
+                c[j] = fmaf(dot, scale * meta->scale, c[j]);
+                if (g->f.has_offset) {
+                    c[j] = fmaf(scalar_scale(g->f, head, 1, j, k0), meta->sum, c[j]);
                 }
-                else {
-                    dot += scalar_value(g->f, code) * la_bf16_to_f32(a16[k0 + k]);
-                }
-            }
-            float scale = late ? 1.0f : scalar_scale(g->f, head, 0, j, k0);
-            c[j] = fmaf(a8 ? (float)idot : dot, scale * meta->scale, c[j]);
-            if (g->f.has_offset) {
-                c[j] = fmaf(scalar_scale(g->f, head, 1, j, k0), meta->sum, c[j]);
             }
         }
         group = codes + la_format_codes(g->f, kn);
@@ -184,7 +202,7 @@ static void scalar_grouped(const la_gemm *g, const uint8_t *w, const int8_t *a8,
 
 static void gemm_grouped(const la_gemm *g, int int8)
 {
-    int n_groups = (g->K + g->f.group - 1) / g->f.group;
+    int n_groups = (g->K + scalar_fold(g) - 1) / scalar_fold(g);
     for (int u = 0; u < g->n_units; u++) {
         for (int m = 0; m < g->M; m++) {
             const uint8_t *a = g->a + (size_t)m * g->a_pitch;

@@ -181,8 +181,8 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
     if (!regs) {
         tile_clear(R, C, t);
     }
-    for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
-        int k = t->k - k0 < t->f.group ? t->k - k0 : t->f.group;
+    for (int k0 = 0; k0 < t->k; k0 += t->fold, meta++) {
+        int k = t->k - k0 < t->fold ? t->k - k0 : t->fold;
         int steps = (k + tile_step_k(bits) - 1) / tile_step_k(bits) * (bits == 8 ? 2 : 1);
         vi acc[8][4];
         LA_UNROLL
@@ -192,7 +192,10 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
                 acc[r][c] = vi_set1(-zero * meta[(size_t)r * t->meta_pitch].isum);
             }
         }
-        w += header;
+        if (tile_begins(t, k0)) {
+            w += header;
+            head += k0 > 0 ? t->head_step : 0;
+        }
         for (int i = 0; i < steps && bits != 8; i++) {
             vnni_step(bits, R, U, t, &w, &a, &ahead, acc);
         }

@@ -16,6 +16,7 @@ void la_kernels_fill_avx2(la_kernels *t)
 {
     t->act_bf16 = act_bf16;
     t->act_i8 = act_i8;
+    t->act_i8x2 = act_i8x2;
     fill_gemm(t);
     fill_gemm_q(t);
     fill_probe(t);

@@ -13,6 +13,7 @@ void la_kernels_fill_scalar(la_kernels *t)
 {
     t->act_bf16 = act_bf16;
     t->act_i8 = act_i8;
+    t->act_i8x2 = act_i8x2;
     fill_gemm(t);
     fill_rows(t);
     fill_attention(t);

@@ -37,13 +37,28 @@ LA_INLINE vf v_gelu_tanh(vf x)
     return v_div(x, v_add(v_set1(1.0f), v_exp(u)));
 }
 
-enum { ROWS_SILU = 0, ROWS_GELU, ROWS_GELU_TANH, ROWS_RELU }; /* LA_GATE_* of llmaccel.h */
+/* LA_GATE_* of llmaccel.h */
+enum { ROWS_SILU = 0, ROWS_GELU, ROWS_GELU_TANH, ROWS_RELU, ROWS_CLIP };
+
+/* x sigmoid(1.702 x) of x <= 7. The first operands of min and max give way to a NaN. */
+LA_INLINE vf v_clip(vf x)
+{
+    x = v_min(v_set1(7.0f), x);
+    return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(v_set1(-1.702f), x))));
+}
+
+/* What a gate's up is multiplied as. */
+LA_INLINE vf v_up(const int act, vf x)
+{
+    return act == ROWS_CLIP ? v_add(v_max(v_set1(-7.0f), v_min(v_set1(7.0f), x)), v_set1(1.0f)) : x;
+}
 
 LA_INLINE vf v_act(const int act, vf x)
 {
     return act == ROWS_SILU        ? v_silu(x)
            : act == ROWS_GELU      ? v_gelu(x)
            : act == ROWS_GELU_TANH ? v_gelu_tanh(x)
+           : act == ROWS_CLIP      ? v_clip(x)
                                    : v_max(v_zero(), x);
 }
 
@@ -150,12 +165,12 @@ LA_INLINE void rows_act_mul(const int act, const float *gate, const float *up, i
     for (; i + 16 <= n; i += 16, gate += step, up += step) {
         LA_UNROLL
         for (int j = 0; j < 16; j += VL) {
-            v_storeu(y + i + j, v_mul(v_act(act, v_loadu(gate + j)), v_loadu(up + j)));
+            v_storeu(y + i + j, v_mul(v_act(act, v_loadu(gate + j)), v_up(act, v_loadu(up + j))));
         }
     }
     for (int j = 0; i + j < n; j += VL) {
         int left = n - i - j;
-        vf z = v_mul(v_act(act, v_loadn(gate + j, left)), v_loadn(up + j, left));
+        vf z = v_mul(v_act(act, v_loadn(gate + j, left)), v_up(act, v_loadn(up + j, left)));
         v_storen(y + i + j, z, left);
     }
 }
@@ -166,6 +181,7 @@ static void act_mul(int kind, const float *gate, const float *up, int step, floa
     case ROWS_SILU: rows_act_mul(ROWS_SILU, gate, up, step, y, n); break;
     case ROWS_GELU: rows_act_mul(ROWS_GELU, gate, up, step, y, n); break;
     case ROWS_GELU_TANH: rows_act_mul(ROWS_GELU_TANH, gate, up, step, y, n); break;
+    case ROWS_CLIP: rows_act_mul(ROWS_CLIP, gate, up, step, y, n); break;
     default: rows_act_mul(ROWS_RELU, gate, up, step, y, n); break;
     }
 }
@@ -176,6 +192,7 @@ static void act(int kind, const float *x, float *y, int n)
     case ROWS_SILU: rows_act(ROWS_SILU, x, y, n); break;
     case ROWS_GELU: rows_act(ROWS_GELU, x, y, n); break;
     case ROWS_GELU_TANH: rows_act(ROWS_GELU_TANH, x, y, n); break;
+    case ROWS_CLIP: rows_act(ROWS_CLIP, x, y, n); break;
     default: rows_act(ROWS_RELU, x, y, n); break;
     }
 }

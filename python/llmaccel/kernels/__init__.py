@@ -21,6 +21,7 @@ What every function keeps to:
 |---|---|
 | rows | rms_norm, layer_norm, add, act, act_mul, rope, softcap |
 | formats | pack, PackedWeight, linear, quantize_rows, round_bf16 |
+| experts | route, pack_experts, PackedExperts, grouped_linear_contiguous, grouped_linear_masked |
 | attention | KVPages, LatentPages |
 | sampling | argmax, logsumexp, softmax, select_above, top_k |
 """
@@ -28,6 +29,13 @@ What every function keeps to:
 from __future__ import annotations
 
 from llmaccel.kernels.arguments import isas
+from llmaccel.kernels.experts import (
+    PackedExperts,
+    grouped_linear_contiguous,
+    grouped_linear_masked,
+    pack_experts,
+    route,
+)
 from llmaccel.kernels.latent import LatentPages
 from llmaccel.kernels.packed import PackedWeight, linear, pack, quantize_rows, round_bf16
 from llmaccel.kernels.pages import KVPages
@@ -37,20 +45,25 @@ from llmaccel.kernels.sampling import argmax, logsumexp, select_above, softmax, 
 __all__ = [
     "KVPages",
     "LatentPages",
+    "PackedExperts",
     "PackedWeight",
     "act",
     "act_mul",
     "add",
     "argmax",
+    "grouped_linear_contiguous",
+    "grouped_linear_masked",
     "isas",
     "layer_norm",
     "linear",
     "logsumexp",
     "pack",
+    "pack_experts",
     "quantize_rows",
     "rms_norm",
     "rope",
     "round_bf16",
+    "route",
     "select_above",
     "softcap",
     "softmax",

@@ -18,7 +18,12 @@ from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
 _FLOAT_NAMES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}  # as the core calls them
+FORMS = {
+    "float32": "f32",
+    "bfloat16": "bf16",
+    "int8": "i8",
+    "int8x2": "i8x2",
+}  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
 _ROUND_AT_ONCE = 1 << 28  # values; counted in int
@@ -35,27 +40,27 @@ class PackedWeight:
     """
 
     def __init__(self, core: _core.Packed) -> None:
-        self._core = core
+        self.core = core
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
-        return self._core.shape
+        return self.core.shape
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed form, padding to 32 columns included."""
-        return self._core.nbytes
+        return self.core.nbytes
 
     @property
     def format(self) -> dict[str, Any]:
         """What it stores.
 
-        codes: F32, F16, BF16, int8, int4 or fp8; group: k that share a scale, 0 for floats; scales:
-        F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets: groups have one;
-        per_row: one scale for a whole row.
+        codes: F32, F16, BF16, int4, int5, int6, int8 or fp8; group: k that share a scale,
+        0 for floats; scales: F16, F32, F16_I8 (an F16 for 256 k times an int8) or None; offsets:
+        groups have one; per_row: one scale for a whole row.
         """
-        return self._core.format
+        return self.core.format
 
     def rows(self, ids: Any, *, out: Any = None, isa: str = "auto") -> Tensor:
         """Rows by number, as floats: an embedding lookup. F32 [*ids.shape, K].
@@ -71,7 +76,7 @@ class PackedWeight:
         y = arguments.result(out, (*table.shape, k))
         level = arguments.level(isa)
         if table.size:
-            _run(self._core.unpack, level, np.ascontiguousarray(table, np.int32).reshape(-1), y)
+            run_core(self.core.unpack, level, np.ascontiguousarray(table, np.int32).reshape(-1), y)
         return y
 
     def dequantize(self, *, out: Any = None, isa: str = "auto") -> Tensor:
@@ -98,8 +103,9 @@ def pack(
     "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
     format: what floats become: "F32", "F16", "BF16" (or as LLM's dtype is spelled: "bfloat16",
     "bf16", torch.bfloat16); "int8" or "fp8" (E4M3), a scale per row;
-    "w4g128" or "w4g32", 4 bits with a scale per group; "auto" keeps their own. Blocks keep their
-    codes, scales and offsets exactly; "F32" dequantizes them. threads: 0 takes all processors.
+    "w4g128" or "w4g32", 4 bits with a scale per group, "w6g16", 6 bits; "auto" keeps their own.
+    Blocks keep their codes, scales and offsets exactly; "F32" dequantizes them. threads: 0
+    takes all processors.
 
     ConfigError: shapes and sizes that do not fit, values that are not finite where they are to be
     quantized, quantizing blocks again. UnsupportedError: an unknown dtype or format.
@@ -129,7 +135,7 @@ def pack(
         raise ConfigError(f"format: {dtype} blocks are quantized already and stay exact")
     floats = "auto" if format in QUANTIZATIONS else format
     try:
-        return PackedWeight(_run(_core.Packed, t, dtype, n, k, floats, quantize, threads))
+        return PackedWeight(run_core(_core.Packed, t, dtype, n, k, floats, quantize, threads))
     except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
         text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
         raise ConfigError(f"weight: {text}") from error
@@ -148,9 +154,11 @@ def linear(
     """x W^T + bias, as torch.nn.functional.linear. F32 [..., N].
 
     x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bfloat16"
-    (rounded to nearest even) or "int8" (8-bit weights and below: quantized per row and group,
-    integer dots); "auto" is float32 for F32 and F16 weights and bfloat16 for all others. Sums
-    are fp32, in an order that depends on (N, K) alone. threads: 0 takes all processors where the
+    (rounded to nearest even), "int8" (8-bit weights and below: quantized per row and group,
+    integer dots) or "int8x2" (what that rounding leaves is quantized again and multiplied too: 15
+    bits of a group's largest value); "auto" is float32 for F32 and F16 weights and bfloat16 for
+    all others. Sums are fp32, in an order that depends on (N, K) alone; those of int8 and int8x2
+    have the same bits on every instruction set. threads: 0 takes all processors where the
     product is large enough to gain; bits do not depend on it.
     """
     if not isinstance(weight, PackedWeight):
@@ -161,11 +169,11 @@ def linear(
         raise ConfigError(f"x: expected [..., {k}], got {list(t.shape)}")
     b = None if bias is None else arguments.vector(bias, "bias", n)
     y = arguments.result(out, (*t.shape[:-1], n), *(t,) if b is None else (t, b))
-    level, form = arguments.level(isa), _form(activation, weight)
+    level, form = arguments.level(isa), form_of(activation, weight)
     m = t.nbytes // (4 * k)
     threads = arguments.count_threads(threads, weight.nbytes * (1 + m // 16))
     if t.nbytes:
-        _run(weight._core.linear, level, form, t, y, b, threads)
+        run_core(weight.core.linear, level, form, t, y, b, threads)
     return y
 
 
@@ -217,22 +225,22 @@ def _format(format: Any) -> Any:
     return _FLOAT_NAMES.get(name, name) if isinstance(name, str) else name
 
 
-def _form(activation: str, weight: PackedWeight) -> str:
+def form_of(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
     floats = {"F32": "float32", "F16": "float32", "BF16": "bfloat16", "fp8": "bfloat16"}
-    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8")
+    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8", "int8x2")
     activation = number_format(activation)
     arguments.choice(activation, "activation", ACTIVATIONS)
     chosen = allowed[0] if activation == "auto" else activation
     if chosen not in allowed:
         raise ConfigError(
-            f"activation: {codes} weights take {' or '.join(allowed)} rows, not {activation}"
+            f"activation: {codes} weights take {', '.join(allowed)} rows, not {activation}"
         )
     return FORMS[chosen]
 
 
-def _run(call: Any, *args: Any) -> Any:
+def run_core(call: Any, *args: Any) -> Any:
     """Calls the core; what it still refuses is an argument's fault."""
     try:
         return call(*args)

@@ -12,7 +12,7 @@ from llmaccel.errors import ConfigError
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor
 
-KINDS = ("silu", "gelu", "gelu_tanh", "relu")
+KINDS = ("silu", "gelu", "gelu_tanh", "relu", "clip")
 
 
 def rms_norm(
@@ -72,8 +72,8 @@ def add(x: Any, y: Any, scale: float = 1.0, *, out: Any = None, isa: str = "auto
 def act(x: Any, kind: str = "silu", *, out: Any = None, isa: str = "auto") -> Tensor:
     """An activation, element by element.
 
-    x: any shape; kind: silu, gelu (by erf), gelu_tanh or relu. Returns F32 of x's shape. out may
-    be x.
+    x: any shape; kind: silu, gelu (by erf), gelu_tanh, relu, or clip (gpt-oss: z sigmoid(1.702 z),
+    z = min(x, 7)). Returns F32 of x's shape. out may be x.
     """
     t = arguments.floats(x, "x")
     y = arguments.result(out, t.shape, same=t)
@@ -88,7 +88,8 @@ def act_mul(
 ) -> Tensor:
     """act(gate) * up, element by element: the middle of a gated feed-forward layer.
 
-    gate, up: of one shape; kind as in act. Returns F32 of that shape. out may be gate.
+    gate, up: of one shape; kind as in act; clip multiplies with 1 + min(max(up, -7), 7) instead.
+    Returns F32 of that shape. out may be gate.
     """
     g, u = arguments.floats(gate, "gate"), arguments.floats(up, "up")
     arguments.expect(u, "up", g.shape)

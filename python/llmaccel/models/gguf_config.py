@@ -55,6 +55,7 @@ _KNOWN = frozenset(
         "rope.scaling.yarn_beta_fast",
         "rope.scaling.yarn_beta_slow",
         "tensor_data_layout",
+        "nextn_predict_layers",
     )
 )
 _LATENT_KNOWN = (
@@ -65,6 +66,7 @@ _LATENT_KNOWN = (
 _ARITHMETIC = ("attention.", "rope.", "expert", "ssm.", "moe_", "shortconv.", "wkv.", "nextn_")
 # The 27B models scale queries by hidden size over heads, the others by the head size.
 _WIDE_SCALE = (("gemma2", 46), ("gemma3", 62))
+_PREDICTION = "nextn_predict_layers"
 _STOP_IDS = ("eos", "eot", "eom")
 
 
@@ -116,9 +118,13 @@ def hf_config_from_gguf(
         raw[key] = meta.uniform(suffix)
         if raw[key] is None:
             raise ConfigError(f"{_WHERE}: {meta.key(suffix)} is missing")
+    raw.update(family.gguf_values)
     for key, suffix in family.gguf_keys.items():
         if meta.get(suffix) is not None:
             raw[key] = meta.get(suffix)
+    if "use_qk_norm" in family.defaults:
+        raw["use_qk_norm"] = "blk.0.attn_q_norm.weight" in tensors
+    _prediction_layers(meta, raw, spelled)
     eps = (
         "attention.layer_norm_rms_epsilon"
         if family.norm == "rms"
@@ -144,6 +150,16 @@ def hf_config_from_gguf(
     return raw, spelled
 
 
+def _prediction_layers(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> None:
+    """Layers that predict further tokens are counted with the others and come last."""
+    if meta.get(_PREDICTION) is None:
+        return
+    keys = Keys({"n": meta.get(_PREDICTION)}, {}, _WHERE, {"n": meta.key(_PREDICTION)})
+    layers = Keys(raw, {}, _WHERE, spelled).integer("num_hidden_layers", 1, MAX_LAYERS)
+    raw["num_nextn_predict_layers"] = keys.integer("n", 0, layers - 1)
+    raw["num_hidden_layers"] = layers - raw["num_nextn_predict_layers"]
+
+
 def _check_known(meta: _Metadata, family: Family) -> None:
     known = {*_KNOWN, *family.gguf_keys.values(), *(_LATENT_KNOWN if family.latent else ())}
     if "sliding_window_pattern" in family.defaults:
@@ -156,6 +172,8 @@ def _check_known(meta: _Metadata, family: Family) -> None:
         neutral: tuple[Any, ...] = (None, 0, False, [], "")
         if suffix == "attention.causal":
             neutral = (True,)
+        elif suffix == "expert_gating_func":  # 1: softmax, 2: sigmoid
+            neutral = (None, 0, 2 if "router_correction" in family.tensors else 1)
         elif suffix.endswith("_swa"):  # a size of the sliding layers that is no other than the rest
             neutral = (*neutral, meta.get(suffix.removesuffix("_swa")))
         if suffix.startswith(_ARITHMETIC) and value not in neutral:
@@ -266,6 +284,9 @@ def _rope(
         }
     )
     params = _scaling(meta, tensors)
+    usual = family.rope.absent if family.rope is not None else None
+    if usual is not None and "truncate" in usual and params["rope_type"] == "yarn":
+        params["truncate"] = usual["truncate"]  # files do not say it
     if family.latent:
         _latent_scaling(meta, params, spelled)
     if meta.get("rope.freq_base") is not None:

@@ -10,8 +10,7 @@ mapping.py and slots.py.
 from __future__ import annotations
 
 import math
-import re
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -63,10 +62,6 @@ EXPERT_KEYS: dict[str, Any] = dict.fromkeys(
         "num_local_experts",
     )
 )
-
-
-class _Names(Protocol):
-    def names(self) -> list[str]: ...
 
 
 def latent_sizes(keys: Keys, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
@@ -130,10 +125,3 @@ def _opened(tensor: RawTensor) -> np.ndarray:
     out = np.empty((rows, cols), np.float32)
     packed.unpack("scalar", np.arange(rows, dtype=np.int32), out)
     return out
-
-
-def mtp_names(config: ModelConfig, checkpoint: _Names) -> list[str]:
-    """Tensors of the layers behind the last, which predict further tokens."""
-    layer = re.compile(r"(?:model\.)?layers\.(\d+)\..*")
-    found = ((name, layer.fullmatch(name)) for name in checkpoint.names())
-    return [name for name, match in found if match and int(match[1]) >= config.n_layers]

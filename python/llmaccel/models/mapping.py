@@ -33,16 +33,20 @@ from llmaccel.config import (
 )
 from llmaccel.errors import ConfigError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
-from llmaccel.models.families import FAMILIES, GGUF_TENSORS, Family, find_family, gguf_family
+from llmaccel.models.families import FAMILIES, find_family, gguf_family
+from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
 from llmaccel.models.gguf_config import hf_config_from_gguf
-from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes, mtp_names
+from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes
 from llmaccel.models.rope import RopeContext, rope_tables
 from llmaccel.models.slots import (
+    DENSE_SLOTS,
     LATENT_LAYOUTS,
+    MOE_SLOTS,
     NameTable,
     Source,
     TensorTable,
     fill,
+    is_stacked,
     slot_shapes,
     stored_shapes,
     walk,
@@ -50,7 +54,6 @@ from llmaccel.models.slots import (
 )
 
 _LOG = logging.getLogger("llmaccel")
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 _ACTIVATIONS = {
     "silu": "silu",
@@ -159,6 +162,7 @@ _HF_KEYS = frozenset(
     )
 )
 
+_MAX_PREDICTION_LAYERS = 16
 _GGUF_IGNORED = (
     r"rope_freqs\.weight",
     r"rope_factors_(long|short)\.weight",
@@ -215,19 +219,28 @@ def build_config(
         "residual_scale": 1.0,
         **family.extra(keys, sizes),
     }
-    fields = {k: f32(v) if isinstance(v, float) else v for k, v in fields.items()}
+    experts = family.experts(keys, sizes)
+    moe = experts.pop("moe", [False] * sizes["n_layers"])
+    fields = {k: f32(v) if isinstance(v, float) else v for k, v in {**fields, **experts}.items()}
     tie = keys.flag("tie_word_embeddings")
+    absent = {"head"} if tie else set()
+    if not experts.get("d_shared"):
+        absent |= {"shared_gate_up", "shared_down"}
+    absent |= set() if not all(moe) else DENSE_SLOTS
+    absent |= set() if any(moe) else MOE_SLOTS
+    rotation = _rotation(keys, family, sizes, gguf)
+    rotation["layers"] = [
+        layer._replace(moe=has) for layer, has in zip(rotation["layers"], moe, strict=True)
+    ]
     return ModelConfig(
-        **sizes,
-        **fields,
-        **_rotation(keys, family, sizes, gguf),
+        **{**sizes, **fields, **rotation},
         family=family.name,
         architecture=architecture,
         tie_embeddings=tie,
         # An id beyond the vocabulary can never be drawn; class defaults name some.
         eos_token_ids=[i for i in keys.ids("eos_token_id") if i < sizes["n_vocab"]],
         bos_token_id=keys.integer("bos_token_id", 0, 2**31 - 1, none=True),
-        slots=_slots(keys, family, tie, gguf, tensors),
+        slots=_slots(keys, family, absent, tensors if gguf else None),
         gguf=gguf,
         raw=raw,
     )
@@ -259,9 +272,7 @@ def _refuse_foreign(keys: Keys, family: Family) -> None:
     kinds = keys.raw.get("layer_types")
     if kinds is not None and "layer_types" not in family.defaults:
         uniform = (
-            _SLIDING
-            if keys.has("sliding_window") and "sliding_window" in family.defaults
-            else _FULL
+            SLIDING if keys.has("sliding_window") and "sliding_window" in family.defaults else FULL
         )
         if not isinstance(kinds, list) or any(kind != uniform for kind in kinds):
             raise UnsupportedError(
@@ -357,6 +368,7 @@ def _activation(keys: Keys, key: str) -> str:
 def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> dict[str, Any]:
     """The rope fields and the layers."""
     windows = family.window(keys, sizes["n_layers"])
+    turned = family.rotates(keys, sizes["n_layers"])
     if family.rope is None:
         return {
             "d_rope": 0,
@@ -373,21 +385,30 @@ def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> 
         "rope_interleaved": family.interleaved(keys) or (gguf and family.gguf_interleaved),
         "rope_inv_freq": tables,
         "rope_scale": scales,
-        "layers": [Layer(window, 1 if len(tables) > 1 and window else 0) for window in windows],
+        "layers": [
+            Layer(window, (1 if len(tables) > 1 and window else 0) if turns else -1)
+            for window, turns in zip(windows, turned, strict=True)
+        ],
     }
 
 
 def _slots(
-    keys: Keys, family: Family, tie: bool, gguf: bool, tensors: TensorTable | None
+    keys: Keys, family: Family, absent: set[str], gguf_tensors: TensorTable | None
 ) -> tuple[str, ...]:
-    """The slots that a checkpoint of this model fills."""
-    slots, direct = [], family.latent and keys.value("q_lora_rank") is None
+    """The slots that a checkpoint of this model fills. gguf_tensors: where they tell what is there;
+    None: the config does."""
+    slots = []
+    direct = family.latent and keys.value("q_lora_rank") is None
+    absent = absent | set(DIRECT_LACKS if direct else ())
     for slot in family.tensors:
-        if (slot == "head" and tie) or (direct and slot in DIRECT_LACKS):
+        if slot in absent:
             continue
         if slot in family.optional:
-            first = _names_of(family, gguf, direct)[slot].names[0].replace("{i}", "0")
-            present = first in tensors if gguf else keys.flag(family.optional[slot])
+            if gguf_tensors is None:
+                present = keys.flag(family.optional[slot])
+            else:
+                first = _names_of(family, True, direct)[slot].names[0].replace("{i}", "0")
+                present = first in gguf_tensors
             if not present:
                 continue
         slots.append(slot)
@@ -420,9 +441,9 @@ def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTabl
 
 def iter_slots(
     config: ModelConfig, checkpoint: TensorTable
-) -> Iterator[tuple[str, int, list[RawTensor]]]:
-    """Yield (slot, layer, parts) for every slot of `config`, one at a time; layer 0 for the model's
-    own.
+) -> Iterator[tuple[str, int, int, list[RawTensor]]]:
+    """Yield (slot, layer, expert, parts) for every slot of `config`, one at a time; layer 0 for the
+    model's own, expert 0 for what is no expert's.
 
     Parts have `slot_shapes`; most are views of the mapped file. Tensors that no slot uses are named
     in a warning. Raises LoadError for a missing tensor or a wrong shape, UnsupportedError for a
@@ -430,8 +451,8 @@ def iter_slots(
     """
     table = _name_table(config, checkpoint)
     _warn_unused(config, checkpoint)
-    for slot, layer in walk(config):
-        yield slot, layer, fill(config, table, slot, layer)
+    for slot, layer, expert in walk(config):
+        yield slot, layer, expert, fill(config, table, slot, layer, expert)
 
 
 def slot_forms(
@@ -443,9 +464,10 @@ def slot_forms(
     missing tensor, UnsupportedError for one whose type is no weight's.
     """
     table = _name_table(config, checkpoint)
-    for slot, layer in walk(config):
-        shapes = slot_shapes(config, slot)
-        dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer)]
+    shapes: list[tuple[int, ...]] = []
+    for slot, layer, expert in walk(config):
+        shapes = slot_shapes(config, slot) if expert == 0 else shapes
+        dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer, expert)]
         if table.tensors[slot].layout in LATENT_LAYOUTS:
             dtypes = [latent_dtype(dtypes[0])]
         if len(dtypes) < len(shapes):
@@ -461,15 +483,22 @@ def slot_forms(
 def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
     table = _name_table(config, None)
-    for slot, layer in walk(config):
-        shapes = stored_shapes(config, table.tensors[slot], slot_shapes(config, slot))
-        yield from zip(table.names(slot, layer), shapes, strict=True)
+    shapes: list[tuple[int, ...]] = []
+    for slot, layer, expert in walk(config):
+        src = table.tensors[slot]
+        stacked = is_stacked(src, slot)
+        if expert == 0:
+            shapes = stored_shapes(config, src, slot_shapes(config, slot))
+            shapes = [(config.n_experts, *shape) for shape in shapes] if stacked else shapes
+        elif stacked:
+            continue
+        yield from zip(table.names(slot, layer, expert), shapes, strict=True)
 
 
 def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names in `checkpoint` that no slot uses and no row knows as useless."""
     table = _name_table(config, checkpoint)
-    used = {name for slot, layer in walk(config) for name in table.names(slot, layer)}
+    used = {name for place in walk(config) for name in table.names(*place)}
     patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
     if config.tie_embeddings:
         patterns.append(r"lm_head\.weight|embed_out\.weight")
@@ -479,8 +508,15 @@ def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
 
 
 def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
-    """Names of layers that predict further tokens (MTP), which this version does not run."""
-    return mtp_names(config, checkpoint) if family_of(config).mtp else []
+    """Names of layers that predict further tokens (MTP), which this version does not run. They
+    follow the others."""
+    count = config.raw.get("num_nextn_predict_layers")
+    if not isinstance(count, int) or isinstance(count, bool):
+        return []
+    end = config.n_layers + min(max(count, 0), _MAX_PREDICTION_LAYERS)
+    layer = re.compile(r"(?:.*\.)?(?:layers|blk)\.(\d{1,9})\..*")
+    found = ((name, layer.fullmatch(name)) for name in checkpoint.names())
+    return [name for name, at in found if at and config.n_layers <= int(at[1]) < end]
 
 
 def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:

@@ -53,7 +53,8 @@ class RopeKeys:
     theta: key and default of the base. partial: key and default of the rotated share of a head, or
     None where the family rotates whole heads. local_theta: key and default of a second table for
     sliding layers. aliases: old names of rope types. original: class default of
-    original_max_position_embeddings where the class has that attribute.
+    original_max_position_embeddings where the class has that attribute. absent: parameters of a
+    config that has none.
     """
 
     theta: tuple[str, float] = ("rope_theta", 10000.0)
@@ -62,6 +63,7 @@ class RopeKeys:
     aliases: Mapping[str, str] = field(default_factory=dict)
     types: tuple[str, ...] = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
     original: int | None = None
+    absent: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def _dict_of(keys: Keys, key: str) -> dict[str, Any]:
 def _parameter_sets(keys: Keys, spec: RopeKeys) -> list[Keys]:
     """One checked, standardized parameter dict per table."""
     scaling, params = _dict_of(keys, "rope_scaling"), _dict_of(keys, "rope_parameters")
+    if spec.absent is not None and not (scaling or params):
+        params = dict(spec.absent)
     by_type = [name for name in (_FULL, _SLIDING) if name in params]
     if spec.local_theta is None:
         if by_type:

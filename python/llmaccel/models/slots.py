@@ -47,7 +47,20 @@ LAYER_SLOTS = (
     "mla_q",
     "mla_uk",
     "mla_uv",
+    "sinks",
+    "router",
+    "router_bias",
+    "router_correction",
+    "shared_gate_up",
+    "shared_down",
+    "expert_gate_up",
+    "expert_gate_up_bias",
+    "expert_down",
+    "expert_down_bias",
 )
+# Layers have the first or, where they have experts, the second.
+DENSE_SLOTS = frozenset(("gate_up", "gate_up_bias", "down", "down_bias"))
+MOE_SLOTS = frozenset(LAYER_SLOTS[LAYER_SLOTS.index("router") :])
 LATENT_LAYOUTS = ("latent_k", "latent_v")
 # What la_dtype knows; F64 is converted on the way.
 _DTYPES = frozenset(
@@ -82,30 +95,35 @@ class TensorTable(Protocol):
 class Source:
     """Where a slot comes from.
 
-    names: one checkpoint name per part, or a single one that holds all parts. "{i}" is the layer, a
-    leading "/" means that the family's prefix is not put in front, "a|b" are spellings to try in
-    order. layout: "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head,
-    q/k/v, d) instead of (q/k/v, head, d); "minus_one": a vector stored as w - 1; "latent_k" and
-    "latent_v": the halves of MLA's kv_b, whose rows go (head, d_nope + d_v).
+    names: one checkpoint name per part, or a single one that holds all parts. "{i}" is the layer,
+    "{e}" the expert; names of an expert's slot without it hold all experts, stacked. A leading "/"
+    means that the family's prefix is not put in front, "a|b" are spellings to try in order. layout:
+    "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head, q/k/v, d) instead of
+    (q/k/v, head, d); "minus_one": a vector stored as w - 1; "pairs": gate and up take turns;
+    "transposed_pairs": both; "latent_k" and "latent_v": the halves of MLA's kv_b, whose rows go
+    (head, d_nope + d_v). other: another way of storing it, meant where its first
+    tensor is there and this one's is not.
     """
 
     names: tuple[str, ...]
     layout: str = "rows"
+    other: Source | None = None
 
 
-def source(*names: str, layout: str = "rows") -> Source:
+def source(*names: str, layout: str = "rows", other: Source | None = None) -> Source:
     """Shorthand for the tables."""
-    return Source(names, layout)
+    return Source(names, layout, other)
 
 
 def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
-    """Shapes of the parts of `slot`, in `la_slot`'s order."""
+    """Shapes of the parts of `slot`, of one expert's, in `la_slot`'s order."""
     d_model, d_ffn, vocab = config.d_model, config.d_ffn, config.n_vocab
     heads, rank = config.n_heads, config.kv_rank
     q, kv = heads * config.d_head, config.n_kv_heads * config.d_head
     made_of, latent = config.q_rank or q, rank + config.d_rope
     per_head = config.qk_norm == "head"
     ffn_parts = 2 if config.gated else 1
+    experts, d_expert, d_shared = config.n_experts, config.d_expert, config.d_shared
     shapes: dict[str, list[tuple[int, ...]]] = {
         "embed": [(vocab, d_model)],
         "pos_embed": [(config.max_position_embeddings, d_model)],
@@ -125,19 +143,35 @@ def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
         "mla_q": [(q, config.q_rank)],
         "mla_uk": [(heads * rank, config.d_nope)],
         "mla_uv": [(heads * config.d_v, rank)],
+        "sinks": [(config.n_heads,)],
+        "router": [(experts, d_model)] + [(1, d_model)] * config.shared_gate,
+        "router_bias": [(experts,)],
+        "router_correction": [(experts,)],
+        "shared_gate_up": [(d_shared, d_model)] * ffn_parts,
+        "shared_down": [(d_model, d_shared)],
+        "expert_gate_up": [(d_expert, d_model)] * ffn_parts,
+        "expert_gate_up_bias": [(d_expert,)] * ffn_parts,
+        "expert_down": [(d_model, d_expert)],
     }
     return shapes.get(slot, [(d_model,)])
 
 
-def walk(config: ModelConfig) -> Iterator[tuple[str, int]]:
-    """(slot, layer) of every slot that `config` fills; layer 0 for those of the whole model."""
+def walk(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """(slot, layer, expert) of every slot that `config` fills; layer 0 for those of the whole
+    model, expert 0 for those that are no expert's."""
     for slot in MODEL_SLOTS:
         if slot in config.slots:
-            yield slot, 0
-    for layer in range(config.n_layers):
+            yield slot, 0, 0
+    for layer, desc in enumerate(config.layers):
         for slot in LAYER_SLOTS:
-            if slot in config.slots:
-                yield slot, layer
+            if slot in config.slots and slot not in (DENSE_SLOTS if desc.moe else MOE_SLOTS):
+                for expert in range(config.n_experts if is_expert(slot) else 1):
+                    yield slot, layer, expert
+
+
+def is_expert(slot: str) -> bool:
+    """Whether a layer has the slot once for each expert."""
+    return slot.startswith("expert_")
 
 
 def stored_shapes(
@@ -149,7 +183,7 @@ def stored_shapes(
     if len(src.names) == len(shapes) and len(shapes) > 1:
         return shapes
     fused = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-    return [fused[::-1] if src.layout == "transposed" else fused]
+    return [fused[::-1] if src.layout.startswith("transposed") else fused]
 
 
 class NameTable:
@@ -161,16 +195,37 @@ class NameTable:
         self.tensors = tensors
         self.checkpoint = checkpoint
         self.prefix = prefix
+        self._found: dict[tuple[str, int], Source] = {}  # a layer may have hundreds of experts
         # A checkpoint of the bare model has the same names without the prefix.
         bare = tensors["embed"].names[0]
         if checkpoint is not None and prefix + bare not in checkpoint and bare in checkpoint:
             self.prefix = ""
 
-    def names(self, slot: str, layer: int) -> list[str]:
+    def source(self, slot: str, layer: int) -> Source:
+        """The way in which this checkpoint stores a slot; the usual one where none is there."""
+        found = self._found.get((slot, layer))
+        if found is None:
+            found = first = self.tensors[slot]
+            while found.other is not None and not self._has(found, layer):
+                found = found.other
+            found = found if found is first or self._has(found, layer) else first
+            self._found[slot, layer] = found
+        return found
+
+    def _has(self, src: Source, layer: int) -> bool:
+        name = self._resolve(src.names[0].replace("{i}", str(layer)).replace("{e}", "0"))
+        return self.checkpoint is not None and name in self.checkpoint
+
+    def names(self, slot: str, layer: int, expert: int = 0) -> list[str]:
         """The checkpoint's names of a slot's tensors; the first spelling where none is there."""
-        return [self._resolve(name.replace("{i}", str(layer))) for name in self.tensors[slot].names]
+        return [
+            self._resolve(name.replace("{i}", str(layer)).replace("{e}", str(expert)))
+            for name in self.source(slot, layer).names
+        ]
 
     def _resolve(self, template: str) -> str:
+        if "|" not in template:
+            return template[1:] if template.startswith("/") else self.prefix + template
         spellings = [
             name[1:] if name.startswith("/") else self.prefix + name for name in template.split("|")
         ]
@@ -180,28 +235,36 @@ class NameTable:
         return (there or spellings)[0]
 
 
-def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[RawTensor]:
+def fill(
+    config: ModelConfig, table: NameTable, slot: str, layer: int, expert: int = 0
+) -> list[RawTensor]:
     """The parts of one slot. LoadError names a tensor that is missing or has another shape."""
-    src = table.tensors[slot]
+    src = table.source(slot, layer)
     shapes = slot_shapes(config, slot)
     if src.layout in LATENT_LAYOUTS:
         (name,) = table.names(slot, layer)
         keys = src.layout == "latent_k"
         shape = stored_shapes(config, src, shapes)[0]
         return [latent_half(_there(table.checkpoint, name, shape), config, keys)]
-    stored = [
-        _checked(table.checkpoint, name, shape)
-        for name, shape in zip(
-            table.names(slot, layer), stored_shapes(config, src, shapes), strict=True
-        )
-    ]
+    stack = config.n_experts if is_stacked(src, slot) else 0
+    stored = []
+    names = table.names(slot, layer, expert)
+    for name, shape in zip(names, stored_shapes(config, src, shapes), strict=True):
+        tensor = _checked(table.checkpoint, name, (stack, *shape) if stack else shape)
+        if stack:
+            tensor = tensor.rows(expert, expert + 1)
+        if tensor.dtype == "F64":
+            tensor = _from_array(name, tensor.float32())
+        stored.append(RawTensor(name, tensor.dtype, shape, tensor.data))
     if src.layout == "minus_one":
         return [_plus_one(stored[0])]
     if len(stored) == len(shapes) and src.layout == "rows":
         return stored
     if src.layout == "heads":
         return _split_heads(stored[0], config)
-    whole = _transpose(stored[0]) if src.layout == "transposed" else stored[0]
+    whole = _transpose(stored[0]) if src.layout.startswith("transposed") else stored[0]
+    if src.layout.endswith("pairs") and len(shapes) > 1:
+        return _split_pairs(whole)
     parts, start = [], 0
     for shape in shapes:
         parts.append(whole.rows(start, start + shape[0]))
@@ -209,17 +272,23 @@ def fill(config: ModelConfig, table: NameTable, slot: str, layer: int) -> list[R
     return parts
 
 
+def is_stacked(src: Source, slot: str) -> bool:
+    """Whether a tensor of `src` holds all experts."""
+    return is_expert(slot) and "{e}" not in src.names[0]
+
+
 def _there(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
     if checkpoint is None or name not in checkpoint:
         raise LoadError(f"tensor {quoted(name)} is missing; expected {list(shape)}")
     tensor = checkpoint[name]
     weight_dtype(tensor)
-    return _from_array(name, tensor.float32()) if tensor.dtype == "F64" else tensor
+    return tensor
 
 
 def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
     tensor = _there(checkpoint, name, shape)
-    if tensor.shape != shape:
+    # llama.cpp's files drop dimensions of 1.
+    if tensor.shape != shape and (shape[0] != 1 or tensor.shape != shape[1:]):
         raise LoadError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
     return tensor
 
@@ -245,6 +314,21 @@ def _plus_one(tensor: RawTensor) -> RawTensor:
 def _transpose(tensor: RawTensor) -> RawTensor:
     turned = np.ascontiguousarray(tensor.numpy().T)
     return RawTensor(tensor.name, tensor.dtype, turned.shape, turned.reshape(-1).view(np.uint8))
+
+
+def _split_pairs(tensor: RawTensor) -> list[RawTensor]:
+    """Gate and up from rows (or values) that take turns."""
+    rows = tensor.shape[0] // 2
+    turns = tensor.data.reshape(rows, 2, -1)
+    return [
+        RawTensor(
+            tensor.name,
+            tensor.dtype,
+            (rows, *tensor.shape[1:]),
+            np.ascontiguousarray(turns[:, part]).reshape(-1),
+        )
+        for part in range(2)
+    ]
 
 
 def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:

@@ -1,0 +1,404 @@
+/* backend_cpu_moe.c - layers with experts: choice, the two products of every expert, their sum.
+ *
+ * Pairs (token, slot) sorted by expert are the rows of both products. Items are runs of units of an expert
+ * by blocks of its rows, all experts in one list, the shared expert last with every token. Rows enter the
+ * first product converted once a token and copied to where its experts read; what the second makes lies by
+ * (token, slot) and is added up in the order of slots. Invariant: a row's bits do not depend on who else
+ * goes to its expert. With few rows each thread chooses and converts for itself, which saves barriers.
+ */
+#include "../kernels/route.h"
+#include "backend_cpu.h"
+
+enum {
+    ROUTE_ROWS = 16,      /* tokens routed at once */
+    CONVERT_ROWS = 8,     /* rows converted at once */
+    COMBINE_COLS = 1024,  /* columns of a token added up at once */
+    FEW_BYTES = 64 << 10, /* of weights taken at once for few rows, as in backend_cpu_linear.c */
+    FEW_PAIRS = 8
+};
+
+/* ---- choice ---------------------------------------------------------------------------------- */
+
+static int is_few(const la_ctx *c)
+{
+    return c->batch->n_tokens <= LA_CPU_FEW_ROWS;
+}
+
+static la_routes routes_of(la_ctx *c)
+{
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    return is_few(c) ? own.routes : c->w->routes;
+}
+
+static void choose(la_ctx *c, int layer, const la_routes *to, int first, int n)
+{
+    const la_model_desc *d = &c->m->desc;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    la_route_rule rule = {
+        d->n_experts,         d->n_experts_used,  d->route_score == LA_ROUTE_SIGMOID,
+        d->route_norm,        d->route_scale,     d->route_groups,
+        d->route_groups_used, d->route_group_best};
+    for (int t = first; t < first + n; t++) {
+        int64_t at = (int64_t)t * d->n_experts_used;
+        la_route_row(&la_cpu_of(c)->k, &rule, c->w->router.p + (int64_t)t * c->w->router.ld,
+                     c->m->layers[layer].moe->correction, own.route_room, to->expert + at,
+                     to->weight + at);
+    }
+}
+
+static void sort(la_ctx *c, int layer, const la_routes *to)
+{
+    const la_model_desc *d = &c->m->desc;
+    la_route_sort(to->expert, c->batch->n_tokens * d->n_experts_used, d->n_experts, to->first,
+                  to->row, to->entry);
+    int64_t *load = c->w->expert_load + (int64_t)layer * d->n_experts;
+    for (int e = 0; e < d->n_experts && c->tid == 0; e++) {
+        load[e] += to->first[e + 1] - to->first[e];
+    }
+}
+
+void la_cpu_route(la_ctx *c, int layer, la_rows x)
+{
+    la_routes to = routes_of(c);
+    la_rows logits = c->w->router;
+    la_epilogue store = {.kind = LA_STORE};
+    logits.n = x.n;
+    la_cpu_linear(c, &c->m->layers[layer].moe->router, x, logits, c->m->layers[layer].ffn_norm,
+                  &store);
+    if (is_few(c)) {
+        choose(c, layer, &to, 0, x.n);
+        sort(c, layer, &to);
+        return;
+    }
+    la_share share;
+    la_cpu_share_begin(c, &share, x.n, NULL);
+    for (int n, first; (n = la_share_next(&share, ROUTE_ROWS, &first)) != 0;) {
+        choose(c, layer, &to, first, n);
+    }
+    la_cpu_barrier(c);
+    if (c->tid == 0) {
+        sort(c, layer, &to);
+    }
+    la_cpu_barrier(c);
+}
+
+/* ---- rows ------------------------------------------------------------------------------------ */
+
+enum { ROUTED = 0, SHARED, KINDS }; /* rows of chosen experts, and of the shared one */
+
+/* One of the two products. */
+typedef struct product {
+    int layer;
+    int gate_up;             /* the first */
+    const la_matrix *of;     /* [E] */
+    const la_matrix *shared; /* NULL: none */
+    la_routes to;
+    la_act_rows v[KINDS];
+    la_rows out[KINDS];
+    la_cpu_group *groups; /* [n_groups] */
+    int n_groups, items, at_once;
+} product;
+
+static void copy_row(const la_act_rows *from, int a, const la_act_rows *to, int b)
+{
+    size_t lanes = (size_t)to->lanes;
+    memcpy(la_act_rows_at(to, b), la_act_rows_at(from, a), to->pitch * lanes);
+    if (to->meta != NULL) {
+        memcpy(la_act_rows_meta(to, b), la_act_rows_meta(from, a),
+               (size_t)to->groups * lanes * sizeof *to->meta);
+    }
+}
+
+/* norm(x) of tokens first .. first+n-1, converted once, to every row that reads it. */
+static void enter_tokens(la_ctx *c, const product *x, la_rows in, int first, int n)
+{
+    const la_kernels *k = &la_cpu_of(c)->k;
+    const la_model_desc *d = &c->m->desc;
+    la_norm norm = c->m->layers[x->layer].ffn_norm;
+    const la_act_rows *v = x->v;
+    int same = v[SHARED].form == v[ROUTED].form && v[SHARED].group == v[ROUTED].group;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    for (int t = first; t < first + n; t++) {
+        const int32_t *row = x->to.row + (int64_t)t * d->n_experts_used;
+        const float *y = in.p + (int64_t)t * in.ld;
+        if (norm.w != NULL) {
+            la_cpu_norm(k, d->norm, norm, d->norm_eps, y, own.row, d->d_model);
+            y = own.row;
+        }
+        la_act_rows_convert(k, &v[ROUTED], row[0], y);
+        for (int s = 1; s < d->n_experts_used; s++) {
+            copy_row(&v[ROUTED], row[0], &v[ROUTED], row[s]);
+        }
+        if (x->shared != NULL && same) {
+            copy_row(&v[ROUTED], row[0], &v[SHARED], t);
+        }
+        else if (x->shared != NULL) {
+            la_act_rows_convert(k, &v[SHARED], t, y);
+        }
+    }
+}
+
+/* Rows of one kind as the second product takes them. */
+static void enter_rows(la_ctx *c, la_act_rows *v, la_rows in)
+{
+    const la_kernels *k = &la_cpu_of(c)->k;
+    if (v->form == LA_ACT_F32) { /* already what the kernel reads */
+        v->a = (uint8_t *)in.p;
+        v->pitch = (size_t)in.ld * sizeof(float);
+        return;
+    }
+    if (is_few(c)) {
+        for (int r = 0; r < in.n; r++) {
+            la_act_rows_convert(k, v, r, in.p + (int64_t)r * in.ld);
+        }
+        return;
+    }
+    la_share share;
+    la_cpu_share_begin(c, &share, in.n, NULL);
+    for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+        for (int r = first; r < first + n; r++) {
+            la_act_rows_convert(k, v, r, in.p + (int64_t)r * in.ld);
+        }
+    }
+    la_cpu_barrier(c);
+}
+
+/* ---- the products ---------------------------------------------------------------------------- */
+
+static void add_group(product *x, const la_matrix *m, int kind, int row0, int rows)
+{
+    la_cpu_group *g = &x->groups[x->n_groups++];
+    *g = (la_cpu_group){.m = m, .kind = kind, .row0 = row0, .rows = rows, .first = x->items};
+    g->blocks = la_ceil_div(rows, LA_CPU_TILE_ROWS / x->v[kind].lanes);
+    x->items += g->blocks * m->part[0].n_units;
+}
+
+/* The list of items, and how many are taken at once: see plan_product in backend_cpu_linear.c. */
+static void plan_product(la_ctx *c, product *x)
+{
+    const la_model_desc *d = &c->m->desc;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    x->groups = own.groups;
+    int most = 0;
+    for (int e = 0; e < d->n_experts; e++) {
+        int rows = x->to.first[e + 1] - x->to.first[e];
+        if (rows != 0) {
+            add_group(x, &x->of[e], ROUTED, x->to.first[e], rows);
+            most = rows > most ? rows : most;
+        }
+    }
+    if (x->shared != NULL) {
+        add_group(x, x->shared, SHARED, 0, c->batch->n_tokens);
+    }
+    x->at_once = 2;
+    if (most * x->v[ROUTED].lanes <= LA_CPU_SOME_ROWS) {
+        int units = (int)(FEW_BYTES / x->of[0].part[0].unit_bytes);
+        int widest = LA_CPU_TILE_COLS / LA_UNIT;
+        int least = x->items >= 2 * FEW_PAIRS * c->nth ? 2 : 1;
+        units = units > least ? units : least;
+        x->at_once = units < widest ? units : widest;
+    }
+}
+
+/* A row of a finished tile: columns col0 .. col0 + cols - 1, pairs counted before gating. */
+static void finish_row(la_ctx *c, const product *x, const la_cpu_group *g, int row, float *y,
+                       int col0, int cols)
+{
+    const la_kernels *k = &la_cpu_of(c)->k;
+    const la_model_desc *d = &c->m->desc;
+    const la_matrix *m = g->m;
+    int entry = g->kind == ROUTED ? x->to.entry[row] : row;
+    int all = m->paired ? (int)la_round_up((size_t)cols, LA_UNIT) : cols;
+    if (x->gate_up && d->route_input && g->kind == ROUTED) { /* products are linear */
+        k->softcap(y, x->to.weight[entry], 0.0f, all);
+    }
+    if (m->bias != NULL) {
+        k->add(m->bias + col0, y, all);
+    }
+    float *out = x->out[g->kind].p + (int64_t)(x->gate_up ? row : entry) * x->out[g->kind].ld;
+    if (!x->gate_up) {
+        memcpy(out + col0, y, (size_t)cols * sizeof(float));
+    }
+    else if (m->paired) { /* each unit: 16 gates, 16 ups */
+        k->act_mul(d->act, y, y + LA_UNIT / 2, LA_UNIT, out + col0 / 2, cols / 2);
+    }
+    else {
+        k->act(d->act, y, out + col0, cols);
+    }
+}
+
+/* Units u .. u+n-1 of block b of a group's rows; next: what this thread reads after them, or NULL. */
+static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, int b, int u, int n,
+                      const uint8_t *next)
+{
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    const la_weight *w = &g->m->part[0];
+    const la_act_rows *v = &x->v[g->kind];
+    int first = la_cpu_border(g->rows, b, g->blocks), row0 = g->row0 + first;
+    int rows = la_cpu_border(g->rows, b + 1, g->blocks) - first;
+    la_gemm gemm = {.w = w->data + (size_t)u * w->unit_bytes,
+                    .w_pitch = w->unit_bytes,
+                    .n_units = n,
+                    .K = w->K,
+                    .f = w->f,
+                    .a = la_act_rows_at(v, row0),
+                    .a_pitch = v->pitch,
+                    .meta = la_act_rows_meta(v, row0),
+                    .M = rows * v->lanes,
+                    .c = own.tile,
+                    .ldc = n * LA_UNIT,
+                    .next = next,
+                    .next_bytes = next != NULL ? w->unit_bytes : 0,
+                    .fold = v->group};
+    la_kernels_gemm(&la_cpu_of(c)->k, w->f, v->form)(&gemm);
+    int left = w->N - u * LA_UNIT, cols = n * LA_UNIT;
+    cols = left < cols ? left : cols;
+    for (int r = 0; r < rows; r++) {
+        float *y = la_act_rows_result(&la_cpu_of(c)->k, v, &gemm, r);
+        finish_row(c, x, g, row0 + r, y, u * LA_UNIT, cols);
+    }
+}
+
+/* Items first .. first+n-1; after: items that the same thread is likely to take next. */
+static void run_items(la_ctx *c, const product *x, int first, int n, int after)
+{
+    int lo = 0, hi = x->n_groups - 1; /* the last group that begins at or before the first item */
+    while (lo < hi) {
+        int mid = (lo + hi + 1) / 2;
+        if (x->groups[mid].first <= first) {
+            lo = mid;
+        }
+        else {
+            hi = mid - 1;
+        }
+    }
+    while (n > 0) {
+        const la_cpu_group *g = &x->groups[lo];
+        const la_weight *w = &g->m->part[0];
+        int i = first - g->first, b = i / w->n_units, u = i % w->n_units;
+        int run = w->n_units - u < n ? w->n_units - u : n;
+        const uint8_t *next = NULL;
+        if (u + run < w->n_units) {
+            next = w->data + (size_t)(u + run) * w->unit_bytes;
+        }
+        else if (b + 1 == g->blocks && lo + 1 < x->n_groups) {
+            next = x->groups[lo + 1].m->part[0].data;
+        }
+        run_units(c, x, g, b, u, run, n + after > run ? next : NULL);
+        first += run;
+        n -= run;
+        lo += u + run == w->n_units && b + 1 == g->blocks;
+    }
+}
+
+static void run_product(la_ctx *c, product *x)
+{
+    plan_product(c, x);
+    la_share share;
+    la_cpu_share_begin(c, &share, x->items, NULL);
+    for (int n, first; (n = la_share_next(&share, x->at_once, &first)) != 0;) {
+        run_items(c, x, first, n, share.end - first - n);
+    }
+    la_cpu_barrier(c);
+}
+
+void la_cpu_moe_up(la_ctx *c, int layer, la_rows in)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_moe *w = c->m->layers[layer].moe;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    product x = {.layer = layer,
+                 .gate_up = 1,
+                 .of = w->up,
+                 .to = routes_of(c),
+                 .out = {c->w->expert_h, c->w->shared_h}};
+    x.shared = d->d_shared != 0 ? &w->shared_up : NULL;
+    uint8_t *base = is_few(c) ? own.few : c->w->shared;
+    base += la_cpu_rows_plan(c, &w->up[0], 0, in.n * d->n_experts_used, base, &x.v[ROUTED]);
+    if (x.shared != NULL) {
+        la_cpu_rows_plan(c, x.shared, 0, in.n, base, &x.v[SHARED]);
+    }
+    if (is_few(c)) {
+        enter_tokens(c, &x, in, 0, in.n);
+    }
+    else {
+        la_share share;
+        la_cpu_share_begin(c, &share, in.n, NULL);
+        for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+            enter_tokens(c, &x, in, first, n);
+        }
+        la_cpu_barrier(c);
+    }
+    run_product(c, &x);
+}
+
+/* x += residual_scale * (experts by their weights, in the order of slots, and the shared one). */
+static void combine(la_ctx *c, const product *p, la_rows x, int t, int col0, int cols)
+{
+    const la_kernels *k = &la_cpu_of(c)->k;
+    const la_model_desc *d = &c->m->desc;
+    la_norm post = c->m->layers[p->layer].ffn_post_norm;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    memset(own.row, 0, (size_t)cols * sizeof(float));
+    for (int s = 0; s < d->n_experts_used; s++) {
+        int64_t at = (int64_t)t * d->n_experts_used + s;
+        k->add_scaled(p->out[ROUTED].p + at * p->out[ROUTED].ld + col0,
+                      d->route_input ? 1.0f : p->to.weight[at], own.row, cols);
+    }
+    if (p->shared != NULL) {
+        float gate = 1.0f;
+        if (d->shared_gate) {
+            k->exp_sub(c->w->router.p + (int64_t)t * c->w->router.ld + d->n_experts, -1.0f, 0.0f,
+                       &gate, 1);
+            gate = 1.0f / (1.0f + gate);
+        }
+        k->add_scaled(p->out[SHARED].p + (int64_t)t * p->out[SHARED].ld + col0, gate, own.row,
+                      cols);
+    }
+    if (post.w != NULL) {
+        la_cpu_norm(k, d->norm, post, d->norm_eps, own.row, own.row, cols);
+    }
+    k->add_scaled(own.row, d->residual_scale, x.p + (int64_t)t * x.ld + col0, cols);
+}
+
+void la_cpu_moe_down(la_ctx *c, int layer, la_rows in)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_moe *w = c->m->layers[layer].moe;
+    int pairs = in.n * d->n_experts_used, wide = (int)la_round_up((size_t)d->d_model, 16);
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    product x = {.layer = layer, .of = w->down, .to = routes_of(c)};
+    x.shared = d->d_shared != 0 ? &w->shared_down : NULL;
+    float *results = (float *)(void *)(c->w->shared + la_cpu_moe_down_bytes(d, in.n));
+    x.out[ROUTED] = (la_rows){results, pairs, wide};
+    x.out[SHARED] = (la_rows){results + (int64_t)pairs * wide, in.n, wide};
+    uint8_t *base = is_few(c) ? own.few : c->w->shared;
+    la_rows h = c->w->expert_h;
+    h.n = pairs;
+    base += la_cpu_rows_plan(c, &w->down[0], 0, pairs, base, &x.v[ROUTED]);
+    enter_rows(c, &x.v[ROUTED], h);
+    if (x.shared != NULL) {
+        h = c->w->shared_h;
+        h.n = in.n;
+        la_cpu_rows_plan(c, x.shared, 0, in.n, base, &x.v[SHARED]);
+        enter_rows(c, &x.v[SHARED], h);
+    }
+    run_product(c, &x);
+    int whole = c->m->layers[layer].ffn_post_norm.w != NULL; /* a norm needs the row */
+    int cols = whole ? d->d_model : COMBINE_COLS, blocks = la_ceil_div(d->d_model, cols);
+    la_share share;
+    la_cpu_share_begin(c, &share, in.n * blocks, NULL);
+    for (int i; la_share_next(&share, 1, &i) != 0;) {
+        int col0 = i % blocks * cols, left = d->d_model - col0;
+        combine(c, &x, in, i / blocks, col0, left < cols ? left : cols);
+    }
+    la_cpu_barrier(c);
+}

@@ -1,0 +1,66 @@
+"""Copies of busy experts and their placement on devices: the EPLB plan, from measured loads.
+
+The algorithm is DeepSeek's published one, computed by csrc/model/balance.c: groups of experts are
+packed on nodes, the experts of largest load per copy get more copies, copies are packed on devices.
+`LLM.expert_load` measures loads. Called by users; nothing here touches a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.errors import ConfigError
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertPlan:
+    """experts: int32 [n_layers, n_slots], the expert of each slot; the slots of a device lie
+    together, and the devices of a node. copies: int32 [n_layers, n_experts], slots of each expert.
+    devices: how many.
+    """
+
+    experts: np.ndarray
+    copies: np.ndarray
+    devices: int
+
+    def device_load(self, load: Any) -> np.ndarray:
+        """float64 [n_layers, devices]: what each gets where copies share their expert's load."""
+        share = np.asarray(load, np.float64) / self.copies
+        of_slots = np.take_along_axis(share, self.experts, 1)
+        return of_slots.reshape(len(share), self.devices, -1).sum(-1)
+
+    def imbalance(self, load: Any) -> np.ndarray:
+        """float64 [n_layers]: the busiest device's load over the mean."""
+        loads = self.device_load(load)
+        return loads.max(-1) / loads.mean(-1)
+
+
+def balance_experts(
+    load: Any, slots: int, *, devices: int, nodes: int = 1, groups: int = 1
+) -> ExpertPlan:
+    """A plan for `slots` slots a layer on `devices` devices of `nodes` nodes.
+
+    load: [n_layers, n_experts], not negative. groups: of neighbouring experts that should stay on
+    one node (DeepSeek-V3 routes by them); where nodes do not divide them, all experts go anywhere.
+    slots is a multiple of devices and at least n_experts, devices one of nodes. ConfigError names
+    what does not fit.
+    """
+    try:
+        loads = np.ascontiguousarray(load, np.float32)
+        sizes = [int(n) for n in (slots, groups, nodes, devices)]
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"balance: {error}") from error
+    if loads.ndim != 2:
+        raise ConfigError(f"load: expected [n_layers, n_experts], got {list(loads.shape)}")
+    if any(not 1 <= n < 2**31 for n in sizes):
+        raise ConfigError(f"slots, groups, nodes, devices: {sizes} are not all at least 1")
+    experts, copies = _core.balance_experts(loads, *loads.shape, *sizes)
+    return ExpertPlan(
+        np.frombuffer(experts, np.int32).reshape(len(loads), -1),
+        np.frombuffer(copies, np.int32).reshape(loads.shape),
+        sizes[3],
+    )

@@ -1,0 +1,90 @@
+"""Copies of busy experts: the published example, its ratios, and the properties of any plan."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from llmaccel import balance_experts
+from llmaccel.errors import ConfigError
+
+# The example of DeepSeek's repository: 2 layers of 12 experts, 16 slots, 8 devices on 2 nodes.
+LOAD = np.array([
+    [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86],
+    [20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27]])  # fmt: skip
+PUBLISHED = [
+    [5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1],
+    [7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1]]  # fmt: skip
+
+
+def per_device(experts, devices: int) -> list[list[int]]:
+    return [sorted(part) for part in np.reshape(experts, (devices, -1)).tolist()]
+
+
+def test_the_published_example():
+    plan = balance_experts(LOAD, 16, devices=8, nodes=2, groups=4)
+    for layer in range(2):
+        assert per_device(plan.experts[layer], 8) == per_device(PUBLISHED[layer], 8)
+    assert np.round(plan.imbalance(LOAD), 3).tolist() == [1.208, 1.242]
+    anywhere = balance_experts(LOAD, 16, devices=8)
+    assert np.round(anywhere.imbalance(LOAD), 3).tolist() == [1.073, 1.19]
+    # 3 nodes do not divide 4 groups: the same as without
+    assert (balance_experts(LOAD, 24, devices=6, nodes=3, groups=4).experts
+            == balance_experts(LOAD, 24, devices=6).experts).all()  # fmt: skip
+
+
+def test_zipf_loads_of_256_experts():
+    loads = [rank**-0.6 for rank in range(1, 257)]
+    random.Random(0).shuffle(loads)
+    load = np.array([loads])
+    contiguous = load.reshape(32, 8).sum(-1)
+    assert round(contiguous.max() / contiguous.mean(), 3) == 2.123
+    anywhere = balance_experts(load, 288, devices=32)
+    assert round(float(anywhere.imbalance(load)[0]), 3) == 1.001
+    by_node = balance_experts(load, 288, devices=32, nodes=4, groups=8)
+    assert round(float(by_node.imbalance(load)[0]), 3) == 1.043
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_plan_is_a_plan(seed):
+    rng = np.random.default_rng(seed)
+    nodes, per_node, groups = (int(v) for v in rng.integers(1, 5, 3))
+    groups *= nodes if rng.random() < 0.5 else 1
+    experts = groups * int(rng.integers(1, 9))
+    devices = nodes * per_node
+    slots = devices * -(-experts // devices) + devices * int(rng.integers(0, 3))
+    load = rng.integers(0, 50, (3, experts)) * (rng.random((3, experts)) < 0.8)
+    plan = balance_experts(load, slots, devices=devices, nodes=nodes, groups=groups)
+    for layer in range(3):
+        counts = np.bincount(plan.experts[layer], minlength=experts)
+        assert np.array_equal(counts, plan.copies[layer])
+        assert counts.min() >= 1
+        assert counts.sum() == slots
+        if groups % nodes == 0:  # groups stay on one node
+            size, homes = experts // groups, plan.experts[layer].reshape(nodes, -1)
+            of = [set((home // size).tolist()) for home in homes]
+            assert sum(len(found) for found in of) == groups
+    assert np.allclose(plan.device_load(load).sum(-1), load.sum(-1))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"slots": 8}, "12 experts in 1 groups, 8 slots"),
+        ({"slots": 18}, "18 slots on 8 devices"),
+        ({"nodes": 3}, "8 devices of 3 nodes"),
+        ({"groups": 5}, "12 experts in 5 groups"),
+        ({"devices": 0}, "not all at least 1"),
+        ({"slots": "x"}, "balance"),
+        ({"load": LOAD[0]}, r"expected \[n_layers, n_experts\]"),
+        ({"load": -LOAD}, "the load of expert 0 in layer 0 is -90"),
+        ({"load": LOAD * np.nan}, "the load of expert 0"),
+        ({"load": [["a"]]}, "balance"),
+    ],
+)
+def test_what_does_not_divide_is_refused(args, message):
+    given = {"load": LOAD, "slots": 16, "devices": 8, **args}
+    with pytest.raises(ConfigError, match=message):
+        balance_experts(given.pop("load"), given.pop("slots"), **given)
