@@ -29,6 +29,42 @@ typedef enum la_dtype {
     LA_DTYPE_COUNT
 } la_dtype;
 
+/* Types from here on: rows of plain codes, which models/quantized makes of the packings that checkpoints
+ * have. A row is blocks of `group` bytes, a code each, behind their fp32 scale and, if there is one, fp32
+ * offset; the last block may be shorter. Codes: I4 0..15, I8 0..255, F8 as in packs, w = scale * (q - zero)
+ * + offset with the zero of 8 or 128 that packs have without offsets (I4: 0 with them). */
+enum { LA_PLAIN = 256 };
+
+typedef enum la_codes { LA_CODES_I4 = 0, LA_CODES_I8, LA_CODES_F8, LA_CODES_COUNT } la_codes;
+
+typedef struct la_plain {
+    uint8_t codes; /* la_codes */
+    uint8_t has_offset;
+    uint8_t half;    /* scales are fp16 numbers, and offsets */
+    uint8_t ordered; /* k are sorted: la_source.order says which of the row is where */
+    int group;       /* 16, 32, .., 256; 0: one block a row */
+} la_plain;
+
+static inline int la_plain_type(la_plain p)
+{
+    int log = 0;
+    for (int group = p.group; group > 8; group /= 2) {
+        log++;
+    }
+    return LA_PLAIN + (p.codes | p.has_offset << 4 | p.half << 5 | p.ordered << 6 | log << 7);
+}
+
+/* Of any value; codes is LA_CODES_COUNT where it stands for no plain rows. */
+static inline la_plain la_plain_of(int type)
+{
+    unsigned t = (unsigned)type - LA_PLAIN, log = t >> 7;
+    la_plain p = {(uint8_t)(t & 15), t >> 4 & 1, t >> 5 & 1, t >> 6 & 1, log == 0 ? 0 : 8 << log};
+    if (type < LA_PLAIN || p.codes >= LA_CODES_COUNT || log > 5) {
+        return (la_plain){LA_CODES_COUNT, 0, 0, 0, 0};
+    }
+    return p;
+}
+
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
  * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0. I5: q in
  * 0..31, zero 16 or 0 likewise. I6: q in 0..63, zero 32 always. I8: q in 0..255, zero 128 always (so

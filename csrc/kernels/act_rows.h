@@ -15,7 +15,8 @@ typedef struct la_act_rows {
     int K, group, groups; /* groups of a row, 0: none */
     uint8_t *a;           /* rows of pitch bytes, 64-byte aligned */
     size_t pitch;
-    la_act_meta *meta; /* [rows][groups]; NULL: no groups */
+    la_act_meta *meta;    /* [rows][groups]; NULL: no groups */
+    const int32_t *order; /* [K] which k of a row goes to each place; NULL: all stay */
 } la_act_rows;
 
 /* All but where they lie. */

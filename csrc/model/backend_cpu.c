@@ -52,6 +52,7 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
+    out->sorted = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->few = take_bytes(base, &at, converted_bytes(d, few));
     uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, d->d_head));
     if (room != NULL) {

@@ -38,6 +38,7 @@ typedef struct la_cpu_backend {
 typedef struct la_cpu_local {
     float *tile;           /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
     float *row;            /* [max K] a normalized row */
+    float *sorted;         /* [max K] a row in the order of a weight's k */
     uint8_t *few;          /* converted rows of a small batch, as shared */
     la_attend_room attend; /* of LA_CPU_ATTEND_ROWS */
     float *ruled; /* [V] sampling: logits after the rules; once drawn from, a list of candidates */

@@ -35,17 +35,23 @@ static size_t plan_converted(la_act_rows *v, const la_weight *w, int activation,
 }
 
 static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
-                         int end, float *row)
+                         int end)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
+        float *place = (float *)(void *)(v->a + v->pitch * (size_t)r);
         if (norm.w != NULL) {
-            float *y = v->form == LA_ACT_F32 ? (float *)(void *)(v->a + v->pitch * (size_t)r) : row;
+            float *y = v->form == LA_ACT_F32 && v->order == NULL ? place : own.row;
             la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
             x = y;
         }
-        la_act_rows_convert(k, v, r, x);
+        for (int i = 0; v->order != NULL && i < v->K; i++) {
+            own.sorted[i] = x[v->order[i]];
+        }
+        la_act_rows_convert(k, v, r, v->order != NULL ? own.sorted : x);
     }
 }
 
@@ -60,11 +66,14 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     int mine[3];
     for (int p = 0; p < m->n_parts; p++) {
         size_t used = plan_converted(&v[p], &m->part[p], m->activation, in.n, base);
-        if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
+        v[p].order = m->order[p];
+        if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group &&
+            v[p].order == NULL && v[p - 1].order == NULL) {
             v[p] = v[p - 1];
             continue;
         }
-        if (v[p].form == LA_ACT_F32 && norm.w == NULL) { /* already what the kernel reads */
+        if (v[p].form == LA_ACT_F32 && norm.w == NULL &&
+            v[p].order == NULL) { /* already what the kernel reads */
             v[p].a = (uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;
@@ -74,7 +83,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     }
     if (few) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, 0, in.n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, 0, in.n);
         }
         return;
     }
@@ -85,7 +94,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     la_cpu_share_begin(c, &share, in.n, NULL);
     for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, first, first + n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, first, first + n);
         }
     }
     la_cpu_barrier(c);

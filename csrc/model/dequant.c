@@ -221,20 +221,20 @@ static void block_q6_k(const uint8_t *b, int8_t *code, float *scale, float *offs
 
 /* clang-format off */
 static const la_source_type types[LA_DTYPE_COUNT] = {
-    /*            block bytes group bits offset centered scales */
-    [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32},
-    [LA_F16] = {1, 2, 0, 16, 0, 0, LA_F32},
-    [LA_BF16] = {1, 2, 0, 16, 0, 0, LA_F32},
-    [LA_Q4_0] = {32, 18, 32, 4, 0, 1, LA_F16},
-    [LA_Q4_1] = {32, 20, 32, 4, 1, 0, LA_F16},
-    [LA_Q5_0] = {32, 22, 32, 5, 0, 1, LA_F16},
-    [LA_Q5_1] = {32, 24, 32, 5, 1, 0, LA_F16},
-    [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16},
-    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F16_I8},
-    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F16_I8},
-    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F16_I8},
-    [LA_Q5_K] = {256, 176, 32, 5, 1, 0, LA_F16_I8},
-    [LA_Q6_K] = {256, 210, 16, 6, 0, 1, LA_F16_I8},
+    /*            block bytes group bits offset centered scales pack head */
+    [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_F16] = {1, 2, 0, 16, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_BF16] = {1, 2, 0, 16, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_Q4_0] = {32, 18, 32, 4, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q4_1] = {32, 20, 32, 4, 1, 0, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q5_0] = {32, 22, 32, 5, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q5_1] = {32, 24, 32, 5, 1, 0, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q5_K] = {256, 176, 32, 5, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q6_K] = {256, 210, 16, 6, 0, 1, LA_F16_I8, LA_PACK_COUNT, 0},
 };
 
 static const la_block_fn blocks[LA_DTYPE_COUNT] = {
@@ -250,18 +250,76 @@ static const la_nested_fn nested[LA_DTYPE_COUNT] = {
 };
 /* clang-format on */
 
-const la_source_type *la_source_info(la_dtype t)
+static la_source_type plain_info(la_plain p)
 {
-    return (int)t >= 0 && t < LA_DTYPE_COUNT ? &types[t] : NULL;
+    static const int packs[LA_CODES_COUNT] = {LA_PACK_I4, LA_PACK_I8, LA_PACK_F8};
+    la_source_type s = {1,
+                        1,
+                        p.group != 0 ? p.group : LA_WHOLE_ROW,
+                        8,
+                        p.has_offset,
+                        !p.has_offset,
+                        p.half ? LA_F16 : LA_F32,
+                        packs[p.codes],
+                        p.has_offset ? 8 : 4};
+    s.bits = p.codes == LA_CODES_I4 ? 4 : 8;
+    return s;
+}
+
+la_source_type la_source_info(la_dtype t)
+{
+    static const la_source_type none;
+    la_plain p = la_plain_of((int)t);
+    if (p.codes < LA_CODES_COUNT) {
+        return plain_info(p);
+    }
+    return (int)t >= 0 && t < LA_DTYPE_COUNT ? types[t] : none;
+}
+
+size_t la_source_row(const la_source_type *s, int cols)
+{
+    size_t groups = s->head == 0 ? 0 : ((size_t)cols + (size_t)s->group - 1) / (size_t)s->group;
+    return groups * (size_t)s->head + (size_t)(cols / s->block) * (size_t)s->block_bytes;
+}
+
+/* The block of plain rows that holds k. */
+static const uint8_t *plain_block(const la_source_type *s, const uint8_t *row, int k)
+{
+    return row + (size_t)(k / s->group) * ((size_t)s->head + (size_t)s->group);
+}
+
+/* E4M3 codes keep their bits. */
+static void plain_codes(const la_source_type *s, const uint8_t *row, int k0, int n, int8_t *code,
+                        float *scale, float *offset)
+{
+    const int zero = s->pack == LA_PACK_I8 ? 128 : s->pack == LA_PACK_I4 && s->centered ? 8 : 0;
+    const int mask = s->bits == 4 ? 15 : 255;
+    for (int k = k0, i = 0; k < k0 + n; i++) {
+        int in = k % s->group, left = s->group - in, here = k0 + n - k < left ? k0 + n - k : left;
+        const uint8_t *b = plain_block(s, row, k), *from = b + s->head + in;
+        memcpy(&scale[i], b, sizeof scale[i]);
+        offset[i] = 0.0f;
+        if (s->has_offset) {
+            memcpy(&offset[i], b + sizeof scale[i], sizeof offset[i]);
+        }
+        for (int j = 0; j < here; j++) {
+            code[k - k0 + j] = (int8_t)((from[j] & mask) - zero);
+        }
+        k += here;
+    }
 }
 
 void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
                       float *offset)
 {
-    const la_source_type *s = &types[t];
-    const uint8_t *b = row + (size_t)(k0 / s->block) * (size_t)s->block_bytes;
-    for (int k = 0; k < n; k += s->block, b += s->block_bytes) {
-        blocks[t](b, code + k, scale + k / s->group, offset + k / s->group);
+    const la_source_type s = la_source_info(t);
+    if (s.head != 0) {
+        plain_codes(&s, row, k0, n, code, scale, offset);
+        return;
+    }
+    const uint8_t *b = row + (size_t)(k0 / s.block) * (size_t)s.block_bytes;
+    for (int k = 0; k < n; k += s.block, b += s.block_bytes) {
+        blocks[t](b, code + k, scale + k / s.group, offset + k / s.group);
     }
 }
 
@@ -290,12 +348,12 @@ static void f16_values(const uint8_t *from, int n, float *out)
 
 void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
 {
-    const la_source_type *s = &types[t];
+    const la_source_type s = la_source_info(t);
     if (t == LA_F32) {
         memcpy(out, row + (size_t)k0 * 4, (size_t)n * 4);
         return;
     }
-    if (s->group == 0) {
+    if (s.group == 0) {
         const uint8_t *from = row + (size_t)k0 * 2;
         if (t == LA_F16) {
             f16_values(from, n, out);
@@ -311,6 +369,7 @@ void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
     float scale[LA_DEQUANT_SPAN / 16], offset[LA_DEQUANT_SPAN / 16];
     la_dequant_codes(t, row, k0, n, code, scale, offset);
     for (int k = 0; k < n; k++) {
-        out[k] = scale[k / s->group] * (float)code[k] + offset[k / s->group];
+        float value = s.pack == LA_PACK_F8 ? la_f8_to_f32((uint8_t)code[k]) : (float)code[k];
+        out[k] = scale[k / s.group] * value + offset[k / s.group];
     }
 }

@@ -90,10 +90,6 @@ static la_status check_part(la_slot slot, int layer, const la_source *p, int row
         return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected [%d, %d], got [%d, %d]", name, layer,
                        rows, cols, p->rows, p->cols);
     }
-    if ((int)p->dtype < 0 || p->dtype >= LA_DTYPE_COUNT) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): unknown element type %d", name, layer,
-                       (int)p->dtype);
-    }
     size_t bytes;
     la_status st = la_source_bytes(p->dtype, p->rows, p->cols, &bytes);
     if (st != LA_OK) {

@@ -107,6 +107,10 @@ static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     }
     source.data = view.buf;
     source.bytes = (size_t)view.len;
+    if (la_plain_of((int)source.dtype).ordered) {
+        PyBuffer_Release(&view);
+        return py_raise_format(state, LA_ERR_UNSUPPORTED, "dtype: %s is for models", dtype_name);
+    }
     la_status st = la_pack_format(weights, quant, &source, 1, &f);
     packed *self = (packed *)type->tp_alloc(type, 0);
     if (self != NULL && st == LA_OK) {

@@ -41,6 +41,7 @@ from llmaccel.models.checkpoint import (
 )
 from llmaccel.models.families import find_family
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
+from llmaccel.models.quantized import open_quantized
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
@@ -99,7 +100,11 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             raw = metadata = checkpoint.metadata
         else:
             raw = load_hf_config(path)
-    _refuse_quantized(raw, metadata is not None, options.quantization)
+    stored = None
+    if metadata is None:
+        raw = apply_overrides(flatten(raw), options.hf_overrides)
+        stored = raw.pop("quantization_config", None)
+    options = _check_quantization(options, stored, metadata is not None)
     if options.load_format == "dummy" and metadata is not None:
         raise ConfigError(f"load_format='dummy': {path} is a GGUF file, not a config.json folder")
     if checkpoint is None and options.load_format != "dummy":
@@ -109,6 +114,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             find_family(apply_overrides(flatten(raw), options.hf_overrides))
         checkpoint = open_safetensors(path)
     with naming_file(path):
+        if stored is not None:
+            checkpoint = open_quantized(stored, checkpoint)
         config = build_config(
             raw,
             max_model_len=options.max_model_len,
@@ -198,18 +205,32 @@ def _config_dict(config: Any) -> Mapping[str, Any]:
     return load_hf_config(path if path.is_dir() else path.parent)
 
 
-def _refuse_quantized(raw: Mapping[str, Any], gguf: bool, quantization: str | None) -> None:
-    if gguf:
-        return
-    if quantization == "gguf":
+def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOptions:
+    """The options without what says the same as the file; ConfigError where they say otherwise.
+
+    stored: the file's quantization_config, if it has one.
+    """
+    named = options.quantization
+    if "quantization_config" in (options.hf_overrides or {}):
+        rest = {k: v for k, v in options.hf_overrides.items() if k != "quantization_config"}
+        options = replace(options, hf_overrides=rest)
+    if stored is not None and options.load_format == "dummy":
+        raise UnsupportedError("load_format='dummy': quantization_config needs the model's tensors")
+    if gguf or named is None:
+        return options
+    if named == "gguf":
         raise ConfigError("quantization='gguf': the model is no GGUF file")
-    found = raw.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, Mapping) else found
-        raise UnsupportedError(
-            f"quantization_config: quant_method {shown(method)} is not supported; this version "
-            "loads float safetensors and quantized GGUF files"
-        )
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+        if named != method:
+            raise ConfigError(
+                f"quantization={named!r}: the model is quantized already (quant_method "
+                f"{shown(method)}); leave quantization out"
+            )
+        return replace(options, quantization=None)
+    if named not in QUANTIZATIONS:
+        raise ConfigError(f"quantization={named!r}: the model has no quantization_config")
+    return options
 
 
 def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
@@ -258,7 +279,9 @@ def choose_forms(
     main = (
         weights if weights != "auto" else max(floats, key=lambda name: floats[name], default="F32")
     )
-    activation = _activation(options, main, weights, quantized, quantization)
+    codes = [dtype for dtype in stored if dtype.startswith("Q")]
+    fp8 = quantization == "fp8" or (blocks and all(dtype.startswith("QF8") for dtype in codes))
+    activation = _activation(options, main, weights, quantized, fp8)
     kv = options.kv_cache_dtype
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"
@@ -295,10 +318,11 @@ def _converts(
     return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
 
 
-def _activation(
-    options: LoadOptions, main: str, weights: str, quantized: bool, quantization: str | None
-) -> str:
-    """la_act_form of products with quantized weights; ConfigError for a contradiction."""
+def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, fp8: bool) -> str:
+    """la_act_form of products with quantized weights; ConfigError for a contradiction. fp8: all of
+    these are E4M3."""
+    if options.activation == "int8" and fp8:
+        raise ConfigError("activation='int8': products of fp8 weights take bf16 activations only")
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- to 8-bit weights, these are {main}")
     if options.activation == "bfloat16" and not quantized and main != "BF16":
@@ -308,7 +332,7 @@ def _activation(
     if options.activation != "auto":
         return ACTIVATION_FORMS[options.activation]
     if quantized:
-        return "bf16" if quantization == "fp8" else _AUTO_ACTIVATION
+        return "bf16" if fp8 else _AUTO_ACTIVATION
     return "bf16" if main == "BF16" else "f32"
 
 
@@ -380,14 +404,18 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
     return wide if dtype == "F32" else wide.astype(np.float16)
 
 
+def _core_part(part: RawTensor) -> tuple[Any, ...]:
+    """What `_core.Model.set` takes of a tensor."""
+    core = (part.data, part.dtype, *((1, *part.shape)[-2:]))
+    return core if part.order is None else (*core, part.order)
+
+
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
     for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
         try:
-            model.set(
-                slot, layer, [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
-            )
+            model.set(slot, layer, [_core_part(part) for part in parts])
         except LoadError as error:
             names = ", ".join(quoted(part.name) for part in parts)
             raise LoadError(f"{names}: {error}") from error

@@ -20,6 +20,7 @@ import numpy as np
 from llmaccel.config import ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
+from llmaccel.models.plain import plain_form
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
 LAYER_SLOTS = (
@@ -191,7 +192,7 @@ def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) 
 
 def weight_dtype(tensor: RawTensor) -> str:
     """The form `tensor` is packed from. UnsupportedError names one that is no weight."""
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _DTYPES and plain_form(tensor.dtype) is None:
         raise UnsupportedError(f"{tensor.name}: weights of type {tensor.dtype} are not supported")
     return "F32" if tensor.dtype == "F64" else tensor.dtype
 
@@ -222,6 +223,7 @@ def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:
             tensor.dtype,
             (rows // 3, *tensor.shape[1:]),
             np.ascontiguousarray(grouped[:, part]).reshape(-1),
+            tensor.order,
         )
         for part in range(3)
     ]
