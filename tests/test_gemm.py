@@ -26,6 +26,10 @@ def seeded(*key: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(key).encode()))
 
 
+def table_format(pack: int, k: int, group: int) -> ref.Format:
+    return ref.Format(pack, k, ref.F32 if group == 64 else ref.F16, 0, group)
+
+
 def formats(slot: str, k: int) -> Iterator[ref.Format]:
     """Every format that the slot takes."""
     pack = ref.PRODUCTS[slot][0]
@@ -36,11 +40,14 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     rows = [(256, ref.F32, 0), (256, ref.F16, 1), (64, ref.F32, 1)]
     if pack == ref.PACK_F8:
         heads, rows = [(ref.F32, 0)], [(256, ref.F32, 0), (64, ref.F32, 0)]
+    if pack in ref.TABLES:
+        yield from (table_format(pack, k, group) for pack in ref.TABLES for group in (16, 32, 64))
+        heads, rows = [(ref.F16, 0), (ref.F32, 0)], [(256, ref.F32, 0)]
     for group in (16, 32, 64, 128, 256):
         for scale_type, has_offset in heads:
             yield ref.Format(pack, k, scale_type, has_offset, group)
     for group in (16, 32, 64, 128) if k % 256 == 0 and pack != ref.PACK_F8 else ():
-        for has_offset in (0, 1):
+        for has_offset in (0, 1) if pack not in ref.TABLES else (0,):
             yield ref.Format(pack, k, ref.F16_I8, has_offset, group)
     for group, scale_type, has_offset in rows:
         yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)

@@ -31,7 +31,7 @@ _NAMES = {
 
 def stored(array: np.ndarray, dtype: str | None = None) -> tuple[str, np.ndarray]:
     """A tensor for `write_safetensors`."""
-    return dtype or _NAMES[array.dtype.name], np.ascontiguousarray(array)
+    return dtype or _NAMES[array.dtype.name], np.asarray(array, order="C")
 
 
 def write_safetensors(path: Path, tensors: Tensors) -> None:
@@ -213,6 +213,127 @@ def fp8(layout: str, scale_name: str, *, static: bool = False, bf16: bool = Fals
     return pack
 
 
+def nearest(x: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Numbers of the values of `table` that are nearest."""
+    return np.abs(x[..., None] - table).argmin(-1).astype(np.uint8)
+
+
+def nibble_pairs(q: np.ndarray, first_high: bool) -> np.ndarray:
+    """Two codes a byte along the last axis."""
+    first, second = q[..., 0::2], q[..., 1::2]
+    return first << 4 | second if first_high else first | second << 4
+
+
+def bnb_four_bits(kind: str, block: int, *, double: bool) -> Packer:
+    """bitsandbytes' Linear4bit; with double quantization absmax is codes of 256 values itself."""
+
+    def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
+        table = ref.TABLES[ref.PACK_NF4 if kind == "nf4" else ref.PACK_FP4]
+        table = (table / (192 if kind == "fp4" else 1)).astype(np.float32)
+        g = w.reshape(-1, block)
+        absmax = np.abs(g).max(1).astype(np.float32)
+        state = {"quant_type": kind, "blocksize": block, "dtype": "float32", "shape": list(w.shape)}
+        tensors = {"weight.quant_map": stored(table)}
+        if double:
+            offset = float(absmax.mean())
+            centered = np.zeros(-(-absmax.size // 256) * 256, np.float32)
+            centered[: absmax.size] = absmax - offset
+            outer = np.abs(centered.reshape(-1, 256)).max(1)
+            values = np.sort(rng.uniform(-1, 1, 256).astype(np.float32))
+            codes = nearest(centered.reshape(-1, 256) / outer[:, None], values).reshape(-1)
+            codes = codes[: absmax.size]
+            absmax = values[codes] * np.repeat(outer, 256)[: absmax.size] + np.float32(offset)
+            state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": offset}
+            tensors |= {
+                "weight.absmax": stored(codes),
+                "weight.nested_absmax": stored(outer),
+                "weight.nested_quant_map": stored(values),
+            }
+        else:
+            tensors["weight.absmax"] = stored(absmax)
+        q = nearest(g / absmax[:, None], table)
+        tensors["weight"] = stored(nibble_pairs(q.reshape(-1), True)[:, None])
+        text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+        tensors[f"weight.quant_state.bitsandbytes__{kind}"] = stored(text)
+        return tensors, (table[q] * absmax[:, None]).reshape(w.shape)
+
+    return pack
+
+
+def bnb_int8(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
+    """bitsandbytes' Linear8bitLt."""
+    scb = np.abs(w).max(1).astype(np.float32)
+    q = np.rint(w / scb[:, None] * 127).astype(np.int8)
+    tensors = {"weight": stored(q), "SCB": stored(scb), "weight_format": stored(np.uint8(0))}
+    return tensors, q * (scb / 127)[:, None]
+
+
+def _e2m1(w: np.ndarray, scale: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, values) under the scales of groups."""
+    wide = np.repeat(scale, group, axis=1)
+    q = nearest(w / wide, ref.TABLES[ref.PACK_E2M1])
+    return q, ref.TABLES[ref.PACK_E2M1][q].astype(np.float32) * wide
+
+
+def mxfp4(form: str) -> Packer:
+    """Groups of 32 under a power of two: "compressed" (weight_packed) or "blocks"."""
+
+    def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
+        exponent = np.floor(np.log2(np.abs(grouped(w, 32)).max(2))).astype(int) - 2
+        q, value = _e2m1(w, np.ldexp(np.float32(1), exponent), 32)
+        codes, scale = nibble_pairs(q, False), stored((exponent + 127).astype(np.uint8))
+        if form == "blocks":
+            blocks = codes.reshape(len(w), -1, 16)
+            return {"weight_blocks": stored(blocks), "weight_scales": scale}, value
+        return {"weight_packed": stored(codes), "weight_scale": scale}, value
+
+    return pack
+
+
+def nvfp4(form: str) -> Packer:
+    """Groups of 16 under an E4M3 number and one of the tensor: "compressed" or "modelopt"."""
+
+    def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
+        outer = np.float32(np.abs(w).max() / (448 * 6))
+        inner = e4m3(np.abs(grouped(w, 16)).max(2) / 6 / outer)
+        q, value = _e2m1(w, ref.F8_VALUES[inner].astype(np.float32) * outer, 16)
+        codes = stored(nibble_pairs(q, False))
+        scale = {"weight_scale": stored(inner, "F8_E4M3")}
+        if form == "modelopt":
+            more = {"weight_scale_2": stored(outer), "input_scale": stored(np.float32(0.01))}
+            return {"weight": codes, **scale, **more}, value
+        number = (np.float32(1) / outer).reshape(1)
+        return {"weight_packed": codes, **scale, "weight_global_scale": stored(number)}, value
+
+    return pack
+
+
+def hqq(bits: int, group: int) -> Packer:
+    """HQQ's packing along rows of groups, zero points no integers."""
+
+    def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
+        g, top = w.reshape(-1, group), (1 << bits) - 1
+        low, high = g.min(1, keepdims=True), g.max(1, keepdims=True)
+        scale = half((high - low) / top)
+        zero = half(-low / scale)
+        q = np.clip(np.rint(g / scale + zero), 0, top).astype(np.uint8)
+        parts = np.split(q, 8 // bits)
+        words = np.zeros_like(parts[0])
+        for part in parts:
+            words = words << (bits % 8) | part
+        tensors = {
+            "W_q": stored(words),
+            "scale": stored(scale),
+            "zero": stored(zero),
+            "shape": stored(np.array(w.shape)),
+            "nbits": stored(np.array([bits])),
+        }
+        value = (q - zero.astype(np.float32)) * scale.astype(np.float32)
+        return tensors, value.reshape(w.shape)
+
+    return pack
+
+
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
@@ -258,6 +379,20 @@ def arguments(bits: int, strategy: str, kind: str = "int", sym: bool = True, **m
     }
 
 
+def hqq_config(bits: int, group: int) -> dict:
+    params = {"nbits": bits, "group_size": group, "axis": 1, "view_as_float": False}
+    rule = {"weight_quant_params": params, "scale_quant_params": None, "zero_quant_params": None}
+    return {"quant_method": "hqq", "quant_config": rule, "skip_modules": ["lm_head"]}
+
+
+_BNB = {
+    "quant_method": "bitsandbytes",
+    "load_in_4bit": True,
+    "_load_in_4bit": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+    "bnb_4bit_quant_storage": "uint8",
+    "llm_int8_skip_modules": ["lm_head"],
+}
 _TOKEN = arguments(8, "token", dynamic=True)
 _FP8_TOKEN = arguments(8, "token", "float", dynamic=True)
 _AWQ = {"quant_method": "awq", "bits": 4, "zero_point": True, "modules_to_not_convert": ["lm_head"]}
@@ -336,7 +471,48 @@ SCHEMES: dict[str, tuple[dict, Packer]] = {
         {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": []},
         fp8("channel", "weight_scale"),
     ),
+    "bnb-nf4": ({**_BNB, "bnb_4bit_quant_type": "nf4"}, bnb_four_bits("nf4", 64, double=False)),
+    "bnb-nf4-double": (
+        {**_BNB, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+        bnb_four_bits("nf4", 64, double=True),
+    ),
+    "bnb-fp4": ({**_BNB, "bnb_4bit_quant_type": "fp4"}, bnb_four_bits("fp4", 128, double=False)),
+    "bnb-int8": (
+        {"quant_method": "bitsandbytes", "load_in_8bit": True, "llm_int8_threshold": 6.0},
+        bnb_int8,
+    ),
+    "ct-mxfp4": (
+        compressed_config(
+            "mxfp4-pack-quantized",
+            arguments(4, "group", "float", group_size=32, scale_dtype="torch.uint8"),
+        ),
+        mxfp4("compressed"),
+    ),
+    "mxfp4-blocks": ({"quant_method": "mxfp4", "modules_to_not_convert": []}, mxfp4("blocks")),
+    "ct-nvfp4": (
+        compressed_config(
+            "nvfp4-pack-quantized",
+            arguments(4, "tensor_group", "float", group_size=16, scale_dtype="torch.float8_e4m3fn"),
+            arguments(4, "tensor_group", "float", group_size=16, dynamic="local"),
+        ),
+        nvfp4("compressed"),
+    ),
+    "modelopt-nvfp4": (
+        {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"], "producer": {}},
+        nvfp4("modelopt"),
+    ),
+    "modelopt-fp8": (
+        {"quant_method": "modelopt", "quant_algo": "FP8", "exclude_modules": ["lm_head"]},
+        fp8("tensor", "weight_scale", static=True),
+    ),
+    "hqq-4": (hqq_config(4, 64), hqq(4, 64)),
+    "hqq-8": (hqq_config(8, 128), hqq(8, 128)),
+    "hqq-2": (hqq_config(2, 16), hqq(2, 16)),
 }
+# Products of these have bf16 activations whatever is asked.
+BF16_ONLY = tuple(
+    name for name in SCHEMES if "fp8" in name or "fp4" in name or "nf4" in name or name == "fbgemm"
+)
 
 
 def write(source: Path, folder: Path, scheme: str) -> dict[str, np.ndarray]:

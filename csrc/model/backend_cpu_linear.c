@@ -20,7 +20,8 @@ la_act_form la_act_form_of(la_format f, int activation)
     if (f.pack == LA_PACK_F32 || f.pack == LA_PACK_F16) {
         return LA_ACT_F32;
     }
-    return f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ? LA_ACT_BF16 : (la_act_form)activation;
+    int wide = f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 || la_pack_table(f.pack) != NULL;
+    return wide ? LA_ACT_BF16 : (la_act_form)activation;
 }
 
 /* Plans where `rows` converted rows of a part lie, from `base` on; returns the bytes used. */

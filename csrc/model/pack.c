@@ -47,7 +47,7 @@ static int pack_bits(int pack)
     case LA_PACK_I4: return 4;
     case LA_PACK_I5: return 5;
     case LA_PACK_I6: return 6;
-    default: return pack == LA_PACK_I8 ? 8 : 0;
+    default: return pack == LA_PACK_I8 ? 8 : la_pack_table(pack) != NULL ? 4 : 0;
     }
 }
 
@@ -62,8 +62,8 @@ static int zero_moves(int pack)
     return pack == LA_PACK_I4 || pack == LA_PACK_I5;
 }
 
-/* Plain rows keep their codes; parts of different kinds become F32. */
-static la_format plain_format(const la_source *parts, int n_parts)
+/* Plain rows and numbers of tables keep their codes; parts of different kinds become F32. */
+static la_format coded_format(const la_source *parts, int n_parts)
 {
     const la_source_type s = la_source_info(parts[0].dtype);
     const int whole = s.group == LA_WHOLE_ROW;
@@ -120,11 +120,11 @@ la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *part
     if ((int)quant < 0 || quant >= LA_QUANT_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "pack: quantization %d is unknown", (int)quant);
     }
-    int grouped = 0, plain = 0, same = 1;
+    int grouped = 0, coded = 0, same = 1;
     for (int i = 0; i < n_parts; i++) {
         const la_source_type s = la_source_info(parts[i].dtype);
         grouped += s.group != 0;
-        plain += s.head != 0;
+        coded += s.pack != LA_PACK_COUNT;
         same &= parts[i].dtype == parts[0].dtype;
     }
     la_format f = {LA_PACK_F32, 0, 0, 0, 0};
@@ -136,10 +136,10 @@ la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *part
     if (grouped == 0 && quant != LA_QUANT_KEEP) {
         f = quant_format(quant);
     }
-    else if (plain == n_parts && weights != LA_F32) {
-        f = plain_format(parts, n_parts);
+    else if (coded == n_parts && weights != LA_F32) {
+        f = coded_format(parts, n_parts);
     }
-    else if (plain == 0 && grouped == n_parts && weights != LA_F32) {
+    else if (coded == 0 && grouped == n_parts && weights != LA_F32) {
         f = grouped_format(parts, n_parts);
     }
     else if (grouped == 0 && target != LA_F32) {
@@ -180,7 +180,7 @@ static int format_holds(la_format f, const la_source_type *s)
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
     }
-    if (s->head != 0) {
+    if (s->pack != LA_PACK_COUNT) {
         return f.pack == s->pack && f.has_offset == s->has_offset &&
                (f.row_scale ? s->group == LA_WHOLE_ROW && f.scale_type == LA_F32
                             : s->group == f.group && f.scale_type == s->scale_type);
@@ -363,7 +363,7 @@ static void put_codes(la_format f, uint8_t *codes, int j, int k, uint64_t x)
         return;
     }
     put_i4(out, x & 0x0f0f0f0f0f0f0f0fu);
-    if (f.pack != LA_PACK_I4) {
+    if (f.pack == LA_PACK_I5 || f.pack == LA_PACK_I6) {
         uint8_t *high = step + (size_t)(span / 8 * 128 + j % 16 * 4);
         put_high(high, x, pack_bits(f.pack) - 4, 4 * eight + j / 16 * 2);
     }
@@ -402,7 +402,7 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
 {
     static const la_source_type none;
     const la_source_type s = c->row[j] ? la_source_info(c->dtype[j]) : none;
-    int own = f.group, bias = 1 << pack_bits(f.pack) >> 1;
+    int own = f.group, bias = la_pack_table(f.pack) != NULL ? 0 : 1 << pack_bits(f.pack) >> 1;
     memset(t->code, 0, sizeof t->code);
     if (c->row[j] == NULL) {
         memset(t->scale, 0, sizeof t->scale);

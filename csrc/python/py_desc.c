@@ -27,10 +27,11 @@ static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
                                        [LA_KV_F8] = "f8",
                                        [LA_KV_FORM_COUNT] = NULL};
 static const char *const DTYPE_NAMES[] = {
-    [LA_F32] = "F32",   [LA_F16] = "F16",        [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
-    [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0",      [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
-    [LA_Q2_K] = "Q2_K", [LA_Q3_K] = "Q3_K",      [LA_Q4_K] = "Q4_K", [LA_Q5_K] = "Q5_K",
-    [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
+    [LA_F32] = "F32",        [LA_F16] = "F16",       [LA_BF16] = "BF16",     [LA_Q4_0] = "Q4_0",
+    [LA_Q4_1] = "Q4_1",      [LA_Q5_0] = "Q5_0",     [LA_Q5_1] = "Q5_1",     [LA_Q8_0] = "Q8_0",
+    [LA_Q2_K] = "Q2_K",      [LA_Q3_K] = "Q3_K",     [LA_Q4_K] = "Q4_K",     [LA_Q5_K] = "Q5_K",
+    [LA_Q6_K] = "Q6_K",      [LA_IQ4_NL] = "IQ4_NL", [LA_IQ4_XS] = "IQ4_XS", [LA_MXFP4] = "MXFP4",
+    [LA_DTYPE_COUNT] = NULL,
 };
 
 static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",     [LA_QUANT_INT8] = "int8",
@@ -299,7 +300,8 @@ int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)
  * models/plain.py spells them; "_R" instead of a group: one scale a row. */
 static int plain_from(const char *name, la_dtype *out)
 {
-    static const char *const codes[LA_CODES_COUNT] = {"QI4", "QI8", "QF8"};
+    static const char *const codes[LA_CODES_COUNT] = {"QI4",  "QI8",   "QF8", "QNF4",
+                                                      "QFP4", "QE2M1", "QIQ4"};
     static const char *const groups[] = {"_R", "_G16", "_G32", "_G64", "_G128", "_G256"};
     static const char *const flags[] = {"_O", "_H", "_P"};
     int kind = 0, group = 0, seen[3] = {0, 0, 0};

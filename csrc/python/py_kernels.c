@@ -219,13 +219,13 @@ static int group_valid(int group)
 
 static int format_valid(la_format f, int K)
 {
-    int f8 = f.pack == LA_PACK_F8;
+    int f8 = f.pack == LA_PACK_F8, centered = f8 || la_pack_table(f.pack) != NULL;
     int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
     if (f.scale_type == LA_F16_I8) {
         scale = !f8 && !f.row_scale && f.group < LA_NEST && K % LA_NEST == 0;
     }
-    return f.pack < LA_PACK_COUNT && f.has_offset <= !f8 && f.row_scale <= 1 &&
+    return f.pack < LA_PACK_COUNT && f.has_offset <= !centered && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
                     : f.group == 0 && !f.has_offset && !f.row_scale && f.scale_type != LA_F16_I8);
 }

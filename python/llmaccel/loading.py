@@ -36,16 +36,19 @@ from llmaccel.models.checkpoint import (
     Checkpoint,
     RawTensor,
     drop_pages,
+    is_coded,
     quoted,
     tensor_bytes,
 )
 from llmaccel.models.families import find_family
 from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
-from llmaccel.models.quantized import open_quantized
+from llmaccel.models.quantized import open_quantized, quantization_beside
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
+# Types of codes whose products have bf16 activations whatever is asked.
+BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "IQ4", "MXFP4")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     if metadata is None:
         raw = apply_overrides(flatten(raw), options.hf_overrides)
         stored = raw.pop("quantization_config", None)
+        if stored is None and path is not None:
+            stored = quantization_beside(path)
     options = _check_quantization(options, stored, metadata is not None)
     if options.load_format == "dummy" and metadata is not None:
         raise ConfigError(f"load_format='dummy': {path} is a GGUF file, not a config.json folder")
@@ -273,14 +278,14 @@ def choose_forms(
     quantization = options.quantization if options.quantization in QUANTIZATIONS else None
     if quantization is not None:
         check_quantization(quantization, stored, vars(options))
-    blocks = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
+    blocks = weights != "F32" and any(is_coded(dtype) for dtype in stored)
     quantized = blocks or quantization is not None
-    floats = {dtype: n for dtype, n in stored.items() if not dtype.startswith("Q")}
+    floats = {dtype: n for dtype, n in stored.items() if not is_coded(dtype)}
     main = (
         weights if weights != "auto" else max(floats, key=lambda name: floats[name], default="F32")
     )
-    codes = [dtype for dtype in stored if dtype.startswith("Q")]
-    fp8 = quantization == "fp8" or (blocks and all(dtype.startswith("QF8") for dtype in codes))
+    codes = [dtype for dtype in stored if is_coded(dtype)]
+    fp8 = quantization == "fp8" or (blocks and all(dtype.startswith(BF16_ONLY) for dtype in codes))
     activation = _activation(options, main, weights, quantized, fp8)
     kv = options.kv_cache_dtype
     if kv == "auto":
@@ -291,10 +296,10 @@ def choose_forms(
     if quantization is not None:
         dtype, head = quantization, recipe["head"]
     elif blocks:
-        dtype = max((n for n in stored if n.startswith("Q")), key=lambda name: stored[name])
+        dtype = max((n for n in stored if is_coded(n)), key=lambda name: stored[name])
         forms = dict(slots)
         form = forms["embed" if tied else "head"][0][0]
-        head = form if form.startswith("Q") else head
+        head = form if is_coded(form) else head
     config = replace(config, activation=activation, kv_form=KV_FORMS[kv])
     wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
     no_effect = () if _converts(options, slots, recipe) else ("dtype",)
@@ -315,14 +320,16 @@ def _converts(
         for slot, parts in slots
         if slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep"
     ]
-    return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
+    return any(rows > 1 and not is_coded(dtype) for parts in kept for dtype, rows, _ in parts)
 
 
 def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, fp8: bool) -> str:
     """la_act_form of products with quantized weights; ConfigError for a contradiction. fp8: all of
-    these are E4M3."""
+    these are E4M3 or numbers of a table."""
     if options.activation == "int8" and fp8:
-        raise ConfigError("activation='int8': products of fp8 weights take bf16 activations only")
+        raise ConfigError(
+            "activation='int8': products of fp8 and fp4 weights take bf16 activations only"
+        )
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- to 8-bit weights, these are {main}")
     if options.activation == "bfloat16" and not quantized and main != "BF16":

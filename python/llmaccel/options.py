@@ -26,7 +26,10 @@ WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16":
 KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8"}
 KV_NAMES = {form: name for name, form in KV_FORMS.items()}
 # Names of what a checkpoint may have been quantized by; saying it is allowed, not needed.
-FILE_QUANTIZATIONS = ("gguf", "awq", "compressed-tensors", "fbgemm_fp8", "gptq")
+FILE_QUANTIZATIONS = (
+    *("gguf", "awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "gptq", "hqq"),
+    *("modelopt", "mxfp4"),
+)
 ACTIVATION_FORMS = {"int8": "i8", "bfloat16": "bf16", "float32": "f32"}
 ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
 _SPELLED = ("dtype", "activation", "kv_cache_dtype")

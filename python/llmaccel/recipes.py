@@ -17,6 +17,7 @@ from typing import Any
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError
+from llmaccel.models.checkpoint import is_coded
 
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
@@ -73,7 +74,7 @@ def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, s
 
     stored: dtypes of the checkpoint's matrices. options: dtype and activation.
     """
-    blocks = sorted(dtype for dtype in stored if dtype.startswith("Q"))
+    blocks = sorted(dtype for dtype in stored if is_coded(dtype))
     if blocks:
         raise ConfigError(
             f"quantization={name!r}: the file's tensors are quantized already "

@@ -74,6 +74,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "NVFP4": (64, 36),
 }
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 # NumPy has no bfloat16 or 8-bit float: those are handed out as their bit patterns.
 _NUMPY: dict[str, np.dtype] = {
     name: np.dtype(code)
@@ -130,6 +132,11 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
             f"{elements} elements are no multiple of the {elements_per_block} of a {dtype} block"
         )
     return elements // elements_per_block * bytes_per_block
+
+
+def is_coded(dtype: str) -> bool:
+    """Whether weights of this type are codes with scales, not floats."""
+    return dtype not in FLOATS
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -196,8 +203,8 @@ class RawTensor:
 
     name: as in the file. dtype: a key of `BLOCKS`, or the name of plain rows. shape: row-major,
     rows first ([N, K] for a linear layer's weight, whatever the file's own order). data: uint8,
-    1-D, a read-only view of the mapped file (of plain rows its own memory); its address has only the
-    alignment that the file gives it. order: int32 [K] of plain rows whose columns are sorted.
+    1-D, a read-only view of the mapped file (of plain rows its own memory); its address has only
+    the alignment that the file gives it. order: int32 [K] of plain rows whose columns are sorted.
     """
 
     name: str

@@ -58,6 +58,9 @@ _DTYPES = frozenset(
         "Q4_K",
         "Q5_K",
         "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "MXFP4",
     )
 )
 

@@ -10,15 +10,18 @@ Called by loading.py.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from llmaccel.errors import LoadError, UnsupportedError, shown
+from llmaccel.files import is_there, read_json_object
 from llmaccel.models.checkpoint import RawTensor, quoted
-from llmaccel.models.quantized import awq, compressed, fp8, gptq
+from llmaccel.models.quantized import awq, bitsandbytes, compressed, fp8, gptq, hqq, modelopt, mx
 from llmaccel.models.quantized.linear import Linear, LinearTensor, Settings
 from llmaccel.models.slots import TensorTable
 
 _WHERE = "quantization_config"
+_MAX_JSON_BYTES = 1 << 24
 # quant_method: the scheme's finder of layers.
 _SCHEMES = {
     "gptq": gptq.find_linears,
@@ -26,6 +29,10 @@ _SCHEMES = {
     "compressed-tensors": compressed.find_linears,
     "fp8": fp8.find_linears,
     "fbgemm_fp8": fp8.find_linears,
+    "bitsandbytes": bitsandbytes.find_linears,
+    "hqq": hqq.find_linears,
+    "modelopt": modelopt.find_linears,
+    "mxfp4": mx.find_linears,
 }
 # Scales of a KV cache, which makes its own.
 _CACHE = (
@@ -90,6 +97,14 @@ def open_quantized(raw: Any, table: TensorTable) -> QuantizedTensors:
     if not linears:
         raise LoadError(f"{_WHERE}: quant_method {method!r}, but no layer is quantized by it")
     return QuantizedTensors(table, linears)
+
+
+def quantization_beside(folder: Path) -> Any:
+    """What a hf_quant_config.json says that modelopt has put beside config.json; None without."""
+    path = folder / "hf_quant_config.json"
+    if not is_there(path):
+        return None
+    return {"quant_method": "modelopt", **read_json_object(path, _MAX_JSON_BYTES)}
 
 
 def _is_packed(tensor: RawTensor) -> bool:

@@ -34,6 +34,7 @@ from llmaccel.models.quantized.linear import (
     spread_scale,
     taken,
 )
+from llmaccel.models.quantized.mx import mxfp4_packed, nvfp4
 from llmaccel.models.slots import TensorTable
 
 _FORMATS = (
@@ -43,10 +44,18 @@ _FORMATS = (
     "naive-quantized",
     "mixed-precision",
     "dense",
+    "nvfp4-pack-quantized",
+    "mxfp4-pack-quantized",
 )
 _PACKED = ".weight_packed"
 # Beside the weights: scales of activations and of the KV cache, which nothing here reads.
-_UNREAD = ("input_scale", "input_zero_point", "output_scale", "output_zero_point")
+_UNREAD = (
+    "input_global_scale",
+    "input_scale",
+    "input_zero_point",
+    "output_scale",
+    "output_zero_point",
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,10 @@ def _arguments(raw: Any, where: str, of_weights: bool = False) -> _Weights:
         raise args.unsupported("dynamic", "scales of weights come with the file")
     if strategy is None:
         strategy = "group" if group else "tensor"
-    if bits not in ((2, 3, 4, 8) if kind == "int" else (8,)):
-        raise args.unsupported("num_bits", "known: int of 2, 3, 4, 8, float of 8")
+    if bits not in ((2, 3, 4, 8) if kind == "int" else (4, 8)):
+        raise args.unsupported("num_bits", "known: int of 2, 3, 4, 8, float of 4 and 8")
+    if kind == "float" and not sym:
+        raise args.unsupported("symmetric", "floats have no zero points")
     if strategy in ("group", "tensor_group") and not group:
         raise args.error("group_size", "a positive integer")
     if isinstance(block, str):
@@ -147,7 +158,7 @@ def _arguments(raw: Any, where: str, of_weights: bool = False) -> _Weights:
         and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 24 for n in block)
     ):
         raise args.error("block_structure", "two positive integers")
-    blocks = {"tensor": (0, 0), "channel": (1, 0), "group": (1, group)}
+    blocks = {"tensor": (0, 0), "channel": (1, 0), "group": (1, group), "tensor_group": (1, group)}
     if strategy not in ("block", *blocks):
         raise args.unsupported("strategy", "known of weights: tensor, channel, group, block")
     own = tuple(block) if strategy == "block" else blocks[strategy]
@@ -175,6 +186,13 @@ def _weights_of(module: str, schemes: list[_Scheme]) -> _Weights | None:
 
 
 def _linear(table: TensorTable, module: str, name: str, weights: _Weights) -> Linear:
+    unread = [f"{module}.{own}" for own in _UNREAD if f"{module}.{own}" in table]
+    if weights.kind == "float" and weights.bits == 4:
+        if weights.block == (1, 32):
+            return mxfp4_packed(table, module, unread)
+        if weights.block == (1, 16):
+            return nvfp4(table, name, f"{module}.weight_global_scale", True, unread)
+        raise UnsupportedError(f"{name}: 4-bit floats in groups of {weights.block[1]}")
     if table[name].dtype == "F8_E4M3":
         if weights.kind != "float":
             raise LoadError(f"{name}: F8_E4M3, but its scheme says int")

@@ -29,7 +29,7 @@ _MAX_CODES = 1 << 34  # of a layer: what no layer of a model has
 
 @dataclass(frozen=True)
 class Codes:
-    """A layer's numbers: weight = scale * (q - zero), or scale * E4M3(q).
+    """A layer's numbers: weight = scale * (q - zero), or scale * the value that q stands for.
 
     q: uint8 [N, K] of `bits`. scale: float32 [N, ceil(K / group)]. zero: the same shape, or None
     for the middle of the codes. order: int32 [K], the layer's column at each place.
@@ -50,7 +50,7 @@ class Linear:
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     form: PlainForm
     bits: int
     group: int
@@ -71,7 +71,7 @@ class Linear:
             else:
                 self._check_middle(codes.zero, middle)
                 q = q + np.uint8(center - middle) if center != middle else q
-        elif ((q & 0x7F) == 0x7F).any():
+        elif self.form.codes == "F8" and ((q & 0x7F) == 0x7F).any():
             raise LoadError(f"{self.name}: a value is not a number")
         return plain_rows(self.form, q, scale, offset, self.group), codes.order
 
