@@ -8,6 +8,7 @@ file stands for.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +17,11 @@ import tiny
 import tiny_quantized
 from tiny_quantized import BF16_ONLY, SCHEMES
 
-from llmaccel import LLM, ConfigError, SamplingParams
+from llmaccel import LLM, ConfigError, SamplingParams, _core, kernels
 from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.mapping import build_config
+from llmaccel.models.quantized import open_quantized
+from llmaccel.models.safetensors import open_safetensors
 
 IDS = np.random.default_rng(2).integers(0, 301, 40).tolist()
 SIZES = {
@@ -89,3 +92,29 @@ def test_chunks(model):
             out = llm.generate({"prompt_token_ids": IDS}, params)[0].outputs[0]
             seen.append((out.token_ids, out.logprob_array.tobytes()))
     assert seen[0] == seen[1]
+
+
+# ---- layers that reference libraries packed ------------------------------------------------------
+
+GOLDENS = Path(__file__).parent / "goldens" / "quantized"
+CASES = json.loads((GOLDENS / "configs.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_layer(case, tmp_path):
+    """Codes, scales and zero points of one layer against the library's own dequantization."""
+    (tmp_path / "model.safetensors").write_bytes((GOLDENS / f"{case}.safetensors").read_bytes())
+    table = open_safetensors(tmp_path)
+    expected = table["expected"].float32()
+    tensor = open_quantized(CASES[case], table)["layer.weight"]
+    assert tensor.shape == expected.shape
+    packed = kernels.PackedWeight(
+        _core.Packed(tensor.data, tensor.dtype.removesuffix("_P"), *tensor.shape, "F32", "keep", 1)
+    )
+    values = np.asarray(packed.dequantize())
+    if tensor.order is not None:
+        values[:, tensor.order] = values.copy()
+    # The libraries multiply in the checkpoint's 16-bit type; four of its last places.
+    bits = 8 if "ct-" in case else 11
+    exact = case.startswith(("bnb-nf4", "bnb-fp4", "hqq"))
+    np.testing.assert_allclose(values, expected, rtol=1e-6 if exact else 2.0**-bits, atol=1e-7)

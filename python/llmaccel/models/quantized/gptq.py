@@ -132,7 +132,7 @@ def _linear(table: TensorTable, module: str, rule: _Rule, v1: bool) -> Linear:
 
     def read() -> Codes:
         q = fields(taken(table[sources[0]]).T, bits)
-        zero = fields(taken(table[sources[1]]), bits).T + np.float32(v1)
+        zero = _zeros(taken(table[sources[1]]), bits, v1).T.astype(np.float32)
         scale = np.ascontiguousarray(taken(table[sources[2]]).T)
         order = None
         if ordered:
@@ -150,6 +150,17 @@ def _linear(table: TensorTable, module: str, rule: _Rule, v1: bool) -> Linear:
         ordered=ordered,
     )
     return Linear(f"{module}.weight", (n, k), form, bits, group, tuple(sources), read)
+
+
+def _zeros(words: np.ndarray, bits: int, v1: bool) -> np.ndarray:
+    """Zero points [G, N]. Of v1 one is added to whole words, as one was taken from them: where a
+    zero point was 0, the field below had lent to it. Fields of 3 bits wrap each for itself."""
+    if not v1:
+        return fields(words, bits)
+    if bits == 3:
+        return (fields(words, bits) + 1) & 7
+    ones = np.uint32(0xFFFFFFFF // ((1 << bits) - 1))
+    return fields(words.view(np.uint32) + ones, bits)
 
 
 def sorted_columns(name: str, index: np.ndarray, group: int, groups: int) -> np.ndarray:
