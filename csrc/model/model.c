@@ -205,7 +205,7 @@ static int same_order(const la_source *a, const la_source *b)
 static la_status check_order(la_slot slot, const la_source *part)
 {
     if (slot == LA_EMBED || slot == LA_POS_EMBED) {
-        return la_fail(LA_ERR_UNSUPPORTED, "%s: columns in another order than the layer's",
+        return la_fail(LA_ERR_SHAPE, "%s: columns in another order than the layer's",
                        la_slot_name(slot));
     }
     for (int k = 0; part->order != NULL && k < part->cols; k++) {
@@ -241,7 +241,7 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         }
         together = together && same_format(f[i], f[0]) && same_order(&parts[i], &parts[0]);
         if (paired && !together) {
-            return la_fail(LA_ERR_UNSUPPORTED, "%s: gate and up have their columns in other orders",
+            return la_fail(LA_ERR_SHAPE, "%s: gate and up have their columns in other orders",
                            la_slot_name(slot));
         }
         out->N += parts[i].rows;

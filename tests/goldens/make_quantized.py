@@ -27,7 +27,9 @@ def weight(seed: int, n: int = N, k: int = K) -> torch.Tensor:
 
 def save(case: str, config: dict, tensors: dict[str, torch.Tensor], expected: torch.Tensor) -> None:
     CONFIGS[case] = config
-    named = {f"layer.{name}": t.detach().contiguous() for name, t in tensors.items() if t is not None}
+    named = {
+        f"layer.{name}": t.detach().contiguous() for name, t in tensors.items() if t is not None
+    }
     expected = expected.detach().float().contiguous()
     for small in (torch.float16, torch.bfloat16):  # where that is exact: the files are in git
         if expected.dtype == torch.float32 and torch.equal(expected.to(small).float(), expected):
@@ -69,7 +71,9 @@ def compressed(case: str, form: str, **arguments) -> None:
     config = {
         "quant_method": "compressed-tensors",
         "format": form,
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": json.loads(args.model_dump_json())}},
+        "config_groups": {
+            "group_0": {"targets": ["Linear"], "weights": json.loads(args.model_dump_json())}
+        },
         "ignore": [],
     }
     save(case, config, packed, expected)
@@ -120,7 +124,12 @@ def make_bitsandbytes() -> None:
                 "bnb_4bit_quant_type": kind,
                 "bnb_4bit_use_double_quant": double,
             }
-            save(f"bnb-{kind}{'-double' if double else ''}", config, {"weight": q, **tensors}, expected)
+            save(
+                f"bnb-{kind}{'-double' if double else ''}",
+                config,
+                {"weight": q, **tensors},
+                expected,
+            )
     codes, scb, _ = bnb.functional.int8_vectorwise_quant(weight(8).to(torch.float16))
     expected = bnb.functional.int8_vectorwise_dequant(codes, scb)
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}

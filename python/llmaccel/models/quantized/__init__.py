@@ -34,6 +34,7 @@ _SCHEMES = {
     "modelopt": modelopt.find_linears,
     "mxfp4": mx.find_linears,
 }
+METHODS = tuple(_SCHEMES)
 # Scales of a KV cache, which makes its own.
 _CACHE = (
     "k_scale",

@@ -1,7 +1,7 @@
 """HQQ: plain codes with a scale and a zero point, which need not be an integer, for groups of k.
 
-W_q U8: the weight [N, K] cut into groups along k, [N * K / group, group], and rows packed: of 4 bits
-the first half of the rows in the high nibbles, of 2 bits quarters. scale and zero float
+W_q U8: the weight [N, K] cut into groups along k, [N * K / group, group], and rows packed: of 4
+bits the first half of the rows in the high nibbles, of 2 bits quarters. scale and zero float
 [N * K / group, 1]; a weight is scale * (q - zero). shape holds [N, K]. Other tensors repeat the
 settings. Layout as published by the library of that name, axis 1.
 """

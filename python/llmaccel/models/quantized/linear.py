@@ -263,7 +263,7 @@ class Settings:
         value = self.get(key, default)
         if value in (None, -1, 0) and not isinstance(value, bool):
             return 0
-        return self.integer(key, 1, 1 << 24)
+        return self.integer(key, 1, 1 << 24, default)
 
     def names(self, *keys: str) -> list[str]:
         """The strings of those of `keys` that are there."""

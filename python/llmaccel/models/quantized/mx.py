@@ -3,7 +3,7 @@
 MXFP4: 32 k share a power of two, stored as its biased exponent. NVFP4: 16 k share an E4M3 number,
 and all of a tensor an fp32 one that multiplies it (modelopt's weight_scale_2) or divides it
 (compressed-tensors' weight_global_scale). Two codes a byte, the first in the low nibble. Also
-quant_method "mxfp4": X_blocks U8 [.., N, K / 32, 16] and X_scales U8 [.., N, K / 32] make a weight X.
+quant_method "mxfp4": X_blocks U8 [.., N, K / 32, 16] and X_scales U8 [.., N, K / 32] make X.
 """
 
 from __future__ import annotations
