@@ -54,6 +54,7 @@ PRODUCTS = {
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
 GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8"}
+GEMM_SLOTS |= {"fp8_encode", "fp8_decode"}  # f8_values, e5m2_values
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,11 @@ def f8_values() -> np.ndarray:
     size = np.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
     size[code & 127 == 127] = np.nan
     return np.where(code & 128, -size, size)
+
+
+def e5m2_values() -> np.ndarray:
+    """Value of each E5M2 code, float64: the upper byte of an fp16 number."""
+    return (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float64)
 
 
 F8_VALUES = f8_values()

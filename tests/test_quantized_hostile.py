@@ -70,10 +70,9 @@ def test_broken_settings(folder, tmp_path, scheme):
 LAYER = "model.layers.0.mlp.down_proj"
 
 
-def refused(folder, tmp_path, scheme: str, error, match: str, config=None, tensors=None) -> None:
+def refused(tmp_path, error, match: str, config=None, tensors=None) -> None:
     """Loading fails so, with keys of the configuration or tensors of one layer replaced; None
     removes one."""
-    tiny_quantized.write(folder, tmp_path, scheme)
     path = tmp_path / "config.json"
     raw = json.loads(path.read_text())
     settings = {**raw["quantization_config"], **(config or {})}
@@ -118,15 +117,17 @@ SETTINGS = [
     ("fp8-block", {"weight_block_size": [64, 64]}, LoadError, "weight_scale_inv: expected"),
     ("fp8-block", {"fmt": "e5m2"}, UnsupportedError, "fmt = 'e5m2'"),
     ("bnb-nf4", {"llm_int8_skip_modules": ["q_proj"]}, LoadError, "q_proj.*not quantized"),
-    ("bnb-nf4", {"quant_method": "awq", "bits": 4, "group_size": 64}, UnsupportedError, "this key is not known"),
+    ("bnb-nf4", {"quant_method": "awq", "bits": 4, "group_size": 1}, UnsupportedError, "not known"),
     ("modelopt-fp8", {"quant_algo": "W4A8_AWQ"}, UnsupportedError, "quant_algo = 'W4A8_AWQ'"),
     ("hqq-4", {"quant_config": {}}, LoadError, "has no rule for this layer"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("scheme", "config", "error", "match"), SETTINGS)
-def test_settings(folder, tmp_path, scheme, config, error, match):
-    refused(folder, tmp_path, scheme, error, match, config)
+@pytest.mark.parametrize("case", SETTINGS, ids=lambda case: f"{case[0]}-{next(iter(case[1]))}")
+def test_settings(folder, tmp_path, case):
+    scheme, config, error, match = case
+    tiny_quantized.write(folder, tmp_path, scheme)
+    refused(tmp_path, error, match, config)
 
 
 _SCALES = np.ones((1, 128), np.float16)
@@ -141,7 +142,7 @@ TENSORS = [
     ("gptq-4", {"qweight": stored(np.zeros((0, 128), np.int32))}, "qweight: expected a matrix"),
     ("gptq-4", {"weight": stored(_CODES.astype(np.float16))}, "down_proj.*several weights"),
     ("gptq-4-order", {"g_idx": stored(_ORDER * 9)}, "g_idx: groups 0..9 of 2"),
-    ("gptq-4-order", {"g_idx": stored(np.minimum(_ORDER, 0) + (_ORDER == 0) * 0)}, "64 columns"),
+    ("gptq-4-order", {"g_idx": stored(_ORDER * 0)}, "64 columns"),
     ("awq-gemv", {"qzeros": stored(np.zeros((128, 0), np.int32))}, "qzeros: expected"),
     ("ct-w4a16", {"weight_shape": stored(np.array([128, 4000]))}, "weight_shape.*does not fit"),
     ("ct-w4a16", {"weight_shape": stored(np.array([2**62, 2]))}, "weight_shape.*does not fit"),
@@ -161,7 +162,8 @@ TENSORS = [
 
 @pytest.mark.parametrize(("scheme", "tensors", "match"), TENSORS)
 def test_tensors(folder, tmp_path, scheme, tensors, match):
-    refused(folder, tmp_path, scheme, LoadError, match, tensors=tensors)
+    tiny_quantized.write(folder, tmp_path, scheme)
+    refused(tmp_path, LoadError, match, tensors=tensors)
 
 
 def test_gate_and_up_in_two_orders(folder, tmp_path):
@@ -175,7 +177,7 @@ def test_gate_and_up_in_two_orders(folder, tmp_path):
     whole[name] = stored(whole[name][1][::-1].copy())
     del table
     tiny_quantized.write_safetensors(tmp_path / "model.safetensors", whole)
-    with pytest.raises(LLMAccelError, match="up_proj.*other orders"):
+    with pytest.raises(LLMAccelError, match=r"up_proj.*other orders"):
         LLM(tmp_path)
 
 

@@ -124,6 +124,9 @@ static inline size_t la_attend_scratch(int R, int d)
     /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                                    \
     X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))                       \
     X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))                           \
+    /* E4M3 or E5M2 codes of x / scale: to nearest even, at most the largest finite value, NaN 0x7f; and back */  \
+    X(fp8_encode, void, (const float *x, float scale, int e5m2, uint8_t *out, int n))                             \
+    X(fp8_decode, void, (const uint8_t *x, float scale, int e5m2, float *out, int n))                             \
     /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */    \
     X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                   \
     X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                  \
