@@ -28,9 +28,11 @@ SIZES = {
     "hidden_size": 256,
     "intermediate_size": 384,
     "head_dim": 32,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "num_attention_heads": 8,
 }
+# Of the layers' matrices: q and o, k and v, gate, up and down.
+WEIGHTS = 256 * (2 * 256 + 2 * 64 + 3 * 384)
 # Of the error's deviation to that of the logits.
 BOUNDS = {"bf16": 0.03, "int8": 0.08}
 
@@ -45,9 +47,7 @@ def model(request, folder, tmp_path_factory):
     """(scheme, folder, expected logits)."""
     path = tmp_path_factory.mktemp(request.param)
     values = tiny_quantized.write(folder, path, request.param)
-    config = build_config(json.loads((folder / "config.json").read_text()))
-    weights = reference.load_weights(config, arrays_checkpoint(values))
-    return request.param, path, reference.forward(config, weights, IDS)
+    return request.param, path, expected_logits(folder, values)
 
 
 def logits(path, **options) -> np.ndarray:
@@ -63,35 +63,90 @@ def test_float32(model):
 
 @pytest.mark.parametrize("activation", ["bf16", "int8"])
 def test_weights_stay_quantized(model, activation):
+    """Close to the same logits, in the memory that the plan counts: bytes or half bytes, and scales,
+    which in groups of 16 with offsets take as much again."""
     name, path, expected = model
     if name in BF16_ONLY and activation == "int8":
         with pytest.raises(ConfigError, match="activation='int8'"):
             LLM(path, activation=activation)
         return
-    ours = logits(path, activation=activation)
-    assert np.std(ours - expected) <= BOUNDS[activation] * np.std(expected)
-
-
-def test_memory(model):
-    """4-bit weights take half a byte and their scales, and the plan counts what is packed."""
-    _, path, _ = model
-    with LLM(path) as llm:
+    with LLM(path, max_num_seqs=2, kv_cache_dtype="float32", activation=activation) as llm:
+        ours = np.asarray(llm.logits(IDS))
         assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
-        packed = llm.plan().weights
-    with LLM(path, activation="float32") as llm:
-        assert packed < llm.plan().weights * 0.6
+        packed = llm.plan().weights - 2 * 2 * 320 * SIZES["hidden_size"]
+    assert np.std(ours - expected) <= BOUNDS[activation] * np.std(expected)
+    eight = any(sign in name for sign in ("8", "fp8", "fbgemm"))
+    assert packed < WEIGHTS * (1.3 if eight else 1.05)
 
 
-def test_chunks(model):
-    """The same bits whatever the chunk."""
-    _, path, _ = model
+@pytest.mark.parametrize("scheme", ["gptq-4-order", "ct-fp8-dynamic", "bnb-nf4"])
+def test_chunks(folder, tmp_path, scheme):
+    """The same bits whatever the chunk; with the head quantized as well."""
+    tiny_quantized.write(folder, tmp_path, scheme)
     params = SamplingParams(temperature=0, max_tokens=12, logprobs=0, ignore_eos=True)
     seen = []
     for budget in (512, 5):
-        with LLM(path, max_num_seqs=2, max_num_batched_tokens=budget) as llm:
+        with LLM(tmp_path, max_num_seqs=2, max_num_batched_tokens=budget) as llm:
             out = llm.generate({"prompt_token_ids": IDS}, params)[0].outputs[0]
             seen.append((out.token_ids, out.logprob_array.tobytes()))
     assert seen[0] == seen[1]
+
+
+def expected_logits(folder, values) -> np.ndarray:
+    config = build_config(json.loads((folder / "config.json").read_text()))
+    return reference.forward(config, reference.load_weights(config, arrays_checkpoint(values)), IDS)
+
+
+HEADS = {"gptq-4-order": {"lm_head": True}, "bnb-int8": {"llm_int8_skip_modules": []}}
+
+
+@pytest.mark.parametrize("scheme", HEADS)
+def test_a_quantized_head(folder, tmp_path, scheme, monkeypatch):
+    config, packer = SCHEMES[scheme]
+    monkeypatch.setitem(SCHEMES, scheme, ({**config, **HEADS[scheme]}, packer))
+    wide = tiny.make_checkpoint("llama", tmp_path / "f", seed=3, **{**SIZES, "vocab_size": 304})
+    values = tiny_quantized.write(wide, tmp_path / "q", scheme, head=True)
+    np.testing.assert_allclose(
+        logits(tmp_path / "q", activation="float32"), expected_logits(wide, values), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("scheme", ["gptq-4-order", "ct-w4a16-asym", "fp8-tensor"])
+@pytest.mark.parametrize("family", ["phi3", "qwen2"])
+def test_other_families(tmp_path, family, scheme):
+    """Fused q, k and v; biases, tied embeddings and windows."""
+    sizes = {k: v for k, v in SIZES.items() if k != "head_dim"}
+    source = tiny.make_checkpoint(family, tmp_path / "f", seed=4, **sizes)
+    values = tiny_quantized.write(source, tmp_path / "q", scheme)
+    want = expected_logits(source, values)
+    np.testing.assert_allclose(logits(tmp_path / "q", activation="float32"), want, atol=1e-3)
+    ours = logits(tmp_path / "q", activation="bf16")
+    assert np.std(ours - want) <= BOUNDS["bf16"] * np.std(want)
+
+
+def test_settings_beside_the_configuration(folder, tmp_path):
+    """modelopt's hf_quant_config.json, where config.json says nothing."""
+    values = tiny_quantized.write(folder, tmp_path, "modelopt-fp8")
+    raw = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    settings = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": ["lm_head"]}
+    both = {"producer": {"name": "modelopt"}, "quantization": settings}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps(both))
+    np.testing.assert_allclose(
+        logits(tmp_path, activation="float32"), expected_logits(folder, values), atol=1e-3
+    )
+
+
+def test_quantization_may_be_named(folder, tmp_path):
+    tiny_quantized.write(folder, tmp_path, "awq-gemm")
+    with LLM(tmp_path, quantization="awq") as llm:
+        assert llm.plan().weights
+    with pytest.raises(ConfigError, match=r"quantization='gptq'.*already.*'awq'"):
+        LLM(tmp_path, quantization="gptq")
+    with pytest.raises(ConfigError, match=r"quantization='int8'.*already"):
+        LLM(tmp_path, quantization="int8")
+    with pytest.raises(ConfigError, match="quantization='awq'.*no quantization_config"):
+        LLM(folder, quantization="awq")
 
 
 # ---- layers that reference libraries packed ------------------------------------------------------

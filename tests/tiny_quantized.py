@@ -515,9 +515,10 @@ BF16_ONLY = tuple(
 )
 
 
-def write(source: Path, folder: Path, scheme: str) -> dict[str, np.ndarray]:
+def write(source: Path, folder: Path, scheme: str, *, head: bool = False) -> dict[str, np.ndarray]:
     """The checkpoint of `source` (float) in `scheme`; returns the float32 weights that it stands
-    for, by name. Layers' matrices are quantized, the embedding and the head are not."""
+    for, by name. Layers' matrices are quantized, the embedding is not, the head where it is asked.
+    """
     from llmaccel.models.safetensors import open_safetensors
 
     config, packer = SCHEMES[scheme]
@@ -528,7 +529,7 @@ def write(source: Path, folder: Path, scheme: str) -> dict[str, np.ndarray]:
     checkpoint = open_safetensors(source)
     for name in checkpoint.names():
         w = checkpoint[name].float32()
-        if w.ndim == 2 and ".layers." in name:
+        if w.ndim == 2 and (".layers." in name or (head and name == "lm_head.weight")):
             packed, value = packer(w, rng)
             values[name] = np.ascontiguousarray(value, np.float32)
             module = name.removesuffix(".weight")
