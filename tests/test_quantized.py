@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
+import reference_kernels as ref
 import tiny
 import tiny_quantized
 from tiny_quantized import BF16_ONLY, SCHEMES
 
-from llmaccel import LLM, ConfigError, SamplingParams, _core, kernels
+from llmaccel import LLM, ConfigError, LoadError, SamplingParams, _core, kernels
 from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.mapping import build_config
 from llmaccel.models.quantized import open_quantized
 from llmaccel.models.safetensors import open_safetensors
 
+GOLDENS = Path(__file__).parent / "goldens" / "quantized"
 IDS = np.random.default_rng(2).integers(0, 301, 40).tolist()
 SIZES = {
     "hidden_size": 256,
@@ -63,8 +65,8 @@ def test_float32(model):
 
 @pytest.mark.parametrize("activation", ["bf16", "int8"])
 def test_weights_stay_quantized(model, activation):
-    """Close to the same logits, in the memory that the plan counts: bytes or half bytes, and scales,
-    which in groups of 16 with offsets take as much again."""
+    """Close to the same logits, in the memory that the plan counts: bytes or half bytes, and
+    scales, which in groups of 16 with offsets take as much again."""
     name, path, expected = model
     if name in BF16_ONLY and activation == "int8":
         with pytest.raises(ConfigError, match="activation='int8'"):
@@ -124,6 +126,113 @@ def test_other_families(tmp_path, family, scheme):
     assert np.std(ours - want) <= BOUNDS["bf16"] * np.std(want)
 
 
+# ---- rows rounded as the file says ---------------------------------------------------------------
+
+
+def round_rows(x: np.ndarray, kind: str, group: int = 0, scale: float = 0.0) -> np.ndarray:
+    """x [T, K] to 8 bits and back by compressed-tensors' formulas, in fp32."""
+    rows = np.asarray(x, np.float32).reshape(len(x), -1, group or x.shape[1])
+    low, high = np.minimum(rows.min(-1), 0), np.maximum(rows.max(-1), 0)
+    zero = np.float32(0)
+    if kind == "int8 offset":
+        step = ((high - low) / np.float32(255))[..., None]
+        zero = np.rint(np.clip(-128 - low[..., None] / step, -128, 127))
+    else:
+        step = np.maximum(-low, high) / np.float32(448 if kind == "e4m3" else 127.5)
+        step = np.full_like(step, scale)[..., None] if scale else step[..., None]
+    if kind == "e4m3":
+        q = ref.F8_VALUES[tiny_quantized.e4m3(rows / step)].astype(np.float32)
+    else:
+        q = np.rint(np.clip(rows / step + zero, -128, 127))
+    return ((q - zero) * step).reshape(x.shape)
+
+
+RULES = {
+    "int8": ("int8",),
+    "int8 offset": ("int8 offset",),
+    "e4m3": ("e4m3",),
+    "e4m3 128": ("e4m3", 128),
+    "int8 static": ("int8", 0, 0.02),
+    "e4m3 static": ("e4m3", 0, 0.02),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_rules_are_those_of_the_library(name):
+    from safetensors.numpy import load_file
+
+    found = load_file(GOLDENS / "rows.safetensors")
+    ours = round_rows(found["x"], *RULES[name])
+    np.testing.assert_allclose(ours, found[name], rtol=1e-6, atol=1e-6)
+
+
+def check_rounded(ours: np.ndarray, want: np.ndarray, plain: np.ndarray) -> None:
+    """Within 1e-3 for most tokens; a value that falls between two codes may take either, and moves
+    its token by part of what the rounding itself does."""
+    assert np.median(np.abs(ours - want).max(1)) < 1e-3
+    assert np.std(ours - want) < 0.2 * np.std(plain - want)
+    assert np.std(plain - want) > 5e-3 * np.std(want)  # the rounding is felt
+
+
+ROUNDED = {
+    "ct-w8a8": "int8",
+    "ct-w8a8-asym": "int8",
+    "ct-fp8-dynamic": "e4m3",
+    "ct-fp8-block": "e4m3 128",
+    "fp8-block": "e4m3 128",
+}
+
+
+@pytest.mark.parametrize("scheme", ROUNDED)
+def test_rows_rounded_as_the_file_says(folder, tmp_path, scheme):
+    """activation="checkpoint" against the forward pass with rows rounded before each layer."""
+    values = tiny_quantized.write(folder, tmp_path, scheme)
+    config = build_config(json.loads((folder / "config.json").read_text()))
+    weights = reference.load_weights(config, arrays_checkpoint(values))
+    rule = RULES[ROUNDED[scheme]]
+    want = reference.forward(config, weights, IDS, lambda rows: round_rows(rows, *rule))
+    plain = reference.forward(config, weights, IDS)
+    check_rounded(logits(tmp_path, activation="checkpoint"), want, plain)
+    with LLM(tmp_path, activation="checkpoint") as llm:
+        assert llm.report()["model"]["activation"] == "checkpoint"
+
+
+def test_static_scales_of_rows(folder, tmp_path):
+    values = tiny_quantized.write(folder, tmp_path, "ct-fp8-static")
+    scales = open_safetensors(tmp_path)
+    number = {
+        n: float(scales[n].float32().reshape(-1)[0]) for n in scales.names() if "input_scale" in n
+    }
+    assert len(set(number.values())) > 1
+    with pytest.raises(LoadError, match=r"gate_proj.*rounded in other ways"):
+        LLM(tmp_path, activation="checkpoint")
+    del scales
+    for name in number:  # one for all, so that the specification needs one
+        number[name] = 0.03
+    set_numbers(tmp_path, number)
+    config = build_config(json.loads((folder / "config.json").read_text()))
+    weights = reference.load_weights(config, arrays_checkpoint(values))
+    want = reference.forward(config, weights, IDS, lambda rows: round_rows(rows, "e4m3", 0, 0.03))
+    plain = reference.forward(config, weights, IDS)
+    check_rounded(logits(tmp_path, activation="checkpoint"), want, plain)
+
+
+def set_numbers(path: Path, numbers: dict[str, float]) -> None:
+    table = open_safetensors(path)
+    whole = {name: (table[name].dtype, table[name].numpy().copy()) for name in table.names()}
+    del table
+    for name, number in numbers.items():
+        whole[name] = tiny_quantized.stored(np.float32(number))
+    tiny_quantized.write_safetensors(path / "model.safetensors", whole)
+
+
+def test_no_rule_no_checkpoint_activation(folder, tmp_path):
+    tiny_quantized.write(folder, tmp_path, "gptq-4")
+    for path in (tmp_path, folder):
+        with pytest.raises(ConfigError, match="activation='checkpoint'"):
+            LLM(path, activation="checkpoint")
+
+
 def test_settings_beside_the_configuration(folder, tmp_path):
     """modelopt's hf_quant_config.json, where config.json says nothing."""
     values = tiny_quantized.write(folder, tmp_path, "modelopt-fp8")
@@ -145,13 +254,12 @@ def test_quantization_may_be_named(folder, tmp_path):
         LLM(tmp_path, quantization="gptq")
     with pytest.raises(ConfigError, match=r"quantization='int8'.*already"):
         LLM(tmp_path, quantization="int8")
-    with pytest.raises(ConfigError, match="quantization='awq'.*no quantization_config"):
+    with pytest.raises(ConfigError, match=r"quantization='awq'.*no quantization_config"):
         LLM(folder, quantization="awq")
 
 
 # ---- layers that reference libraries packed ------------------------------------------------------
 
-GOLDENS = Path(__file__).parent / "goldens" / "quantized"
 CASES = json.loads((GOLDENS / "configs.json").read_text())["cases"]
 
 

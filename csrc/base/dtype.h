@@ -122,6 +122,22 @@ typedef struct la_format {
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
 
+/* How a checkpoint says that rows are rounded before a product: to 8 bits and back, by the largest value of
+ * the row or of each group, or by a scale of its own. */
+typedef enum la_round {
+    LA_ROUND_NONE = 0,
+    LA_ROUND_I8,        /* -128..127 about 0 */
+    LA_ROUND_I8_OFFSET, /* from the smallest value to the largest, 0 among them */
+    LA_ROUND_F8,        /* E4M3 */
+    LA_ROUND_COUNT
+} la_round;
+
+typedef struct la_rounding {
+    int kind;    /* la_round */
+    int group;   /* k that share a scale; 0: the row */
+    float scale; /* 0: by the largest value */
+} la_rounding;
+
 /* How a page stores keys and values. I8 and F8 (E4M3) have one fp32 scale per token and kv head,
  * made when the token is written: its largest value becomes 127 or 448. */
 typedef enum la_kv_form {

@@ -17,6 +17,7 @@ typedef struct la_act_rows {
     size_t pitch;
     la_act_meta *meta;    /* [rows][groups]; NULL: no groups */
     const int32_t *order; /* [K] which k of a row goes to each place; NULL: all stay */
+    la_rounding rounding; /* before all else; LA_ROUND_NONE: none */
 } la_act_rows;
 
 /* All but where they lie. */

@@ -70,6 +70,8 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
                          la_rows q);
 void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
                  int n);
+/* x [K] as r says it is rounded; y may be x. */
+void la_cpu_round_row(const la_kernels *t, la_rounding r, const float *x, int K, float *y);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
 /* Bytes of la_workspace.shared that attention wants; nothing else lies there meanwhile. */

@@ -49,11 +49,22 @@ static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm no
             la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
             x = y;
         }
+        if (v->rounding.kind != LA_ROUND_NONE) {
+            la_cpu_round_row(k, v->rounding, x, v->K, own.row);
+            x = own.row;
+        }
         for (int i = 0; v->order != NULL && i < v->K; i++) {
             own.sorted[i] = x[v->order[i]];
         }
         la_act_rows_convert(k, v, r, v->order != NULL ? own.sorted : x);
     }
+}
+
+/* Do two parts want the same rows? */
+static int same_rows(const la_act_rows *a, const la_act_rows *b)
+{
+    return a->form == b->form && a->group == b->group && a->order == NULL && b->order == NULL &&
+           memcmp(&a->rounding, &b->rounding, sizeof a->rounding) == 0;
 }
 
 /* Converts the rows for every part; parts that want the same form share one conversion. Few rows are
@@ -68,13 +79,13 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     for (int p = 0; p < m->n_parts; p++) {
         size_t used = plan_converted(&v[p], &m->part[p], m->activation, in.n, base);
         v[p].order = m->order[p];
-        if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group &&
-            v[p].order == NULL && v[p - 1].order == NULL) {
+        v[p].rounding = m->rounding[p];
+        if (p > 0 && same_rows(&v[p], &v[p - 1])) {
             v[p] = v[p - 1];
             continue;
         }
-        if (v[p].form == LA_ACT_F32 && norm.w == NULL &&
-            v[p].order == NULL) { /* already what the kernel reads */
+        if (v[p].form == LA_ACT_F32 && norm.w == NULL && v[p].order == NULL &&
+            v[p].rounding.kind == LA_ROUND_NONE) { /* already what the kernel reads */
             v[p].a = (uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;

@@ -4,6 +4,7 @@
  * needs are set and have the shapes the forward pass reads; weights exist once (a source is packed, never
  * kept). Called through llmaccel.h by the Python layer and through model.h by the engine.
  */
+#include "part_rows.h"
 #include "slots.h"
 
 #include "../base/cpu.h"
@@ -187,36 +188,6 @@ static la_quant quant_of(la_recipe r, la_slot slot)
     }
 }
 
-static int is_ordered(const la_source *part)
-{
-    return la_plain_of((int)part->dtype).ordered;
-}
-
-/* Do two parts take the same k at the same places? Where only sizes are asked, it is assumed. */
-static int same_order(const la_source *a, const la_source *b)
-{
-    int n = is_ordered(a) + is_ordered(b);
-    if (n != 2 || a->order == NULL || b->order == NULL) {
-        return n != 1;
-    }
-    return memcmp(a->order, b->order, (size_t)a->cols * sizeof *a->order) == 0;
-}
-
-static la_status check_order(la_slot slot, const la_source *part)
-{
-    if (slot == LA_EMBED || slot == LA_POS_EMBED) {
-        return la_fail(LA_ERR_SHAPE, "%s: columns in another order than the layer's",
-                       la_slot_name(slot));
-    }
-    for (int k = 0; part->order != NULL && k < part->cols; k++) {
-        if (part->order[k] < 0 || part->order[k] >= part->cols) {
-            return la_fail(LA_ERR_SHAPE, "%s: column %d is said to be number %d of %d",
-                           la_slot_name(slot), k, (int)part->order[k], part->cols);
-        }
-    }
-    return LA_OK;
-}
-
 /* Sizes of a matrix: one weight where formats agree, else one per part. Nothing is mapped. */
 static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot slot,
                              const la_source *parts, int n_parts, la_matrix *out)
@@ -236,15 +207,18 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         if (f[i].row_scale && f[i].pack != LA_PACK_F8 && out->activation == LA_ACT_I8) {
             f[i].group = slot == LA_DOWN ? DOWN_GROUP : ROW_GROUP;
         }
-        if (is_ordered(&parts[i])) {
-            LA_TRY(check_order(slot, &parts[i]));
-        }
-        together = together && same_format(f[i], f[0]) && same_order(&parts[i], &parts[0]);
+        LA_TRY(la_part_check_rows(slot, &parts[i], d->activation));
+        together = together && same_format(f[i], f[0]) && la_parts_same_rows(&parts[i], &parts[0]);
         if (paired && !together) {
-            return la_fail(LA_ERR_SHAPE, "%s: gate and up have their columns in other orders",
-                           la_slot_name(slot));
+            return la_fail(
+                LA_ERR_SHAPE,
+                "%s: gate and up have their columns in other orders, or rows rounded in other ways",
+                la_slot_name(slot));
         }
         out->N += parts[i].rows;
+    }
+    for (int i = 0; i < n_parts; i++) {
+        out->rounding[i] = parts[i].rounding;
     }
     if (together) {
         out->n_parts = 1;
@@ -257,23 +231,6 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
     }
 done:
     return st;
-}
-
-static la_status order_set(int32_t **dst, const la_source *part)
-{
-    size_t n = (size_t)part->cols;
-    if (!is_ordered(part)) {
-        return LA_OK;
-    }
-    if (part->order == NULL) {
-        return la_fail(LA_ERR_ARGUMENT, "weights: a part in another order comes without it");
-    }
-    *dst = la_alloc(n, sizeof **dst);
-    if (*dst == NULL) {
-        return la_fail(LA_ERR_MEMORY, "weights: out of memory for the order of %zu columns", n);
-    }
-    memcpy(*dst, part->order, n * sizeof **dst);
-    return LA_OK;
 }
 
 static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_source *parts,
@@ -292,7 +249,7 @@ static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_
         int split = fresh.n_parts > 1;
         LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts,
                                fresh.paired && !split));
-        LA_TRY(order_set(&fresh.order[i], &parts[i]));
+        LA_TRY(la_part_order(&fresh.order[i], &parts[i]));
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
@@ -399,7 +356,7 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slo
     LA_TRY(matrix_plan(d, recipe, slot, parts, n_parts, &m));
     for (int i = 0; i < m.n_parts; i++) {
         *bytes += weight_bytes(&m.part[i]);
-        *bytes += is_ordered(&parts[i]) ? (size_t)m.K * sizeof(int32_t) : 0;
+        *bytes += la_part_is_ordered(&parts[i]) ? (size_t)m.K * sizeof(int32_t) : 0;
     }
 done:
     return st;

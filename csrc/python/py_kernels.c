@@ -143,7 +143,7 @@ static int read_part(PyObject *item, la_source *part, Py_buffer *view)
         PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
         return -1;
     }
-    *part = (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols, NULL};
+    *part = (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols, NULL, {0, 0, 0.0f}};
     return 0;
 }
 

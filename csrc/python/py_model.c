@@ -70,9 +70,12 @@ static int parse_part(const py_state *state, PyObject *part, int with_data, part
     PyObject *tuple = PySequence_Tuple(part);
     int ok = tuple != NULL;
     if (ok && with_data) {
-        ok =
-            PyArg_ParseTuple(tuple, "y*sii|y*;parts: expected (buffer, dtype, rows, cols[, order])",
-                             view, &dtype, &source->rows, &source->cols, order);
+        ok = PyArg_ParseTuple(tuple,
+                              "y*sii|z*(iif);parts: expected (buffer, dtype, rows, cols[, "
+                              "order or None[, (kind, group, scale)]])",
+                              view, &dtype, &source->rows, &source->cols, order,
+                              &source->rounding.kind, &source->rounding.group,
+                              &source->rounding.scale);
     }
     else if (ok) {
         ok = PyArg_ParseTuple(tuple, "sii;parts: expected (dtype, rows, cols)", &dtype,
@@ -413,9 +416,9 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
 
 static PyMethodDef model_methods[] = {
     {"set", model_set, METH_VARARGS,
-     "set(slot, layer, parts)\n\nPack parts, a list of (buffer, dtype, rows, cols[, order]), into "
-     "a "
-     "slot. order: int32 [cols] of dtypes whose columns are sorted."},
+     "set(slot, layer, parts)\n\nPack parts, a list of (buffer, dtype, rows, cols[, order[, "
+     "rounding]]), into a slot. order: int32 [cols] of dtypes whose columns are sorted, or None. "
+     "rounding: (kind, group, scale) of la_rounding."},
     {"finish", model_finish, METH_NOARGS,
      "finish()\n\nCheck that every tensor is set; LoadError names a missing one."},
     {"read", model_read, METH_VARARGS,

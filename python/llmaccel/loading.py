@@ -55,7 +55,7 @@ BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "IQ4", "MXFP4")
 class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
     of the head, as reports name them. wide: slots with bf16 activations where the others have int8.
-    no_effect: options that change nothing with this file.
+    no_effect: options that change nothing with this file. rounded: rows as the file says.
     """
 
     weights: Mapping[str, Any]
@@ -64,6 +64,7 @@ class Forms:
     quantized: bool
     wide: tuple[str, ...] = ()
     no_effect: tuple[str, ...] = ()
+    rounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,11 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     with naming_file(path):
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
+    if forms.rounded and not getattr(checkpoint, "rounds_rows", False):
+        raise ConfigError(
+            "activation='checkpoint': the model does not say how activations are rounded, or in "
+            "a way that is not known here"
+        )
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint = DummyTensors(config, options, draw=True)
@@ -273,7 +279,8 @@ def choose_forms(
         for dtype, rows, cols in parts:
             stored[dtype] += rows * cols if rows > 1 else 0
     weights = WEIGHT_FORMS[options.dtype]
-    if options.activation == "float32":
+    rounded = options.activation == "checkpoint"
+    if rounded or options.activation == "float32":
         weights = "F32" if weights == "auto" else weights
     quantization = options.quantization if options.quantization in QUANTIZATIONS else None
     if quantization is not None:
@@ -303,7 +310,7 @@ def choose_forms(
     config = replace(config, activation=activation, kv_form=KV_FORMS[kv])
     wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
     no_effect = () if _converts(options, slots, recipe) else ("dtype",)
-    return config, Forms(recipe, dtype, head, quantized, wide, no_effect)
+    return config, Forms(recipe, dtype, head, quantized, wide, no_effect, rounded)
 
 
 def _converts(
@@ -334,8 +341,12 @@ def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, 
         raise ConfigError(f"activation='int8': needs 4- to 8-bit weights, these are {main}")
     if options.activation == "bfloat16" and not quantized and main != "BF16":
         raise ConfigError(f"activation='bfloat16': the weights are {main}; use dtype='bfloat16'")
-    if options.activation == "float32" and weights != "F32":
-        raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
+    if options.activation in ("float32", "checkpoint") and weights != "F32":
+        raise ConfigError(
+            f"activation={options.activation!r}: dtype={options.dtype!r} has other activations"
+        )
+    if options.activation == "checkpoint":
+        return "f32"
     if options.activation != "auto":
         return ACTIVATION_FORMS[options.activation]
     if quantized:
@@ -411,9 +422,11 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
     return wide if dtype == "F32" else wide.astype(np.float16)
 
 
-def _core_part(part: RawTensor) -> tuple[Any, ...]:
-    """What `_core.Model.set` takes of a tensor."""
+def _core_part(part: RawTensor, rounded: bool) -> tuple[Any, ...]:
+    """What `_core.Model.set` takes of a tensor. rounded: with the file's rule for its rows."""
     core = (part.data, part.dtype, *((1, *part.shape)[-2:]))
+    if rounded and part.rounding is not None:
+        return (*core, part.order, part.rounding)
     return core if part.order is None else (*core, part.order)
 
 
@@ -422,7 +435,7 @@ def load_weights(model: Any, prepared: Prepared) -> None:
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
     for slot, layer, parts in iter_slots(prepared.config, prepared.checkpoint):
         try:
-            model.set(slot, layer, [_core_part(part) for part in parts])
+            model.set(slot, layer, [_core_part(part, prepared.forms.rounded) for part in parts])
         except LoadError as error:
             names = ", ".join(quoted(part.name) for part in parts)
             raise LoadError(f"{names}: {error}") from error

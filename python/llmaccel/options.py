@@ -148,7 +148,7 @@ class LoadOptions:
         """ConfigError, UnsupportedError or TypeError naming the first bad option."""
         choices = (
             ("dtype", tuple(WEIGHT_FORMS)),
-            ("activation", ("auto", *ACTIVATION_FORMS)),
+            ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
         )
         for name, known in choices:

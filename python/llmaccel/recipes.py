@@ -84,9 +84,10 @@ def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, s
         raise ConfigError(
             f"dtype={options['dtype']!r}: quantization={name!r} stores codes; leave dtype out"
         )
-    if options["activation"] == "float32":
+    if options["activation"] in ("float32", "checkpoint"):
         raise ConfigError(
-            f"activation='float32': quantization={name!r} has bf16 or int8 activations"
+            f"activation={options['activation']!r}: quantization={name!r} has bf16 or int8 "
+            "activations"
         )
     if options["activation"] == "int8" and name == "fp8":
         raise ConfigError("activation='int8': quantization='fp8' has bf16 activations only")

@@ -214,7 +214,7 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, const int (
             data[n][i] = ((float)rng_below(r, 2001) - 1000.0f) * 1.0e-4f;
         }
         parts[n] = (la_source){
-            data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1], NULL};
+            data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1], NULL, {0, 0, 0.0f}};
     }
     check(la_model_set(m, slot, layer, parts, n) == LA_OK, la_slot_name(slot));
 }

@@ -79,7 +79,36 @@ def compressed(case: str, form: str, **arguments) -> None:
     save(case, config, packed, expected)
 
 
+def rows() -> None:
+    """Rows rounded as input_activations say: tests/goldens/quantized/rows.safetensors."""
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import compute_dynamic_scales_and_zp
+
+    x = torch.randn(1, 4, 256, generator=torch.Generator().manual_seed(5))
+    x[0, 1] *= 40
+    x[0, 2] += 1
+    found = {"x": x[0]}
+    token = {"num_bits": 8, "strategy": "token", "dynamic": True}
+    rules = {
+        "int8": token,
+        "int8 offset": {**token, "symmetric": False},
+        "e4m3": {**token, "type": "float"},
+        "e4m3 128": {**token, "type": "float", "strategy": "group", "group_size": 128},
+    }
+    for name, rule in rules.items():
+        args = QuantizationArgs(**rule)
+        scale, zero = compute_dynamic_scales_and_zp(x, args, torch.nn.Module())
+        found[name] = fake_quantize(x, scale, zero, args)[0]
+    for name, kind in (("int8 static", "int"), ("e4m3 static", "float")):
+        args = QuantizationArgs(num_bits=8, type=kind, strategy="tensor")
+        scale = torch.tensor([0.02])
+        found[name] = fake_quantize(x, scale, torch.zeros(1), args)[0]
+    save_file({name: t.contiguous() for name, t in found.items()}, FOLDER / "rows.safetensors")
+
+
 def make_compressed() -> None:
+    rows()
     four = {"num_bits": 4, "strategy": "group", "group_size": 32}
     compressed("ct-w4", "pack-quantized", **four)
     compressed("ct-w4-asym", "pack-quantized", **four, symmetric=False)

@@ -205,6 +205,7 @@ class RawTensor:
     rows first ([N, K] for a linear layer's weight, whatever the file's own order). data: uint8,
     1-D, a read-only view of the mapped file (of plain rows its own memory); its address has only
     the alignment that the file gives it. order: int32 [K] of plain rows whose columns are sorted.
+    rounding: of the rows that the weight multiplies, (kind, group, scale) as la_rounding has it.
     """
 
     name: str
@@ -212,6 +213,7 @@ class RawTensor:
     shape: tuple[int, ...]
     data: np.ndarray
     order: np.ndarray | None = None
+    rounding: tuple[int, int, float] | None = None
 
     def rows(self, start: int, stop: int) -> RawTensor:
         """Slices `start:stop` of the first dimension, zero-copy, block formats included.
@@ -235,6 +237,7 @@ class RawTensor:
             (stop - start, *self.shape[1:]),
             self.data[start * row : stop * row],
             self.order,
+            self.rounding,
         )
 
     def numpy(self) -> np.ndarray:

@@ -227,6 +227,7 @@ def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:
             (rows // 3, *tensor.shape[1:]),
             np.ascontiguousarray(grouped[:, part]).reshape(-1),
             tensor.order,
+            tensor.rounding,
         )
         for part in range(3)
     ]

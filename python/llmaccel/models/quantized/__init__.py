@@ -67,6 +67,11 @@ class QuantizedTensors:
             if name not in hidden and name.rpartition(".")[2] not in _CACHE
         ]
 
+    @property
+    def rounds_rows(self) -> bool:
+        """Whether the file says of some layer how its rows are rounded."""
+        return any(linear.rounding is not None for linear in self._linears.values())
+
     def names(self) -> list[str]:
         return [*self._linears, *self._others]
 
@@ -75,7 +80,7 @@ class QuantizedTensors:
 
     def __getitem__(self, name: str) -> RawTensor | LinearTensor:
         if name in self._linears:
-            return LinearTensor(self._linears[name])
+            return LinearTensor(self._linears[name], self._table)
         return self._table[name]
 
 

@@ -5,13 +5,14 @@ about 2^(bits - 1); weight_scale; weight_zero_point packed the same way along n;
 int-quantized and naive-quantized (weight I8), float-quantized (weight F8_E4M3), nvfp4- and
 mxfp4-pack-quantized (see mx.py). Scales are of a tensor, a row (channel), groups along k or blocks.
 input_activations are checked and then left to the activation option: rows are converted per group
-of 128 or finer, never by a file's static scale. Sparse formats and transforms are refused.
+of 128 or finer, never by a file's static scale, but for activation="checkpoint".
+Sparse formats and transforms are refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
     Linear,
+    Rounding,
     Settings,
     fields,
     header,
@@ -67,6 +69,7 @@ class _Weights:
     sym: bool
     block: tuple[int, int]
     actorder: bool
+    rounding: Rounding | None = None
 
 
 @dataclass(frozen=True)
@@ -112,19 +115,41 @@ def _scheme(raw: Any, where: str) -> _Scheme:
     targets = group.names("targets")
     group.choice("format", (*_FORMATS, None))
     weights = group.get("weights")
-    for key in ("input_activations", "output_activations"):
-        if group.get(key) is not None:
-            _arguments(group.raw[key], f"{where}: {key}")
+    inputs = group.get("input_activations")
+    rounding = None if inputs is None else _rounding(inputs, f"{where}: input_activations")
+    if group.get("output_activations") is not None:
+        raise group.unsupported("output_activations", "outputs stay floats")
     group.done()
-    own = None if weights is None else _arguments(weights, f"{where}: weights", of_weights=True)
+    own = None
+    if weights is not None:
+        own = replace(_arguments(weights, f"{where}: weights"), rounding=rounding)
     for target in targets:
         if target.startswith("re:"):
             regex(target, where)
     return _Scheme(tuple(targets), own, where)
 
 
-def _arguments(raw: Any, where: str, of_weights: bool = False) -> _Weights:
-    """Quantization arguments; what weights cannot have is refused."""
+def _rounding(raw: Any, where: str) -> Rounding | None:
+    """What input_activations say; None for those that activation="checkpoint" cannot follow."""
+    args = Settings(raw, where)
+    bits, kind = args.integer("num_bits", 1, 16, 8), args.choice("type", ("int", "float"), "int")
+    sym = args.flag("symmetric", True)
+    strategies = ("tensor", "token", "group", "tensor_group", "attn_head", None)
+    strategy, group = args.choice("strategy", strategies), args.group("group_size")
+    dynamic = args.choice("dynamic", (True, False, "local"), False)
+    for key in ("scale_dtype", "zp_dtype", "block_structure", "actorder"):
+        args.get(key)
+    args.done("observer", "observer_kwargs", "is_mse")
+    if bits != 8 or strategy in ("tensor_group", "attn_head") or dynamic == "local":
+        return None
+    name = "e4m3" if kind == "float" else "int8" if sym else "int8 offset"
+    if dynamic is True:
+        return None if strategy == "tensor" else Rounding(name, group if strategy == "group" else 0)
+    return Rounding(name, 0, "input_scale") if sym and strategy in ("tensor", None) else None
+
+
+def _arguments(raw: Any, where: str) -> _Weights:
+    """Quantization arguments of weights; what they cannot have is refused."""
     args = Settings(raw, where)
     bits = args.integer("num_bits", 1, 16, 8)
     kind = args.choice("type", ("int", "float"), "int")
@@ -138,8 +163,6 @@ def _arguments(raw: Any, where: str, of_weights: bool = False) -> _Weights:
     for key in ("scale_dtype", "zp_dtype"):
         args.get(key)
     args.done("observer", "observer_kwargs", "is_mse")
-    if not of_weights:
-        return _Weights(bits, kind, sym, (0, 0), False)
     if dynamic:
         raise args.unsupported("dynamic", "scales of weights come with the file")
     if strategy is None:
@@ -197,10 +220,19 @@ def _linear(table: TensorTable, module: str, name: str, weights: _Weights) -> Li
         if weights.kind != "float":
             raise LoadError(f"{name}: F8_E4M3, but its scheme says int")
         scale = header(table, f"{module}.weight_scale", SCALES, None)
-        return e4m3_linear(matrix(table, name, ("F8_E4M3",)), scale, weights.block, table)
+        weight, rounding = matrix(table, name, ("F8_E4M3",)), _of_layer(weights, module)
+        return e4m3_linear(weight, scale, weights.block, table, rounding)
     if weights.kind != "int":
         raise UnsupportedError(f"{name}: {table[name].dtype}, but its scheme says float")
     return _integers(table, module, name, weights)
+
+
+def _of_layer(weights: _Weights, module: str) -> Rounding | None:
+    """The rule with the name of the layer's own scale."""
+    rule = weights.rounding
+    if rule is None or rule.scale is None:
+        return rule
+    return replace(rule, scale=f"{module}.{rule.scale}")
 
 
 def _integers(table: TensorTable, module: str, name: str, weights: _Weights) -> Linear:
@@ -250,7 +282,8 @@ def _integers(table: TensorTable, module: str, name: str, weights: _Weights) -> 
         half=scale.dtype == "F16",
         ordered=ordered,
     )
-    return Linear(f"{module}.weight", (n, k), form, bits, group, tuple(sources), read)
+    rule = _of_layer(weights, module)
+    return Linear(f"{module}.weight", (n, k), form, bits, group, tuple(sources), read, rule)
 
 
 def _packed_shape(

@@ -3,7 +3,8 @@
 weight F8_E4M3 [N, K]; weight_scale_inv [ceil(N / 128), ceil(K / 128)] (DeepSeek, Qwen3-FP8; the
 name notwithstanding it multiplies), or weight_scale of one number or one a row. A scale_fmt of
 "ue8m0" says that scales are powers of two, stored as floats or as their exponents. Rows of
-activations stay what the activation option says: scales for them (input_scale) are left unread.
+activations stay what the activation option says; scales for them (input_scale) are read for
+activation="checkpoint" alone, which rounds them to E4M3 per group of the block or per row.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
     Linear,
+    Rounding,
     Settings,
     is_named,
     make_form,
@@ -29,7 +31,7 @@ _ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub")
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     """Every layer with E4M3 weights."""
-    config.choice("activation_scheme", ("dynamic", "static", None))
+    static = config.choice("activation_scheme", ("dynamic", "static", None)) == "static"
     config.choice("fmt", ("e4m3", "float8_e4m3fn", None))
     config.choice("weight_fmt", ("e4m3", None))
     config.choice("scale_fmt", ("ue8m0", "float", None))
@@ -49,7 +51,10 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         if scale.dtype not in SCALES:
             raise LoadError(f"{scale.name}: expected {' or '.join(SCALES)}, got {scale.dtype}")
         fitting = (0, 0) if scale_count(scale) == 1 else (1, 0)
-        found.append(e4m3_linear(weight, scale, fitting if block is None else tuple(block), table))
+        own = fitting if block is None else tuple(block)
+        given = f"{module}.input_scale" if static else None
+        rounding = Rounding("e4m3", own[1], given)
+        found.append(e4m3_linear(weight, scale, own, table, rounding))
     return found
 
 
@@ -82,7 +87,11 @@ def e4m3_weights(table: TensorTable):
 
 
 def e4m3_linear(
-    weight: RawTensor, scale: RawTensor, block: tuple[int, int], table: TensorTable
+    weight: RawTensor,
+    scale: RawTensor,
+    block: tuple[int, int],
+    table: TensorTable,
+    rounding: Rounding | None = None,
 ) -> Linear:
     """The layer of a weight [N, K], a scale for each block [rows, columns]; see `spread_scale`."""
     module = weight.name.removesuffix(".weight")
@@ -103,4 +112,5 @@ def e4m3_linear(
         group,
         tuple(sources),
         read,
+        rounding,
     )

@@ -42,11 +42,33 @@ class Codes:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """How the file says that rows are rounded before a layer: to "int8", "int8 offset" or "e4m3",
+    by the largest value of each `group` k (0: the row), or by the number of a tensor, `scale`.
+    """
+
+    kind: str
+    group: int = 0
+    scale: str | None = None
+
+    def core(self, table: TensorTable) -> tuple[int, int, float]:
+        """As la_rounding has it."""
+        number = 0.0
+        if self.scale is not None:
+            tensor = header(table, self.scale, FLOATS, None)
+            values = tensor.float32().reshape(-1)
+            if values.size != 1 or not (np.isfinite(values) & (values > 0)).all():
+                raise LoadError(f"{self.scale}: expected one number above 0")
+            number = float(values[0])
+        return 1 + ("int8", "int8 offset", "e4m3").index(self.kind), self.group, number
+
+
+@dataclass(frozen=True)
 class Linear:
     """A quantized layer as its headers tell it.
 
     name: of the weight, as models know it. bits: of a code. group: k that share a scale in the
-    file. sources: the file's tensors. read: opens them.
+    file. sources: the file's tensors. read: opens them. rounding: of the layer's rows.
     """
 
     name: str
@@ -56,6 +78,7 @@ class Linear:
     group: int
     sources: tuple[str, ...]
     read: Callable[[], Codes]
+    rounding: Rounding | None = None
 
     def rows(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(plain rows as bytes, order)."""
@@ -86,7 +109,8 @@ class Linear:
 class LinearTensor:
     """A `Linear` in the place of a RawTensor: its data is made when it is asked for."""
 
-    def __init__(self, linear: Linear) -> None:
+    def __init__(self, linear: Linear, table: TensorTable) -> None:
+        self._table = table
         self.name = linear.name
         self.dtype = linear.form.name
         self.shape = linear.shape
@@ -96,7 +120,9 @@ class LinearTensor:
     def _raw(self) -> RawTensor:
         if self._whole is None:
             data, order = self._linear.rows()
-            self._whole = RawTensor(self.name, self.dtype, self.shape, data, order)
+            rule = self._linear.rounding
+            rounding = None if rule is None else rule.core(self._table)
+            self._whole = RawTensor(self.name, self.dtype, self.shape, data, order, rounding)
         return self._whole
 
     @property
@@ -106,6 +132,10 @@ class LinearTensor:
     @property
     def order(self) -> np.ndarray | None:
         return self._raw().order
+
+    @property
+    def rounding(self) -> tuple[int, int, float] | None:
+        return self._raw().rounding
 
     def rows(self, start: int, stop: int) -> RawTensor:
         return self._raw().rows(start, stop)

@@ -1,7 +1,8 @@
 """TensorRT Model Optimizer (modelopt): FP8 and NVFP4.
 
 FP8: weight F8_E4M3, weight_scale of one number. NVFP4: weight U8 of two E2M1 codes a byte,
-weight_scale E4M3 for 16 k, weight_scale_2 of the tensor. input_scale is left unread. The settings
+weight_scale E4M3 for 16 k, weight_scale_2 of the tensor. input_scale is of rows, for
+activation="checkpoint". The settings
 stand in config.json, or in a hf_quant_config.json of their own, whose inner "quantization" counts.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from llmaccel.errors import LoadError
 from llmaccel.models.quantized.fp8 import SCALES, e4m3_linear, scale_count
-from llmaccel.models.quantized.linear import Linear, Settings, header, is_named, matrix
+from llmaccel.models.quantized.linear import Linear, Rounding, Settings, header, is_named, matrix
 from llmaccel.models.quantized.mx import nvfp4
 from llmaccel.models.slots import TensorTable
 
@@ -39,7 +40,10 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         if table[name].dtype == "F8_E4M3":
             scale = header(table, f"{module}.weight_scale", SCALES, None)
             block = (0, 0) if scale_count(scale) == 1 else (1, 0)
-            found.append(e4m3_linear(matrix(table, name, ("F8_E4M3",)), scale, block, table))
+            given = f"{module}.input_scale" if f"{module}.input_scale" in table else None
+            weight = matrix(table, name, ("F8_E4M3",))
+            rounding = Rounding("e4m3", 0, given)
+            found.append(e4m3_linear(weight, scale, block, table, rounding))
         else:
             unread = [f"{module}.{own}" for own in ("input_scale",) if f"{module}.{own}" in table]
             found.append(nvfp4(table, name, f"{module}.weight_scale_2", False, unread))
