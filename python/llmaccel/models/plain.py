@@ -22,6 +22,7 @@ import numpy as np
 GROUPS = (256, 128, 64, 32, 16)
 # What each kind's codes may be.
 CODES = {"I4": 4, "I8": 8, "F8": 8, "NF4": 4, "FP4": 4, "E2M1": 4, "IQ4": 4}
+_ROWS_AT_ONCE = 64  # codes may lie in columns: a line of each is then read once
 _NAME = re.compile(r"Q(I4|I8|F8|NF4|FP4|E2M1|IQ4)_(?:R|G(16|32|64|128|256))(_O)?(_H)?(_P)?")
 
 
@@ -97,7 +98,9 @@ def plain_rows(
     whole = cols // own
     blocks = rows[:, : whole * (head + own)].reshape(n, whole, head + own)
     blocks[:, :, :head] = heads.view(np.uint8)[:, :whole].reshape(n, whole, head)
-    blocks[:, :, head:] = codes[:, : whole * own].reshape(n, whole, own)
+    for i in range(0, n, _ROWS_AT_ONCE):
+        some = slice(i, min(i + _ROWS_AT_ONCE, n))
+        blocks[some, :, head:] = codes[some, : whole * own].reshape(-1, whole, own)
     if whole < count:
         rest = rows[:, whole * (head + own) :]
         rest[:, :head] = heads[:, whole:].view(np.uint8).reshape(n, head)

@@ -270,7 +270,7 @@ def _integers(table: TensorTable, module: str, name: str, weights: _Weights) -> 
         if ordered:
             index = taken(table[f"{module}.weight_g_idx"])
             order = sorted_columns(f"{module}.weight_g_idx", index, group, -(-k // group))
-            q = q[:, order]
+            q = np.take(q, order, axis=1)
         return Codes(q, spread(), None if zero is None else zero(), order)
 
     form = make_form(

@@ -137,7 +137,7 @@ def _linear(table: TensorTable, module: str, rule: _Rule, v1: bool) -> Linear:
         order = None
         if ordered:
             order = sorted_columns(sources[3], taken(table[sources[3]]), group, groups)
-            q = q[:, order]
+            q = np.take(q, order, axis=1)
         return Codes(q, scale, np.ascontiguousarray(zero), order)
 
     form = make_form(
