@@ -187,6 +187,9 @@ typedef struct la_source {
     la_dtype dtype;
     int rows; /* N (vectors: 1) */
     int cols; /* K */
+    const int32_t
+        *order; /* [cols] of ordered plain rows: which k of the layer's row is at each place */
+    la_rounding rounding; /* of the rows that a matrix multiplies, where products are fp32 */
 } la_source;
 
 typedef struct la_limits {

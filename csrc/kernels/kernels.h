@@ -34,6 +34,7 @@ typedef enum la_isa {
  *        do not occur: the writer refuses them, and levels disagree about what they stand for
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
+ *   NF4, FP4, E2M1, IQ4   as I4, q numbers a value of la_pack_table; never offsets
  *   I6   per group: scales, offsets as above, then steps of 8 k: the low 4 bits of each code as a step
  *        of I4, then [16 n] u32 of high bits: byte b of word n has those of columns n and n + 16 for
  *        the low and the high nibble of their bytes b: n low, n high, n + 16 low, n + 16 high
@@ -128,6 +129,9 @@ static inline size_t la_attend_scratch(int R, int d)
     /* times as fine; meta [2][ceil(K/group)] */                                                                                  \
     X(act_i8x2, void,                                                                                                             \
       (const float *x, int K, int group, int8_t *out, size_t pitch, la_act_meta *meta))                                           \
+    /* E4M3 or E5M2 codes of x / scale: to nearest even, at most the largest finite value, NaN 0x7f; and back */                  \
+    X(fp8_encode, void, (const float *x, float scale, int e5m2, uint8_t *out, int n))                                             \
+    X(fp8_decode, void, (const uint8_t *x, float scale, int e5m2, float *out, int n))                                             \
     /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */                    \
     X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                   \
     X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                  \
@@ -168,6 +172,7 @@ static inline size_t la_attend_scratch(int R, int d)
     X(gemm_i5_i8, void, (const la_gemm *g))                                                                                       \
     X(gemm_i6_bf16, void, (const la_gemm *g))                                                                                     \
     X(gemm_i6_i8, void, (const la_gemm *g))                                                                                       \
+    X(gemm_t4_bf16, void, (const la_gemm *g))                                                                                     \
     /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                                \
     X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                                 \
     X(probe_f32, float, (int64_t n))                                                                                              \

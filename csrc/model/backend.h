@@ -17,9 +17,11 @@ typedef struct la_matrix {
     la_weight part[3];
     int n_parts; /* 0: not set */
     int N, K;
-    int paired;     /* gate and up interleaved 16 + 16 */
-    int activation; /* la_act_form of products with grouped parts */
-    float *bias;    /* columns of the units in order, zero-padded; NULL: none */
+    int paired;              /* gate and up interleaved 16 + 16 */
+    int activation;          /* la_act_form of products with grouped parts */
+    float *bias;             /* columns of the units in order, zero-padded; NULL: none */
+    int32_t *order[3];       /* [K] of a part: which k of a row meets its k; NULL: all stay */
+    la_rounding rounding[3]; /* of the rows that a part multiplies */
 } la_matrix;
 
 typedef struct la_norm {

@@ -20,6 +20,7 @@ import numpy as np
 from llmaccel.config import ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
+from llmaccel.models.plain import plain_form
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
 LAYER_SLOTS = (
@@ -70,6 +71,9 @@ _DTYPES = frozenset(
         "Q4_K",
         "Q5_K",
         "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "MXFP4",
     )
 )
 
@@ -262,7 +266,7 @@ def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) 
 
 def weight_dtype(tensor: RawTensor) -> str:
     """The form `tensor` is packed from. UnsupportedError names one that is no weight."""
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _DTYPES and plain_form(tensor.dtype) is None:
         raise UnsupportedError(f"{tensor.name}: weights of type {tensor.dtype} are not supported")
     return "F32" if tensor.dtype == "F64" else tensor.dtype
 
@@ -308,6 +312,8 @@ def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:
             tensor.dtype,
             (rows // 3, *tensor.shape[1:]),
             np.ascontiguousarray(grouped[:, part]).reshape(-1),
+            tensor.order,
+            tensor.rounding,
         )
         for part in range(3)
     ]
