@@ -8,7 +8,6 @@
 
 #include "../base/cpu.h"
 
-#include <math.h>
 
 enum {
     ROW_GROUP = 128, /* k per int8 activation scale where weights have one scale a row */
