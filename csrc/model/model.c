@@ -8,7 +8,6 @@
 
 #include "../base/cpu.h"
 
-
 enum {
     ROW_GROUP = 128, /* k per int8 activation scale where weights have one scale a row */
     DOWN_GROUP = 64  /* the same for down, whose products of two activations vary most */
