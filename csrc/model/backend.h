@@ -120,9 +120,8 @@ struct la_workspace {
     int64_t *expert_load; /* [L][E] tokens so far; NULL: no experts */
     int *pos;             /* [T] absolute position of each token */
     int32_t *page;        /* [T] page of each token */
-    uint8_t
-        *shared; /* of the op that runs: converted activation rows, results of chunks or experts */
-    uint8_t *local; /* per-thread scratch, local_bytes each */
+    uint8_t *shared;      /* of the op that runs: converted rows, results of chunks or experts */
+    uint8_t *local;       /* per-thread scratch, local_bytes each */
     size_t shared_bytes, local_bytes;
 };
 

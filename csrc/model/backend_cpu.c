@@ -160,7 +160,7 @@ static la_status check(const la_model_desc *d, const la_limits *limits)
             ffn = 2 * (int64_t)d->d_ffn;
     int64_t cols = d->d_model > ffn ? d->d_model : ffn;
     int64_t units = (cols > qkv ? cols : qkv) / LA_UNIT + 3; /* a part's last may be short */
-    int64_t blocks = 2 * T / LA_CPU_TILE_ROWS + 1; /* of two lanes a row */
+    int64_t blocks = 2 * T / LA_CPU_TILE_ROWS + 1;           /* of two lanes a row */
     int group = d->n_heads / d->n_kv_heads;
     int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
     int64_t runs = d->n_kv_heads * (int64_t)la_ceil_div(group, heads);

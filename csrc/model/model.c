@@ -9,8 +9,6 @@
 
 #include "../base/cpu.h"
 
-#include <math.h>
-
 static la_status check_recipe(const la_model_desc *d, la_recipe r)
 {
     la_status st;
