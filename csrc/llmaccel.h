@@ -118,13 +118,12 @@ typedef struct la_model_desc {
     int d_nope, d_v;  /* of a query head what is not rotated, before d_rope; of a value head */
     float latent_eps; /* of the norms of latents */
     float attn_scale; /* multiplies q.k */
-    float attn_softcap; /* c * tanh(s / c); 0: off */
-    float
-        attn_grow; /* queries of layers without rotation: * (1 + grow * log1p(floor((pos + 1) / every))) */
-    int attn_grow_every;  /* tokens; 0: off */
-    float logit_softcap;  /* the same on logits; 0: off */
-    float logit_scale;    /* multiplies logits, before the softcap */
-    float embed_scale;    /* multiplies embeddings */
+    float attn_softcap;  /* c * tanh(s / c); 0: off */
+    float attn_grow;     /* q *= 1 + grow * log1p(floor((pos + 1) / every)) where nothing rotates */
+    int attn_grow_every; /* tokens; 0: off */
+    float logit_softcap; /* the same on logits; 0: off */
+    float logit_scale;   /* multiplies logits, before the softcap */
+    float embed_scale;   /* multiplies embeddings */
     float residual_scale; /* multiplies each block's output before it is added */
     /* layers with experts; a score is softmax or sigmoid of a router's logit */
     int n_experts;         /* E; 0: no such layers */
@@ -179,9 +178,9 @@ typedef enum la_slot {
     LA_MLA_UK,      /* [H*r, d_nope]: each head's query to the latent, always floats */
     LA_MLA_UV,      /* [H*d_v, r]: each head's latent to the value, always floats */
     LA_SINKS,       /* [H]; of each head's softmax one more logit, whose value is 0 */
-    /* layers with experts; fp32 whatever the recipe */
-    LA_ROUTER,            /* part [E, D]; with shared_gate a second one [1, D] */
-    LA_ROUTER_BIAS,       /* [E]; added to logits */
+    /* layers with experts */
+    LA_ROUTER,      /* part [E, D], with shared_gate a second [1, D]; fp32 whatever the recipe */
+    LA_ROUTER_BIAS, /* [E]; added to logits */
     LA_ROUTER_CORRECTION, /* [E]; added to scores where experts are chosen */
     LA_SHARED_GATE_UP,    /* gated: parts [d_shared, D] twice, else once */
     LA_SHARED_DOWN,       /* [D, d_shared] */
@@ -200,6 +199,9 @@ typedef struct la_source {
     la_dtype dtype;
     int rows; /* N (vectors: 1) */
     int cols; /* K */
+    const int32_t
+        *order; /* [cols] of ordered plain rows: which k of the layer's row is at each place */
+    la_rounding rounding; /* of the rows that a matrix multiplies, where products are fp32 */
 } la_source;
 
 typedef struct la_limits {

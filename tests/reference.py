@@ -11,7 +11,7 @@ Shapes: T tokens, D model, H heads, K kv heads, d head size, F ffn, V vocab.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -146,8 +146,13 @@ def latent_attention(
     return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
 
 
-def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.ndarray:
-    """Logits [T, V] of every position of `ids`."""
+def forward(
+    config: ModelConfig,
+    weights: Weights,
+    ids: Sequence[int],
+    rounding: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+) -> np.ndarray:
+    """Logits [T, V] of every position of `ids`. rounding: of the rows that layers multiply."""
     c = config
 
     def get(slot: str, layer: int = 0) -> list[np.ndarray] | None:
@@ -166,6 +171,7 @@ def forward(config: ModelConfig, weights: Weights, ids: Sequence[int]) -> np.nda
 
     def linear(x: np.ndarray, slot: str, layer: int) -> list[np.ndarray]:
         biases = get(slot + "_bias", layer)
+        x = rounding(x)
         return [
             x @ w.T + (0 if biases is None else biases[i])
             for i, w in enumerate(get(slot, layer) or [])

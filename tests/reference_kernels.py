@@ -11,10 +11,26 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, KEEP = range(14)
-F16_I8 = 13  # scale type: fp16 per 256 k times int8 per group
+F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = range(13)
+IQ4_NL, IQ4_XS, MXFP4, KEEP = range(13, 17)
+F16_I8 = KEEP  # scale type: fp16 per 256 k times int8 per group
 PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8, PACK_I5, PACK_I6 = range(8)
+PACK_NF4, PACK_FP4, PACK_E2M1, PACK_IQ4 = range(8, 12)
+_SIGNED = np.concatenate([np.ones(8), -np.ones(8)])
+NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635]
+NF4 += [-0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725]
+NF4 += [0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941]
+NF4 += [0.7229568362236023, 1.0]
+TABLES = {
+    PACK_NF4: np.array(NF4),
+    PACK_FP4: np.array([0, 1, 128, 192, 64, 96, 32, 48] * 2) * _SIGNED,
+    PACK_E2M1: np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6] * 2) * _SIGNED,
+    PACK_IQ4: np.array(
+        [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float64
+    ),
+}
 BITS = {PACK_I4: 4, PACK_I5: 5, PACK_I6: 6, PACK_I8: 8, PACK_F8: 8}  # of a code
+BITS |= dict.fromkeys(TABLES, 4)
 UNIT = 32
 
 # Where a grouped pack keeps k of each 8: byte (or nibble, low ones first) -> k.
@@ -34,9 +50,11 @@ PRODUCTS = {
     "gemm_i5_i8": (PACK_I5, "i8"),
     "gemm_i6_bf16": (PACK_I6, "bf16"),
     "gemm_i6_i8": (PACK_I6, "i8"),
+    "gemm_t4_bf16": (PACK_E2M1, "bf16"),
 }
 PROBES = {"probe_f32": "f32", "probe_bf16": "bf16", "probe_i8": "int8"}
 GEMM_SLOTS = {*PRODUCTS, *PROBES, "probe_read", "unpack_row", "act_bf16", "act_i8", "act_i8x2"}
+GEMM_SLOTS |= {"fp8_encode", "fp8_decode"}  # f8_values, e5m2_values
 
 
 @dataclass(frozen=True)
@@ -67,6 +85,9 @@ class Format:
 
     def values(self, codes: np.ndarray) -> np.ndarray:
         """What codes stand for before scale and offset, float64."""
+        if self.pack in TABLES:  # as packs keep them: bf16
+            table = bf16_value(bf16_round(TABLES[self.pack].astype(np.float32)))
+            return table[codes].astype(np.float64)
         return F8_VALUES[codes] if self.pack == PACK_F8 else codes.astype(np.float64) - self.zero
 
     def spans(self) -> Iterator[tuple[int, int]]:
@@ -102,6 +123,11 @@ def f8_values() -> np.ndarray:
     size = np.where(exponent, (8 + mantissa) * 2.0 ** (exponent - 10), mantissa * 2.0**-9)
     size[code & 127 == 127] = np.nan
     return np.where(code & 128, -size, size)
+
+
+def e5m2_values() -> np.ndarray:
+    """Value of each E5M2 code, float64: the upper byte of an fp16 number."""
+    return (np.arange(256, dtype=np.uint16) << 8).view(np.float16).astype(np.float64)
 
 
 F8_VALUES = f8_values()
@@ -160,7 +186,7 @@ def write_steps(f: Format, codes: np.ndarray) -> np.ndarray:
     if BITS[f.pack] == 8:
         return eights.reshape(-1, UNIT, 2, 4).transpose(0, 2, 1, 3).reshape(-1)
     nibbles = eights[:, :, :4] & 15 | (eights[:, :, 4:] & 15) << 4
-    if f.pack == PACK_I4:
+    if BITS[f.pack] == 4:
         return nibbles.reshape(-1)
     # [step, 8 k of it, column n or n + 16, n, low or high nibbles, byte]
     parts = (eights >> 4).reshape(-1, f.step // 8, 2, 16, 2, 4)

@@ -19,9 +19,11 @@ from llmaccel.models.mapping import build_config
 
 IDS = np.random.default_rng(2).integers(0, 301, 40).tolist()
 BLOCK_TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
+TABLES = ["IQ4_NL", "IQ4_XS", "MXFP4"]
 MIXED = {
     "k_m": lambda name: "Q6_K" if "attn_v" in name or "ffn_down" in name else "Q4_K",
     "k_s": lambda name: "Q3_K" if "attn_k" in name or "ffn_up" in name else "Q2_K",
+    "iq4": lambda name: "Q5_K" if "attn_v" in name or "ffn_down" in name else "IQ4_XS",
     "old": lambda name: "Q8_0" if "token_embd" in name else "Q5_1" if "attn_v" in name else "Q4_0",
     "floats": lambda name: "F16" if "ffn" in name else "BF16" if "attn" in name else "F32",
 }
@@ -41,7 +43,7 @@ def folder(tmp_path_factory):
     return tiny.make_checkpoint("llama", tmp_path_factory.mktemp("formats"), seed=3, **sizes)
 
 
-@pytest.fixture(scope="module", params=["F32", "F16", "BF16", *BLOCK_TYPES, *MIXED])
+@pytest.fixture(scope="module", params=["F32", "F16", "BF16", *BLOCK_TYPES, *TABLES, *MIXED])
 def model(request, folder):
     """(type, file, expected logits)."""
     path = folder / f"{request.param}.gguf"
@@ -65,7 +67,7 @@ def test_float32(model):
 @pytest.mark.parametrize("activation", ["bf16", "int8"])
 def test_quantized_weights_stay_quantized(model, activation):
     name, path, expected = model
-    if name in ("F32", "F16", "floats") or (name == "BF16" and activation == "int8"):
+    if name in ("F32", "F16", "floats") or (name in ("BF16", *TABLES) and activation == "int8"):
         with pytest.raises(ConfigError, match="activation"):
             LLM(path, activation=activation)
         return

@@ -26,6 +26,10 @@ def seeded(*key: object) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(repr(key).encode()))
 
 
+def table_format(pack: int, k: int, group: int) -> ref.Format:
+    return ref.Format(pack, k, ref.F32 if group == 64 else ref.F16, 0, group)
+
+
 def formats(slot: str, k: int) -> Iterator[ref.Format]:
     """Every format that the slot takes."""
     pack = ref.PRODUCTS[slot][0]
@@ -36,12 +40,15 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     rows = [(256, ref.F32, 0), (256, ref.F16, 1), (64, ref.F32, 1)]
     if pack == ref.PACK_F8:
         heads, rows = [(ref.F32, 0)], [(256, ref.F32, 0), (64, ref.F32, 0)]
+    if pack in ref.TABLES:
+        yield from (table_format(pack, k, group) for pack in ref.TABLES for group in (16, 32, 64))
+        heads, rows = [(ref.F16, 0), (ref.F32, 0)], [(256, ref.F32, 0)]
     for group in (16, 32, 64, 128, 256):
         for scale_type, has_offset in heads:
             yield ref.Format(pack, k, scale_type, has_offset, group)
     nests = k % 256 == 0 or k in (172, 576)  # whole ones, and a short last one
     for group in (16, 32, 64, 128) if nests and pack != ref.PACK_F8 else ():
-        for has_offset in (0, 1):
+        for has_offset in (0, 1) if pack not in ref.TABLES else (0,):
             yield ref.Format(pack, k, ref.F16_I8, has_offset, group)
     for group, scale_type, has_offset in rows:
         yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)
@@ -548,7 +555,7 @@ def test_bad_arguments_are_named() -> None:
             "not a packed weight",
         ),
         (("scalar", data, {**good, "pack": 0, "group": 0, "scale_type": 13}, x, "f32"), "not a"),
-        (("scalar", data, {**good, "pack": 9}, x, "i8"), "not a packed weight"),
+        (("scalar", data, {**good, "pack": 99}, x, "i8"), "not a packed weight"),
         (("scalar", data, {**good, "K": 0}, x, "i8"), "not a packed weight"),
         (("scalar", data, {"pack": 4}, x, "i8"), "format: scale_type"),
         (("scalar", data, good, x[:, :63].copy(), "i8"), "no rows of 64"),

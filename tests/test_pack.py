@@ -12,6 +12,7 @@ gguf = pytest.importorskip("gguf")
 TYPES = {
     ref.Q4_0: "Q4_0", ref.Q4_1: "Q4_1", ref.Q5_0: "Q5_0", ref.Q5_1: "Q5_1", ref.Q8_0: "Q8_0",
     ref.Q2_K: "Q2_K", ref.Q3_K: "Q3_K", ref.Q4_K: "Q4_K", ref.Q5_K: "Q5_K", ref.Q6_K: "Q6_K",
+    ref.IQ4_NL: "IQ4_NL", ref.IQ4_XS: "IQ4_XS", ref.MXFP4: "MXFP4",
 }  # fmt: skip
 # type -> pack, scale type, offset, group
 FORMATS = {
@@ -25,11 +26,15 @@ FORMATS = {
     ref.Q4_K: (ref.PACK_I4, ref.F16_I8, 1, 32),
     ref.Q5_K: (ref.PACK_I5, ref.F16_I8, 1, 32),
     ref.Q6_K: (ref.PACK_I6, ref.F16_I8, 0, 16),
+    ref.IQ4_NL: (ref.PACK_IQ4, ref.F16, 0, 32),
+    ref.IQ4_XS: (ref.PACK_IQ4, ref.F16_I8, 0, 32),
+    ref.MXFP4: (ref.PACK_E2M1, ref.F32, 0, 32),
 }
 # byte offsets of the fp16 fields of a block
 HALVES = {
     ref.Q4_0: [0], ref.Q4_1: [0, 2], ref.Q5_0: [0], ref.Q5_1: [0, 2], ref.Q8_0: [0],
     ref.Q2_K: [80, 82], ref.Q3_K: [108], ref.Q4_K: [0, 2], ref.Q5_K: [0, 2], ref.Q6_K: [208],
+    ref.IQ4_NL: [0], ref.IQ4_XS: [0], ref.MXFP4: [],
 }  # fmt: skip
 
 
@@ -40,6 +45,8 @@ def random_blocks(rng: np.random.Generator, dtype: int, rows: int, cols: int) ->
     for at in HALVES[dtype]:
         half = rng.normal(0, 0.1, (rows, cols // block, 1)).astype(np.float16)
         raw[:, :, at : at + 2] = half.view(np.uint8)
+    if dtype == ref.MXFP4:  # exponents of sensible scales, and the smallest
+        raw[:, :, 0] = rng.choice([0, 1, *range(110, 140)], (rows, cols // block))
     return raw.reshape(rows, -1)
 
 

@@ -220,6 +220,7 @@ def _gpt_oss_experts(name: str, values: np.ndarray) -> Iterator[tuple[str, np.nd
 
 # Byte offsets of the fp16 fields of a K block.
 _K_HALVES = {"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
+_K_HALVES |= {"IQ4_NL": (0,), "IQ4_XS": (0,)}
 
 
 def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:

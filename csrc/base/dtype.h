@@ -26,14 +26,63 @@ typedef enum la_dtype {
     LA_Q4_K,
     LA_Q5_K,
     LA_Q6_K,
+    LA_IQ4_NL,
+    LA_IQ4_XS,
+    LA_MXFP4,
     LA_DTYPE_COUNT
 } la_dtype;
+
+/* Types from here on: rows of plain codes, which models/quantized makes of the packings that checkpoints
+ * have. A row is blocks of `group` bytes, a code each, behind their fp32 scale and, if there is one, fp32
+ * offset; the last block may be shorter. Codes: I4 0..15, I8 0..255, F8 as in packs, w = scale * (q - zero)
+ * + offset with the zero of 8 or 128 that packs have without offsets (I4: 0 with them). */
+enum { LA_PLAIN = 256 };
+
+typedef enum la_codes {
+    LA_CODES_I4 = 0,
+    LA_CODES_I8,
+    LA_CODES_F8,
+    LA_CODES_NF4, /* these four: 0..15, numbers of values in a table, without offsets */
+    LA_CODES_FP4,
+    LA_CODES_E2M1,
+    LA_CODES_IQ4,
+    LA_CODES_COUNT
+} la_codes;
+
+typedef struct la_plain {
+    uint8_t codes; /* la_codes */
+    uint8_t has_offset;
+    uint8_t half;    /* scales are fp16 numbers, and offsets */
+    uint8_t ordered; /* k are sorted: la_source.order says which of the row is where */
+    int group;       /* 16, 32, .., 256; 0: one block a row */
+} la_plain;
+
+static inline int la_plain_type(la_plain p)
+{
+    int log = 0;
+    for (int group = p.group; group > 8; group /= 2) {
+        log++;
+    }
+    return LA_PLAIN + (p.codes | p.has_offset << 4 | p.half << 5 | p.ordered << 6 | log << 7);
+}
+
+/* Of any value; codes is LA_CODES_COUNT where it stands for no plain rows. */
+static inline la_plain la_plain_of(int type)
+{
+    unsigned t = (unsigned)type - LA_PLAIN, log = t >> 7;
+    la_plain p = {(uint8_t)(t & 15), t >> 4 & 1, t >> 5 & 1, t >> 6 & 1, log == 0 ? 0 : 8 << log};
+    if (type < LA_PLAIN || p.codes >= LA_CODES_COUNT || log > 5) {
+        return (la_plain){LA_CODES_COUNT, 0, 0, 0, 0};
+    }
+    return p;
+}
 
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
  * group of `group` consecutive k. I4: q in 0..15, zero 8 when has_offset is 0, else 0. I5: q in
  * 0..31, zero 16 or 0 likewise. I6: q in 0..63, zero 32 always. I8: q in 0..255, zero 128 always (so
  * the signed code is q - 128). F8: q is the value of an E4M3 code (S.EEEE.MMM, bias 7, no
- * infinities), zero 0, never an offset. */
+ * infinities), zero 0, never an offset. NF4, FP4 (both of bitsandbytes), E2M1, IQ4: as I4, q is value
+ * number 0..15 of a table, zero 0, never an offset. */
 typedef enum la_pack {
     LA_PACK_F32 = 0,
     LA_PACK_F16,
@@ -43,6 +92,10 @@ typedef enum la_pack {
     LA_PACK_F8,
     LA_PACK_I5,
     LA_PACK_I6,
+    LA_PACK_NF4,
+    LA_PACK_FP4,
+    LA_PACK_E2M1,
+    LA_PACK_IQ4,
     LA_PACK_COUNT
 } la_pack;
 
@@ -70,6 +123,22 @@ typedef struct la_format {
                          * folded and activations quantized per group all the same */
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
+
+/* How a checkpoint says that rows are rounded before a product: to 8 bits and back, by the largest value of
+ * the row or of each group, or by a scale of its own. */
+typedef enum la_round {
+    LA_ROUND_NONE = 0,
+    LA_ROUND_I8,        /* -128..127 about 0 */
+    LA_ROUND_I8_OFFSET, /* from the smallest value to the largest, 0 among them */
+    LA_ROUND_F8,        /* E4M3 */
+    LA_ROUND_COUNT
+} la_round;
+
+typedef struct la_rounding {
+    int kind;    /* la_round */
+    int group;   /* k that share a scale; 0: the row */
+    float scale; /* 0: by the largest value */
+} la_rounding;
 
 /* How a page stores keys and values. I8 and F8 (E4M3) have one fp32 scale per token and kv head,
  * made when the token is written: its largest value becomes 127 or 448. */
@@ -204,6 +273,23 @@ static inline uint8_t la_f32_to_f8(float f)
     return (uint8_t)(sign | ((r - (120u << 23)) >> 20));
 }
 
+/* The 16 values of a pack with a table, as bf16; NULL for others. Those of NF4 are rounded to it, those of
+ * FP4 multiplied by 192, which makes them integers. */
+static inline const uint16_t *la_pack_table(int pack)
+{
+    static const uint16_t tables[4][16] = {
+        {0xbf80, 0xbf32, 0xbf06, 0xbeca, 0xbe92, 0xbe3d, 0xbdba, 0x0000, 0x3da3, 0x3e25, 0x3e7c,
+         0x3ead, 0x3ee2, 0x3f10, 0x3f39, 0x3f80},
+        {0x0000, 0x3f80, 0x4300, 0x4340, 0x4280, 0x42c0, 0x4200, 0x4240, 0x8000, 0xbf80, 0xc300,
+         0xc340, 0xc280, 0xc2c0, 0xc200, 0xc240},
+        {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0, 0x8000, 0xbf00, 0xbf80,
+         0xbfc0, 0xc000, 0xc040, 0xc080, 0xc0c0},
+        {0xc2fe, 0xc2d0, 0xc2a6, 0xc282, 0xc244, 0xc20c, 0xc1b0, 0xc120, 0x3f80, 0x4150, 0x41c8,
+         0x4218, 0x4254, 0x428a, 0x42b2, 0x42e2},
+    };
+    return pack >= LA_PACK_NF4 && pack <= LA_PACK_IQ4 ? tables[pack - LA_PACK_NF4] : NULL;
+}
+
 /* Bytes of one set of scales and offsets in a unit, of LA_F16_I8 those of LA_NEST k; 0 for float packs. */
 static inline size_t la_format_scales(la_format f)
 {
@@ -258,7 +344,11 @@ static inline size_t la_format_codes(la_format f, int k)
     case LA_PACK_F32: return n * 128;
     case LA_PACK_I8:
     case LA_PACK_F8: return (n + 7) / 8 * 256;
-    case LA_PACK_I4: return (n + 7) / 8 * 128;
+    case LA_PACK_I4:
+    case LA_PACK_NF4:
+    case LA_PACK_FP4:
+    case LA_PACK_E2M1:
+    case LA_PACK_IQ4: return (n + 7) / 8 * 128;
     case LA_PACK_I5: return (n + 15) / 16 * 320;
     case LA_PACK_I6: return (n + 7) / 8 * 192;
     default: return (n + 1) / 2 * 128;

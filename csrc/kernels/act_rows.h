@@ -16,7 +16,9 @@ typedef struct la_act_rows {
     int lanes;            /* rows of a product that make one row: 2 of LA_ACT_I8X2, else 1 */
     uint8_t *a;           /* [rows][lanes] of pitch bytes, 64-byte aligned */
     size_t pitch;
-    la_act_meta *meta; /* [rows][lanes][groups]; NULL: no groups */
+    la_act_meta *meta;    /* [rows][lanes][groups]; NULL: no groups */
+    const int32_t *order; /* [K] which k of a row goes to each place; NULL: all stay */
+    la_rounding rounding; /* before all else; LA_ROUND_NONE: none */
 } la_act_rows;
 
 enum { LA_ACT_I8_GROUP = 64 }; /* most k that share the scale of an int8 row in the engine */

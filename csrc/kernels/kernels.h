@@ -34,6 +34,7 @@ typedef enum la_isa {
  *        do not occur: the writer refuses them, and levels disagree about what they stand for
  *   I4   per group: scales, offsets as above, then steps of 8 k: [32 n] u32, nibble p holds
  *        k = 2*(p%4) + p/4 of the 8
+ *   NF4, FP4, E2M1, IQ4   as I4, q numbers a value of la_pack_table; never offsets
  *   I6   per group: scales, offsets as above, then steps of 8 k: the low 4 bits of each code as a step
  *        of I4, then [16 n] u32 of high bits: byte b of word n has those of columns n and n + 16 for
  *        the low and the high nibble of their bytes b: n low, n high, n + 16 low, n + 16 high
@@ -114,82 +115,86 @@ static inline size_t la_mla_scratch(int d, int dv)
 }
 
 /* X(slot, type of result, (arguments)) */
-#define LA_KERNELS(X)                                                                                                             \
-    /* y = x / rms(x) * w; statistics in 16 fixed lanes; y may be x */                                                            \
-    X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))                                               \
-    /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                                                 \
-    X(layer_norm, void,                                                                                                           \
-      (const float *x, const float *w, const float *b, float eps, float *y, int D))                                               \
-    /* y += x * s; y may be x */                                                                                                  \
-    X(add_scaled, void, (const float *x, float s, float *y, int n))                                                               \
-    /* y += b */                                                                                                                  \
-    X(add, void, (const float *b, float *y, int n))                                                                               \
-    /* y = act(gate) * up (LA_GATE_CLIP: see there), act: LA_GATE_*; blocks of 16, `step` apart in gate, up; 16: y may be gate */ \
-    X(act_mul, void, (int act, const float *gate, const float *up, int step, float *y, int n))                                    \
-    /* y = act(x); y may be x */                                                                                                  \
-    X(act, void, (int act, const float *x, float *y, int n))                                                                      \
-    /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                                                        \
-    X(rope, void, (float *x, const float *cos, const float *sin, int d_rope, int interleaved))                                    \
-    /* x = c * tanh(x * s / c); c == 0: x *= s */                                                                                 \
-    X(softcap, void, (float *x, float s, float c, int n))                                                                         \
-    /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                                                    \
-    X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))                                       \
-    X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))                                           \
-    /* two such rows, `pitch` bytes apart, whose sum is x: the second has what the first leaves, in steps 254  */                 \
-    /* times as fine; meta [2][ceil(K/group)] */                                                                                  \
-    X(act_i8x2, void,                                                                                                             \
-      (const float *x, int K, int group, int8_t *out, size_t pitch, la_act_meta *meta))                                           \
-    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */                    \
-    X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                   \
-    X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                  \
-    X(kv_store_i8, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                    \
-    X(kv_store_f8, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                                    \
-    X(attend_f32, void, (const la_attend_args *a))                                                                                \
-    X(attend_bf16, void, (const la_attend_args *a))                                                                               \
-    X(attend_i8, void, (const la_attend_args *a))                                                                                 \
-    X(attend_f8, void, (const la_attend_args *a))                                                                                 \
-    /* one token's latent x [r] and rotated key k [p] into slot tok of a page */                                                  \
-    X(mla_store_f32, void, (const float *x, const float *k, int r, int p, int tok, void *page))                                   \
-    X(mla_store_bf16, void, (const float *x, const float *k, int r, int p, int tok, void *page))                                  \
-    X(mla_store_f8, void, (const float *x, const float *k, int r, int p, int tok, void *page))                                    \
-    X(mla_attend_f32, void, (const la_attend_args *a))                                                                            \
-    X(mla_attend_bf16, void, (const la_attend_args *a))                                                                           \
-    X(mla_attend_f8, void, (const la_attend_args *a))                                                                             \
-    /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                                                             \
-    X(attend_merge, void,                                                                                                         \
-      (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                                                 \
-    /* o = o / l, 0 where l is 0 */                                                                                               \
-    X(attend_finish, void, (const float *o, float l, float *out, int d))                                                          \
-    /* largest value and its lowest index */                                                                                      \
-    X(argmax, int, (const float *x, int n, float *max))                                                                           \
-    /* out[i] = largest of x[32 i] .. x[32 i + 31], the last block short; -INFINITY where all are NaN */                          \
-    X(block_max, void, (const float *x, int n, float *out))                                                                       \
-    /* sum of exp(x * s - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 part, double sum */                 \
-    X(sum_exp, double, (const float *x, float s, float max, int n))                                                               \
-    /* y = exp(x * s - max); y may be x */                                                                                        \
-    X(exp_sub, void, (const float *x, float s, float max, float *y, int n))                                                       \
-    /* indices of x[i] > thr, ascending, at most cap; returns how many there are; all of out may be touched */                    \
-    X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))                                               \
-    /* y[i] = x[i] where bit i % 32 of bits[i / 32] is set, else -INFINITY; y may be x */                                         \
-    X(mask, void, (const uint32_t *bits, const float *x, float *y, int n))                                                        \
-    /* row n of a unit as fp32 [K] */                                                                                             \
-    X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                                             \
-    X(gemm_f32_f32, void, (const la_gemm *g))                                                                                     \
-    X(gemm_f16_f32, void, (const la_gemm *g))                                                                                     \
-    X(gemm_bf16_bf16, void, (const la_gemm *g))                                                                                   \
-    X(gemm_i8_bf16, void, (const la_gemm *g))                                                                                     \
-    X(gemm_i8_i8, void, (const la_gemm *g))                                                                                       \
-    X(gemm_i4_bf16, void, (const la_gemm *g))                                                                                     \
-    X(gemm_i4_i8, void, (const la_gemm *g))                                                                                       \
-    X(gemm_f8_bf16, void, (const la_gemm *g))                                                                                     \
-    X(gemm_i5_bf16, void, (const la_gemm *g))                                                                                     \
-    X(gemm_i5_i8, void, (const la_gemm *g))                                                                                       \
-    X(gemm_i6_bf16, void, (const la_gemm *g))                                                                                     \
-    X(gemm_i6_i8, void, (const la_gemm *g))                                                                                       \
-    /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                                \
-    X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                                 \
-    X(probe_f32, float, (int64_t n))                                                                                              \
-    X(probe_bf16, float, (int64_t n))                                                                                             \
+#define LA_KERNELS(X)                                                                                             \
+    /* y = x / rms(x) * w; statistics in 16 fixed lanes; y may be x */                                            \
+    X(rms_norm, void, (const float *x, const float *w, float eps, float *y, int D))                               \
+    /* y = (x - mean) / sqrt(var + eps) * w + b; b may be NULL */                                                 \
+    X(layer_norm, void,                                                                                           \
+      (const float *x, const float *w, const float *b, float eps, float *y, int D))                               \
+    /* y += x * s; y may be x */                                                                                  \
+    X(add_scaled, void, (const float *x, float s, float *y, int n))                                               \
+    /* y += b */                                                                                                  \
+    X(add, void, (const float *b, float *y, int n))                                                               \
+    /* y = act(gate) * up, act: LA_GATE_*; blocks of 16, `step` apart in gate, up; 16: y may be gate */           \
+    X(act_mul, void, (int act, const float *gate, const float *up, int step, float *y, int n))                    \
+    /* y = act(x); y may be x */                                                                                  \
+    X(act, void, (int act, const float *x, float *y, int n))                                                      \
+    /* rotates the first d_rope of a head in place; cos, sin [d_rope/2] */                                        \
+    X(rope, void, (float *x, const float *cos, const float *sin, int d_rope, int interleaved))                    \
+    /* x = c * tanh(x * s / c); c == 0: x *= s */                                                                 \
+    X(softcap, void, (float *x, float s, float c, int n))                                                         \
+    /* converted row, zero-padded to 64 bytes; meta [ceil(K/group)] or NULL */                                    \
+    X(act_bf16, void, (const float *x, int K, int group, uint16_t *out, la_act_meta *meta))                       \
+    X(act_i8, void, (const float *x, int K, int group, int8_t *out, la_act_meta *meta))                           \
+    /* two such rows, `pitch` bytes apart, whose sum is x: the second has what the first leaves, in steps 254  */ \
+    /* times as fine; meta [2][ceil(K/group)] */                                                                  \
+    X(act_i8x2, void,                                                                                             \
+      (const float *x, int K, int group, int8_t *out, size_t pitch, la_act_meta *meta))                           \
+    /* E4M3 or E5M2 codes of x / scale: to nearest even, at most the largest finite value, NaN 0x7f; and back */  \
+    X(fp8_encode, void, (const float *x, float scale, int e5m2, uint8_t *out, int n))                             \
+    X(fp8_decode, void, (const uint8_t *x, float scale, int e5m2, float *out, int n))                             \
+    /* one token's k and v [d] into slot tok (0..63) of a page; tok 0 clears the V block; NULL skips a half */    \
+    X(kv_store_f32, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                   \
+    X(kv_store_bf16, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                  \
+    X(kv_store_i8, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                    \
+    X(kv_store_f8, void, (const float *k, const float *v, int d, int tok, void *kp, void *vp))                    \
+    X(attend_f32, void, (const la_attend_args *a))                                                                \
+    X(attend_bf16, void, (const la_attend_args *a))                                                               \
+    X(attend_i8, void, (const la_attend_args *a))                                                                 \
+    X(attend_f8, void, (const la_attend_args *a))                                                                 \
+    /* one token's latent x [r] and rotated key k [p] into slot tok of a page */                                  \
+    X(mla_store_f32, void, (const float *x, const float *k, int r, int p, int tok, void *page))                   \
+    X(mla_store_bf16, void, (const float *x, const float *k, int r, int p, int tok, void *page))                  \
+    X(mla_store_f8, void, (const float *x, const float *k, int r, int p, int tok, void *page))                    \
+    X(mla_attend_f32, void, (const la_attend_args *a))                                                            \
+    X(mla_attend_bf16, void, (const la_attend_args *a))                                                           \
+    X(mla_attend_f8, void, (const la_attend_args *a))                                                             \
+    /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                                             \
+    X(attend_merge, void,                                                                                         \
+      (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                                 \
+    /* o = o / l, 0 where l is 0 */                                                                               \
+    X(attend_finish, void, (const float *o, float l, float *out, int d))                                          \
+    /* largest value and its lowest index */                                                                      \
+    X(argmax, int, (const float *x, int n, float *max))                                                           \
+    /* out[i] = largest of x[32 i] .. x[32 i + 31], the last block short; -INFINITY where all are NaN */          \
+    X(block_max, void, (const float *x, int n, float *out))                                                       \
+    /* sum of exp(x * s - max) in 16 fixed lanes per 4096 values, blocks added in order, fp32 part, double sum */ \
+    X(sum_exp, double, (const float *x, float s, float max, int n))                                               \
+    /* y = exp(x * s - max); y may be x */                                                                        \
+    X(exp_sub, void, (const float *x, float s, float max, float *y, int n))                                       \
+    /* indices of x[i] > thr, ascending, at most cap; returns how many there are; all of out may be touched */    \
+    X(select_above, int, (const float *x, int n, float thr, int32_t *out, int cap))                               \
+    /* y[i] = x[i] where bit i % 32 of bits[i / 32] is set, else -INFINITY; y may be x */                         \
+    X(mask, void, (const uint32_t *bits, const float *x, float *y, int n))                                        \
+    /* row n of a unit as fp32 [K] */                                                                             \
+    X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                             \
+    X(gemm_f32_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_f16_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_bf16_bf16, void, (const la_gemm *g))                                                                   \
+    X(gemm_i8_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i8_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_i4_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i4_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_f8_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i5_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i5_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_i6_bf16, void, (const la_gemm *g))                                                                     \
+    X(gemm_i6_i8, void, (const la_gemm *g))                                                                       \
+    X(gemm_t4_bf16, void, (const la_gemm *g))                                                                     \
+    /* roofline probes: reads n bytes / runs n rounds of 16 independent dots; results are sinks */                \
+    X(probe_read, uint64_t, (const uint8_t *p, size_t n, int streams, int ahead))                                 \
+    X(probe_f32, float, (int64_t n))                                                                              \
+    X(probe_bf16, float, (int64_t n))                                                                             \
     X(probe_i8, float, (int64_t n))
 
 typedef struct la_kernels {

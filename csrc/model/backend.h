@@ -17,9 +17,11 @@ typedef struct la_matrix {
     la_weight part[3];
     int n_parts; /* 0: not set */
     int N, K;
-    int paired;     /* gate and up interleaved 16 + 16 */
-    int activation; /* la_act_form of products with grouped parts */
-    float *bias;    /* columns of the units in order, zero-padded; NULL: none */
+    int paired;              /* gate and up interleaved 16 + 16 */
+    int activation;          /* la_act_form of products with grouped parts */
+    float *bias;             /* columns of the units in order, zero-padded; NULL: none */
+    int32_t *order[3];       /* [K] of a part: which k of a row meets its k; NULL: all stay */
+    la_rounding rounding[3]; /* of the rows that a part multiplies */
 } la_matrix;
 
 typedef struct la_norm {
@@ -136,9 +138,8 @@ struct la_workspace {
     int64_t *expert_load; /* [L][E] tokens so far; NULL: no experts */
     int *pos;             /* [T] absolute position of each token */
     int32_t *page;        /* [T] page of each token */
-    uint8_t
-        *shared; /* of the op that runs: converted activation rows, results of chunks or experts */
-    uint8_t *local; /* per-thread scratch, local_bytes each */
+    uint8_t *shared;      /* of the op that runs: converted rows, results of chunks or experts */
+    uint8_t *local;       /* per-thread scratch, local_bytes each */
     size_t shared_bytes, local_bytes;
 };
 

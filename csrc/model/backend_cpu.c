@@ -117,10 +117,12 @@ static size_t moe_layout(const la_model_desc *d, int few, uint8_t *base, size_t 
 static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base, la_cpu_local *out)
 {
     size_t at = 0;
-    size_t rows = (size_t)(max_tokens < LA_CPU_TILE_ROWS ? max_tokens : LA_CPU_TILE_ROWS);
+    int lanes = 2 * max_tokens; /* a row may enter as two */
+    size_t rows = (size_t)(lanes < LA_CPU_TILE_ROWS ? lanes : LA_CPU_TILE_ROWS);
     int wide = la_cpu_heads_of(d).d;
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
+    out->sorted = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->few = take_bytes(base, &at, la_cpu_few_bytes(d, max_tokens));
     at = moe_layout(d, few_rows(max_tokens), base, at, out);
     size_t turned = d->attn == LA_ATTN_LATENT ? la_mla_scratch(wide, d->kv_rank) : 0;
@@ -163,8 +165,8 @@ static int64_t moe_items(const la_model_desc *d, int64_t T)
     }
     int64_t pairs = T * d->n_experts_used, up = 2 * (int64_t)d->d_expert, D = d->d_model;
     int64_t units = (up > D ? up : D) / LA_UNIT + 2, wide = 2 * (int64_t)d->d_shared;
-    int64_t blocks = d->n_experts + pairs / LA_CPU_TILE_ROWS + 1;
-    int64_t shared = ((wide > D ? wide : D) / LA_UNIT + 2) * (T / LA_CPU_TILE_ROWS + 1);
+    int64_t blocks = d->n_experts + 2 * pairs / LA_CPU_TILE_ROWS + 1; /* of two lanes a row */
+    int64_t shared = ((wide > D ? wide : D) / LA_UNIT + 2) * (2 * T / LA_CPU_TILE_ROWS + 1);
     int64_t items = units * blocks + shared;
     return items > pairs ? items : pairs;
 }
@@ -178,7 +180,7 @@ static la_status check(const la_model_desc *d, const la_limits *limits)
             ffn = 2 * (int64_t)d->d_ffn;
     int64_t cols = d->d_model > ffn ? d->d_model : ffn;
     int64_t units = (cols > qkv ? cols : qkv) / LA_UNIT + 3; /* a part's last may be short */
-    int64_t blocks = (T + LA_CPU_TILE_ROWS - 1) / LA_CPU_TILE_ROWS;
+    int64_t blocks = 2 * T / LA_CPU_TILE_ROWS + 1;           /* of two lanes a row */
     int heads = view.group < LA_CPU_ATTEND_ROWS ? view.group : LA_CPU_ATTEND_ROWS;
     int64_t runs = view.n_kv * (int64_t)la_ceil_div(view.group, heads);
     int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));

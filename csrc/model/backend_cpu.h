@@ -47,6 +47,7 @@ typedef struct la_cpu_group {
 typedef struct la_cpu_local {
     float *tile;           /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
     float *row;            /* [max K] a normalized row */
+    float *sorted;         /* [max K] a row in the order of a weight's k */
     uint8_t *few;          /* converted rows of a small batch, as shared */
     la_routes routes;      /* of a small batch */
     void *route_room;      /* la_route_room */
@@ -85,6 +86,8 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
                          la_rows q);
 void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
                  int n);
+/* x [K] as r says it is rounded; y may be x. */
+void la_cpu_round_row(const la_kernels *t, la_rounding r, const float *x, int K, float *y);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
 /* How attention sees the heads: kv heads that `group` query heads each read, and the width of a query.

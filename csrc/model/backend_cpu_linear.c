@@ -21,7 +21,7 @@ static la_act_form form_of(la_isa isa, la_format f, int activation)
     if (f.pack == LA_PACK_F32 || f.pack == LA_PACK_F16) {
         return LA_ACT_F32;
     }
-    if (f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 ||
+    if (f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 || la_pack_table(f.pack) != NULL ||
         (activation == LA_ACT_I8X2 && isa < LA_ISA_VNNI)) {
         return LA_ACT_BF16;
     }
@@ -37,22 +37,41 @@ size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8
     v->a = base;
     size_t lanes = (size_t)rows * (size_t)v->lanes, bytes = v->pitch * lanes;
     v->meta = v->groups != 0 ? (la_act_meta *)(void *)(base + bytes) : NULL;
+    v->order = m->order[part];
+    v->rounding = m->rounding[part];
     return la_round_up(bytes + (size_t)v->groups * lanes * sizeof(la_act_meta), 64);
 }
 
 static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
-                         int end, float *row)
+                         int end)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
     for (int r = first; r < end; r++) {
         const float *x = in.p + (int64_t)r * in.ld;
+        float *place = (float *)(void *)la_act_rows_at(v, r);
         if (norm.w != NULL) {
-            float *y = v->form == LA_ACT_F32 ? (float *)(void *)la_act_rows_at(v, r) : row;
+            float *y = v->form == LA_ACT_F32 && v->order == NULL ? place : own.row;
             la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
             x = y;
         }
-        la_act_rows_convert(k, v, r, x);
+        if (v->rounding.kind != LA_ROUND_NONE) {
+            la_cpu_round_row(k, v->rounding, x, v->K, own.row);
+            x = own.row;
+        }
+        for (int i = 0; v->order != NULL && i < v->K; i++) {
+            own.sorted[i] = x[v->order[i]];
+        }
+        la_act_rows_convert(k, v, r, v->order != NULL ? own.sorted : x);
     }
+}
+
+/* Do two parts want the same rows? */
+static int same_rows(const la_act_rows *a, const la_act_rows *b)
+{
+    return a->form == b->form && a->group == b->group && a->order == NULL && b->order == NULL &&
+           memcmp(&a->rounding, &b->rounding, sizeof a->rounding) == 0;
 }
 
 /* Converts the rows for every part; parts that want the same form share one conversion. Few rows are
@@ -66,11 +85,12 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     int mine[3];
     for (int p = 0; p < m->n_parts; p++) {
         size_t used = la_cpu_rows_plan(c, m, p, in.n, base, &v[p]);
-        if (p > 0 && v[p].form == v[p - 1].form && v[p].group == v[p - 1].group) {
+        if (p > 0 && same_rows(&v[p], &v[p - 1])) {
             v[p] = v[p - 1];
             continue;
         }
-        if (v[p].form == LA_ACT_F32 && norm.w == NULL) { /* already what the kernel reads */
+        if (v[p].form == LA_ACT_F32 && norm.w == NULL && v[p].order == NULL &&
+            v[p].rounding.kind == LA_ROUND_NONE) { /* already what the kernel reads */
             v[p].a = (uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);
             continue;
@@ -80,7 +100,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     }
     if (few) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, 0, in.n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, 0, in.n);
         }
         return;
     }
@@ -91,7 +111,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     la_cpu_share_begin(c, &share, in.n, NULL);
     for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
         for (int i = 0; i < todo; i++) {
-            convert_rows(c, &v[mine[i]], in, norm, first, first + n, own.row);
+            convert_rows(c, &v[mine[i]], in, norm, first, first + n);
         }
     }
     la_cpu_barrier(c);

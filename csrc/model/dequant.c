@@ -69,6 +69,23 @@ static void block_q5_1(const uint8_t *b, int8_t *code, float *scale, float *offs
     fifth_bits(b + 4, 0, code);
 }
 
+/* Numbers of a table, 0..15, in the order of nibbles. */
+static void block_iq4_nl(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    *scale = read_f16(b);
+    *offset = 0.0f;
+    nibbles(b + 2, 0, code);
+}
+
+/* The scale is a power of two by its biased exponent; 255 is NaN. */
+static void block_mxfp4(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    uint32_t bits = b[0] == 0 ? 0x00400000u : b[0] == 255 ? 0x7fc00000u : (uint32_t)b[0] << 23;
+    memcpy(scale, &bits, sizeof bits);
+    *offset = 0.0f;
+    nibbles(b + 1, 0, code);
+}
+
 static void block_q8_0(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
     *scale = read_f16(b);
@@ -196,6 +213,27 @@ static void block_q5_k(const uint8_t *b, int8_t *code, float *scale, float *offs
     }
 }
 
+/* 6-bit scales about 32: 4 low bits in bytes, 2 high ones of all eight in a word. */
+static void nested_iq4_xs(const uint8_t *b, la_nested *s)
+{
+    read_outer(b, 0, s);
+    for (int g = 0; g < 8; g++) {
+        int low = b[4 + g / 2] >> (4 * (g % 2)) & 15, high = b[2 + g / 4] >> (2 * (g % 4)) & 3;
+        s->scale[g] = (int8_t)((low | high << 4) - 32);
+        s->offset[g] = 0;
+    }
+}
+
+static void block_iq4_xs(const uint8_t *b, int8_t *code, float *scale, float *offset)
+{
+    la_nested s;
+    nested_iq4_xs(b, &s);
+    open_nested(&s, 8, scale, offset);
+    for (int g = 0; g < 8; g++) {
+        nibbles(b + 8 + 16 * g, 0, code + 32 * g);
+    }
+}
+
 static void nested_q6_k(const uint8_t *b, la_nested *s)
 {
     read_outer(b + 208, 0, s);
@@ -221,47 +259,110 @@ static void block_q6_k(const uint8_t *b, int8_t *code, float *scale, float *offs
 
 /* clang-format off */
 static const la_source_type types[LA_DTYPE_COUNT] = {
-    /*            block bytes group bits offset centered scales */
-    [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32},
-    [LA_F16] = {1, 2, 0, 16, 0, 0, LA_F32},
-    [LA_BF16] = {1, 2, 0, 16, 0, 0, LA_F32},
-    [LA_Q4_0] = {32, 18, 32, 4, 0, 1, LA_F16},
-    [LA_Q4_1] = {32, 20, 32, 4, 1, 0, LA_F16},
-    [LA_Q5_0] = {32, 22, 32, 5, 0, 1, LA_F16},
-    [LA_Q5_1] = {32, 24, 32, 5, 1, 0, LA_F16},
-    [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16},
-    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F16_I8},
-    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F16_I8},
-    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F16_I8},
-    [LA_Q5_K] = {256, 176, 32, 5, 1, 0, LA_F16_I8},
-    [LA_Q6_K] = {256, 210, 16, 6, 0, 1, LA_F16_I8},
+    /*            block bytes group bits offset centered scales pack head */
+    [LA_F32] = {1, 4, 0, 32, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_F16] = {1, 2, 0, 16, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_BF16] = {1, 2, 0, 16, 0, 0, LA_F32, LA_PACK_COUNT, 0},
+    [LA_Q4_0] = {32, 18, 32, 4, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q4_1] = {32, 20, 32, 4, 1, 0, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q5_0] = {32, 22, 32, 5, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q5_1] = {32, 24, 32, 5, 1, 0, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q8_0] = {32, 34, 32, 8, 0, 1, LA_F16, LA_PACK_COUNT, 0},
+    [LA_Q2_K] = {256, 84, 16, 4, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q3_K] = {256, 110, 16, 4, 0, 1, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q4_K] = {256, 144, 32, 4, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q5_K] = {256, 176, 32, 5, 1, 0, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_Q6_K] = {256, 210, 16, 6, 0, 1, LA_F16_I8, LA_PACK_COUNT, 0},
+    [LA_IQ4_NL] = {32, 18, 32, 4, 0, 0, LA_F16, LA_PACK_IQ4, 0},
+    [LA_IQ4_XS] = {256, 136, 32, 4, 0, 0, LA_F16_I8, LA_PACK_IQ4, 0},
+    [LA_MXFP4] = {32, 17, 32, 4, 0, 0, LA_F32, LA_PACK_E2M1, 0},
 };
 
 static const la_block_fn blocks[LA_DTYPE_COUNT] = {
     [LA_Q4_0] = block_q4_0, [LA_Q4_1] = block_q4_1, [LA_Q5_0] = block_q5_0,
     [LA_Q5_1] = block_q5_1, [LA_Q8_0] = block_q8_0, [LA_Q2_K] = block_q2_k,
     [LA_Q3_K] = block_q3_k, [LA_Q4_K] = block_q4_k, [LA_Q5_K] = block_q5_k,
-    [LA_Q6_K] = block_q6_k,
+    [LA_Q6_K] = block_q6_k, [LA_IQ4_NL] = block_iq4_nl, [LA_IQ4_XS] = block_iq4_xs,
+    [LA_MXFP4] = block_mxfp4,
 };
 
 static const la_nested_fn nested[LA_DTYPE_COUNT] = {
     [LA_Q2_K] = nested_q2_k, [LA_Q3_K] = nested_q3_k, [LA_Q4_K] = nested_q4_k,
-    [LA_Q5_K] = nested_q4_k, [LA_Q6_K] = nested_q6_k,
+    [LA_Q5_K] = nested_q4_k, [LA_Q6_K] = nested_q6_k, [LA_IQ4_XS] = nested_iq4_xs,
 };
 /* clang-format on */
 
-const la_source_type *la_source_info(la_dtype t)
+static la_source_type plain_info(la_plain p)
 {
-    return (int)t >= 0 && t < LA_DTYPE_COUNT ? &types[t] : NULL;
+    static const int packs[LA_CODES_COUNT] = {LA_PACK_I4,  LA_PACK_I8,   LA_PACK_F8, LA_PACK_NF4,
+                                              LA_PACK_FP4, LA_PACK_E2M1, LA_PACK_IQ4};
+    la_source_type s = {1,
+                        1,
+                        p.group != 0 ? p.group : LA_WHOLE_ROW,
+                        8,
+                        p.has_offset,
+                        !p.has_offset,
+                        p.half ? LA_F16 : LA_F32,
+                        packs[p.codes],
+                        p.has_offset ? 8 : 4};
+    s.bits = p.codes == LA_CODES_I8 || p.codes == LA_CODES_F8 ? 8 : 4;
+    return s;
+}
+
+la_source_type la_source_info(la_dtype t)
+{
+    static const la_source_type none;
+    la_plain p = la_plain_of((int)t);
+    if (p.codes < LA_CODES_COUNT) {
+        return plain_info(p);
+    }
+    return (int)t >= 0 && t < LA_DTYPE_COUNT ? types[t] : none;
+}
+
+size_t la_source_row(const la_source_type *s, int cols)
+{
+    size_t groups = s->head == 0 ? 0 : ((size_t)cols + (size_t)s->group - 1) / (size_t)s->group;
+    return groups * (size_t)s->head + (size_t)(cols / s->block) * (size_t)s->block_bytes;
+}
+
+/* The block of plain rows that holds k. */
+static const uint8_t *plain_block(const la_source_type *s, const uint8_t *row, int k)
+{
+    return row + (size_t)(k / s->group) * ((size_t)s->head + (size_t)s->group);
+}
+
+/* E4M3 codes keep their bits. */
+static void plain_codes(const la_source_type *s, const uint8_t *row, int k0, int n, int8_t *code,
+                        float *scale, float *offset)
+{
+    const int zero = s->pack == LA_PACK_I8 ? 128 : s->pack == LA_PACK_I4 && s->centered ? 8 : 0;
+    const int mask = s->bits == 4 ? 15 : 255;
+    for (int k = k0, i = 0; k < k0 + n; i++) {
+        int in = k % s->group, left = s->group - in, here = k0 + n - k < left ? k0 + n - k : left;
+        const uint8_t *b = plain_block(s, row, k), *from = b + s->head + in;
+        memcpy(&scale[i], b, sizeof scale[i]);
+        offset[i] = 0.0f;
+        if (s->has_offset) {
+            memcpy(&offset[i], b + sizeof scale[i], sizeof offset[i]);
+        }
+        for (int j = 0; j < here; j++) {
+            code[k - k0 + j] = (int8_t)((from[j] & mask) - zero);
+        }
+        k += here;
+    }
 }
 
 void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
                       float *offset)
 {
-    const la_source_type *s = &types[t];
-    const uint8_t *b = row + (size_t)(k0 / s->block) * (size_t)s->block_bytes;
-    for (int k = 0; k < n; k += s->block, b += s->block_bytes) {
-        blocks[t](b, code + k, scale + k / s->group, offset + k / s->group);
+    const la_source_type s = la_source_info(t);
+    if (s.head != 0) {
+        plain_codes(&s, row, k0, n, code, scale, offset);
+        return;
+    }
+    const uint8_t *b = row + (size_t)(k0 / s.block) * (size_t)s.block_bytes;
+    for (int k = 0; k < n; k += s.block, b += s.block_bytes) {
+        blocks[t](b, code + k, scale + k / s.group, offset + k / s.group);
     }
 }
 
@@ -288,14 +389,45 @@ static void f16_values(const uint8_t *from, int n, float *out)
     }
 }
 
+/* What a code stands for before its scale. NF4 is as published here: fp32, not what packs keep of it. */
+static float code_value(const la_source_type *s, int8_t code)
+{
+    static const float nf4[16] = {
+        -1.0f,
+        -0.6961928009986877f,
+        -0.5250730514526367f,
+        -0.39491748809814453f,
+        -0.28444138169288635f,
+        -0.18477343022823334f,
+        -0.09105003625154495f,
+        0.0f,
+        0.07958029955625534f,
+        0.16093020141124725f,
+        0.24611230194568634f,
+        0.33791524171829224f,
+        0.44070982933044434f,
+        0.5626170039176941f,
+        0.7229568362236023f,
+        1.0f,
+    };
+    if (s->pack == LA_PACK_F8) {
+        return la_f8_to_f32((uint8_t)code);
+    }
+    if (s->pack == LA_PACK_NF4) {
+        return nf4[code & 15];
+    }
+    const uint16_t *table = la_pack_table(s->pack);
+    return table != NULL ? la_bf16_to_f32(table[code & 15]) : (float)code;
+}
+
 void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
 {
-    const la_source_type *s = &types[t];
+    const la_source_type s = la_source_info(t);
     if (t == LA_F32) {
         memcpy(out, row + (size_t)k0 * 4, (size_t)n * 4);
         return;
     }
-    if (s->group == 0) {
+    if (s.group == 0) {
         const uint8_t *from = row + (size_t)k0 * 2;
         if (t == LA_F16) {
             f16_values(from, n, out);
@@ -311,6 +443,6 @@ void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
     float scale[LA_DEQUANT_SPAN / 16], offset[LA_DEQUANT_SPAN / 16];
     la_dequant_codes(t, row, k0, n, code, scale, offset);
     for (int k = 0; k < n; k++) {
-        out[k] = scale[k / s->group] * (float)code[k] + offset[k / s->group];
+        out[k] = scale[k / s.group] * code_value(&s, code[k]) + offset[k / s.group];
     }
 }

@@ -13,16 +13,21 @@ enum { LA_DEQUANT_SPAN = 256 }; /* k of a piece: a multiple of every block */
 
 /* What a source type is made of. */
 typedef struct la_source_type {
-    int block; /* k of a block, 1 for floats */
+    int block; /* k of a block, 1 for floats and plain rows, whose last may be shorter; 0: no type */
     int block_bytes;
-    int group; /* k that share a scale; 0 for floats */
+    int group; /* k that share a scale; 0 for floats, LA_WHOLE_ROW where a row has one */
     int bits;  /* 4, 5, 6, 8: of the narrowest pack that holds the codes */
     int has_offset;
     int centered;   /* codes are signed about 0 (-8..7 for 4 bits) */
     int scale_type; /* LA_F16 where scales and offsets are stored as fp16, LA_F16_I8 of K-quants */
+    int pack;       /* la_pack of plain rows, of others LA_PACK_COUNT */
+    int head;       /* bytes in front of each group of plain rows */
 } la_source_type;
 
-const la_source_type *la_source_info(la_dtype t); /* NULL for a value that is no type */
+enum { LA_WHOLE_ROW = 1 << 30 };
+
+la_source_type la_source_info(la_dtype t);
+size_t la_source_row(const la_source_type *s, int cols); /* bytes */
 
 /* Weights k0 .. k0 + n of a row; k0 is a multiple of LA_DEQUANT_SPAN, n at most that and of whole
  * blocks. Grouped types: code [n], scale and offset [n / group]. */

@@ -4,11 +4,10 @@
  * needs are set and have the shapes the forward pass reads; weights exist once (a source is packed, never
  * kept). Called through llmaccel.h by the Python layer and through model.h by the engine.
  */
+#include "part_rows.h"
 #include "slots.h"
 
 #include "../base/cpu.h"
-
-#include <math.h>
 
 static la_status check_recipe(const la_model_desc *d, la_recipe r)
 {
@@ -72,6 +71,7 @@ static void matrix_clear(la_arena *weights, la_matrix *m)
 {
     for (int i = 0; i < m->n_parts; i++) {
         la_arena_give(weights, m->part[i].data, weight_bytes(&m->part[i]));
+        la_free(m->order[i]);
     }
     la_free(m->bias);
     *m = (la_matrix){0};
@@ -118,8 +118,18 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
         la_dtype want = parts[i].dtype > LA_BF16 ? keep : recipe.floats;
         LA_TRY(
             la_pack_format(want, quant, paired ? parts : &parts[i], paired ? n_parts : 1, &f[i]));
-        together = together && same_format(f[i], f[0]);
+        LA_TRY(la_part_check_rows(slot, &parts[i], d->activation));
+        together = together && same_format(f[i], f[0]) && la_parts_same_rows(&parts[i], &parts[0]);
+        if (paired && !together) {
+            return la_fail(
+                LA_ERR_SHAPE,
+                "%s: gate and up have their columns in other orders, or rows rounded in other ways",
+                la_slot_name(slot));
+        }
         out->N += parts[i].rows;
+    }
+    for (int i = 0; i < n_parts; i++) {
+        out->rounding[i] = parts[i].rounding;
     }
     if (together) {
         out->n_parts = 1;
@@ -150,6 +160,7 @@ static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_
         int split = fresh.n_parts > 1;
         LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts,
                                fresh.paired && !split));
+        LA_TRY(la_part_order(&fresh.order[i], &parts[i]));
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
@@ -283,6 +294,7 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slo
     LA_TRY(matrix_plan(d, recipe, slot, parts, n_parts, &m));
     for (int i = 0; i < m.n_parts; i++) {
         *bytes += weight_bytes(&m.part[i]);
+        *bytes += la_part_is_ordered(&parts[i]) ? (size_t)m.K * sizeof(int32_t) : 0;
     }
 done:
     return st;
@@ -558,6 +570,7 @@ static size_t matrix_bytes(const la_matrix *m)
     size_t n = 0;
     for (int i = 0; i < m->n_parts; i++) {
         n += weight_bytes(&m->part[i]);
+        n += m->order[i] != NULL ? (size_t)m->K * sizeof(int32_t) : 0;
     }
     return n;
 }

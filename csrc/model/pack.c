@@ -33,7 +33,7 @@ static la_status check_parts(const la_source *parts, int n_parts)
         return la_fail(LA_ERR_ARGUMENT, "pack: a weight needs at least one part");
     }
     for (int i = 0; i < n_parts; i++) {
-        if (!la_source_info(parts[i].dtype)) {
+        if (la_source_info(parts[i].dtype).block == 0) {
             return la_fail(LA_ERR_ARGUMENT, "pack: part %d has unknown type %d", i,
                            (int)parts[i].dtype);
         }
@@ -48,7 +48,7 @@ static int pack_bits(int pack)
     case LA_PACK_I4: return 4;
     case LA_PACK_I5: return 5;
     case LA_PACK_I6: return 6;
-    default: return pack == LA_PACK_I8 ? 8 : 0;
+    default: return pack == LA_PACK_I8 ? 8 : la_pack_table(pack) != NULL ? 4 : 0;
     }
 }
 
@@ -63,18 +63,33 @@ static int zero_moves(int pack)
     return pack == LA_PACK_I4 || pack == LA_PACK_I5;
 }
 
+/* Plain rows and numbers of tables keep their codes; parts of different kinds become F32. */
+static la_format coded_format(const la_source *parts, int n_parts)
+{
+    const la_source_type s = la_source_info(parts[0].dtype);
+    const int whole = s.group == LA_WHOLE_ROW;
+    la_format f = {(uint8_t)s.pack, (uint8_t)(whole ? LA_F32 : s.scale_type), (uint8_t)s.has_offset,
+                   (uint8_t)whole, whole ? LA_NEST : s.group};
+    for (int i = 1; i < n_parts; i++) {
+        if (parts[i].dtype != parts[0].dtype) {
+            f = (la_format){LA_PACK_F32, 0, 0, 0, 0};
+        }
+    }
+    return f;
+}
+
 static la_format grouped_format(const la_source *parts, int n_parts)
 {
     la_format f = {LA_PACK_I4, LA_F16, 0, 0, INT_MAX};
     int centered = 0, nested = 1, bits = 4;
     for (int i = 0; i < n_parts; i++) {
-        const la_source_type *s = la_source_info(parts[i].dtype);
-        bits = s->bits > bits ? s->bits : bits;
-        f.scale_type = s->scale_type == LA_F16 ? f.scale_type : (uint8_t)LA_F32;
-        nested = nested && s->scale_type == LA_F16_I8 && parts[i].dtype == parts[0].dtype;
-        f.has_offset = (uint8_t)(f.has_offset | s->has_offset);
-        f.group = s->group < f.group ? s->group : f.group;
-        centered |= s->centered;
+        const la_source_type s = la_source_info(parts[i].dtype);
+        bits = s.bits > bits ? s.bits : bits;
+        f.scale_type = s.scale_type == LA_F16 ? f.scale_type : (uint8_t)LA_F32;
+        nested = nested && s.scale_type == LA_F16_I8 && parts[i].dtype == parts[0].dtype;
+        f.has_offset = (uint8_t)(f.has_offset | s.has_offset);
+        f.group = s.group < f.group ? s.group : f.group;
+        centered |= s.centered;
     }
     if (nested) {
         f.scale_type = LA_F16_I8;
@@ -107,9 +122,11 @@ la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *part
     if ((int)quant < 0 || quant >= LA_QUANT_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "pack: quantization %d is unknown", (int)quant);
     }
-    int grouped = 0, same = 1;
+    int grouped = 0, coded = 0, same = 1;
     for (int i = 0; i < n_parts; i++) {
-        grouped += la_source_info(parts[i].dtype)->group != 0;
+        const la_source_type s = la_source_info(parts[i].dtype);
+        grouped += s.group != 0;
+        coded += s.pack != LA_PACK_COUNT;
         same &= parts[i].dtype == parts[0].dtype;
     }
     la_format f = {LA_PACK_F32, 0, 0, 0, 0};
@@ -121,7 +138,10 @@ la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *part
     if (grouped == 0 && quant != LA_QUANT_KEEP) {
         f = quant_format(quant);
     }
-    else if (grouped == n_parts && weights != LA_F32) {
+    else if (coded == n_parts && weights != LA_F32) {
+        f = coded_format(parts, n_parts);
+    }
+    else if (coded == 0 && grouped == n_parts && weights != LA_F32) {
         f = grouped_format(parts, n_parts);
     }
     else if (grouped == 0 && target != LA_F32) {
@@ -133,18 +153,16 @@ la_status la_pack_format(la_dtype weights, la_quant quant, const la_source *part
 
 la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes)
 {
-    const la_source_type *s = la_source_info(t);
-    size_t row;
-    if (!s || rows < 1 || cols < 1) {
+    const la_source_type s = la_source_info(t);
+    if (s.block == 0 || rows < 1 || cols < 1) {
         return la_fail(LA_ERR_ARGUMENT, "tensor of type %d with %d rows and %d columns", (int)t,
                        rows, cols);
     }
-    if (cols % s->block != 0) {
+    if (cols % s.block != 0) {
         return la_fail(LA_ERR_SHAPE, "%d columns are no multiple of the type's block of %d", cols,
-                       s->block);
+                       s.block);
     }
-    if (!la_size_mul((size_t)(cols / s->block), (size_t)s->block_bytes, &row) ||
-        !la_size_mul(row, (size_t)rows, bytes)) {
+    if (!la_size_mul(la_source_row(&s, cols), (size_t)rows, bytes)) {
         return la_fail(LA_ERR_SHAPE, "tensor of %d rows and %d columns is too large", rows, cols);
     }
     return LA_OK;
@@ -165,6 +183,11 @@ static int format_holds(la_format f, const la_source_type *s)
     }
     if (f.pack == LA_PACK_F16 || f.pack == LA_PACK_BF16) {
         return f.group == 0 && s->group == 0;
+    }
+    if (s->pack != LA_PACK_COUNT) {
+        return f.pack == s->pack && f.has_offset == s->has_offset &&
+               (f.row_scale ? s->group == LA_WHOLE_ROW && f.scale_type == LA_F32
+                            : s->group == f.group && f.scale_type == s->scale_type);
     }
     if (f.scale_type == LA_F16_I8) {
         return s->scale_type == LA_F16_I8 && f.group == s->group && f.has_offset == s->has_offset &&
@@ -192,7 +215,8 @@ static la_status check_part(la_format f, const la_source *parts, int i, int pair
         return la_fail(LA_ERR_SHAPE, "pack: part %d [%d, %d] has %zu bytes, expected %zu", i,
                        p->rows, p->cols, p->bytes, bytes);
     }
-    if (!format_holds(f, la_source_info(p->dtype))) {
+    const la_source_type s = la_source_info(p->dtype);
+    if (!format_holds(f, &s)) {
         return la_fail(LA_ERR_ARGUMENT, "pack: the format cannot hold part %d of type %d", i,
                        (int)p->dtype);
     }
@@ -234,9 +258,8 @@ static void set_column(la_columns *c, int j, const la_source *parts, int n_parts
     for (int i = 0; i < n_parts; i++) {
         const la_source *p = &parts[i];
         if (row < p->rows) {
-            const la_source_type *s = la_source_info(p->dtype);
-            size_t pitch = (size_t)(p->cols / s->block) * (size_t)s->block_bytes;
-            c->row[j] = (const uint8_t *)p->data + (size_t)row * pitch;
+            const la_source_type s = la_source_info(p->dtype);
+            c->row[j] = (const uint8_t *)p->data + (size_t)row * la_source_row(&s, p->cols);
             c->dtype[j] = p->dtype;
             c->part[j] = i;
             return;
@@ -344,7 +367,7 @@ static void put_codes(la_format f, uint8_t *codes, int j, int k, uint64_t x)
         return;
     }
     put_i4(out, x & 0x0f0f0f0f0f0f0f0fu);
-    if (f.pack != LA_PACK_I4) {
+    if (f.pack == LA_PACK_I5 || f.pack == LA_PACK_I6) {
         uint8_t *high = step + (size_t)(span / 8 * 128 + j % 16 * 4);
         put_high(high, x, pack_bits(f.pack) - 4, 4 * eight + j / 16 * 2);
     }
@@ -397,22 +420,23 @@ static la_quant_result quantize(la_format f, int j, int n, la_piece *t)
  * `own` k, which is returned. 0: a value is not finite, -1: one is too large. */
 static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la_piece *t)
 {
-    const la_source_type *s = c->row[j] ? la_source_info(c->dtype[j]) : NULL;
-    int own = f.group, bias = 1 << pack_bits(f.pack) >> 1;
+    static const la_source_type none;
+    const la_source_type s = c->row[j] ? la_source_info(c->dtype[j]) : none;
+    int own = f.group, bias = la_pack_table(f.pack) != NULL ? 0 : 1 << pack_bits(f.pack) >> 1;
     memset(t->code, 0, sizeof t->code);
     memset(&t->nested, 0, sizeof t->nested);
-    if (s == NULL) {
+    if (c->row[j] == NULL) {
         memset(t->scale, 0, sizeof t->scale);
         memset(t->offset, 0, sizeof t->offset);
     }
-    else if (s->group != 0) {
+    else if (s.group != 0) {
         la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
         if (f.scale_type == LA_F16_I8) {
             la_dequant_nested(c->dtype[j], c->row[j], k0, &t->nested);
         }
-        own = s->group;
-        bias = zero_moves(f.pack) && !s->centered ? 0 : bias;
-        for (int i = 0; zero_moves(f.pack) && s->centered && f.has_offset && i < n / own; i++) {
+        own = s.group;
+        bias = zero_moves(f.pack) && !s.centered ? 0 : bias;
+        for (int i = 0; zero_moves(f.pack) && s.centered && f.has_offset && i < n / own; i++) {
             t->offset[i] = (float)-bias * t->scale[i]; /* the zero of 8 or 16 becomes an offset */
         }
     }
@@ -422,6 +446,9 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
         if (r != LA_QUANT_DONE) {
             return r == LA_QUANT_NOT_FINITE ? 0 : -1;
         }
+    }
+    for (int k = 0; s.head != 0 && f.pack == LA_PACK_F8 && k < n; k++) {
+        own = (t->code[k] & 0x7f) == 0x7f ? 0 : own; /* NaN, about which levels disagree */
     }
     for (int k = 0; bias != 0 && k < LA_DEQUANT_SPAN; k++) {
         t->code[k] = (int8_t)(uint8_t)(t->code[k] + bias);
@@ -462,11 +489,22 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
 static int pack_row_scales(la_format f, const la_columns *c, int K, la_piece *t, uint8_t *unit)
 {
     for (int j = 0; j < LA_UNIT; j++) {
+        if (c->row[j] && la_source_info(c->dtype[j]).head != 0) {
+            la_dequant_codes(c->dtype[j], c->row[j], 0, 1, t->code, t->scale, t->offset);
+            put_scale(f, unit, 0, j, t->scale[0]);
+            if (f.has_offset) {
+                put_scale(f, unit, 1, j, t->offset[0]);
+            }
+            continue;
+        }
         uint32_t peak = c->row[j] ? la_quant_peak(c->dtype[j], c->row[j], K) : 0;
         if (peak > LA_QUANT_FINITE) {
             return 1 + c->part[j];
         }
         put_scale(f, unit, 0, j, la_quant_row(f.pack, peak, &t->inverse[j]));
+        if (f.has_offset) {
+            put_scale(f, unit, 1, j, 0.0f);
+        }
     }
     return 0;
 }

@@ -126,6 +126,11 @@ int la_slot_is_routed(la_slot slot)
     return slot >= LA_ROUTER;
 }
 
+int la_slot_is_of_experts(la_slot slot)
+{
+    return slot >= LA_SHARED_GATE_UP && slot <= LA_EXPERT_DOWN_BIAS;
+}
+
 int la_slot_experts(const la_model_desc *d, la_slot slot)
 {
     return slot >= LA_EXPERT_GATE_UP ? d->n_experts : 1;
@@ -158,10 +163,6 @@ static la_status check_part(la_slot slot, int layer, const la_source *p, int row
     if (p->cols != cols || (more_rows ? p->rows < rows : p->rows != rows)) {
         return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected [%d, %d], got [%d, %d]", name, layer,
                        rows, cols, p->rows, p->cols);
-    }
-    if ((int)p->dtype < 0 || p->dtype >= LA_DTYPE_COUNT) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): unknown element type %d", name, layer,
-                       (int)p->dtype);
     }
     size_t bytes;
     la_status st = la_source_bytes(p->dtype, p->rows, p->cols, &bytes);

@@ -32,10 +32,11 @@ static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
                                        [LA_KV_F8] = "f8",
                                        [LA_KV_FORM_COUNT] = NULL};
 static const char *const DTYPE_NAMES[] = {
-    [LA_F32] = "F32",   [LA_F16] = "F16",        [LA_BF16] = "BF16", [LA_Q4_0] = "Q4_0",
-    [LA_Q4_1] = "Q4_1", [LA_Q5_0] = "Q5_0",      [LA_Q5_1] = "Q5_1", [LA_Q8_0] = "Q8_0",
-    [LA_Q2_K] = "Q2_K", [LA_Q3_K] = "Q3_K",      [LA_Q4_K] = "Q4_K", [LA_Q5_K] = "Q5_K",
-    [LA_Q6_K] = "Q6_K", [LA_DTYPE_COUNT] = NULL,
+    [LA_F32] = "F32",        [LA_F16] = "F16",       [LA_BF16] = "BF16",     [LA_Q4_0] = "Q4_0",
+    [LA_Q4_1] = "Q4_1",      [LA_Q5_0] = "Q5_0",     [LA_Q5_1] = "Q5_1",     [LA_Q8_0] = "Q8_0",
+    [LA_Q2_K] = "Q2_K",      [LA_Q3_K] = "Q3_K",     [LA_Q4_K] = "Q4_K",     [LA_Q5_K] = "Q5_K",
+    [LA_Q6_K] = "Q6_K",      [LA_IQ4_NL] = "IQ4_NL", [LA_IQ4_XS] = "IQ4_XS", [LA_MXFP4] = "MXFP4",
+    [LA_DTYPE_COUNT] = NULL,
 };
 
 static const char *const QUANT_NAMES[] = {[LA_QUANT_KEEP] = "keep",
@@ -325,8 +326,44 @@ int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)
     return out->kv_pages == -1 && PyErr_Occurred() ? -1 : 0;
 }
 
+/* Plain rows: "QI4_G128", then "_O" (offsets), "_H" (fp16 scales), "_P" (ordered), as
+ * models/plain.py spells them; "_R" instead of a group: one scale a row. */
+static int plain_from(const char *name, la_dtype *out)
+{
+    static const char *const codes[LA_CODES_COUNT] = {"QI4",  "QI8",   "QF8", "QNF4",
+                                                      "QFP4", "QE2M1", "QIQ4"};
+    static const char *const groups[] = {"_R", "_G16", "_G32", "_G64", "_G128", "_G256"};
+    static const char *const flags[] = {"_O", "_H", "_P"};
+    int kind = 0, group = 0, seen[3] = {0, 0, 0};
+    while (kind < LA_CODES_COUNT && strncmp(name, codes[kind], strlen(codes[kind])) != 0) {
+        kind++;
+    }
+    if (kind == LA_CODES_COUNT) {
+        return 0;
+    }
+    name += strlen(codes[kind]);
+    while (group < 6 && strncmp(name, groups[group], strlen(groups[group])) != 0) {
+        group++;
+    }
+    if (group == 6) {
+        return 0;
+    }
+    name += strlen(groups[group]);
+    for (int i = 0; i < 3; i++) {
+        seen[i] = strncmp(name, flags[i], 2) == 0;
+        name += 2 * seen[i];
+    }
+    la_plain p = {(uint8_t)kind, (uint8_t)seen[0], (uint8_t)seen[1], (uint8_t)seen[2],
+                  group == 0 ? 0 : 8 << group};
+    *out = (la_dtype)la_plain_type(p);
+    return *name == '\0';
+}
+
 int py_dtype_from(const py_state *state, const char *name, la_dtype *out)
 {
+    if (plain_from(name, out)) {
+        return 0;
+    }
     for (int i = 0; i < (int)LA_DTYPE_COUNT; i++) {
         if (strcmp(name, DTYPE_NAMES[i]) == 0) {
             *out = (la_dtype)i;

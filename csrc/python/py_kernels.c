@@ -143,7 +143,8 @@ static int read_part(PyObject *item, la_source *part, Py_buffer *view)
         PyObject_GetBuffer(data, view, PyBUF_SIMPLE) < 0) {
         return -1;
     }
-    *part = (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols};
+    *part =
+        (la_source){view->buf, (size_t)view->len, (la_dtype)dtype, rows, cols, NULL, {0, 0, 0.0f}};
     return 0;
 }
 
@@ -219,13 +220,13 @@ static int group_valid(int group)
 
 static int format_valid(la_format f)
 {
-    int f8 = f.pack == LA_PACK_F8;
+    int f8 = f.pack == LA_PACK_F8, centered = f8 || la_pack_table(f.pack) != NULL;
     int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
     if (f.scale_type == LA_F16_I8) {
         scale = !f8 && !f.row_scale && f.group < LA_NEST;
     }
-    return f.pack < LA_PACK_COUNT && f.has_offset <= !f8 && f.row_scale <= 1 &&
+    return f.pack < LA_PACK_COUNT && f.has_offset <= !centered && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
                     : f.group == 0 && !f.has_offset && !f.row_scale && f.scale_type != LA_F16_I8);
 }
@@ -641,7 +642,8 @@ int py_kernels_register(PyObject *module)
 {
     static int (*const parts[])(PyObject *) = {
         py_kernels_rows_register,   py_kernels_packed_register, py_kernels_pages_register,
-        py_kernels_latent_register, py_kernels_moe_register,    py_kernels_probe_register};
+        py_kernels_latent_register, py_kernels_moe_register,    py_kernels_fp8_register,
+        py_kernels_probe_register};
     int failed = PyModule_AddFunctions(module, methods) < 0;
     for (size_t i = 0; !failed && i < sizeof parts / sizeof parts[0]; i++) {
         failed = parts[i](module) < 0;

@@ -25,6 +25,7 @@ int py_kernels_pages_register(PyObject *module);
 int py_kernels_latent_register(PyObject *module);
 int py_kernels_moe_register(PyObject *module);
 int py_kernels_probe_register(PyObject *module);
+int py_kernels_fp8_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */
 int py_kernels_isa(const char *name, la_kernels *out);

@@ -117,6 +117,10 @@ static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     }
     source.data = view.buf;
     source.bytes = (size_t)view.len;
+    if (la_plain_of((int)source.dtype).ordered) {
+        PyBuffer_Release(&view);
+        return py_raise_format(state, LA_ERR_UNSUPPORTED, "dtype: %s is for models", dtype_name);
+    }
     la_status st = la_pack_format(weights, quant, &source, 1, &f);
     packed *self = (packed *)type->tp_alloc(type, 0);
     if (self != NULL && st == LA_OK) {
@@ -369,9 +373,10 @@ static PyObject *packed_unpack(PyObject *object, PyObject *args)
 static PyObject *packed_get_format(PyObject *object, void *closure)
 {
     static const char *const packs[LA_PACK_COUNT] = {
-        [LA_PACK_F32] = "F32", [LA_PACK_F16] = "F16", [LA_PACK_BF16] = "BF16",
-        [LA_PACK_I8] = "int8", [LA_PACK_I4] = "int4", [LA_PACK_F8] = "fp8",
-        [LA_PACK_I5] = "int5", [LA_PACK_I6] = "int6",
+        [LA_PACK_F32] = "F32", [LA_PACK_F16] = "F16",   [LA_PACK_BF16] = "BF16",
+        [LA_PACK_I8] = "int8", [LA_PACK_I4] = "int4",   [LA_PACK_F8] = "fp8",
+        [LA_PACK_I5] = "int5", [LA_PACK_I6] = "int6",   [LA_PACK_NF4] = "nf4",
+        [LA_PACK_FP4] = "fp4", [LA_PACK_E2M1] = "e2m1", [LA_PACK_IQ4] = "iq4",
     };
     (void)closure;
     la_format f = ((packed *)object)->w.f;

@@ -34,6 +34,7 @@ enum { MAX_PARTS = 3 }; /* q, k, v */
 typedef struct parts_holder {
     la_source sources[MAX_PARTS];
     Py_buffer views[MAX_PARTS];
+    Py_buffer orders[MAX_PARTS]; /* int32 */
     int n;
 } parts_holder;
 
@@ -43,19 +44,38 @@ static void parts_clear(parts_holder *parts)
         if (parts->views[i].obj != NULL) {
             PyBuffer_Release(&parts->views[i]);
         }
+        if (parts->orders[i].obj != NULL) {
+            PyBuffer_Release(&parts->orders[i]);
+        }
     }
+}
+
+static int order_from(const py_state *state, const Py_buffer *order, la_source *source)
+{
+    if (source->cols < 0 || order->len != (Py_ssize_t)source->cols * (Py_ssize_t)sizeof(int32_t) ||
+        (uintptr_t)order->buf % sizeof(int32_t) != 0) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "order: expected %d aligned int32, got %zd bytes",
+                        source->cols, order->len);
+        return -1;
+    }
+    source->order = order->buf;
+    return 0;
 }
 
 static int parse_part(const py_state *state, PyObject *part, int with_data, parts_holder *parts)
 {
     la_source *source = &parts->sources[parts->n];
-    Py_buffer *view = &parts->views[parts->n];
+    Py_buffer *view = &parts->views[parts->n], *order = &parts->orders[parts->n];
     const char *dtype;
     PyObject *tuple = PySequence_Tuple(part);
     int ok = tuple != NULL;
     if (ok && with_data) {
-        ok = PyArg_ParseTuple(tuple, "y*sii;parts: expected (buffer, dtype, rows, cols)", view,
-                              &dtype, &source->rows, &source->cols);
+        ok = PyArg_ParseTuple(tuple,
+                              "y*sii|z*(iif);parts: expected (buffer, dtype, rows, cols[, "
+                              "order or None[, (kind, group, scale)]])",
+                              view, &dtype, &source->rows, &source->cols, order,
+                              &source->rounding.kind, &source->rounding.group,
+                              &source->rounding.scale);
     }
     else if (ok) {
         ok = PyArg_ParseTuple(tuple, "sii;parts: expected (dtype, rows, cols)", &dtype,
@@ -65,7 +85,8 @@ static int parse_part(const py_state *state, PyObject *part, int with_data, part
         parts->n++; /* from here parts_clear releases the view */
         source->data = view->buf;
         source->bytes = (size_t)view->len;
-        ok = py_dtype_from(state, dtype, &source->dtype) == 0;
+        ok = py_dtype_from(state, dtype, &source->dtype) == 0 &&
+             (order->obj == NULL || order_from(state, order, source) == 0);
     }
     Py_XDECREF(tuple);
     return ok ? 0 : -1;
@@ -395,8 +416,10 @@ static PyObject *core_weight_bytes(PyObject *module, PyObject *args)
 
 static PyMethodDef model_methods[] = {
     {"set", model_set, METH_VARARGS,
-     "set(slot, layer, parts, expert=0)\n\nPack parts, a list of (buffer, dtype, rows, cols), into "
-     "a slot; expert: of slots that every expert has."},
+     "set(slot, layer, parts, expert=0)\n\nPack parts, a list of (buffer, dtype, rows, cols[, "
+     "order[, "
+     "rounding]]), into a slot; expert: of slots that every expert has. order: int32 [cols] of "
+     "dtypes whose columns are sorted, or None. rounding: (kind, group, scale) of la_rounding."},
     {"finish", model_finish, METH_NOARGS,
      "finish()\n\nCheck that every tensor is set; LoadError names a missing one."},
     {"read", model_read, METH_VARARGS,
@@ -416,8 +439,8 @@ static PyType_Slot model_slots[] = {
     {Py_tp_doc,
      "Model(backend, desc, weights='auto')\n\nPacked weights of one model. weights: 'auto', "
      "'F32', 'BF16', 'F16', or a mapping of 'floats' (one of these), 'body', 'head' and "
-      "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8', 'w6g16'), 'wide' (slots whose "
-      "activations are finer than int8)."},
+     "'embed' ('keep', 'int8', 'w4g128', 'w4g32', 'fp8', 'w6g16'), 'wide' (slots whose "
+     "activations are finer than int8)."},
     {Py_tp_new, model_new},
     {Py_tp_dealloc, model_dealloc},
     {Py_tp_methods, model_methods},

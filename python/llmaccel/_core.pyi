@@ -44,12 +44,7 @@ class Model:
         self, backend: Backend, desc: Mapping[str, Any], weights: str | dict[str, Any] = "auto"
     ) -> None: ...
     def set(
-        self,
-        slot: str,
-        layer: int,
-        parts: Sequence[tuple[Buffer, str, int, int]],
-        expert: int = 0,
-        /,
+        self, slot: str, layer: int, parts: Sequence[tuple[Any, ...]], expert: int = 0, /
     ) -> None: ...
     def finish(self) -> None: ...
     def read(self, pattern: int, seconds: float, /) -> float: ...

@@ -80,7 +80,8 @@ class LLM:
         keeps what the file has ("gguf" says so).
     activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
         "bfloat16", "float32". Products that int8 would cost too much have finer ones, two lanes of
-        int8 (bfloat16 without VNNI); report() names them.
+        int8 (bfloat16 without VNNI); report() names them. "checkpoint" computes in float32 and
+        rounds rows to 8 bits as a quantized file says that others do: for comparison with them.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
@@ -642,7 +643,9 @@ class LLM:
                 "dtype": self._forms.dtype,
                 "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,
-                "activation": ACTIVATION_NAMES[config.activation],
+                "activation": "checkpoint"
+                if self._forms.rounded
+                else ACTIVATION_NAMES[config.activation],
                 "wide_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),

@@ -36,6 +36,7 @@ from llmaccel.models.checkpoint import (
     Checkpoint,
     RawTensor,
     drop_pages,
+    is_coded,
     quoted,
     tensor_bytes,
 )
@@ -47,10 +48,13 @@ from llmaccel.models.mapping import (
     slot_forms,
     tensor_specs,
 )
+from llmaccel.models.quantized import open_quantized, quantization_beside
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
+# Types of codes whose products have bf16 activations whatever is asked.
+BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "IQ4", "MXFP4")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Forms:
     """Number formats. weights: the recipe that the core packs by. dtype, head: of most weights and
     of the head, as reports name them. wide: slots whose activations are finer than int8 where the
     others have that.
-    no_effect: options that change nothing with this file.
+    no_effect: options that change nothing with this file. rounded: rows as the file says.
     later: tensors of layers that predict further tokens (MTP), which are left in the file.
     """
 
@@ -68,6 +72,7 @@ class Forms:
     quantized: bool
     wide: tuple[str, ...] = ()
     no_effect: tuple[str, ...] = ()
+    rounded: bool = False
     later: int = 0
 
 
@@ -108,7 +113,13 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             raw = metadata = checkpoint.metadata
         else:
             raw = load_hf_config(path)
-    _refuse_quantized(raw, metadata is not None, options.quantization)
+    stored = None
+    if metadata is None:
+        raw = apply_overrides(flatten(raw), options.hf_overrides)
+        stored = raw.pop("quantization_config", None)
+        if stored is None and path is not None:
+            stored = quantization_beside(path)
+    options = _check_quantization(options, stored, metadata is not None)
     if options.load_format == "dummy" and metadata is not None:
         raise ConfigError(f"load_format='dummy': {path} is a GGUF file, not a config.json folder")
     if checkpoint is None and options.load_format != "dummy":
@@ -118,6 +129,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             find_family(apply_overrides(flatten(raw), options.hf_overrides))
         checkpoint = open_safetensors(path)
     with naming_file(path):
+        if stored is not None:
+            checkpoint = open_quantized(stored, checkpoint)
         config = build_config(
             raw,
             max_model_len=options.max_model_len,
@@ -130,6 +143,11 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
     with naming_file(path):
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
+    if forms.rounded and not getattr(checkpoint, "rounds_rows", False):
+        raise ConfigError(
+            "activation='checkpoint': the model does not say how activations are rounded, or in "
+            "a way that is not known here"
+        )
     forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
@@ -208,18 +226,32 @@ def _config_dict(config: Any) -> Mapping[str, Any]:
     return load_hf_config(path if path.is_dir() else path.parent)
 
 
-def _refuse_quantized(raw: Mapping[str, Any], gguf: bool, quantization: str | None) -> None:
-    if gguf:
-        return
-    if quantization == "gguf":
+def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOptions:
+    """The options without what says the same as the file; ConfigError where they say otherwise.
+
+    stored: the file's quantization_config, if it has one.
+    """
+    named = options.quantization
+    if "quantization_config" in (options.hf_overrides or {}):
+        rest = {k: v for k, v in options.hf_overrides.items() if k != "quantization_config"}
+        options = replace(options, hf_overrides=rest)
+    if stored is not None and options.load_format == "dummy":
+        raise UnsupportedError("load_format='dummy': quantization_config needs the model's tensors")
+    if gguf or named is None:
+        return options
+    if named == "gguf":
         raise ConfigError("quantization='gguf': the model is no GGUF file")
-    found = raw.get("quantization_config")
-    if found is not None:
-        method = found.get("quant_method") if isinstance(found, Mapping) else found
-        raise UnsupportedError(
-            f"quantization_config: quant_method {shown(method)} is not supported; this version "
-            "loads float safetensors and quantized GGUF files"
-        )
+    if stored is not None:
+        method = stored.get("quant_method") if isinstance(stored, Mapping) else stored
+        if named != method:
+            raise ConfigError(
+                f"quantization={named!r}: the model is quantized already (quant_method "
+                f"{shown(method)}); leave quantization out"
+            )
+        return replace(options, quantization=None)
+    if named not in QUANTIZATIONS:
+        raise ConfigError(f"quantization={named!r}: the model has no quantization_config")
+    return options
 
 
 def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
@@ -257,18 +289,21 @@ def choose_forms(
         for dtype, rows, cols in parts:
             stored[dtype] += rows * cols if rows > 1 else 0
     weights = WEIGHT_FORMS[options.dtype]
-    if options.activation == "float32":
+    rounded = options.activation == "checkpoint"
+    if rounded or options.activation == "float32":
         weights = "F32" if weights == "auto" else weights
     quantization = options.quantization if options.quantization in QUANTIZATIONS else None
     if quantization is not None:
         check_quantization(quantization, stored, vars(options))
-    blocks = weights != "F32" and any(dtype.startswith("Q") for dtype in stored)
+    blocks = weights != "F32" and any(is_coded(dtype) for dtype in stored)
     quantized = blocks or quantization is not None
-    floats = {dtype: n for dtype, n in stored.items() if not dtype.startswith("Q")}
+    floats = {dtype: n for dtype, n in stored.items() if not is_coded(dtype)}
     main = (
         weights if weights != "auto" else max(floats, key=lambda name: floats[name], default="F32")
     )
-    activation = _activation(options, main, weights, quantized, quantization)
+    codes = [dtype for dtype in stored if is_coded(dtype)]
+    fp8 = quantization == "fp8" or (blocks and all(dtype.startswith(BF16_ONLY) for dtype in codes))
+    activation = _activation(options, main, weights, quantized, fp8)
     kv = options.kv_cache_dtype
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"
@@ -282,14 +317,14 @@ def choose_forms(
     if quantization is not None:
         dtype, head = quantization, recipe["head"]
     elif blocks:
-        dtype = max((n for n in stored if n.startswith("Q")), key=lambda name: stored[name])
+        dtype = max((n for n in stored if is_coded(n)), key=lambda name: stored[name])
         forms = dict(slots)
         form = forms["embed" if tied else "head"][0][0]
-        head = form if form.startswith("Q") else head
+        head = form if is_coded(form) else head
     config = replace(config, activation=activation, kv_form=KV_FORMS[kv])
     wide = tuple(slot for slot in recipe["wide"] if slot != "embed" and activation == "i8")
     no_effect = () if _converts(options, slots, recipe) else ("dtype",)
-    return config, Forms(recipe, dtype, head, quantized, wide, no_effect)
+    return config, Forms(recipe, dtype, head, quantized, wide, no_effect, rounded)
 
 
 def _converts(
@@ -307,23 +342,30 @@ def _converts(
         if slot != "router"  # float32 always
         and (slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep")
     ]
-    return any(rows > 1 and not dtype.startswith("Q") for parts in kept for dtype, rows, _ in parts)
+    return any(rows > 1 and not is_coded(dtype) for parts in kept for dtype, rows, _ in parts)
 
 
-def _activation(
-    options: LoadOptions, main: str, weights: str, quantized: bool, quantization: str | None
-) -> str:
-    """la_act_form of products with quantized weights; ConfigError for a contradiction."""
+def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, fp8: bool) -> str:
+    """la_act_form of products with quantized weights; ConfigError for a contradiction. fp8: all of
+    these are E4M3 or numbers of a table."""
+    if options.activation == "int8" and fp8:
+        raise ConfigError(
+            "activation='int8': products of fp8 and fp4 weights take bf16 activations only"
+        )
     if options.activation == "int8" and not quantized:
         raise ConfigError(f"activation='int8': needs 4- to 8-bit weights, these are {main}")
     if options.activation == "bfloat16" and not quantized and main != "BF16":
         raise ConfigError(f"activation='bfloat16': the weights are {main}; use dtype='bfloat16'")
-    if options.activation == "float32" and weights != "F32":
-        raise ConfigError(f"activation='float32': dtype={options.dtype!r} has other activations")
+    if options.activation in ("float32", "checkpoint") and weights != "F32":
+        raise ConfigError(
+            f"activation={options.activation!r}: dtype={options.dtype!r} has other activations"
+        )
+    if options.activation == "checkpoint":
+        return "f32"
     if options.activation != "auto":
         return ACTIVATION_FORMS[options.activation]
     if quantized:
-        return "bf16" if quantization == "fp8" else _AUTO_ACTIVATION
+        return "bf16" if fp8 else _AUTO_ACTIVATION
     return "bf16" if main == "BF16" else "f32"
 
 
@@ -396,12 +438,20 @@ def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:
     return wide if dtype == "F32" else wide.astype(np.float16)
 
 
+def _core_part(part: RawTensor, rounded: bool) -> tuple[Any, ...]:
+    """What `_core.Model.set` takes of a tensor. rounded: with the file's rule for its rows."""
+    core = (part.data, part.dtype, *((1, *part.shape)[-2:]))
+    if rounded and part.rounding is not None:
+        return (*core, part.order, part.rounding)
+    return core if part.order is None else (*core, part.order)
+
+
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
     for slot, layer, expert, parts in iter_slots(prepared.config, prepared.checkpoint):
-        rows = [(part.data, part.dtype, *((1, *part.shape)[-2:])) for part in parts]
         try:
+            rows = [_core_part(part, prepared.forms.rounded) for part in parts]
             model.set(slot, layer, rows, expert)
         except LoadError as error:
             names = ", ".join(quoted(part.name) for part in parts)

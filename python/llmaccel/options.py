@@ -25,6 +25,11 @@ _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8"}
 KV_NAMES = {form: name for name, form in KV_FORMS.items()}
+# Names of what a checkpoint may have been quantized by; saying it is allowed, not needed.
+FILE_QUANTIZATIONS = (
+    *("gguf", "awq", "bitsandbytes", "compressed-tensors", "fbgemm_fp8", "gptq", "hqq"),
+    *("modelopt", "mxfp4"),
+)
 ACTIVATION_FORMS = {"int8": "i8", "bfloat16": "bf16", "float32": "f32"}
 ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
 _SPELLED = ("dtype", "activation", "kv_cache_dtype")
@@ -143,7 +148,7 @@ class LoadOptions:
         """ConfigError, UnsupportedError or TypeError naming the first bad option."""
         choices = (
             ("dtype", tuple(WEIGHT_FORMS)),
-            ("activation", ("auto", *ACTIVATION_FORMS)),
+            ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
         )
         for name, known in choices:
@@ -165,11 +170,15 @@ class LoadOptions:
                 f"kv_cache_dtype={shown(self.kv_cache_dtype)}: this version has auto, "
                 f"{', '.join(KV_FORMS)}"
             )
-        if self.quantization not in (None, "gguf", *QUANTIZATIONS):
+        if self.quantization not in (None, *FILE_QUANTIZATIONS, *QUANTIZATIONS):
             raise UnsupportedError(
                 f"quantization={shown(self.quantization)}: this version has "
-                f"{', '.join(QUANTIZATIONS)}, and gguf for a file that is quantized"
-                + hint(self.quantization or "", ("gguf", *QUANTIZATIONS), QUANTIZATION_NAMES)
+                f"{', '.join(QUANTIZATIONS)}, and the name of what a file has been quantized by"
+                + hint(
+                    self.quantization or "",
+                    (*FILE_QUANTIZATIONS, *QUANTIZATIONS),
+                    QUANTIZATION_NAMES,
+                )
             )
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")

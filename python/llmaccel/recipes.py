@@ -18,6 +18,7 @@ from typing import Any
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError
+from llmaccel.models.checkpoint import is_coded
 
 # The form of qkv, o, gate_up and down. One scale per output row where no group is named.
 QUANTIZATIONS = tuple(name for name in _core.QUANTIZATIONS if name != "keep")
@@ -76,7 +77,7 @@ def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, s
 
     stored: dtypes of the checkpoint's matrices. options: dtype and activation.
     """
-    blocks = sorted(dtype for dtype in stored if dtype.startswith("Q"))
+    blocks = sorted(dtype for dtype in stored if is_coded(dtype))
     if blocks:
         raise ConfigError(
             f"quantization={name!r}: the file's tensors are quantized already "
@@ -86,9 +87,10 @@ def check_quantization(name: str, stored: Iterable[str], options: Mapping[str, s
         raise ConfigError(
             f"dtype={options['dtype']!r}: quantization={name!r} stores codes; leave dtype out"
         )
-    if options["activation"] == "float32":
+    if options["activation"] in ("float32", "checkpoint"):
         raise ConfigError(
-            f"activation='float32': quantization={name!r} has bf16 or int8 activations"
+            f"activation={options['activation']!r}: quantization={name!r} has bf16 or int8 "
+            "activations"
         )
     if options["activation"] == "int8" and name == "fp8":
         raise ConfigError("activation='int8': quantization='fp8' has bf16 activations only")

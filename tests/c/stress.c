@@ -216,8 +216,8 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, int expert,
         for (int i = 0; i < cells; i++) {
             data[n][i] = ((float)rng_below(r, 2001) - 1000.0f) * 1.0e-4f;
         }
-        parts[n] =
-            (la_source){data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1]};
+        parts[n] = (la_source){
+            data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1], NULL, {0, 0, 0.0f}};
     }
     check(la_model_set(m, slot, layer, expert, parts, n) == LA_OK, la_slot_name(slot));
 }

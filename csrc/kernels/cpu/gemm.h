@@ -143,15 +143,33 @@ LA_INLINE void fma_codes(const int bits, const uint8_t *step, const int c, const
     }
 }
 
+/* What codes are read against: their zero, or the values that they number. */
+typedef struct fma_codes_of {
+    vf zero;
+    v_table table;
+} fma_codes_of;
+
+LA_INLINE fma_codes_of fma_codes_start(const int pack, la_format f)
+{
+    fma_codes_of of = {v_set1((float)la_format_zero(f)), {{v_zero()}}};
+    if (TILE_TABLE(pack)) {
+        of.table = v_table_load(la_pack_table(f.pack));
+    }
+    return of;
+}
+
 /* Value of byte p of each word. E4M3: the code's exponent and mantissa at those of fp32
  * are 2^120 too small, subnormals included, and the product is exact. */
-LA_INLINE vf fma_value(const int pack, vi x, const int p, vf zero)
+LA_INLINE vf fma_value(const int pack, const fma_codes_of *of, vi x, const int p)
 {
+    if (TILE_TABLE(pack)) {
+        return v_table_pick(of->table, vi_shr(x, 8 * p));
+    }
     if (pack == LA_PACK_F8) {
         x = vi_and(vi_sar(vi_shl(x, 24 - 8 * p), 4), vi_set1((int32_t)0x87f00000u));
         return v_mul(v_bits(x), v_set1(0x1p120f));
     }
-    return v_sub(v_from_i(vi_and(vi_shr(x, 8 * p), vi_set1(255))), zero);
+    return v_sub(v_from_i(vi_and(vi_shr(x, 8 * p), vi_set1(255))), of->zero);
 }
 
 /* q - zero as fp32 [k][n_units * 32]. */
@@ -159,7 +177,7 @@ LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t
 {
     const int bits = tile_bits(pack);
     const size_t row = (size_t)n_units * LA_UNIT;
-    const vf zero = v_set1((float)la_format_zero(t->f));
+    const fma_codes_of of = fma_codes_start(pack, t->f);
     for (int u = 0; u < n_units; u++) {
         const uint8_t *w = t->w + (size_t)u * t->w_pitch;
         float *out = (float *)(void *)decoded + u * LA_UNIT;
@@ -177,7 +195,7 @@ LA_INLINE void fma_decode(const int pack, const la_tile *t, int n_units, uint8_t
                         for (int p = 0; p < 8; p++) {
                             int at = p / 4 * 2 + p % 4 / 2 + p % 2 * 4;
                             v_store(out + (size_t)at * row + c * VL,
-                                    fma_value(pack, x[p / 4], p % 4, zero));
+                                    fma_value(pack, &of, x[p / 4], p % 4));
                         }
                     }
                 }
@@ -193,7 +211,7 @@ LA_INLINE void fma_codes_tile(const int pack, const int R, const la_tile *tile)
     const uint8_t *w = t->w, *a = t->a, *head = t->head;
     const size_t header = la_format_header(t->f);
     const int bits = tile_bits(pack);
-    const vf zero = v_set1((float)la_format_zero(t->f));
+    const fma_codes_of of = fma_codes_start(pack, t->f);
     const la_act_meta *meta = t->meta;
     tile_clear(R, TILE_V, t);
     for (int k0 = 0; k0 < t->k; k0 += t->f.group, head += t->head_step, meta++) {
@@ -214,7 +232,7 @@ LA_INLINE void fma_codes_tile(const int pack, const int R, const la_tile *tile)
                     LA_UNROLL
                     for (int n = 0; n < 8; n++) {
                         const int p = 2 * (n % 4) + n / 4;
-                        vf b = fma_value(pack, x[p / 4], p % 4, zero);
+                        vf b = fma_value(pack, &of, x[p / 4], p % 4);
                         LA_UNROLL
                         for (int r = 0; r < R; r++) {
                             vf y = v_set1_bf16(a + (size_t)r * t->a_pitch + n / 2 * 4, n % 2);
@@ -251,6 +269,11 @@ static void fma_decode_i5(const la_tile *t, int n_units, uint8_t *out)
 static void fma_decode_i6(const la_tile *t, int n_units, uint8_t *out)
 {
     fma_decode(LA_PACK_I6, t, n_units, out);
+}
+
+static void fma_decode_t4(const la_tile *t, int n_units, uint8_t *out)
+{
+    fma_decode(LA_PACK_E2M1, t, n_units, out);
 }
 
 /* ---- tiles by number of rows, and the slots -------------------------------------------------- */
@@ -304,6 +327,7 @@ FMA_CODES(i5, LA_PACK_I5)
 FMA_CODES(i6, LA_PACK_I6)
 FMA_CODES(i8, LA_PACK_I8)
 FMA_CODES(f8, LA_PACK_F8)
+FMA_CODES(t4, LA_PACK_E2M1)
 /* clang-format on */
 
 static void gemm_f32_f32(const la_gemm *g)
@@ -372,6 +396,7 @@ FMA_GROUPED(i5)
 FMA_GROUPED(i6)
 FMA_GROUPED(i8)
 FMA_GROUPED(f8)
+FMA_GROUPED(t4)
 /* clang-format on */
 
 static void fill_gemm(la_kernels *t)
@@ -382,6 +407,7 @@ static void fill_gemm(la_kernels *t)
     t->gemm_i8_bf16 = gemm_i8_bf16;
     t->gemm_i4_bf16 = gemm_i4_bf16;
     t->gemm_f8_bf16 = gemm_f8_bf16;
+    t->gemm_t4_bf16 = gemm_t4_bf16;
     t->gemm_i5_bf16 = gemm_i5_bf16;
     t->gemm_i6_bf16 = gemm_i6_bf16;
 }

@@ -93,7 +93,11 @@ LA_INLINE bf16_codes bf16_tables(const int pack, la_format f)
                                 {BF16_64(BF16_E4M3_HIGH, 0), BF16_64(BF16_E4M3_HIGH, 64)}};
     const int f8 = pack == LA_PACK_F8;
     bf16_codes t;
-    if (pack == LA_PACK_I4) {
+    if (TILE_TABLE(pack)) {
+        const __m256i *bits = (const __m256i *)(const void *)la_pack_table(f.pack);
+        t.word[0] = _mm512_broadcast_i64x4(_mm256_loadu_si256(bits));
+    }
+    else if (pack == LA_PACK_I4) {
         t.word[0] = _mm512_load_si512(f.has_offset ? plain : centered);
     }
     else if (pack == LA_PACK_I5) {
@@ -158,7 +162,7 @@ LA_INLINE void bf16_decode8(const int pack, const bf16_codes *t, const uint8_t *
         return;
     }
     vi x = _mm512_load_si512(step + c * 64);
-    if (pack == LA_PACK_I4) {
+    if (tile_bits(pack) == 4) {
         LA_UNROLL
         for (int j = 0; j < 4; j++) {
             pair[j] = _mm512_permutexvar_epi16(vi_shr(x, 4 * j), t->word[0]);
@@ -222,6 +226,11 @@ static void bf16_decode_i6(const la_tile *t, int n_units, uint8_t *out)
 static void bf16_decode_f8(const la_tile *t, int n_units, uint8_t *out)
 {
     bf16_decode(LA_PACK_F8, t, n_units, out);
+}
+
+static void bf16_decode_t4(const la_tile *t, int n_units, uint8_t *out)
+{
+    bf16_decode(LA_PACK_E2M1, t, n_units, out);
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
@@ -396,9 +405,11 @@ BF16_CODES(i5, LA_PACK_I5)
 BF16_CODES(i6, LA_PACK_I6)
 BF16_CODES(i8, LA_PACK_I8)
 BF16_CODES(f8, LA_PACK_F8)
+BF16_CODES(t4, LA_PACK_E2M1)
 BF16_PAIR(i4, LA_PACK_I4)
 BF16_PAIR(i5, LA_PACK_I5)
 BF16_PAIR(i6, LA_PACK_I6)
+BF16_PAIR(t4, LA_PACK_E2M1)
 /* clang-format on */
 
 static void gemm_bf16_bf16(const la_gemm *g)
@@ -440,6 +451,7 @@ BF16_GROUPED(i5, bf16_i5_pair)
 BF16_GROUPED(i6, bf16_i6_pair)
 BF16_GROUPED(i8, NULL)
 BF16_GROUPED(f8, NULL)
+BF16_GROUPED(t4, bf16_t4_pair)
 /* clang-format on */
 
 static float probe_bf16(int64_t n)
@@ -471,6 +483,7 @@ static void fill_gemm_bf16(la_kernels *t)
     t->gemm_f8_bf16 = gemm_f8_bf16;
     t->gemm_i5_bf16 = gemm_i5_bf16;
     t->gemm_i6_bf16 = gemm_i6_bf16;
+    t->gemm_t4_bf16 = gemm_t4_bf16;
     t->probe_bf16 = probe_bf16;
 }
 

@@ -243,10 +243,16 @@ LA_INLINE int tile_open_k(la_format f, int units, int bytes)
     return bytes / (units * (1 + f.has_offset) * LA_UNIT * 4) * f.group;
 }
 
+/* Slots of 4-bit codes with a table are instances for E2M1; which table it is the format says. */
+#define TILE_TABLE(pack) ((pack) == LA_PACK_E2M1)
+
 /* Bits of a code of the pack. */
 LA_INLINE int tile_bits(const int pack)
 {
-    return pack == LA_PACK_I4 ? 4 : pack == LA_PACK_I5 ? 5 : pack == LA_PACK_I6 ? 6 : 8;
+    return pack == LA_PACK_I4 || TILE_TABLE(pack) ? 4
+           : pack == LA_PACK_I5                   ? 5
+           : pack == LA_PACK_I6                   ? 6
+                                                  : 8;
 }
 
 /* k and bytes of a step of 4, 5, 6 or 8 bits. */

@@ -88,7 +88,7 @@ static uint8_t scalar_code(la_format f, const uint8_t *codes, int j, int k)
     int span = la_format_step(f), eight = k % span / 8; /* of the step */
     const uint8_t *step = codes + (size_t)(k / span) * la_format_codes(f, span);
     int low = step[eight * 128 + 4 * j + at % 4] >> (at / 4 * 4) & 15;
-    if (f.pack == LA_PACK_I4) {
+    if (f.pack != LA_PACK_I5 && f.pack != LA_PACK_I6) {
         return (uint8_t)low;
     }
     int bits = f.pack == LA_PACK_I5 ? 1 : 2, part = 4 * eight + j / 16 * 2 + at / 4;
@@ -99,6 +99,10 @@ static uint8_t scalar_code(la_format f, const uint8_t *codes, int j, int k)
 /* What a code stands for before its scale. */
 static float scalar_value(la_format f, uint8_t code)
 {
+    const uint16_t *table = la_pack_table(f.pack);
+    if (table != NULL) {
+        return la_bf16_to_f32(table[code]);
+    }
     return f.pack == LA_PACK_F8 ? la_f8_to_f32(code) : (float)(code - la_format_zero(f));
 }
 
@@ -232,6 +236,8 @@ static void gemm_i6_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
 
 static void gemm_i6_i8(const la_gemm *g) { gemm_grouped(g, 1); }
 
+static void gemm_t4_bf16(const la_gemm *g) { gemm_grouped(g, 0); }
+
 /* streams: 1, 2, 4 or 8 places read at once. The scalar level leaves prefetching to the machine. */
 static uint64_t probe_read(const uint8_t *p, size_t n, int streams, int ahead)
 {
@@ -311,6 +317,7 @@ static void fill_gemm(la_kernels *t)
     t->gemm_i5_i8 = gemm_i5_i8;
     t->gemm_i6_bf16 = gemm_i6_bf16;
     t->gemm_i6_i8 = gemm_i6_i8;
+    t->gemm_t4_bf16 = gemm_t4_bf16;
     t->probe_read = probe_read;
     t->probe_f32 = probe_f32;
     t->probe_bf16 = probe_bf16;

@@ -6,6 +6,7 @@
 #include "act.h"
 #include "attention.h"
 #include "attention_mla_fma.h"
+#include "fp8.h"
 #include "gemm.h"
 #include "gemm_q.h"
 #include "probe.h"
@@ -17,6 +18,8 @@ void la_kernels_fill_avx512(la_kernels *t)
     t->act_bf16 = act_bf16;
     t->act_i8 = act_i8;
     t->act_i8x2 = act_i8x2;
+    t->fp8_encode = fp8_encode;
+    t->fp8_decode = fp8_decode;
     fill_gemm(t);
     fill_gemm_q(t);
     fill_probe(t);

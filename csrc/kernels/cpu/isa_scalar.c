@@ -5,6 +5,7 @@
 #include "act.h"
 #include "attention.h"
 #include "attention_mla_fma.h"
+#include "fp8.h"
 #include "gemm_scalar.h"
 #include "rows.h"
 #include "sample.h"
@@ -14,6 +15,8 @@ void la_kernels_fill_scalar(la_kernels *t)
     t->act_bf16 = act_bf16;
     t->act_i8 = act_i8;
     t->act_i8x2 = act_i8x2;
+    t->fp8_encode = fp8_encode;
+    t->fp8_decode = fp8_decode;
     fill_gemm(t);
     fill_rows(t);
     fill_attention(t);

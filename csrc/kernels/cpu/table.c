@@ -111,7 +111,11 @@ la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
         [LA_PACK_I8] = {[LA_ACT_BF16] = t->gemm_i8_bf16, [LA_ACT_I8] = t->gemm_i8_i8},
         [LA_PACK_I4] = {[LA_ACT_BF16] = t->gemm_i4_bf16, [LA_ACT_I8] = t->gemm_i4_i8},
         [LA_PACK_I5] = {[LA_ACT_BF16] = t->gemm_i5_bf16, [LA_ACT_I8] = t->gemm_i5_i8},
-        [LA_PACK_I6] = {[LA_ACT_BF16] = t->gemm_i6_bf16, [LA_ACT_I8] = t->gemm_i6_i8}};
+        [LA_PACK_I6] = {[LA_ACT_BF16] = t->gemm_i6_bf16, [LA_ACT_I8] = t->gemm_i6_i8},
+        [LA_PACK_NF4] = {[LA_ACT_BF16] = t->gemm_t4_bf16},
+        [LA_PACK_FP4] = {[LA_ACT_BF16] = t->gemm_t4_bf16},
+        [LA_PACK_E2M1] = {[LA_ACT_BF16] = t->gemm_t4_bf16},
+        [LA_PACK_IQ4] = {[LA_ACT_BF16] = t->gemm_t4_bf16}};
     return slots[f.pack][form == LA_ACT_I8X2 ? LA_ACT_I8 : form];
 }
 

@@ -92,6 +92,19 @@ LA_INLINE void v_store_bf16(uint16_t *p, vf a)
     r = _mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08);
     _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(r));
 }
+/* 16 bf16 values as fp32, and of each lane that which its low 4 bits number. */
+typedef struct v_table {
+    vf v[2];
+} v_table;
+LA_INLINE v_table v_table_load(const uint16_t *p)
+{
+    return (v_table){{v_load_bf16(p), v_load_bf16(p + 8)}};
+}
+LA_INLINE vf v_table_pick(v_table t, vi i)
+{
+    vf low = _mm256_permutevar8x32_ps(t.v[0], i), high = _mm256_permutevar8x32_ps(t.v[1], i);
+    return _mm256_blendv_ps(low, high, v_bits(vi_shl(i, 28)));
+}
 /* Bytes and 16-bit words inside the lanes; the vector levels alone have them. */
 LA_INLINE vi vi_maddubs(vi a, vi b) { return _mm256_maddubs_epi16(a, b); } /* a unsigned */
 LA_INLINE vi vi_madd16(vi a, vi b) { return _mm256_madd_epi16(a, b); }

@@ -80,6 +80,12 @@ LA_INLINE vf v_load_bf16(const uint16_t *p)
 {
     return v_bits(vi_shl(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
 }
+/* 16 bf16 values as fp32, and of each lane that which its low 4 bits number. */
+typedef struct v_table {
+    vf v[1];
+} v_table;
+LA_INLINE v_table v_table_load(const uint16_t *p) { return (v_table){{v_load_bf16(p)}}; }
+LA_INLINE vf v_table_pick(v_table t, vi i) { return _mm512_permutexvar_ps(i, t.v[0]); }
 LA_INLINE void v_store_bf16(uint16_t *p, vf a)
 {
     vi u = vi_bits(a);

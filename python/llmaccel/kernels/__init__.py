@@ -22,6 +22,7 @@ What every function keeps to:
 | rows | rms_norm, layer_norm, add, act, act_mul, rope, softcap |
 | formats | pack, PackedWeight, linear, quantize_rows, round_bf16 |
 | experts | route, pack_experts, PackedExperts, grouped_linear_contiguous, grouped_linear_masked |
+| 8-bit floats | fp8_encode, fp8_decode, fp8_quantize, fp8_dequantize, fp8_linear |
 | attention | KVPages, LatentPages |
 | sampling | argmax, logsumexp, softmax, select_above, top_k |
 """
@@ -35,6 +36,13 @@ from llmaccel.kernels.experts import (
     grouped_linear_masked,
     pack_experts,
     route,
+)
+from llmaccel.kernels.fp8 import (
+    fp8_decode,
+    fp8_dequantize,
+    fp8_encode,
+    fp8_linear,
+    fp8_quantize,
 )
 from llmaccel.kernels.latent import LatentPages
 from llmaccel.kernels.packed import PackedWeight, linear, pack, quantize_rows, round_bf16
@@ -51,6 +59,11 @@ __all__ = [
     "act_mul",
     "add",
     "argmax",
+    "fp8_decode",
+    "fp8_dequantize",
+    "fp8_encode",
+    "fp8_linear",
+    "fp8_quantize",
     "grouped_linear_contiguous",
     "grouped_linear_masked",
     "isas",

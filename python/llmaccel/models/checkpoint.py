@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from llmaccel.errors import LoadError, UnsupportedError
+from llmaccel.models.plain import plain_form
 
 # dtype: (elements per block, bytes per block). A plain number is a block of one element.
 BLOCKS: dict[str, tuple[int, int]] = {
@@ -73,6 +74,8 @@ BLOCKS: dict[str, tuple[int, int]] = {
     "NVFP4": (64, 36),
 }
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 # NumPy has no bfloat16 or 8-bit float: those are handed out as their bit patterns.
 _NUMPY: dict[str, np.dtype] = {
     name: np.dtype(code)
@@ -113,6 +116,10 @@ def quoted(name: str) -> str:
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes that a tensor occupies; ValueError if `shape` overflows or fills no whole blocks."""
+    plain = plain_form(dtype)
+    if plain is not None:
+        rows, cols = shape[:-1], shape[-1]
+        return tensor_bytes("U8", (*rows, plain.row_bytes(cols)))
     elements_per_block, bytes_per_block = BLOCKS[dtype]
     elements, bound = 1, 1
     for extent in shape:
@@ -125,6 +132,11 @@ def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
             f"{elements} elements are no multiple of the {elements_per_block} of a {dtype} block"
         )
     return elements // elements_per_block * bytes_per_block
+
+
+def is_coded(dtype: str) -> bool:
+    """Whether weights of this type are codes with scales, not floats."""
+    return dtype not in FLOATS
 
 
 def map_file(path: Path) -> np.ndarray:
@@ -189,15 +201,19 @@ def drop_pages(data: np.ndarray) -> None:
 class RawTensor:
     """One tensor as it is stored.
 
-    name: as in the file. dtype: a key of `BLOCKS`. shape: row-major, rows first ([N, K] for a
-    linear layer's weight, whatever the file's own order). data: uint8, 1-D, a read-only view
-    of the mapped file; its address has only the alignment that the file gives it.
+    name: as in the file. dtype: a key of `BLOCKS`, or the name of plain rows. shape: row-major,
+    rows first ([N, K] for a linear layer's weight, whatever the file's own order). data: uint8,
+    1-D, a read-only view of the mapped file (of plain rows its own memory); its address has only
+    the alignment that the file gives it. order: int32 [K] of plain rows whose columns are sorted.
+    rounding: of the rows that the weight multiplies, (kind, group, scale) as la_rounding has it.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     data: np.ndarray
+    order: np.ndarray | None = None
+    rounding: tuple[int, int, float] | None = None
 
     def rows(self, start: int, stop: int) -> RawTensor:
         """Slices `start:stop` of the first dimension, zero-copy, block formats included.
@@ -220,6 +236,8 @@ class RawTensor:
             self.dtype,
             (stop - start, *self.shape[1:]),
             self.data[start * row : stop * row],
+            self.order,
+            self.rounding,
         )
 
     def numpy(self) -> np.ndarray:

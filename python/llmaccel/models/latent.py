@@ -116,12 +116,18 @@ def latent_half(tensor: RawTensor, config: ModelConfig, keys: bool) -> RawTensor
 
 
 def _opened(tensor: RawTensor) -> np.ndarray:
-    """A block-quantized matrix as float32, which the core rounds to what heads multiply by."""
+    """A quantized matrix as float32, which the core rounds to what heads multiply by."""
     from llmaccel import _core
 
+    if tensor.rounding is not None:
+        raise UnsupportedError(
+            f"{tensor.name}: activation='checkpoint' is not supported with latents (MLA)"
+        )
     cols = tensor.shape[-1]
     rows = math.prod(tensor.shape[:-1])
     packed = _core.Packed(tensor.data, tensor.dtype, rows, cols, "auto", "keep", 0)
     out = np.empty((rows, cols), np.float32)
     packed.unpack("scalar", np.arange(rows, dtype=np.int32), out)
+    if tensor.order is not None:
+        out[:, tensor.order] = out.copy()
     return out

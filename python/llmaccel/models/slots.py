@@ -12,7 +12,7 @@ are written in these terms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from llmaccel.config import ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.latent import latent_half
+from llmaccel.models.plain import plain_form
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
 LAYER_SLOTS = (
@@ -79,6 +80,9 @@ _DTYPES = frozenset(
         "Q4_K",
         "Q5_K",
         "Q6_K",
+        "IQ4_NL",
+        "IQ4_XS",
+        "MXFP4",
     )
 )
 
@@ -255,7 +259,7 @@ def fill(
             tensor = tensor.rows(expert, expert + 1)
         if tensor.dtype == "F64":
             tensor = _from_array(name, tensor.float32())
-        stored.append(RawTensor(name, tensor.dtype, shape, tensor.data))
+        stored.append(replace(tensor, name=name, shape=shape))
     if src.layout == "minus_one":
         return [_plus_one(stored[0])]
     if len(stored) == len(shapes) and src.layout == "rows":
@@ -295,7 +299,7 @@ def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) 
 
 def weight_dtype(tensor: RawTensor) -> str:
     """The form `tensor` is packed from. UnsupportedError names one that is no weight."""
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in _DTYPES and plain_form(tensor.dtype) is None:
         raise UnsupportedError(f"{tensor.name}: weights of type {tensor.dtype} are not supported")
     return "F32" if tensor.dtype == "F64" else tensor.dtype
 
@@ -341,6 +345,8 @@ def _split_heads(tensor: RawTensor, config: ModelConfig) -> list[RawTensor]:
             tensor.dtype,
             (rows // 3, *tensor.shape[1:]),
             np.ascontiguousarray(grouped[:, part]).reshape(-1),
+            tensor.order,
+            tensor.rounding,
         )
         for part in range(3)
     ]

@@ -1,0 +1,98 @@
+"""HQQ: plain codes with a scale and a zero point, which need not be an integer, for groups of k.
+
+W_q U8: the weight [N, K] cut into groups along k, [N * K / group, group], and rows packed: of 4
+bits the first half of the rows in the high nibbles, of 2 bits quarters. scale and zero float
+[N * K / group, 1]; a weight is scale * (q - zero). shape holds [N, K]. Other tensors repeat the
+settings. Layout as published by the library of that name, axis 1.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmaccel.errors import LoadError
+from llmaccel.models.quantized.linear import (
+    FLOATS,
+    Codes,
+    Linear,
+    Settings,
+    header,
+    is_named,
+    make_form,
+    taken,
+)
+from llmaccel.models.slots import TensorTable
+
+_REPEATED = (
+    *("nbits", "group_size", "shape", "axis", "packing", "unpack_view_dtype", "view_as_float"),
+    *("quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict"),
+    *("stores_quant_config", "channel_wise", "optimize", "round_zero"),
+)
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with a W_q."""
+    rules = config.get("quant_config")
+    skips = config.names("skip_modules")
+    config.done()
+    found = []
+    for name in table.names():
+        module = name.removesuffix(".W_q")
+        if module == name:
+            continue
+        if is_named(module, skips, config.where):
+            raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
+        where = f"{config.where}: quant_config"
+        found.append(_linear(table, module, *_rule(Settings(rules, where), module)))
+    return found
+
+
+def _rule(rules: Settings, module: str) -> tuple[int, int]:
+    """(bits, group) of a layer: one rule for all, or one for each name without its layer."""
+    if "weight_quant_params" not in rules.raw:
+        tag = next((t for t in rules.raw if module.endswith(f".{t}")), None)
+        if tag is None:
+            raise LoadError(f"{module}: {rules.where} has no rule for this layer")
+        rules = Settings(rules.raw[tag], f"{rules.where}: {tag}")
+    params = Settings(rules.get("weight_quant_params"), f"{rules.where}: weight_quant_params")
+    for key in ("scale_quant_params", "zero_quant_params", "offload_meta"):
+        if rules.get(key):
+            raise rules.unsupported(key, "scales and zero points are floats")
+    rules.done()
+    bits = params.choice("nbits", (2, 4, 8))
+    group = params.group("group_size")
+    params.choice("axis", (1,), 1)
+    params.choice("view_as_float", (False, None))
+    params.done("channel_wise", "optimize", "round_zero")
+    return bits, group
+
+
+def _linear(table: TensorTable, module: str, bits: int, group: int) -> Linear:
+    extents = header(table, f"{module}.shape", ("I64", "I32"), (2,)).numpy()
+    n, k = (int(extent) for extent in extents)
+    group = group or k
+    if not (0 < n < 1 << 24 and 0 < k < 1 << 24) or k % group:
+        raise LoadError(f"{module}.shape: [{n}, {k}] in groups of {group}")
+    rows = n * k // group
+    packed = header(table, f"{module}.W_q", ("U8",), None)
+    if rows * bits % 8 or packed.shape != (rows * bits // 8, group):
+        raise LoadError(
+            f"{packed.name}: expected {[rows * bits // 8, group]}, got {list(packed.shape)}"
+        )
+    for part in ("scale", "zero"):
+        header(table, f"{module}.{part}", FLOATS, (rows, 1))
+
+    def read() -> Codes:
+        words = taken(table[packed.name])
+        shifts = range(8 - bits, -1, -bits)
+        q = np.concatenate([words >> shift & ((1 << bits) - 1) for shift in shifts])
+        scale, zero = (
+            taken(table[f"{module}.{part}"]).reshape(n, -1) for part in ("scale", "zero")
+        )
+        return Codes(q.reshape(n, k), scale, zero)
+
+    name = f"{module}.weight"
+    form = make_form(name, "I8" if bits == 8 else "I4", group, k, offset=True)
+    sources = [packed.name, f"{module}.scale", f"{module}.zero"]
+    sources += [f"{module}.{part}" for part in _REPEATED if f"{module}.{part}" in table]
+    return Linear(name, (n, k), form, bits, group, tuple(sources), read)

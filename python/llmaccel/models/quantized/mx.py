@@ -1,0 +1,106 @@
+"""4-bit floats (E2M1) under small scales: MXFP4 and NVFP4.
+
+MXFP4: 32 k share a power of two, stored as its biased exponent. NVFP4: 16 k share an E4M3 number,
+and all of a tensor an fp32 one that multiplies it (modelopt's weight_scale_2) or divides it
+(compressed-tensors' weight_global_scale). Two codes a byte, the first in the low nibble. Also
+quant_method "mxfp4": X_blocks U8 [.., N, K / 32, 16] and X_scales U8 [.., N, K / 32] make X.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmaccel.errors import LoadError
+from llmaccel.models.quantized.linear import (
+    Codes,
+    Linear,
+    Settings,
+    e8m0,
+    fields,
+    header,
+    is_named,
+    make_form,
+    matrix,
+    taken,
+)
+from llmaccel.models.slots import TensorTable
+
+_BLOCKS = "_blocks"
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every tensor that comes as blocks and scales (quant_method "mxfp4")."""
+    skips = config.names("modules_to_not_convert")
+    config.done("dequantize")
+    found = []
+    for name in table.names():
+        whole = name.removesuffix(_BLOCKS)
+        if whole == name or f"{whole}_scales" not in table:
+            continue
+        if is_named(whole.removesuffix(".weight"), skips, config.where):
+            raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
+        found.append(mxfp4_blocks(table, whole))
+    return found
+
+
+def mxfp4_blocks(table: TensorTable, whole: str) -> Linear:
+    """The weight [.., N, K] of X_blocks and X_scales."""
+    blocks = header(table, f"{whole}{_BLOCKS}", ("U8",), None)
+    shape = blocks.shape
+    if len(shape) not in (3, 4) or shape[-1] != 16 or not all(shape):
+        raise LoadError(f"{blocks.name}: expected [N, K / 32, 16], got {list(shape)}")
+    scales = header(table, f"{whole}_scales", ("U8", "F8_E8M0"), shape[:-1])
+    k = shape[-2] * 32
+
+    def read() -> Codes:
+        q = fields(taken(table[blocks.name]).reshape(-1, k // 2), 4)
+        return Codes(q, e8m0(taken(table[scales.name])).reshape(len(q), -1))
+
+    form = make_form(blocks.name, "E2M1", 32, k)
+    sources = (blocks.name, scales.name)
+    return Linear(whole, (*shape[:-2], k), form, 4, 32, sources, read)
+
+
+def mxfp4_packed(table: TensorTable, module: str, unread: list[str]) -> Linear:
+    """compressed-tensors' weight_packed U8 [N, K / 2] with weight_scale U8 [N, K / 32]."""
+    packed = matrix(table, f"{module}.weight_packed", ("U8",))
+    n, k = packed.shape[0], packed.shape[1] * 2
+    scale = header(table, f"{module}.weight_scale", ("U8", "F8_E8M0"), (n, -(-k // 32)))
+
+    def read() -> Codes:
+        return Codes(fields(taken(table[packed.name]), 4), e8m0(taken(table[scale.name])))
+
+    name = f"{module}.weight"
+    form = make_form(name, "E2M1", 32, k)
+    return Linear(name, (n, k), form, 4, 32, (packed.name, scale.name, *unread), read)
+
+
+def nvfp4(table: TensorTable, packed: str, outer: str, divides: bool, unread: list[str]) -> Linear:
+    """Codes U8 [N, K / 2] of the tensor `packed`, weight_scale E4M3 [N, K / 16] beside it, and the
+    tensor's own number `outer`."""
+    module = packed.rpartition(".")[0]
+    stored = matrix(table, packed, ("U8",))
+    n, k = stored.shape[0], stored.shape[1] * 2
+    scale = header(table, f"{module}.weight_scale", ("F8_E4M3",), (n, -(-k // 16)))
+    whole = header(table, outer, ("F32",), None)
+    if whole.data.size != 4:
+        raise LoadError(f"{outer}: expected one number, got {list(whole.shape)}")
+
+    def read() -> Codes:
+        number = taken(table[outer]).reshape(-1)[0]
+        with np.errstate(divide="ignore", over="ignore"):
+            number = np.float32(1) / number if divides else number
+        return Codes(fields(taken(table[packed]), 4), e4m3(taken(table[scale.name])) * number)
+
+    name = f"{module}.weight"
+    form = make_form(name, "E2M1", 16, k)
+    return Linear(name, (n, k), form, 4, 16, (packed, scale.name, outer, *unread), read)
+
+
+def e4m3(codes: np.ndarray) -> np.ndarray:
+    """E4M3 codes as float32."""
+    code = np.arange(256)
+    exponent, mantissa = code >> 3 & 15, code & 7
+    size = np.where(exponent, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(mantissa, -9))
+    size[code & 127 == 127] = np.nan
+    return np.where(code & 128, -size, size).astype(np.float32)[codes]

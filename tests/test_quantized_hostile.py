@@ -1,0 +1,199 @@
+"""Quantized checkpoints that lie: each is refused by a message that names the key or the tensor.
+
+Broken bytes and configurations go through LLM(...) as in test_hostile.py; the contradictions that a
+mutation would hardly find are written out below.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import tiny
+import tiny_quantized
+from test_hostile import COUNT, attempt, broken, replaced
+from tiny_quantized import SCHEMES, stored
+
+from llmaccel import LLM, ConfigError, LLMAccelError, LoadError, UnsupportedError
+from llmaccel.models.quantized.linear import is_named
+
+FUZZED = ["gptq-4-order-asym", "awq-gemv", "ct-w4a16-asym", "fp8-block", "bnb-nf4-double", "hqq-4"]
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 128,
+    "head_dim": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.make_checkpoint("llama", tmp_path_factory.mktemp("float"), seed=3, **SIZES)
+
+
+@pytest.mark.parametrize("scheme", FUZZED)
+def test_broken_tensors(folder, tmp_path, scheme):
+    tiny_quantized.write(folder, tmp_path, scheme)
+    path = tmp_path / "model.safetensors"
+    data = path.read_bytes()
+    header = 8 + int.from_bytes(data[:8], "little")
+    ends: Counter = Counter()
+    for variant in broken(data, header, COUNT // 4, 5):
+        path.write_bytes(variant)
+        ends[attempt(tmp_path)] += 1
+    assert ends["LoadError"] > 0, ends
+
+
+@pytest.mark.parametrize("scheme", FUZZED)
+def test_broken_settings(folder, tmp_path, scheme):
+    tiny_quantized.write(folder, tmp_path, scheme)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    source = random.Random(scheme)
+    ends: Counter = Counter()
+    for _ in range(COUNT // 4):
+        settings = replaced(
+            {"quantization_config": copy.deepcopy(raw["quantization_config"])}, source
+        )
+        path.write_text(json.dumps({**raw, **settings}))
+        ends[attempt(tmp_path)] += 1
+    assert sum(ends.values()) > ends["loaded"], ends
+
+
+# ---- contradictions ------------------------------------------------------------------------------
+
+LAYER = "model.layers.0.mlp.down_proj"
+
+
+def refused(tmp_path, error, match: str, config=None, tensors=None) -> None:
+    """Loading fails so, with keys of the configuration or tensors of one layer replaced; None
+    removes one."""
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    settings = {**raw["quantization_config"], **(config or {})}
+    raw["quantization_config"] = {k: v for k, v in settings.items() if v is not None}
+    path.write_text(json.dumps(raw))
+    if tensors is not None:
+        from llmaccel.models.safetensors import open_safetensors
+
+        table = open_safetensors(tmp_path)
+        whole = {name: (table[name].dtype, table[name].numpy().copy()) for name in table.names()}
+        for part, tensor in tensors.items():
+            whole[f"{LAYER}.{part}"] = tensor
+            if tensor is None:
+                del whole[f"{LAYER}.{part}"]
+        del table
+        tiny_quantized.write_safetensors(tmp_path / "model.safetensors", whole)
+    with pytest.raises(error, match=match) as caught:
+        LLM(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+ONES = np.ones((2, 128), np.float16)
+SETTINGS = [
+    ("gptq-4", {"quant_method": "exl3"}, UnsupportedError, r"quant_method 'exl3'.*mlp.down_proj"),
+    ("gptq-4", {"quant_method": None}, UnsupportedError, "quant_method None"),
+    ("gptq-4", {"bits": 5}, UnsupportedError, "bits = 5"),
+    ("gptq-4", {"group_size": 24}, LoadError, "down_proj.scales: expected"),
+    ("gptq-4", {"sparse": 1}, UnsupportedError, "sparse = 1: this key is not known"),
+    ("gptq-4", {"checkpoint_format": "marlin"}, UnsupportedError, "checkpoint_format = 'marlin'"),
+    ("gptq-4", {"dynamic": {"-:.*down_proj": {}}}, LoadError, "down_proj.qweight.*not quantized"),
+    ("gptq-4", {"dynamic": {"+:(a+)+": {}}}, ConfigError, "repetitions"),
+    ("gptq-4-v2", {"sym": True}, LoadError, r"_proj.*symmetric"),
+    ("awq-gemm", {"version": "gemv_fast"}, UnsupportedError, "version = 'gemv_fast'"),
+    ("awq-gemm", {"modules_to_not_convert": ["mlp"]}, LoadError, "mlp.*not quantized"),
+    ("awq-gemm", {"zero_point": False}, UnsupportedError, "zero_point"),
+    ("ct-w4a16", {"format": "marlin-24"}, UnsupportedError, "format = 'marlin-24'"),
+    ("ct-w4a16", {"ignore": ["re:.*down"]}, LoadError, "down_proj.*ignore"),
+    ("ct-w4a16", {"config_groups": {}}, LoadError, "no group of quantization_config"),
+    ("ct-w4a16", {"transform_config": {"R1": 1}}, UnsupportedError, "transform_config"),
+    ("ct-w4a16", {"sparsity_config": {"format": "24"}}, UnsupportedError, "sparsity_config"),
+    ("fp8-block", {"weight_block_size": [128]}, ConfigError, "weight_block_size"),
+    ("fp8-block", {"weight_block_size": [64, 64]}, LoadError, "weight_scale_inv: expected"),
+    ("fp8-block", {"fmt": "e5m2"}, UnsupportedError, "fmt = 'e5m2'"),
+    ("bnb-nf4", {"llm_int8_skip_modules": ["q_proj"]}, LoadError, "q_proj.*not quantized"),
+    ("bnb-nf4", {"quant_method": "awq", "bits": 4, "group_size": 1}, UnsupportedError, "not known"),
+    ("modelopt-fp8", {"quant_algo": "W4A8_AWQ"}, UnsupportedError, "quant_algo = 'W4A8_AWQ'"),
+    ("hqq-4", {"quant_config": {}}, LoadError, "has no rule for this layer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTINGS, ids=lambda case: f"{case[0]}-{next(iter(case[1]))}")
+def test_settings(folder, tmp_path, case):
+    scheme, config, error, match = case
+    tiny_quantized.write(folder, tmp_path, scheme)
+    refused(tmp_path, error, match, config)
+
+
+_SCALES = np.ones((1, 128), np.float16)
+_NAN = np.full((1, 128), np.nan, np.float16)
+_ORDER = np.arange(128, dtype=np.int32) // 64
+_CODES = np.zeros((128, 128), np.uint8)
+TENSORS = [
+    ("gptq-4", {"scales": None}, "down_proj.scales' is missing"),
+    ("gptq-4", {"scales": stored(_SCALES[:, :64])}, r"down_proj.scales: expected \[1, 128\]"),
+    ("gptq-4", {"scales": stored(_NAN)}, "down_proj.*not finite"),
+    ("gptq-4", {"qzeros": stored(np.zeros((1, 16), np.float16))}, "qzeros: expected I32"),
+    ("gptq-4", {"qweight": stored(np.zeros((0, 128), np.int32))}, "qweight: expected a matrix"),
+    ("gptq-4", {"weight": stored(_CODES.astype(np.float16))}, "down_proj.*several weights"),
+    ("gptq-4-order", {"g_idx": stored(_ORDER * 9)}, "g_idx: groups 0..9 of 2"),
+    ("gptq-4-order", {"g_idx": stored(_ORDER * 0)}, "64 columns"),
+    ("awq-gemv", {"qzeros": stored(np.zeros((128, 0), np.int32))}, "qzeros: expected"),
+    ("ct-w4a16", {"weight_shape": stored(np.array([128, 4000]))}, "weight_shape.*does not fit"),
+    ("ct-w4a16", {"weight_shape": stored(np.array([2**62, 2]))}, "weight_shape.*does not fit"),
+    ("fp8-block", {"weight": stored(_CODES, "F8_E5M2")}, "F8_E5M2"),
+    ("fp8-block", {"weight": stored(_CODES | 0x7F, "F8_E4M3")}, "down_proj.*not a number"),
+    ("fp8-block", {"weight_scale_inv": None}, "down_proj.weight: E4M3 weights without"),
+    ("bnb-nf4", {"weight.quant_map": stored(np.zeros(16, np.float32))}, "not the values of nf4"),
+    ("bnb-nf4", {"weight": stored(np.zeros((7, 1), np.uint8))}, "down_proj.weight: 7 bytes"),
+    (
+        "bnb-nf4",
+        {"weight.quant_state.bitsandbytes__nf4": stored(np.frombuffer(b"[[[", np.uint8))},
+        "no JSON",
+    ),
+    ("hqq-4", {"shape": stored(np.array([-1, 128]))}, r"down_proj.shape: \[-1, 128\]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scheme", "tensors", "match"), TENSORS)
+def test_tensors(folder, tmp_path, scheme, tensors, match):
+    tiny_quantized.write(folder, tmp_path, scheme)
+    refused(tmp_path, LoadError, match, tensors=tensors)
+
+
+def test_gate_and_up_in_two_orders(folder, tmp_path):
+    """They are one matrix: a file that sorts their columns apart cannot be packed."""
+    tiny_quantized.write(folder, tmp_path, "gptq-4-order")
+    from llmaccel.models.safetensors import open_safetensors
+
+    table = open_safetensors(tmp_path)
+    whole = {name: (table[name].dtype, table[name].numpy().copy()) for name in table.names()}
+    name = "model.layers.0.mlp.up_proj.g_idx"
+    whole[name] = stored(whole[name][1][::-1].copy())
+    del table
+    tiny_quantized.write_safetensors(tmp_path / "model.safetensors", whole)
+    with pytest.raises(LLMAccelError, match=r"up_proj.*other orders"):
+        LLM(tmp_path)
+
+
+def test_names_of_modules():
+    assert is_named("model.layers.0.mlp.gate", ["mlp.gate"], "")
+    assert is_named("lm_head", ["lm_head"], "")
+    assert not is_named("model.layers.0.mlp.gate_proj", ["mlp.gate"], "")
+    assert is_named("model.layers.0.mlp.gate", [r"re:.*mlp\.gate$"], "")
+    assert not is_named("model.layers.0.mlp.gate_proj", [r"re:.*mlp\.gate$"], "")
+    assert is_named("model.vision.conv", ["*vision*"], "")
+    assert not is_named("x" * 300, ["re:x"], "")
+
+
+def test_every_scheme_is_an_option():
+    from llmaccel.models.quantized import METHODS
+    from llmaccel.options import FILE_QUANTIZATIONS
+
+    assert sorted([*METHODS, "gguf"]) == sorted([*FILE_QUANTIZATIONS, "fp8"])
+    assert {config["quant_method"] for config, _ in SCHEMES.values()} == set(METHODS)
