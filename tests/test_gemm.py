@@ -554,7 +554,10 @@ def test_bad_arguments_are_named() -> None:
             ("scalar", data, {**good, "scale_type": ref.F16_I8, "group": 256}, x, "i8"),
             "not a packed weight",
         ),
-        (("scalar", data, {**good, "pack": 0, "group": 0, "scale_type": 13}, x, "f32"), "not a"),
+        (
+            ("scalar", data, {**good, "pack": 0, "group": 0, "scale_type": ref.F16_I8}, x, "f32"),
+            "not a",
+        ),
         (("scalar", data, {**good, "pack": 99}, x, "i8"), "not a packed weight"),
         (("scalar", data, {**good, "K": 0}, x, "i8"), "not a packed weight"),
         (("scalar", data, {"pack": 4}, x, "i8"), "format: scale_type"),

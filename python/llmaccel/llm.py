@@ -79,9 +79,8 @@ class LLM:
         bits; the head becomes int8, with w4g32 and w6g16 w6g16; norms and biases stay fp32. None
         keeps what the file has ("gguf" says so).
     activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
-        "bfloat16", "float32". Products that int8 would cost too much have finer ones, two lanes of
-        int8 (bfloat16 without VNNI); report() names them. "checkpoint" computes in float32 and
-        rounds rows to 8 bits as a quantized file says that others do: for comparison with them.
+        "bfloat16", "float32". Where int8 would cost too much they are finer; report() says where.
+        "checkpoint" computes in float32 and rounds rows as a quantized file says others do.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
