@@ -12,7 +12,7 @@ are written in these terms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -259,7 +259,8 @@ def fill(
             tensor = tensor.rows(expert, expert + 1)
         if tensor.dtype == "F64":
             tensor = _from_array(name, tensor.float32())
-        stored.append(replace(tensor, name=name, shape=shape))
+        rows = (tensor.order, tensor.rounding)
+        stored.append(RawTensor(name, tensor.dtype, shape, tensor.data, *rows))
     if src.layout == "minus_one":
         return [_plus_one(stored[0])]
     if len(stored) == len(shapes) and src.layout == "rows":
