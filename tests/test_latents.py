@@ -167,6 +167,8 @@ def test_bfloat16_weights() -> None:
 
 # ---- memory and refusals -------------------------------------------------------------------------
 
+V2 = {"architectures": ["DeepseekV2ForCausalLM"], "first_k_dense_replace": 1,
+      "num_experts_per_tok": 6}  # fmt: skip
 DEEPSEEK = {"architectures": ["DeepseekV3ForCausalLM"], "first_k_dense_replace": 61}
 LIMITS = {"max_seqs": 4, "max_batch_tokens": 64, "max_len": 4096, "kv_pages": 8}
 
@@ -209,7 +211,13 @@ def test_int8_pages_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"first_k_dense_replace": 3}, "first_k_dense_replace = 3: layers with experts"),
+        ({"first_k_dense_replace": 3, "scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ({"first_k_dense_replace": 3, "topk_method": "greedy"}, "topk_method = 'greedy'"),
+        ({"first_k_dense_replace": 3, "moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        ({"first_k_dense_replace": 3, "n_group": 7}, "n_group 7, of which 4 are used"),
+        ({**V2, "norm_topk_prob": True}, "norm_topk_prob = True"),
+        ({**V2, "mlp_bias": True}, "mlp_bias with experts"),
+        ({**V2, "num_experts_per_tok": None}, "num_experts_per_tok must be"),
         ({"kv_lora_rank": 510}, "kv_lora_rank 510 is no multiple of 4"),
         ({"num_key_value_heads": 64}, "num_key_value_heads other than"),
         ({"q_lora_rank": None, "attention_bias": True}, "attention_bias without q_lora_rank"),

@@ -43,25 +43,11 @@ INERT_KEYS = (
     "seq_aux",
     "aux_loss_alpha",
     "output_router_logits",
+    "num_experts",
+    "num_local_experts",
 )
-# What a config says of experts counts only where a layer has some.
-EXPERT_KEYS: dict[str, Any] = dict.fromkeys(
-    (
-        "n_routed_experts",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "moe_intermediate_size",
-        "moe_layer_freq",
-        "n_group",
-        "topk_group",
-        "topk_method",
-        "scoring_func",
-        "norm_topk_prob",
-        "routed_scaling_factor",
-        "num_experts",
-        "num_local_experts",
-    )
-)
+# Of experts, beside what transformers' classes have.
+EXPERT_KEYS: dict[str, Any] = dict.fromkeys(("moe_layer_freq", "scoring_func", "topk_method"))
 
 
 def latent_sizes(keys: Keys, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
