@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import tiny
 import tiny_gguf
+import tiny_quantized
 
 from llmaccel import LLM, SamplingParams, _core
+from llmaccel.config import load_hf_config
 from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.mapping import build_config
 
 ISAS = _core.kernel_isas()
@@ -153,6 +157,24 @@ def test_block_quantized_files(tmp_path) -> None:
     for split in (False, True):
         assert sizes[split, "bfloat16"] == sizes[False, "int8"]
         assert sizes[split, "float32"] >= sizes[split, "bfloat16"] + 2 * heads
+
+
+@pytest.mark.parametrize("scheme", ["fp8-block", "gptq-4-order", "ct-w4a16", "bnb-nf4"])
+def test_checkpoints_that_others_quantized(scheme: str, tmp_path) -> None:
+    """kv_b is opened whatever it is, columns in another order put back; the rest stays."""
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "kv_lora_rank": 128, "q_lora_rank": 128,
+             "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}  # fmt: skip
+    source = tiny.make_checkpoint("deepseek_v3", tmp_path / "hf", seed=3, **sizes)
+    values = tiny_quantized.write(source, tmp_path / scheme, scheme)
+    config, ids = build_config(load_hf_config(source)), prompt(70)["prompt_token_ids"]
+    want = reference.forward(config, reference.load_weights(config, arrays_checkpoint(values)), ids)
+    with LLM(str(tmp_path / scheme), activation="float32", kv_cache_dtype="float32") as llm:
+        assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+        assert np.abs(np.asarray(llm.logits(ids)) - want).max() <= 1e-3
+    if scheme == "fp8-block":
+        with pytest.raises(UnsupportedError, match=r"activation='checkpoint': heads of latents"):
+            LLM(str(tmp_path / scheme), activation="checkpoint")
 
 
 def test_bfloat16_weights() -> None:
