@@ -49,10 +49,12 @@ SHAPE = {
 }
 
 
-def make_model(layers: int, kv: str, max_len: int, backend: _core.Backend) -> _core.Model:
+def make_model(
+    layers: int, kv: str, max_len: int, backend: _core.Backend, base: dict[str, Any] = SHAPE
+) -> _core.Model:
     """The nearly-all-attention model with random weights."""
     with tempfile.TemporaryDirectory() as folder:
-        shape = {**SHAPE, "num_hidden_layers": layers, "max_position_embeddings": max_len}
+        shape = {**base, "num_hidden_layers": layers, "max_position_embeddings": max_len}
         (Path(folder) / "config.json").write_text(json.dumps(shape))
         options = LoadOptions(
             folder,

@@ -82,6 +82,7 @@ enum { LA_NORM_RMS = 0, LA_NORM_LAYER };
 enum { LA_GATE_SILU = 0, LA_GATE_GELU, LA_GATE_GELU_TANH, LA_GATE_RELU, LA_GATE_CLIP };
 /* UNIT: per head, without weights, in layers that rotate (Llama-4) */
 enum { LA_QK_NORM_NONE = 0, LA_QK_NORM_HEAD, LA_QK_NORM_ROW, LA_QK_NORM_UNIT };
+enum { LA_ATTN_HEADS = 0, LA_ATTN_LATENT }; /* LATENT: all heads read one latent a token (MLA) */
 /* Largest n_layers and max_len of a model; config.py has the same. */
 enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
 enum { LA_ROUTE_SOFTMAX = 0, LA_ROUTE_SIGMOID };
@@ -98,8 +99,8 @@ typedef struct la_model_desc {
     int n_layers;   /* L */
     int d_model;    /* D */
     int n_heads;    /* H */
-    int n_kv_heads; /* K, divides H */
-    int d_head;     /* d, up to 256; H*d need not be D */
+    int n_kv_heads; /* K, divides H; latents: 1 */
+    int d_head;     /* d, up to 256; H*d need not be D; latents: of queries, d_nope + d_rope */
     int d_ffn;      /* F */
     int n_vocab;    /* V */
     int max_len;    /* positions the rope tables (and pos_embed) cover */
@@ -111,8 +112,13 @@ typedef struct la_model_desc {
     int qk_norm;          /* LA_QK_NORM_*: before the rotation, per head or over the whole row */
     int d_rope;           /* rotated dimensions of a head, even, <= d; 0: none */
     int rope_interleaved; /* pairs (2i, 2i+1) instead of (i, i + d_rope/2) */
-    float attn_scale;     /* multiplies q.k */
-    float attn_softcap;   /* c * tanh(s / c); 0: off */
+    int attn;             /* LA_ATTN_*; the rest of LATENT, else 0: */
+    int kv_rank,
+        q_rank;       /* r, width of a latent, a multiple of 4; of what queries are made of, 0: x */
+    int d_nope, d_v;  /* of a query head what is not rotated, before d_rope; of a value head */
+    float latent_eps; /* of the norms of latents */
+    float attn_scale; /* multiplies q.k */
+    float attn_softcap;  /* c * tanh(s / c); 0: off */
     float attn_grow;     /* q *= 1 + grow * log1p(floor((pos + 1) / every)) where nothing rotates */
     int attn_grow_every; /* tokens; 0: off */
     float logit_softcap; /* the same on logits; 0: off */
@@ -154,7 +160,7 @@ typedef enum la_slot {
     LA_QKV_BIAS,       /* parts [H*d], [K*d], [K*d] */
     LA_Q_NORM,         /* [d] for HEAD, [H*d] for ROW */
     LA_K_NORM,         /* [d] for HEAD, [K*d] for ROW */
-    LA_O,              /* [D, H*d] */
+    LA_O,              /* [D, H*d], latents: [D, H*d_v] */
     LA_O_BIAS,         /* [D] */
     LA_ATTN_POST_NORM, /* [D]; norm of the block's output before it is added */
     LA_FFN_NORM,       /* [D] */
@@ -164,7 +170,14 @@ typedef enum la_slot {
     LA_DOWN,           /* [D, F] */
     LA_DOWN_BIAS,      /* [D] */
     LA_FFN_POST_NORM,  /* [D] */
-    LA_SINKS,          /* [H]; of each head's softmax one more logit, whose value is 0 */
+    LA_MLA_IN, /* latents, in place of QKV: q_a [q_rank, D] (or q [H*d, D]), kv_a [r + d_rope, D] */
+    LA_MLA_IN_BIAS, /* of both */
+    LA_MLA_Q_NORM,  /* [q_rank] */
+    LA_MLA_KV_NORM, /* [r] */
+    LA_MLA_Q,       /* [H*d, q_rank]; unset where q_rank is 0 */
+    LA_MLA_UK,      /* [H*r, d_nope]: each head's query to the latent, always floats */
+    LA_MLA_UV,      /* [H*d_v, r]: each head's latent to the value, always floats */
+    LA_SINKS,       /* [H]; of each head's softmax one more logit, whose value is 0 */
     /* layers with experts */
     LA_ROUTER,      /* part [E, D], with shared_gate a second [1, D]; fp32 whatever the recipe */
     LA_ROUTER_BIAS, /* [E]; added to logits */
@@ -221,10 +234,10 @@ typedef enum la_quant {
 typedef struct la_recipe {
     la_dtype
         floats; /* of what is not quantized: LA_F32, LA_BF16, LA_F16; LA_DTYPE_COUNT: as stored */
-    la_quant body; /* qkv, o, gate_up, down, of experts too */
+    la_quant body; /* qkv, o, gate_up, down, of experts too, mla_in, mla_q */
     la_quant head;
     la_quant embed; /* the head's where the two are tied: the matrix exists once */
-    uint32_t
+    uint64_t
         wide; /* bit 1 << la_slot: LA_ACT_I8X2 where the desc asks for LA_ACT_I8 (bf16 below VNNI) */
 } la_recipe;
 

@@ -124,6 +124,28 @@ def route(
     return experts, weights * c.route_scale
 
 
+def latent_attention(
+    q: np.ndarray,
+    latent: np.ndarray,
+    key: np.ndarray,
+    up: tuple[np.ndarray, np.ndarray],
+    scale: float,
+) -> np.ndarray:
+    """MLA, expanded: q [T, H, nope + rope], latent [T, r], key [T, rope] -> [T, H, v].
+
+    up: what takes a latent to keys [H, nope, r] and to values [H, v, r] of each head.
+    """
+    to_keys, to_values = up
+    k = np.einsum("tr,hnr->thn", latent, to_keys)
+    k = np.concatenate([k, np.repeat(key[:, None], q.shape[1], axis=1)], axis=2)
+    v = np.einsum("tr,hvr->thv", latent, to_values)
+    scores = np.einsum("thd,shd->hts", q, k) * scale
+    age = np.arange(len(q))[:, None] - np.arange(len(q))[None, :]
+    scores = np.where(age < 0, -np.inf, scores)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), v)
+
+
 def forward(
     config: ModelConfig,
     weights: Weights,
@@ -184,6 +206,25 @@ def forward(
         (o,) = linear(a.reshape(len(a), -1), "o", layer)
         return c.residual_scale * normed(o, "attn_post_norm", layer)
 
+    def attend_latents(x: np.ndarray, layer: int) -> np.ndarray:
+        made_of, kv = linear(normed(x, "attn_norm", layer), "mla_in", layer)
+        if c.q_rank:
+            made_of = norm(made_of, one("mla_q_norm", layer), None, "rms", c.latent_eps)
+            (made_of,) = linear(made_of, "mla_q", layer)
+        q = made_of.reshape(len(x), c.n_heads, c.d_head)
+        latent = norm(kv[:, : c.kv_rank], one("mla_kv_norm", layer), None, "rms", c.latent_eps)
+        key = kv[:, None, c.kv_rank :]
+        table = c.layers[layer].rope
+        if table >= 0:
+            turn = (positions, c.rope_inv_freq[table], c.rope_scale[table], c.rope_interleaved)
+            turned = rope(q[:, :, c.d_nope :], *turn)
+            q, key = np.concatenate([q[:, :, : c.d_nope], turned], axis=2), rope(key, *turn)
+        up = one("mla_uk", layer).reshape(c.n_heads, c.kv_rank, c.d_nope).swapaxes(1, 2)
+        out = one("mla_uv", layer).reshape(c.n_heads, c.d_v, c.kv_rank)
+        a = latent_attention(q, latent, key[:, 0], (up, out), c.attn_scale)
+        (o,) = linear(a.reshape(len(a), -1), "o", layer)
+        return c.residual_scale * normed(o, "attn_post_norm", layer)
+
     def gated(h: list[np.ndarray]) -> np.ndarray:
         up = np.clip(h[1], -7, 7) + 1 if c.act == "clip" else h[1] if c.gated else 1
         return activation(h[0], c.act) * up
@@ -226,7 +267,7 @@ def forward(
         if c.parallel:
             x = x + attend(x, layer) + feed(x, layer)
         else:
-            x = x + attend(x, layer)
+            x = x + (attend_latents if c.attn == "latent" else attend)(x, layer)
             x = x + feed(x, layer)
     head = one("head") if ("head", 0) in weights else one("embed")
     logits = normed(x, "final_norm") @ head.T

@@ -21,6 +21,8 @@ ROW_SLOTS = [
     *("rms_norm", "layer_norm", "add_scaled", "add", "act_mul", "act", "rope", "softcap"),
     *("kv_store_f32", "kv_store_bf16", "kv_store_i8", "kv_store_f8"),
     *("attend_f32", "attend_bf16", "attend_i8", "attend_f8", "attend_merge"),
+    *("mla_store_f32", "mla_store_bf16", "mla_store_f8"),
+    *("mla_attend_f32", "mla_attend_bf16", "mla_attend_f8"),
     *("attend_finish", "argmax", "block_max", "sum_exp", "exp_sub", "select_above", "mask"),
 ]
 
@@ -255,6 +257,62 @@ def attend_i8(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view
 
 def attend_f8(q: np.ndarray, k: np.ndarray, v: np.ndarray, pos: np.ndarray, view: View) -> State:
     return attend_f32(bf16(q), e4m3_values(k), e4m3_values(v), pos, view)
+
+
+GROUP = 128  # values of a latent that share a scale
+
+
+def _latent_groups(x: np.ndarray) -> list[np.ndarray]:
+    return [x[:, i : i + GROUP] for i in range(0, x.shape[1], GROUP)]
+
+
+def mla_store_f32(latent: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Pages [pages, 4, r + p, 16] of latents [T, r] and keys [T, p]; empty slots 0."""
+    return kv_store_f32(np.concatenate([latent, key], axis=1), latent)[0]
+
+
+def mla_store_bf16(latent: np.ndarray, key: np.ndarray) -> np.ndarray:
+    return kv_store_bf16(np.concatenate([latent, key], axis=1), latent)[0]
+
+
+def mla_store_f8(latent: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Bytes [pages, 64 (r + 2 p + 4 ceil(r / 128))]: codes, keys, scales [ceil(r / 128), 64]."""
+    groups = [e4m3_codes(part) for part in _latent_groups(latent)]
+    lanes = _k_lanes(np.concatenate([code for code, _ in groups], axis=1))
+    lines = lanes.reshape(*lanes.shape[:-1], 2, 2).swapaxes(-2, -3)
+    codes = np.ascontiguousarray(_blocks(lines))
+    keys = kv_store_bf16(key, key)[0]
+    scales = np.zeros((len(groups), len(codes) * PAGE), np.float32)
+    scales[:, : len(latent)] = [scale for _, scale in groups]
+    scales = scales.reshape(len(groups), -1, PAGE).swapaxes(0, 1)
+    parts = [np.ascontiguousarray(x).reshape(len(codes), -1) for x in (codes, keys, scales)]
+    return np.concatenate([part.view(np.uint8) for part in parts], axis=1)
+
+
+def mla_values(latent: np.ndarray) -> np.ndarray:
+    """What fp8 pages hold of latents, as it is multiplied: code times scale, in bf16."""
+    return np.concatenate(
+        [bf16(e4m3_values(part).astype(np.float32)) for part in _latent_groups(latent)], axis=1
+    )
+
+
+def mla_attend_f32(
+    q: np.ndarray, latent: np.ndarray, key: np.ndarray, pos: np.ndarray, view: View
+) -> State:
+    """Absorbed: q [R, r + p] over latents [T, r] and keys [T, p]; values are the latents."""
+    return attend_f32(q, np.concatenate([latent, key], axis=1), latent, pos, view)
+
+
+def mla_attend_bf16(
+    q: np.ndarray, latent: np.ndarray, key: np.ndarray, pos: np.ndarray, view: View
+) -> State:
+    return mla_attend_f32(bf16(q), bf16(latent), bf16(key), pos, view)
+
+
+def mla_attend_f8(
+    q: np.ndarray, latent: np.ndarray, key: np.ndarray, pos: np.ndarray, view: View
+) -> State:
+    return mla_attend_f32(bf16(q), mla_values(latent), bf16(key), pos, view)
 
 
 def attend_merge(left: State, right: State) -> State:

@@ -28,6 +28,8 @@ from llmaccel.models.gguf import open_gguf
 from llmaccel.models.mapping import (
     build_config,
     iter_slots,
+    later_tensors,
+    slot_forms,
     tensor_specs,
     unused_tensors,
 )
@@ -229,6 +231,8 @@ def test_missing_keys_take_class_defaults(family):
     bare = {"architectures": list(family.architectures)}
     if family.name in ("qwen2", "qwen3"):
         theirs["use_sliding_window"] = bare["use_sliding_window"] = False
+    if family.latent:
+        theirs["first_k_dense_replace"] = bare["first_k_dense_replace"] = 100
     if family.name == "glm4_moe":  # the class's own sizes do not divide
         theirs["head_dim"] = bare["head_dim"] = 128
     if family.name == "llama4":  # beyond a chunk's length only by the caller's leave
@@ -366,6 +370,21 @@ def test_unused_tensors_are_named(caplog):
     assert not unused_tensors(build_config(raw), arrays_checkpoint({**weights, **mask}))
 
 
+def test_mtp_tensors_are_kept_for_later(caplog):
+    """Layers behind the last predict further tokens: known, and left in the file."""
+    raw, weights = arrays("deepseek_v3")
+    config = build_config({**raw, "num_nextn_predict_layers": 1})
+    names = ("eh_proj", "enorm", "hnorm", "shared_head.norm", "shared_head.head", "embed_tokens",
+             "self_attn.o_proj", "mlp.experts.0.up_proj")  # fmt: skip
+    mtp = {f"model.layers.3.{name}.weight": np.ones(4, np.float32) for name in names}
+    with caplog.at_level(logging.WARNING, logger="llmaccel"):
+        list(iter_slots(config, arrays_checkpoint({**weights, **mtp})))
+    assert not caplog.records
+    assert later_tensors(config, arrays_checkpoint({**weights, **mtp})) == list(mtp)
+    raw, weights = arrays("llama")
+    assert set(mtp) == set(unused_tensors(build_config(raw), arrays_checkpoint({**weights, **mtp})))
+
+
 def test_dtypes_of_weights():
     raw, weights = arrays("llama")
     config = build_config(raw)
@@ -408,6 +427,28 @@ def test_gguf_is_the_same_model(family, tmp_path):
     assert np.abs(got - expected).max() <= (1e-4 if family == "llama-llama3" else 1e-9)
 
 
+@pytest.mark.parametrize("quant", [None, "Q8_0"])
+def test_gguf_latents_before_and_since_absorption(quant, tmp_path):
+    """kv_b whole, of which the key half is turned, or both halves as they are wanted: one model."""
+    sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
+    folder = tiny.make_checkpoint("deepseek_v3", tmp_path / "hf", **sizes)
+    files, configs = [], []
+    for split in (False, True):
+        path = tmp_path / f"{split}.gguf"
+        tiny_gguf.make_gguf("deepseek_v3", folder, path, quant, split_latents=split)
+        files.append(open_gguf(path))
+        configs.append(build_config(files[-1].metadata, gguf=True, tensors=files[-1]))
+    assert not tiny.differing(*configs)
+    forms = {slot: {p[0] for p in parts} for slot, parts in slot_forms(configs[0], files[0])}
+    assert forms["mla_uk"] == forms["mla_uv"] == {"F32"}
+    exact = logits(build_config(load_hf_config(folder)), open_safetensors(folder))
+    for config, file in zip(configs, files, strict=True):
+        for slot, layer, _, parts in iter_slots(config, file):
+            assert [part.shape for part in parts] == slot_shapes(config, slot), (slot, layer)
+        off = np.abs(logits(config, file) - exact).mean()
+        assert off <= 1e-9 if quant is None else 0 < off < 0.2
+
+
 @pytest.mark.parametrize("family", ["llama", "phi3", "mixtral"])
 def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / "hf")
@@ -429,7 +470,9 @@ def test_gguf_blocks_are_sliced_without_a_copy(family, tmp_path):
 def gguf_file(tmp_path_factory):
     """(metadata, tensors) of a llama and a gemma3 GGUF file."""
     files = {}
-    for family in ("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope", "glm4_moe"):
+    for family in (
+        *("llama", "gemma2", "gemma3", "gpt_neox", "phi3-longrope", "glm4_moe", "deepseek_v2"),
+    ):
         path = tmp_path_factory.mktemp("gguf")
         folder = tiny.make_checkpoint(family, path / "hf")
         files[family] = open_gguf(tiny_gguf.make_gguf(family, folder, path / "model.gguf"))
@@ -513,6 +556,12 @@ def test_gguf_gemma_query_scale(gguf_file):
         ("glm4_moe", {"expert_gating_func": 1}, UnsupportedError, "glm4moe.expert_gating_func"),
         ("glm4_moe", {"expert_group_count": 5}, ConfigError, "expert_group_count 5, of which 2"),
         ("glm4_moe", {"nextn_predict_layers": 3}, ConfigError, "nextn_predict_layers must"),
+        ("deepseek_v2", {"attention.key_length_mla": 12}, ConfigError, "key_length_mla must be"),
+        ("deepseek_v2", {"attention.value_length_mla": 0}, ConfigError, "value_length_mla must be"),
+        ("deepseek_v2", {"rope.dimension_count": None}, ConfigError, "rope.dimension_count must"),
+        ("deepseek_v2", {"attention.kv_lora_rank": 34}, UnsupportedError, "no multiple of 4"),
+        ("deepseek_v2", {"rope.scaling.yarn_log_multiplier": -1.0}, ConfigError, "log_multiplier"),
+        ("llama", {"attention.key_length_mla": 20}, UnsupportedError, "key_length_mla"),
         ("llama", {"attention.clamp_kqv": 8.0}, UnsupportedError, "llama.attention.clamp_kqv"),
         ("gpt_neox", {"use_parallel_residual": 3}, ConfigError, "gptneox.use_parallel_residual"),
         ("phi3-longrope", {"context_length": "x"}, ConfigError, "phi3.context_length"),
@@ -586,7 +635,8 @@ def test_real_configs_map_or_are_refused(shared_data):
             with pytest.raises(UnsupportedError, match="not supported") as caught:
                 build_config(raw)
             for name in raw.get("architectures", ()):
-                assert name in str(caught.value)
+                if name != "DeepseekV2ForCausalLM":  # whose experts are
+                    assert name in str(caught.value)
     assert seen == REAL.keys()
 
 

@@ -41,6 +41,16 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 _EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 44}
+# Every layer dense.
+_LATENT = {
+    **_SIZES,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 36,
+    "qk_nope_head_dim": 20,
+    "qk_rope_head_dim": 12,
+    "v_head_dim": 18,
+    "first_k_dense_replace": 3,
+}
 _YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 40}
 
 
@@ -231,6 +241,36 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_bias": False,
         "tie_word_embeddings": False,
     },
+    "deepseek_v2": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        **_LATENT,
+        "q_lora_rank": None,
+        "rope_scaling": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "deepseek_v2-lora": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        **_LATENT,
+        "q_lora_rank": 44,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "deepseek_v3": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "q_lora_rank": 50,
+        "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek_v3-halves": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        "q_lora_rank": None,
+        "rope_interleave": False,
+        "rms_norm_eps": 0.001,
+    },
     "mixtral": {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
@@ -361,8 +401,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # fmt: on
 FAMILIES = list(CONFIGS)
-# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2 and no dense
-# layers among those with experts of Qwen.
+# Those that a GGUF file can say; llama.cpp's files carry no sliding window for Qwen2, no dense
+# layers among those with experts of Qwen, no biases and no rotation of halves for DeepSeek.
 _NOT_GGUF = (
     "qwen2",
     "llama-dynamic",
@@ -371,6 +411,8 @@ _NOT_GGUF = (
     "qwen3_moe",
     "llama4",
     "flex_olmo",
+    "deepseek_v2-lora",
+    "deepseek_v3-halves",
 )
 GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 

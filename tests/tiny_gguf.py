@@ -32,6 +32,12 @@ _RENAMES = [    # Hugging Face, GGUF; {i} is the layer
     ("layers.{i}.self_attn.q_proj", _BLOCK + "attn_q"), ("layers.{i}.self_attn.k_proj",
     _BLOCK + "attn_k"),
     ("layers.{i}.self_attn.v_proj", _BLOCK + "attn_v"),
+    ("layers.{i}.self_attn.q_a_proj", _BLOCK + "attn_q_a"),
+    ("layers.{i}.self_attn.q_a_layernorm", _BLOCK + "attn_q_a_norm"),
+    ("layers.{i}.self_attn.q_b_proj", _BLOCK + "attn_q_b"),
+    ("layers.{i}.self_attn.kv_a_proj_with_mqa", _BLOCK + "attn_kv_a_mqa"),
+    ("layers.{i}.self_attn.kv_a_layernorm", _BLOCK + "attn_kv_a_norm"),
+    ("layers.{i}.self_attn.kv_b_proj", _BLOCK + "attn_kv_b"),
     ("layers.{i}.self_attn.q_norm", _BLOCK + "attn_q_norm"),
     ("layers.{i}.self_attn.k_norm", _BLOCK + "attn_k_norm"),
     ("layers.{i}.self_attn.qkv_proj", _BLOCK + "attn_qkv"), ("h.{i}.attn.c_attn",
@@ -76,6 +82,8 @@ _ARCHS = {
     "mistral": "llama",
     "mixtral": "llama",
     "gpt_neox": "gptneox",
+    "deepseek_v2": "deepseek2",
+    "deepseek_v3": "deepseek2",
     "qwen2_moe": "qwen2moe",
     "qwen3_moe": "qwen3moe",
     "granitemoeshared": "granitemoe",
@@ -131,12 +139,15 @@ def make_gguf(
     path: Path,
     quant: str | Callable[[str], str] | None = None,
     extend: Callable[[Any], None] | None = None,
+    *,
+    split_latents: bool = True,
 ) -> Path:
     """Write the folder of a variant as a GGUF file, the way llama.cpp's converters lay it out.
 
     quant: a GGUF type for the matrices whose rows are whole blocks, or a function of the GGUF name
     that gives one; None: all F32. K types, which the `gguf` package cannot write, get random blocks
-    of the folder's spread. extend: adds metadata of its own to the writer.
+    of the folder's spread. extend: adds metadata of its own to the writer. split_latents: kv_b of
+    MLA as k_b and v_b, and the metadata that goes with it, as files since absorption have them.
     """
     import gguf
 
@@ -144,10 +155,18 @@ def make_gguf(
     config = json.loads((folder / "config.json").read_text())
     writer = gguf.GGUFWriter(path, _ARCHS.get(row, row))
     _gguf_metadata(writer, config)
-    for name, values in _gguf_tensors(folder, row, config):
+    if "kv_lora_rank" in config:
+        _gguf_latents(writer, config, split_latents)
+    tensors = dict(_gguf_tensors(folder, row, config))
+    for name in [n for n in tensors if split_latents and n.endswith("attn_kv_b.weight")]:
+        whole = tensors.pop(name).reshape(config["num_attention_heads"], -1, config["kv_lora_rank"])
+        nope = config["qk_nope_head_dim"]
+        tensors[name.replace("kv_b", "k_b")] = whole[:, :nope].swapaxes(1, 2)
+        tensors[name.replace("kv_b", "v_b")] = whole[:, nope:]
+    for name, values in tensors.items():
         wanted = quant(name) if callable(quant) else quant
         kind = gguf.GGMLQuantizationType[wanted or "F32"]
-        if values.ndim >= 2 and values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+        if values.ndim > 1 and values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
             writer.add_tensor(name, _gguf_blocks(name, values, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, np.ascontiguousarray(values))
@@ -286,6 +305,27 @@ def _gguf_metadata(writer, config: dict[str, Any]) -> None:
             float(c.get("rope_theta", 1e6 if c["model_type"] == "mixtral" else 10000.0))
         )
     _gguf_scaling(writer, c)
+
+
+def _gguf_latents(writer, c: dict[str, Any], split: bool) -> None:
+    import gguf
+
+    rank, turned = c["kv_lora_rank"], c["qk_rope_head_dim"]
+    writer.add_kv_lora_rank(rank)
+    if c["q_lora_rank"] is not None:
+        writer.add_q_lora_rank(c["q_lora_rank"])
+    writer.add_leading_dense_block_count(c["first_k_dense_replace"])
+    key, value = c["qk_nope_head_dim"] + turned, c["v_head_dim"]
+    writer.add_key_length(rank + turned if split else key)
+    writer.add_value_length(rank if split else value)
+    if split:
+        writer.add_key_length_mla(key)
+        writer.add_value_length_mla(value)
+    if c["model_type"] == "deepseek_v3":
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    scaling = c.get("rope_scaling") or {}
+    if "mscale_all_dim" in scaling:
+        writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
 
 
 def _gguf_experts(writer, c: dict[str, Any]) -> None:

@@ -389,6 +389,22 @@ static inline size_t la_kv_v_bytes(la_kv_form form, int d)
     }
 }
 
+/* Bytes of a page of latents [r] and rotated keys [p] (MLA), which are stored once, in the order of K:
+ * fp8 pages hold codes of the latent, bf16 keys, and a scale per token and LA_LATENT_GROUP values. r is a
+ * multiple of 4, p is even. */
+enum { LA_LATENT_GROUP = 128 };
+
+static inline size_t la_kv_latent_bytes(la_kv_form form, int r, int p)
+{
+    size_t groups = ((size_t)r + LA_LATENT_GROUP - 1) / LA_LATENT_GROUP;
+    size_t latent = (size_t)r * LA_PAGE, key = (size_t)p * LA_PAGE;
+    switch (form) {
+    case LA_KV_F32: return (latent + key) * 4;
+    case LA_KV_BF16: return (latent + key) * 2;
+    default: return latent + key * 2 + groups * LA_PAGE * sizeof(float);
+    }
+}
+
 /* Code that stands for zero, in packs of integers. */
 static inline int la_format_zero(la_format f)
 {

@@ -25,6 +25,7 @@ typedef struct la_attend_walk {
     const la_kernels *k;
     la_kv_form form;
     int d;
+    int dv;               /* MLA: width of a result; 0: d */
     int window;           /* 0: none */
     float scale, softcap; /* softcap 0: off */
     const float *sinks;   /* [heads] a logit of each row's softmax beside the keys'; NULL: none */
@@ -43,6 +44,12 @@ typedef struct la_attend_room {
 static inline int la_attend_wide(int d)
 {
     return (d + 15) / 16 * 16;
+}
+
+/* Columns of a result. */
+static inline int la_attend_out(const la_attend_walk *w)
+{
+    return w->dv != 0 ? w->dv : w->d;
 }
 
 /* Bytes of the buffers. */
@@ -76,6 +83,7 @@ static inline la_attend_args la_attend_args_of(const la_attend_walk *w, const la
                             .ldq = wide,
                             .R = R,
                             .d = w->d,
+                            .dv = w->dv,
                             .row_pos = own->pos,
                             .window = w->window,
                             .scale = w->scale,
@@ -113,7 +121,7 @@ static inline void la_attend_chunk(const la_attend_walk *w, const la_attend_page
     a->v_pages = v;
     a->n_pages = n;
     a->first = first;
-    la_kernels_attend(w->k, w->form)(a);
+    (w->dv != 0 ? la_kernels_mla_attend : la_kernels_attend)(w->k, w->form)(a);
     a->k_pages = a->v_pages = NULL;
 }
 
@@ -140,7 +148,7 @@ static inline void la_attend_rows(const la_attend_walk *w, const la_attend_pages
             if (own->part_l[r] > 0.0f) {
                 w->k->attend_merge(&own->m[r], &own->l[r], own->o + (int64_t)r * a.ldo,
                                    own->part_m[r], own->part_l[r], own->part_o + (int64_t)r * a.ldo,
-                                   w->d);
+                                   la_attend_out(w));
             }
         }
     }

@@ -70,12 +70,16 @@ typedef struct la_gemm {
  * A token t of the chunk counts for row r iff t <= row_pos[r] and (window == 0 or t > row_pos[r] - window).
  * I8 rounds q to int8 per row: integer scores, the same at every level.
  * Steps are whole 64-token pages in order, so the same token gives the same bits in prefill and decode.
- * V of tokens that do not count is finite (pages are cleared when they are first written). */
+ * V of tokens that do not count is finite (pages are cleared when they are first written).
+ * MLA (mla_attend_*): a page holds latent [r] and key [p] of each token once, as K of d = r + p; V is the
+ * latent, dv = r, turned on the way; tokens after the last that counts may hold anything.
+ *   F8 page: latents as F8 K without scales; keys as BF16 K; scales [ceil(r/128)][64 tok] fp32. */
 typedef struct la_attend_args {
     const float *q; /* [R] rows of ldq floats, [d] used, unscaled */
     int ldq;
     int R; /* 1..64 */
     int d;
+    int dv; /* MLA: V is the first dv of K; 0: V has blocks of its own */
     int again; /* 1: R, d, scale, scratch and q are those of an earlier call of this set, whose q is used */
     int more; /* 1: m, l and o are those of earlier pages of the chunk and go on */
     int set;  /* 0..; several sets of rows share a scratch of at least (set + 1) * R rows */
@@ -92,7 +96,7 @@ typedef struct la_attend_args {
     float *l;      /* [R] out: sum of exp */
     float *o;      /* [R][ldo] out: unnormalised */
     int ldo;       /* d rounded up to 16 */
-    void *scratch; /* la_attend_scratch(R, d) bytes, 64-byte aligned */
+    void *scratch; /* la_attend_scratch(R, d) bytes, MLA: and la_mla_scratch, 64-byte aligned */
 } la_attend_args;
 
 static inline size_t la_attend_scratch(int R, int d)
@@ -100,6 +104,13 @@ static inline size_t la_attend_scratch(int R, int d)
     /* S [R][64] fp32, P [R][64] fp32, q converted [R][d + 32] fp32 and its scales [64], half a page
      * decoded to bf16 */
     return ((size_t)R * 64 * 2 + (size_t)R * ((size_t)d + 32)) * sizeof(float) + 512 +
+           ((size_t)d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
+}
+
+/* A page turned to V, and one of codes opened to bf16; before la_attend_scratch. */
+static inline size_t la_mla_scratch(int d, int dv)
+{
+    return ((size_t)dv + 15) / 16 * 16 * LA_PAGE * sizeof(float) +
            ((size_t)d + 15) / 16 * 16 * LA_PAGE * sizeof(uint16_t);
 }
 
@@ -141,6 +152,13 @@ static inline size_t la_attend_scratch(int R, int d)
     X(attend_bf16, void, (const la_attend_args *a))                                                               \
     X(attend_i8, void, (const la_attend_args *a))                                                                 \
     X(attend_f8, void, (const la_attend_args *a))                                                                 \
+    /* one token's latent x [r] and rotated key k [p] into slot tok of a page */                                  \
+    X(mla_store_f32, void, (const float *x, const float *k, int r, int p, int tok, void *page))                   \
+    X(mla_store_bf16, void, (const float *x, const float *k, int r, int p, int tok, void *page))                  \
+    X(mla_store_f8, void, (const float *x, const float *k, int r, int p, int tok, void *page))                    \
+    X(mla_attend_f32, void, (const la_attend_args *a))                                                            \
+    X(mla_attend_bf16, void, (const la_attend_args *a))                                                           \
+    X(mla_attend_f8, void, (const la_attend_args *a))                                                             \
     /* acc (m, l, o) <- acc joined with part (m2, l2, o2), one row */                                             \
     X(attend_merge, void,                                                                                         \
       (float *m, float *l, float *o, float m2, float l2, const float *o2, int d))                                 \
@@ -197,9 +215,12 @@ void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which);
  * there is no product. */
 typedef void (*la_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
 typedef void (*la_attend_fn)(const la_attend_args *a);
+typedef void (*la_mla_store_fn)(const float *x, const float *k, int r, int p, int tok, void *page);
 typedef void (*la_gemm_fn)(const la_gemm *g);
 la_store_fn la_kernels_store(const la_kernels *t, la_kv_form form);
 la_attend_fn la_kernels_attend(const la_kernels *t, la_kv_form form);
+la_mla_store_fn la_kernels_mla_store(const la_kernels *t, la_kv_form form);
+la_attend_fn la_kernels_mla_attend(const la_kernels *t, la_kv_form form);
 la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form);
 /* Number of slots and their names, in order. */
 int la_kernels_count(void);

@@ -29,6 +29,19 @@ typedef struct la_norm {
     float *b; /* [D] or NULL */
 } la_norm;
 
+/* A small matrix for each head, as floats. */
+typedef struct la_head_matrix {
+    la_weight one;     /* of head 0 */
+    int n_heads;       /* 0: not set */
+    size_t head_bytes; /* from one to the next */
+} la_head_matrix;
+
+/* Attention over latents (MLA): q_a and kv_a, q_b, and the halves of kv_b. */
+typedef struct la_latent {
+    la_matrix in, q;
+    la_head_matrix uk, uv;
+    float *q_norm, *kv_norm; /* [q_rank], [r] */
+} la_latent;
 /* What a layer with experts has instead of gate_up and down. */
 typedef struct la_moe {
     la_matrix router;  /* fp32; columns: experts, then the shared expert's gate */
@@ -43,6 +56,7 @@ typedef struct la_layer {
     float *q_norm, *k_norm; /* [d] or the whole row; NULL: none */
     float *sinks;           /* [H]; NULL: none */
     la_matrix qkv, o, gate_up, down;
+    la_latent latent;
     la_moe *moe; /* NULL: gate_up and down */
 } la_layer;
 
@@ -69,7 +83,8 @@ typedef struct la_epilogue {
     int layer; /* LA_HEADS */
 } la_epilogue;
 
-/* Bytes of one KV page and where things lie in it: [layer][kv head][k block | v block]. */
+/* Bytes of one KV page and where things lie in it: [layer][kv head][k block | v block]; of latents
+ * [layer][k block]. */
 typedef struct la_kv_layout {
     size_t k_bytes, head_bytes, layer_bytes, page_bytes;
 } la_kv_layout;
@@ -104,10 +119,13 @@ struct la_workspace {
     uint8_t *base;
     size_t bytes;
     int max_tokens;
-    int logit_rows;   /* rows of the logits tile */
-    la_rows x;        /* [T, D] residual stream */
-    la_rows y;        /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv */
-    la_rows q, a;     /* [T, H d] */
+    int logit_rows; /* rows of the logits tile */
+    la_rows x;      /* [T, D] residual stream */
+    la_rows y;    /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv or latents */
+    la_rows q, a; /* [T, H d]; with latents a [T, H d_v] */
+    la_rows u;    /* latents: [T, q_rank] what queries are made of */
+    la_rows
+        z; /* latents: [T, H (r + d_rope)] queries, then what they found in the first r of each */
     la_rows h;        /* [T, F] */
     la_rows last;     /* [logit_rows, D] rows that want logits */
     la_rows logits;   /* [logit_rows, V] */
@@ -178,6 +196,13 @@ typedef struct la_backend_ops {
     /* norm, rope and KV store of raw [T, (H + 2K) d] rows: what LA_HEADS does for whole rows */
     void (*heads)(la_ctx *c, int layer, la_rows qkv, la_rows q);
     void (*attend)(la_ctx *c, int layer, la_rows q, la_rows a);
+    /* ---- of latents ---- */
+    /* y [T, q_rank or H d, r + d_rope]: u = norm(first q_rank); page <- norm(next r), rope(rest) */
+    void (*latent)(la_ctx *c, int layer, la_rows y, la_rows u);
+    /* q [T, H d] to z [T, H (r + d_rope)]: each head's d_nope through its matrix, the rest rotated */
+    void (*absorb)(la_ctx *c, int layer, la_rows q, la_rows z);
+    /* the first r of each head of z through its matrix: a [T, H d_v] */
+    void (*expand)(la_ctx *c, int layer, la_rows z, la_rows a);
     /* logits and choice of experts for norm(x) [T, D]; what they are given; x += scale * what they give */
     void (*route)(la_ctx *c, int layer, la_rows x);
     void (*moe_up)(la_ctx *c, int layer, la_rows x);
@@ -204,6 +229,15 @@ enum { LA_GRANULE_MOST = 256 }; /* columns that a product may finish as one */
 /* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= LA_GRANULE_MOST. */
 int la_head_granule(int d_head);
 la_kv_layout la_kv_layout_of(const la_model_desc *d);
+
+/* latent.c: what concerns latents in a desc, and the tensors that a head has for itself. */
+la_status la_latent_check_desc(const la_model_desc *d);
+/* Sizes of UK or UV for all heads; errors as la_pack_plan. */
+la_status la_latent_plan(const la_model_desc *d, la_recipe recipe, const la_source *part,
+                         la_head_matrix *out);
+la_status la_latent_set(la_model *m, la_head_matrix *dst, const la_source *part);
+void la_latent_clear(la_arena *weights, la_head_matrix *m);
+size_t la_head_matrix_bytes(const la_head_matrix *m);
 /* cos and sin of every position, from inverse frequencies; tables are fixed at load. */
 void la_rope_fill(const float *inv_freq, int half, int max_len, float scale, float *cos_out,
                   float *sin_out);

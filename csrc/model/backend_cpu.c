@@ -15,11 +15,18 @@
 /* Widest K of any product. */
 static int max_k(const la_model_desc *d)
 {
-    int hd = d->n_heads * d->d_head;
+    int hd = d->n_heads * (d->attn == LA_ATTN_LATENT ? d->d_v : d->d_head);
     int k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
-    k = k > hd ? k : hd;
-    k = d->n_experts != 0 && d->d_expert > k ? d->d_expert : k;
-    return d->n_experts != 0 && d->d_shared > k ? d->d_shared : k;
+    int more[] = {hd,
+                  d->q_rank,
+                  d->kv_rank,
+                  d->d_nope,
+                  d->n_experts != 0 ? d->d_expert : 0,
+                  d->n_experts != 0 ? d->d_shared : 0};
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        k = k > more[i] ? k : more[i];
+    }
+    return k;
 }
 
 /* Two lanes of int8 with metadata per 16 values are the widest form: as many bytes as fp32, but each
@@ -58,6 +65,17 @@ static size_t moe_bytes(const la_model_desc *d, int T)
     }
     size_t row = la_round_up((size_t)d->d_model, 16) * sizeof(float);
     return la_cpu_moe_down_bytes(d, T) + ((size_t)d->n_experts_used + 1) * row * (size_t)T;
+}
+
+/* Tokens of a small batch, at most. */
+static int few_rows(int max_tokens)
+{
+    return max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
+}
+
+size_t la_cpu_few_bytes(const la_model_desc *d, int max_tokens)
+{
+    return converted_bytes(d, few_rows(max_tokens));
 }
 
 static uint8_t *take_bytes(uint8_t *base, size_t *at, size_t bytes)
@@ -101,15 +119,16 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     size_t at = 0;
     int lanes = 2 * max_tokens; /* a row may enter as two */
     size_t rows = (size_t)(lanes < LA_CPU_TILE_ROWS ? lanes : LA_CPU_TILE_ROWS);
-    int few = max_tokens < LA_CPU_FEW_ROWS ? max_tokens : LA_CPU_FEW_ROWS;
+    int wide = la_cpu_heads_of(d).d;
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->sorted = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
-    out->few = take_bytes(base, &at, converted_bytes(d, few));
-    at = moe_layout(d, few, base, at, out);
-    uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, d->d_head));
+    out->few = take_bytes(base, &at, la_cpu_few_bytes(d, max_tokens));
+    at = moe_layout(d, few_rows(max_tokens), base, at, out);
+    size_t turned = d->attn == LA_ATTN_LATENT ? la_mla_scratch(wide, d->kv_rank) : 0;
+    uint8_t *room = take_bytes(base, &at, la_attend_room_bytes(LA_CPU_ATTEND_ROWS, wide) + turned);
     if (room != NULL) {
-        la_attend_room_at(room, LA_CPU_ATTEND_ROWS, d->d_head, &out->attend);
+        la_attend_room_at(room, LA_CPU_ATTEND_ROWS, wide, &out->attend);
     }
     size_t V = (size_t)d->n_vocab, units = (size_t)la_ceil_div(d->n_vocab, LA_UNIT);
     out->ruled = take_floats(base, &at, V);
@@ -156,16 +175,20 @@ static int64_t moe_items(const la_model_desc *d, int64_t T)
 static la_status check(const la_model_desc *d, const la_limits *limits)
 {
     int64_t T = limits->max_batch_tokens, spans = T < limits->max_seqs ? T : limits->max_seqs;
-    int64_t qkv = ((int64_t)d->n_heads + 2 * d->n_kv_heads) * d->d_head,
+    la_cpu_heads_view view = la_cpu_heads_of(d);
+    int64_t qkv = ((int64_t)d->n_heads + 2 * d->n_kv_heads) * d->d_head + d->q_rank + d->kv_rank,
             ffn = 2 * (int64_t)d->d_ffn;
     int64_t cols = d->d_model > ffn ? d->d_model : ffn;
     int64_t units = (cols > qkv ? cols : qkv) / LA_UNIT + 3; /* a part's last may be short */
     int64_t blocks = 2 * T / LA_CPU_TILE_ROWS + 1;           /* of two lanes a row */
-    int group = d->n_heads / d->n_kv_heads;
-    int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
-    int64_t runs = d->n_kv_heads * (int64_t)la_ceil_div(group, heads);
+    int heads = view.group < LA_CPU_ATTEND_ROWS ? view.group : LA_CPU_ATTEND_ROWS;
+    int64_t runs = view.n_kv * (int64_t)la_ceil_div(view.group, heads);
     int64_t tiles = runs * (spans + T / (LA_CPU_ATTEND_ROWS / heads));
     tiles += LA_CPU_ATTEND_FLOATS / 32; /* chunks; the smallest has 16 floats of o, 16 of m and l */
+    if (d->attn == LA_ATTN_LATENT) {    /* products of heads, by at least LA_CPU_FEW_ROWS tokens */
+        int64_t heads_products = d->n_heads * ((T + LA_CPU_FEW_ROWS - 1) / LA_CPU_FEW_ROWS);
+        tiles = tiles > heads_products ? tiles : heads_products;
+    }
     if (units * blocks > LA_POOL_MAX_ITEMS || moe_items(d, T) > LA_POOL_MAX_ITEMS ||
         tiles > LA_POOL_MAX_ITEMS || spans * d->n_heads > LA_POOL_MAX_ITEMS) {
         return la_fail(LA_ERR_ARGUMENT,
@@ -382,6 +405,9 @@ static const la_backend_ops cpu_ops = {
     .linear = la_cpu_linear,
     .heads = la_cpu_heads,
     .attend = la_cpu_attend,
+    .latent = la_cpu_latent,
+    .absorb = la_cpu_absorb,
+    .expand = la_cpu_expand,
     .route = la_cpu_route,
     .moe_up = la_cpu_moe_up,
     .moe_down = la_cpu_moe_down,

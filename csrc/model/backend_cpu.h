@@ -90,6 +90,18 @@ void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const f
 void la_cpu_round_row(const la_kernels *t, la_rounding r, const float *x, int K, float *y);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a);
+/* How attention sees the heads: kv heads that `group` query heads each read, and the width of a query.
+ * With latents a run of heads that make a tile counts as a kv head, though all of them read one block. */
+typedef struct la_cpu_heads_view {
+    int n_kv, group, d;
+} la_cpu_heads_view;
+
+la_cpu_heads_view la_cpu_heads_of(const la_model_desc *d);
+void la_cpu_latent(la_ctx *c, int layer, la_rows y, la_rows u);
+void la_cpu_absorb(la_ctx *c, int layer, la_rows q, la_rows z);
+void la_cpu_expand(la_ctx *c, int layer, la_rows z, la_rows a);
+/* Bytes of la_cpu_local.few. */
+size_t la_cpu_few_bytes(const la_model_desc *d, int max_tokens);
 /* Bytes of la_workspace.shared that attention wants; nothing else lies there meanwhile. */
 size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits);
 void la_cpu_route(la_ctx *c, int layer, la_rows x);

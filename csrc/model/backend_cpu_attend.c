@@ -113,12 +113,25 @@ void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
 
 /* ---- attention ------------------------------------------------------------------------------- */
 
+la_cpu_heads_view la_cpu_heads_of(const la_model_desc *d)
+{
+    if (d->attn != LA_ATTN_LATENT) {
+        return (la_cpu_heads_view){d->n_kv_heads, d->n_heads / d->n_kv_heads, d->d_head};
+    }
+    int runs = la_ceil_div(d->n_heads, LA_CPU_ATTEND_ROWS);
+    while (d->n_heads % runs != 0) {
+        runs++;
+    }
+    return (la_cpu_heads_view){runs, d->n_heads / runs, d->kv_rank + d->d_rope};
+}
+
 static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
 {
     const la_model_desc *d = &c->m->desc;
     *out = (la_attend_walk){.k = &la_cpu_of(c)->k,
                             .form = (la_kv_form)d->kv_form,
-                            .d = d->d_head,
+                            .d = la_cpu_heads_of(d).d,
+                            .dv = d->attn == LA_ATTN_LATENT ? d->kv_rank : 0,
                             .window = c->m->layer_desc[layer].window,
                             .scale = d->attn_scale,
                             .softcap = d->attn_softcap,
@@ -128,7 +141,8 @@ static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
 
 static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int kv_head)
 {
-    return (la_attend_pages){.base = kv_block(c, layer, kv_head, 0),
+    int one = c->m->desc.attn == LA_ATTN_LATENT;
+    return (la_attend_pages){.base = kv_block(c, layer, one ? 0 : kv_head, 0),
                              .index = span->pages,
                              .pitch = c->kv->at.page_bytes,
                              .k_bytes = c->kv->at.k_bytes};
@@ -187,7 +201,8 @@ size_t la_cpu_attend_shared(const la_model_desc *d, const la_limits *limits)
     int64_t chunks = la_ceil_div(limits->max_len, LA_CHUNK) + 1;
     int64_t all = chunks * limits->max_seqs;
     int64_t some = chunks > LA_CPU_ATTEND_CHUNKS ? chunks : LA_CPU_ATTEND_CHUNKS;
-    size_t one = part_floats(d->n_heads / d->n_kv_heads, d->d_head) * (size_t)d->n_kv_heads;
+    la_cpu_heads_view view = la_cpu_heads_of(d);
+    size_t one = part_floats(view.group, view.d) * (size_t)view.n_kv;
     size_t floats = (size_t)(all < some ? all : some) * one;
     return (floats < LA_CPU_ATTEND_FLOATS ? floats : LA_CPU_ATTEND_FLOATS) * sizeof(float);
 }
@@ -366,7 +381,7 @@ static void attend_tile(la_ctx *c, int layer, const item_list *l, const item *t,
     la_attend_rows(&mine, &pages, &own.attend, R);
     for (int r = 0; r < R; r++) {
         w->k->attend_finish(own.attend.o + r * la_attend_wide(w->d), own.attend.l[r],
-                            row_of(a, t, r, w->d), w->d);
+                            row_of(a, t, r, w->d), la_attend_out(w));
     }
 }
 
@@ -466,11 +481,11 @@ static void join_parts(la_ctx *c, const item_list *l, int h, la_rows a)
             const float *part_m = part + (int64_t)R * wide, *part_l = part_m + R;
             if (part_l[r] > 0.0f) {
                 w->k->attend_merge(&m, &sum, o, part_m[r], part_l[r], part + (int64_t)r * wide,
-                                   w->d);
+                                   la_attend_out(w));
             }
         }
         float *out = a.p + (int64_t)(span->first_token + t) * a.ld + h * w->d;
-        w->k->attend_finish(o, sum, out, w->d);
+        w->k->attend_finish(o, sum, out, la_attend_out(w));
     }
 }
 
@@ -496,19 +511,19 @@ static void join_all(la_ctx *c, item_list *l, la_rows a)
 void la_cpu_attend(la_ctx *c, int layer, la_rows q, la_rows a)
 {
     const la_model_desc *d = &c->m->desc;
-    int group = d->n_heads / d->n_kv_heads;
-    int heads = group < LA_CPU_ATTEND_ROWS ? group : LA_CPU_ATTEND_ROWS;
+    la_cpu_heads_view view = la_cpu_heads_of(d);
+    int heads = view.group < LA_CPU_ATTEND_ROWS ? view.group : LA_CPU_ATTEND_ROWS;
     size_t room = c->w->shared_bytes / sizeof(float);
     la_attend_walk walk;
     attend_walk_of(c, layer, &walk);
     item_list list = {.batch = c->batch,
                       .walk = &walk,
-                      .n_kv_heads = d->n_kv_heads,
-                      .group = group,
+                      .n_kv_heads = view.n_kv,
+                      .group = view.group,
                       .heads = heads,
                       .tokens = LA_CPU_ATTEND_ROWS / heads,
                       .room = room < LA_CPU_ATTEND_FLOATS ? room : LA_CPU_ATTEND_FLOATS};
-    list.fold = d->n_kv_heads % 2 == 0 ? d->n_kv_heads / 2 : 1;
+    list.fold = view.n_kv % 2 == 0 ? view.n_kv / 2 : 1;
     int bounds[LA_POOL_MAX_THREADS + 1], joins, n = bound_items(&list, c->nth, bounds, &joins);
     la_share share;
     la_cpu_share_begin(c, &share, n, bounds);

@@ -76,6 +76,13 @@ static uint64_t read_matrix(const probe_job *job, const la_matrix *m, int tid, i
     return any;
 }
 
+static uint64_t read_latent(const probe_job *job, const la_latent *m, int tid, int nth)
+{
+    uint64_t any = read_matrix(job, &m->in, tid, nth) | read_matrix(job, &m->q, tid, nth);
+    any |= read_share(job, m->uk.one.data, la_head_matrix_bytes(&m->uk), tid, nth);
+    return any | read_share(job, m->uv.one.data, la_head_matrix_bytes(&m->uv), tid, nth);
+}
+
 /* As many experts as a token uses. */
 static uint64_t read_experts(const probe_job *job, const la_moe *w, int tid, int nth)
 {
@@ -95,7 +102,8 @@ static void weights_thread(void *arg, int tid, int nth)
     uint64_t any = 0;
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
-        any |= read_matrix(job, &w->qkv, tid, nth) | read_matrix(job, &w->o, tid, nth);
+        any |= read_matrix(job, &w->qkv, tid, nth) | read_latent(job, &w->latent, tid, nth);
+        any |= read_matrix(job, &w->o, tid, nth);
         any |= read_matrix(job, &w->gate_up, tid, nth) | read_matrix(job, &w->down, tid, nth);
         any |= w->moe != NULL ? read_experts(job, w->moe, tid, nth) : 0;
     }

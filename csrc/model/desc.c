@@ -134,6 +134,7 @@ la_status la_desc_check(const la_model_desc *d)
     LA_TRY(check_experts(d));
     LA_TRY(check_layers(d));
     LA_TRY(check_rope(d));
+    LA_TRY(la_latent_check_desc(d));
 done:
     return st;
 }

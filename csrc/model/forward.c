@@ -4,7 +4,8 @@
  * which tensors are set (an absent tensor is a feature that is off), how it is computed belongs to the
  * backend. Invariant: all threads make the same calls in the same order. Called by model.c.
  *
- * Shapes: x [T, D] residual stream, q and a [T, H d], h [T, F], y [T, D] or [T, (H + 2K) d].
+ * Shapes: x [T, D] residual stream, q and a [T, H d], h [T, F], y [T, D] or [T, (H + 2K) d]; of latents
+ * z [T, H (r + d_rope)] and a [T, H d_v].
  */
 #include "backend.h"
 
@@ -86,17 +87,49 @@ static void feed_experts(la_ctx *c, int l, la_rows x)
     trace(c, "moe_down", l, x, d->d_model);
 }
 
-static void layer(la_ctx *c, int l)
+/* q = rope(norm(x) Wq), KV pages <- k, v, a = attention(q, pages) */
+static void attn_heads(la_ctx *c, int l, la_rows x, la_rows a)
 {
-    const la_layer *w = &c->m->layers[l];
-    int T = c->batch->n_tokens;
-    la_rows x = take(c->w->x, T), q = take(c->w->q, T), a = take(c->w->a, T), h = take(c->w->h, T);
-
     const la_model_desc *d = &c->m->desc;
+    la_rows q = take(c->w->q, x.n);
     project_heads(c, l, x, q);
     trace(c, "qkv", l, q, d->n_heads * d->d_head);
     c->b->ops->attend(c, l, q, a);
     trace(c, "attend", l, a, d->n_heads * d->d_head);
+}
+
+/* Absorbed, whatever the number of tokens, so that a token's bits do not depend on it: queries go to the
+ * width of the latents, meet them as they lie in the pages, and what is found goes on to the values. */
+static void attn_mla(la_ctx *c, int l, la_rows x, la_rows a)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_layer *w = &c->m->layers[l];
+    la_norm plain = {NULL, NULL};
+    la_rows y = take(c->w->y, x.n), u = take(c->w->u, x.n), z = take(c->w->z, x.n), q = y;
+    linear(c, &w->latent.in, x, y, w->attn_norm, (la_epilogue){.kind = LA_STORE});
+    c->b->ops->latent(c, l, y, u);
+    if (d->q_rank != 0) {
+        q = take(c->w->q, x.n);
+        linear(c, &w->latent.q, u, q, plain, (la_epilogue){.kind = LA_STORE});
+    }
+    trace(c, "q", l, q, d->n_heads * d->d_head);
+    c->b->ops->absorb(c, l, q, z);
+    c->b->ops->attend(c, l, z, z);
+    c->b->ops->expand(c, l, z, a);
+    trace(c, "attend", l, a, d->n_heads * d->d_v);
+}
+
+static void layer(la_ctx *c, int l)
+{
+    const la_layer *w = &c->m->layers[l];
+    int T = c->batch->n_tokens;
+    la_rows x = take(c->w->x, T), a = take(c->w->a, T), h = take(c->w->h, T);
+
+    const la_model_desc *d = &c->m->desc;
+    switch (d->attn) {
+    case LA_ATTN_LATENT: attn_mla(c, l, x, a); break;
+    default: attn_heads(c, l, x, a); break;
+    }
     if (!d->parallel) {
         add_block(c, &w->o, a, w->attn_post_norm, x);
         trace(c, "o", l, x, d->d_model);

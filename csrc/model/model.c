@@ -229,6 +229,9 @@ static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
     case LA_GATE_UP_BIAS: return &w->gate_up;
     case LA_DOWN:
     case LA_DOWN_BIAS: return &w->down;
+    case LA_MLA_IN:
+    case LA_MLA_IN_BIAS: return &w->latent.in;
+    case LA_MLA_Q: return &w->latent.q;
     case LA_ROUTER:
     case LA_ROUTER_BIAS: return &w->moe->router;
     case LA_SHARED_GATE_UP: return &w->moe->shared_up;
@@ -255,10 +258,17 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     case LA_FFN_NORM: return &l->ffn_norm.w;
     case LA_FFN_NORM_BIAS: return &l->ffn_norm.b;
     case LA_FFN_POST_NORM: return &l->ffn_post_norm.w;
+    case LA_MLA_Q_NORM: return &l->latent.q_norm;
+    case LA_MLA_KV_NORM: return &l->latent.kv_norm;
     case LA_SINKS: return &l->sinks;
     case LA_ROUTER_CORRECTION: return &l->moe->correction;
     default: return NULL;
     }
+}
+
+static int is_per_head(la_slot slot)
+{
+    return slot == LA_MLA_UK || slot == LA_MLA_UV;
 }
 
 la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slot slot,
@@ -274,7 +284,13 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slo
         return LA_OK;
     }
     la_matrix m;
+    la_head_matrix heads;
     LA_TRY(check_recipe(d, recipe));
+    if (is_per_head(slot)) {
+        LA_TRY(la_latent_plan(d, recipe, &parts[0], &heads));
+        *bytes = la_head_matrix_bytes(&heads);
+        return LA_OK;
+    }
     LA_TRY(matrix_plan(d, recipe, slot, parts, n_parts, &m));
     for (int i = 0; i < m.n_parts; i++) {
         *bytes += weight_bytes(&m.part[i]);
@@ -300,7 +316,11 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
     la_matrix *dst = matrix_of(m, slot, layer, expert);
-    if (!shape.is_vector) {
+    if (is_per_head(slot)) {
+        la_latent *l = &m->layers[layer].latent;
+        LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
+    }
+    else if (!shape.is_vector) {
         LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
     }
     else if (dst != NULL) {
@@ -428,6 +448,12 @@ void la_model_free(la_model *m)
         matrix_clear(&m->weights, &w->o);
         matrix_clear(&m->weights, &w->gate_up);
         matrix_clear(&m->weights, &w->down);
+        la_free(w->latent.q_norm);
+        la_free(w->latent.kv_norm);
+        matrix_clear(&m->weights, &w->latent.in);
+        matrix_clear(&m->weights, &w->latent.q);
+        la_latent_clear(&m->weights, &w->latent.uk);
+        la_latent_clear(&m->weights, &w->latent.uv);
         moe_free(m, w->moe);
     }
     matrix_clear(&m->weights, &m->embed);
@@ -453,6 +479,28 @@ static la_status need(int is_set, la_slot slot, int layer)
         return la_fail(LA_ERR_SHAPE, "%s (layer %d): missing", la_slot_name(slot), layer);
     }
     return LA_OK;
+}
+
+/* What attention reads before its output. */
+static la_status need_attention(const la_model *m, int l)
+{
+    la_status st = LA_OK;
+    const la_layer *w = &m->layers[l];
+    const la_latent *of = &w->latent;
+    if (m->desc.attn != LA_ATTN_LATENT) {
+        LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
+        return LA_OK;
+    }
+    LA_TRY(need(of->in.n_parts != 0, LA_MLA_IN, l));
+    LA_TRY(need(of->kv_norm != NULL, LA_MLA_KV_NORM, l));
+    LA_TRY(need(of->uk.n_heads != 0, LA_MLA_UK, l));
+    LA_TRY(need(of->uv.n_heads != 0, LA_MLA_UV, l));
+    if (m->desc.q_rank != 0) {
+        LA_TRY(need(of->q_norm != NULL, LA_MLA_Q_NORM, l));
+        LA_TRY(need(of->q.n_parts != 0, LA_MLA_Q, l));
+    }
+done:
+    return st;
 }
 
 /* Experts of a layer are read by one product, so their weights are in one form. */
@@ -497,7 +545,7 @@ la_status la_model_finish(la_model *m)
     LA_TRY(need(m->final_norm.w != NULL, LA_FINAL_NORM, -1));
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
-        LA_TRY(need(w->qkv.n_parts != 0, LA_QKV, l));
+        LA_TRY(need_attention(m, l));
         LA_TRY(need(w->o.n_parts != 0, LA_O, l));
         if (w->moe != NULL) {
             LA_TRY(need_moe(m, w->moe, l));
@@ -543,8 +591,11 @@ static size_t layers_bytes(const la_model *m, int n_experts)
     size_t n = 0;
     for (int l = 0; l < m->desc.n_layers; l++) {
         const la_layer *w = &m->layers[l];
+        const la_latent *of = &w->latent;
         n += matrix_bytes(&w->qkv) + matrix_bytes(&w->o) + matrix_bytes(&w->gate_up) +
              matrix_bytes(&w->down);
+        n += matrix_bytes(&of->in) + matrix_bytes(&of->q) + la_head_matrix_bytes(&of->uk) +
+             la_head_matrix_bytes(&of->uv);
         n += w->moe != NULL ? moe_bytes(w->moe, n_experts) : 0;
     }
     return n;

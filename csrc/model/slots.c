@@ -29,6 +29,13 @@ static const char *const slot_names[LA_SLOT_COUNT] = {
     [LA_DOWN] = "down",
     [LA_DOWN_BIAS] = "down_bias",
     [LA_FFN_POST_NORM] = "ffn_post_norm",
+    [LA_MLA_IN] = "mla_in",
+    [LA_MLA_IN_BIAS] = "mla_in_bias",
+    [LA_MLA_Q_NORM] = "mla_q_norm",
+    [LA_MLA_KV_NORM] = "mla_kv_norm",
+    [LA_MLA_Q] = "mla_q",
+    [LA_MLA_UK] = "mla_uk",
+    [LA_MLA_UV] = "mla_uv",
     [LA_SINKS] = "sinks",
     [LA_ROUTER] = "router",
     [LA_ROUTER_BIAS] = "router_bias",
@@ -72,6 +79,7 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
 {
     int D = d->d_model, F = d->d_ffn, V = d->n_vocab, E = d->n_experts, X = d->d_expert;
     int q = d->n_heads * d->d_head, k = d->n_kv_heads * d->d_head;
+    int in = d->q_rank != 0 ? d->q_rank : q, latent = d->kv_rank + d->d_rope;
     la_shape s;
     switch (slot) {
     case LA_EMBED:
@@ -85,7 +93,14 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot)
     case LA_Q_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? q : d->d_head, 0, 0);
     case LA_K_NORM: return vector(d->qk_norm == LA_QK_NORM_ROW ? k : d->d_head, 0, 0);
     case LA_SINKS: return vector(d->n_heads, 0, 0);
-    case LA_O: return matrix(D, 0, 0, q);
+    case LA_O: return matrix(D, 0, 0, d->attn == LA_ATTN_LATENT ? d->n_heads * d->d_v : q);
+    case LA_MLA_IN: return matrix(in, latent, 0, D);
+    case LA_MLA_IN_BIAS: return vector(in, latent, 0);
+    case LA_MLA_Q_NORM: return vector(d->q_rank, 0, 0);
+    case LA_MLA_KV_NORM: return vector(d->kv_rank, 0, 0);
+    case LA_MLA_Q: return matrix(q, 0, 0, d->q_rank);
+    case LA_MLA_UK: return matrix(d->n_heads * d->kv_rank, 0, 0, d->d_nope);
+    case LA_MLA_UV: return matrix(d->n_heads * d->d_v, 0, 0, d->kv_rank);
     case LA_GATE_UP: return matrix(F, d->gated ? F : 0, 0, D);
     case LA_GATE_UP_BIAS: return vector(F, d->gated ? F : 0, 0);
     case LA_DOWN: return matrix(D, 0, 0, F);
@@ -169,6 +184,16 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
     }
     if ((slot == LA_SHARED_GATE_UP || slot == LA_SHARED_DOWN) && d->d_shared == 0) {
         return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model has no shared expert",
+                       la_slot_name(slot), layer);
+    }
+    int latent = slot >= LA_MLA_IN && slot <= LA_MLA_UV;
+    if ((latent || slot == LA_QKV || slot == LA_QKV_BIAS) &&
+        latent != (d->attn == LA_ATTN_LATENT)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's attention has another form",
+                       la_slot_name(slot), layer);
+    }
+    if ((slot == LA_MLA_Q_NORM || slot == LA_MLA_Q) && d->q_rank == 0) {
+        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's queries are made of x",
                        la_slot_name(slot), layer);
     }
     if ((slot == LA_Q_NORM || slot == LA_K_NORM) && !la_heads_have_norms(d)) {

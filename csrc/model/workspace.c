@@ -23,6 +23,10 @@ la_kv_layout la_kv_layout_of(const la_model_desc *d)
 {
     la_kv_form form = (la_kv_form)d->kv_form;
     la_kv_layout at;
+    if (d->attn == LA_ATTN_LATENT) {
+        size_t bytes = la_kv_latent_bytes(form, d->kv_rank, d->d_rope);
+        return (la_kv_layout){bytes, bytes, bytes, bytes * (size_t)d->n_layers};
+    }
     at.k_bytes = la_kv_k_bytes(form, d->d_head);
     at.head_bytes = at.k_bytes + la_kv_v_bytes(form, d->d_head);
     at.layer_bytes = at.head_bytes * (size_t)d->n_kv_heads;
@@ -85,13 +89,19 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
 {
     int T = limits->max_batch_tokens;
     int hd = d->n_heads * d->d_head, raw = (d->n_heads + 2 * d->n_kv_heads) * d->d_head;
+    int latent = d->attn == LA_ATTN_LATENT, wide = d->kv_rank + d->d_rope;
+    if (latent) {
+        raw = (d->q_rank != 0 ? d->q_rank : hd) + wide;
+    }
     w->bytes = 0;
     w->max_tokens = T;
     w->logit_rows = T < LOGIT_ROWS ? T : LOGIT_ROWS;
     w->x = carve_rows(w, T, d->d_model);
     w->y = carve_rows(w, T, d->d_model > raw ? d->d_model : raw);
-    w->q = carve_rows(w, T, hd);
-    w->a = carve_rows(w, T, hd);
+    w->q = carve_rows(w, T, latent && d->q_rank == 0 ? 0 : hd); /* 0: they lie in y */
+    w->a = carve_rows(w, T, latent ? d->n_heads * d->d_v : hd);
+    w->u = carve_rows(w, T, d->q_rank);
+    w->z = carve_rows(w, T, latent ? d->n_heads * wide : 0);
     w->h = carve_rows(w, has_dense_layer(d) ? T : 0, d->d_ffn);
     carve_experts(d, T, w);
     w->last = carve_rows(w, w->logit_rows, d->d_model);

@@ -22,6 +22,8 @@ static const char *const QK_NORM_NAMES[] = {[LA_QK_NORM_NONE] = "none",
                                             NULL};
 static const char *const ROUTE_NAMES[] = {
     [LA_ROUTE_SOFTMAX] = "softmax", [LA_ROUTE_SIGMOID] = "sigmoid", NULL};
+static const char *const ATTN_NAMES[] = {
+    [LA_ATTN_HEADS] = "heads", [LA_ATTN_LATENT] = "latent", NULL};
 static const char *const ACTIVATION_NAMES[] = {
     [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
 static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
@@ -70,6 +72,12 @@ static const struct {
     CHOICE(qk_norm, QK_NORM_NAMES),
     INT(d_rope),
     INT(rope_interleaved),
+    CHOICE(attn, ATTN_NAMES),
+    INT(kv_rank),
+    INT(q_rank),
+    INT(d_nope),
+    INT(d_v),
+    FLOAT(latent_eps),
     FLOAT(attn_scale),
     FLOAT(attn_softcap),
     FLOAT(attn_grow),
@@ -385,7 +393,7 @@ static int parse_floats(const py_state *state, PyObject *value, la_dtype *out)
 }
 
 /* Slot names as bits. */
-static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
+static int parse_wide(const py_state *state, PyObject *value, uint64_t *out)
 {
     PyObject *list = PySequence_Fast(value, "wide: expected a sequence of slot names");
     int failed = list == NULL;
@@ -399,7 +407,7 @@ static int parse_wide(const py_state *state, PyObject *value, uint32_t *out)
             py_raise_format(state, LA_ERR_ARGUMENT, "wide: unknown slot %R", item);
         }
         else {
-            *out |= 1u << slot;
+            *out |= (uint64_t)1 << slot;
         }
     }
     Py_XDECREF(list);

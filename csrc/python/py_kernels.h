@@ -22,6 +22,7 @@ int py_kernels_register(PyObject *module);
 int py_kernels_rows_register(PyObject *module);
 int py_kernels_packed_register(PyObject *module);
 int py_kernels_pages_register(PyObject *module);
+int py_kernels_latent_register(PyObject *module);
 int py_kernels_moe_register(PyObject *module);
 int py_kernels_probe_register(PyObject *module);
 int py_kernels_fp8_register(PyObject *module);

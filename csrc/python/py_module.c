@@ -122,6 +122,7 @@ static int core_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->tensor_type);
     Py_VISIT(state->packed_type);
     Py_VISIT(state->pages_type);
+    Py_VISIT(state->latents_type);
     return 0;
 }
 
@@ -137,6 +138,7 @@ static int core_clear(PyObject *module)
     Py_CLEAR(state->tensor_type);
     Py_CLEAR(state->packed_type);
     Py_CLEAR(state->pages_type);
+    Py_CLEAR(state->latents_type);
     return 0;
 }
 

@@ -24,6 +24,7 @@ typedef struct py_state {
     PyTypeObject *tensor_type;
     PyTypeObject *packed_type;
     PyTypeObject *pages_type;
+    PyTypeObject *latents_type;
 } py_state;
 
 py_state *py_state_of(PyObject *module);        /* a module of ours */

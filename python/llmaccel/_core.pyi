@@ -160,6 +160,26 @@ class Pages:
         /,
     ) -> None: ...
 
+class LatentPages:
+    """MLA pages of one sequence; use llmaccel.kernels.LatentPages instead."""
+
+    def __init__(self, r: int, p: int, max_tokens: int, dtype: str) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    def store(self, isa: str, latent: Buffer, key: Buffer, /) -> None: ...
+    def attend(
+        self,
+        isa: str,
+        q: Buffer,
+        positions: Buffer,
+        out: Buffer,
+        H: int,
+        scale: float,
+        threads: int,
+        /,
+    ) -> None: ...
+
 def plan(
     desc: Mapping[str, Any], limits: Mapping[str, int], threads: int = 0, /
 ) -> dict[str, int]: ...

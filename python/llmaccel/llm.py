@@ -84,8 +84,7 @@ class LLM:
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
-        kv_cache_memory_bytes: cap of the cache; it is committed only as tokens arrive. None: a
-        share of what is free.
+        kv_cache_memory_bytes: its cap; it grows only as tokens arrive. None: a share of the free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
@@ -648,6 +647,7 @@ class LLM:
                 "wide_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
+                "mtp_tensors": self._forms.later,
             },
             "backend": self._backend.info,
             "memory": {

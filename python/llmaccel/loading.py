@@ -41,7 +41,13 @@ from llmaccel.models.checkpoint import (
     tensor_bytes,
 )
 from llmaccel.models.families import find_family
-from llmaccel.models.mapping import build_config, iter_slots, slot_forms, tensor_specs
+from llmaccel.models.mapping import (
+    build_config,
+    iter_slots,
+    later_tensors,
+    slot_forms,
+    tensor_specs,
+)
 from llmaccel.models.quantized import open_quantized, quantization_beside
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
@@ -57,6 +63,7 @@ class Forms:
     of the head, as reports name them. wide: slots whose activations are finer than int8 where the
     others have that.
     no_effect: options that change nothing with this file. rounded: rows as the file says.
+    later: tensors of layers that predict further tokens (MTP), which are left in the file.
     """
 
     weights: Mapping[str, Any]
@@ -66,6 +73,7 @@ class Forms:
     wide: tuple[str, ...] = ()
     no_effect: tuple[str, ...] = ()
     rounded: bool = False
+    later: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             "activation='checkpoint': the model does not say how activations are rounded, or in "
             "a way that is not known here"
         )
+    forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint.draw = True
@@ -298,6 +307,10 @@ def choose_forms(
     kv = options.kv_cache_dtype
     if kv == "auto":
         kv = "float32" if main == "F32" and not quantized else "bfloat16"
+    if kv == "int8" and config.attn == "latent":
+        raise UnsupportedError(
+            "kv_cache_dtype='int8': latents (MLA) are kept as float32, bfloat16 or fp8"
+        )
     tied = all(slot != "head" for slot, _ in slots)
     recipe = make_recipe(weights, quantization, tied)
     dtype = head = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]

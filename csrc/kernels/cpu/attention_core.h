@@ -41,6 +41,7 @@ typedef struct attend_panel {
     int n_blocks;
     int steps;
     int add; /* 0: C starts at zero */
+    int pace; /* MLA: bytes of `ahead` a step, where several panels share the prefetching of a page */
 } attend_panel;
 
 /* How one of the two products is made. */

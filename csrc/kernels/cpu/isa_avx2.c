@@ -5,6 +5,7 @@
 #define LA_VEC_AVX2
 #include "act.h"
 #include "attention.h"
+#include "attention_mla_fma.h"
 #include "fp8.h"
 #include "gemm.h"
 #include "gemm_q.h"
@@ -24,5 +25,6 @@ void la_kernels_fill_avx2(la_kernels *t)
     fill_probe(t);
     fill_rows(t);
     fill_attention(t);
+    fill_mla(t);
     fill_sample(t);
 }

@@ -4,10 +4,12 @@
  */
 #define LA_VEC_AVX512
 #include "attention_bf16.h"
+#include "attention_mla_bf16.h"
 #include "gemm_bf16.h"
 
 void la_kernels_fill_bf16(la_kernels *t)
 {
     fill_gemm_bf16(t);
     fill_attention_bf16(t);
+    fill_mla_bf16(t);
 }

@@ -4,6 +4,7 @@
  */
 #include "act.h"
 #include "attention.h"
+#include "attention_mla_fma.h"
 #include "fp8.h"
 #include "gemm_scalar.h"
 #include "rows.h"
@@ -19,5 +20,6 @@ void la_kernels_fill_scalar(la_kernels *t)
     fill_gemm(t);
     fill_rows(t);
     fill_attention(t);
+    fill_mla(t);
     fill_sample(t);
 }

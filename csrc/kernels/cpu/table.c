@@ -84,6 +84,23 @@ la_attend_fn la_kernels_attend(const la_kernels *t, la_kv_form form)
     return slots[form];
 }
 
+/* NULL for int8, which latents do not have. */
+la_mla_store_fn la_kernels_mla_store(const la_kernels *t, la_kv_form form)
+{
+    const la_mla_store_fn slots[LA_KV_FORM_COUNT] = {[LA_KV_F32] = t->mla_store_f32,
+                                                     [LA_KV_BF16] = t->mla_store_bf16,
+                                                     [LA_KV_F8] = t->mla_store_f8};
+    return slots[form];
+}
+
+la_attend_fn la_kernels_mla_attend(const la_kernels *t, la_kv_form form)
+{
+    const la_attend_fn slots[LA_KV_FORM_COUNT] = {[LA_KV_F32] = t->mla_attend_f32,
+                                                  [LA_KV_BF16] = t->mla_attend_bf16,
+                                                  [LA_KV_F8] = t->mla_attend_f8};
+    return slots[form];
+}
+
 la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
 {
     const la_gemm_fn slots[LA_PACK_COUNT][LA_ACT_FORM_COUNT] = {

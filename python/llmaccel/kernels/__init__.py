@@ -23,7 +23,7 @@ What every function keeps to:
 | formats | pack, PackedWeight, linear, quantize_rows, round_bf16 |
 | experts | route, pack_experts, PackedExperts, grouped_linear_contiguous, grouped_linear_masked |
 | 8-bit floats | fp8_encode, fp8_decode, fp8_quantize, fp8_dequantize, fp8_linear |
-| attention | KVPages |
+| attention | KVPages, LatentPages |
 | sampling | argmax, logsumexp, softmax, select_above, top_k |
 """
 
@@ -44,6 +44,7 @@ from llmaccel.kernels.fp8 import (
     fp8_linear,
     fp8_quantize,
 )
+from llmaccel.kernels.latent import LatentPages
 from llmaccel.kernels.packed import PackedWeight, linear, pack, quantize_rows, round_bf16
 from llmaccel.kernels.pages import KVPages
 from llmaccel.kernels.rows import act, act_mul, add, layer_norm, rms_norm, rope, softcap
@@ -51,6 +52,7 @@ from llmaccel.kernels.sampling import argmax, logsumexp, select_above, softmax, 
 
 __all__ = [
     "KVPages",
+    "LatentPages",
     "PackedExperts",
     "PackedWeight",
     "act",

@@ -21,6 +21,20 @@ MOST_TOKENS = 2**24
 FORMS = {"float32": "F32", "bfloat16": "BF16", "int8": "int8", "fp8": "fp8"}
 
 
+def positions_of(positions: Any, tokens: int, stored: int) -> np.ndarray:
+    """int32 [tokens], each of a stored token; None: the last ones."""
+    if positions is None:
+        if tokens > stored:
+            raise ConfigError(f"q: {tokens} tokens, but {stored} are stored")
+        return np.arange(stored - tokens, stored, dtype=np.int32)
+    at = np.asarray(positions)
+    if at.shape != (tokens,) or (at.dtype.kind not in "iu" and tokens):
+        raise ConfigError(f"positions: expected {tokens} integers, got {at.dtype} {list(at.shape)}")
+    if tokens and not 0 <= int(at.min()) <= int(at.max()) < stored:
+        raise ConfigError(f"positions: {int(at.min())}..{int(at.max())} is not in 0..{stored - 1}")
+    return np.ascontiguousarray(at, np.int32)
+
+
 class KVPages:
     """Keys and values of one sequence, appended as they come, and attention over them.
 
@@ -93,7 +107,7 @@ class KVPages:
         tokens, heads, _ = rows.shape
         if heads == 0 or heads % self.n_kv_heads or heads > 65536:
             raise ConfigError(f"q: {heads} heads are no multiple of {self.n_kv_heads} kv heads")
-        at = self._positions(positions, tokens)
+        at = positions_of(positions, tokens, len(self))
         y = arguments.result(out, rows.shape, rows)
         level, work = arguments.level(isa), rows.nbytes * (1 + len(self) // 16)
         threads = arguments.count_threads(threads, work)
@@ -103,24 +117,6 @@ class KVPages:
         if tokens:
             self._core.attend(level, rows, at, y, heads, factor, cap, width, threads)
         return y
-
-    def _positions(self, positions: Any, tokens: int) -> np.ndarray:
-        """int32 [tokens], each of a stored token."""
-        stored = len(self)
-        if positions is None:
-            if tokens > stored:
-                raise ConfigError(f"q: {tokens} tokens, but {stored} are stored")
-            return np.arange(stored - tokens, stored, dtype=np.int32)
-        at = np.asarray(positions)
-        if at.shape != (tokens,) or (at.dtype.kind not in "iu" and tokens):
-            raise ConfigError(
-                f"positions: expected {tokens} integers, got {at.dtype} {list(at.shape)}"
-            )
-        if tokens and not 0 <= int(at.min()) <= int(at.max()) < stored:
-            raise ConfigError(
-                f"positions: {int(at.min())}..{int(at.max())} is not in 0..{stored - 1}"
-            )
-        return np.ascontiguousarray(at, np.int32)
 
     def __repr__(self) -> str:
         return (

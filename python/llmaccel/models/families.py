@@ -2,8 +2,8 @@
 model.
 
 Owns the rows without experts, the table of all rows, and which row a config or a GGUF file means.
-What a row is says family.py; rows with experts are in families_moe.py. To add a family, add a row;
-the tests pick it up.
+What a row is says family.py; rows with experts are in families_moe.py, those with latents in
+families_latent.py. To add a family, add a row; the tests pick it up.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from llmaccel.config import MAX_LAYERS, Keys
 from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.models.families_latent import LATENT_FAMILIES
 from llmaccel.models.families_moe import MOE_FAMILIES
 from llmaccel.models.family import (
     ATTN_BIAS,
@@ -128,7 +129,7 @@ _DENSE: tuple[Family, ...] = (
          "max_position_embeddings": 131072, "sliding_window": 4096},
         NO_BIAS, "llama", window=every_window, gguf_interleaved=True,
         gguf_keys={"sliding_window": "attention.sliding_window"},
-        gguf_tells=("attention.sliding_window",),
+        gguf_tells={"attention.sliding_window": None},
     ),
     Family(     # Qwen2, Qwen2.5
         "qwen2", ("Qwen2ForCausalLM",), ("qwen2",),
@@ -280,7 +281,7 @@ _DENSE: tuple[Family, ...] = (
     ),
 )
 # fmt: on
-FAMILIES = _DENSE + MOE_FAMILIES
+FAMILIES = _DENSE + LATENT_FAMILIES + MOE_FAMILIES
 
 
 # ---- which row -----------------------------------------------------------------------------------
@@ -335,8 +336,9 @@ def gguf_family(metadata: Mapping[str, Any]) -> Family:
         raise UnsupportedError(
             f"GGUF architecture {ascii(arch)[:80]} is not supported; known: {known}"
         )
-    # Mistral and Mixtral files are llama files: experts, or a window, tell them apart.
+    # Mistral and Mixtral files are llama files, V3's are V2's: experts, a window or the gate tell.
     for row in reversed(rows):
-        if any(plain(metadata.get(f"{arch}.{key}")) not in (None, 0) for key in row.gguf_tells):
+        told = ((plain(metadata.get(f"{arch}.{k}")), v) for k, v in row.gguf_tells.items())
+        if any(got == want if want is not None else got not in (None, 0) for got, want in told):
             return row
     return rows[0]

@@ -305,7 +305,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "num_local_experts": "expert_count",
             "sliding_window": "attention.sliding_window",
         },
-        gguf_tells=("expert_count",),
+        gguf_tells={"expert_count": None},
     ),
     Family(  # Qwen1.5-MoE, Qwen2-57B-A14B
         "qwen2_moe",
@@ -467,7 +467,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             **_GRANITE_KEYS,
             "shared_intermediate_size": "expert_shared_feed_forward_length",
         },
-        gguf_tells=("expert_shared_feed_forward_length",),
+        gguf_tells={"expert_shared_feed_forward_length": None},
     ),
     Family(
         "gpt_oss",
@@ -576,7 +576,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
         rotates=_llama4_turns,
         optional=ATTN_BIAS,
         rope=RopeKeys(theta=("rope_theta", 500000.0)),
-        interleaved=True,
+        interleaved=lambda keys: True,
     ),
     Family(  # GLM-4.5, 4.5-Air, 4.6, 4.7
         "glm4_moe",

@@ -4,8 +4,8 @@ A row (`Family`) holds the config keys that the family reads with the class defa
 transformers gives them, where each weight slot lies in a checkpoint, and a small function for the
 numbers that are its own. mapping.py applies a row to a config or a checkpoint and knows no family
 by name. Invariant: a key or tensor that changes the arithmetic is used or refused, never ignored;
-keys that no row may ignore are listed in mapping.py. The rows are in families.py and
-families_moe.py.
+keys that no row may ignore are listed in mapping.py. The rows are in families.py, families_moe.py
+and families_latent.py.
 """
 
 from __future__ import annotations
@@ -33,8 +33,10 @@ class Family:
     experts, and `moe`, which layers have some; {} where none has. ignored: patterns of tensors that
     are known to be of no use. gguf_arch: general.architecture, None where such files are refused;
     gguf_keys: config key -> metadata key after the architecture; gguf_tells: metadata keys that
-    mean this row where several have that architecture; gguf_values: config values that the
-    architecture implies.
+    mean this row where several have that architecture, by their value (None: any but 0);
+    gguf_values: config values that the architecture implies. latent: attention over latents (MLA);
+    direct: tensors in place of those above where its queries are made of x. interleaved: rotation
+    of pairs (2i, 2i + 1). inert: keys that the family's class does not read, whatever their value.
     """
 
     name: str
@@ -59,11 +61,13 @@ class Family:
     qk_norm: str = "none"
     gguf_tensors: Mapping[str, Source] = field(default_factory=dict)
     gguf_keys: Mapping[str, str] = field(default_factory=dict)
-    interleaved: bool = False
+    latent: bool = False
+    direct: Mapping[str, Source] = field(default_factory=dict)
+    interleaved: Callable[[Keys], bool] = lambda keys: False
     gguf_interleaved: bool = False
-    gguf_tells: tuple[str, ...] = ()
+    gguf_tells: Mapping[str, Any] = field(default_factory=dict)
     gguf_values: Mapping[str, Any] = field(default_factory=dict)
-    inert: tuple[str, ...] = ()  # keys that the family's class does not read, whatever their value
+    inert: tuple[str, ...] = ()
 
 
 # ---- pieces that rows share ----------------------------------------------------------------------

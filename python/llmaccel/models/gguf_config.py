@@ -58,6 +58,11 @@ _KNOWN = frozenset(
         "nextn_predict_layers",
     )
 )
+_LATENT_KNOWN = (
+    "attention.key_length_mla",
+    "attention.value_length_mla",
+    "rope.scaling.yarn_log_multiplier",
+)
 _ARITHMETIC = ("attention.", "rope.", "expert", "ssm.", "moe_", "shortconv.", "wkv.", "nextn_")
 # The 27B models scale queries by hidden size over heads, the others by the head size.
 _WIDE_SCALE = (("gemma2", 46), ("gemma3", 62))
@@ -128,7 +133,10 @@ def hf_config_from_gguf(
     raw[family.eps], spelled[family.eps] = meta.get(eps), meta.key(eps)
     raw["num_key_value_heads"] = meta.uniform("attention.head_count_kv")
     spelled["num_key_value_heads"] = meta.key("attention.head_count_kv")
-    _heads(meta, raw, spelled)
+    if family.latent:
+        _latents(meta, raw, spelled)
+    else:
+        _heads(meta, raw, spelled)
     _windows(meta, raw, spelled)
     if family.rope is not None:
         _rope(meta, tensors, family, raw, spelled)
@@ -153,7 +161,7 @@ def _prediction_layers(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, 
 
 
 def _check_known(meta: _Metadata, family: Family) -> None:
-    known = {*_KNOWN, *family.gguf_keys.values()}
+    known = {*_KNOWN, *family.gguf_keys.values(), *(_LATENT_KNOWN if family.latent else ())}
     if "sliding_window_pattern" in family.defaults:
         known.update(("attention.sliding_window_pattern", "attention.scale"))
     for key in meta.metadata:
@@ -192,6 +200,37 @@ def _heads(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> Non
             f"{meta.key('attention.key_length')}"
         )
     raw["head_dim"] = size
+
+
+def _latents(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> None:
+    """Sizes of MLA. Newer files say those of a latent under the plain names, as there is one key
+    and value head, and those of expanded heads under names of their own."""
+    own = "_mla" if meta.get("attention.key_length_mla") is not None else ""
+    names = {
+        "key": f"attention.key_length{own}",
+        "v_head_dim": f"attention.value_length{own}",
+        "qk_rope_head_dim": "rope.dimension_count",
+    }
+    spelled.update({key: meta.key(suffix) for key, suffix in names.items()})
+    keys = Keys({key: meta.get(suffix) for key, suffix in names.items()}, {}, _WHERE, spelled)
+    turned = keys.integer("qk_rope_head_dim", 2, MAX_D_HEAD)
+    raw["qk_nope_head_dim"] = keys.integer("key", turned + 1, MAX_D_HEAD) - turned
+    raw["qk_rope_head_dim"] = raw["head_dim"] = turned
+    raw["v_head_dim"] = keys.value("v_head_dim")
+    raw.setdefault("q_lora_rank", None)
+    raw["num_key_value_heads"] = raw["num_attention_heads"]
+
+
+def _latent_scaling(meta: _Metadata, params: dict[str, Any], spelled: dict[str, str]) -> None:
+    """Yarn of MLA: files say a tenth of mscale_all_dim, and rotate by plain cos and sin."""
+    if params["rope_type"] != "yarn":
+        return
+    spelled["log"] = meta.key("rope.scaling.yarn_log_multiplier")
+    keys = Keys({"log": meta.get("rope.scaling.yarn_log_multiplier")}, {}, _WHERE, spelled)
+    log = keys.number("log", 0.0, 1e9, none=True)
+    params["attention_factor"] = 1.0
+    # The float32 of a decimal: config.json's is the decimal.
+    params["mscale_all_dim"] = float(f"{10 * log:.6g}") if log else None
 
 
 def _windows(meta: _Metadata, raw: dict[str, Any], spelled: dict[str, str]) -> None:
@@ -248,6 +287,8 @@ def _rope(
     usual = family.rope.absent if family.rope is not None else None
     if usual is not None and "truncate" in usual and params["rope_type"] == "yarn":
         params["truncate"] = usual["truncate"]  # files do not say it
+    if family.latent:
+        _latent_scaling(meta, params, spelled)
     if meta.get("rope.freq_base") is not None:
         params["rope_theta"] = meta.get("rope.freq_base")
     rotated, size = meta.get("rope.dimension_count"), _head_size(raw, spelled)

@@ -36,9 +36,11 @@ from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, find_family, gguf_family
 from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
 from llmaccel.models.gguf_config import hf_config_from_gguf
+from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes
 from llmaccel.models.rope import RopeContext, rope_tables
 from llmaccel.models.slots import (
     DENSE_SLOTS,
+    LATENT_LAYOUTS,
     MOE_SLOTS,
     NameTable,
     Source,
@@ -290,7 +292,8 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         raise keys.error(
             "num_key_value_heads", f"{n_kv} does not divide num_attention_heads {n_heads}"
         )
-    d_head = (
+    latent = latent_sizes(keys, n_heads, n_kv) if family.latent else {"d_nope": 0}
+    d_head = latent.get("d_head") or (
         keys.integer("head_dim", 1, 2**20, none=True) if "head_dim" in family.defaults else None
     )
     if d_head is None:
@@ -299,7 +302,8 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
                 "hidden_size", f"{d_model} is no multiple of num_attention_heads {n_heads}"
             )
         d_head = d_model // n_heads
-    _require(keys, family, {"head_dim": d_head, "num_key_value_heads": n_kv})
+    if not family.latent:
+        _require(keys, family, {"head_dim": d_head, "num_key_value_heads": n_kv})
     if d_head > MAX_D_HEAD:
         raise UnsupportedError(
             f"{keys.where}: head size {d_head} is not supported; the limit is {MAX_D_HEAD}"
@@ -319,6 +323,7 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         "n_vocab": keys.integer("vocab_size", 1, MAX_VOCAB),
         "max_position_embeddings": positions,
         "max_len": _max_len(family, positions, max_model_len),
+        **latent,
     }
 
 
@@ -372,11 +377,12 @@ def _rotation(keys: Keys, family: Family, sizes: dict[str, Any], gguf: bool) -> 
             "rope_scale": [],
             "layers": [Layer(window, -1) for window in windows],
         }
-    context = RopeContext(sizes["d_head"], sizes["max_position_embeddings"], sizes["max_len"])
+    rotated = sizes["d_head"] - sizes["d_nope"]
+    context = RopeContext(rotated, sizes["max_position_embeddings"], sizes["max_len"])
     tables, scales = rope_tables(keys, family.rope, context)
     return {
         "d_rope": 2 * len(tables[0]),
-        "rope_interleaved": family.interleaved or (gguf and family.gguf_interleaved),
+        "rope_interleaved": family.interleaved(keys) or (gguf and family.gguf_interleaved),
         "rope_inv_freq": tables,
         "rope_scale": scales,
         "layers": [
@@ -392,6 +398,8 @@ def _slots(
     """The slots that a checkpoint of this model fills. gguf_tensors: where they tell what is there;
     None: the config does."""
     slots = []
+    direct = family.latent and keys.value("q_lora_rank") is None
+    absent = absent | set(DIRECT_LACKS if direct else ())
     for slot in family.tensors:
         if slot in absent:
             continue
@@ -399,7 +407,7 @@ def _slots(
             if gguf_tensors is None:
                 present = keys.flag(family.optional[slot])
             else:
-                first = _names_of(family, True)[slot].names[0].replace("{i}", "0")
+                first = _names_of(family, True, direct)[slot].names[0].replace("{i}", "0")
                 present = first in gguf_tensors
             if not present:
                 continue
@@ -415,14 +423,19 @@ def family_of(config: ModelConfig) -> Family:
     return next(family for family in FAMILIES if family.name == config.family)
 
 
-def _names_of(family: Family, gguf: bool) -> Mapping[str, Source]:
-    return {**GGUF_TENSORS, **family.gguf_tensors} if gguf else family.tensors
+def _names_of(family: Family, gguf: bool, direct: bool) -> Mapping[str, Source]:
+    """direct: queries of MLA are made of x itself."""
+    if gguf:
+        return {**GGUF_TENSORS, **family.gguf_tensors}
+    return {**family.tensors, **family.direct} if direct else family.tensors
 
 
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
     family = family_of(config)
     return NameTable(
-        _names_of(family, config.gguf), "" if config.gguf else family.prefix, checkpoint
+        _names_of(family, config.gguf, config.q_rank == 0),
+        "" if config.gguf else family.prefix,
+        checkpoint,
     )
 
 
@@ -455,6 +468,8 @@ def slot_forms(
     for slot, layer, expert in walk(config):
         shapes = slot_shapes(config, slot) if expert == 0 else shapes
         dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer, expert)]
+        if table.tensors[slot].layout in LATENT_LAYOUTS:
+            dtypes = [latent_dtype(dtypes[0])]
         if len(dtypes) < len(shapes):
             dtypes = dtypes[:1] * len(shapes)
         if table.tensors[slot].layout == "minus_one":
@@ -473,7 +488,7 @@ def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
         src = table.tensors[slot]
         stacked = is_stacked(src, slot)
         if expert == 0:
-            shapes = stored_shapes(src, slot_shapes(config, slot))
+            shapes = stored_shapes(config, src, slot_shapes(config, slot))
             shapes = [(config.n_experts, *shape) for shape in shapes] if stacked else shapes
         elif stacked:
             continue
@@ -487,18 +502,21 @@ def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
     if config.tie_embeddings:
         patterns.append(r"lm_head\.weight|embed_out\.weight")
-    for i in range(_prediction_layers(config)):  # they follow the others
-        patterns.append(rf"(.*\.)?(layers|blk)\.{config.n_layers + i}\..*")
     useless = re.compile("|".join(f"(?:{p})" for p in patterns))
+    used.update(later_tensors(config, checkpoint))
     return [name for name in checkpoint.names() if name not in used and not useless.fullmatch(name)]
 
 
-def _prediction_layers(config: ModelConfig) -> int:
-    """Layers of a checkpoint that predict further tokens; this version does not use them."""
+def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
+    """Names of layers that predict further tokens (MTP), which this version does not run. They
+    follow the others."""
     count = config.raw.get("num_nextn_predict_layers")
     if not isinstance(count, int) or isinstance(count, bool):
-        return 0
-    return min(max(count, 0), _MAX_PREDICTION_LAYERS)
+        return []
+    end = config.n_layers + min(max(count, 0), _MAX_PREDICTION_LAYERS)
+    layer = re.compile(r"(?:.*\.)?(?:layers|blk)\.(\d{1,9})\..*")
+    found = ((name, layer.fullmatch(name)) for name in checkpoint.names())
+    return [name for name, at in found if at and config.n_layers <= int(at[1]) < end]
 
 
 def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:

@@ -278,6 +278,17 @@ def _yarn_scale(params: Keys, factor: float) -> float:
     return magnitude(each) / magnitude(all_dims) if each and all_dims else magnitude(1.0)
 
 
+def softmax_factor(keys: Keys, spec: RopeKeys) -> float:
+    """What DeepSeek's classes multiply the scale of scores by: the square of yarn's magnitude."""
+    (params,) = _parameter_sets(keys, spec)
+    if params.text("rope_type") == "default" or not params.has("mscale_all_dim"):
+        return 1.0
+    each = params.number("mscale_all_dim", 0.0, 1e9)
+    factor = _factor(params)
+    magnitude = 0.1 * each * math.log(factor) + 1.0 if each and factor > 1 else 1.0
+    return magnitude * magnitude
+
+
 def _longrope(
     params: Keys, theta: float, dim: int, context: RopeContext
 ) -> tuple[np.ndarray, float]:

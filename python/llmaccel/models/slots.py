@@ -20,6 +20,7 @@ import numpy as np
 from llmaccel.config import ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
+from llmaccel.models.latent import latent_half
 from llmaccel.models.plain import plain_form
 
 MODEL_SLOTS = ("embed", "pos_embed", "final_norm", "final_norm_bias", "head")
@@ -40,6 +41,13 @@ LAYER_SLOTS = (
     "down",
     "down_bias",
     "ffn_post_norm",
+    "mla_in",
+    "mla_in_bias",
+    "mla_q_norm",
+    "mla_kv_norm",
+    "mla_q",
+    "mla_uk",
+    "mla_uv",
     "sinks",
     "router",
     "router_bias",
@@ -54,6 +62,7 @@ LAYER_SLOTS = (
 # Layers have the first or, where they have experts, the second.
 DENSE_SLOTS = frozenset(("gate_up", "gate_up_bias", "down", "down_bias"))
 MOE_SLOTS = frozenset(LAYER_SLOTS[LAYER_SLOTS.index("router") :])
+LATENT_LAYOUTS = ("latent_k", "latent_v")
 # What la_dtype knows; F64 is converted on the way.
 _DTYPES = frozenset(
     (
@@ -95,8 +104,9 @@ class Source:
     means that the family's prefix is not put in front, "a|b" are spellings to try in order. layout:
     "rows": as the slot wants it; "transposed": [K, N]; "heads": rows go (head, q/k/v, d) instead of
     (q/k/v, head, d); "minus_one": a vector stored as w - 1; "pairs": gate and up take turns;
-    "transposed_pairs": both. other: another way of storing it, meant where its first tensor is
-    there and this one's is not.
+    "transposed_pairs": both; "latent_k" and "latent_v": the halves of MLA's kv_b, whose rows go
+    (head, d_nope + d_v). other: another way of storing it, meant where its first
+    tensor is there and this one's is not.
     """
 
     names: tuple[str, ...]
@@ -112,7 +122,9 @@ def source(*names: str, layout: str = "rows", other: Source | None = None) -> So
 def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
     """Shapes of the parts of `slot`, of one expert's, in `la_slot`'s order."""
     d_model, d_ffn, vocab = config.d_model, config.d_ffn, config.n_vocab
-    q, kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    heads, rank = config.n_heads, config.kv_rank
+    q, kv = heads * config.d_head, config.n_kv_heads * config.d_head
+    made_of, latent = config.q_rank or q, rank + config.d_rope
     per_head = config.qk_norm == "head"
     ffn_parts = 2 if config.gated else 1
     experts, d_expert, d_shared = config.n_experts, config.d_expert, config.d_shared
@@ -124,10 +136,17 @@ def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
         "qkv_bias": [(q,), (kv,), (kv,)],
         "q_norm": [(config.d_head if per_head else q,)],
         "k_norm": [(config.d_head if per_head else kv,)],
-        "o": [(d_model, q)],
+        "o": [(d_model, heads * config.d_v if config.attn == "latent" else q)],
         "gate_up": [(d_ffn, d_model)] * ffn_parts,
         "gate_up_bias": [(d_ffn,)] * ffn_parts,
         "down": [(d_model, d_ffn)],
+        "mla_in": [(made_of, d_model), (latent, d_model)],
+        "mla_in_bias": [(made_of,), (latent,)],
+        "mla_q_norm": [(config.q_rank,)],
+        "mla_kv_norm": [(rank,)],
+        "mla_q": [(q, config.q_rank)],
+        "mla_uk": [(heads * rank, config.d_nope)],
+        "mla_uv": [(heads * config.d_v, rank)],
         "sinks": [(config.n_heads,)],
         "router": [(experts, d_model)] + [(1, d_model)] * config.shared_gate,
         "router_bias": [(experts,)],
@@ -159,8 +178,12 @@ def is_expert(slot: str) -> bool:
     return slot.startswith("expert_")
 
 
-def stored_shapes(src: Source, shapes: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def stored_shapes(
+    config: ModelConfig, src: Source, shapes: list[tuple[int, ...]]
+) -> list[tuple[int, ...]]:
     """Shapes that the tensors of `src` have in the checkpoint, one per name."""
+    if src.layout in LATENT_LAYOUTS:
+        return [(config.n_heads * (config.d_nope + config.d_v), config.kv_rank)]
     if len(src.names) == len(shapes) and len(shapes) > 1:
         return shapes
     fused = (sum(shape[0] for shape in shapes), *shapes[0][1:])
@@ -222,16 +245,22 @@ def fill(
     """The parts of one slot. LoadError names a tensor that is missing or has another shape."""
     src = table.source(slot, layer)
     shapes = slot_shapes(config, slot)
+    if src.layout in LATENT_LAYOUTS:
+        (name,) = table.names(slot, layer)
+        keys = src.layout == "latent_k"
+        shape = stored_shapes(config, src, shapes)[0]
+        return [latent_half(_there(table.checkpoint, name, shape), config, keys)]
     stack = config.n_experts if is_stacked(src, slot) else 0
     stored = []
     names = table.names(slot, layer, expert)
-    for name, shape in zip(names, stored_shapes(src, shapes), strict=True):
+    for name, shape in zip(names, stored_shapes(config, src, shapes), strict=True):
         tensor = _checked(table.checkpoint, name, (stack, *shape) if stack else shape)
         if stack:
             tensor = tensor.rows(expert, expert + 1)
         if tensor.dtype == "F64":
             tensor = _from_array(name, tensor.float32())
-        stored.append(RawTensor(name, tensor.dtype, shape, tensor.data))
+        rows = (tensor.order, tensor.rounding)
+        stored.append(RawTensor(name, tensor.dtype, shape, tensor.data, *rows))
     if src.layout == "minus_one":
         return [_plus_one(stored[0])]
     if len(stored) == len(shapes) and src.layout == "rows":
@@ -253,14 +282,19 @@ def is_stacked(src: Source, slot: str) -> bool:
     return is_expert(slot) and "{e}" not in src.names[0]
 
 
-def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
+def _there(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
     if checkpoint is None or name not in checkpoint:
         raise LoadError(f"tensor {quoted(name)} is missing; expected {list(shape)}")
     tensor = checkpoint[name]
+    weight_dtype(tensor)
+    return tensor
+
+
+def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) -> RawTensor:
+    tensor = _there(checkpoint, name, shape)
     # llama.cpp's files drop dimensions of 1.
     if tensor.shape != shape and (shape[0] != 1 or tensor.shape != shape[1:]):
         raise LoadError(f"{name}: expected {list(shape)}, got {list(tensor.shape)}")
-    weight_dtype(tensor)
     return tensor
 
 

@@ -1,0 +1,473 @@
+/* py_kernels_latent.c - the Python object LatentPages: latents and keys of one sequence, attention over them.
+ *
+ * Owns a run of MLA pages in the kernels' own layout, and the functions through which tests reach the
+ * slots alone. Invariants: tokens are stored once, in order; rows walk them as the engine's do
+ * (kernels/attend_walk.h), so a row's bits do not depend on the rows beside it or on threads.
+ * Wrapped by python/llmaccel/kernels/latent.py.
+ */
+#include "py_module.h"
+
+#include <limits.h>
+
+#include "../base/base.h"
+#include "../base/pool.h"
+#include "../kernels/attend_walk.h"
+#include "../kernels/kernels.h"
+
+#include "py_kernels.h"
+
+enum { MAX_RANK = 1 << 13, MAX_KEY = 256, MAX_R = 64, MAX_TOKENS = 1 << 24, MAX_HEADS = 1 << 16 };
+enum { GUARD = 64, POISON = 0xff };
+
+typedef struct latents {
+    PyObject_HEAD
+    la_kv_form form;
+    int r, p;             /* widths of latent and key */
+    int length, capacity; /* tokens */
+    size_t page, bytes;
+    uint8_t *data; /* pages of `page` bytes */
+} latents;
+
+static const char *const form_names[LA_KV_FORM_COUNT] = {
+    [LA_KV_F32] = "F32", [LA_KV_BF16] = "BF16", [LA_KV_I8] = "", [LA_KV_F8] = "fp8"};
+
+/* A form by name and the widths of a token; 0, or -1 with an exception set. */
+static int parse_form(const char *name, int r, int p, la_kv_form *out)
+{
+    int form = 0;
+    while (form < LA_KV_FORM_COUNT && strcmp(form_names[form], name) != 0) {
+        form++;
+    }
+    if (form == LA_KV_FORM_COUNT || name[0] == 0) {
+        PyErr_Format(PyExc_ValueError, "dtype: latents of %.40s are not kept, only F32, BF16, fp8",
+                     name);
+        return -1;
+    }
+    if (r < 4 || r > MAX_RANK || r % 4 != 0 || p < 2 || p > MAX_KEY || p % 2 != 0) {
+        PyErr_Format(PyExc_ValueError, "r, p: %d, %d; expected 4..%d in fours and 2..%d in pairs",
+                     r, p, (int)MAX_RANK, (int)MAX_KEY);
+        return -1;
+    }
+    *out = (la_kv_form)form;
+    return 0;
+}
+
+static PyObject *latents_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"r", "p", "max_tokens", "dtype", NULL};
+    py_state *state = PyType_GetModuleState(type);
+    int r, p, capacity;
+    const char *dtype;
+    la_kv_form form;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiis:LatentPages", names, &r, &p, &capacity,
+                                     &dtype) ||
+        parse_form(dtype, r, p, &form) < 0) {
+        return NULL;
+    }
+    if (capacity < 1 || capacity > MAX_TOKENS) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "max_tokens: %d is not in 1..%d", capacity,
+                               (int)MAX_TOKENS);
+    }
+    latents *self = (latents *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->form = form;
+    self->r = r;
+    self->p = p;
+    self->capacity = capacity;
+    self->page = la_kv_latent_bytes(form, r, p);
+    if (!la_size_mul(self->page, (size_t)la_ceil_div(capacity, LA_PAGE), &self->bytes) ||
+        (self->data = la_map(self->bytes)) == NULL) {
+        self->bytes = 0;
+        Py_DECREF(self);
+        return py_raise_format(state, LA_ERR_MEMORY, "max_tokens: no memory for %d tokens",
+                               capacity);
+    }
+    return (PyObject *)self;
+}
+
+static void latents_dealloc(PyObject *object)
+{
+    latents *self = (latents *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    la_unmap(self->data, self->bytes);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* The GIL is held throughout: two stores cannot take the same place. */
+static PyObject *latents_store(PyObject *object, PyObject *args)
+{
+    const char *isa;
+    PyObject *ox, *ok;
+    la_kernels t;
+    Py_buffer x, k;
+    latents *self = (latents *)object;
+    if (!PyArg_ParseTuple(args, "sOO:store", &isa, &ox, &ok) || py_kernels_isa(isa, &t) < 0 ||
+        py_kernels_floats(ox, "latent", &x) < 0) {
+        return NULL;
+    }
+    if (py_kernels_floats(ok, "key", &k) < 0) {
+        PyBuffer_Release(&x);
+        return NULL;
+    }
+    Py_ssize_t n = x.len / 4 / self->r;
+    int bad =
+        x.len != n * self->r * 4 || k.len != n * self->p * 4 || n > self->capacity - self->length;
+    if (bad) {
+        py_raise_format(py_state_of_object(object), LA_ERR_ARGUMENT,
+                        "latent, key: %zd and %zd values; room for at most %d tokens of %d and %d",
+                        x.len / 4, k.len / 4, self->capacity - self->length, self->r, self->p);
+    }
+    la_mla_store_fn store = la_kernels_mla_store(&t, self->form);
+    for (int64_t i = 0; !bad && i < n; i++) {
+        int at = self->length + (int)i;
+        store((const float *)x.buf + i * self->r, (const float *)k.buf + i * self->p, self->r,
+              self->p, at % LA_PAGE, self->data + (size_t)(at / LA_PAGE) * self->page);
+    }
+    self->length += bad ? 0 : (int)n;
+    PyBuffer_Release(&x);
+    PyBuffer_Release(&k);
+    if (bad) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- attend ------------------------------------------------------------------------------------ */
+
+typedef struct latent_job {
+    la_attend_walk walk;
+    const latents *p;
+    const float *q;     /* [T][H][r + p] */
+    const int32_t *pos; /* [T] */
+    float *out;         /* [T][H][r] */
+    int T, H;
+    uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
+    size_t pitch;
+} latent_job;
+
+/* Rows first .. first + R - 1, counted by token, then head. */
+static void attend_rows(const latent_job *job, const la_attend_room *own, int first, int R)
+{
+    int d = job->walk.d, wide = la_attend_wide(d);
+    for (int r = 0; r < R; r++) {
+        own->pos[r] = job->pos[(first + r) / job->H];
+        memcpy(own->q + r * wide, job->q + (int64_t)(first + r) * d, (size_t)d * sizeof(float));
+    }
+    la_attend_pages at = {.base = job->p->data, .pitch = job->p->page};
+    la_attend_rows(&job->walk, &at, own, R);
+    for (int r = 0; r < R; r++) {
+        float *out = job->out + (int64_t)(first + r) * job->walk.dv;
+        job->walk.k->attend_finish(own->o + r * wide, own->l[r], out, job->walk.dv);
+    }
+}
+
+/* Tiles in a fixed order; thread tid takes every nth. */
+static void attend_share(void *arg, int tid, int nth)
+{
+    const latent_job *job = arg;
+    la_attend_room own;
+    la_attend_room_at(job->scratch + job->pitch * (size_t)tid, MAX_R, job->walk.d, &own);
+    int rows = job->T * job->H;
+    for (int first = tid * MAX_R; first < rows; first += nth * MAX_R) {
+        attend_rows(job, &own, first, rows - first < MAX_R ? rows - first : MAX_R);
+    }
+}
+
+static la_status attend_run(latent_job *job, int threads)
+{
+    la_pool *pool = NULL;
+    la_status st;
+    job->pitch = la_round_up(
+        la_attend_room_bytes(MAX_R, job->walk.d) + la_mla_scratch(job->walk.d, job->walk.dv), 64);
+    job->scratch = la_map(job->pitch * (size_t)threads);
+    if (job->scratch == NULL) {
+        st = la_fail(LA_ERR_MEMORY, "threads: no memory for %d", threads);
+        goto done;
+    }
+    LA_TRY(py_kernels_pool(threads, &pool));
+    py_kernels_run(pool, attend_share, job);
+done:
+    la_pool_free(pool);
+    la_unmap(job->scratch, job->pitch * (size_t)threads);
+    return st;
+}
+
+/* q, out and positions of a call. 0, or -1 with an exception set. */
+static int attend_views(const py_state *state, latent_job *job, const Py_buffer *q,
+                        const Py_buffer *out)
+{
+    int64_t rows = (int64_t)job->T * job->H;
+    if (job->H < 1 || job->H > MAX_HEADS || rows > INT_MAX - MAX_R * PY_KERNELS_THREADS) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "q: %d tokens of %d heads are too many", job->T,
+                        job->H);
+        return -1;
+    }
+    if (q->len != (Py_ssize_t)(rows * job->walk.d * 4) ||
+        out->len != (Py_ssize_t)(rows * job->walk.dv * 4) || out->readonly) {
+        py_raise_format(state, LA_ERR_ARGUMENT,
+                        "q, out: expected %d tokens of [%d, %d] and [%d, %d]", job->T, job->H,
+                        job->walk.d, job->H, job->walk.dv);
+        return -1;
+    }
+    for (int i = 0; i < job->T; i++) {
+        if (job->pos[i] < 0 || job->pos[i] >= job->p->length) {
+            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
+                            (int)job->pos[i], job->p->length - 1);
+            return -1;
+        }
+    }
+    job->q = q->buf;
+    job->out = out->buf;
+    return 0;
+}
+
+static PyObject *latents_attend(PyObject *object, PyObject *args)
+{
+    const char *isa;
+    PyObject *oq, *opos, *oout;
+    int threads;
+    la_kernels t;
+    Py_buffer q, out;
+    latent_job job = {.p = (latents *)object};
+    la_attend_walk *walk = &job.walk;
+    py_state *state = py_state_of_object(object);
+    if (!PyArg_ParseTuple(args, "sOOOifi:attend", &isa, &oq, &opos, &oout, &job.H, &walk->scale,
+                          &threads) ||
+        py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
+        return NULL;
+    }
+    walk->k = &t;
+    walk->form = job.p->form;
+    walk->d = job.p->r + job.p->p;
+    walk->dv = job.p->r;
+    int32_t *pos = py_ids_from(state, opos, "positions", &job.T);
+    job.pos = pos;
+    if (pos == NULL || py_kernels_floats(oq, "q", &q) < 0) {
+        PyMem_Free(pos);
+        return NULL;
+    }
+    la_status st = LA_OK;
+    int ready = 0;
+    if (py_kernels_floats(oout, "out", &out) == 0) {
+        ready = attend_views(state, &job, &q, &out) == 0;
+        if (ready) {
+            Py_BEGIN_ALLOW_THREADS
+            st = attend_run(&job, threads);
+            Py_END_ALLOW_THREADS
+        }
+        PyBuffer_Release(&out);
+    }
+    PyBuffer_Release(&q);
+    PyMem_Free(pos);
+    if (!ready || st != LA_OK) {
+        return ready ? py_raise(state, st) : NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- the slots alone --------------------------------------------------------------------------- */
+
+/* Contiguous buffers of a call, each of exactly so many bytes. */
+typedef struct latent_call {
+    Py_buffer views[6];
+    int n;
+} latent_call;
+
+static void *call_bytes(latent_call *c, PyObject *obj, const char *name, size_t bytes, int writable)
+{
+    Py_buffer *view = &c->views[c->n];
+    if (PyErr_Occurred() || PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS) < 0) {
+        return NULL;
+    }
+    c->n++;
+    if ((size_t)view->len != bytes || (writable && view->readonly)) {
+        PyErr_Format(PyExc_ValueError, "%s: %zd bytes, expected %zu%s", name, view->len, bytes,
+                     writable ? " to write to" : "");
+    }
+    return view->buf;
+}
+
+static PyObject *call_end(latent_call *c)
+{
+    while (c->n > 0) {
+        PyBuffer_Release(&c->views[--c->n]);
+    }
+    if (PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *mla_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *dtype;
+    int r, p;
+    la_kv_form form;
+    if (!PyArg_ParseTuple(args, "sii:mla_page_bytes", &dtype, &r, &p) ||
+        parse_form(dtype, r, p, &form) < 0) {
+        return NULL;
+    }
+    return PyLong_FromSize_t(la_kv_latent_bytes(form, r, p));
+}
+
+static PyObject *mla_store(PyObject *Py_UNUSED(self), PyObject *args)
+{
+    const char *isa, *dtype;
+    PyObject *ox, *ok, *opage;
+    int r, p, tok;
+    la_kernels t;
+    la_kv_form form;
+    latent_call c = {.n = 0};
+    if (!PyArg_ParseTuple(args, "ssOOiiiO:mla_store", &isa, &dtype, &ox, &ok, &r, &p, &tok,
+                          &opage) ||
+        py_kernels_isa(isa, &t) < 0 || parse_form(dtype, r, p, &form) < 0) {
+        return NULL;
+    }
+    if (tok < 0 || tok >= LA_PAGE) {
+        return PyErr_Format(PyExc_ValueError, "tok: %d is not in 0..%d", tok, LA_PAGE - 1);
+    }
+    const float *x = call_bytes(&c, ox, "latent", (size_t)r * sizeof(float), 0);
+    const float *k = call_bytes(&c, ok, "key", (size_t)p * sizeof(float), 0);
+    void *page = call_bytes(&c, opage, "page", la_kv_latent_bytes(form, r, p), 1);
+    if (!PyErr_Occurred()) {
+        la_kernels_mla_store(&t, form)(x, k, r, p, tok, page);
+    }
+    return call_end(&c);
+}
+
+/* Runs the slot with poisoned scratch of exactly the promised size. */
+static void attend_guarded(la_attend_fn slot, la_attend_args *g)
+{
+    size_t bytes = la_mla_scratch(g->d, g->dv) + la_attend_scratch((g->set + 1) * g->R, g->d);
+    char *block = PyMem_Malloc(bytes + 2 * GUARD);
+    if (block == NULL) {
+        PyErr_NoMemory();
+        return;
+    }
+    char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
+    memset(scratch, POISON, bytes + GUARD);
+    g->scratch = scratch;
+    Py_BEGIN_ALLOW_THREADS
+    slot(g);
+    Py_END_ALLOW_THREADS
+    for (int i = 0; i < GUARD; i++) {
+        if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
+            PyErr_SetString(PyExc_RuntimeError, "the kernel wrote past its scratch");
+        }
+    }
+    PyMem_Free(block);
+}
+
+static PyObject *mla_attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"", "", "", "", "", "",     "",    "",
+                            "", "", "", "", "", "more", "set", NULL};
+    const char *isa, *dtype;
+    PyObject *oq, *opos, *opages, *om, *ol, *oo;
+    int r, p;
+    la_kernels t;
+    la_kv_form form;
+    la_attend_args g = {0};
+    latent_call c = {.n = 0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssOOiiOiifOOO|$pi:mla_attend", names, &isa,
+                                     &dtype, &oq, &opos, &r, &p, &opages, &g.n_pages, &g.first,
+                                     &g.scale, &om, &ol, &oo, &g.more, &g.set) ||
+        py_kernels_isa(isa, &t) < 0 || parse_form(dtype, r, p, &form) < 0) {
+        return NULL;
+    }
+    Py_ssize_t rows = PyObject_Length(opos);
+    if (rows < 1 || rows > MAX_R || g.n_pages < 1 || g.n_pages > LA_CHUNK / LA_PAGE || g.set < 0 ||
+        (g.set + 1) * (int)rows > MAX_R || g.first < 0) {
+        return PyErr_Format(PyExc_ValueError, "rows, n_pages, set, first: %zd, %d, %d, %d", rows,
+                            g.n_pages, g.set, g.first);
+    }
+    g.R = (int)rows;
+    g.d = r + p;
+    g.dv = r;
+    g.ldq = g.d;
+    g.ldo = (g.d + 15) / 16 * 16;
+    size_t R = (size_t)rows, page = la_kv_latent_bytes(form, r, p);
+    g.q = call_bytes(&c, oq, "q", R * (size_t)g.ldq * sizeof(float), 0);
+    g.row_pos = call_bytes(&c, opos, "row_pos", R * sizeof(int), 0);
+    const uint8_t *first = call_bytes(&c, opages, "pages", page * (size_t)g.n_pages, 0);
+    g.m = call_bytes(&c, om, "m", R * sizeof(float), 1);
+    g.l = call_bytes(&c, ol, "l", R * sizeof(float), 1);
+    g.o = call_bytes(&c, oo, "o", R * (size_t)g.ldo * sizeof(float), 1);
+    if (!PyErr_Occurred()) {
+        const uint8_t *pages[LA_CHUNK / LA_PAGE];
+        for (int i = 0; i < g.n_pages; i++) {
+            pages[i] = first + page * (size_t)i;
+        }
+        g.k_pages = pages;
+        attend_guarded(la_kernels_mla_attend(&t, form), &g);
+    }
+    return call_end(&c);
+}
+
+/* ---- registration ------------------------------------------------------------------------------ */
+
+static Py_ssize_t latents_length(PyObject *object)
+{
+    return ((latents *)object)->length;
+}
+
+static PyObject *latents_get_nbytes(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromSize_t(((latents *)object)->bytes);
+}
+
+static PyMethodDef latents_methods[] = {
+    {"store", latents_store, METH_VARARGS,
+     "store(isa, latent, key): appends tokens, float32 [T, r] and [T, p]."},
+    {"attend", latents_attend, METH_VARARGS,
+     "attend(isa, q, positions, out, H, scale, threads)\n\n"
+     "q float32 [T, H, r + p], out [T, H, r]; positions: int32 [T], of stored tokens."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef latents_getset[] = {
+    {"nbytes", latents_get_nbytes, NULL, "bytes at max_tokens; touched as tokens come", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot latents_slots[] = {
+    {Py_tp_doc, "LatentPages(r, p, max_tokens, dtype)\n\n"
+                "MLA pages of one sequence; use llmaccel.kernels.LatentPages instead."},
+    {Py_tp_new, latents_new},
+    {Py_tp_dealloc, latents_dealloc},
+    {Py_tp_methods, latents_methods},
+    {Py_tp_getset, latents_getset},
+    {Py_sq_length, latents_length},
+    {0, NULL},
+};
+
+static PyType_Spec latents_spec = {
+    .name = "llmaccel._core.LatentPages",
+    .basicsize = (int)sizeof(latents),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = latents_slots,
+};
+
+static PyMethodDef functions[] = {
+    {"mla_page_bytes", mla_page_bytes, METH_VARARGS,
+     "mla_page_bytes(dtype, r, p) -> bytes of 64 tokens."},
+    {"mla_store", mla_store, METH_VARARGS,
+     "mla_store(isa, dtype, latent, key, r, p, tok, page): writes one token into slot tok, 0..63."},
+    {"mla_attend", (PyCFunction)(void (*)(void))mla_attend, METH_VARARGS | METH_KEYWORDS,
+     "mla_attend(isa, dtype, q, row_pos, r, p, pages, n_pages, first, scale, m, l, o, *, more, "
+     "set)\n\n"
+     "One chunk: q [R, r + p], m and l [R], o [R, r + p rounded up to 16]; positions int32 [R]."},
+    {NULL, NULL, 0, NULL},
+};
+
+int py_kernels_latent_register(PyObject *module)
+{
+    if (PyModule_AddFunctions(module, functions) < 0) {
+        return -1;
+    }
+    return py_add_type(module, &latents_spec, &py_state_of(module)->latents_type);
+}
