@@ -144,6 +144,10 @@ def test_every_feature_of_a_row_is_felt(family):
                     "num_experts_per_tok": 2, "attention_bias": True, "moe_layers": [0, 3],
                     "no_rope_layers": [0, 1, 1, 0]}),
         ("gpt_oss", {"attention_bias": False, "layer_types": ["full_attention"] * 3}),
+        ("deepseek_v2-experts", {"topk_method": "greedy", "q_lora_rank": None,
+                                 "first_k_dense_replace": 0}),
+        ("deepseek_v3-experts", {"norm_topk_prob": False, "attention_bias": True,
+                                 "q_lora_rank": 44, "n_shared_experts": 1}),
         ("glm4_moe", {"attention_bias": False, "use_qk_norm": False, "n_group": 1, "topk_group": 1,
                       "norm_topk_prob": False, "first_k_dense_replace": 0}),
     ],
@@ -231,8 +235,8 @@ def test_missing_keys_take_class_defaults(family):
     bare = {"architectures": list(family.architectures)}
     if family.name in ("qwen2", "qwen3"):
         theirs["use_sliding_window"] = bare["use_sliding_window"] = False
-    if family.latent:
-        theirs["first_k_dense_replace"] = bare["first_k_dense_replace"] = 100
+    if family.name == "deepseek_v2":  # the class leaves it open
+        theirs["num_experts_per_tok"] = bare["num_experts_per_tok"] = 6
     if family.name == "glm4_moe":  # the class's own sizes do not divide
         theirs["head_dim"] = bare["head_dim"] = 128
     if family.name == "llama4":  # beyond a chunk's length only by the caller's leave
@@ -617,6 +621,7 @@ REAL = {
     "Qwen--Qwen3-30B-A3B": ("qwen3_moe", 48, 2048, 32, 4, 128),
     "Qwen--Qwen3-235B-A22B": ("qwen3_moe", 94, 4096, 64, 4, 128),
     "mistralai--Mixtral-8x7B-v0.1": ("mixtral", 32, 4096, 32, 8, 128),
+    "ipex_deepseekv2": ("deepseek_v2", 2, 2560, 128, 1, 192),
     "ipex_mistral": ("mistral", 1, 2048, 16, 8, 128),
     "ipex_gptneox": ("gpt_neox", 1, 2048, 16, 16, 128),
 }  # fmt: skip
@@ -635,8 +640,7 @@ def test_real_configs_map_or_are_refused(shared_data):
             with pytest.raises(UnsupportedError, match="not supported") as caught:
                 build_config(raw)
             for name in raw.get("architectures", ()):
-                if name != "DeepseekV2ForCausalLM":  # whose experts are
-                    assert name in str(caught.value)
+                assert name in str(caught.value)
     assert seen == REAL.keys()
 
 

@@ -12,11 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import tiny
 import tiny_gguf
+import tiny_quantized
 
 from llmaccel import LLM, SamplingParams, _core
+from llmaccel.config import load_hf_config
 from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.mapping import build_config
 
 ISAS = _core.kernel_isas()
@@ -155,6 +159,24 @@ def test_block_quantized_files(tmp_path) -> None:
         assert sizes[split, "float32"] >= sizes[split, "bfloat16"] + 2 * heads
 
 
+@pytest.mark.parametrize("scheme", ["fp8-block", "gptq-4-order", "ct-w4a16", "bnb-nf4"])
+def test_checkpoints_that_others_quantized(scheme: str, tmp_path) -> None:
+    """kv_b is opened whatever it is, columns in another order put back; the rest stays."""
+    sizes = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4,
+             "num_key_value_heads": 4, "kv_lora_rank": 128, "q_lora_rank": 128,
+             "qk_nope_head_dim": 64, "qk_rope_head_dim": 64, "v_head_dim": 64}  # fmt: skip
+    source = tiny.make_checkpoint("deepseek_v3", tmp_path / "hf", seed=3, **sizes)
+    values = tiny_quantized.write(source, tmp_path / scheme, scheme)
+    config, ids = build_config(load_hf_config(source)), prompt(70)["prompt_token_ids"]
+    want = reference.forward(config, reference.load_weights(config, arrays_checkpoint(values)), ids)
+    with LLM(str(tmp_path / scheme), activation="float32", kv_cache_dtype="float32") as llm:
+        assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+        assert np.abs(np.asarray(llm.logits(ids)) - want).max() <= 1e-3
+    if scheme == "fp8-block":
+        with pytest.raises(UnsupportedError, match=r"activation='checkpoint': heads of latents"):
+            LLM(str(tmp_path / scheme), activation="checkpoint")
+
+
 def test_bfloat16_weights() -> None:
     ids = prompt(70)["prompt_token_ids"]
     with open_tiny() as llm:
@@ -167,6 +189,8 @@ def test_bfloat16_weights() -> None:
 
 # ---- memory and refusals -------------------------------------------------------------------------
 
+V2 = {"architectures": ["DeepseekV2ForCausalLM"], "first_k_dense_replace": 1,
+      "num_experts_per_tok": 6}  # fmt: skip
 DEEPSEEK = {"architectures": ["DeepseekV3ForCausalLM"], "first_k_dense_replace": 61}
 LIMITS = {"max_seqs": 4, "max_batch_tokens": 64, "max_len": 4096, "kv_pages": 8}
 
@@ -209,7 +233,13 @@ def test_int8_pages_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"first_k_dense_replace": 3}, "first_k_dense_replace = 3: layers with experts"),
+        ({"first_k_dense_replace": 3, "scoring_func": "softmax"}, "scoring_func = 'softmax'"),
+        ({"first_k_dense_replace": 3, "topk_method": "greedy"}, "topk_method = 'greedy'"),
+        ({"first_k_dense_replace": 3, "moe_layer_freq": 2}, "moe_layer_freq = 2"),
+        ({"first_k_dense_replace": 3, "n_group": 7}, "n_group 7, of which 4 are used"),
+        ({**V2, "norm_topk_prob": True}, "norm_topk_prob = True"),
+        ({**V2, "mlp_bias": True}, "mlp_bias with experts"),
+        ({**V2, "num_experts_per_tok": None}, "num_experts_per_tok must be"),
         ({"kv_lora_rank": 510}, "kv_lora_rank 510 is no multiple of 4"),
         ({"num_key_value_heads": 64}, "num_key_value_heads other than"),
         ({"q_lora_rank": None, "attention_bias": True}, "attention_bias without q_lora_rank"),

@@ -127,6 +127,7 @@ def test_route_refuses_what_does_not_fit():
 # family: the module that routes
 ROUTERS = {
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe"), "mlp.gate"),
+    **dict.fromkeys(("deepseek_v2-experts", "deepseek_v3-experts"), "mlp.gate"),
     "granitemoe": "block_sparse_moe.router",
     "gpt_oss": "mlp.router",
 }

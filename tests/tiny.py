@@ -41,6 +41,15 @@ _LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 _EXPERTS = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 44}
+_ROUTED = {
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 44,
+    "n_shared_experts": 2,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
+}
 # Every layer dense.
 _LATENT = {
     **_SIZES,
@@ -263,6 +272,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "q_lora_rank": 50,
         "rope_scaling": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "deepseek_v2-experts": {
+        "architectures": ["DeepseekV2ForCausalLM"],
+        "model_type": "deepseek_v2",
+        **_LATENT,
+        **_ROUTED,
+        "q_lora_rank": 44,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 2.5,
+    },
+    "deepseek_v3-experts": {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **_LATENT,
+        **_ROUTED,
+        "q_lora_rank": None,
+        "routed_scaling_factor": 1.75,
+    },
     "deepseek_v3-halves": {
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
@@ -388,14 +414,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "use_qk_norm": True,
         "partial_rotary_factor": 0.5,
-        "n_routed_experts": 12,
-        "num_experts_per_tok": 3,
-        "moe_intermediate_size": 44,
-        "n_shared_experts": 2,
-        "n_group": 4,
-        "topk_group": 2,
+        **_ROUTED,
         "routed_scaling_factor": 1.75,
-        "first_k_dense_replace": 1,
         "num_nextn_predict_layers": 0,
     },
 }

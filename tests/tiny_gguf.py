@@ -308,21 +308,16 @@ def _gguf_metadata(writer, config: dict[str, Any]) -> None:
 
 
 def _gguf_latents(writer, c: dict[str, Any], split: bool) -> None:
-    import gguf
-
     rank, turned = c["kv_lora_rank"], c["qk_rope_head_dim"]
     writer.add_kv_lora_rank(rank)
     if c["q_lora_rank"] is not None:
         writer.add_q_lora_rank(c["q_lora_rank"])
-    writer.add_leading_dense_block_count(c["first_k_dense_replace"])
     key, value = c["qk_nope_head_dim"] + turned, c["v_head_dim"]
     writer.add_key_length(rank + turned if split else key)
     writer.add_value_length(rank if split else value)
     if split:
         writer.add_key_length_mla(key)
         writer.add_value_length_mla(value)
-    if c["model_type"] == "deepseek_v3":
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     scaling = c.get("rope_scaling") or {}
     if "mscale_all_dim" in scaling:
         writer.add_rope_scaling_yarn_log_mul(0.1 * scaling["mscale_all_dim"])
@@ -349,7 +344,7 @@ def _gguf_experts(writer, c: dict[str, Any]) -> None:
             add(c[key])
     if c["model_type"] == "gpt_oss":
         writer.add_expert_feed_forward_length(c["intermediate_size"])
-    if c["model_type"] == "glm4_moe":
+    if c["model_type"] in ("glm4_moe", "deepseek_v3"):
         writer.add_expert_weights_norm(c.get("norm_topk_prob", True))
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 

@@ -148,6 +148,8 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             "activation='checkpoint': the model does not say how activations are rounded, or in "
             "a way that is not known here"
         )
+    if forms.rounded and config.attn == "latent":
+        raise UnsupportedError("activation='checkpoint': heads of latents (MLA) take other rows")
     forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):

@@ -9,28 +9,82 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmaccel.config import Keys
+from llmaccel.config import MAX_D_FFN, MAX_EXPERTS, MAX_LAYERS, Keys
 from llmaccel.errors import UnsupportedError
-from llmaccel.models.family import BASE, LLAMA_TENSORS, MLP_BIAS, SELF, Family
+from llmaccel.models.families_moe import (
+    GROUPED_KEYS,
+    MLP_EXPERTS,
+    expert_count,
+    expert_groups,
+    grouped_experts,
+    shared_expert,
+)
+from llmaccel.models.family import BASE, LLAMA_TENSORS, MLP, MLP_BIAS, SELF, Family
 from llmaccel.models.latent import EXPERT_KEYS, INERT_KEYS, LATENT_KEYS
 from llmaccel.models.rope import RopeKeys, softmax_factor
 from llmaccel.models.slots import Source, source
 
 
 def _deepseek(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
-    """transformers' scale of scores; layers with experts are not here yet."""
-    dense = keys.integer("first_k_dense_replace", 0, 2**31 - 1, none=True) or 0
-    if dense < sizes["n_layers"]:
-        raise UnsupportedError(
-            f"{keys.where}: first_k_dense_replace = {dense}: layers with experts are not supported"
-        )
+    """transformers' scale of scores."""
     if sizes["q_rank"] == 0 and keys.flag("attention_bias"):
         raise UnsupportedError(f"{keys.where}: attention_bias without q_lora_rank is not supported")
     return {"attn_scale": sizes["d_head"] ** -0.5 * softmax_factor(keys, RopeKeys())}
 
 
+def _is_dense(keys: Keys, sizes: dict[str, Any]) -> bool:
+    """Whether no layer has experts: what a config says of them counts for nothing then."""
+    first = keys.integer("first_k_dense_replace", 0, 2**31 - 1, none=True) or 0
+    return first >= sizes["n_layers"]
+
+
+def _only(keys: Keys, key: str, *known: Any) -> None:
+    """UnsupportedError where `key` is there and says something else."""
+    if keys.raw.get(key) not in (None, *known):
+        raise UnsupportedError(
+            f"{keys.where}: {key} = {ascii(keys.raw[key])[:80]} is not supported here; known: "
+            f"{', '.join(map(str, known))}"
+        )
+
+
+def _v2_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    """V2's router: softmax, the best of all or of the groups with the best; weights as they are."""
+    if _is_dense(keys, sizes):
+        return {}
+    _only(keys, "moe_layer_freq", 1)
+    _only(keys, "scoring_func", "softmax")
+    _only(keys, "norm_topk_prob", False)  # the published code and transformers differ about it
+    _only(keys, "topk_method", "greedy", "group_limited_greedy")
+    if keys.flag("mlp_bias"):
+        raise UnsupportedError(f"{keys.where}: mlp_bias with experts is not supported")
+    count = expert_count(keys, "n_routed_experts")
+    width = keys.integer("moe_intermediate_size", 1, MAX_D_FFN)
+    shared = keys.integer("n_shared_experts", 0, MAX_EXPERTS, none=True) or 0
+    limited = keys.value("topk_method") == "group_limited_greedy" and keys.has("n_group")
+    first = keys.integer("first_k_dense_replace", 0, MAX_LAYERS, none=True) or 0
+    return {
+        **count,
+        **(expert_groups(keys, count) if limited else {}),
+        "d_expert": width,
+        "d_shared": width * shared,
+        "route_scale": keys.number("routed_scaling_factor", 1e-6, 1e6),
+        "moe": [i >= first for i in range(sizes["n_layers"])],
+    }
+
+
+def _v3_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    if _is_dense(keys, sizes):
+        return {}
+    _only(keys, "moe_layer_freq", 1)
+    _only(keys, "scoring_func", "sigmoid")
+    _only(keys, "topk_method", "noaux_tc")
+    return grouped_experts(keys, sizes)
+
+
 _TENSORS: dict[str, Source] = {
     **{k: v for k, v in LLAMA_TENSORS.items() if not k.startswith("qkv")},
+    **MLP_EXPERTS,
+    **shared_expert("shared_experts"),
     "mla_in": source(SELF + "q_a_proj.weight", SELF + "kv_a_proj_with_mqa.weight"),
     "mla_in_bias": source(SELF + "q_a_proj.bias", SELF + "kv_a_proj_with_mqa.bias"),
     "mla_q_norm": source(SELF + "q_a_layernorm.weight"),
@@ -53,10 +107,9 @@ _GGUF_TENSORS = {
     "mla_uv": source("blk.{i}.attn_v_b.weight|blk.{i}.attn_kv_b.weight", layout="latent_v"),
 }
 _GGUF_KEYS = {
+    **GROUPED_KEYS,
     "kv_lora_rank": "attention.kv_lora_rank",
     "q_lora_rank": "attention.q_lora_rank",
-    "first_k_dense_replace": "leading_dense_block_count",
-    "scoring_func": "expert_gating_func",
 }
 
 LATENT_FAMILIES: tuple[Family, ...] = (
@@ -66,9 +119,18 @@ LATENT_FAMILIES: tuple[Family, ...] = (
         ("deepseek_v2",),
         {
             **BASE,
-            **EXPERT_KEYS,
             **LATENT_KEYS,
+            **EXPERT_KEYS,
             "vocab_size": 102400,
+            "n_routed_experts": 64,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": None,
+            "moe_intermediate_size": 1407,
+            "n_group": None,
+            "topk_group": None,
+            "topk_method": "greedy",
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
             "attention_bias": False,
             "mlp_bias": False,
             "first_k_dense_replace": 0,
@@ -76,12 +138,15 @@ LATENT_FAMILIES: tuple[Family, ...] = (
         _TENSORS,
         "deepseek2",
         extra=_deepseek,
+        experts=_v2_experts,
+        aliases={"n_routed_experts": "num_experts"},
         latent=True,
         direct=_DIRECT,
         interleaved=lambda keys: True,
         optional={**_BIAS, **MLP_BIAS},
         gguf_tensors=_GGUF_TENSORS,
         gguf_keys=_GGUF_KEYS,
+        gguf_values={"topk_method": "group_limited_greedy"},  # files of the greedy have one group
         inert=INERT_KEYS,
     ),
     Family(  # DeepSeek-V3, R1, Kimi-K2
@@ -90,9 +155,17 @@ LATENT_FAMILIES: tuple[Family, ...] = (
         ("deepseek_v3", "kimi_k2"),
         {
             **BASE,
-            **EXPERT_KEYS,
             **LATENT_KEYS,
+            **EXPERT_KEYS,
             "vocab_size": 129280,
+            "n_routed_experts": 256,
+            "n_shared_experts": 1,
+            "num_experts_per_tok": 8,
+            "moe_intermediate_size": 2048,
+            "n_group": 8,
+            "topk_group": 4,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.5,
             "hidden_size": 7168,
             "intermediate_size": 18432,
             "num_hidden_layers": 61,
@@ -105,9 +178,14 @@ LATENT_FAMILIES: tuple[Family, ...] = (
             "first_k_dense_replace": 3,
             "rope_interleave": True,
         },
-        {k: v for k, v in _TENSORS.items() if k not in MLP_BIAS},
+        {
+            **{k: v for k, v in _TENSORS.items() if k not in MLP_BIAS},
+            "router_correction": source(MLP + "gate.e_score_correction_bias"),
+        },
         "deepseek2",
         extra=_deepseek,
+        experts=_v3_experts,
+        aliases={"n_routed_experts": "num_local_experts"},
         latent=True,
         direct=_DIRECT,
         interleaved=lambda keys: bool(keys.value("rope_interleave")),

@@ -3,7 +3,7 @@
 Beside what family.py says of a row, `experts` reads the keys about them: how many, how a token's
 are chosen and weighed, what every token passes beside them, and which layers have some. Checkpoints
 store an expert's matrices one by one or all experts of a layer in one tensor; rows name both.
-Called by families.py.
+Called by families.py and families_latent.py.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FEED = "layers.{i}.feed_forward."
 _SPARSE = "layers.{i}.block_sparse_moe."
 
 
-def _count(keys: Keys, key: str) -> dict[str, int]:
+def expert_count(keys: Keys, key: str) -> dict[str, int]:
     """Experts of a layer and of a token."""
     experts = keys.integer(key, 1, MAX_EXPERTS)
     used = keys.integer("num_experts_per_tok", 1, min(experts, MAX_EXPERTS_USED))
@@ -52,7 +52,7 @@ def _count(keys: Keys, key: str) -> dict[str, int]:
 def _mixtral(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     """Mixtral, Granite: every layer; the experts' logits alone are weighed."""
     return {
-        **_count(keys, "num_local_experts"),
+        **expert_count(keys, "num_local_experts"),
         "d_expert": sizes["d_ffn"],
         "route_norm": True,
         "moe": [True] * sizes["n_layers"],
@@ -61,7 +61,7 @@ def _mixtral(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
 
 def _olmoe(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {
-        **_count(keys, "num_experts"),
+        **expert_count(keys, "num_experts"),
         "d_expert": sizes["d_ffn"],
         "route_norm": keys.flag("norm_topk_prob"),
         "moe": [True] * sizes["n_layers"],
@@ -86,7 +86,7 @@ def _qwen_layers(keys: Keys, n_layers: int) -> list[bool]:
 
 def _qwen3(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     return {
-        **_count(keys, "num_experts"),
+        **expert_count(keys, "num_experts"),
         "d_expert": keys.integer("moe_intermediate_size", 1, MAX_D_FFN),
         "route_norm": keys.flag("norm_topk_prob"),
         "moe": _qwen_layers(keys, sizes["n_layers"]),
@@ -112,18 +112,24 @@ def _qwen3_window(keys: Keys, n_layers: int) -> list[int]:
     return every_window(keys, n_layers) if keys.flag("use_sliding_window") else [0] * n_layers
 
 
-def _grouped(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
-    """DeepSeek-V3's router: sigmoid, chosen with a correction, from the best groups."""
-    count = _count(keys, "n_routed_experts")
+def expert_groups(keys: Keys, count: dict[str, int]) -> dict[str, int]:
+    """Groups that experts are chosen from, and how many of them."""
     groups = keys.integer("n_group", 1, count["n_experts"])
     used = keys.integer("topk_group", 1, groups)
-    size = count["n_experts"] // groups
-    if count["n_experts"] % groups or size * used < count["n_experts_used"]:
+    if count["n_experts"] % groups or count["n_experts"] // groups * used < count["n_experts_used"]:
         raise keys.error(
             "n_group",
             f"{groups}, of which {used} are used, do not offer {count['n_experts_used']} of "
             f"{count['n_experts']} experts",
         )
+    return {"route_groups": groups, "route_groups_used": used}
+
+
+def grouped_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
+    """DeepSeek-V3's router: sigmoid, chosen with a correction, from the best groups."""
+    count = expert_count(keys, "n_routed_experts")
+    groups = expert_groups(keys, count)
+    size = count["n_experts"] // groups["route_groups"]
     width = keys.integer("moe_intermediate_size", 1, MAX_D_FFN)
     shared = keys.integer("n_shared_experts", 0, MAX_EXPERTS, none=True) or 0
     first = keys.integer("first_k_dense_replace", 0, MAX_LAYERS)
@@ -134,8 +140,7 @@ def _grouped(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
         "route_score": "sigmoid",
         "route_norm": keys.flag("norm_topk_prob"),
         "route_scale": keys.number("routed_scaling_factor", 1e-6, 1e6),
-        "route_groups": groups,
-        "route_groups_used": used,
+        **groups,
         "route_group_best": min(2, size),
         "moe": [i >= first for i in range(sizes["n_layers"])],
     }
@@ -189,7 +194,7 @@ def _llama4_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     for i, layer in enumerate(moe):
         keys.check_integer(f"moe_layers[{i}]", layer, 0, MAX_LAYERS)
     return {
-        **_count(keys, "num_local_experts"),
+        **expert_count(keys, "num_local_experts"),
         "d_ffn": keys.integer("intermediate_size_mlp", 1, MAX_D_FFN),
         "d_expert": sizes["d_ffn"],
         "d_shared": sizes["d_ffn"],
@@ -223,7 +228,7 @@ def _experts(block: str, gate: str, up: str, down: str) -> dict[str, Source]:
     }
 
 
-_MLP_EXPERTS = _experts(MLP, "gate_proj", "up_proj", "down_proj")
+MLP_EXPERTS = _experts(MLP, "gate_proj", "up_proj", "down_proj")
 _GRANITE_EXPERTS = {
     "router": source(_SPARSE + "router.layer.weight|" + _SPARSE + "router.weight"),
     "expert_gate_up": source(_SPARSE + "input_linear.weight|" + _SPARSE + "experts.gate_up_proj"),
@@ -232,7 +237,7 @@ _GRANITE_EXPERTS = {
 _NO_FFN = {k: v for k, v in NO_BIAS.items() if k not in ("gate_up", "down")}
 
 
-def _shared(block: str) -> dict[str, Source]:
+def shared_expert(block: str) -> dict[str, Source]:
     return {
         "shared_gate_up": source(
             MLP + block + ".gate_proj.weight", MLP + block + ".up_proj.weight"
@@ -246,6 +251,17 @@ def _llama4_name(src: Source) -> Source:
 
 
 _COUNTS = {"num_experts_per_tok": "expert_used_count"}
+GROUPED_KEYS = {
+    **_COUNTS,
+    "n_routed_experts": "expert_count",
+    "n_shared_experts": "expert_shared_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
+    "first_k_dense_replace": "leading_dense_block_count",
+}
 _GRANITE_BASE: dict[str, Any] = {
     **BASE,
     "attention_bias": False,
@@ -327,9 +343,9 @@ MOE_FAMILIES: tuple[Family, ...] = (
         {
             **NO_BIAS,
             "qkv_bias": LLAMA_TENSORS["qkv_bias"],
-            **_MLP_EXPERTS,
+            **MLP_EXPERTS,
             "router": source(MLP + "gate.weight", MLP + "shared_expert_gate.weight"),
-            **_shared("shared_expert"),
+            **shared_expert("shared_expert"),
         },
         "qwen2moe",
         experts=_qwen2,
@@ -361,7 +377,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "num_experts_per_tok": 8,
             "moe_intermediate_size": 768,
         },
-        {**NO_BIAS, **ATTN_BIAS_TENSORS, **QK_NORMS, **_MLP_EXPERTS},
+        {**NO_BIAS, **ATTN_BIAS_TENSORS, **QK_NORMS, **MLP_EXPERTS},
         "qwen3moe",
         experts=_qwen3,
         window=_qwen3_window,
@@ -396,7 +412,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             "num_experts_per_tok": 8,
             "norm_topk_prob": False,
         },
-        {**_NO_FFN, **ATTN_BIAS_TENSORS, **QK_NORMS, **_MLP_EXPERTS},
+        {**_NO_FFN, **ATTN_BIAS_TENSORS, **QK_NORMS, **MLP_EXPERTS},
         "olmoe",
         experts=_olmoe,
         optional=ATTN_BIAS,
@@ -423,7 +439,7 @@ MOE_FAMILIES: tuple[Family, ...] = (
             **{k: v for k, v in _NO_FFN.items() if k not in ("attn_norm", "ffn_norm")},
             **ATTN_BIAS_TENSORS,
             **QK_NORMS,
-            **_MLP_EXPERTS,
+            **MLP_EXPERTS,
             "attn_post_norm": source("layers.{i}.post_attention_layernorm.weight"),
             "ffn_post_norm": source("layers.{i}.post_feedforward_layernorm.weight"),
         },
@@ -609,26 +625,16 @@ MOE_FAMILIES: tuple[Family, ...] = (
             **NO_BIAS,
             "qkv_bias": LLAMA_TENSORS["qkv_bias"],
             **QK_NORMS,
-            **_MLP_EXPERTS,
+            **MLP_EXPERTS,
             "router_correction": source(MLP + "gate.e_score_correction_bias"),
-            **_shared("shared_experts"),
+            **shared_expert("shared_experts"),
         },
         "glm4moe",
         extra=_glm4,
-        experts=_grouped,
+        experts=grouped_experts,
         optional={"qkv_bias": "attention_bias", "q_norm": "use_qk_norm", "k_norm": "use_qk_norm"},
         rope=RopeKeys(partial=("partial_rotary_factor", 0.5)),
-        gguf_keys={
-            **_COUNTS,
-            "n_routed_experts": "expert_count",
-            "n_shared_experts": "expert_shared_count",
-            "moe_intermediate_size": "expert_feed_forward_length",
-            "routed_scaling_factor": "expert_weights_scale",
-            "norm_topk_prob": "expert_weights_norm",
-            "n_group": "expert_group_count",
-            "topk_group": "expert_group_used_count",
-            "first_k_dense_replace": "leading_dense_block_count",
-        },
+        gguf_keys=GROUPED_KEYS,
         gguf_tensors={"ffn_norm": source("blk.{i}.post_attention_norm.weight")},
     ),
 )

@@ -10,6 +10,7 @@ mapping.py and slots.py.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from llmaccel.config import MAX_ROW, Keys, ModelConfig
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor
+from llmaccel.models.plain import plain_form
 
 MAX_RANK = 1 << 13  # MOST_RANK of csrc/model/latent.c
 MAX_Q_RANK = 1 << 20
@@ -43,25 +45,11 @@ INERT_KEYS = (
     "seq_aux",
     "aux_loss_alpha",
     "output_router_logits",
+    "num_experts",
+    "num_local_experts",
 )
-# What a config says of experts counts only where a layer has some.
-EXPERT_KEYS: dict[str, Any] = dict.fromkeys(
-    (
-        "n_routed_experts",
-        "n_shared_experts",
-        "num_experts_per_tok",
-        "moe_intermediate_size",
-        "moe_layer_freq",
-        "n_group",
-        "topk_group",
-        "topk_method",
-        "scoring_func",
-        "norm_topk_prob",
-        "routed_scaling_factor",
-        "num_experts",
-        "num_local_experts",
-    )
-)
+# Of experts, beside what transformers' classes have.
+EXPERT_KEYS: dict[str, Any] = dict.fromkeys(("moe_layer_freq", "scoring_func", "topk_method"))
 
 
 def latent_sizes(keys: Keys, n_heads: int, n_kv_heads: int) -> dict[str, Any]:
@@ -119,13 +107,11 @@ def _opened(tensor: RawTensor) -> np.ndarray:
     """A quantized matrix as float32, which the core rounds to what heads multiply by."""
     from llmaccel import _core
 
-    if tensor.rounding is not None:
-        raise UnsupportedError(
-            f"{tensor.name}: activation='checkpoint' is not supported with latents (MLA)"
-        )
     cols = tensor.shape[-1]
     rows = math.prod(tensor.shape[:-1])
-    packed = _core.Packed(tensor.data, tensor.dtype, rows, cols, "auto", "keep", 0)
+    form = plain_form(tensor.dtype)
+    dtype = tensor.dtype if form is None else replace(form, ordered=False).name
+    packed = _core.Packed(tensor.data, dtype, rows, cols, "F32", "keep", 0)
     out = np.empty((rows, cols), np.float32)
     packed.unpack("scalar", np.arange(rows, dtype=np.int32), out)
     if tensor.order is not None:
