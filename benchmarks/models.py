@@ -1,4 +1,4 @@
-"""Random checkpoints at the shapes of Qwen2.5-0.5B and Llama-3.2-1B, for engines to run.
+"""Random checkpoints at the shapes of Qwen2.5-0.5B, Llama-3.2-1B and a small Qwen3-MoE.
 
     python benchmarks/models.py qwen2.5-0.5b llama-3.2-1b [--formats bf16,q8_0,q4_0,q4_k_m]
 
@@ -52,6 +52,27 @@ SHAPES = {
         "rms_norm_eps": 1e-5,
         "rope_theta": 500000.0,
     },
+    # Of no published size: 1.6e9 weights (1.7 GB at Q8_0), of which a token meets 3e8.
+    "qwen3-moe-1.6b": {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": 1024,
+        "intermediate_size": 3072,  # of dense layers: there are none
+        "num_hidden_layers": 20,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 384,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "vocab_size": 65536,
+        "max_position_embeddings": 32768,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+    },
 }
 # SmolLM2-135M-Instruct is not made here: its file is given to the scripts.
 SMOLLM2 = {
@@ -88,7 +109,7 @@ def config_of(name: str) -> dict:
 
 def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Checkpoint names of the weights, in the order they are written."""
-    D, F = config["hidden_size"], config["intermediate_size"]
+    D = config["hidden_size"]
     d = config.get("head_dim", D // config["num_attention_heads"])
     q, kv = config["num_attention_heads"] * d, config["num_key_value_heads"] * d
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config["vocab_size"], D)}
@@ -99,22 +120,41 @@ def tensor_shapes(config: dict) -> dict[str, tuple[int, ...]]:
             shapes[f"{at}self_attn.{part}_proj.weight"] = (rows, D)
             if config["model_type"] == "qwen2":
                 shapes[f"{at}self_attn.{part}_proj.bias"] = (rows,)
+            if config["model_type"] == "qwen3_moe" and part != "v":
+                shapes[f"{at}self_attn.{part}_norm.weight"] = (d,)
         shapes[at + "self_attn.o_proj.weight"] = (D, q)
         shapes[at + "post_attention_layernorm.weight"] = (D,)
-        shapes[at + "mlp.gate_proj.weight"] = (F, D)
-        shapes[at + "mlp.up_proj.weight"] = (F, D)
-        shapes[at + "mlp.down_proj.weight"] = (D, F)
+        shapes |= {at + "mlp." + rest: shape for rest, shape in feed_forward_shapes(config).items()}
     shapes["model.norm.weight"] = (D,)
     return shapes
 
 
+def feed_forward_shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """The same of one layer's feed-forward block, without what comes before `mlp.`."""
+    D, experts = config["hidden_size"], config.get("num_experts", 0)
+    F = config["moe_intermediate_size" if experts else "intermediate_size"]
+    one = {"gate_proj.weight": (F, D), "up_proj.weight": (F, D), "down_proj.weight": (D, F)}
+    if not experts:
+        return one
+    many = {f"experts.{e}.{n}": shape for e in range(experts) for n, shape in one.items()}
+    return {"gate.weight": (experts, D), **many}
+
+
 def matrix_weights(config: dict) -> int:
-    """Weights of one token's products, without the head: every layer's matrices."""
+    """Weights of one token's products, without the head: every layer's matrices, and of experts
+    those that a token is sent to."""
+    used = config.get("num_experts_per_tok", 0)
     return sum(
         int(np.prod(shape))
         for name, shape in tensor_shapes(config).items()
-        if len(shape) == 2 and "layers" in name
+        if len(shape) == 2 and "layers" in name and expert_of(name) < max(used, 1)
     )
+
+
+def expert_of(name: str) -> int:
+    """The expert that a tensor belongs to, by its name; 0 if to none."""
+    _, found, rest = name.partition(".experts.")
+    return int(rest.split(".")[0]) if found else 0
 
 
 def token_operations(name: str) -> int:
@@ -219,6 +259,9 @@ GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate": "ffn_gate_inp",
 }
 
 
@@ -241,7 +284,7 @@ def write_gguf(path: Path, config: dict) -> None:
     """The checkpoint as bf16 GGUF; norms and biases in fp32, as llama.cpp wants them."""
     import gguf
 
-    arch = config["model_type"]
+    arch = config["model_type"].replace("_", "")
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config["num_hidden_layers"])
     writer.add_context_length(config["max_position_embeddings"])
@@ -254,6 +297,12 @@ def write_gguf(path: Path, config: dict) -> None:
     writer.add_vocab_size(config["vocab_size"])
     if "head_dim" in config:
         writer.add_rope_dimension_count(config["head_dim"])
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+    if "num_experts" in config:
+        writer.add_expert_count(config["num_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     tokens, merges = vocabulary(config["vocab_size"])
     writer.add_tokenizer_model("gpt2")
@@ -266,9 +315,12 @@ def write_gguf(path: Path, config: dict) -> None:
     writer.add_bos_token_id(config["bos_token_id"])
     writer.add_add_bos_token(False)
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    D, F, E = (config.get(k, 0) for k in ("hidden_size", "moe_intermediate_size", "num_experts"))
     for name, shape in tensor_shapes(config).items():
+        if ".experts." in name:
+            continue
         bits = noise(name, shape)
-        if len(shape) == 1:
+        if len(shape) == 1 or name.endswith("mlp.gate.weight"):
             writer.add_tensor(gguf_name(name), (bits.astype(np.uint32) << 16).view(np.float32))
             continue
         module = name.split(".")[-2]
@@ -276,6 +328,12 @@ def write_gguf(path: Path, config: dict) -> None:
             bits = interleaved(bits, heads[module])
         raw = np.ascontiguousarray(bits).view(np.uint8)
         writer.add_tensor(gguf_name(name), raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
+    for layer in range(config["num_hidden_layers"] if "num_experts" in config else 0):
+        for part, shape in (("gate", (F, D)), ("up", (F, D)), ("down", (D, F))):
+            names = [f"model.layers.{layer}.mlp.experts.{e}.{part}_proj.weight" for e in range(E)]
+            raw = np.stack([noise(name, shape) for name in names]).view(np.uint8)
+            name = f"blk.{layer}.ffn_{part}_exps.weight"
+            writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
