@@ -26,6 +26,7 @@ SMALL = {
     "vocab_size": 400,
     "max_position_embeddings": 256,
 }
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
 
 
 @pytest.fixture
@@ -35,7 +36,8 @@ def models(monkeypatch, tmp_path):
 
     monkeypatch.delitem(models.SHAPES["llama-3.2-1b"], "head_dim")
     for name in list(models.SHAPES):
-        monkeypatch.setitem(models.SHAPES, name, {**models.SHAPES[name], **SMALL})
+        few = EXPERTS if "num_experts" in models.SHAPES[name] else {}
+        monkeypatch.setitem(models.SHAPES, name, {**models.SHAPES[name], **SMALL, **few})
     monkeypatch.setattr(models, "CACHE", tmp_path)
     monkeypatch.setattr(models, "SPREAD", 0.3)  # with small weights attention hardly counts
     return models
@@ -52,7 +54,7 @@ def compare(monkeypatch, tmp_path):
     return compare
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "llama-3.2-1b"])
+@pytest.mark.parametrize("name", ["qwen2.5-0.5b", "llama-3.2-1b", "qwen3-moe-1.6b"])
 def test_checkpoint_and_gguf_are_the_same_model(models, name):
     """Names, the order of rotated rows and the vocabulary: both files give the same scores."""
     pytest.importorskip("gguf")
@@ -96,6 +98,9 @@ def test_shares_count_every_matrix(models):
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
     assert models.matrix_weights(config) == 2 * layer
     assert models.token_operations("llama-3.2-1b") == 4 * layer
+    qkv, o = 64 * (4 + 2 * 2) * 64, 4 * 64 * 64  # heads of 64 here
+    layer = qkv + o + 4 * 64 + 2 * 3 * 64 * 64  # the router, two of four experts
+    assert models.matrix_weights(models.config_of("qwen3-moe-1.6b")) == 2 * layer
 
 
 def test_peaks_leave_out_what_the_processor_lacks(monkeypatch):
