@@ -70,11 +70,11 @@ static inline int la_plain_type(la_plain p)
 static inline la_plain la_plain_of(int type)
 {
     unsigned t = (unsigned)type - LA_PLAIN, log = t >> 7;
-    la_plain p = {(uint8_t)(t & 15), t >> 4 & 1, t >> 5 & 1, t >> 6 & 1, log == 0 ? 0 : 8 << log};
-    if (type < LA_PLAIN || p.codes >= LA_CODES_COUNT || log > 5) {
+    if (type < LA_PLAIN || (t & 15) >= LA_CODES_COUNT || log > 5) {
         return (la_plain){LA_CODES_COUNT, 0, 0, 0, 0};
     }
-    return p;
+    return (la_plain){(uint8_t)(t & 15), t >> 4 & 1, t >> 5 & 1, t >> 6 & 1,
+                      log == 0 ? 0 : 8 << log};
 }
 
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and
