@@ -120,7 +120,7 @@ typedef struct la_format {
     uint8_t has_offset; /* groups carry an offset */
     uint8_t
         row_scale; /* one scale per output row, at the head of the unit, for all groups: sums are
-                         * folded and activations quantized per group all the same */
+                         * folded per group all the same, or per activation group (la_gemm.fold) */
     int32_t group; /* k per group: 16, 32, .., 256; 0 for float packs. The last may be shorter */
 } la_format;
 

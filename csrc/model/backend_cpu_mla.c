@@ -5,7 +5,6 @@
  * depends on that token alone; slots of a page are written in any order, since nothing is cleared
  * (attention_mla.h masks what was not written). Attention itself is la_cpu_attend.
  */
-#include "../kernels/act_rows.h"
 #include "backend_cpu.h"
 
 enum { STORE_TOKENS = 16 }; /* taken at once: those that share lines of a page */
