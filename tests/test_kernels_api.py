@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -349,13 +350,18 @@ def test_a_weight_outlives_its_source_and_serves_threads() -> None:
         ((4, 1, 80), {"window": 70}),
         ((4, 2, 128), {"softcap": 5.0}),
         ((2, 1, 1), {"window": 1}),
+        ((8, 2, 64), {"window": 70, "sinks": True}),
+        ((96, 1, 16), {"sinks": True}),
     ],
 )
 def test_attention(
-    isa: str, dtype: str, shape: tuple[int, int, int], options: dict[str, float]
+    isa: str, dtype: str, shape: tuple[int, int, int], options: dict[str, Any]
 ) -> None:
     heads, kv_heads, d = shape
     tokens = 300
+    options = dict(options)
+    if options.get("sinks"):
+        options["sinks"] = normal(heads, seed=3)
     k, v = normal(tokens, kv_heads, d), normal(tokens, kv_heads, d, seed=1)
     q = normal(tokens, heads, d, seed=2)
     pages = kernels.KVPages(kv_heads, d, max_tokens=tokens, dtype=dtype)
@@ -369,6 +375,7 @@ def test_attention(
         scale=options.get("scale", d**-0.5),
         cap=options.get("softcap", 0.0),
         window=int(options.get("window", 0)),
+        sinks=options.get("sinks"),
     )
     close(got, want, KV_TOLERANCE[dtype])
     last = pages.attend(q[-1:], isa=isa, **options)  # decode: the same bits as in prefill
@@ -577,6 +584,7 @@ def test_wrong_pages_are_named() -> None:
         wrong("positions: ", pages.attend, k[:1], bad)
     wrong("window: ", pages.attend, k, window=-1)
     wrong("softcap: ", pages.attend, k, softcap=-1.0)
+    wrong(r"sinks: expected \[2\]", pages.attend, k, sinks=np.ones(3, np.float32))
     wrong("scale: ", pages.attend, k, scale=np.inf)
     wrong("out: overlaps", pages.attend, k, out=k)
     assert len(pages) == 4
@@ -615,9 +623,10 @@ def test_the_core_trusts_no_wrapper() -> None:
     pages.store(ISAS[0], x, x)
     out, at = np.empty_like(x), np.int32([0, 1])
     for heads in (0, 3, -2, 2**31 - 1, 2**30):
-        wrong("q", pages.attend, ISAS[0], x, at, out, heads, 1.0, 0.0, 0, 1)
-    wrong("positions: 2", pages.attend, ISAS[0], x, np.int32([0, 2]), out, 2, 1.0, 0.0, 0, 1)
-    wrong("window: ", pages.attend, ISAS[0], x, at, out, 2, 1.0, 0.0, -1, 1)
+        wrong("q", pages.attend, ISAS[0], x, at, out, None, heads, 1.0, 0.0, 0, 1)
+    wrong("positions: 2", pages.attend, ISAS[0], x, np.int32([0, 2]), out, None, 2, 1.0, 0.0, 0, 1)
+    wrong("window: ", pages.attend, ISAS[0], x, at, out, None, 2, 1.0, 0.0, -1, 1)
+    wrong("sinks: 3", pages.attend, ISAS[0], x, at, out, np.ones(3, np.float32), 2, 1.0, 0.0, 0, 1)
 
 
 @pytest.mark.parametrize(

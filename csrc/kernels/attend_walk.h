@@ -3,7 +3,7 @@
  * Owns the order of chunks: a row meets those of 256 tokens that hold a token it counts, at absolute
  * positions, each a softmax of its own, joined to the sum so far in order. Invariant: where the parts of
  * a row are made, and beside which rows, changes no bit of it; so who makes them may be decided freely.
- * Included by model/backend_cpu*.c and python/py_kernels_pages.c.
+ * Included by model/backend_cpu*.c and python/py_kernels_attend.h.
  */
 #ifndef LA_ATTEND_WALK_H
 #define LA_ATTEND_WALK_H

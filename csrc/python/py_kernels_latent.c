@@ -7,16 +7,12 @@
  */
 #include "py_module.h"
 
-#include <limits.h>
-
 #include "../base/base.h"
-#include "../base/pool.h"
-#include "../kernels/attend_walk.h"
 #include "../kernels/kernels.h"
 
-#include "py_kernels.h"
+#include "py_kernels_attend.h"
 
-enum { MAX_RANK = 1 << 13, MAX_KEY = 256, MAX_R = 64, MAX_TOKENS = 1 << 24, MAX_HEADS = 1 << 16 };
+enum { PY_ATTEND_ROWSANK = 1 << 13, MAX_KEY = 256, MAX_TOKENS = 1 << 24 };
 enum { GUARD = 64, POISON = 0xff };
 
 typedef struct latents {
@@ -43,9 +39,9 @@ static int parse_form(const char *name, int r, int p, la_kv_form *out)
                      name);
         return -1;
     }
-    if (r < 4 || r > MAX_RANK || r % 4 != 0 || p < 2 || p > MAX_KEY || p % 2 != 0) {
+    if (r < 4 || r > PY_ATTEND_ROWSANK || r % 4 != 0 || p < 2 || p > MAX_KEY || p % 2 != 0) {
         PyErr_Format(PyExc_ValueError, "r, p: %d, %d; expected 4..%d in fours and 2..%d in pairs",
-                     r, p, (int)MAX_RANK, (int)MAX_KEY);
+                     r, p, (int)PY_ATTEND_ROWSANK, (int)MAX_KEY);
         return -1;
     }
     *out = (la_kv_form)form;
@@ -137,135 +133,46 @@ static PyObject *latents_store(PyObject *object, PyObject *args)
 
 /* ---- attend ------------------------------------------------------------------------------------ */
 
-typedef struct latent_job {
-    la_attend_walk walk;
-    const latents *p;
-    const float *q;     /* [T][H][r + p] */
-    const int32_t *pos; /* [T] */
-    float *out;         /* [T][H][r] */
-    int T, H;
-    uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
-    size_t pitch;
-} latent_job;
-
 /* Rows first .. first + R - 1, counted by token, then head. */
-static void attend_rows(const latent_job *job, const la_attend_room *own, int first, int R)
+static void attend_rows(const py_attend_job *job, const la_attend_room *own, int first, int R)
 {
+    const latents *p = job->pages;
     int d = job->walk.d, wide = la_attend_wide(d);
     for (int r = 0; r < R; r++) {
         own->pos[r] = job->pos[(first + r) / job->H];
         memcpy(own->q + r * wide, job->q + (int64_t)(first + r) * d, (size_t)d * sizeof(float));
     }
-    la_attend_pages at = {.base = job->p->data, .pitch = job->p->page};
+    la_attend_pages at = {.base = p->data, .pitch = p->page};
     la_attend_rows(&job->walk, &at, own, R);
     for (int r = 0; r < R; r++) {
-        float *out = job->out + (int64_t)(first + r) * job->walk.dv;
-        job->walk.k->attend_finish(own->o + r * wide, own->l[r], out, job->walk.dv);
+        float *out = job->out + (int64_t)(first + r) * p->r;
+        job->walk.k->attend_finish(own->o + r * wide, own->l[r], out, p->r);
     }
 }
 
 /* Tiles in a fixed order; thread tid takes every nth. */
 static void attend_share(void *arg, int tid, int nth)
 {
-    const latent_job *job = arg;
-    la_attend_room own;
-    la_attend_room_at(job->scratch + job->pitch * (size_t)tid, MAX_R, job->walk.d, &own);
+    const py_attend_job *job = arg;
+    la_attend_room own = py_attend_room(job, tid);
     int rows = job->T * job->H;
-    for (int first = tid * MAX_R; first < rows; first += nth * MAX_R) {
-        attend_rows(job, &own, first, rows - first < MAX_R ? rows - first : MAX_R);
+    for (int first = tid * PY_ATTEND_ROWS; first < rows; first += nth * PY_ATTEND_ROWS) {
+        int R = rows - first < PY_ATTEND_ROWS ? rows - first : PY_ATTEND_ROWS;
+        attend_rows(job, &own, first, R);
     }
-}
-
-static la_status attend_run(latent_job *job, int threads)
-{
-    la_pool *pool = NULL;
-    la_status st;
-    job->pitch = la_round_up(
-        la_attend_room_bytes(MAX_R, job->walk.d) + la_mla_scratch(job->walk.d, job->walk.dv), 64);
-    job->scratch = la_map(job->pitch * (size_t)threads);
-    if (job->scratch == NULL) {
-        st = la_fail(LA_ERR_MEMORY, "threads: no memory for %d", threads);
-        goto done;
-    }
-    LA_TRY(py_kernels_pool(threads, &pool));
-    py_kernels_run(pool, attend_share, job);
-done:
-    la_pool_free(pool);
-    la_unmap(job->scratch, job->pitch * (size_t)threads);
-    return st;
-}
-
-/* q, out and positions of a call. 0, or -1 with an exception set. */
-static int attend_views(const py_state *state, latent_job *job, const Py_buffer *q,
-                        const Py_buffer *out)
-{
-    int64_t rows = (int64_t)job->T * job->H;
-    if (job->H < 1 || job->H > MAX_HEADS || rows > INT_MAX - MAX_R * PY_KERNELS_THREADS) {
-        py_raise_format(state, LA_ERR_ARGUMENT, "q: %d tokens of %d heads are too many", job->T,
-                        job->H);
-        return -1;
-    }
-    if (q->len != (Py_ssize_t)(rows * job->walk.d * 4) ||
-        out->len != (Py_ssize_t)(rows * job->walk.dv * 4) || out->readonly) {
-        py_raise_format(state, LA_ERR_ARGUMENT,
-                        "q, out: expected %d tokens of [%d, %d] and [%d, %d]", job->T, job->H,
-                        job->walk.d, job->H, job->walk.dv);
-        return -1;
-    }
-    for (int i = 0; i < job->T; i++) {
-        if (job->pos[i] < 0 || job->pos[i] >= job->p->length) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
-                            (int)job->pos[i], job->p->length - 1);
-            return -1;
-        }
-    }
-    job->q = q->buf;
-    job->out = out->buf;
-    return 0;
 }
 
 static PyObject *latents_attend(PyObject *object, PyObject *args)
 {
-    const char *isa;
-    PyObject *oq, *opos, *oout;
-    int threads;
-    la_kernels t;
-    Py_buffer q, out;
-    latent_job job = {.p = (latents *)object};
-    la_attend_walk *walk = &job.walk;
-    py_state *state = py_state_of_object(object);
-    if (!PyArg_ParseTuple(args, "sOOOifi:attend", &isa, &oq, &opos, &oout, &job.H, &walk->scale,
-                          &threads) ||
-        py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
+    const latents *p = (latents *)object;
+    py_attend_call call = {.sinks = Py_None};
+    py_attend_job job = {
+        .pages = p, .length = p->length, .walk = {.form = p->form, .d = p->r + p->p, .dv = p->r}};
+    if (!PyArg_ParseTuple(args, "sOOOifi:attend", &call.isa, &call.q, &call.positions, &call.out,
+                          &job.H, &job.walk.scale, &call.threads)) {
         return NULL;
     }
-    walk->k = &t;
-    walk->form = job.p->form;
-    walk->d = job.p->r + job.p->p;
-    walk->dv = job.p->r;
-    int32_t *pos = py_ids_from(state, opos, "positions", &job.T);
-    job.pos = pos;
-    if (pos == NULL || py_kernels_floats(oq, "q", &q) < 0) {
-        PyMem_Free(pos);
-        return NULL;
-    }
-    la_status st = LA_OK;
-    int ready = 0;
-    if (py_kernels_floats(oout, "out", &out) == 0) {
-        ready = attend_views(state, &job, &q, &out) == 0;
-        if (ready) {
-            Py_BEGIN_ALLOW_THREADS
-            st = attend_run(&job, threads);
-            Py_END_ALLOW_THREADS
-        }
-        PyBuffer_Release(&out);
-    }
-    PyBuffer_Release(&q);
-    PyMem_Free(pos);
-    if (!ready || st != LA_OK) {
-        return ready ? py_raise(state, st) : NULL;
-    }
-    Py_RETURN_NONE;
+    return py_attend(py_state_of_object(object), &call, &job, attend_share);
 }
 
 /* ---- the slots alone --------------------------------------------------------------------------- */
@@ -379,8 +286,8 @@ static PyObject *mla_attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject 
         return NULL;
     }
     Py_ssize_t rows = PyObject_Length(opos);
-    if (rows < 1 || rows > MAX_R || g.n_pages < 1 || g.n_pages > LA_CHUNK / LA_PAGE || g.set < 0 ||
-        (g.set + 1) * (int)rows > MAX_R || g.first < 0) {
+    if (rows < 1 || rows > PY_ATTEND_ROWS || g.n_pages < 1 || g.n_pages > LA_CHUNK / LA_PAGE ||
+        g.set < 0 || (g.set + 1) * (int)rows > PY_ATTEND_ROWS || g.first < 0) {
         return PyErr_Format(PyExc_ValueError, "rows, n_pages, set, first: %zd, %d, %d, %d", rows,
                             g.n_pages, g.set, g.first);
     }

@@ -8,13 +8,11 @@
 #include "py_module.h"
 
 #include "../base/base.h"
-#include "../base/pool.h"
-#include "../kernels/attend_walk.h"
 #include "../kernels/kernels.h"
 
-#include "py_kernels.h"
+#include "py_kernels_attend.h"
 
-enum { MAX_D = 256, MAX_R = 64, MAX_TOKENS = 1 << 24, MAX_HEADS = 1 << 16 };
+enum { MAX_D = 256, MAX_TOKENS = 1 << 24 };
 
 typedef struct pages {
     PyObject_HEAD
@@ -54,7 +52,7 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
             state, LA_ERR_UNSUPPORTED,
             "dtype: pages of %.40s are not supported, only F32, BF16, int8 and fp8", dtype);
     }
-    if (n_heads < 1 || n_heads > MAX_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
+    if (n_heads < 1 || n_heads > PY_ATTEND_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
         capacity > MAX_TOKENS) {
         return py_raise_format(state, LA_ERR_ARGUMENT,
                                "n_heads, d, max_tokens: %d, %d, %d; expected 1.., 1..%d, 1..%d",
@@ -136,56 +134,51 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
 
 /* ---- attend ------------------------------------------------------------------------------------ */
 
-typedef struct attend_job {
-    la_attend_walk walk;
-    const pages *p;
-    const float *q;     /* [T][H][d] */
-    const int32_t *pos; /* [T] */
-    float *out;         /* [T][H][d] */
-    int T, H;
-    uint8_t *scratch; /* [threads] pieces of `pitch` bytes */
-    size_t pitch;
-} attend_job;
-
 /* Rows of one kernel call: `tokens` tokens from t0 on, `heads` query heads from h0 on. */
 typedef struct attend_tile {
     int t0, tokens, h0, heads;
 } attend_tile;
 
-static int64_t tile_row(const attend_job *job, const attend_tile *tile, int r)
+static int64_t tile_row(const py_attend_job *job, const attend_tile *tile, int r)
 {
     int64_t token = tile->t0 + r / tile->heads;
-    return (token * job->H + tile->h0 + r % tile->heads) * job->p->d;
+    return (token * job->H + tile->h0 + r % tile->heads) * job->walk.d;
 }
 
-static void attend_rows(const attend_job *job, const la_attend_room *own, const attend_tile *tile)
+static void attend_rows(const py_attend_job *job, const la_attend_room *own,
+                        const attend_tile *tile)
 {
-    const pages *p = job->p;
+    const pages *p = job->pages;
+    la_attend_walk walk = job->walk;
     int R = tile->tokens * tile->heads, wide = la_attend_wide(p->d);
     for (int r = 0; r < R; r++) {
         own->pos[r] = job->pos[tile->t0 + r / tile->heads];
         memcpy(own->q + r * wide, job->q + tile_row(job, tile, r), (size_t)p->d * sizeof(float));
     }
+    if (walk.sinks != NULL) { /* of the tile's heads */
+        walk.sinks += tile->h0;
+        walk.heads = tile->heads;
+    }
     int head = tile->h0 / (job->H / p->n_heads);
     la_attend_pages at = {.base = page_block(p, 0, head),
                           .pitch = p->head_bytes * (size_t)p->n_heads,
                           .k_bytes = p->k_bytes};
-    la_attend_rows(&job->walk, &at, own, R);
+    la_attend_rows(&walk, &at, own, R);
     for (int r = 0; r < R; r++) {
         float *out = job->out + tile_row(job, tile, r);
-        job->walk.k->attend_finish(own->o + r * wide, own->l[r], out, p->d);
+        walk.k->attend_finish(own->o + r * wide, own->l[r], out, p->d);
     }
 }
 
 /* Tiles in a fixed order; thread tid takes every nth. */
 static void attend_share(void *arg, int tid, int nth)
 {
-    const attend_job *job = arg;
-    int group = job->H / job->p->n_heads, most = group < MAX_R ? group : MAX_R;
-    int step = MAX_R / most, turn = 0;
-    la_attend_room own;
-    la_attend_room_at(job->scratch + job->pitch * (size_t)tid, MAX_R, job->p->d, &own);
-    for (int kv = 0; kv < job->p->n_heads; kv++) {
+    const py_attend_job *job = arg;
+    const pages *p = job->pages;
+    int group = job->H / p->n_heads, most = group < PY_ATTEND_ROWS ? group : PY_ATTEND_ROWS;
+    int step = PY_ATTEND_ROWS / most, turn = 0;
+    la_attend_room own = py_attend_room(job, tid);
+    for (int kv = 0; kv < p->n_heads; kv++) {
         for (int h = 0; h < group; h += most) {
             for (int t = 0; t < job->T; t += step, turn = (turn + 1) % nth) {
                 attend_tile tile = {t, job->T - t < step ? job->T - t : step, kv * group + h,
@@ -198,96 +191,26 @@ static void attend_share(void *arg, int tid, int nth)
     }
 }
 
-static la_status attend_run(attend_job *job, int threads)
-{
-    la_pool *pool = NULL;
-    la_status st;
-    job->pitch = la_round_up(la_attend_room_bytes(MAX_R, job->p->d), 64);
-    job->scratch = la_map(job->pitch * (size_t)threads);
-    if (job->scratch == NULL) {
-        st = la_fail(LA_ERR_MEMORY, "threads: no memory for %d", threads);
-        goto done;
-    }
-    LA_TRY(py_kernels_pool(threads, &pool));
-    py_kernels_run(pool, attend_share, job);
-done:
-    la_pool_free(pool);
-    la_unmap(job->scratch, job->pitch * (size_t)threads);
-    return st;
-}
-
-/* q, out and positions of a call. 0, or -1 with an exception set. */
-static int attend_views(const py_state *state, attend_job *job, const Py_buffer *q,
-                        const Py_buffer *out)
-{
-    const pages *p = job->p;
-    int64_t row = (int64_t)job->H * p->d;
-    if (job->H < 1 || job->H > MAX_HEADS || job->H % p->n_heads != 0) {
-        py_raise_format(state, LA_ERR_ARGUMENT, "q: %d heads are no multiple of the pages' %d",
-                        job->H, p->n_heads);
-        return -1;
-    }
-    if (q->len != (Py_ssize_t)(row * job->T * 4) || out->len != q->len || out->readonly) {
-        py_raise_format(state, LA_ERR_ARGUMENT, "q, out: expected %d tokens of [%d, %d]", job->T,
-                        job->H, p->d);
-        return -1;
-    }
-    for (int i = 0; i < job->T; i++) {
-        if (job->pos[i] < 0 || job->pos[i] >= p->length) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
-                            (int)job->pos[i], p->length - 1);
-            return -1;
-        }
-    }
-    job->q = q->buf;
-    job->out = out->buf;
-    return 0;
-}
-
 static PyObject *pages_attend(PyObject *object, PyObject *args)
 {
-    const char *isa;
-    PyObject *oq, *opos, *oout;
-    int threads;
-    la_kernels t;
-    Py_buffer q, out;
-    attend_job job = {.p = (pages *)object};
+    const pages *p = (pages *)object;
+    py_attend_call call;
+    py_attend_job job = {.pages = p, .length = p->length, .walk = {.form = p->form, .d = p->d}};
     la_attend_walk *walk = &job.walk;
     py_state *state = py_state_of_object(object);
-    if (!PyArg_ParseTuple(args, "sOOOiffii:attend", &isa, &oq, &opos, &oout, &job.H, &walk->scale,
-                          &walk->softcap, &walk->window, &threads) ||
-        py_kernels_isa(isa, &t) < 0 || py_kernels_threads(&threads) < 0) {
+    if (!PyArg_ParseTuple(args, "sOOOOiffii:attend", &call.isa, &call.q, &call.positions, &call.out,
+                          &call.sinks, &job.H, &walk->scale, &walk->softcap, &walk->window,
+                          &call.threads)) {
         return NULL;
     }
     if (walk->window < 0) {
         return py_raise_format(state, LA_ERR_ARGUMENT, "window: %d is negative", walk->window);
     }
-    walk->k = &t;
-    walk->form = job.p->form;
-    walk->d = job.p->d;
-    int32_t *pos = py_ids_from(state, opos, "positions", &job.T);
-    job.pos = pos;
-    if (pos == NULL || py_kernels_floats(oq, "q", &q) < 0) {
-        PyMem_Free(pos);
-        return NULL;
+    if (job.H % p->n_heads != 0) {
+        return py_raise_format(state, LA_ERR_ARGUMENT,
+                               "q: %d heads are no multiple of the pages' %d", job.H, p->n_heads);
     }
-    la_status st = LA_OK;
-    int ready = 0;
-    if (py_kernels_floats(oout, "out", &out) == 0) {
-        ready = attend_views(state, &job, &q, &out) == 0;
-        if (ready) {
-            Py_BEGIN_ALLOW_THREADS
-            st = attend_run(&job, threads);
-            Py_END_ALLOW_THREADS
-        }
-        PyBuffer_Release(&out);
-    }
-    PyBuffer_Release(&q);
-    PyMem_Free(pos);
-    if (!ready || st != LA_OK) {
-        return ready ? py_raise(state, st) : NULL;
-    }
-    Py_RETURN_NONE;
+    return py_attend(state, &call, &job, attend_share);
 }
 
 static Py_ssize_t pages_length(PyObject *object)
@@ -305,9 +228,9 @@ static PyMethodDef pages_methods[] = {
     {"store", pages_store, METH_VARARGS,
      "store(isa, k, v): appends tokens, k and v float32 [T, n_heads, d]."},
     {"attend", pages_attend, METH_VARARGS,
-     "attend(isa, q, positions, out, H, scale, softcap, window, threads)\n\n"
-     "q, out: float32 [T, H, d]; positions: int32 [T], of stored tokens; window, softcap: 0 is "
-     "off."},
+     "attend(isa, q, positions, out, sinks, H, scale, softcap, window, threads)\n\n"
+     "q, out: float32 [T, H, d]; positions: int32 [T], of stored tokens; sinks: float32 [H] or "
+     "None; window, softcap: 0 is off."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -152,6 +152,7 @@ class Pages:
         q: Buffer,
         positions: Buffer,
         out: Buffer,
+        sinks: Buffer | None,
         H: int,
         scale: float,
         softcap: float,

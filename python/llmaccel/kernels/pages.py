@@ -90,6 +90,7 @@ class KVPages:
         scale: float | None = None,
         window: int = 0,
         softcap: float = 0.0,
+        sinks: Any = None,
         out: Any = None,
         isa: str = "auto",
         threads: int = 0,
@@ -99,7 +100,8 @@ class KVPages:
         q: [T, H, d], H a multiple of K (head h reads kv head h // (H / K)). positions: T integers,
         where each query stands; None: the last T stored tokens, in order. scale: None is d^-0.5.
         window: only the last `window` tokens count, the query's own included; 0: all. softcap:
-        scores become softcap * tanh(score / softcap); 0: off. threads: 0 takes all processors.
+        scores become softcap * tanh(score / softcap); 0: off. sinks: float32 [H], one more logit
+        of each head's softmax that has no value; None: none. threads: 0 takes all processors.
         """
         rows = arguments.floats(q, "q")
         if len(rows.shape) != 3 or rows.shape[2] != self.d:
@@ -108,14 +110,18 @@ class KVPages:
         if heads == 0 or heads % self.n_kv_heads or heads > 65536:
             raise ConfigError(f"q: {heads} heads are no multiple of {self.n_kv_heads} kv heads")
         at = positions_of(positions, tokens, len(self))
-        y = arguments.result(out, rows.shape, rows)
+        extra = None if sinks is None else arguments.floats(sinks, "sinks")
+        if extra is not None:
+            arguments.expect(extra, "sinks", (heads,))
+        read = (rows,) if extra is None else (rows, extra)
+        y = arguments.result(out, rows.shape, *read)
         level, work = arguments.level(isa), rows.nbytes * (1 + len(self) // 16)
         threads = arguments.count_threads(threads, work)
         factor = self.d**-0.5 if scale is None else arguments.real(scale, "scale")
         cap = arguments.real(softcap, "softcap", 0.0)
         width = arguments.integer(window, "window", 0, MOST_TOKENS)
         if tokens:
-            self._core.attend(level, rows, at, y, heads, factor, cap, width, threads)
+            self._core.attend(level, rows, at, y, extra, heads, factor, cap, width, threads)
         return y
 
     def __repr__(self) -> str:
