@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -19,7 +20,10 @@ from test_hostile import COUNT, attempt, broken, replaced
 from tiny_quantized import SCHEMES, stored
 
 from llmaccel import LLM, ConfigError, LLMAccelError, LoadError, UnsupportedError
-from llmaccel.models.quantized.linear import is_named
+from llmaccel.models.checkpoint import RawTensor
+from llmaccel.models.quantized import names
+from llmaccel.models.quantized.linear import spread_scale
+from llmaccel.models.quantized.names import ModuleNames
 
 FUZZED = ["gptq-4-order-asym", "awq-gemv", "ct-w4a16-asym", "fp8-block", "bnb-nf4-double", "hqq-4"]
 SIZES = {
@@ -94,11 +98,14 @@ def refused(tmp_path, error, match: str, config=None, tensors=None) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
-ONES = np.ones((2, 128), np.float16)
 SETTINGS = [
     ("gptq-4", {"quant_method": "exl3"}, UnsupportedError, r"quant_method 'exl3'.*mlp.down_proj"),
     ("gptq-4", {"quant_method": None}, UnsupportedError, "quant_method None"),
     ("gptq-4", {"bits": 5}, UnsupportedError, "bits = 5"),
+    ("gptq-4", {"bits": 4.0}, UnsupportedError, "bits = 4.0"),
+    ("gptq-4", {"group_size": -1.0}, ConfigError, "group_size = -1.0"),
+    ("gptq-4", {"rotation": "hadamard"}, UnsupportedError, "rotation = 'hadamard'"),
+    ("gptq-4", {"packing": "half"}, UnsupportedError, "packing = 'half'"),
     ("gptq-4", {"group_size": 24}, LoadError, "down_proj.scales: expected"),
     ("gptq-4", {"sparse": 1}, UnsupportedError, "sparse = 1: this key is not known"),
     ("gptq-4", {"checkpoint_format": "marlin"}, UnsupportedError, "checkpoint_format = 'marlin'"),
@@ -144,6 +151,7 @@ TENSORS = [
     ("gptq-4-order", {"g_idx": stored(_ORDER * 9)}, "g_idx: groups 0..9 of 2"),
     ("gptq-4-order", {"g_idx": stored(_ORDER * 0)}, "64 columns"),
     ("awq-gemv", {"qzeros": stored(np.zeros((128, 0), np.int32))}, "qzeros: expected"),
+    ("ct-w4a16", {"weight_zero_point": stored(np.zeros((16, 1), np.int32))}, "symmetric"),
     ("ct-w4a16", {"weight_shape": stored(np.array([128, 4000]))}, "weight_shape.*does not fit"),
     ("ct-w4a16", {"weight_shape": stored(np.array([2**62, 2]))}, "weight_shape.*does not fit"),
     ("fp8-block", {"weight": stored(_CODES, "F8_E5M2")}, "F8_E5M2"),
@@ -166,6 +174,16 @@ def test_tensors(folder, tmp_path, scheme, tensors, match):
     refused(tmp_path, LoadError, match, tensors=tensors)
 
 
+def test_blocks_larger_than_the_layer_take_no_memory():
+    scale = RawTensor("s", "F32", (1, 8), np.ones(8, np.float32).view(np.uint8))
+    tracemalloc.start()
+    read = spread_scale(scale, (4, 128), (2**24 - 1, 16))
+    assert read().shape == (4, 8)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
 def test_gate_and_up_in_two_orders(folder, tmp_path):
     """They are one matrix: a file that sorts their columns apart cannot be packed."""
     tiny_quantized.write(folder, tmp_path, "gptq-4-order")
@@ -182,13 +200,38 @@ def test_gate_and_up_in_two_orders(folder, tmp_path):
 
 
 def test_names_of_modules():
-    assert is_named("model.layers.0.mlp.gate", ["mlp.gate"], "")
-    assert is_named("lm_head", ["lm_head"], "")
-    assert not is_named("model.layers.0.mlp.gate_proj", ["mlp.gate"], "")
-    assert is_named("model.layers.0.mlp.gate", [r"re:.*mlp\.gate$"], "")
-    assert not is_named("model.layers.0.mlp.gate_proj", [r"re:.*mlp\.gate$"], "")
-    assert is_named("model.vision.conv", ["*vision*"], "")
-    assert not is_named("x" * 300, ["re:x"], "")
+    gate = "model.layers.0.mlp.gate"
+    for listed in (
+        "mlp.gate",
+        ".mlp.",
+        gate,
+        r"re:.*mlp\.gate$",
+        "*mlp*",
+        "*.*.*.*.*",
+        "model.layers",
+    ):
+        assert gate in ModuleNames([listed], ""), listed
+    for listed in ("mlp.gat", "layers.0.gate", "", ".", "re:mlp", "mlp*", "*.up", r"re:.*mlp\.up$"):
+        assert gate not in ModuleNames([listed], ""), listed
+    assert "lm_head" in ModuleNames(["a", "lm_head"], "")
+    assert f"{gate}_proj" not in ModuleNames(["mlp.gate", r"re:.*mlp\.gate$"], "")
+    assert "x" * 300 not in ModuleNames(["re:x"], "")
+    with pytest.raises(ConfigError, match=r"somewhere: .*repetitions"):
+        ModuleNames(["re:.*.*.*.*.*"], "somewhere")
+    with pytest.raises(ConfigError, match=r"somewhere: .*pattern of 1001 characters"):
+        ModuleNames(["*" * 1001], "somewhere")
+
+
+def test_matching_that_takes_too_long_ends(monkeypatch):
+    monkeypatch.setattr(names, "_MAX_SECONDS", 0.01)
+    slow = ModuleNames(["re:.*.*.*.*x"], "somewhere")
+
+    def search() -> None:
+        for i in range(100_000):
+            assert f"{i}{'.' * 150}" not in slow
+
+    with pytest.raises(ConfigError, match=r"somewhere: the expressions take more than 0\.01 s"):
+        search()
 
 
 def test_every_scheme_is_an_option():

@@ -441,7 +441,7 @@ GGUF_FAMILIES = [name for name in FAMILIES if name not in _NOT_GGUF]
 HUGE = 10**400
 JUNK = (
     *(None, True, -1, 0, 1, 2**31, HUGE, 0.0, -0.5, 1e300, float("nan"), float("inf"), "", "x"),
-    *([], [1], [None], {}, {"x": 1}, {"type": "yarn"}, {"type": "longrope", "long_factor": 3}),
+    *(4.0, [], [1], [None], {}, {"x": 1}, {"type": "yarn"}, {"type": "longrope", "long_factor": 3}),
     ["\ud800"],
 )
 

@@ -44,9 +44,13 @@ static int check(const py_state *state, const py_attend_job *job, const Py_buffe
 {
     int64_t rows = (int64_t)job->T * job->H;
     int d = job->walk.d, dv = la_attend_out(&job->walk);
+    if (job->H < 1 || job->H > PY_ATTEND_HEADS) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "q: %d heads are not in 1..%d", job->H,
+                        (int)PY_ATTEND_HEADS);
+        return -1;
+    }
     /* shares count rows, and step by tiles of all threads, in int */
-    if (job->H < 1 || job->H > PY_ATTEND_HEADS ||
-        rows > INT_MAX - PY_ATTEND_ROWS * PY_KERNELS_THREADS) {
+    if (rows > INT_MAX - PY_ATTEND_ROWS * PY_KERNELS_THREADS) {
         py_raise_format(state, LA_ERR_ARGUMENT, "q: %d tokens of %d heads are too many", job->T,
                         job->H);
         return -1;

@@ -12,7 +12,7 @@
 
 #include "py_kernels_attend.h"
 
-enum { PY_ATTEND_ROWSANK = 1 << 13, MAX_KEY = 256, MAX_TOKENS = 1 << 24 };
+enum { MAX_RANK = 1 << 13, MAX_KEY = 256, MAX_TOKENS = 1 << 24 };
 enum { GUARD = 64, POISON = 0xff };
 
 typedef struct latents {
@@ -39,9 +39,9 @@ static int parse_form(const char *name, int r, int p, la_kv_form *out)
                      name);
         return -1;
     }
-    if (r < 4 || r > PY_ATTEND_ROWSANK || r % 4 != 0 || p < 2 || p > MAX_KEY || p % 2 != 0) {
+    if (r < 4 || r > MAX_RANK || r % 4 != 0 || p < 2 || p > MAX_KEY || p % 2 != 0) {
         PyErr_Format(PyExc_ValueError, "r, p: %d, %d; expected 4..%d in fours and 2..%d in pairs",
-                     r, p, (int)PY_ATTEND_ROWSANK, (int)MAX_KEY);
+                     r, p, (int)MAX_RANK, (int)MAX_KEY);
         return -1;
     }
     *out = (la_kv_form)form;

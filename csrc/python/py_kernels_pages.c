@@ -55,8 +55,9 @@ static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (n_heads < 1 || n_heads > PY_ATTEND_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
         capacity > MAX_TOKENS) {
         return py_raise_format(state, LA_ERR_ARGUMENT,
-                               "n_heads, d, max_tokens: %d, %d, %d; expected 1.., 1..%d, 1..%d",
-                               n_heads, d, capacity, (int)MAX_D, (int)MAX_TOKENS);
+                               "n_heads, d, max_tokens: %d, %d, %d; expected 1..%d, 1..%d, 1..%d",
+                               n_heads, d, capacity, (int)PY_ATTEND_HEADS, (int)MAX_D,
+                               (int)MAX_TOKENS);
     }
     pages *self = (pages *)type->tp_alloc(type, 0);
     if (self == NULL) {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmaccel.config import MAX_D_FFN, MAX_EXPERTS, MAX_LAYERS, Keys
+from llmaccel.config import MAX_D_FFN, MAX_LAYERS, Keys
 from llmaccel.errors import UnsupportedError
 from llmaccel.models.families_moe import (
     GROUPED_KEYS,
@@ -18,6 +18,7 @@ from llmaccel.models.families_moe import (
     expert_groups,
     grouped_experts,
     shared_expert,
+    shared_width,
 )
 from llmaccel.models.family import BASE, LLAMA_TENSORS, MLP, MLP_BIAS, SELF, Family
 from llmaccel.models.latent import EXPERT_KEYS, INERT_KEYS, LATENT_KEYS
@@ -59,14 +60,13 @@ def _v2_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
         raise UnsupportedError(f"{keys.where}: mlp_bias with experts is not supported")
     count = expert_count(keys, "n_routed_experts")
     width = keys.integer("moe_intermediate_size", 1, MAX_D_FFN)
-    shared = keys.integer("n_shared_experts", 0, MAX_EXPERTS, none=True) or 0
-    limited = keys.value("topk_method") == "group_limited_greedy" and keys.has("n_group")
+    limited = keys.value("topk_method") == "group_limited_greedy"
     first = keys.integer("first_k_dense_replace", 0, MAX_LAYERS, none=True) or 0
     return {
         **count,
         **(expert_groups(keys, count) if limited else {}),
         "d_expert": width,
-        "d_shared": width * shared,
+        "d_shared": shared_width(keys, width),
         "route_scale": keys.number("routed_scaling_factor", 1e-6, 1e6),
         "moe": [i >= first for i in range(sizes["n_layers"])],
     }
@@ -146,7 +146,8 @@ LATENT_FAMILIES: tuple[Family, ...] = (
         optional={**_BIAS, **MLP_BIAS},
         gguf_tensors=_GGUF_TENSORS,
         gguf_keys=_GGUF_KEYS,
-        gguf_values={"topk_method": "group_limited_greedy"},  # files of the greedy have one group
+        # files of the greedy name no groups, which is one
+        gguf_values={"topk_method": "group_limited_greedy", "n_group": 1, "topk_group": 1},
         inert=INERT_KEYS,
     ),
     Family(  # DeepSeek-V3, R1, Kimi-K2

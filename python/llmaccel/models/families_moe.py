@@ -125,18 +125,25 @@ def expert_groups(keys: Keys, count: dict[str, int]) -> dict[str, int]:
     return {"route_groups": groups, "route_groups_used": used}
 
 
+def shared_width(keys: Keys, width: int) -> int:
+    """Of the shared experts, which are one of their summed widths."""
+    shared = keys.integer("n_shared_experts", 0, MAX_EXPERTS, none=True) or 0
+    if width * shared > MAX_D_FFN:
+        raise keys.error("n_shared_experts", f"{shared} of width {width} are too wide")
+    return width * shared
+
+
 def grouped_experts(keys: Keys, sizes: dict[str, Any]) -> dict[str, Any]:
     """DeepSeek-V3's router: sigmoid, chosen with a correction, from the best groups."""
     count = expert_count(keys, "n_routed_experts")
     groups = expert_groups(keys, count)
     size = count["n_experts"] // groups["route_groups"]
     width = keys.integer("moe_intermediate_size", 1, MAX_D_FFN)
-    shared = keys.integer("n_shared_experts", 0, MAX_EXPERTS, none=True) or 0
     first = keys.integer("first_k_dense_replace", 0, MAX_LAYERS)
     return {
         **count,
         "d_expert": width,
-        "d_shared": width * shared,
+        "d_shared": shared_width(keys, width),
         "route_score": "sigmoid",
         "route_norm": keys.flag("norm_topk_prob"),
         "route_scale": keys.number("routed_scaling_factor", 1e-6, 1e6),

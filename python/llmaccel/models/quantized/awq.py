@@ -8,6 +8,8 @@ and padded. A weight is scale * (q - zero). Layout as published by AutoAWQ.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from llmaccel.errors import LoadError
@@ -18,11 +20,11 @@ from llmaccel.models.quantized.linear import (
     Settings,
     fields,
     header,
-    is_named,
     make_form,
     matrix,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 # Of the eight n of a word, the nibble that holds each.
@@ -40,7 +42,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     if not config.flag("zero_point", True):
         raise config.unsupported("zero_point", "known: true")
     config.choice("backend", ("autoawq", "llm-awq", "auto", None))
-    skips = config.names("modules_to_not_convert")
+    skips = ModuleNames(config.names("modules_to_not_convert"), config.where)
     config.done(
         "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "dataset", "lm_head"
     )
@@ -49,7 +51,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         module = name.removesuffix(".qweight")
         if module == name:
             continue
-        if is_named(module, skips, config.where):
+        if module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
         found.append((_gemv if version.lower() == "gemv" else _gemm)(table, module, group))
     return found
@@ -98,7 +100,7 @@ def _gemv(table: TensorTable, module: str, group: int) -> Linear:
     return _made(module, (n, k), group, read)
 
 
-def _made(module: str, shape: tuple[int, int], group: int, read) -> Linear:
+def _made(module: str, shape: tuple[int, int], group: int, read: Callable[[], Codes]) -> Linear:
     name = f"{module}.weight"
     form = make_form(name, "I4", group, shape[1], offset=True)
     sources = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))

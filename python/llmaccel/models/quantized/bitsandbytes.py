@@ -22,11 +22,11 @@ from llmaccel.models.quantized.linear import (
     Linear,
     Settings,
     header,
-    is_named,
     make_form,
     matrix,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _STATE = ".quant_state.bitsandbytes__"
@@ -34,25 +34,12 @@ _MAX_STATE = 1 << 16
 _MAX_EXTENT = 1 << 24
 # quant_map, times what the core multiplies it by.
 _KINDS = {"nf4": ("NF4", 1), "fp4": ("FP4", 192)}
-_SIGNS = np.repeat(np.float32([1, -1]), 8)
-_VALUES = {
-    "nf4": np.float32(
-        [
-            *(
-                -1.0,
-                -0.6961928,
-                -0.52507305,
-                -0.3949175,
-                -0.28444138,
-                -0.18477343,
-                -0.091050036,
-                0.0,
-            ),
-            *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
-        ]
-    ),
-    "fp4": np.float32([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4] * 2) * _SIGNS,
-}
+_NF4 = (
+    *(-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0),
+    *(0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0),
+)
+_FP4 = (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
+_VALUES = {"nf4": np.float32(_NF4), "fp4": np.float32([*_FP4, *(-value for value in _FP4)])}
 
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
@@ -62,7 +49,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     config.choice("bnb_4bit_quant_type", ("nf4", "fp4", None))
     config.flag("bnb_4bit_use_double_quant")
     config.choice("bnb_4bit_quant_storage", ("uint8", None))
-    skips = config.names("llm_int8_skip_modules")
+    skips = ModuleNames(config.names("llm_int8_skip_modules"), config.where)
     config.done(
         "bnb_4bit_compute_dtype", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight",
         "llm_int8_threshold",
@@ -76,7 +63,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
             found.append(_eight_bits(table, name.removesuffix(".SCB") + ".weight"))
     for linear in found:
         module = linear.name.removesuffix(".weight")
-        if is_named(module, skips, config.where):
+        if module in skips:
             raise LoadError(f"{linear.name}: {config.where} says that it is not quantized")
     return found
 

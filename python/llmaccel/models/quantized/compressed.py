@@ -29,14 +29,13 @@ from llmaccel.models.quantized.linear import (
     Settings,
     fields,
     header,
-    is_named,
     make_form,
     matrix,
-    regex,
     spread_scale,
     taken,
 )
 from llmaccel.models.quantized.mx import mxfp4_packed, nvfp4
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _FORMATS = (
@@ -74,9 +73,9 @@ class _Weights:
 
 @dataclass(frozen=True)
 class _Scheme:
-    targets: tuple[str, ...]
+    targets: frozenset[str]
+    matched: ModuleNames  # what the expressions among the targets mean
     weights: _Weights | None
-    where: str
 
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
@@ -87,7 +86,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         value = config.get(key)
         if value and value not in ({"format": "dense"}, {"config_groups": {}}):
             raise config.unsupported(key, "weights are read as they are stored")
-    ignored = config.names("ignore")
+    ignored = ModuleNames(config.names("ignore"), config.where)
     groups = config.get("config_groups")
     schemes = [
         _scheme(value, f"{config.where}: {name[:80]!a}")
@@ -101,7 +100,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
             module = name.removesuffix(".weight")
             if module == name or table[name].dtype not in ("I8", "F8_E4M3"):
                 continue
-        if is_named(module, ignored, config.where):
+        if module in ignored:
             raise LoadError(f"{name}: {config.where}: ignore says that this layer is not quantized")
         weights = _weights_of(module, schemes)
         if weights is None:
@@ -123,10 +122,8 @@ def _scheme(raw: Any, where: str) -> _Scheme:
     own = None
     if weights is not None:
         own = replace(_arguments(weights, f"{where}: weights"), rounding=rounding)
-    for target in targets:
-        if target.startswith("re:"):
-            regex(target, where)
-    return _Scheme(tuple(targets), own, where)
+    matched = ModuleNames((t for t in targets if t.startswith("re:")), where)
+    return _Scheme(frozenset(targets), matched, own)
 
 
 def _rounding(raw: Any, where: str) -> Rounding | None:
@@ -157,7 +154,7 @@ def _arguments(raw: Any, where: str) -> _Weights:
     strategies = ("tensor", "channel", "token", "group", "block", "tensor_group", None)
     strategy = args.choice("strategy", strategies)
     group = args.group("group_size")
-    block = args.get("block_structure")
+    block = _block_structure(args)
     dynamic = args.get("dynamic", False)
     order = args.choice("actorder", ("weight", "static", "group", "dynamic", False, None))
     for key in ("scale_dtype", "zp_dtype"):
@@ -173,39 +170,32 @@ def _arguments(raw: Any, where: str) -> _Weights:
         raise args.unsupported("symmetric", "floats have no zero points")
     if strategy in ("group", "tensor_group") and not group:
         raise args.error("group_size", "a positive integer")
-    if isinstance(block, str):
-        block = [int(n) if n.isdecimal() and len(n) < 9 else 0 for n in block.split("x")]
-    if strategy == "block" and not (
-        isinstance(block, list)
-        and len(block) == 2
-        and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 24 for n in block)
-    ):
+    if strategy == "block" and block is None:
         raise args.error("block_structure", "two positive integers")
     blocks = {"tensor": (0, 0), "channel": (1, 0), "group": (1, group), "tensor_group": (1, group)}
     if strategy not in ("block", *blocks):
         raise args.unsupported("strategy", "known of weights: tensor, channel, group, block")
-    own = tuple(block) if strategy == "block" else blocks[strategy]
+    own = block if strategy == "block" else blocks[strategy]
     return _Weights(bits, kind, sym, own, order in ("group", "dynamic"))
+
+
+def _block_structure(args: Settings) -> tuple[int, int] | None:
+    """Two integers, or both in a string with an x between them."""
+    key, value = "block_structure", args.get("block_structure")
+    if isinstance(value, str):
+        extents = [int(n) for n in value.split("x") if n.isdecimal() and len(n) < 9]
+        args = Settings({key: extents}, args.where)
+    return args.block(key)
 
 
 def _weights_of(module: str, schemes: list[_Scheme]) -> _Weights | None:
     """Of the scheme whose target fits best: the name, an expression, the class of all layers."""
-
-    def named(target: str) -> bool:
-        return target == module
-
-    def matched(target: str) -> bool:
-        return target.startswith("re:") and is_named(module, [target], "targets")
-
-    def of_class(target: str) -> bool:
-        return target == "Linear"
-
-    kinds: tuple[Callable[[str], bool], ...] = (named, matched, of_class)
-    for fits in kinds:
-        for scheme in schemes:
-            if any(fits(target) for target in scheme.targets):
-                return scheme.weights
-    return None
+    kinds: tuple[Callable[[_Scheme], bool], ...] = (
+        lambda scheme: module in scheme.targets,
+        lambda scheme: module in scheme.matched,
+        lambda scheme: "Linear" in scheme.targets,
+    )
+    return next((scheme.weights for fits in kinds for scheme in schemes if fits(scheme)), None)
 
 
 def _linear(table: TensorTable, module: str, name: str, weights: _Weights) -> Linear:
@@ -245,8 +235,9 @@ def _integers(table: TensorTable, module: str, name: str, weights: _Weights) -> 
     group = weights.block[1] or k
     sources = [name, scale.name]
     sources += [f"{module}.weight_shape"] if packed else []
-    zero = None if weights.sym else _zero(table, module, weights, shape)
-    if f"{module}.weight_zero_point" in table:
+    zero = None  # of a symmetric layer that has zero points all the same, they are the middle
+    if not weights.sym or f"{module}.weight_zero_point" in table:
+        zero = _zero(table, module, weights, shape)
         sources.append(f"{module}.weight_zero_point")
     ordered = f"{module}.weight_g_idx" in table
     if ordered:

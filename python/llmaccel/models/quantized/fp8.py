@@ -9,6 +9,8 @@ activation="checkpoint" alone, which rounds them to E4M3 per group of the block 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from llmaccel.errors import LoadError
 from llmaccel.models.checkpoint import RawTensor
 from llmaccel.models.quantized.linear import (
@@ -17,15 +19,18 @@ from llmaccel.models.quantized.linear import (
     Linear,
     Rounding,
     Settings,
-    is_named,
+    count_of,
+    header,
     make_form,
     matrix,
     spread_scale,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 SCALES = (*FLOATS, "F8_E8M0")
+_SCALE_NAMES = ("weight_scale_inv", "weight_scale")
 _ACTIVATIONS = ("input_scale", "activation_scale", "input_scale_ub")
 
 
@@ -35,46 +40,27 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     config.choice("fmt", ("e4m3", "float8_e4m3fn", None))
     config.choice("weight_fmt", ("e4m3", None))
     config.choice("scale_fmt", ("ue8m0", "float", None))
-    block = config.get("weight_block_size")
-    if block is not None and not _is_block(block):
-        raise config.error("weight_block_size", "two positive integers")
-    skips = config.names("modules_to_not_convert", "ignored_layers", "ignore")
+    given_block = config.block("weight_block_size")
+    skips = ModuleNames(
+        config.names("modules_to_not_convert", "ignored_layers", "ignore"), config.where
+    )
     config.done("activation_scale_ub", "kv_cache_scheme", "dequantize", "modules_to_convert")
     found = []
     for module, weight in e4m3_weights(table):
-        if is_named(module, skips, config.where):
+        if module in skips:
             raise LoadError(f"{weight.name}: {config.where} says that this layer is not quantized")
-        own = [name for name in ("weight_scale_inv", "weight_scale") if f"{module}.{name}" in table]
-        if not own:
-            raise LoadError(f"{weight.name}: E4M3 weights without weight_scale or weight_scale_inv")
-        scale = table[f"{module}.{own[0]}"]
-        if scale.dtype not in SCALES:
-            raise LoadError(f"{scale.name}: expected {' or '.join(SCALES)}, got {scale.dtype}")
-        fitting = (0, 0) if scale_count(scale) == 1 else (1, 0)
-        own = fitting if block is None else tuple(block)
-        given = f"{module}.input_scale" if static else None
-        rounding = Rounding("e4m3", own[1], given)
-        found.append(e4m3_linear(weight, scale, own, table, rounding))
+        name = next((n for n in _SCALE_NAMES if f"{module}.{n}" in table), None)
+        if name is None:
+            raise LoadError(f"{weight.name}: E4M3 weights without {' or '.join(_SCALE_NAMES)}")
+        scale = header(table, f"{module}.{name}", SCALES, None)
+        block = given_block or ((0, 0) if count_of(scale) == 1 else (1, 0))
+        of_rows = f"{module}.input_scale" if static else None
+        rounding = Rounding("e4m3", block[1], of_rows)
+        found.append(e4m3_linear(weight, scale, block, table, rounding))
     return found
 
 
-def _is_block(value: object) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 2
-        and all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 24 for n in value)
-    )
-
-
-def scale_count(scale: RawTensor) -> int:
-    """How many numbers a tensor has."""
-    count = 1
-    for extent in scale.shape:
-        count *= extent
-    return count
-
-
-def e4m3_weights(table: TensorTable):
+def e4m3_weights(table: TensorTable) -> Iterator[tuple[str, RawTensor]]:
     """(module, weight) of every E4M3 matrix."""
     for name in table.names():
         if not name.endswith(".weight"):

@@ -10,6 +10,7 @@ GPTQModel.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,31 +23,23 @@ from llmaccel.models.quantized.linear import (
     Settings,
     fields,
     header,
-    is_named,
     make_form,
     matrix,
-    regex,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames, Patterns, regex
 from llmaccel.models.slots import TensorTable
 
 # Keys that tell how the file was made, or how others run it.
 _INERT = (
-    *("dataset", "tokenizer", "damp_percent", "damp_auto_increment", "true_sequential", "meta"),
-    *("model_name_or_path", "model_file_base_name", "static_groups", "model_seqlen", "batch_size"),
-    *("block_name_to_quantize", "module_name_preceding_first_block", "use_cuda_fp16", "backend"),
-    *(
-        "use_exllama",
-        "max_input_length",
-        "exllama_config",
-        "cache_block_outputs",
-        "mse",
-        "act_group_aware",
-    ),
-    *("cache_examples_on_gpu", "is_marlin_format", "disable_exllama", "hyb_act", "is_distributed"),
-    *("quantizer", "adapter", "offload_to_disk", "offload_to_disk_path", "pack_impl", "mock"),
-    *("v2", "v2_alpha", "v2_memory_device", "gptaq", "format_version", "device", "rotation"),
-)
+    "dataset", "tokenizer", "damp_percent", "damp_auto_increment", "true_sequential", "meta",
+    "model_name_or_path", "model_file_base_name", "static_groups", "model_seqlen", "batch_size",
+    "block_name_to_quantize", "module_name_preceding_first_block", "use_cuda_fp16", "backend",
+    "use_exllama", "max_input_length", "exllama_config", "cache_block_outputs", "mse",
+    "act_group_aware", "cache_examples_on_gpu", "disable_exllama", "hyb_act", "is_distributed",
+    "quantizer", "offload_to_disk", "offload_to_disk_path", "pack_impl", "mock", "v2", "v2_alpha",
+    "v2_memory_device", "gptaq", "format_version", "device",
+)  # fmt: skip
 _BITS = (2, 3, 4, 8)
 
 
@@ -73,23 +66,29 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     config.choice("pack_dtype", ("int32", None))
     config.choice("lm_head", (True, False, None))
     dynamic = _dynamic(config, rule)
-    skips = config.names("modules_to_not_convert", "modules_in_block_to_quantize_excluded")
+    skips = ModuleNames(
+        config.names("modules_to_not_convert", "modules_in_block_to_quantize_excluded"),
+        config.where,
+    )
     config.get("modules_in_block_to_quantize")  # the tensors say the same
-    config.get("packing"), config.get("quant_type")
+    config.choice("is_marlin_format", (False, None))
+    for key in ("adapter", "rotation", "packing", "quant_type"):
+        config.choice(key, (None, ""))
     config.done(*_INERT)
+    clock = Patterns(f"{config.where}: dynamic")
     found = []
     for name in table.names():
         module = name.removesuffix(".qweight")
         if module == name:
             continue
-        own = next((rule for pattern, rule in dynamic if pattern.match(module)), rule)
-        if own.skip or is_named(module, skips, config.where):
+        own = next((other for pattern, other in dynamic if clock.match(pattern, module)), rule)
+        if own.skip or module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
         found.append(_linear(table, module, own, v1))
     return found
 
 
-def _dynamic(config: Settings, base: _Rule) -> list[tuple]:
+def _dynamic(config: Settings, base: _Rule) -> list[tuple[re.Pattern[str], _Rule]]:
     """(pattern, rule) of the layers that the file treats in other ways."""
     rules = config.get("dynamic")
     if not rules:

@@ -17,10 +17,10 @@ from llmaccel.models.quantized.linear import (
     Linear,
     Settings,
     header,
-    is_named,
     make_form,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _REPEATED = (
@@ -32,28 +32,35 @@ _REPEATED = (
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     """Every layer with a W_q."""
-    rules = config.get("quant_config")
-    skips = config.names("skip_modules")
+    rules = _rules(Settings(config.get("quant_config"), f"{config.where}: quant_config"))
+    skips = ModuleNames(config.names("skip_modules"), config.where)
     config.done()
     found = []
     for name in table.names():
         module = name.removesuffix(".W_q")
         if module == name:
             continue
-        if is_named(module, skips, config.where):
+        if module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
-        where = f"{config.where}: quant_config"
-        found.append(_linear(table, module, *_rule(Settings(rules, where), module)))
+        own = next((rule for tag, rule in rules.items() if f".{module}".endswith(tag)), None)
+        if own is None:
+            raise LoadError(f"{module}: {config.where}: quant_config has no rule for this layer")
+        found.append(_linear(table, module, *own))
     return found
 
 
-def _rule(rules: Settings, module: str) -> tuple[int, int]:
-    """(bits, group) of a layer: one rule for all, or one for each name without its layer."""
-    if "weight_quant_params" not in rules.raw:
-        tag = next((t for t in rules.raw if module.endswith(f".{t}")), None)
-        if tag is None:
-            raise LoadError(f"{module}: {rules.where} has no rule for this layer")
-        rules = Settings(rules.raw[tag], f"{rules.where}: {tag}")
+def _rules(config: Settings) -> dict[str, tuple[int, int]]:
+    """(bits, group) by the end of a layer's name: one rule for all, or one for each name that
+    layers have within their block."""
+    if "weight_quant_params" in config.raw:
+        return {"": _rule(config)}
+    where = config.where
+    return {
+        f".{tag}": _rule(Settings(raw, f"{where}: {tag[:80]!a}")) for tag, raw in config.raw.items()
+    }
+
+
+def _rule(rules: Settings) -> tuple[int, int]:
     params = Settings(rules.get("weight_quant_params"), f"{rules.where}: weight_quant_params")
     for key in ("scale_quant_params", "zero_quant_params", "offload_meta"):
         if rules.get(key):

@@ -5,15 +5,14 @@ whose every key must be known) and the checks of what files bring. Invariant: no
 `data` is asked for, and what comes out is plain rows of exactly the size that the form requires;
 every message names the tensor or the key.
 
-Called by the schemes beside it and by tensors.py.
+Called by the schemes beside it and by __init__.py.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -88,9 +87,8 @@ class Linear:
         if self.form.codes in ("I4", "I8"):
             center = 8 if self.form.codes == "I4" else 128
             if self.form.offset:
-                zero = middle if codes.zero is None else codes.zero
                 # of I8 codes 128 is taken away whatever the zero is
-                offset = _finite(self.name, scale * ((center & 128) - zero))
+                offset = _finite(self.name, scale * ((center & 128) - codes.zero))
             else:
                 self._check_middle(codes.zero, middle)
                 q = q + np.uint8(center - middle) if center != middle else q
@@ -167,7 +165,9 @@ def _finite(name: str, values: np.ndarray) -> np.ndarray:
 # ---- tensors of a layer --------------------------------------------------------------------------
 
 
-def header(table: TensorTable, name: str, dtypes: Iterable[str], shape: tuple[int, ...] | None):
+def header(
+    table: TensorTable, name: str, dtypes: Iterable[str], shape: tuple[int, ...] | None
+) -> RawTensor:
     """The tensor, its dtype and shape checked; None leaves the shape to the caller."""
     if name not in table:
         wanted = "" if shape is None else f"; expected {list(shape)}"
@@ -186,6 +186,11 @@ def matrix(table: TensorTable, name: str, dtypes: Iterable[str]) -> RawTensor:
     if len(tensor.shape) != 2 or not 0 < tensor.shape[0] * tensor.shape[1] <= _MAX_CODES:
         raise LoadError(f"{name}: expected a matrix, got {list(tensor.shape)}")
     return tensor
+
+
+def count_of(tensor: RawTensor) -> int:
+    """How many numbers a tensor has."""
+    return math.prod(tensor.shape)
 
 
 def taken(tensor: RawTensor) -> np.ndarray:
@@ -219,10 +224,9 @@ def spread_scale(
     block (0, 0): one for the tensor; (1, 0): one for each row. LoadError for another shape.
     """
     n, k = shape
-    rows, cols = block[0] or n, block[1] or k
+    rows, cols = min(block[0] or n, n), min(block[1] or k, k)
     wanted = (-(-n // rows), -(-k // cols))
-    count = int(np.prod(tensor.shape, dtype=np.int64))
-    if tensor.shape != wanted and not (count == wanted[0] and wanted[1] == 1):
+    if tensor.shape != wanted and not (count_of(tensor) == wanted[0] and wanted[1] == 1):
         raise LoadError(f"{tensor.name}: expected {list(wanted)}, got {list(tensor.shape)}")
 
     def read() -> np.ndarray:
@@ -242,6 +246,10 @@ def e8m0(codes: np.ndarray) -> np.ndarray:
 
 
 # ---- quantization_config -------------------------------------------------------------------------
+
+
+def _is_extent(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
 
 
 class Settings:
@@ -270,7 +278,7 @@ class Settings:
     def choice(self, key: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
         """One of `allowed`; UnsupportedError names the key for another value."""
         value = self.get(key, default)
-        if not isinstance(value, (str, int, float, type(None))) or value not in allowed:
+        if not any(type(value) is type(one) and value == one for one in allowed):
             raise self.unsupported(key, f"known: {', '.join(map(str, allowed))}")
         return value
 
@@ -291,7 +299,7 @@ class Settings:
     def group(self, key: str, default: int | None = None) -> int:
         """A group size; -1, 0 and None stand for the whole row, which comes as 0."""
         value = self.get(key, default)
-        if value in (None, -1, 0) and not isinstance(value, bool):
+        if value is None or (type(value) is int and value in (-1, 0)):
             return 0
         return self.integer(key, 1, 1 << 24, default)
 
@@ -307,6 +315,15 @@ class Settings:
             found += value
         return found
 
+    def block(self, key: str) -> tuple[int, int] | None:
+        """Rows and columns that share a scale; None where the key is null or missing."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_extent, value)):
+            raise self.error(key, "two positive integers")
+        return value[0], value[1]
+
     def done(self, *inert: str) -> None:
         """UnsupportedError for the first key that was neither read nor is `inert` (it cannot
         change what the weights mean)."""
@@ -316,40 +333,3 @@ class Settings:
                     f"{self.where}: {key} = {shown(self.raw[key])}: this key is not known, and "
                     "may change what the weights mean"
                 )
-
-
-def is_named(module: str, names: Iterable[str], where: str) -> bool:
-    """Whether a list of modules to leave alone has `module`.
-
-    An entry is a name or a part of one between dots, a pattern with * or a regular expression
-    behind "re:", matched from the start as the published libraries do. Names of more than 200
-    characters match nothing.
-    """
-    if len(module) > _MAX_MODULE:
-        return False
-    for name in names:
-        if name.startswith("re:"):
-            if regex(name, where).match(module):
-                return True
-        elif "*" in name:
-            if fnmatchcase(module, name) and name.count("*") <= _MAX_REPEATS:
-                return True
-        elif name and f".{name.strip('.')}." in f".{module}.":
-            return True
-    return False
-
-
-_MAX_REGEX, _MAX_REPEATS, _MAX_MODULE = 1000, 4, 200
-# Repeated groups may take exponential time, many repetitions a high power.
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-
-
-def regex(name: str, where: str) -> re.Pattern[str]:
-    """The expression behind "re:"; ConfigError if it is none or may take long on a file's names."""
-    repeats = len(re.findall(r"(?<!\\)[*+{]", name))
-    if len(name) > _MAX_REGEX or repeats > _MAX_REPEATS or _REPEATED_GROUP.search(name):
-        raise ConfigError(f"{where}: {shown(name)}: expression of too many repetitions")
-    try:
-        return re.compile(name.removeprefix("re:"))
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError(f"{where}: {shown(name)} is no regular expression: {error}") from error

@@ -2,16 +2,17 @@
 
 FP8: weight F8_E4M3, weight_scale of one number. NVFP4: weight U8 of two E2M1 codes a byte,
 weight_scale E4M3 for 16 k, weight_scale_2 of the tensor. input_scale is of rows, for
-activation="checkpoint". The settings
-stand in config.json, or in a hf_quant_config.json of their own, whose inner "quantization" counts.
+activation="checkpoint". The settings stand in config.json, or in a hf_quant_config.json of their
+own, whose inner "quantization" counts.
 """
 
 from __future__ import annotations
 
 from llmaccel.errors import LoadError
-from llmaccel.models.quantized.fp8 import SCALES, e4m3_linear, scale_count
-from llmaccel.models.quantized.linear import Linear, Rounding, Settings, header, is_named, matrix
+from llmaccel.models.quantized.fp8 import SCALES, e4m3_linear
+from llmaccel.models.quantized.linear import Linear, Rounding, Settings, count_of, header, matrix
 from llmaccel.models.quantized.mx import nvfp4
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _ALGORITHMS = ("FP8", "NVFP4", "FP8_PER_CHANNEL_PER_TOKEN")
@@ -26,7 +27,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     config.choice("quant_algo", _ALGORITHMS)
     config.choice("group_size", (16, None))
     config.choice("quant_method", ("modelopt", None))
-    skips = config.names("exclude_modules", "ignore")
+    skips = ModuleNames(config.names("exclude_modules", "ignore"), config.where)
     config.done(
         "kv_cache_quant_algo", "kv_cache_scheme", "producer", "config_groups", "quant_method"
     )
@@ -35,11 +36,11 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         module = name.removesuffix(".weight")
         if module == name or table[name].dtype not in ("F8_E4M3", "U8"):
             continue
-        if is_named(module, skips, config.where):
+        if module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
         if table[name].dtype == "F8_E4M3":
             scale = header(table, f"{module}.weight_scale", SCALES, None)
-            block = (0, 0) if scale_count(scale) == 1 else (1, 0)
+            block = (0, 0) if count_of(scale) == 1 else (1, 0)
             given = f"{module}.input_scale" if f"{module}.input_scale" in table else None
             weight = matrix(table, name, ("F8_E4M3",))
             rounding = Rounding("e4m3", 0, given)

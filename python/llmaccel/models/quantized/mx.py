@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmaccel import _core
 from llmaccel.errors import LoadError
 from llmaccel.models.quantized.linear import (
     Codes,
@@ -18,26 +19,28 @@ from llmaccel.models.quantized.linear import (
     e8m0,
     fields,
     header,
-    is_named,
     make_form,
     matrix,
     taken,
 )
+from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _BLOCKS = "_blocks"
+_E4M3 = np.empty(256, np.float32)  # the value of each code
+_core.fp8_decode("scalar", 0, _E4M3, np.ones(1, np.float32), np.arange(256, dtype=np.uint8))
 
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     """Every tensor that comes as blocks and scales (quant_method "mxfp4")."""
-    skips = config.names("modules_to_not_convert")
+    skips = ModuleNames(config.names("modules_to_not_convert"), config.where)
     config.done("dequantize")
     found = []
     for name in table.names():
         whole = name.removesuffix(_BLOCKS)
         if whole == name or f"{whole}_scales" not in table:
             continue
-        if is_named(whole.removesuffix(".weight"), skips, config.where):
+        if whole.removesuffix(".weight") in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
         found.append(mxfp4_blocks(table, whole))
     return found
@@ -90,17 +93,8 @@ def nvfp4(table: TensorTable, packed: str, outer: str, divides: bool, unread: li
         number = taken(table[outer]).reshape(-1)[0]
         with np.errstate(divide="ignore", over="ignore"):
             number = np.float32(1) / number if divides else number
-        return Codes(fields(taken(table[packed]), 4), e4m3(taken(table[scale.name])) * number)
+        return Codes(fields(taken(table[packed]), 4), _E4M3[taken(table[scale.name])] * number)
 
     name = f"{module}.weight"
     form = make_form(name, "E2M1", 16, k)
     return Linear(name, (n, k), form, 4, 16, (packed, scale.name, outer, *unread), read)
-
-
-def e4m3(codes: np.ndarray) -> np.ndarray:
-    """E4M3 codes as float32."""
-    code = np.arange(256)
-    exponent, mantissa = code >> 3 & 15, code & 7
-    size = np.where(exponent, np.ldexp(8.0 + mantissa, exponent - 10), np.ldexp(mantissa, -9))
-    size[code & 127 == 127] = np.nan
-    return np.where(code & 128, -size, size).astype(np.float32)[codes]
