@@ -70,9 +70,10 @@ typedef struct la_tiler {
     int pair_all;           /* take them whatever the scales, else for LA_F16_I8 alone */
     const la_tile_fn *one;  /* [rows] one unit; [rows + 1] */
     const la_tile_fn *two;  /* [rows] two units, or NULL */
-    int rows;
-    int a_bytes; /* of one activation value */
-    int step_k;  /* k of a step of one and two: paces the prefetch */
+    int rows;               /* most of a strip */
+    int aim;                /* of a strip where there are many; 0: rows */
+    int a_bytes;            /* of one activation value */
+    int step_k;             /* k of a step of one and two: paces the prefetch */
     /* Writes n_units units of k values as one and two read them; NULL: they read the weights. */
     void (*decode)(const la_tile *t, int n_units, uint8_t *out);
     int decode_k; /* k of a decoded block, a multiple of TILE_QUANTUM */
@@ -270,8 +271,9 @@ LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int u
     const uint8_t *a = t.a;
     const la_act_meta *meta = t.meta;
     float *c = t.c;
-    int strips = (g->M + s->rows - 1) / s->rows;
+    int strips = (g->M + s->rows - 1) / s->rows, wanted = s->aim ? g->M / s->aim : 0;
     int steps = (t.k + s->step_k - 1) / s->step_k;
+    strips = strips > wanted ? strips : wanted;
     size_t share = bytes / (size_t)strips;
     t.ahead_pitch = next_pitch;
     t.ahead_step = share / (size_t)steps;

@@ -2,13 +2,18 @@
  * int32 sums.
  *
  *            unit 0       unit 1       per step: 4 column vectors, each against every row
- *       +------+------+------+------+  6 rows x 2 units: 24 accumulators, 4 weights or 2
- *  rows | 16 n | 16 n | 16 n | 16 n |  nibble halves, the row's 4 bytes as a broadcast
- *       +------+------+------+------+  memory operand
+ *       +------+------+------+------+  3 rows x 2 units: 12 accumulators and 12 sums of folds, 4
+ *  rows | 16 n | 16 n | 16 n | 16 n |  weights or 2 nibble halves, the row's 4 bytes in every lane
+ *       +------+------+------+------+
  *
+ * Three rows, for sums that stay in registers: with six, whose sums of folds pass through memory, the
+ * 24 stores of a fold cost 77 cycles beside 384 of a group of 64 (without them 0.89 of peak, with them
+ * 0.81, and neither conversion, loads nor starts matter). 0.88 of peak instead of 0.83 (int8, groups of
+ * 64), 0.81 instead of 0.71 (int4, two threads), 0.71 instead of 0.58 (of 32); 0.93 instead of 0.92 with
+ * groups of 256. Two rows, 8 accumulators, wait for each other (0.66), so a row too many joins a strip
+ * of three.
  * Sums start at -zero * sum(a), so codes go in as stored. The dots are written in assembly: with
- * intrinsics gcc 12 copies accumulators and spills, and the broadcast operand (int4) would take a
- * register per row (0.55 of peak instead of 0.83). int8 shares one broadcast between the columns.
+ * intrinsics gcc 12 copies accumulators and spills. int8 shares one broadcast between the columns.
  * int5 and int6: few rows open codes in registers, more rows open blocks for int8's tiles.
  * Lost: unrolling int8's steps by two or four (gcc gathers their loads and spills: 0.68 of peak), a
  * branch per result for first groups and offsets in the fold (g32: 0.49 of peak instead of 0.70).
@@ -20,7 +25,8 @@
 #include "gemm_split.h"
 
 enum {
-    VNNI_REGS = 10,     /* most results whose sums stay in registers */
+    VNNI_ROWS = 3,      /* of a strip */
+    VNNI_REGS = 12,     /* most results whose sums stay in registers */
     VNNI_DECODE_K = 256 /* k of a block of int5 or int6 opened to int8 */
 };
 
@@ -59,7 +65,7 @@ LA_INLINE void vnni_step_i4(const int R, const int C, const la_tile *t, const ui
         LA_UNROLL
         for (int r = 0; r < R; r++) {
             const uint8_t *row = a + (size_t)r * t->a_pitch;
-            if (R > 2) {
+            if (R > VNNI_ROWS) { /* registers for the rows are lacking */
                 acc[r][c] = vnni_dot_at(acc[r][c], lo, row);
                 acc[r][c] = vnni_dot_at(acc[r][c], hi, row + 4);
             }
@@ -130,8 +136,7 @@ LA_INLINE void vnni_step(const int bits, const int R, const int U, const la_tile
 }
 
 /* One group: f = fma(acc, scale_w * scale_a, f), then the offset's term, or fma(acc, scale_a, f).
- * f is in registers where they suffice, else in c: 24 accumulators and 24 sums do not fit, and a
- * load per fold is cheap. */
+ * f is in registers where they suffice, else in c. */
 LA_INLINE void vnni_fold(const int R, const int C, const int kind, const la_tile *t,
                          const uint8_t *head, const la_act_meta *meta, vi acc[8][4], vf f[8][4])
 {
@@ -232,13 +237,11 @@ LA_INLINE void vnni_tile(const int bits, const int R, const int U, const la_tile
     VNNI_TILE(bits, 1, 1) VNNI_TILE(bits, 2, 1) VNNI_TILE(bits, 3, 1) VNNI_TILE(bits, 4, 1)       \
     VNNI_TILE(bits, 5, 1) VNNI_TILE(bits, 6, 1) VNNI_TILE(bits, 7, 1) VNNI_TILE(bits, 8, 1)       \
     VNNI_TILE(bits, 1, 2) VNNI_TILE(bits, 2, 2) VNNI_TILE(bits, 3, 2) VNNI_TILE(bits, 4, 2)       \
-    VNNI_TILE(bits, 5, 2) VNNI_TILE(bits, 6, 2)                                                   \
     static const la_tile_fn vnni##bits##_one[] = {                                                \
         NULL, vnni##bits##_1_1, vnni##bits##_2_1, vnni##bits##_3_1, vnni##bits##_4_1,             \
         vnni##bits##_5_1, vnni##bits##_6_1, vnni##bits##_7_1, vnni##bits##_8_1};                  \
     static const la_tile_fn vnni##bits##_two[] = {                                                \
-        NULL, vnni##bits##_1_2, vnni##bits##_2_2, vnni##bits##_3_2, vnni##bits##_4_2,             \
-        vnni##bits##_5_2, vnni##bits##_6_2};
+        NULL, vnni##bits##_1_2, vnni##bits##_2_2, vnni##bits##_3_2, vnni##bits##_4_2};
 
 #define VNNI_FEW(bits)                                                                           \
     VNNI_TILE(bits, 1, 1) VNNI_TILE(bits, 2, 1) VNNI_TILE(bits, 3, 1) VNNI_TILE(bits, 4, 1)       \
@@ -300,7 +303,8 @@ static void gemm_i4_i8(const la_gemm *g)
         .pair_all = 1,
         .one = vnni4_one,
         .two = vnni4_two,
-        .rows = TILE_ROWS,
+        .rows = VNNI_ROWS + 1,
+        .aim = VNNI_ROWS,
         .a_bytes = 1,
         .step_k = 8,
     };
@@ -314,7 +318,8 @@ static void gemm_i8_i8(const la_gemm *g)
         .few_rows = TILE_FEW,
         .one = vnni8_one,
         .two = vnni8_two,
-        .rows = TILE_ROWS,
+        .rows = VNNI_ROWS + 1,
+        .aim = VNNI_ROWS,
         .a_bytes = 1,
         .step_k = 4,
     };
@@ -331,7 +336,8 @@ static void gemm_i8_i8(const la_gemm *g)
             .pair = vnni##bits##_pair,                                                           \
             .one = vnni8_one,                                                                    \
             .two = vnni8_two,                                                                    \
-            .rows = TILE_ROWS,                                                                   \
+            .rows = VNNI_ROWS + 1,                                                               \
+            .aim = VNNI_ROWS,                                                                    \
             .a_bytes = 1,                                                                        \
             .step_k = 4,                                                                         \
             .decode = vnni_decode_i##bits,                                                       \
