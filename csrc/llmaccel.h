@@ -86,7 +86,7 @@ enum { LA_ATTN_HEADS = 0, LA_ATTN_LATENT }; /* LATENT: all heads read one latent
 /* Largest n_layers and max_len of a model; config.py has the same. */
 enum { LA_MAX_ROPE_TABLES = 2, LA_MAX_LAYERS = 4096, LA_MAX_POSITIONS = 1 << 24 };
 enum { LA_ROUTE_SOFTMAX = 0, LA_ROUTE_SIGMOID };
-enum { LA_MAX_EXPERTS = 1024, LA_MAX_EXPERTS_USED = 32 };
+enum { LA_MAX_EXPERTS = 1024, LA_MAX_EXPERTS_USED = 32, LA_MAX_BALANCE_SLOTS = 1 << 16 };
 
 typedef struct la_layer_desc {
     int window; /* sliding window: a token sees the last `window` tokens, itself included; 0: all */
@@ -281,6 +281,8 @@ typedef struct la_balance {
     int n_devices; /* a multiple of n_nodes */
 } la_balance;
 
+/* Do the numbers fit each other, up to LA_MAX_LAYERS layers and LA_MAX_BALANCE_SLOTS slots? */
+la_status la_balance_check(const la_balance *balance);
 /* load: [L][E], finite and not negative. slots: [L][n_slots] the expert of each slot, device by device;
  * copies: [L][E] how many slots each expert has. */
 la_status la_balance_experts(const la_balance *balance, const float *load, int32_t *slots,

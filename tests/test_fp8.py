@@ -10,6 +10,7 @@ import pytest
 import reference_kernels as ref
 
 from llmaccel import ConfigError, kernels
+from llmaccel.errors import UnsupportedError
 
 ISAS = kernels.isas()
 TABLES = {"e4m3": ref.F8_VALUES, "e5m2": ref.e5m2_values()}
@@ -136,3 +137,26 @@ def test_refused():
     ]:
         with pytest.raises(ConfigError, match=match):
             call()
+
+
+def test_the_core_trusts_no_wrapper(monkeypatch):
+    core = pytest.importorskip("llmaccel._core")
+    x, scales, codes = np.ones(6, np.float32), np.ones(2, np.float32), np.zeros(6, np.uint8)
+    fixed, frozen = x.copy(), codes.copy()
+    fixed.flags.writeable = frozen.flags.writeable = False
+    core.fp8_encode(ISAS[0], False, fixed, scales, codes)
+    core.fp8_decode(ISAS[0], False, x, scales, frozen)
+    for call, args, error, match in [
+        (core.fp8_encode, (x.astype(np.float64), scales, codes), TypeError, "floats: expected"),
+        (core.fp8_encode, (x, scales.view(np.int32), codes), TypeError, "scales: expected"),
+        (core.fp8_encode, (x, scales, codes[:5]), ValueError, "codes: 5 bytes, expected 6"),
+        (core.fp8_encode, (x, x[:4], codes), ValueError, "scales: 4 for 6 values"),
+        (core.fp8_encode, (x, scales[:0], codes), ValueError, "scales: 0 values"),
+        (core.fp8_encode, (x, scales, frozen), ValueError, "codes: is read-only"),
+        (core.fp8_decode, (fixed, scales, codes), ValueError, "floats: is read-only"),
+    ]:
+        with pytest.raises(error, match=match):
+            call(ISAS[0], False, *args)
+    monkeypatch.setattr(kernels.arguments, "MOST_VALUES", 5)
+    with pytest.raises(UnsupportedError, match="codes: more than 5 values"):
+        kernels.fp8_decode(codes)

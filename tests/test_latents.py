@@ -19,9 +19,10 @@ import tiny_quantized
 
 from llmaccel import LLM, SamplingParams, _core
 from llmaccel.config import load_hf_config
-from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.errors import ConfigError, LLMAccelError, UnsupportedError
 from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.mapping import build_config
+from llmaccel.models.plain import PlainForm
 
 ISAS = _core.kernel_isas()
 LONG = 600  # three chunks, the last one short
@@ -223,6 +224,47 @@ def test_the_core_refuses_by_name(changes: dict[str, Any], message: str) -> None
     config = dataclasses.replace(build_config(DEEPSEEK), **changes)
     with pytest.raises((ConfigError, UnsupportedError), match=message):
         _core.plan(vars(config), LIMITS, 2)
+
+
+def test_matrices_of_heads_take_plain_rows() -> None:
+    """Their columns cannot be in another order, nor the rows that meet them be rounded."""
+    config = build_config(tiny.config_of("deepseek_v2"))
+    desc = {**vars(config), "activation": "f32"}
+    rows, cols = config.n_heads * config.kv_rank, config.d_nope
+    ordered = PlainForm("I8", 0, ordered=True)
+    data = np.zeros(rows * ordered.row_bytes(cols), np.uint8)
+    order = np.arange(cols, dtype=np.int32)[::-1].copy()
+    floats = np.zeros((rows, cols), np.float32)
+    with pytest.raises(UnsupportedError, match=r"mla_uk: .* in activation order"):
+        _core.weight_bytes(desc, "auto", [("mla_uk", [(ordered.name, rows, cols)])])
+    model = _core.Model(_core.Backend("cpu", None, 1), desc)
+    for part in (
+        (data, ordered.name, rows, cols, order),
+        (floats, "F32", rows, cols, None, (1, 0, 0.0)),
+    ):
+        with pytest.raises(UnsupportedError, match=r"mla_uk: .* in activation order or whose rows"):
+            model.set("mla_uk", 0, [part])
+    model.set("mla_uk", 0, [(floats, "F32", rows, cols)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "slot", "message"),
+    [
+        ({"n_heads": 2**30}, "mla_uk", "n_heads: expected 1 to"),
+        ({"d_model": -1}, "mla_in", "d_model: expected 1 to"),
+        ({}, "mla_uk", r"^mla_uk: expected \[\d+, \d+\], got \[5, 7\]"),
+        ({}, "mla_in", "^mla_in: expected 2 tensors, got 1"),
+        ({}, "qkv", "^qkv: this model's attention has another form"),
+        ({}, "embed", r"^embed: expected \[\d+, \d+\], got \[5, 7\]"),
+    ],
+)
+def test_sizes_are_of_checked_descriptions(
+    changes: dict[str, Any], slot: str, message: str
+) -> None:
+    """A plan asks of no layer in particular."""
+    desc = {**vars(build_config(tiny.config_of("deepseek_v2"))), **changes}
+    with pytest.raises(LLMAccelError, match=message):
+        _core.weight_bytes(desc, "auto", [(slot, [("F32", 5, 7)])])
 
 
 def test_int8_pages_are_refused() -> None:

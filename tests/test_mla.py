@@ -311,3 +311,52 @@ def test_bad_arguments_are_named() -> None:
         pages.attend(np.ones((3, 2, 12), np.float32), scale=1.0)
     with pytest.raises(ConfigError, match=r"positions: 2\.\.2 is not in 0\.\.1"):
         pages.attend(np.ones((1, 2, 12), np.float32), [2], scale=1.0)
+
+
+def test_the_core_trusts_no_wrapper() -> None:
+    """What a slot takes for granted is checked before it runs, and named."""
+    isa, top = ISAS[0], 2**31 - 1
+    x, k, page = np.ones(8, np.float32), np.ones(4, np.float32), np.zeros(2**16, np.uint8)
+    page = page[: core.mla_page_bytes("F32", 8, 4)]
+    fixed = page.copy()
+    fixed.flags.writeable = False
+
+    def store(latent=x, key=k, tok=0, page=page):
+        core.mla_store(isa, "F32", latent, key, 8, 4, tok, page)
+
+    q, m, o = np.ones((2, 12), np.float32), np.zeros(2, np.float32), np.zeros((2, 16), np.float32)
+    at = np.int32([0, 0])
+    odd = memoryview(bytearray(2 * 12 * 4 + 1))[1:].cast("f")
+
+    def attend(q=q, *, at=at, n=1, first=0, m=m, o=o, set=0):
+        core.mla_attend(
+            isa, "F32", q, at, 8, 4, page, n, first, 0.1, m, np.zeros(2, np.float32), o, set=set
+        )
+
+    store()
+    attend()
+    for call, error, message in [
+        (lambda: store(tok=64), ValueError, "tok: 64 is not in 0..63"),
+        (lambda: store(x.astype(np.float64)), TypeError, "latent: expected contiguous float32"),
+        (lambda: store(key=x), ValueError, "key: 8 values, expected 4"),
+        (lambda: store(page=page[1:]), ValueError, "page: "),
+        (lambda: store(page=fixed), ValueError, "page: is read-only"),
+        (lambda: attend(q.astype(np.float64)), TypeError, "q: expected contiguous float32"),
+        (lambda: attend(q.view(np.int32)), TypeError, "q: expected contiguous float32"),
+        (lambda: attend(odd), ValueError, "q: its address"),
+        (lambda: attend(at=at.astype(np.float32)), TypeError, "row_pos: expected contiguous int32"),
+        (lambda: attend(at=np.int32([0, -1])), ValueError, "row_pos: -1"),
+        (lambda: attend(at=np.int32([0, top])), ValueError, "row_pos: "),
+        (lambda: attend(at=np.zeros(65, np.int32)), ValueError, "R: 65"),
+        (lambda: attend(at=at[:0]), ValueError, "row_pos: 0 values"),
+        (lambda: attend(n=0), ValueError, "n_pages: 0 is not in 1..4"),
+        (lambda: attend(n=2), ValueError, "pages: "),
+        (lambda: attend(first=-1), ValueError, "first: -1"),
+        (lambda: attend(first=top - 5), ValueError, "first: "),
+        (lambda: attend(set=32), ValueError, "set: 32 is not in 0..31"),
+        (lambda: attend(set=top), ValueError, "set: "),
+        (lambda: attend(o=q), ValueError, "o: 24 values, expected 32"),
+        (lambda: attend(m=q), ValueError, "m: 24 values, expected 2"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()

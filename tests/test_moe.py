@@ -260,8 +260,9 @@ def test_what_is_not_computed_is_refused(family, change, message):
         ({"route_groups": 2}, "route_groups: 2 groups"),
         ({"route_groups": 7, "route_groups_used": 2}, "do not offer 3 of 7 experts"),
         ({"route_group_best": 3}, "route_group_best: expected 1 to 2"),
-        ({"route_scale": float("nan")}, "route_scale: not a finite"),
+        ({"route_scale": float("nan")}, "route_scale: nan is not a finite"),
         ({"route_score": "tanh"}, "route_score: unknown value"),
+        ({"norm_eps": -0.5}, "norm_eps: -0.5 is negative"),
         ({"parallel": True}, "parallel: layers with experts"),
     ],
 )
@@ -269,6 +270,19 @@ def test_the_core_checks_descriptions_itself(change, message):
     desc = {**vars(build_config(tiny.config_of("qwen3_moe"))), **change}
     with pytest.raises(LLMAccelError, match=message):
         _core.Model(_core.Backend("cpu", None, 1), desc)
+
+
+@pytest.mark.parametrize("tokens", [2**20 - 1, 2**20])
+def test_sums_of_experts_fit_a_share(tokens):
+    """With few experts a token the pieces of its sum are the most items of a step."""
+    sizes = {"d_model": 2**14, "n_experts_used": 1, "max_len": 2**20}
+    desc = {**vars(build_config(tiny.config_of("qwen3_moe"))), **sizes}
+    limits = {"max_seqs": 1, "max_batch_tokens": tokens, "max_len": 64, "kv_pages": 1}
+    if tokens < 2**20:  # * 16 pieces are 16 below the bound
+        assert _core.plan(desc, limits, 1)["workspace_bytes"] > 0
+        return
+    with pytest.raises(ConfigError, match="max_num_batched_tokens: steps of 1048576 tokens"):
+        _core.plan(desc, limits, 1)
 
 
 def test_the_core_checks_slots_itself():

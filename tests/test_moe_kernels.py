@@ -300,3 +300,82 @@ def test_grouped_products_refuse_what_does_not_fit():
     none = kernels.grouped_linear_contiguous(x, experts, [-1] * 3)
     assert (none.numpy() == 0).all()
     assert kernels.grouped_linear_contiguous(x[:0], experts, []).shape == (0, 4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_call_keeps_its_experts_alive(isa):
+    """Experts that nobody else holds, as a generator gives them, and ones dropped meanwhile."""
+    core = pytest.importorskip("llmaccel._core")
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    w = np.random.default_rng(2).standard_normal((2, 4096, 64)).astype(np.float32)
+    segments = np.int32([[0, 0, 1], [1, 1, 1]])
+    y = np.empty((2, 4096), np.float32)
+
+    def fresh():
+        for e in range(2):
+            yield core.Packed(w[e], "F32", 4096, 64, "auto", "keep", 1)
+
+    for experts in (fresh(), list(fresh())):
+        y[:] = np.nan
+        core.grouped_linear(isa, "f32", experts, x, y, segments, 2, 2, 1)
+        want = np.einsum("mk,mnk->mn", x.astype(np.float64), w.astype(np.float64))
+        np.testing.assert_allclose(y, want, rtol=0, atol=1e-4)
+
+
+def test_the_core_trusts_no_wrapper():
+    """Buffers, numbers and experts are checked beneath kernels/, each by its name."""
+    core = pytest.importorskip("llmaccel._core")
+    isa, rule = ISAS[0], (8, 2, False, True, 1.0, 4, 2, 1)
+    x, chosen, counts = np.ones((3, 8), np.float32), np.zeros((3, 2), np.int32), np.zeros((3, 2))
+    counts = counts.astype(np.float32)
+    fixed = counts.copy()
+    fixed.flags.writeable = False
+
+    def route(logits=x, *, experts=chosen, weights=counts, tokens=3, bias=None, **change):
+        names = ("E", "k", "sigmoid", "norm", "scale", "groups", "groups_used", "group_best")
+        values = tuple(change.get(n, v) for n, v in zip(names, rule, strict=True))
+        core.route(isa, logits, bias, experts, weights, tokens, values)
+
+    odd = memoryview(bytearray(3 * 8 * 4 + 1))[1:].cast("f")
+    packed = [
+        core.Packed(np.ones((n, 8), np.float32), "F32", n, 8, "auto", "keep", 1) for n in (4, 5)
+    ]
+    y, segments = np.zeros((3, 4), np.float32), np.int32([[0, 0, 3]])
+
+    def multiply(*, act="f32", experts=packed[:1], x=x, y=y, flat=segments, M=3, n=1, threads=1):
+        core.grouped_linear(isa, act, experts, x, y, flat, M, n, threads)
+
+    route()
+    multiply()
+    for call, error, message in [
+        (lambda: route(E=0), ValueError, "E: 0"),
+        (lambda: route(E=1 << 20), ValueError, "E: "),
+        (lambda: route(k=9), ValueError, "k: 9 is not in 1..8"),
+        (lambda: route(groups=3), ValueError, "groups: 3 do not divide 8"),
+        (lambda: route(groups=0), ValueError, "groups: 0"),
+        (lambda: route(groups_used=5), ValueError, "groups_used: 5"),
+        (lambda: route(k=5), ValueError, "groups_used: 2 groups of 2 experts offer no 5"),
+        (lambda: route(group_best=3), ValueError, "group_best: 3"),
+        (lambda: route(tokens=-1), ValueError, "T: -1"),
+        (lambda: route(tokens=2), ValueError, "logits: 24 values, expected 16"),
+        (lambda: route(x.astype(np.float64)), TypeError, "logits: expected contiguous float32"),
+        (lambda: route(odd), ValueError, "logits: its address"),
+        (lambda: route(experts=counts), TypeError, "experts: expected contiguous int32"),
+        (lambda: route(weights=fixed), ValueError, "weights: is read-only"),
+        (lambda: route(bias=x), ValueError, "correction: 24 values, expected 8"),
+        (lambda: multiply(experts=3), TypeError, "experts: expected a sequence of Packed"),
+        (lambda: multiply(experts=[3]), TypeError, "experts: expected a Packed"),
+        (lambda: multiply(experts=[]), ValueError, "experts: 0"),
+        (lambda: multiply(experts=packed), ValueError, "experts: 1 has another shape"),
+        (lambda: multiply(act="i8"), ValueError, "activation: no product of i8"),
+        (lambda: multiply(M=0), ValueError, "M: 0"),
+        (lambda: multiply(n=0), ValueError, "n: 0"),
+        (lambda: multiply(n=2), ValueError, "segments: 3 values, expected 6"),
+        (lambda: multiply(M=2), ValueError, "x: 24 values, expected 16"),
+        (lambda: multiply(y=fixed), ValueError, "y: 6 values, expected 12"),
+        (lambda: multiply(flat=segments - 1), ValueError, "segments: 0 is 2 rows from -1"),
+        (lambda: multiply(flat=segments + 1), ValueError, "segments: 0 is 4 rows from 1"),
+        (lambda: multiply(threads=999), ValueError, "threads"),
+    ]:
+        with pytest.raises(error, match=message):
+            call()

@@ -19,8 +19,9 @@ import tiny_quantized
 from test_hostile import COUNT, attempt, broken, replaced
 from tiny_quantized import SCHEMES, stored
 
-from llmaccel import LLM, ConfigError, LLMAccelError, LoadError, UnsupportedError
+from llmaccel import LLM, ConfigError, LLMAccelError, LoadError, UnsupportedError, _core
 from llmaccel.models.checkpoint import RawTensor
+from llmaccel.models.mapping import build_config
 from llmaccel.models.quantized import names
 from llmaccel.models.quantized.linear import spread_scale
 from llmaccel.models.quantized.names import ModuleNames
@@ -240,3 +241,25 @@ def test_every_scheme_is_an_option():
 
     assert sorted([*METHODS, "gguf"]) == sorted([*FILE_QUANTIZATIONS, "fp8"])
     assert {config["quant_method"] for config, _ in SCHEMES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "activation", "message"),
+    [
+        ((9, 0, 0.0), "f32", "o: rows are rounded in way 9, which is none"),
+        ((-1, 0, 0.0), "f32", "o: rows are rounded in way -1"),
+        ((1, -4, 0.0), "f32", "o: rows are rounded by groups of -4"),
+        ((1, 0, -1.0), "f32", "o: rows are rounded with a scale of -1"),
+        ((3, 0, float("nan")), "f32", "o: rows are rounded with a scale of nan"),
+        ((2, 0, 0.5), "f32", "o: rows are rounded about an offset with a fixed scale of 0.5"),
+        ((1, 0, 0.0), "bf16", "o: rows are rounded before products that are not of fp32"),
+    ],
+)
+def test_the_core_checks_roundings(rounding, activation, message):
+    config = build_config(tiny.config_of("llama"))
+    cols = config.n_heads * config.d_head
+    part = (np.zeros((config.d_model, cols), np.float32), "F32", config.d_model, cols)
+    model = _core.Model(_core.Backend("cpu", None, 1), {**vars(config), "activation": activation})
+    model.set("o", 0, [(*part, None, (2, 0, 0.0))] if activation == "f32" else [part])
+    with pytest.raises(LLMAccelError, match=message):
+        model.set("o", 0, [(*part, None, rounding)])

@@ -69,6 +69,7 @@ CORE_IMPORTS = {
 LAZY_IMPORTS = CORE_IMPORTS - {"llmaccel", "numpy"}
 
 MAX_LINES = 700
+MAX_PARAMETERS = 6
 BUDGETS = {"csrc/llmaccel.h": 400, "csrc/kernels/kernels.h": 240, "csrc/model/forward.c": 400}
 
 BANNED_CALLS = (
@@ -236,6 +237,21 @@ def rule_c_names(path: str, text: str) -> list[str]:
             for name in type_names(item.head):
                 if name.startswith("la_"):
                     found.append(f"{path}:{item.line}: type {name}: la_ is the core's")
+    return found
+
+
+def rule_c_parameters(path: str, text: str) -> list[str]:
+    """Functions take at most six things; what is more belongs to a struct. Kernels are free."""
+    found = []
+    for item in items("" if in_cpu_kernels(path) else text):
+        name, depth, count = function_name(item.head), 0, 1
+        if not name or "typedef" in item.head.split():
+            continue
+        for char in item.head[item.head.index(f"{name}(" if f"{name}(" in item.head else name) :]:
+            depth += {"(": 1, ")": -1}.get(char, 0)
+            count += char == "," and depth == 1
+        if count > MAX_PARAMETERS:
+            found.append(f"{path}:{item.line}: {name}() takes {count} parameters, not a struct")
     return found
 
 
@@ -431,6 +447,7 @@ ALL_FILES += ["tests/**/*.py", "tests/**/*.c", "benchmarks/**/*.py", "setup.py"]
 RULES: dict[Rule, list[str]] = {
     rule_c_doors: [*C_FILES, *CUDA_FILES],
     rule_c_names: C_FILES,
+    rule_c_parameters: C_FILES,
     rule_c_globals: C_FILES,
     rule_c_calls: C_FILES,
     rule_c_atomics: C_FILES,
@@ -454,6 +471,8 @@ def test_tree(rule: Rule) -> None:
             found += rule(path.relative_to(ROOT).as_posix(), path.read_text())
     assert not found, "\n" + "\n".join(found)
 
+
+SEVEN = "int a, int b, int c, int d, int e, int f, int g"
 
 # (rule, path, text, what the message must hold; None: the text is fine)
 CASES: list[tuple[Rule, str, str, str | None]] = [
@@ -490,6 +509,11 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_names, "csrc/base/a.h", "typedef struct box { int a; } la_box;", "type box"),
     (rule_c_names, "csrc/base/a.h", "typedef int (*visit)(int a);", "type visit"),
     (rule_c_names, "csrc/base/a.h", "typedef struct la_b { int a; } la_b;\nenum { A = 1 };", None),
+    (rule_c_parameters, "csrc/base/a.c", f"\nstatic int f({SEVEN})\n{{\n}}", "a.c:2: f() takes 7"),
+    (rule_c_parameters, "csrc/base/a.h", f"int la_f({SEVEN});", "a.h:1: la_f() takes 7"),
+    (rule_c_parameters, "csrc/base/a.h", f"int la_f({SEVEN[7:]});", None),
+    (rule_c_parameters, "csrc/base/a.c", "void f(void (*g)(int a, int b), int c) {}", None),
+    (rule_c_parameters, "csrc/kernels/cpu/a.h", f"static int f({SEVEN}) {{}}", None),
     (rule_c_globals, "csrc/base/a.c", "\nstatic int count;", "a.c:2: mutable global"),
     (rule_c_globals, "csrc/base/a.c", "int *table[] = {0, 0};", "mutable global"),
     (rule_c_globals, "csrc/base/a.c", 'static const char *names[] = {"a"};', "mutable global"),

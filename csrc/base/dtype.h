@@ -248,31 +248,6 @@ static inline float la_f8_to_f32(uint8_t c)
     return f;
 }
 
-/* Round to nearest even; what is beyond 448 becomes 448, NaN a NaN. */
-static inline uint8_t la_f32_to_f8(float f)
-{
-    uint32_t u;
-    memcpy(&u, &f, 4);
-    uint32_t sign = (u >> 24) & 0x80u;
-    uint32_t a = u & 0x7fffffffu;
-    if (a > 0x7f800000u) {
-        return (uint8_t)(sign | 0x7fu);
-    }
-    if (a >= 0x43e00000u) { /* 448 */
-        return (uint8_t)(sign | 0x7eu);
-    }
-    if (a < 0x3c800000u) { /* subnormal in E4M3: let the fp32 adder round */
-        float t;
-        memcpy(&t, &a, 4);
-        t += 16384.0f; /* one ulp of 2^14 is 2^-9, the smallest E4M3 step */
-        uint32_t r;
-        memcpy(&r, &t, 4);
-        return (uint8_t)(sign | (r - 0x46800000u));
-    }
-    uint32_t r = a + 0x7ffffu + ((a >> 20) & 1u);
-    return (uint8_t)(sign | ((r - (120u << 23)) >> 20));
-}
-
 /* The 16 values of a pack with a table, as bf16; NULL for others. Those of NF4 are rounded to it, those of
  * FP4 multiplied by 192, which makes them integers. */
 static inline const uint16_t *la_pack_table(int pack)

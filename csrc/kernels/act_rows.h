@@ -2,7 +2,7 @@
  *
  * Owns where a converted row and its groups lie, for the engine and for products on user memory alike.
  * Invariant: a row is made from its own x alone, so who converts which rows changes no bit of them.
- * Included by model/backend_cpu_linear.c, python/py_kernels.c and python/py_kernels_packed.c.
+ * Included by model/backend_cpu.h and by python/py_kernels.c, _packed.c and _moe.c.
  */
 #ifndef LA_ACT_ROWS_H
 #define LA_ACT_ROWS_H
@@ -69,6 +69,32 @@ static inline void la_act_rows_convert(const la_kernels *k, const la_act_rows *r
         }
         memset(row + n, 0, (n + 63) / 64 * 64 - n);
     }
+}
+
+/* n units of a weight side by side. */
+typedef struct la_units {
+    const uint8_t *w; /* the first */
+    size_t pitch;     /* bytes from one to the next */
+    int n;
+    la_format f;
+} la_units;
+
+/* The product of rows row0 .. row0+rows-1 with such units, to tile [rows][lanes][32 n]. */
+static inline la_gemm la_act_rows_gemm(const la_act_rows *r, int row0, int rows, la_units u,
+                                       float *tile)
+{
+    return (la_gemm){.w = u.w,
+                     .w_pitch = u.pitch,
+                     .n_units = u.n,
+                     .K = r->K,
+                     .f = u.f,
+                     .a = la_act_rows_at(r, row0),
+                     .a_pitch = r->pitch,
+                     .meta = la_act_rows_meta(r, row0),
+                     .M = rows * r->lanes,
+                     .c = tile,
+                     .ldc = u.n * LA_UNIT,
+                     .fold = r->group};
 }
 
 /* Row m of what a product of such rows left in g->c: lanes are added up in the first. Once a row. */

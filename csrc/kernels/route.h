@@ -21,6 +21,9 @@ typedef struct la_route_rule {
     int groups;      /* of neighbours, dividing E; only those of the best are chosen from; 1: all */
     int groups_used; /* groups_used * E / groups >= k */
     int group_best;  /* so many largest of a group are added up to compare it with others: 1 or 2 */
+    const float
+        *correction; /* [E] added to scores where experts are chosen, not where they are weighed; or
+                                NULL */
 } la_route_rule;
 
 /* Puts i with value v into best [n <= most], by falling value, ties by order of arrival. */
@@ -76,12 +79,11 @@ static inline size_t la_route_room(int n_experts)
     return (size_t)n_experts * (3 * sizeof(float) + sizeof(int32_t) + 1);
 }
 
-/* One token: logits [E] to experts [k] and weights [k]. correction: [E] added to scores where experts are
- * chosen, not where they are weighed, or NULL. */
+/* One token: logits [E] to experts [k] and weights [k]. */
 static inline void la_route_row(const la_kernels *k, const la_route_rule *r, const float *logits,
-                                const float *correction, void *room, int32_t *experts,
-                                float *weights)
+                                void *room, int32_t *experts, float *weights)
 {
+    const float *correction = r->correction;
     int E = r->n_experts, bad = 0, n = 0, size = E / r->groups;
     float *score = room, *choice = score + E, *value = choice + E;
     int32_t *best = (int32_t *)(void *)(value + E);

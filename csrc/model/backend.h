@@ -42,6 +42,7 @@ typedef struct la_latent {
     la_head_matrix uk, uv;
     float *q_norm, *kv_norm; /* [q_rank], [r] */
 } la_latent;
+
 /* What a layer with experts has instead of gate_up and down. */
 typedef struct la_moe {
     la_matrix router;  /* fp32; columns: experts, then the shared expert's gate */
@@ -124,10 +125,9 @@ struct la_workspace {
     la_rows y;    /* [T, max(D, (H + 2K) d)] block output before a post-norm; raw qkv or latents */
     la_rows q, a; /* [T, H d]; with latents a [T, H d_v] */
     la_rows u;    /* latents: [T, q_rank] what queries are made of */
-    la_rows
-        z; /* latents: [T, H (r + d_rope)] queries, then what they found in the first r of each */
-    la_rows h;        /* [T, F] */
-    la_rows last;     /* [logit_rows, D] rows that want logits */
+    la_rows z;    /* latents: [T, H (r + d_rope)] queries, then in the first r what they found */
+    la_rows h;    /* [T, F] */
+    la_rows last; /* [logit_rows, D] rows that want logits */
     la_rows logits;   /* [logit_rows, V] */
     la_rows best;     /* [logit_rows, ceil(V/32)] largest logit of every unit, written with them */
     la_mass *mass;    /* [logit_rows][ceil(V/LA_SLICE)] */

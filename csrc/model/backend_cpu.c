@@ -1,8 +1,8 @@
 /* backend_cpu.c - the CPU backend: opening, packing, and the row-wise ops of a step.
  *
- * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c,
- * attention in backend_cpu_attend.c, experts in backend_cpu_moe.c, sampling in backend_cpu_sample.c, probes in backend_cpu_probe.c.
- * Invariant: every op shares its work out over things that do not influence each other, then meets at
+ * Owns the pool, the kernel table and the layout of scratch. Products are in backend_cpu_linear.c, rows
+ * rounded for them in _round.c, attention in _attend.c, what latents need besides in _mla.c, experts in
+ * _moe.c, sampling in _sample.c, probes in _probe.c. Invariant: every op shares its work out over things that do not influence each other, then meets at
  * the barrier.
  */
 #include "../kernels/route.h"
@@ -157,7 +157,7 @@ static void scratch(const la_model_desc *d, const la_limits *limits, size_t *sha
     *local = la_round_up(local_layout(d, limits->max_batch_tokens, NULL, &unused), la_page_bytes());
 }
 
-/* Units of experts by blocks of their rows, rows of experts, units of the shared one. */
+/* Units of experts by blocks of their rows, rows of experts, units of the shared one, sums. */
 static int64_t moe_items(const la_model_desc *d, int64_t T)
 {
     if (d->n_experts == 0) {
@@ -168,6 +168,8 @@ static int64_t moe_items(const la_model_desc *d, int64_t T)
     int64_t blocks = d->n_experts + 2 * pairs / LA_CPU_TILE_ROWS + 1; /* of two lanes a row */
     int64_t shared = ((wide > D ? wide : D) / LA_UNIT + 2) * (2 * T / LA_CPU_TILE_ROWS + 1);
     int64_t items = units * blocks + shared;
+    int64_t sums = T * la_ceil_div(d->d_model, LA_CPU_COMBINE_COLS);
+    items = items > sums ? items : sums;
     return items > pairs ? items : pairs;
 }
 
@@ -211,14 +213,15 @@ void la_cpu_share_begin(la_ctx *c, la_share *s, int n, const int *bounds)
 
 /* ---- row-wise ops ---------------------------------------------------------------------------- */
 
-void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
-                 int n)
+void la_cpu_norm(la_ctx *c, la_norm norm, const float *x, float *y, int n)
 {
-    if (kind == LA_NORM_RMS) {
-        k->rms_norm(x, norm.w, eps, y, n);
+    const la_kernels *k = &la_cpu_of(c)->k;
+    const la_model_desc *d = &c->m->desc;
+    if (d->norm == LA_NORM_RMS) {
+        k->rms_norm(x, norm.w, d->norm_eps, y, n);
     }
     else {
-        k->layer_norm(x, norm.w, norm.b, eps, y, n);
+        k->layer_norm(x, norm.w, norm.b, d->norm_eps, y, n);
     }
 }
 
@@ -242,7 +245,7 @@ static void embed(la_ctx *c, la_rows x)
         float *row = x.p + (int64_t)t * x.ld;
         lookup(b, &m->embed, c->batch->tokens[t], row);
         if (m->desc.embed_scale != 1.0f) {
-            b->k.softcap(row, m->desc.embed_scale, 0.0f, D);
+            la_cpu_scale(&b->k, m->desc.embed_scale, row, D);
         }
         if (m->pos_embed.n_parts != 0) {
             lookup(b, &m->pos_embed, c->w->pos[t], own.row);
@@ -261,8 +264,7 @@ static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     la_share share;
     la_cpu_share_begin(c, &share, x.n, NULL);
     for (int t; la_share_next(&share, 1, &t) != 0;) {
-        la_cpu_norm(&b->k, d->norm, norm, d->norm_eps, y.p + (int64_t)t * y.ld, own.row,
-                    d->d_model);
+        la_cpu_norm(c, norm, y.p + (int64_t)t * y.ld, own.row, d->d_model);
         b->k.add_scaled(own.row, scale, x.p + (int64_t)t * x.ld, d->d_model);
     }
     la_cpu_barrier(c);

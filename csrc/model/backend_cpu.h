@@ -17,6 +17,9 @@ enum {
     LA_CPU_SOME_ROWS = 8,   /* up to here kernels take one unit, or two, at a time */
     LA_CPU_TILE_ROWS = 256, /* most rows of an output tile; more rows are cut into even blocks */
     LA_CPU_TILE_COLS = LA_GRANULE_MOST,
+    LA_CPU_CONVERT_ROWS = 8, /* rows converted at once */
+    LA_CPU_COMBINE_COLS =
+        1024, /* columns of a token that experts' results are added up in at once */
     LA_CPU_SHORT_STEP =
         64, /* tokens of a step whose ops take less than a slice of the scheduler's */
     LA_CPU_ATTEND_ROWS = 64,    /* query rows of one attention call */
@@ -81,11 +84,46 @@ size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8
                         la_act_rows *v);
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi);
-/* qkv columns col0.. of one token's row, starting at a head border: norm, rope, store. */
-void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
-                         la_rows q);
-void la_cpu_norm(const la_kernels *k, int kind, la_norm norm, float eps, const float *x, float *y,
-                 int n);
+/* Units that a thread takes at once, of so many bytes: `rows` rows, lanes counted, meet `units` in all. */
+int la_cpu_units_at_once(const la_ctx *c, int rows, int units, size_t unit_bytes);
+
+/* Columns col0 .. col0 + n - 1 of a matrix, pairs counted before gating, as a finished tile holds them. */
+typedef struct la_cpu_cols {
+    const la_matrix *m;
+    int col0, n;
+} la_cpu_cols;
+
+/* Columns of the tile that hold them: pairs lie apart in a unit that is not full. */
+static inline int la_cpu_cols_wide(la_cpu_cols at)
+{
+    return at.m->paired ? (int)la_round_up((size_t)at.n, LA_UNIT) : at.n;
+}
+
+/* y, the tile's columns, += the matrix's bias if it has one. */
+void la_cpu_cols_bias(const la_kernels *k, la_cpu_cols at, float *y);
+/* Their place in `row` = y, or act(y), gated where they are pairs. */
+void la_cpu_cols_store(la_cpu_cols at, const float *y, float *row);
+void la_cpu_cols_act(const la_kernels *k, la_cpu_cols at, int act, const float *y, float *row);
+
+/* Heads of one token's qkv row: n from `first` on, q, k and v counted together. */
+typedef struct la_cpu_heads_run {
+    float *x; /* [n][d] */
+    int first, n;
+} la_cpu_heads_run;
+
+/* Norm, rope, store. */
+void la_cpu_finish_heads(la_ctx *c, int layer, int token, const la_cpu_heads_run *heads, la_rows q);
+/* Rotates a head or a latent's key by the token's position, in layers that do. */
+void la_cpu_rotate(la_ctx *c, int layer, int token, float *head);
+/* K of a page of one kv head, or of latents (kv_head 0). */
+uint8_t *la_cpu_kv_block(la_ctx *c, int layer, int kv_head, int32_t page);
+/* y [n] = the model's norm of x; y may be x. */
+void la_cpu_norm(la_ctx *c, la_norm norm, const float *x, float *y, int n);
+/* x [n] *= s */
+static inline void la_cpu_scale(const la_kernels *k, float s, float *x, int n)
+{
+    k->softcap(x, s, 0.0f, n); /* without a cap it only scales */
+}
 /* x [K] as r says it is rounded; y may be x. */
 void la_cpu_round_row(const la_kernels *t, la_rounding r, const float *x, int K, float *y);
 void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q);

@@ -11,14 +11,14 @@
 
 #include <math.h>
 
-static uint8_t *kv_block(la_ctx *c, int layer, int kv_head, int32_t page)
+uint8_t *la_cpu_kv_block(la_ctx *c, int layer, int kv_head, int32_t page)
 {
     const la_kv_layout *at = &c->kv->at;
     return c->kv->base + (size_t)page * at->page_bytes + (size_t)layer * at->layer_bytes +
            (size_t)kv_head * at->head_bytes;
 }
 
-static void rotate(la_ctx *c, int layer, int token, float *head)
+void la_cpu_rotate(la_ctx *c, int layer, int token, float *head)
 {
     const la_model *m = c->m;
     int table = m->layer_desc[layer].rope, half = m->desc.d_rope / 2;
@@ -43,12 +43,10 @@ static float growth(const la_model_desc *d, int pos)
 
 static void norm_head(la_ctx *c, const float *w, float *x, int n)
 {
-    la_norm norm = {(float *)(uintptr_t)w, NULL};
-    la_cpu_norm(&la_cpu_of(c)->k, LA_NORM_RMS, norm, c->m->desc.norm_eps, x, x, n);
+    la_cpu_of(c)->k.rms_norm(x, w, c->m->desc.norm_eps, x, n);
 }
 
-void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first_head, int n_heads,
-                         la_rows q)
+void la_cpu_finish_heads(la_ctx *c, int layer, int token, const la_cpu_heads_run *heads, la_rows q)
 {
     const la_model_desc *d = &c->m->desc;
     const la_layer *w = &c->m->layers[layer];
@@ -58,16 +56,16 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
     int per_head = d->qk_norm == LA_QK_NORM_HEAD || unit;
     int slot = c->w->pos[token] % LA_PAGE;
     la_store_fn store = la_kernels_store(k, (la_kv_form)d->kv_form);
-    for (int i = 0; i < n_heads; i++) {
-        int h = first_head + i;
-        float *x = cols + i * dh;
+    for (int i = 0; i < heads->n; i++) {
+        int h = heads->first + i;
+        float *x = heads->x + i * dh;
         if (h < d->n_heads) {
             if (per_head) {
                 norm_head(c, unit ? ones : w->q_norm, x, dh);
             }
-            rotate(c, layer, token, x);
+            la_cpu_rotate(c, layer, token, x);
             if (d->attn_grow_every != 0 && !turned) {
-                k->softcap(x, growth(d, c->w->pos[token]), 0.0f, dh);
+                la_cpu_scale(k, growth(d, c->w->pos[token]), x, dh);
             }
             memcpy(q.p + (int64_t)token * q.ld + h * dh, x, (size_t)dh * sizeof(float));
             continue;
@@ -77,9 +75,9 @@ void la_cpu_finish_heads(la_ctx *c, int layer, int token, float *cols, int first
             if (per_head) {
                 norm_head(c, unit ? ones : w->k_norm, x, dh);
             }
-            rotate(c, layer, token, x);
+            la_cpu_rotate(c, layer, token, x);
         }
-        uint8_t *kp = kv_block(c, layer, is_v ? kv - d->n_kv_heads : kv, c->w->page[token]);
+        uint8_t *kp = la_cpu_kv_block(c, layer, is_v ? kv - d->n_kv_heads : kv, c->w->page[token]);
         uint8_t *vp = kp + c->kv->at.k_bytes;
         store(is_v ? NULL : x, is_v ? x : NULL, dh, slot, kp, vp);
     }
@@ -104,8 +102,8 @@ void la_cpu_heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
     la_cpu_share_begin(c, &share, d->n_heads + 2 * d->n_kv_heads, NULL);
     for (int h; la_share_next(&share, 1, &h) != 0;) {
         for (int t = 0; t < qkv.n; t++) {
-            float *row = qkv.p + (int64_t)t * qkv.ld + h * d->d_head;
-            la_cpu_finish_heads(c, layer, t, row, h, 1, q);
+            la_cpu_heads_run one = {qkv.p + (int64_t)t * qkv.ld + h * d->d_head, h, 1};
+            la_cpu_finish_heads(c, layer, t, &one, q);
         }
     }
     la_cpu_barrier(c);
@@ -142,7 +140,7 @@ static void attend_walk_of(const la_ctx *c, int layer, la_attend_walk *out)
 static la_attend_pages pages_of(la_ctx *c, int layer, const la_span *span, int kv_head)
 {
     int one = c->m->desc.attn == LA_ATTN_LATENT;
-    return (la_attend_pages){.base = kv_block(c, layer, one ? 0 : kv_head, 0),
+    return (la_attend_pages){.base = la_cpu_kv_block(c, layer, one ? 0 : kv_head, 0),
                              .index = span->pages,
                              .pitch = c->kv->at.page_bytes,
                              .k_bytes = c->kv->at.k_bytes};

@@ -9,7 +9,6 @@
 #include "backend_cpu.h"
 
 enum {
-    CONVERT_ROWS = 8,     /* rows converted at once */
     FEW_BYTES = 64 << 10, /* of weights taken at once for few rows: a few microseconds */
     FEW_PAIRS = 8 /* takes a thread must be left with for two units to be taken beyond that */
 };
@@ -53,7 +52,7 @@ static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm no
         float *place = (float *)(void *)la_act_rows_at(v, r);
         if (norm.w != NULL) {
             float *y = v->form == LA_ACT_F32 && v->order == NULL ? place : own.row;
-            la_cpu_norm(k, c->m->desc.norm, norm, c->m->desc.norm_eps, x, y, v->K);
+            la_cpu_norm(c, norm, x, y, v->K);
             x = y;
         }
         if (v->rounding.kind != LA_ROUND_NONE) {
@@ -109,7 +108,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     }
     la_share share;
     la_cpu_share_begin(c, &share, in.n, NULL);
-    for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+    for (int n, first; (n = la_share_next(&share, LA_CPU_CONVERT_ROWS, &first)) != 0;) {
         for (int i = 0; i < todo; i++) {
             convert_rows(c, &v[mine[i]], in, norm, first, first + n);
         }
@@ -117,55 +116,63 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
     la_cpu_barrier(c);
 }
 
-/* One finished tile: rows row0.. of columns col0.. (counted over all parts). */
-typedef struct tile {
-    const la_gemm *g;     /* whose result it is */
-    const la_act_rows *v; /* of which rows */
-    int row0, rows;
-    int col0; /* output column of the tile's first, pairs counted before gating */
-    int cols; /* that exist */
-} tile;
+/* ---- finished tiles -------------------------------------------------------------------------- */
 
-static void finish_act(const la_kernels *k, const tile *t, int act, int gated, const float *y,
-                       float *out)
+void la_cpu_cols_bias(const la_kernels *k, la_cpu_cols at, float *y)
 {
-    if (!gated) {
-        k->act(act, y, out + t->col0, t->cols);
+    if (at.m->bias != NULL) {
+        k->add(at.m->bias + at.col0, y, la_cpu_cols_wide(at));
+    }
+}
+
+void la_cpu_cols_store(la_cpu_cols at, const float *y, float *row)
+{
+    memcpy(row + at.col0, y, (size_t)at.n * sizeof(float));
+}
+
+void la_cpu_cols_act(const la_kernels *k, la_cpu_cols at, int act, const float *y, float *row)
+{
+    if (!at.m->paired) {
+        k->act(act, y, row + at.col0, at.n);
         return;
     }
     /* each unit: 16 gates, 16 ups */
-    k->act_mul(act, y, y + 16, LA_UNIT, out + t->col0 / 2, t->cols / 2);
+    k->act_mul(act, y, y + LA_UNIT / 2, LA_UNIT, row + at.col0 / 2, at.n / 2);
 }
 
-static void finish_tile(la_ctx *c, const la_matrix *m, const tile *t, la_rows out,
-                        const la_epilogue *epi)
+/* One finished tile: rows row0.. of columns that are counted over all parts. */
+typedef struct tile {
+    const la_gemm *g;     /* whose result it is */
+    const la_act_rows *v; /* of which rows */
+    int row0;
+    la_cpu_cols at;
+} tile;
+
+static void finish_row(la_ctx *c, const tile *t, int r, la_rows out, const la_epilogue *epi)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
-    for (int r = 0; r < t->rows; r++) {
-        float *y = la_act_rows_result(k, t->v, t->g, r);
-        float *row = out.p + (int64_t)(t->row0 + r) * out.ld;
-        if (m->bias != NULL) {
-            k->add(m->bias + t->col0, y,
-                   m->paired ? (int)la_round_up((size_t)t->cols, LA_UNIT) : t->cols);
+    float *y = la_act_rows_result(k, t->v, t->g, r);
+    float *row = out.p + (int64_t)(t->row0 + r) * out.ld;
+    la_cpu_cols at = t->at;
+    la_cpu_cols_bias(k, at, y);
+    switch (epi->kind) {
+    case LA_STORE: la_cpu_cols_store(at, y, row); break;
+    case LA_ADD: k->add_scaled(y, epi->scale, row + at.col0, at.n); break;
+    case LA_ACT: la_cpu_cols_act(k, at, d->act, y, row); break;
+    case LA_LOGITS:
+        if (epi->scale != 1.0f || epi->softcap != 0.0f) {
+            k->softcap(y, epi->scale, epi->softcap, at.n);
         }
-        switch (epi->kind) {
-        case LA_STORE: memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float)); break;
-        case LA_ADD: k->add_scaled(y, epi->scale, row + t->col0, t->cols); break;
-        case LA_ACT: finish_act(k, t, d->act, m->paired, y, row); break;
-        case LA_LOGITS:
-            if (epi->scale != 1.0f || epi->softcap != 0.0f) {
-                k->softcap(y, epi->scale, epi->softcap, t->cols);
-            }
-            memcpy(row + t->col0, y, (size_t)t->cols * sizeof(float));
-            k->block_max(y, t->cols,
-                         c->w->best.p + (int64_t)(t->row0 + r) * c->w->best.ld + t->col0 / LA_UNIT);
-            break;
-        case LA_HEADS:
-            la_cpu_finish_heads(c, epi->layer, t->row0 + r, y, t->col0 / d->d_head,
-                                t->cols / d->d_head, out);
-            break;
-        }
+        la_cpu_cols_store(at, y, row);
+        k->block_max(y, at.n,
+                     c->w->best.p + (int64_t)(t->row0 + r) * c->w->best.ld + at.col0 / LA_UNIT);
+        break;
+    case LA_HEADS: {
+        la_cpu_heads_run heads = {y, at.col0 / d->d_head, at.n / d->d_head};
+        la_cpu_finish_heads(c, epi->layer, t->row0 + r, &heads, out);
+        break;
+    }
     }
 }
 
@@ -188,6 +195,17 @@ typedef struct product {
 /* Takes small enough that a thread which the system puts aside holds little, large enough to cost
  * nothing: the pair of units that the many-row kernels want; of few rows, FEW_BYTES of weights, or the
  * pair that kernels read as two streams. */
+int la_cpu_units_at_once(const la_ctx *c, int rows, int units, size_t unit_bytes)
+{
+    if (rows > LA_CPU_SOME_ROWS) {
+        return 2;
+    }
+    int least = units >= 2 * FEW_PAIRS * c->nth ? 2 : 1, most = LA_CPU_TILE_COLS / LA_UNIT;
+    int some = (int)(FEW_BYTES / unit_bytes);
+    some = some > least ? some : least;
+    return some < most ? some : most;
+}
+
 static void plan_product(const la_ctx *c, product *x)
 {
     const la_model_desc *d = &c->m->desc;
@@ -202,45 +220,34 @@ static void plan_product(const la_ctx *c, product *x)
         x->total += x->grains[p];
         bytes = w->unit_bytes > bytes ? w->unit_bytes : bytes;
     }
-    int units = 2;
-    if (x->in.n * x->lanes <= LA_CPU_SOME_ROWS) {
-        int pairs = x->total * x->grain >= 2 * FEW_PAIRS * c->nth;
-        units = (int)(FEW_BYTES / bytes);
-        units = units < 2 && pairs ? 2 : units;
-        units = units < LA_CPU_TILE_COLS / LA_UNIT ? units : LA_CPU_TILE_COLS / LA_UNIT;
-    }
+    int units = la_cpu_units_at_once(c, x->in.n * x->lanes, x->total * x->grain, bytes);
     x->at_once = units > x->grain ? units / x->grain : 1;
     x->blocks = la_ceil_div(x->in.n, LA_CPU_TILE_ROWS / x->lanes);
 }
 
-/* Rows of block `b` of grains first .. first+n-1 of one part; after: grains that the same thread is
+/* Grains first .. first+n-1 of one part, of block `block` of rows; after: those that the same thread is
  * likely to take next. */
-static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n, int after)
+typedef struct grain_run {
+    int part, block, first, n, after;
+} grain_run;
+
+static void run_tile(la_ctx *c, const product *x, grain_run of)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    const la_weight *w = &x->m->part[p];
-    const la_act_rows *v = &x->v[p];
-    int u = first * x->grain, end = u + n * x->grain, col0 = u * LA_UNIT;
+    const la_weight *w = &x->m->part[of.part];
+    const la_act_rows *v = &x->v[of.part];
+    int u = of.first * x->grain, end = u + of.n * x->grain, col0 = u * LA_UNIT;
     end = end < w->n_units ? end : w->n_units;
-    int row0 = la_cpu_border(x->in.n, b, x->blocks);
-    int rows = la_cpu_border(x->in.n, b + 1, x->blocks) - row0;
-    for (int i = 0; i < p; i++) {
+    int row0 = la_cpu_border(x->in.n, of.block, x->blocks);
+    int rows = la_cpu_border(x->in.n, of.block + 1, x->blocks) - row0;
+    for (int i = 0; i < of.part; i++) {
         col0 += x->m->part[i].N;
     }
-    la_gemm g = {.w = w->data + (size_t)u * w->unit_bytes,
-                 .w_pitch = w->unit_bytes,
-                 .n_units = end - u,
-                 .K = w->K,
-                 .f = w->f,
-                 .a = la_act_rows_at(v, row0),
-                 .a_pitch = v->pitch,
-                 .meta = la_act_rows_meta(v, row0),
-                 .M = rows * v->lanes,
-                 .c = own.tile,
-                 .ldc = (end - u) * LA_UNIT,
-                 .fold = v->group};
-    after = after * x->grain < w->n_units - end ? after * x->grain : w->n_units - end;
+    la_units units = {w->data + (size_t)u * w->unit_bytes, w->unit_bytes, end - u, w->f};
+    la_gemm g = la_act_rows_gemm(v, row0, rows, units, own.tile);
+    int after = of.after * x->grain;
+    after = after < w->n_units - end ? after : w->n_units - end;
     if (after > 0) {
         g.next = w->data + (size_t)end * w->unit_bytes;
         g.next_bytes = (size_t)(after < g.n_units ? after : g.n_units) * w->unit_bytes;
@@ -248,8 +255,10 @@ static void run_tile(la_ctx *c, const product *x, int p, int b, int first, int n
     la_kernels_gemm(&la_cpu_of(c)->k, g.f, v->form)(&g);
     /* paired: the last unit may hold fewer than 16 pairs, but pairs are whole */
     int left = w->N - u * LA_UNIT, cols = g.n_units * LA_UNIT;
-    tile t = {&g, v, row0, rows, col0, left < cols ? left : cols};
-    finish_tile(c, x->m, &t, x->out, x->epi);
+    tile t = {&g, v, row0, {x->m, col0, left < cols ? left : cols}};
+    for (int r = 0; r < rows; r++) {
+        finish_row(c, &t, r, x->out, x->epi);
+    }
 }
 
 /* Grains first .. first+n-1, counted over all parts, of one block of rows. */
@@ -258,7 +267,7 @@ static void run_grains(la_ctx *c, const product *x, int b, int first, int n, int
     for (int p = 0; p < x->m->n_parts && n > 0; p++) {
         int here = x->grains[p] - first < n ? x->grains[p] - first : n;
         if (here > 0) {
-            run_tile(c, x, p, b, first, here, after);
+            run_tile(c, x, (grain_run){p, b, first, here, after});
             first += here;
             n -= here;
         }

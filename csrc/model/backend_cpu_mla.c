@@ -9,31 +9,18 @@
 
 enum { STORE_TOKENS = 16 }; /* taken at once: those that share lines of a page */
 
-static void rotate_key(la_ctx *c, int layer, int token, float *key)
-{
-    const la_model *m = c->m;
-    int table = m->layer_desc[layer].rope, half = m->desc.d_rope / 2;
-    if (table >= 0) {
-        int64_t at = (int64_t)c->w->pos[token] * half;
-        la_cpu_of(c)->k.rope(key, m->rope_cos[table] + at, m->rope_sin[table] + at, m->desc.d_rope,
-                             m->desc.rope_interleaved);
-    }
-}
-
 static void store_token(la_ctx *c, int layer, int token, float *row, float *u)
 {
     const la_model_desc *d = &c->m->desc;
     const la_latent *w = &c->m->layers[layer].latent;
     const la_kernels *k = &la_cpu_of(c)->k;
-    const la_kv_layout *at = &c->kv->at;
     float *latent = row + (d->q_rank != 0 ? d->q_rank : d->n_heads * d->d_head);
     if (d->q_rank != 0) {
         k->rms_norm(row, w->q_norm, d->latent_eps, u, d->q_rank);
     }
     k->rms_norm(latent, w->kv_norm, d->latent_eps, latent, d->kv_rank);
-    rotate_key(c, layer, token, latent + d->kv_rank);
-    uint8_t *page =
-        c->kv->base + (size_t)c->w->page[token] * at->page_bytes + (size_t)layer * at->layer_bytes;
+    la_cpu_rotate(c, layer, token, latent + d->kv_rank);
+    uint8_t *page = la_cpu_kv_block(c, layer, 0, c->w->page[token]);
     la_kernels_mla_store(k, (la_kv_form)d->kv_form)(latent, latent + d->kv_rank, d->kv_rank,
                                                     d->d_rope, c->w->pos[token] % LA_PAGE, page);
 }
@@ -52,11 +39,12 @@ void la_cpu_latent(la_ctx *c, int layer, la_rows y, la_rows u)
 
 /* ---- products of heads ----------------------------------------------------------------------- */
 
-/* Rows of all heads: those of head h begin at column h * step. */
-typedef struct head_rows {
-    la_rows of;
-    int step;
-} head_rows;
+/* One product of every head: rows of head h begin at column h * step. */
+typedef struct heads_product {
+    const la_head_matrix *m;
+    la_rows in, out;
+    int in_step, out_step;
+} heads_product;
 
 /* Rows of a head's matrix, which is floats. */
 static la_act_rows rows_plan(const la_head_matrix *m)
@@ -65,35 +53,27 @@ static la_act_rows rows_plan(const la_head_matrix *m)
 }
 
 /* Tokens t0 .. t0+n-1 of head h: its columns of `out` = its columns of `in` times its matrix. */
-static void head_product(la_ctx *c, const la_head_matrix *m, int h, int t0, int n,
-                         const head_rows *in, const head_rows *out)
+static void head_product(la_ctx *c, const heads_product *x, int h, int t0, int n)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
+    const la_weight *w = &x->m->one;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    la_act_rows v = rows_plan(m);
+    la_act_rows v = rows_plan(x->m);
     v.a = own.few;
     for (int i = 0; i < n; i++) {
-        la_act_rows_convert(k, &v, i, in->of.p + (int64_t)(t0 + i) * in->of.ld + h * in->step);
+        la_act_rows_convert(k, &v, i, x->in.p + (int64_t)(t0 + i) * x->in.ld + h * x->in_step);
     }
+    const uint8_t *first = w->data + x->m->head_bytes * (size_t)h;
     int most = LA_CPU_TILE_COLS / LA_UNIT;
-    for (int u = 0; u < m->one.n_units; u += most) {
-        la_gemm g = {.w = m->one.data + m->head_bytes * (size_t)h + m->one.unit_bytes * (size_t)u,
-                     .w_pitch = m->one.unit_bytes,
-                     .n_units = m->one.n_units - u < most ? m->one.n_units - u : most,
-                     .K = m->one.K,
-                     .f = m->one.f,
-                     .a = la_act_rows_at(&v, 0),
-                     .a_pitch = v.pitch,
-                     .meta = la_act_rows_meta(&v, 0),
-                     .M = n * v.lanes,
-                     .c = own.tile,
-                     .fold = v.group};
-        g.ldc = g.n_units * LA_UNIT;
+    for (int u = 0; u < w->n_units; u += most) {
+        la_units at = {first + w->unit_bytes * (size_t)u, w->unit_bytes,
+                       w->n_units - u < most ? w->n_units - u : most, w->f};
+        la_gemm g = la_act_rows_gemm(&v, 0, n, at, own.tile);
         la_kernels_gemm(k, g.f, v.form)(&g);
-        int left = m->one.N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
+        int left = w->N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
         for (int i = 0; i < n; i++) {
-            float *to = out->of.p + (int64_t)(t0 + i) * out->of.ld + h * out->step + u * LA_UNIT;
+            float *to = x->out.p + (int64_t)(t0 + i) * x->out.ld + h * x->out_step + u * LA_UNIT;
             memcpy(to, la_act_rows_result(k, &v, &g, i), (size_t)cols * sizeof(float));
         }
     }
@@ -110,20 +90,19 @@ static int blocks_of(const la_ctx *c, const la_head_matrix *m, int T)
 void la_cpu_absorb(la_ctx *c, int layer, la_rows q, la_rows z)
 {
     const la_model_desc *d = &c->m->desc;
-    const la_head_matrix *m = &c->m->layers[layer].latent.uk;
-    head_rows in = {q, d->d_head}, out = {z, d->kv_rank + d->d_rope};
-    int blocks = blocks_of(c, m, q.n);
+    heads_product x = {&c->m->layers[layer].latent.uk, q, z, d->d_head, d->kv_rank + d->d_rope};
+    int blocks = blocks_of(c, x.m, q.n);
     la_share share;
     la_cpu_share_begin(c, &share, d->n_heads * blocks, NULL);
     for (int i; la_share_next(&share, 1, &i) != 0;) {
         int h = i / blocks, t0 = la_cpu_border(q.n, i % blocks, blocks);
         int end = la_cpu_border(q.n, i % blocks + 1, blocks);
-        head_product(c, m, h, t0, end - t0, &in, &out);
+        head_product(c, &x, h, t0, end - t0);
         for (int t = t0; t < end; t++) {
-            float *key = z.p + (int64_t)t * z.ld + h * out.step + d->kv_rank;
-            memcpy(key, q.p + (int64_t)t * q.ld + h * in.step + d->d_nope,
+            float *key = z.p + (int64_t)t * z.ld + h * x.out_step + d->kv_rank;
+            memcpy(key, q.p + (int64_t)t * q.ld + h * x.in_step + d->d_nope,
                    (size_t)d->d_rope * sizeof(float));
-            rotate_key(c, layer, t, key);
+            la_cpu_rotate(c, layer, t, key);
         }
     }
     la_cpu_barrier(c);
@@ -132,15 +111,14 @@ void la_cpu_absorb(la_ctx *c, int layer, la_rows q, la_rows z)
 void la_cpu_expand(la_ctx *c, int layer, la_rows z, la_rows a)
 {
     const la_model_desc *d = &c->m->desc;
-    const la_head_matrix *m = &c->m->layers[layer].latent.uv;
-    head_rows in = {z, d->kv_rank + d->d_rope}, out = {a, d->d_v};
-    int blocks = blocks_of(c, m, z.n);
+    heads_product x = {&c->m->layers[layer].latent.uv, z, a, d->kv_rank + d->d_rope, d->d_v};
+    int blocks = blocks_of(c, x.m, z.n);
     la_share share;
     la_cpu_share_begin(c, &share, d->n_heads * blocks, NULL);
     for (int i; la_share_next(&share, 1, &i) != 0;) {
         int t0 = la_cpu_border(z.n, i % blocks, blocks);
         int end = la_cpu_border(z.n, i % blocks + 1, blocks);
-        head_product(c, m, i / blocks, t0, end - t0, &in, &out);
+        head_product(c, &x, i / blocks, t0, end - t0);
     }
     la_cpu_barrier(c);
 }

@@ -9,13 +9,7 @@
 #include "../kernels/route.h"
 #include "backend_cpu.h"
 
-enum {
-    ROUTE_ROWS = 16,      /* tokens routed at once */
-    CONVERT_ROWS = 8,     /* rows converted at once */
-    COMBINE_COLS = 1024,  /* columns of a token added up at once */
-    FEW_BYTES = 64 << 10, /* of weights taken at once for few rows, as in backend_cpu_linear.c */
-    FEW_PAIRS = 8
-};
+enum { ROUTE_ROWS = 16 }; /* tokens routed at once */
 
 /* ---- choice ---------------------------------------------------------------------------------- */
 
@@ -37,14 +31,13 @@ static void choose(la_ctx *c, int layer, const la_routes *to, int first, int n)
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     la_route_rule rule = {
-        d->n_experts,         d->n_experts_used,  d->route_score == LA_ROUTE_SIGMOID,
-        d->route_norm,        d->route_scale,     d->route_groups,
-        d->route_groups_used, d->route_group_best};
+        d->n_experts,         d->n_experts_used,   d->route_score == LA_ROUTE_SIGMOID,
+        d->route_norm,        d->route_scale,      d->route_groups,
+        d->route_groups_used, d->route_group_best, c->m->layers[layer].moe->correction};
     for (int t = first; t < first + n; t++) {
         int64_t at = (int64_t)t * d->n_experts_used;
         la_route_row(&la_cpu_of(c)->k, &rule, c->w->router.p + (int64_t)t * c->w->router.ld,
-                     c->m->layers[layer].moe->correction, own.route_room, to->expert + at,
-                     to->weight + at);
+                     own.route_room, to->expert + at, to->weight + at);
     }
 }
 
@@ -125,7 +118,7 @@ static void enter_tokens(la_ctx *c, const product *x, la_rows in, int first, int
         const int32_t *row = x->to.row + (int64_t)t * d->n_experts_used;
         const float *y = in.p + (int64_t)t * in.ld;
         if (norm.w != NULL) {
-            la_cpu_norm(k, d->norm, norm, d->norm_eps, y, own.row, d->d_model);
+            la_cpu_norm(c, norm, y, own.row, d->d_model);
             y = own.row;
         }
         la_act_rows_convert(k, &v[ROUTED], row[0], y);
@@ -158,7 +151,7 @@ static void enter_rows(la_ctx *c, la_act_rows *v, la_rows in)
     }
     la_share share;
     la_cpu_share_begin(c, &share, in.n, NULL);
-    for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+    for (int n, first; (n = la_share_next(&share, LA_CPU_CONVERT_ROWS, &first)) != 0;) {
         for (int r = first; r < first + n; r++) {
             la_act_rows_convert(k, v, r, in.p + (int64_t)r * in.ld);
         }
@@ -176,7 +169,7 @@ static void add_group(product *x, const la_matrix *m, int kind, int row0, int ro
     x->items += g->blocks * m->part[0].n_units;
 }
 
-/* The list of items, and how many are taken at once: see plan_product in backend_cpu_linear.c. */
+/* The list of items, and how many are taken at once. */
 static void plan_product(la_ctx *c, product *x)
 {
     const la_model_desc *d = &c->m->desc;
@@ -194,73 +187,53 @@ static void plan_product(la_ctx *c, product *x)
     if (x->shared != NULL) {
         add_group(x, x->shared, SHARED, 0, c->batch->n_tokens);
     }
-    x->at_once = 2;
-    if (most * x->v[ROUTED].lanes <= LA_CPU_SOME_ROWS) {
-        int units = (int)(FEW_BYTES / x->of[0].part[0].unit_bytes);
-        int widest = LA_CPU_TILE_COLS / LA_UNIT;
-        int least = x->items >= 2 * FEW_PAIRS * c->nth ? 2 : 1;
-        units = units > least ? units : least;
-        x->at_once = units < widest ? units : widest;
-    }
+    x->at_once =
+        la_cpu_units_at_once(c, most * x->v[ROUTED].lanes, x->items, x->of[0].part[0].unit_bytes);
 }
 
-/* A row of a finished tile: columns col0 .. col0 + cols - 1, pairs counted before gating. */
-static void finish_row(la_ctx *c, const product *x, const la_cpu_group *g, int row, float *y,
-                       int col0, int cols)
+/* A row of a finished tile. */
+static void finish_row(la_ctx *c, const product *x, int kind, int row, la_cpu_cols at, float *y)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
-    const la_matrix *m = g->m;
-    int entry = g->kind == ROUTED ? x->to.entry[row] : row;
-    int all = m->paired ? (int)la_round_up((size_t)cols, LA_UNIT) : cols;
-    if (x->gate_up && d->route_input && g->kind == ROUTED) { /* products are linear */
-        k->softcap(y, x->to.weight[entry], 0.0f, all);
+    int entry = kind == ROUTED ? x->to.entry[row] : row;
+    if (x->gate_up && d->route_input && kind == ROUTED) { /* products are linear */
+        la_cpu_scale(k, x->to.weight[entry], y, la_cpu_cols_wide(at));
     }
-    if (m->bias != NULL) {
-        k->add(m->bias + col0, y, all);
-    }
-    float *out = x->out[g->kind].p + (int64_t)(x->gate_up ? row : entry) * x->out[g->kind].ld;
-    if (!x->gate_up) {
-        memcpy(out + col0, y, (size_t)cols * sizeof(float));
-    }
-    else if (m->paired) { /* each unit: 16 gates, 16 ups */
-        k->act_mul(d->act, y, y + LA_UNIT / 2, LA_UNIT, out + col0 / 2, cols / 2);
+    la_cpu_cols_bias(k, at, y);
+    float *out = x->out[kind].p + (int64_t)(x->gate_up ? row : entry) * x->out[kind].ld;
+    if (x->gate_up) {
+        la_cpu_cols_act(k, at, d->act, y, out);
     }
     else {
-        k->act(d->act, y, out + col0, cols);
+        la_cpu_cols_store(at, y, out);
     }
 }
 
 /* Units u .. u+n-1 of block b of a group's rows; next: what this thread reads after them, or NULL. */
-static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, int b, int u, int n,
-                      const uint8_t *next)
+typedef struct unit_run {
+    int b, u, n;
+    const uint8_t *next;
+} unit_run;
+
+static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, const unit_run *of)
 {
+    const la_kernels *k = &la_cpu_of(c)->k;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     const la_weight *w = &g->m->part[0];
     const la_act_rows *v = &x->v[g->kind];
-    int first = la_cpu_border(g->rows, b, g->blocks), row0 = g->row0 + first;
-    int rows = la_cpu_border(g->rows, b + 1, g->blocks) - first;
-    la_gemm gemm = {.w = w->data + (size_t)u * w->unit_bytes,
-                    .w_pitch = w->unit_bytes,
-                    .n_units = n,
-                    .K = w->K,
-                    .f = w->f,
-                    .a = la_act_rows_at(v, row0),
-                    .a_pitch = v->pitch,
-                    .meta = la_act_rows_meta(v, row0),
-                    .M = rows * v->lanes,
-                    .c = own.tile,
-                    .ldc = n * LA_UNIT,
-                    .next = next,
-                    .next_bytes = next != NULL ? w->unit_bytes : 0,
-                    .fold = v->group};
-    la_kernels_gemm(&la_cpu_of(c)->k, w->f, v->form)(&gemm);
-    int left = w->N - u * LA_UNIT, cols = n * LA_UNIT;
-    cols = left < cols ? left : cols;
+    int first = la_cpu_border(g->rows, of->b, g->blocks), row0 = g->row0 + first;
+    int rows = la_cpu_border(g->rows, of->b + 1, g->blocks) - first;
+    la_units units = {w->data + (size_t)of->u * w->unit_bytes, w->unit_bytes, of->n, w->f};
+    la_gemm gemm = la_act_rows_gemm(v, row0, rows, units, own.tile);
+    gemm.next = of->next;
+    gemm.next_bytes = of->next != NULL ? w->unit_bytes : 0;
+    la_kernels_gemm(k, w->f, v->form)(&gemm);
+    int left = w->N - of->u * LA_UNIT, cols = of->n * LA_UNIT;
+    la_cpu_cols at = {g->m, of->u * LA_UNIT, left < cols ? left : cols};
     for (int r = 0; r < rows; r++) {
-        float *y = la_act_rows_result(&la_cpu_of(c)->k, v, &gemm, r);
-        finish_row(c, x, g, row0 + r, y, u * LA_UNIT, cols);
+        finish_row(c, x, g->kind, row0 + r, at, la_act_rows_result(k, v, &gemm, r));
     }
 }
 
@@ -289,7 +262,7 @@ static void run_items(la_ctx *c, const product *x, int first, int n, int after)
         else if (b + 1 == g->blocks && lo + 1 < x->n_groups) {
             next = x->groups[lo + 1].m->part[0].data;
         }
-        run_units(c, x, g, b, u, run, n + after > run ? next : NULL);
+        run_units(c, x, g, &(unit_run){b, u, run, n + after > run ? next : NULL});
         first += run;
         n -= run;
         lo += u + run == w->n_units && b + 1 == g->blocks;
@@ -330,7 +303,7 @@ void la_cpu_moe_up(la_ctx *c, int layer, la_rows in)
     else {
         la_share share;
         la_cpu_share_begin(c, &share, in.n, NULL);
-        for (int n, first; (n = la_share_next(&share, CONVERT_ROWS, &first)) != 0;) {
+        for (int n, first; (n = la_share_next(&share, LA_CPU_CONVERT_ROWS, &first)) != 0;) {
             enter_tokens(c, &x, in, first, n);
         }
         la_cpu_barrier(c);
@@ -363,7 +336,7 @@ static void combine(la_ctx *c, const product *p, la_rows x, int t, int col0, int
                       cols);
     }
     if (post.w != NULL) {
-        la_cpu_norm(k, d->norm, post, d->norm_eps, own.row, own.row, cols);
+        la_cpu_norm(c, post, own.row, own.row, cols);
     }
     k->add_scaled(own.row, d->residual_scale, x.p + (int64_t)t * x.ld + col0, cols);
 }
@@ -393,7 +366,7 @@ void la_cpu_moe_down(la_ctx *c, int layer, la_rows in)
     }
     run_product(c, &x);
     int whole = c->m->layers[layer].ffn_post_norm.w != NULL; /* a norm needs the row */
-    int cols = whole ? d->d_model : COMBINE_COLS, blocks = la_ceil_div(d->d_model, cols);
+    int cols = whole ? d->d_model : LA_CPU_COMBINE_COLS, blocks = la_ceil_div(d->d_model, cols);
     la_share share;
     la_cpu_share_begin(c, &share, in.n * blocks, NULL);
     for (int i; la_share_next(&share, 1, &i) != 0;) {

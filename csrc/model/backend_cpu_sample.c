@@ -471,7 +471,7 @@ static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int su
     if (!(t.top > -INFINITY) || t.top == INFINITY) {
         /* nothing is left to choose from, or one infinite logit */
         memcpy(own->probs, v->x, (size_t)v->V * sizeof(float));
-        v->k->softcap(own->probs, t.scale, 0.0f, v->V);
+        la_cpu_scale(v->k, t.scale, own->probs, v->V);
         return v->k->argmax(own->probs, v->V, &best);
     }
     if (needs_mass(r) && !summed) {

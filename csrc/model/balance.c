@@ -10,8 +10,6 @@
 
 #include <math.h>
 
-enum { MAX_SLOTS = 1 << 16, MAX_LAYERS = 1 << 14 };
-
 /* One layer's room. Experts of a node lie together after the first packing: place p holds expert at[p]. */
 typedef struct room {
     float *weight;  /* [slots] of what is packed */
@@ -139,22 +137,46 @@ static void balance_layer(const la_balance *b, const float *load, const room *r,
     }
 }
 
-static la_status check_balance(const la_balance *b, const float *load)
+static la_status check_range(const char *name, int n, int low, int high)
 {
-    int ok = b->n_layers >= 1 && b->n_layers <= MAX_LAYERS && b->n_experts >= 1 &&
-             b->n_slots >= b->n_experts && b->n_slots <= MAX_SLOTS && b->n_groups >= 1 &&
-             b->n_nodes >= 1 && b->n_devices >= 1;
-    if (!ok || b->n_experts % b->n_groups != 0 || b->n_devices % b->n_nodes != 0 ||
-        b->n_slots % b->n_devices != 0) {
-        return la_fail(
-            LA_ERR_ARGUMENT,
-            "balance: %d experts in %d groups, %d slots on %d devices of %d nodes do not "
-            "divide",
-            b->n_experts, b->n_groups, b->n_slots, b->n_devices, b->n_nodes);
+    if (n < low || n > high) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: %d is not in %d..%d", name, n, low, high);
     }
+    return LA_OK;
+}
+
+static la_status check_divides(const char *name, int n, int by, const char *what)
+{
+    if (n % by != 0) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: %d is no multiple of %d %s", name, n, by, what);
+    }
+    return LA_OK;
+}
+
+la_status la_balance_check(const la_balance *b)
+{
+    la_status st;
+    LA_TRY(check_range("load: layers", b->n_layers, 1, LA_MAX_LAYERS));
+    LA_TRY(check_range("load: experts", b->n_experts, 1, LA_MAX_BALANCE_SLOTS));
+    LA_TRY(check_range("slots", b->n_slots, b->n_experts, LA_MAX_BALANCE_SLOTS));
+    LA_TRY(check_range("devices", b->n_devices, 1, b->n_slots));
+    LA_TRY(check_range("nodes", b->n_nodes, 1, b->n_devices));
+    LA_TRY(check_range("groups", b->n_groups, 1, b->n_experts));
+    LA_TRY(check_divides("slots", b->n_slots, b->n_devices, "devices"));
+    LA_TRY(check_divides("devices", b->n_devices, b->n_nodes, "nodes"));
+    if (b->n_experts % b->n_groups != 0) {
+        return la_fail(LA_ERR_ARGUMENT, "groups: %d do not divide %d experts", b->n_groups,
+                       b->n_experts);
+    }
+done:
+    return st;
+}
+
+static la_status check_load(const la_balance *b, const float *load)
+{
     for (int64_t i = 0; i < (int64_t)b->n_layers * b->n_experts; i++) {
         if (!isfinite(load[i]) || load[i] < 0.0f) {
-            return la_fail(LA_ERR_ARGUMENT, "balance: the load of expert %d in layer %d is %g",
+            return la_fail(LA_ERR_ARGUMENT, "load: of expert %d in layer %d is %g",
                            (int)(i % b->n_experts), (int)(i / b->n_experts), (double)load[i]);
         }
     }
@@ -167,7 +189,8 @@ la_status la_balance_experts(const la_balance *balance, const float *load, int32
     la_status st;
     void *base = NULL;
     la_balance b = *balance;
-    LA_TRY(check_balance(&b, load));
+    LA_TRY(la_balance_check(&b));
+    LA_TRY(check_load(&b, load));
     if (b.n_groups % b.n_nodes != 0) { /* all experts over all devices */
         b.n_groups = b.n_nodes = 1;
     }

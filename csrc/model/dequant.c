@@ -332,37 +332,35 @@ static const uint8_t *plain_block(const la_source_type *s, const uint8_t *row, i
 }
 
 /* E4M3 codes keep their bits. */
-static void plain_codes(const la_source_type *s, const uint8_t *row, int k0, int n, int8_t *code,
-                        float *scale, float *offset)
+static void plain_codes(const la_source_type *s, const uint8_t *row, int k0, int n, la_code_room to)
 {
     const int zero = s->pack == LA_PACK_I8 ? 128 : s->pack == LA_PACK_I4 && s->centered ? 8 : 0;
     const int mask = s->bits == 4 ? 15 : 255;
     for (int k = k0, i = 0; k < k0 + n; i++) {
         int in = k % s->group, left = s->group - in, here = k0 + n - k < left ? k0 + n - k : left;
         const uint8_t *b = plain_block(s, row, k), *from = b + s->head + in;
-        memcpy(&scale[i], b, sizeof scale[i]);
-        offset[i] = 0.0f;
+        memcpy(&to.scale[i], b, sizeof to.scale[i]);
+        to.offset[i] = 0.0f;
         if (s->has_offset) {
-            memcpy(&offset[i], b + sizeof scale[i], sizeof offset[i]);
+            memcpy(&to.offset[i], b + sizeof to.scale[i], sizeof to.offset[i]);
         }
         for (int j = 0; j < here; j++) {
-            code[k - k0 + j] = (int8_t)((from[j] & mask) - zero);
+            to.code[k - k0 + j] = (int8_t)((from[j] & mask) - zero);
         }
         k += here;
     }
 }
 
-void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
-                      float *offset)
+void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, la_code_room to)
 {
     const la_source_type s = la_source_info(t);
     if (s.head != 0) {
-        plain_codes(&s, row, k0, n, code, scale, offset);
+        plain_codes(&s, row, k0, n, to);
         return;
     }
     const uint8_t *b = row + (size_t)(k0 / s.block) * (size_t)s.block_bytes;
     for (int k = 0; k < n; k += s.block, b += s.block_bytes) {
-        blocks[t](b, code + k, scale + k / s.group, offset + k / s.group);
+        blocks[t](b, to.code + k, to.scale + k / s.group, to.offset + k / s.group);
     }
 }
 
@@ -441,7 +439,7 @@ void la_dequant_f32(la_dtype t, const uint8_t *row, int k0, int n, float *out)
     }
     int8_t code[LA_DEQUANT_SPAN];
     float scale[LA_DEQUANT_SPAN / 16], offset[LA_DEQUANT_SPAN / 16];
-    la_dequant_codes(t, row, k0, n, code, scale, offset);
+    la_dequant_codes(t, row, k0, n, (la_code_room){code, scale, offset});
     for (int k = 0; k < n; k++) {
         out[k] = scale[k / s.group] * code_value(&s, code[k]) + offset[k / s.group];
     }

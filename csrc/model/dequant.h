@@ -29,10 +29,15 @@ enum { LA_WHOLE_ROW = 1 << 30 };
 la_source_type la_source_info(la_dtype t);
 size_t la_source_row(const la_source_type *s, int cols); /* bytes */
 
-/* Weights k0 .. k0 + n of a row; k0 is a multiple of LA_DEQUANT_SPAN, n at most that and of whole
- * blocks. Grouped types: code [n], scale and offset [n / group]. */
-void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, int8_t *code, float *scale,
-                      float *offset);
+/* Where codes go, with their groups' scales and offsets. */
+typedef struct la_code_room {
+    int8_t *code;          /* [n] */
+    float *scale, *offset; /* [n / group] */
+} la_code_room;
+
+/* Weights k0 .. k0 + n of a row of a grouped type; k0 is a multiple of LA_DEQUANT_SPAN, n at most that and of
+ * whole blocks. */
+void la_dequant_codes(la_dtype t, const uint8_t *row, int k0, int n, la_code_room to);
 /* The two numbers behind each scale and offset of LA_NEST k of a type whose scales are LA_F16_I8. */
 typedef struct la_nested {
     uint16_t outer[2]; /* fp16, of scales and of offsets */

@@ -23,7 +23,7 @@ la_status la_check_int(const char *name, int v, int lo, int hi)
 static la_status check_float(const char *name, float v)
 {
     if (!isfinite(v)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: not a finite number", name);
+        return la_fail(LA_ERR_ARGUMENT, "%s: %g is not a finite number", name, (double)v);
     }
     return LA_OK;
 }
@@ -123,6 +123,9 @@ la_status la_desc_check(const la_model_desc *d)
         return la_fail(LA_ERR_ARGUMENT, "d_rope: %d is odd", d->d_rope);
     }
     LA_TRY(check_float("norm_eps", d->norm_eps));
+    if (d->norm_eps < 0.0f) {
+        return la_fail(LA_ERR_ARGUMENT, "norm_eps: %g is negative", (double)d->norm_eps);
+    }
     LA_TRY(check_float("attn_scale", d->attn_scale));
     LA_TRY(check_float("attn_softcap", d->attn_softcap));
     LA_TRY(check_float("attn_grow", d->attn_grow));

@@ -7,7 +7,13 @@
  */
 #include "slots.h"
 
-enum { MOST_RANK = 1 << 13 };
+enum {
+    MOST_RANK = 1 << 13,
+    MOST_QUERY_RANK = 1 << 20,
+    MOST_VALUE = 256, /* as heads without latents */
+    MOST_COLUMNS = 1
+        << 24 /* of all heads' latents, keys and values: products with rows stay in int64 */
+};
 
 la_status la_latent_check_desc(const la_model_desc *d)
 {
@@ -19,12 +25,13 @@ la_status la_latent_check_desc(const la_model_desc *d)
         return LA_OK;
     }
     LA_TRY(la_check_int("kv_rank", d->kv_rank, 4, MOST_RANK));
-    LA_TRY(la_check_int("q_rank", d->q_rank, 0, 1 << 20));
+    LA_TRY(la_check_int("q_rank", d->q_rank, 0, MOST_QUERY_RANK));
     LA_TRY(la_check_int("d_nope", d->d_nope, 1, d->d_head));
-    LA_TRY(la_check_int("d_v", d->d_v, 1, d->kv_rank > 256 ? d->kv_rank : 256));
+    LA_TRY(la_check_int("d_v", d->d_v, 1, MOST_VALUE));
     LA_TRY(la_check_int("d_rope", d->d_rope, 2, d->d_head));
     LA_TRY(la_check_int("n_kv_heads", d->n_kv_heads, 1, 1));
-    LA_TRY(la_check_int("n_heads", d->n_heads, 1, (1 << 24) / (d->kv_rank + d->d_rope + d->d_v)));
+    LA_TRY(
+        la_check_int("n_heads", d->n_heads, 1, MOST_COLUMNS / (d->kv_rank + d->d_rope + d->d_v)));
     LA_TRY(la_check_int("qk_norm", d->qk_norm, LA_QK_NORM_NONE, LA_QK_NORM_NONE));
     if (d->kv_rank % 4 != 0 || d->d_nope + d->d_rope != d->d_head) {
         return la_fail(

@@ -216,7 +216,7 @@ static la_status bias_set(la_matrix *m, const la_source *parts, int n_parts, int
 
 static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
 {
-    la_layer *w = &m->layers[slot < LA_ATTN_NORM ? 0 : layer];
+    la_layer *w = &m->layers[la_slot_is_of_model(slot) ? 0 : layer];
     switch (slot) {
     case LA_EMBED: return &m->embed;
     case LA_POS_EMBED: return &m->pos_embed;
@@ -266,17 +266,13 @@ static float **vector_of(la_model *m, la_slot slot, int layer)
     }
 }
 
-static int is_per_head(la_slot slot)
-{
-    return slot == LA_MLA_UK || slot == LA_MLA_UV;
-}
-
 la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slot slot,
                                 const la_source *parts, int n_parts, size_t *bytes)
 {
     la_status st;
     *bytes = 0;
-    LA_TRY(la_slot_check(d, slot, 0, parts, n_parts));
+    LA_TRY(la_desc_check(d));
+    LA_TRY(la_slot_check(d, slot, -1, parts, n_parts));
     if (la_slot_shape(d, slot).is_vector) {
         for (int i = 0; i < n_parts; i++) {
             *bytes += la_round_up((size_t)parts[i].cols, LA_UNIT) * sizeof(float);
@@ -286,7 +282,8 @@ la_status la_model_weight_bytes(const la_model_desc *d, la_recipe recipe, la_slo
     la_matrix m;
     la_head_matrix heads;
     LA_TRY(check_recipe(d, recipe));
-    if (is_per_head(slot)) {
+    if (la_slot_is_per_head(slot)) {
+        LA_TRY(la_part_check_rows(slot, &parts[0], d->activation));
         LA_TRY(la_latent_plan(d, recipe, &parts[0], &heads));
         *bytes = la_head_matrix_bytes(&heads);
         return LA_OK;
@@ -306,18 +303,20 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
     la_status st;
     LA_TRY(la_slot_check_layer(&m->desc, slot, layer));
     LA_TRY(la_slot_check(&m->desc, slot, layer, parts, n_parts));
-    if (slot >= LA_EXPERT_GATE_UP) {
+    if (la_slot_is_per_expert(slot)) {
         LA_TRY(la_check_int("expert", expert, 0, m->desc.n_experts - 1));
     }
     for (int i = 0; i < n_parts; i++) {
         if (parts[i].data == NULL) {
-            return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): no data", la_slot_name(slot), layer);
+            char room[LA_SLOT_PLACE];
+            return la_fail(LA_ERR_ARGUMENT, "%s: no data", la_slot_place(slot, layer, room));
         }
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
     la_matrix *dst = matrix_of(m, slot, layer, expert);
-    if (is_per_head(slot)) {
+    if (la_slot_is_per_head(slot)) {
         la_latent *l = &m->layers[layer].latent;
+        LA_TRY(la_part_check_rows(slot, &parts[0], m->desc.activation));
         LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
     }
     else if (!shape.is_vector) {
@@ -476,7 +475,8 @@ void la_model_free(la_model *m)
 static la_status need(int is_set, la_slot slot, int layer)
 {
     if (!is_set) {
-        return la_fail(LA_ERR_SHAPE, "%s (layer %d): missing", la_slot_name(slot), layer);
+        char room[LA_SLOT_PLACE];
+        return la_fail(LA_ERR_SHAPE, "%s: missing", la_slot_place(slot, layer, room));
     }
     return LA_OK;
 }
@@ -604,7 +604,7 @@ static size_t layers_bytes(const la_model *m, int n_experts)
 static int vector_is_set(const la_model *m, la_slot slot, int layer, int expert)
 {
     la_model *any = (la_model *)(uintptr_t)m; /* matrix_of and vector_of only look */
-    if (slot >= LA_ATTN_NORM && la_slot_is_routed(slot) && any->layers[layer].moe == NULL) {
+    if (la_slot_is_routed(slot) && any->layers[layer].moe == NULL) {
         return 0;
     }
     const la_matrix *of = matrix_of(any, slot, layer, expert);
@@ -625,7 +625,7 @@ static size_t vectors_bytes(const la_model *m)
     size_t n = 0;
     for (int s = 0; s < LA_SLOT_COUNT; s++) {
         la_shape shape = la_slot_shape(&m->desc, (la_slot)s);
-        int layers = !shape.is_vector ? 0 : s < LA_ATTN_NORM ? 1 : m->desc.n_layers;
+        int layers = !shape.is_vector ? 0 : la_slot_is_of_model((la_slot)s) ? 1 : m->desc.n_layers;
         for (int l = 0; l < layers; l++) {
             for (int e = 0; e < la_slot_experts(&m->desc, (la_slot)s); e++) {
                 n += vector_is_set(m, (la_slot)s, l, e) ? vector_bytes(&shape) : 0;

@@ -286,9 +286,15 @@ static void put_u32(uint8_t *p, uint32_t x)
     memcpy(p, &x, sizeof x);
 }
 
-/* Values k0 .. k0 + n of column j into an F32 unit. */
-static void pack_f32(const la_columns *c, int j, int k0, int n, la_piece *t, uint8_t *unit)
+/* Values k0 .. k0 + n of column j. */
+typedef struct la_column_span {
+    int j, k0, n;
+} la_column_span;
+
+/* They enter an F32 unit. */
+static void pack_f32(const la_columns *c, la_column_span of, la_piece *t, uint8_t *unit)
 {
+    int j = of.j, k0 = of.k0, n = of.n;
     memset(t->value, 0, sizeof t->value);
     if (c->row[j]) {
         la_dequant_f32(c->dtype[j], c->row[j], k0, n, t->value);
@@ -300,9 +306,9 @@ static void pack_f32(const la_columns *c, int j, int k0, int n, la_piece *t, uin
 }
 
 /* The same into an F16 or BF16 unit. Values of the target's own type keep their bits. */
-static void pack_half(const la_columns *c, int j, int k0, int n, la_piece *t, int bf16,
-                      uint8_t *unit)
+static void pack_half(const la_columns *c, la_column_span of, la_piece *t, int bf16, uint8_t *unit)
 {
+    int j = of.j, k0 = of.k0, n = of.n;
     t->half[n] = 0; /* the second of an odd pair */
     if (!c->row[j]) {
         memset(t->half, 0, sizeof t->half);
@@ -406,8 +412,7 @@ static la_quant_result quantize(la_format f, int j, int n, la_piece *t)
         return r;
     }
     if (f.scale_type == LA_F16_I8) {
-        return la_quant_nest(bits, f.group, t->value, n, t->code, &t->nested.outer[0],
-                             t->nested.scale);
+        return la_quant_nest(bits, f.group, t->value, n, t->code, &t->nested);
     }
     for (int k = 0; k < n && r == LA_QUANT_DONE; k += f.group) {
         r = la_quant_group(bits, t->value + k, n - k < f.group ? n - k : f.group, t->code + k,
@@ -422,6 +427,7 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
 {
     static const la_source_type none;
     const la_source_type s = c->row[j] ? la_source_info(c->dtype[j]) : none;
+    const la_code_room to = {t->code, t->scale, t->offset};
     int own = f.group, bias = la_pack_table(f.pack) != NULL ? 0 : 1 << pack_bits(f.pack) >> 1;
     memset(t->code, 0, sizeof t->code);
     memset(&t->nested, 0, sizeof t->nested);
@@ -430,7 +436,7 @@ static int read_codes(la_format f, const la_columns *c, int j, int k0, int n, la
         memset(t->offset, 0, sizeof t->offset);
     }
     else if (s.group != 0) {
-        la_dequant_codes(c->dtype[j], c->row[j], k0, n, t->code, t->scale, t->offset);
+        la_dequant_codes(c->dtype[j], c->row[j], k0, n, to);
         if (f.scale_type == LA_F16_I8) {
             la_dequant_nested(c->dtype[j], c->row[j], k0, &t->nested);
         }
@@ -488,9 +494,10 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
  * not finite. */
 static int pack_row_scales(la_format f, const la_columns *c, int K, la_piece *t, uint8_t *unit)
 {
+    const la_code_room to = {t->code, t->scale, t->offset};
     for (int j = 0; j < LA_UNIT; j++) {
         if (c->row[j] && la_source_info(c->dtype[j]).head != 0) {
-            la_dequant_codes(c->dtype[j], c->row[j], 0, 1, t->code, t->scale, t->offset);
+            la_dequant_codes(c->dtype[j], c->row[j], 0, 1, to);
             put_scale(f, unit, 0, j, t->scale[0]);
             if (f.has_offset) {
                 put_scale(f, unit, 1, j, t->offset[0]);
@@ -525,12 +532,11 @@ int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int pa
     for (int k0 = 0; bad == 0 && k0 < w->K; k0 += LA_DEQUANT_SPAN) {
         int n = w->K - k0 < LA_DEQUANT_SPAN ? w->K - k0 : LA_DEQUANT_SPAN;
         for (int j = 0; bad == 0 && j < LA_UNIT; j++) {
+            la_column_span of = {j, k0, n};
             switch (w->f.pack) {
-            case LA_PACK_F32: pack_f32(&c, j, k0, n, scratch, unit); break;
+            case LA_PACK_F32: pack_f32(&c, of, scratch, unit); break;
             case LA_PACK_F16:
-            case LA_PACK_BF16:
-                pack_half(&c, j, k0, n, scratch, w->f.pack == LA_PACK_BF16, unit);
-                break;
+            case LA_PACK_BF16: pack_half(&c, of, scratch, w->f.pack == LA_PACK_BF16, unit); break;
             default: {
                 int own = pack_codes(w, u, &c, j, k0, scratch);
                 bad = own > 0 ? 0 : own == 0 ? 1 + c.part[j] : -1 - c.part[j];

@@ -72,7 +72,7 @@ float la_quant_row(la_pack pack, uint32_t peak, float *inverse)
     return largest / top;
 }
 
-/* As la_f32_to_f8, without a branch, for |y| up to 448 and a rounding error. */
+/* E4M3 of y, to nearest even as the kernel fp8_encode, without a branch, for |y| up to 448 and a rounding error. */
 static int8_t code_f8(float y)
 {
     uint32_t u = bits_of(y), sign = u >> 24 & 0x80u, a = u & 0x7fffffffu;
@@ -236,7 +236,7 @@ la_quant_result la_quant_group(int bits, const float *x, int n, int8_t *code, fl
 }
 
 la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t *code,
-                              uint16_t *outer, int8_t *inner)
+                              la_nested *to)
 {
     float scale[LA_NEST / 16], largest = 0.0f;
     for (int k = 0, i = 0; k < n; k += group, i++) {
@@ -246,6 +246,7 @@ la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t
         }
         largest = fabsf(scale[i]) > largest ? fabsf(scale[i]) : largest;
     }
+    uint16_t *outer = &to->outer[0];
     *outer = la_f32_to_f16(largest / 127.0f);
     if (la_f16_to_f32(*outer) * 127.0f < largest) {
         ++*outer; /* the next above: none of the inner numbers needs more than 127 */
@@ -255,8 +256,9 @@ la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t
         return LA_QUANT_TOO_LARGE;
     }
     for (int k = 0, i = 0; k < n; k += group, i++) {
-        inner[i] = (int8_t)lrintf(scale[i] * inverse);
-        nearest_codes(bits, x + k, n - k < group ? n - k : group, step * (float)inner[i], code + k);
+        to->scale[i] = (int8_t)lrintf(scale[i] * inverse);
+        nearest_codes(bits, x + k, n - k < group ? n - k : group, step * (float)to->scale[i],
+                      code + k);
     }
     return LA_QUANT_DONE;
 }

@@ -7,7 +7,7 @@
 #ifndef LA_PACK_QUANT_H
 #define LA_PACK_QUANT_H
 
-#include "../llmaccel.h"
+#include "dequant.h"
 
 /* Bits of the largest |x| of a row of any float type as fp32; above LA_QUANT_FINITE: the row holds an
  * infinity or a NaN. */
@@ -28,8 +28,8 @@ typedef enum la_quant_result {
     LA_QUANT_TOO_LARGE
 } la_quant_result;
 la_quant_result la_quant_group(int bits, const float *x, int n, int8_t *code, float *scale);
-/* The same for n <= LA_NEST k whose scales are LA_F16_I8: outer (fp16) * inner [n / group]. */
+/* The same for n <= LA_NEST k whose scales are LA_F16_I8; of `to` outer[0] and scale [n / group] are set. */
 la_quant_result la_quant_nest(int bits, int group, const float *x, int n, int8_t *code,
-                              uint16_t *outer, int8_t *inner);
+                              la_nested *to);
 
 #endif

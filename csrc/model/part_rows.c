@@ -44,10 +44,25 @@ static la_status check_rounding(la_slot slot, const la_source *part, int activat
     if (r.kind == LA_ROUND_NONE) {
         return LA_OK;
     }
-    if (r.kind < 0 || r.kind >= LA_ROUND_COUNT || r.group < 0 || !isfinite(r.scale) ||
-        r.scale < 0.0f || activation != LA_ACT_F32) {
-        return la_fail(LA_ERR_SHAPE, "%s: rows rounded in way %d, by %d k and a scale of %g",
-                       la_slot_name(slot), r.kind, r.group, (double)r.scale);
+    const char *name = la_slot_name(slot);
+    if (r.kind < 0 || r.kind >= LA_ROUND_COUNT) {
+        return la_fail(LA_ERR_SHAPE, "%s: rows are rounded in way %d, which is none", name, r.kind);
+    }
+    if (r.group < 0) {
+        return la_fail(LA_ERR_SHAPE, "%s: rows are rounded by groups of %d", name, r.group);
+    }
+    if (!isfinite(r.scale) || r.scale < 0.0f) {
+        return la_fail(LA_ERR_SHAPE, "%s: rows are rounded with a scale of %g", name,
+                       (double)r.scale);
+    }
+    if (r.kind == LA_ROUND_I8_OFFSET && r.scale != 0.0f) {
+        return la_fail(LA_ERR_SHAPE,
+                       "%s: rows are rounded about an offset with a fixed scale of %g", name,
+                       (double)r.scale);
+    }
+    if (activation != LA_ACT_F32) {
+        return la_fail(LA_ERR_SHAPE, "%s: rows are rounded before products that are not of fp32",
+                       name);
     }
     return LA_OK;
 }
@@ -55,8 +70,14 @@ static la_status check_rounding(la_slot slot, const la_source *part, int activat
 la_status la_part_check_rows(la_slot slot, const la_source *part, int activation)
 {
     la_status st = LA_OK;
-    if (la_slot_is_of_experts(slot) &&
-        (la_part_is_ordered(part) || part->rounding.kind != LA_ROUND_NONE)) {
+    int special = la_part_is_ordered(part) || part->rounding.kind != LA_ROUND_NONE;
+    if (special && la_slot_is_per_head(slot)) {
+        return la_fail(
+            LA_ERR_UNSUPPORTED,
+            "%s: matrices of heads whose columns are in activation order or whose rows are rounded",
+            la_slot_name(slot));
+    }
+    if (special && la_slot_is_of_experts(slot)) {
         return la_fail(
             LA_ERR_UNSUPPORTED,
             "%s: experts whose columns are in activation order or whose rows are rounded",

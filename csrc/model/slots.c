@@ -5,6 +5,7 @@
  */
 #include "slots.h"
 
+#include <stdio.h>
 #include <string.h>
 
 static const char *const slot_names[LA_SLOT_COUNT] = {
@@ -121,6 +122,39 @@ int la_heads_have_norms(const la_model_desc *d)
     return d->qk_norm == LA_QK_NORM_HEAD || d->qk_norm == LA_QK_NORM_ROW;
 }
 
+/* The classes below are runs of la_slot. */
+_Static_assert(LA_EMBED == 0 && LA_HEAD + 1 == LA_ATTN_NORM, "slots of the model come first");
+_Static_assert(LA_DOWN_BIAS == LA_GATE_UP + 3, "slots of a dense layer lie together");
+_Static_assert(LA_MLA_UV == LA_MLA_IN + 6 && LA_MLA_UV == LA_MLA_UK + 1, "so do those of latents");
+_Static_assert(LA_ROUTER == LA_SINKS + 1 && LA_EXPERT_DOWN_BIAS == LA_EXPERT_GATE_UP + 3 &&
+                   LA_EXPERT_DOWN_BIAS + 1 == LA_SLOT_COUNT,
+               "slots of layers with experts come last, each expert's own at the end");
+
+int la_slot_is_of_model(la_slot slot)
+{
+    return slot < LA_ATTN_NORM;
+}
+
+static int is_dense(la_slot slot)
+{
+    return slot >= LA_GATE_UP && slot <= LA_DOWN_BIAS;
+}
+
+static int is_latent(la_slot slot)
+{
+    return slot >= LA_MLA_IN && slot <= LA_MLA_UV;
+}
+
+int la_slot_is_per_head(la_slot slot)
+{
+    return slot == LA_MLA_UK || slot == LA_MLA_UV;
+}
+
+int la_slot_is_per_expert(la_slot slot)
+{
+    return slot >= LA_EXPERT_GATE_UP;
+}
+
 int la_slot_is_routed(la_slot slot)
 {
     return slot >= LA_ROUTER;
@@ -133,7 +167,16 @@ int la_slot_is_of_experts(la_slot slot)
 
 int la_slot_experts(const la_model_desc *d, la_slot slot)
 {
-    return slot >= LA_EXPERT_GATE_UP ? d->n_experts : 1;
+    return la_slot_is_per_expert(slot) ? d->n_experts : 1;
+}
+
+const char *la_slot_place(la_slot slot, int layer, char room[LA_SLOT_PLACE])
+{
+    if (layer < 0 || la_slot_is_of_model(slot)) {
+        return la_slot_name(slot);
+    }
+    snprintf(room, LA_SLOT_PLACE, "%s (layer %d)", la_slot_name(slot), layer);
+    return room;
 }
 
 la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer)
@@ -141,28 +184,32 @@ la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer)
     if ((int)slot < 0 || slot >= LA_SLOT_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "slot: %d is unknown", (int)slot);
     }
-    const char *name = la_slot_name(slot);
-    if (slot < LA_ATTN_NORM) {
+    char room[LA_SLOT_PLACE];
+    if (la_slot_is_of_model(slot)) {
         return LA_OK;
     }
     if (layer < 0 || layer >= d->n_layers) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", name, layer, d->n_layers);
+        return la_fail(LA_ERR_ARGUMENT, "%s: layer %d of %d", la_slot_name(slot), layer,
+                       d->n_layers);
     }
-    int dense = slot >= LA_GATE_UP && slot <= LA_DOWN_BIAS, moe = d->layers[layer].moe;
-    if (moe ? dense : la_slot_is_routed(slot)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this layer has %sexperts", name, layer,
-                       moe ? "" : "no ");
+    int moe = d->layers[layer].moe;
+    if (moe ? is_dense(slot) : la_slot_is_routed(slot)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: this layer has %sexperts",
+                       la_slot_place(slot, layer, room), moe ? "" : "no ");
     }
     return LA_OK;
 }
 
-static la_status check_part(la_slot slot, int layer, const la_source *p, int rows, int cols,
-                            int more_rows)
+/* Rows and columns of one part, and whether the checkpoint may have more rows. */
+typedef struct part_shape {
+    int rows, cols, more_rows;
+} part_shape;
+
+static la_status check_part(const char *place, const la_source *p, part_shape want)
 {
-    const char *name = la_slot_name(slot);
-    if (p->cols != cols || (more_rows ? p->rows < rows : p->rows != rows)) {
-        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected [%d, %d], got [%d, %d]", name, layer,
-                       rows, cols, p->rows, p->cols);
+    if (p->cols != want.cols || (want.more_rows ? p->rows < want.rows : p->rows != want.rows)) {
+        return la_fail(LA_ERR_SHAPE, "%s: expected [%d, %d], got [%d, %d]", place, want.rows,
+                       want.cols, p->rows, p->cols);
     }
     size_t bytes;
     la_status st = la_source_bytes(p->dtype, p->rows, p->cols, &bytes);
@@ -170,8 +217,26 @@ static la_status check_part(la_slot slot, int layer, const la_source *p, int row
         return st;
     }
     if (p->data != NULL && p->bytes != bytes) {
-        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected %zu bytes, got %zu", name, layer,
-                       bytes, p->bytes);
+        return la_fail(LA_ERR_SHAPE, "%s: expected %zu bytes, got %zu", place, bytes, p->bytes);
+    }
+    return LA_OK;
+}
+
+/* Does a model of this description have such a slot? */
+static la_status check_wanted(const la_model_desc *d, la_slot slot, const char *place)
+{
+    if ((slot == LA_SHARED_GATE_UP || slot == LA_SHARED_DOWN) && d->d_shared == 0) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: this model has no shared expert", place);
+    }
+    if ((is_latent(slot) || slot == LA_QKV || slot == LA_QKV_BIAS) &&
+        is_latent(slot) != (d->attn == LA_ATTN_LATENT)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: this model's attention has another form", place);
+    }
+    if ((slot == LA_MLA_Q_NORM || slot == LA_MLA_Q) && d->q_rank == 0) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: this model's queries are made of x", place);
+    }
+    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && !la_heads_have_norms(d)) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: this model does not normalize heads", place);
     }
     return LA_OK;
 }
@@ -182,39 +247,21 @@ la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const l
     if ((int)slot < 0 || slot >= LA_SLOT_COUNT) {
         return la_fail(LA_ERR_ARGUMENT, "slot: %d is unknown", (int)slot);
     }
-    if ((slot == LA_SHARED_GATE_UP || slot == LA_SHARED_DOWN) && d->d_shared == 0) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model has no shared expert",
-                       la_slot_name(slot), layer);
-    }
-    int latent = slot >= LA_MLA_IN && slot <= LA_MLA_UV;
-    if ((latent || slot == LA_QKV || slot == LA_QKV_BIAS) &&
-        latent != (d->attn == LA_ATTN_LATENT)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's attention has another form",
-                       la_slot_name(slot), layer);
-    }
-    if ((slot == LA_MLA_Q_NORM || slot == LA_MLA_Q) && d->q_rank == 0) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model's queries are made of x",
-                       la_slot_name(slot), layer);
-    }
-    if ((slot == LA_Q_NORM || slot == LA_K_NORM) && !la_heads_have_norms(d)) {
-        return la_fail(LA_ERR_ARGUMENT, "%s (layer %d): this model does not normalize heads",
-                       la_slot_name(slot), layer);
-    }
+    la_status st;
+    char room[LA_SLOT_PLACE];
+    const char *place = la_slot_place(slot, layer, room);
+    LA_TRY(check_wanted(d, slot, place));
     la_shape s = la_slot_shape(d, slot);
     if (n_parts != s.n_parts) {
-        return la_fail(LA_ERR_SHAPE, "%s (layer %d): expected %d tensors, got %d",
-                       la_slot_name(slot), layer, s.n_parts, n_parts);
+        return la_fail(LA_ERR_SHAPE, "%s: expected %d tensors, got %d", place, s.n_parts, n_parts);
     }
     for (int i = 0; i < n_parts; i++) {
-        int rows = s.is_vector ? 1 : s.rows[i], cols = s.is_vector ? s.rows[i] : s.cols;
-        la_status st = check_part(slot, layer, &parts[i], rows, cols, s.more_rows);
-        if (st != LA_OK) {
-            return st;
-        }
+        part_shape vector = {1, s.rows[i], 0}, matrix_part = {s.rows[i], s.cols, s.more_rows};
+        LA_TRY(check_part(place, &parts[i], s.is_vector ? vector : matrix_part));
         if (s.is_vector && parts[i].dtype > LA_BF16) {
-            return la_fail(LA_ERR_UNSUPPORTED, "%s (layer %d): a vector cannot be block-quantized",
-                           la_slot_name(slot), layer);
+            return la_fail(LA_ERR_UNSUPPORTED, "%s: a vector cannot be block-quantized", place);
         }
     }
-    return LA_OK;
+done:
+    return st;
 }

@@ -1,7 +1,8 @@
 /* py_balance.c - the module function balance_experts: a plan of copies from loads.
  *
- * Owns nothing: a buffer of loads comes in, two of integers go out. Invariant: sizes are checked against
- * the buffers here, what they mean by la_balance_experts. Wrapped by python/llmaccel/balance.py.
+ * Owns nothing: a buffer of loads comes in, two of integers go out. Invariant: la_balance_check has seen
+ * the sizes before anything of them is allocated; the buffer is checked here, what it holds by
+ * la_balance_experts. Wrapped by python/llmaccel/balance.py.
  */
 #include "py_module.h"
 
@@ -15,8 +16,13 @@ static PyObject *balance_experts(PyObject *module, PyObject *args)
     }
     py_state *state = py_state_of(module);
     PyObject *slots = NULL, *copies = NULL, *result = NULL;
-    if (b.n_layers < 1 || b.n_experts < 1 || b.n_slots < 1 ||
-        load.len != (Py_ssize_t)b.n_layers * b.n_experts * (Py_ssize_t)sizeof(float)) {
+    la_status st = la_balance_check(&b);
+    if (st != LA_OK) {
+        py_raise(state, st);
+        goto done;
+    }
+    if (load.len != (Py_ssize_t)b.n_layers * b.n_experts * (Py_ssize_t)sizeof(float) ||
+        (uintptr_t)load.buf % sizeof(float) != 0) {
         py_raise_format(state, LA_ERR_ARGUMENT, "load: %zd bytes are not float32 [%d, %d]",
                         load.len, b.n_layers, b.n_experts);
         goto done;
@@ -29,7 +35,6 @@ static PyObject *balance_experts(PyObject *module, PyObject *args)
     }
     int32_t *slots_out = (int32_t *)(void *)PyBytes_AS_STRING(slots);
     int32_t *copies_out = (int32_t *)(void *)PyBytes_AS_STRING(copies);
-    la_status st;
     Py_BEGIN_ALLOW_THREADS
     st = la_balance_experts(&b, load.buf, slots_out, copies_out);
     Py_END_ALLOW_THREADS

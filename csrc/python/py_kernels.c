@@ -304,20 +304,6 @@ static PyObject *unpack(PyObject *Py_UNUSED(self), PyObject *args)
     return out;
 }
 
-static PyObject *encode_f8(PyObject *Py_UNUSED(self), PyObject *x)
-{
-    Py_buffer view;
-    if (py_kernels_floats(x, "x", &view) < 0) {
-        return NULL;
-    }
-    PyObject *out = PyBytes_FromStringAndSize(NULL, view.len / 4);
-    for (Py_ssize_t i = 0; out && i < view.len / 4; i++) {
-        PyBytes_AS_STRING(out)[i] = (char)la_f32_to_f8(((const float *)view.buf)[i]);
-    }
-    PyBuffer_Release(&view);
-    return out;
-}
-
 /* ---- activation rows ------------------------------------------------------------------------- */
 
 typedef struct activations {
@@ -439,12 +425,10 @@ static int gemm_run(const product *x, const weight *p, const activations *r, int
         for (int i = 0; i < n; i++) {
             memcpy(w + (size_t)i * pitch, p->w.data + (size_t)(u + i) * unit, unit);
         }
-        la_gemm g = {w, pitch, n,   p->w.K, p->w.f,  r->rows.a,    r->rows.pitch, r->rows.meta,
-                     M, c,     ldc, w,      w_bytes, r->rows.group};
-        if (u + n >= p->w.n_units) {
-            g.next = NULL;
-            g.next_bytes = 0;
-        }
+        la_gemm g = la_act_rows_gemm(&r->rows, 0, r->M, (la_units){w, pitch, n, p->w.f}, c);
+        g.ldc = ldc;
+        g.next = u + n < p->w.n_units ? w : NULL;
+        g.next_bytes = g.next != NULL ? w_bytes : 0;
         x->fn(&g);
         for (int m = 0; m < r->M; m++) {
             const float *row = la_act_rows_result(&x->t, &r->rows, &g, m);
@@ -541,20 +525,10 @@ static void gemm_shares(const product *x, const weight *p, const activations *r,
         for (int u = begin; u < end; u += step) {
             int n = end - u < step ? end - u : step;
             int after = end - u - n < step ? end - u - n : step;
-            la_gemm g = {w + (size_t)u * pitch,
-                         pitch,
-                         n,
-                         p->w.K,
-                         p->w.f,
-                         r->rows.a,
-                         r->rows.pitch,
-                         r->rows.meta,
-                         M,
-                         c,
-                         n * LA_UNIT,
-                         after ? w + (size_t)(u + n) * pitch : NULL,
-                         (size_t)after * pitch,
-                         r->rows.group};
+            la_units units = {w + (size_t)u * pitch, pitch, n, p->w.f};
+            la_gemm g = la_act_rows_gemm(&r->rows, 0, r->M, units, c);
+            g.next = after ? w + (size_t)(u + n) * pitch : NULL;
+            g.next_bytes = (size_t)after * pitch;
             x->fn(&g);
             for (int m = 0; m < r->M; m++) {
                 (void)la_act_rows_result(&x->t, &r->rows, &g, m);
@@ -623,7 +597,6 @@ static PyMethodDef methods[] = {
      "do not fit together."},
     {"unpack", unpack, METH_VARARGS,
      "unpack(isa, packed, format, row) -> float32 bytes [K]; row counts padded columns."},
-    {"encode_f8", encode_f8, METH_O, "encode_f8(x) -> bytes: the E4M3 code of each float32."},
     {"act_rows", act_rows, METH_VARARGS,
      "act_rows(isa, act, x, K, group) -> (bytes [M][lanes][pitch], pitch, meta bytes)."},
     {"gemm", gemm, METH_VARARGS,

@@ -16,6 +16,21 @@
 
 enum { PY_KERNELS_THREADS = 256 }; /* most of one call */
 
+/* How products on user memory are cut into kernel calls. */
+enum {
+    PY_FEW_ROWS = 8,    /* up to here a call takes many units of few rows */
+    PY_FEW_UNITS = 8,   /* units of such a call */
+    PY_TILE_UNITS = 2,  /* units of a call with many rows */
+    PY_TILE_ROWS = 512, /* most rows of it, lanes counted */
+    PY_TILE_FLOATS = PY_TILE_ROWS * PY_TILE_UNITS * LA_UNIT
+};
+
+/* Most units of a call for M rows of so many lanes. */
+static inline int py_kernels_units(int M, int lanes)
+{
+    return M <= PY_FEW_ROWS / lanes ? PY_FEW_UNITS : PY_TILE_UNITS;
+}
+
 /* Adds the functions and objects of all files to the module; 0, or -1 with an exception set. */
 int py_kernels_register(PyObject *module);
 /* The parts of the files beside py_kernels.c. */
@@ -32,8 +47,8 @@ int py_kernels_isa(const char *name, la_kernels *out);
 /* Contiguous float32 buffer of obj; 0, or -1 with an exception that names the argument. */
 int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 
-/* The weight of a Packed; NULL with an exception set. */
-const la_weight *py_kernels_weight(py_state *state, PyObject *object);
+/* The weight of a Packed, which lives as long as the object; NULL with an exception set. */
+const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name);
 
 /* f32, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);

@@ -4,94 +4,68 @@
  * sizes and types are checked here before a kernel sees them; a row's bits depend on it alone. Wrapped by
  * python/llmaccel/kernels/fp8.py, which makes rows of the scale layouts.
  */
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-
-#include <limits.h>
-
-#include "../kernels/kernels.h"
-
 #include "py_kernels.h"
+#include "py_kernels_call.h"
 
-typedef struct fp8_call {
-    la_kernels t;
-    Py_buffer floats, scales, codes;
-    int taken; /* how many of them */
-    int e5m2;
-    Py_ssize_t rows, n;
-} fp8_call;
+/* Buffers of a call: `rows` rows of n values, and as many scales. */
+typedef struct fp8_rows {
+    const float *in;     /* [rows][n] to encode */
+    float *out;          /* [rows][n] decoded */
+    uint8_t *codes;      /* [rows][n] */
+    const float *scales; /* [rows] */
+    int64_t rows;
+    int n, e5m2;
+} fp8_rows;
 
-static void fp8_end(fp8_call *c)
-{
-    Py_buffer *views[] = {&c->floats, &c->scales, &c->codes};
-    while (c->taken > 0) {
-        PyBuffer_Release(views[--c->taken]);
-    }
-}
-
-/* Takes the buffers; result: which is written, 'f' floats or 'c' codes. */
-static int fp8_begin(fp8_call *c, PyObject *args, char result)
+static void fp8_begin(py_call *c, PyObject *args, int decode, fp8_rows *x)
 {
     const char *isa;
     PyObject *floats, *scales, *codes;
-    c->taken = 0;
-    if (!PyArg_ParseTuple(args, "spOOO:fp8", &isa, &c->e5m2, &floats, &scales, &codes) ||
-        py_kernels_isa(isa, &c->t) < 0 || py_kernels_floats(floats, "floats", &c->floats) < 0) {
-        return -1;
+    c->n_views = 0;
+    c->ok = PyArg_ParseTuple(args, "spOOO:fp8", &isa, &x->e5m2, &floats, &scales, &codes);
+    if (!c->ok) {
+        return;
     }
-    c->taken++;
-    if (py_kernels_floats(scales, "scales", &c->scales) < 0) {
-        return -1;
+    py_call_begin(c, isa);
+    x->scales = py_call_in(c, scales, "scales", PY_CALL_ANY);
+    x->rows = c->n;
+    x->in = decode ? NULL : py_call_in(c, floats, "floats", PY_CALL_ANY);
+    x->out = decode ? py_call_out(c, floats, "floats", PY_CALL_ANY) : NULL;
+    if (c->ok && c->n % x->rows != 0) {
+        py_call_fail(c, PyExc_ValueError, "scales: %d for %d values", (int)x->rows, c->n);
     }
-    c->taken++;
-    if (PyObject_GetBuffer(codes, &c->codes, PyBUF_C_CONTIGUOUS) < 0) {
-        return -1;
-    }
-    c->taken++;
-    Py_ssize_t all = c->codes.len;
-    c->rows = c->scales.len / 4;
-    if (c->rows < 1 || all % c->rows != 0 || c->floats.len / 4 != all || all / c->rows > INT_MAX ||
-        (result == 'f' ? c->floats.readonly : c->codes.readonly)) {
-        PyErr_SetString(PyExc_ValueError, "fp8: values, scales and codes do not fit together");
-        return -1;
-    }
-    c->n = all / c->rows;
-    return 0;
+    x->n = c->ok ? c->n / (int)x->rows : 0;
+    x->codes = py_call_bytes(c, codes, "codes", (size_t)c->n, !decode);
 }
 
 static PyObject *fp8_encode(PyObject *Py_UNUSED(self), PyObject *args)
 {
-    fp8_call c;
-    int failed = fp8_begin(&c, args, 'c') < 0;
-    if (!failed) {
-        const float *x = c.floats.buf, *scale = c.scales.buf;
-        uint8_t *out = c.codes.buf;
+    py_call c;
+    fp8_rows x;
+    fp8_begin(&c, args, 0, &x);
+    if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t r = 0; r < c.rows; r++) {
-            c.t.fp8_encode(x + r * c.n, scale[r], c.e5m2, out + r * c.n, (int)c.n);
+        for (int64_t r = 0; r < x.rows; r++) {
+            c.t.fp8_encode(x.in + r * x.n, x.scales[r], x.e5m2, x.codes + r * x.n, x.n);
         }
         Py_END_ALLOW_THREADS
     }
-    fp8_end(&c);
-    return failed ? NULL : Py_NewRef(Py_None);
+    return py_call_end(&c);
 }
 
 static PyObject *fp8_decode(PyObject *Py_UNUSED(self), PyObject *args)
 {
-    fp8_call c;
-    int failed = fp8_begin(&c, args, 'f') < 0;
-    if (!failed) {
-        const uint8_t *x = c.codes.buf;
-        const float *scale = c.scales.buf;
-        float *out = c.floats.buf;
+    py_call c;
+    fp8_rows x;
+    fp8_begin(&c, args, 1, &x);
+    if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
-        for (Py_ssize_t r = 0; r < c.rows; r++) {
-            c.t.fp8_decode(x + r * c.n, scale[r], c.e5m2, out + r * c.n, (int)c.n);
+        for (int64_t r = 0; r < x.rows; r++) {
+            c.t.fp8_decode(x.codes + r * x.n, x.scales[r], x.e5m2, x.out + r * x.n, x.n);
         }
         Py_END_ALLOW_THREADS
     }
-    fp8_end(&c);
-    return failed ? NULL : Py_NewRef(Py_None);
+    return py_call_end(&c);
 }
 
 static PyMethodDef methods[] = {

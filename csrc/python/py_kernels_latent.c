@@ -11,9 +11,9 @@
 #include "../kernels/kernels.h"
 
 #include "py_kernels_attend.h"
+#include "py_kernels_call.h"
 
 enum { MAX_RANK = 1 << 13, MAX_KEY = 256, MAX_TOKENS = 1 << 24 };
-enum { GUARD = 64, POISON = 0xff };
 
 typedef struct latents {
     PyObject_HEAD
@@ -177,37 +177,6 @@ static PyObject *latents_attend(PyObject *object, PyObject *args)
 
 /* ---- the slots alone --------------------------------------------------------------------------- */
 
-/* Contiguous buffers of a call, each of exactly so many bytes. */
-typedef struct latent_call {
-    Py_buffer views[6];
-    int n;
-} latent_call;
-
-static void *call_bytes(latent_call *c, PyObject *obj, const char *name, size_t bytes, int writable)
-{
-    Py_buffer *view = &c->views[c->n];
-    if (PyErr_Occurred() || PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS) < 0) {
-        return NULL;
-    }
-    c->n++;
-    if ((size_t)view->len != bytes || (writable && view->readonly)) {
-        PyErr_Format(PyExc_ValueError, "%s: %zd bytes, expected %zu%s", name, view->len, bytes,
-                     writable ? " to write to" : "");
-    }
-    return view->buf;
-}
-
-static PyObject *call_end(latent_call *c)
-{
-    while (c->n > 0) {
-        PyBuffer_Release(&c->views[--c->n]);
-    }
-    if (PyErr_Occurred()) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 static PyObject *mla_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *dtype;
@@ -225,47 +194,22 @@ static PyObject *mla_store(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa, *dtype;
     PyObject *ox, *ok, *opage;
     int r, p, tok;
-    la_kernels t;
     la_kv_form form;
-    latent_call c = {.n = 0};
+    py_call c;
     if (!PyArg_ParseTuple(args, "ssOOiiiO:mla_store", &isa, &dtype, &ox, &ok, &r, &p, &tok,
                           &opage) ||
-        py_kernels_isa(isa, &t) < 0 || parse_form(dtype, r, p, &form) < 0) {
+        parse_form(dtype, r, p, &form) < 0) {
         return NULL;
     }
-    if (tok < 0 || tok >= LA_PAGE) {
-        return PyErr_Format(PyExc_ValueError, "tok: %d is not in 0..%d", tok, LA_PAGE - 1);
+    py_call_begin(&c, isa);
+    py_call_range(&c, "tok", tok, 0, LA_PAGE - 1);
+    const float *x = py_call_in(&c, ox, "latent", r);
+    const float *k = py_call_in(&c, ok, "key", p);
+    void *page = py_call_bytes(&c, opage, "page", la_kv_latent_bytes(form, r, p), 1);
+    if (c.ok) {
+        la_kernels_mla_store(&c.t, form)(x, k, r, p, tok, page);
     }
-    const float *x = call_bytes(&c, ox, "latent", (size_t)r * sizeof(float), 0);
-    const float *k = call_bytes(&c, ok, "key", (size_t)p * sizeof(float), 0);
-    void *page = call_bytes(&c, opage, "page", la_kv_latent_bytes(form, r, p), 1);
-    if (!PyErr_Occurred()) {
-        la_kernels_mla_store(&t, form)(x, k, r, p, tok, page);
-    }
-    return call_end(&c);
-}
-
-/* Runs the slot with poisoned scratch of exactly the promised size. */
-static void attend_guarded(la_attend_fn slot, la_attend_args *g)
-{
-    size_t bytes = la_mla_scratch(g->d, g->dv) + la_attend_scratch((g->set + 1) * g->R, g->d);
-    char *block = PyMem_Malloc(bytes + 2 * GUARD);
-    if (block == NULL) {
-        PyErr_NoMemory();
-        return;
-    }
-    char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
-    memset(scratch, POISON, bytes + GUARD);
-    g->scratch = scratch;
-    Py_BEGIN_ALLOW_THREADS
-    slot(g);
-    Py_END_ALLOW_THREADS
-    for (int i = 0; i < GUARD; i++) {
-        if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
-            PyErr_SetString(PyExc_RuntimeError, "the kernel wrote past its scratch");
-        }
-    }
-    PyMem_Free(block);
+    return py_call_end(&c);
 }
 
 static PyObject *mla_attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwargs)
@@ -275,43 +219,35 @@ static PyObject *mla_attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject 
     const char *isa, *dtype;
     PyObject *oq, *opos, *opages, *om, *ol, *oo;
     int r, p;
-    la_kernels t;
     la_kv_form form;
     la_attend_args g = {0};
-    latent_call c = {.n = 0};
+    py_call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssOOiiOiifOOO|$pi:mla_attend", names, &isa,
                                      &dtype, &oq, &opos, &r, &p, &opages, &g.n_pages, &g.first,
                                      &g.scale, &om, &ol, &oo, &g.more, &g.set) ||
-        py_kernels_isa(isa, &t) < 0 || parse_form(dtype, r, p, &form) < 0) {
+        parse_form(dtype, r, p, &form) < 0) {
         return NULL;
     }
-    Py_ssize_t rows = PyObject_Length(opos);
-    if (rows < 1 || rows > PY_ATTEND_ROWS || g.n_pages < 1 || g.n_pages > LA_CHUNK / LA_PAGE ||
-        g.set < 0 || (g.set + 1) * (int)rows > PY_ATTEND_ROWS || g.first < 0) {
-        return PyErr_Format(PyExc_ValueError, "rows, n_pages, set, first: %zd, %d, %d, %d", rows,
-                            g.n_pages, g.set, g.first);
-    }
-    g.R = (int)rows;
+    py_call_begin(&c, isa);
+    py_call_attend_rows(&c, opos, &g);
     g.d = r + p;
     g.dv = r;
     g.ldq = g.d;
     g.ldo = (g.d + 15) / 16 * 16;
-    size_t R = (size_t)rows, page = la_kv_latent_bytes(form, r, p);
-    g.q = call_bytes(&c, oq, "q", R * (size_t)g.ldq * sizeof(float), 0);
-    g.row_pos = call_bytes(&c, opos, "row_pos", R * sizeof(int), 0);
-    const uint8_t *first = call_bytes(&c, opages, "pages", page * (size_t)g.n_pages, 0);
-    g.m = call_bytes(&c, om, "m", R * sizeof(float), 1);
-    g.l = call_bytes(&c, ol, "l", R * sizeof(float), 1);
-    g.o = call_bytes(&c, oo, "o", R * (size_t)g.ldo * sizeof(float), 1);
-    if (!PyErr_Occurred()) {
-        const uint8_t *pages[LA_CHUNK / LA_PAGE];
-        for (int i = 0; i < g.n_pages; i++) {
-            pages[i] = first + page * (size_t)i;
-        }
-        g.k_pages = pages;
-        attend_guarded(la_kernels_mla_attend(&t, form), &g);
+    Py_ssize_t R = g.R;
+    size_t page = la_kv_latent_bytes(form, r, p);
+    g.q = py_call_in(&c, oq, "q", R * g.ldq);
+    const uint8_t *first = py_call_bytes(&c, opages, "pages", page * (size_t)g.n_pages, 0);
+    g.m = py_call_out(&c, om, "m", R);
+    g.l = py_call_out(&c, ol, "l", R);
+    g.o = py_call_out(&c, oo, "o", R * g.ldo);
+    const uint8_t *pages[LA_CHUNK / LA_PAGE];
+    for (int i = 0; c.ok && i < g.n_pages; i++) {
+        pages[i] = first + page * (size_t)i;
     }
-    return call_end(&c);
+    g.k_pages = pages;
+    py_call_attend(&c, la_kernels_mla_attend(&c.t, form), &g, la_mla_scratch(g.d, g.dv));
+    return py_call_end(&c);
 }
 
 /* ---- registration ------------------------------------------------------------------------------ */

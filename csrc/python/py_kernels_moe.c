@@ -16,39 +16,15 @@
 #include "../model/pack.h"
 
 #include "py_kernels.h"
-
-enum {
-    FEW_ROWS = 8,    /* up to here a kernel call takes many units of few rows */
-    FEW_UNITS = 8,   /* units of such a call */
-    TILE_UNITS = 2,  /* units of a call with many rows */
-    TILE_ROWS = 256, /* rows of it */
-    TILE_FLOATS = TILE_ROWS * TILE_UNITS * LA_UNIT
-};
+#include "py_kernels_call.h"
 
 /* ---- routing ----------------------------------------------------------------------------------- */
 
-/* int32 or float32 buffer of exactly n values; 0, or -1 with an exception that names it. */
-static int exact_view(PyObject *object, const char *name, char format, Py_ssize_t n, int writable,
-                      Py_buffer *view)
-{
-    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(object, view, flags) < 0) {
-        return -1;
-    }
-    if (view->itemsize != 4 || view->format == NULL || view->format[0] != format ||
-        view->format[1] != '\0' || view->len / 4 != n || (uintptr_t)view->buf % 4 != 0) {
-        PyErr_Format(PyExc_ValueError, "%s: expected %zd values of type %c", name, n, (int)format);
-        PyBuffer_Release(view);
-        return -1;
-    }
-    return 0;
-}
-
 typedef struct route_job {
     la_route_rule rule;
-    const float *logits, *correction; /* [T][E], [E] or NULL */
-    int32_t *experts;                 /* [T][k] */
-    float *weights;                   /* [T][k] */
+    const float *logits; /* [T][E] */
+    int32_t *experts;    /* [T][k] */
+    float *weights;      /* [T][k] */
     int T;
 } route_job;
 
@@ -59,66 +35,65 @@ static la_status route_run(const la_kernels *k, const route_job *job)
         return la_fail(LA_ERR_MEMORY, "route: no memory for %d experts", job->rule.n_experts);
     }
     for (int64_t t = 0; t < job->T; t++) {
-        la_route_row(k, &job->rule, job->logits + t * job->rule.n_experts, job->correction, room,
+        la_route_row(k, &job->rule, job->logits + t * job->rule.n_experts, room,
                      job->experts + t * job->rule.n_used, job->weights + t * job->rule.n_used);
     }
     la_free(room);
     return LA_OK;
 }
 
-static int check_rule(const la_route_rule *r, int T)
+static void check_rule(py_call *c, const la_route_rule *r, int T)
 {
-    int ok = r->n_experts >= 1 && r->n_experts <= LA_MAX_EXPERTS && r->n_used >= 1 &&
-             r->n_used <= r->n_experts && r->groups >= 1 && r->groups <= r->n_experts &&
-             r->n_experts % r->groups == 0 && r->groups_used >= 1 && r->groups_used <= r->groups &&
-             r->n_experts / r->groups * r->groups_used >= r->n_used && r->group_best >= 1 &&
-             r->group_best <= r->n_experts / r->groups && r->group_best <= 2 && T >= 0;
-    if (!ok) {
-        PyErr_SetString(PyExc_ValueError, "route: numbers of experts and groups do not fit");
+    py_call_range(c, "T", T, 0, INT_MAX);
+    py_call_range(c, "E", r->n_experts, 1, LA_MAX_EXPERTS);
+    py_call_range(c, "k", r->n_used, 1, r->n_experts);
+    py_call_range(c, "groups", r->groups, 1, r->n_experts);
+    py_call_range(c, "groups_used", r->groups_used, 1, r->groups);
+    int size = c->ok ? r->n_experts / r->groups : 1;
+    py_call_range(c, "group_best", r->group_best, 1, size < 2 ? size : 2);
+    if (c->ok && r->n_experts % r->groups != 0) {
+        py_call_fail(c, PyExc_ValueError, "groups: %d do not divide %d experts", r->groups,
+                     r->n_experts);
     }
-    return ok ? 0 : -1;
+    if (c->ok && size * r->groups_used < r->n_used) {
+        py_call_fail(c, PyExc_ValueError, "groups_used: %d groups of %d experts offer no %d",
+                     r->groups_used, size, r->n_used);
+    }
 }
 
 static PyObject *route(PyObject *module, PyObject *args)
 {
     const char *isa;
     PyObject *logits, *correction, *experts, *weights;
-    la_kernels k;
+    py_call c;
     route_job job = {.T = 0};
     la_route_rule *r = &job.rule;
     if (!PyArg_ParseTuple(args, "sOOOOi(iippfiii):route", &isa, &logits, &correction, &experts,
                           &weights, &job.T, &r->n_experts, &r->n_used, &r->sigmoid, &r->norm,
-                          &r->scale, &r->groups, &r->groups_used, &r->group_best) ||
-        py_kernels_isa(isa, &k) < 0 || check_rule(r, job.T) < 0) {
+                          &r->scale, &r->groups, &r->groups_used, &r->group_best)) {
         return NULL;
     }
+    py_call_begin(&c, isa);
+    check_rule(&c, r, job.T);
     Py_ssize_t all = (Py_ssize_t)job.T * r->n_experts, used = (Py_ssize_t)job.T * r->n_used;
-    Py_buffer views[4];
-    int held = 0, n = correction == Py_None ? 3 : 4;
-    held += exact_view(logits, "logits", 'f', all, 0, &views[0]) == 0;
-    held += held == 1 && exact_view(experts, "experts", 'i', used, 1, &views[1]) == 0;
-    held += held == 2 && exact_view(weights, "weights", 'f', used, 1, &views[2]) == 0;
-    if (held == 3 && n == 4) {
-        held += exact_view(correction, "correction", 'f', r->n_experts, 0, &views[3]) == 0;
+    job.logits = py_call_in(&c, logits, "logits", all);
+    job.experts = py_call_ints_out(&c, experts, "experts", used);
+    job.weights = py_call_out(&c, weights, "weights", used);
+    if (correction != Py_None) {
+        r->correction = py_call_in(&c, correction, "correction", r->n_experts);
     }
     la_status st = LA_OK;
-    if (held == n) {
-        job.logits = views[0].buf;
-        job.experts = views[1].buf;
-        job.weights = views[2].buf;
-        job.correction = n == 4 ? views[3].buf : NULL;
+    if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
-        st = route_run(&k, &job);
+        st = route_run(&c.t, &job);
         Py_END_ALLOW_THREADS
     }
-    int failed = held != n;
-    while (held > 0) {
-        PyBuffer_Release(&views[--held]);
+    PyObject *done = py_call_end(&c);
+    if (st != LA_OK) {
+        Py_XDECREF(done);
+        return py_raise(py_state_of(module), st);
     }
-    if (failed || st != LA_OK) {
-        return failed ? NULL : py_raise(py_state_of(module), st);
-    }
-    Py_RETURN_NONE;
+    return done;
 }
 
 /* ---- grouped products ---------------------------------------------------------------------------- */
@@ -139,7 +114,7 @@ typedef struct grouped_job {
     const float *x;   /* [M][K] */
     float *y;         /* [M][N] */
     int M;
-    float *tiles;  /* [threads][TILE_FLOATS] */
+    float *tiles;  /* [threads][PY_TILE_FLOATS] */
     la_pool *pool; /* NULL: one thread */
 } grouped_job;
 
@@ -162,20 +137,12 @@ static void multiply_units(const grouped_job *job, const segment *s, int b, int 
     const la_weight *w = job->w[s->expert];
     const la_act_rows *rows = &job->rows;
     int begin = (int)((int64_t)s->rows * b / s->blocks), row0 = s->row0 + begin;
-    la_gemm g = {.w = w->data + (size_t)u * w->unit_bytes,
-                 .w_pitch = w->unit_bytes,
-                 .n_units = n,
-                 .K = w->K,
-                 .f = w->f,
-                 .a = la_act_rows_at(rows, row0),
-                 .a_pitch = rows->pitch,
-                 .meta = la_act_rows_meta(rows, row0),
-                 .M = ((int)((int64_t)s->rows * (b + 1) / s->blocks) - begin) * rows->lanes,
-                 .c = tile,
-                 .ldc = n * LA_UNIT};
+    int M = (int)((int64_t)s->rows * (b + 1) / s->blocks) - begin;
+    la_units at = {w->data + (size_t)u * w->unit_bytes, w->unit_bytes, n, w->f};
+    la_gemm g = la_act_rows_gemm(rows, row0, M, at, tile);
     job->fn(&g);
     int left = w->N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
-    for (int r = 0; r < g.M / rows->lanes; r++) {
+    for (int r = 0; r < M; r++) {
         memcpy(job->y + (int64_t)(row0 + r) * w->N + u * LA_UNIT,
                la_act_rows_result(job->k, rows, &g, r), (size_t)cols * sizeof(float));
     }
@@ -203,7 +170,7 @@ static void multiply_items(const grouped_job *job, int first, int n, float *tile
         const segment *s = &job->segments[i];
         int units = job->w[s->expert]->n_units;
         for (int at = first - s->first; n > 0 && at < s->blocks * units;) {
-            int u = at % units, most = s->rows <= FEW_ROWS ? FEW_UNITS : TILE_UNITS;
+            int u = at % units, most = py_kernels_units(s->rows, job->rows.lanes);
             int run = units - u < n ? units - u : n;
             run = run < most ? run : most;
             multiply_units(job, s, at / units, u, run, tile);
@@ -217,7 +184,7 @@ static void multiply_items(const grouped_job *job, int first, int n, float *tile
 static void multiply_share(void *arg, int tid, int nth)
 {
     const grouped_job *job = arg;
-    float *tile = job->tiles + (size_t)tid * TILE_FLOATS;
+    float *tile = job->tiles + (size_t)tid * PY_TILE_FLOATS;
     (void)nth;
     if (job->pool == NULL) {
         multiply_items(job, 0, job->items, tile);
@@ -236,7 +203,7 @@ static la_status grouped_run(grouped_job *job, int threads)
     la_act_rows *rows = &job->rows;
     size_t row_bytes = 0, lanes = (size_t)job->M * (size_t)rows->lanes;
     size_t metas = lanes * (size_t)rows->groups;
-    size_t tile_bytes = (size_t)threads * TILE_FLOATS * sizeof(float);
+    size_t tile_bytes = (size_t)threads * PY_TILE_FLOATS * sizeof(float);
     job->tiles = la_map(tile_bytes);
     if (la_size_mul(rows->pitch, lanes, &row_bytes)) {
         rows->a = la_map(row_bytes);
@@ -257,102 +224,161 @@ done:
     return st;
 }
 
-/* Experts from a list of Packed of one shape and format. NULL with an exception set. */
-static const la_weight **experts_from(py_state *state, PyObject *list, int *n)
+/* The weights of a call, which its own references keep alive: another thread may empty the sequence that
+ * they came in, or nobody else may hold them. */
+typedef struct expert_list {
+    PyObject *held;       /* tuple of Packed */
+    const la_weight **at; /* [n], of one shape and format */
+    int n;
+} expert_list;
+
+static void experts_end(expert_list *e)
 {
-    PyObject *items = PySequence_Fast(list, "experts: expected a sequence");
-    Py_ssize_t count = items == NULL ? 0 : PySequence_Fast_GET_SIZE(items);
-    const la_weight **w = items == NULL ? NULL : PyMem_Calloc((size_t)count + 1, sizeof *w);
-    int ok = w != NULL && count >= 1 && count <= INT_MAX;
-    for (Py_ssize_t i = 0; ok && i < count; i++) {
-        w[i] = py_kernels_weight(state, PySequence_Fast_GET_ITEM(items, i));
-        ok = w[i] != NULL && w[i]->N == w[0]->N && w[i]->K == w[0]->K &&
-             memcmp(&w[i]->f, &w[0]->f, sizeof w[0]->f) == 0;
-    }
-    Py_XDECREF(items);
-    if (!ok) {
-        PyMem_Free(w);
-        if (!PyErr_Occurred()) {
-            PyErr_SetString(PyExc_ValueError, "experts: shapes or formats differ");
-        }
-        return NULL;
-    }
-    *n = (int)count;
-    return w;
+    PyMem_Free(e->at);
+    Py_XDECREF(e->held);
 }
 
-/* Segments [n][3] of (expert, row0, rows), checked, with their items. 0, or -1 with an exception set. */
-static int segments_from(const int32_t *flat, int n, int n_experts, grouped_job *job)
+static void experts_begin(py_call *c, py_state *state, PyObject *sequence, expert_list *e)
 {
+    *e = (expert_list){NULL, NULL, 0};
+    if (!c->ok) {
+        return;
+    }
+    if (Py_TYPE(sequence)->tp_iter == NULL && !PySequence_Check(sequence)) {
+        py_call_fail(c, PyExc_TypeError, "experts: expected a sequence of Packed, got %.100s",
+                     Py_TYPE(sequence)->tp_name);
+        return;
+    }
+    e->held = PySequence_Tuple(sequence);
+    Py_ssize_t n = e->held != NULL ? PyTuple_GET_SIZE(e->held) : 0;
+    if (e->held == NULL) {
+        c->ok = 0;
+        return;
+    }
+    if (n < 1 || n > INT_MAX) {
+        py_call_fail(c, PyExc_ValueError, "experts: %zd are not in 1..%d", n, INT_MAX);
+        return;
+    }
+    e->at = PyMem_Calloc((size_t)n, sizeof *e->at);
+    if (e->at == NULL) {
+        PyErr_NoMemory();
+        c->ok = 0;
+        return;
+    }
+    for (e->n = 0; c->ok && e->n < n; e->n++) {
+        const la_weight *w = py_kernels_weight(state, PyTuple_GET_ITEM(e->held, e->n), "experts");
+        e->at[e->n] = w;
+        const la_weight *first = e->at[0];
+        if (w == NULL) {
+            c->ok = 0;
+        }
+        else if (w->N != first->N || w->K != first->K ||
+                 memcmp(&w->f, &first->f, sizeof w->f) != 0) {
+            py_call_fail(c, PyExc_ValueError, "experts: %d has another shape or format than 0",
+                         e->n);
+        }
+    }
+}
+
+/* Segments [n][3] of (expert, row0, rows), checked, with their items. */
+static void segments_from(py_call *c, const int32_t *flat, int n_experts, grouped_job *job)
+{
+    if (!c->ok) {
+        return;
+    }
     int64_t items = 0;
-    for (int i = 0; i < n; i++) {
+    int most = PY_TILE_ROWS / job->rows.lanes;
+    for (int i = 0; i < job->n; i++) {
         segment *s = &job->segments[i];
         *s = (segment){flat[3 * i], flat[3 * i + 1], flat[3 * i + 2], 0, (int)items};
         if (s->expert < 0 || s->expert >= n_experts || s->row0 < 0 || s->rows < 1 ||
             s->rows > job->M - s->row0) {
-            PyErr_Format(PyExc_ValueError, "segments: %d of %d is out of range", i, n);
-            return -1;
+            py_call_fail(c, PyExc_ValueError,
+                         "segments: %d is %d rows from %d on for expert %d, of %d rows and %d "
+                         "experts",
+                         i, s->rows, s->row0, s->expert, job->M, n_experts);
+            return;
         }
-        int most = TILE_ROWS / job->rows.lanes;
         s->blocks = (s->rows + most - 1) / most;
         items += (int64_t)s->blocks * job->w[s->expert]->n_units;
         if (items > LA_POOL_MAX_ITEMS) {
-            PyErr_SetString(PyExc_ValueError, "x: too many rows for one call");
-            return -1;
+            py_call_fail(c, PyExc_ValueError, "segments: too many rows for one call");
+            return;
         }
-        job->at_once = s->rows > FEW_ROWS ? TILE_UNITS : job->at_once;
+        int units = py_kernels_units(s->rows, job->rows.lanes);
+        job->at_once = units < job->at_once ? units : job->at_once;
     }
-    job->n = n;
     job->items = (int)items;
-    return 0;
+}
+
+/* What a call says beside its buffers. */
+typedef struct grouped_numbers {
+    const char *act;
+    int M, n, threads;
+} grouped_numbers;
+
+static void grouped_begin(py_call *c, const grouped_numbers *given, const expert_list *e,
+                          grouped_job *job)
+{
+    int form = c->ok ? py_kernels_form(given->act) : -1;
+    c->ok = form >= 0;
+    py_call_range(c, "M", given->M, 1, INT_MAX);
+    py_call_range(c, "n", given->n, 1, INT_MAX);
+    if (!c->ok) {
+        return;
+    }
+    const la_weight *first = e->at[0];
+    *job = (grouped_job){
+        .k = &c->t, .w = e->at, .M = given->M, .n = given->n, .at_once = PY_FEW_UNITS};
+    job->rows = la_act_rows_plan((la_act_form)form, first->K, first->f.group);
+    job->fn = la_kernels_gemm(&c->t, first->f, job->rows.form);
+    if (job->fn == NULL) {
+        py_call_fail(c, PyExc_ValueError, "activation: no product of %s rows with these experts",
+                     given->act);
+        return;
+    }
+    job->segments = PyMem_Calloc((size_t)given->n, sizeof *job->segments);
+    if (job->segments == NULL) {
+        PyErr_NoMemory();
+        c->ok = 0;
+    }
 }
 
 static PyObject *grouped_linear(PyObject *module, PyObject *args)
 {
-    const char *isa, *act;
-    PyObject *list, *x, *y, *flat, *result = NULL;
-    int threads, n_experts = 0, M, n, held = 0;
-    la_kernels k;
-    Py_buffer views[3];
-    if (!PyArg_ParseTuple(args, "ssOOOOiii:grouped_linear", &isa, &act, &list, &x, &y, &flat, &M,
-                          &n, &threads) ||
-        py_kernels_isa(isa, &k) < 0 || py_kernels_threads(&threads) < 0) {
+    const char *isa;
+    PyObject *sequence, *x, *y, *flat;
+    grouped_numbers given;
+    py_call c;
+    if (!PyArg_ParseTuple(args, "ssOOOOiii:grouped_linear", &isa, &given.act, &sequence, &x, &y,
+                          &flat, &given.M, &given.n, &given.threads) ||
+        py_kernels_threads(&given.threads) < 0) {
         return NULL;
     }
-    int form = py_kernels_form(act);
     py_state *state = py_state_of(module);
-    const la_weight **w = form < 0 ? NULL : experts_from(state, list, &n_experts);
-    if (w == NULL) {
-        return NULL;
+    grouped_job job = {.n = 0};
+    expert_list experts;
+    py_call_begin(&c, isa);
+    experts_begin(&c, state, sequence, &experts);
+    grouped_begin(&c, &given, &experts, &job);
+    Py_ssize_t rows = given.M, K = c.ok ? experts.at[0]->K : 0, N = c.ok ? experts.at[0]->N : 0;
+    job.x = py_call_in(&c, x, "x", rows * K);
+    job.y = py_call_out(&c, y, "y", rows * N);
+    segments_from(&c, py_call_ints(&c, flat, "segments", (Py_ssize_t)given.n * 3), experts.n, &job);
+    la_status st = LA_OK;
+    if (c.ok) {
+        Py_BEGIN_ALLOW_THREADS
+        st = grouped_run(&job, given.threads);
+        Py_END_ALLOW_THREADS
     }
-    grouped_job job = {.k = &k, .w = w, .M = M, .at_once = FEW_UNITS};
-    job.rows = la_act_rows_plan((la_act_form)form, w[0]->K, w[0]->f.group);
-    job.fn = la_kernels_gemm(&k, w[0]->f, job.rows.form);
-    job.segments = n > 0 ? PyMem_Calloc((size_t)n, sizeof *job.segments) : NULL;
-    if (job.fn == NULL || M < 1 || n < 1 || job.segments == NULL) {
-        PyErr_SetString(PyExc_ValueError, "grouped_linear: no such product");
-        goto done;
-    }
-    held += exact_view(x, "x", 'f', (Py_ssize_t)M * w[0]->K, 0, &views[0]) == 0;
-    held += held == 1 && exact_view(y, "y", 'f', (Py_ssize_t)M * w[0]->N, 1, &views[1]) == 0;
-    held += held == 2 && exact_view(flat, "segments", 'i', (Py_ssize_t)n * 3, 0, &views[2]) == 0;
-    if (held != 3 || segments_from(views[2].buf, n, n_experts, &job) < 0) {
-        goto done;
-    }
-    job.x = views[0].buf;
-    job.y = views[1].buf;
-    la_status st;
-    Py_BEGIN_ALLOW_THREADS
-    st = grouped_run(&job, threads);
-    Py_END_ALLOW_THREADS
-    result = st == LA_OK ? Py_NewRef(Py_None) : py_raise(state, st);
-done:
-    while (held > 0) {
-        PyBuffer_Release(&views[--held]);
-    }
+    PyObject *done = py_call_end(&c);
     PyMem_Free(job.segments);
-    PyMem_Free(w);
-    return result;
+    experts_end(&experts);
+    if (st != LA_OK) {
+        Py_XDECREF(done);
+        return py_raise(state, st);
+    }
+    return done;
 }
 
 static PyMethodDef methods[] = {

@@ -17,14 +17,7 @@
 
 #include "py_kernels.h"
 
-enum {
-    LINE = 64,
-    FEW_ROWS = 8,    /* up to here a kernel call takes many units of few rows */
-    FEW_UNITS = 8,   /* units of such a call */
-    TILE_UNITS = 2,  /* units of a call with many rows */
-    TILE_ROWS = 512, /* rows of it */
-    TILE_FLOATS = TILE_ROWS * TILE_UNITS * LA_UNIT
-};
+enum { LINE = 64 };
 
 typedef struct packed {
     PyObject_HEAD
@@ -32,10 +25,10 @@ typedef struct packed {
     size_t bytes;
 } packed;
 
-const la_weight *py_kernels_weight(py_state *state, PyObject *object)
+const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name)
 {
     if (!PyObject_TypeCheck(object, state->packed_type)) {
-        PyErr_Format(PyExc_TypeError, "weight: expected a Packed, got %.100s",
+        PyErr_Format(PyExc_TypeError, "%s: expected a Packed, got %.100s", name,
                      Py_TYPE(object)->tp_name);
         return NULL;
     }
@@ -153,13 +146,12 @@ typedef struct linear_job {
     const la_kernels *k;
     la_gemm_fn fn;
     const la_weight *w;
-    la_act_rows rows; /* [M]; rows.a is NULL where x is right as it is */
+    la_act_rows rows; /* [M]; where x is right as it is, rows.a is x */
     int M;
     const float *x;    /* [M][K] */
     const float *bias; /* [N] or NULL */
     float *y;          /* [M][N] */
-    const uint8_t *a;  /* [M] rows of rows.pitch bytes as the kernel wants them: rows.a or x */
-    float *tiles;      /* [threads][TILE_FLOATS] */
+    float *tiles;      /* [threads][PY_TILE_FLOATS] */
 } linear_job;
 
 static void convert_share(void *arg, int tid, int nth)
@@ -171,22 +163,17 @@ static void convert_share(void *arg, int tid, int nth)
     }
 }
 
-static void multiply_tile(const linear_job *job, la_gemm *g, int u, int row0)
+static void multiply_tile(const linear_job *job, la_gemm g, int row0, int u)
 {
-    const la_weight *w = job->w;
-    int left = w->N - u * LA_UNIT, wide = g->n_units * LA_UNIT, cols = left < wide ? left : wide;
-    g->w = w->data + (size_t)u * w->unit_bytes;
-    const la_act_rows *rows = &job->rows;
-    g->a = job->a + rows->pitch * (size_t)row0 * (size_t)rows->lanes;
-    g->meta = la_act_rows_meta(rows, row0);
-    g->ldc = wide;
-    job->fn(g);
-    for (int r = 0; r < g->M / rows->lanes; r++) {
-        float *c = la_act_rows_result(job->k, rows, g, r);
+    int left = job->w->N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
+    job->fn(&g);
+    for (int r = 0; r < g.M / job->rows.lanes; r++) {
+        float *c = la_act_rows_result(job->k, &job->rows, &g, r);
         if (job->bias != NULL) {
             job->k->add(job->bias + u * LA_UNIT, c, cols);
         }
-        memcpy(job->y + (int64_t)(row0 + r) * w->N + u * LA_UNIT, c, (size_t)cols * sizeof(float));
+        memcpy(job->y + (int64_t)(row0 + r) * job->w->N + u * LA_UNIT, c,
+               (size_t)cols * sizeof(float));
     }
 }
 
@@ -194,32 +181,29 @@ static void multiply_share(void *arg, int tid, int nth)
 {
     const linear_job *job = arg;
     const la_weight *w = job->w;
-    int lanes = job->rows.lanes, step = job->M <= FEW_ROWS / lanes ? FEW_UNITS : TILE_UNITS;
+    int step = py_kernels_units(job->M, job->rows.lanes), most = PY_TILE_ROWS / job->rows.lanes;
     int first = (int)((int64_t)w->n_units * tid / nth);
     int end = (int)((int64_t)w->n_units * (tid + 1) / nth);
-    la_gemm g = {.w_pitch = w->unit_bytes,
-                 .K = w->K,
-                 .f = w->f,
-                 .a_pitch = job->rows.pitch,
-                 .c = job->tiles + (size_t)tid * TILE_FLOATS};
-    for (int row0 = 0; row0 < job->M; row0 += TILE_ROWS / lanes) {
-        g.M = job->M - row0 < TILE_ROWS / lanes ? (job->M - row0) * lanes : TILE_ROWS;
+    float *tile = job->tiles + (size_t)tid * PY_TILE_FLOATS;
+    for (int row0 = 0, rows; row0 < job->M; row0 += rows) {
+        rows = job->M - row0 < most ? job->M - row0 : most;
         for (int u = first; u < end; u += step) {
-            g.n_units = end - u < step ? end - u : step;
-            multiply_tile(job, &g, u, row0);
+            int n = end - u < step ? end - u : step;
+            la_units at = {w->data + (size_t)u * w->unit_bytes, w->unit_bytes, n, w->f};
+            multiply_tile(job, la_act_rows_gemm(&job->rows, row0, rows, at, tile), row0, u);
         }
     }
 }
 
-/* Rows as the kernel wants them: x itself where it is. */
+/* Rows as the kernel wants them: x itself where it is, and *row_bytes stays 0. */
 static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
 {
     la_act_rows *rows = &job->rows;
-    job->tiles = la_map((size_t)threads * TILE_FLOATS * sizeof(float));
+    job->tiles = la_map((size_t)threads * PY_TILE_FLOATS * sizeof(float));
     *row_bytes = 0;
     int right = rows->form == LA_ACT_F32 && rows->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
     if (right) {
-        job->a = (const uint8_t *)job->x;
+        rows->a = (uint8_t *)(uintptr_t)job->x;
         return job->tiles != NULL;
     }
     size_t lanes = (size_t)job->M * (size_t)rows->lanes, metas = lanes * (size_t)rows->groups;
@@ -228,7 +212,6 @@ static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
     }
     rows->a = la_map(*row_bytes);
     rows->meta = metas != 0 ? la_alloc(metas, sizeof *rows->meta) : NULL;
-    job->a = rows->a;
     return job->tiles != NULL && rows->a != NULL && (metas == 0 || rows->meta != NULL);
 }
 
@@ -242,14 +225,14 @@ static la_status linear_run(linear_job *job, int threads)
         goto done;
     }
     LA_TRY(py_kernels_pool(threads, &pool));
-    if (job->rows.a != NULL) {
+    if (row_bytes != 0) {
         py_kernels_run(pool, convert_share, job);
     }
     py_kernels_run(pool, multiply_share, job);
 done:
     la_pool_free(pool);
-    la_unmap(job->rows.a, row_bytes);
-    la_unmap(job->tiles, (size_t)threads * TILE_FLOATS * sizeof(float));
+    la_unmap(row_bytes != 0 ? job->rows.a : NULL, row_bytes);
+    la_unmap(job->tiles, (size_t)threads * PY_TILE_FLOATS * sizeof(float));
     la_free(job->rows.meta);
     return st;
 }

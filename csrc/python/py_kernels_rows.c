@@ -10,136 +10,10 @@
 
 #include <limits.h>
 
-#include "../kernels/kernels.h"
-
 #include "py_kernels.h"
+#include "py_kernels_call.h"
 
-enum { MAX_VIEWS = 8, ANY = -1, MAX_D = 256, MAX_R = 64, MAX_PAGES = 4, GUARD = 64, POISON = 0xff };
-
-/* The buffers of one call. After a failure (exception set, ok 0) every further step does nothing. */
-typedef struct call {
-    la_kernels t;
-    Py_buffer views[MAX_VIEWS];
-    int n_views;
-    int n; /* values of the buffer last taken with ANY */
-    int ok;
-} call;
-
-static void call_begin(call *c, const char *isa)
-{
-    c->n_views = 0;
-    c->n = 0;
-    c->ok = py_kernels_isa(isa, &c->t) >= 0;
-}
-
-static PyObject *call_end(call *c)
-{
-    for (int i = 0; i < c->n_views; i++) {
-        PyBuffer_Release(&c->views[i]);
-    }
-    if (!c->ok) {
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static void call_fail(call *c, PyObject *type, const char *format, ...)
-{
-    va_list args;
-    if (!c->ok) {
-        return;
-    }
-    va_start(args, format);
-    PyErr_FormatV(type, format, args);
-    va_end(args);
-    c->ok = 0;
-}
-
-/* Takes n values (ANY: one or more, then in c->n) of 4 bytes whose struct format is `format`. */
-static void *call_take(call *c, PyObject *obj, const char *name, char format, Py_ssize_t n)
-{
-    if (!c->ok) {
-        return NULL;
-    }
-    Py_buffer *view = &c->views[c->n_views];
-    if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) {
-        c->ok = 0;
-        return NULL;
-    }
-    c->n_views++;
-    Py_ssize_t have = view->len / 4;
-    if (view->itemsize != 4 || !view->format || view->format[0] != format || view->format[1]) {
-        call_fail(c, PyExc_TypeError, "%s: expected contiguous %s", name,
-                  format == 'f' ? "float32" : "int32");
-    }
-    else if ((uintptr_t)view->buf % 4 != 0) {
-        call_fail(c, PyExc_ValueError, "%s: its address is no multiple of 4", name);
-    }
-    else if (n == ANY ? have < 1 || have > INT_MAX : have != n) {
-        call_fail(c, PyExc_ValueError, "%s: %zd values, expected %zd", name, have,
-                  n == ANY ? 1 : n);
-    }
-    else if (n == ANY) {
-        c->n = (int)have;
-    }
-    return view->buf;
-}
-
-static void call_writable(call *c, const char *name)
-{
-    if (c->ok && c->views[c->n_views - 1].readonly) {
-        call_fail(c, PyExc_ValueError, "%s: is read-only", name);
-    }
-}
-
-static const float *call_in(call *c, PyObject *obj, const char *name, Py_ssize_t n)
-{
-    return call_take(c, obj, name, 'f', n);
-}
-
-static float *call_out(call *c, PyObject *obj, const char *name, Py_ssize_t n)
-{
-    float *p = call_take(c, obj, name, 'f', n);
-    call_writable(c, name);
-    return p;
-}
-
-/* Any contiguous buffer of exactly n bytes. */
-static void *call_bytes(call *c, PyObject *obj, const char *name, size_t n, int writable)
-{
-    if (!c->ok) {
-        return NULL;
-    }
-    Py_buffer *view = &c->views[c->n_views];
-    if (PyObject_GetBuffer(obj, view, PyBUF_C_CONTIGUOUS) < 0) {
-        c->ok = 0;
-        return NULL;
-    }
-    c->n_views++;
-    if ((size_t)view->len != n) {
-        call_fail(c, PyExc_ValueError, "%s: %zd bytes, expected %zu", name, view->len, n);
-    }
-    if (writable) {
-        call_writable(c, name);
-    }
-    return view->buf;
-}
-
-static void call_range(call *c, const char *name, int x, int low, int high)
-{
-    if (x < low || x > high) {
-        call_fail(c, PyExc_ValueError, "%s: %d is not in %d..%d", name, x, low, high);
-    }
-}
-
-/* Rows of d values in the buffer last taken with ANY. */
-static int call_rows(call *c, const char *name, int d)
-{
-    if (c->ok && c->n % d != 0) {
-        call_fail(c, PyExc_ValueError, "%s: %d values are no rows of %d", name, c->n, d);
-    }
-    return c->ok ? c->n / d : 0;
-}
+enum { ANY = PY_CALL_ANY, MAX_D = 256, MAX_PAGES = LA_CHUNK / LA_PAGE };
 
 /* ---- rows ------------------------------------------------------------------------------------- */
 
@@ -148,16 +22,16 @@ static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *ow, *oy;
     float eps;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOOfO:rms_norm", &isa, &ox, &ow, &eps, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *w = call_in(&c, ow, "w", ANY);
+    py_call_begin(&c, isa);
+    const float *w = py_call_in(&c, ow, "w", ANY);
     int D = c.n;
-    const float *x = call_in(&c, ox, "x", ANY);
-    int rows = call_rows(&c, "x", D);
-    float *y = call_out(&c, oy, "y", c.n);
+    const float *x = py_call_in(&c, ox, "x", ANY);
+    int rows = py_call_rows(&c, "x", D);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         for (int64_t i = 0; i < rows; i++) {
@@ -165,7 +39,7 @@ static PyObject *rms_norm(PyObject *Py_UNUSED(self), PyObject *args)
         }
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
@@ -173,17 +47,17 @@ static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *ow, *ob, *oy;
     float eps;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOOOfO:layer_norm", &isa, &ox, &ow, &ob, &eps, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *w = call_in(&c, ow, "w", ANY);
+    py_call_begin(&c, isa);
+    const float *w = py_call_in(&c, ow, "w", ANY);
     int D = c.n;
-    const float *b = ob == Py_None ? NULL : call_in(&c, ob, "b", D);
-    const float *x = call_in(&c, ox, "x", ANY);
-    int rows = call_rows(&c, "x", D);
-    float *y = call_out(&c, oy, "y", c.n);
+    const float *b = ob == Py_None ? NULL : py_call_in(&c, ob, "b", D);
+    const float *x = py_call_in(&c, ox, "x", ANY);
+    int rows = py_call_rows(&c, "x", D);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         for (int64_t i = 0; i < rows; i++) {
@@ -191,7 +65,7 @@ static PyObject *layer_norm(PyObject *Py_UNUSED(self), PyObject *args)
         }
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *add_scaled(PyObject *Py_UNUSED(self), PyObject *args)
@@ -199,41 +73,41 @@ static PyObject *add_scaled(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oy;
     float s;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOfO:add_scaled", &isa, &ox, &s, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
-    float *y = call_out(&c, oy, "y", c.n);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.add_scaled(x, s, y, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *add(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ob, *oy;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOO:add", &isa, &ob, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *b = call_in(&c, ob, "b", ANY);
-    float *y = call_out(&c, oy, "y", c.n);
+    py_call_begin(&c, isa);
+    const float *b = py_call_in(&c, ob, "b", ANY);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.add(b, y, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
-static int call_act(call *c, const char *name)
+static int call_act(py_call *c, const char *name)
 {
     /* as LA_GATE_* */
     static const char *const names[] = {"silu", "gelu", "gelu_tanh", "relu", "clip"};
@@ -242,7 +116,7 @@ static int call_act(call *c, const char *name)
             return i;
         }
     }
-    call_fail(c, PyExc_ValueError, "act: %s is none of silu, gelu, gelu_tanh, relu, clip", name);
+    py_call_fail(c, PyExc_ValueError, "act: %s is none of silu, gelu, gelu_tanh, relu, clip", name);
     return -1;
 }
 
@@ -250,41 +124,41 @@ static PyObject *act_mul(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *name;
     PyObject *og, *ou, *oy;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "ssOOO:act_mul", &isa, &name, &og, &ou, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
+    py_call_begin(&c, isa);
     int kind = call_act(&c, name);
-    const float *gate = call_in(&c, og, "gate", ANY);
-    const float *up = call_in(&c, ou, "up", c.n);
-    float *y = call_out(&c, oy, "y", c.n);
+    const float *gate = py_call_in(&c, og, "gate", ANY);
+    const float *up = py_call_in(&c, ou, "up", c.n);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.act_mul(kind, gate, up, 16, y, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *act(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa, *name;
     PyObject *ox, *oy;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "ssOO:act", &isa, &name, &ox, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
+    py_call_begin(&c, isa);
     int kind = call_act(&c, name);
-    const float *x = call_in(&c, ox, "x", ANY);
-    float *y = call_out(&c, oy, "y", c.n);
+    const float *x = py_call_in(&c, ox, "x", ANY);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.act(kind, x, y, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
@@ -292,21 +166,21 @@ static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oc, *os;
     int heads, d, interleaved;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOOOiip:rope", &isa, &ox, &oc, &os, &heads, &d, &interleaved)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    call_range(&c, "heads", heads, 1, INT_MAX);
-    call_range(&c, "d", d, 1, INT_MAX / (heads > 0 ? heads : 1));
-    float *x = call_out(&c, ox, "x", ANY);
-    int tokens = call_rows(&c, "x", c.ok ? heads * d : 1);
-    const float *co = call_in(&c, oc, "cos", ANY);
+    py_call_begin(&c, isa);
+    py_call_range(&c, "heads", heads, 1, INT_MAX);
+    py_call_range(&c, "d", d, 1, INT_MAX / (heads > 0 ? heads : 1));
+    float *x = py_call_out(&c, ox, "x", ANY);
+    int tokens = py_call_rows(&c, "x", c.ok ? heads * d : 1);
+    const float *co = py_call_in(&c, oc, "cos", ANY);
     int half = c.ok ? c.n / tokens : 0;
     if (c.ok && (c.n % tokens != 0 || half > d / 2)) {
-        call_fail(&c, PyExc_ValueError, "cos: %d values for %d tokens of %d", c.n, tokens, d);
+        py_call_fail(&c, PyExc_ValueError, "cos: %d values for %d tokens of %d", c.n, tokens, d);
     }
-    const float *si = call_in(&c, os, "sin", c.n);
+    const float *si = py_call_in(&c, os, "sin", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         for (int64_t i = 0; i < (int64_t)tokens * heads; i++) {
@@ -315,7 +189,7 @@ static PyObject *rope(PyObject *Py_UNUSED(self), PyObject *args)
         }
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
@@ -323,23 +197,23 @@ static PyObject *softcap(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox;
     float s, cap;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOff:softcap", &isa, &ox, &s, &cap)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    float *x = call_out(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    float *x = py_call_out(&c, ox, "x", ANY);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.softcap(x, s, cap, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 /* ---- attention -------------------------------------------------------------------------------- */
 
-static la_kv_form call_form(call *c, const char *kv)
+static la_kv_form call_form(py_call *c, const char *kv)
 {
     static const char *const names[] = {"f32", "bf16", "i8", "f8"};
     for (int i = 0; i < LA_KV_FORM_COUNT; i++) {
@@ -347,7 +221,7 @@ static la_kv_form call_form(call *c, const char *kv)
             return (la_kv_form)i;
         }
     }
-    call_fail(c, PyExc_ValueError, "kv: %s is none of f32, bf16, i8, f8", kv);
+    py_call_fail(c, PyExc_ValueError, "kv: %s is none of f32, bf16, i8, f8", kv);
     return LA_KV_F32;
 }
 
@@ -355,12 +229,12 @@ static PyObject *kv_page_bytes(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *kv;
     int d;
-    call c = {.ok = 1};
+    py_call c = {.ok = 1};
     if (!PyArg_ParseTuple(args, "si:kv_page_bytes", &kv, &d)) {
         return NULL;
     }
     la_kv_form form = call_form(&c, kv);
-    call_range(&c, "d", d, 1, MAX_D);
+    py_call_range(&c, "d", d, 1, MAX_D);
     return c.ok ? Py_BuildValue("nn", (Py_ssize_t)la_kv_k_bytes(form, d),
                                 (Py_ssize_t)la_kv_v_bytes(form, d))
                 : NULL;
@@ -371,48 +245,22 @@ static PyObject *kv_store(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa, *kv;
     PyObject *ok, *ov, *okp, *ovp;
     int tok;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "ssOOiOO:kv_store", &isa, &kv, &ok, &ov, &tok, &okp, &ovp)) {
         return NULL;
     }
-    call_begin(&c, isa);
+    py_call_begin(&c, isa);
     la_kv_form form = call_form(&c, kv);
-    const float *k = ok == Py_None ? NULL : call_in(&c, ok, "k", ANY);
-    const float *v = ov == Py_None ? NULL : call_in(&c, ov, "v", k != NULL ? c.n : ANY);
-    call_range(&c, "d", c.n, 1, MAX_D);
-    call_range(&c, "tok", tok, 0, LA_PAGE - 1);
-    void *kp = call_bytes(&c, okp, "k_page", la_kv_k_bytes(form, c.n), 1);
-    void *vp = call_bytes(&c, ovp, "v_page", la_kv_v_bytes(form, c.n), 1);
+    const float *k = ok == Py_None ? NULL : py_call_in(&c, ok, "k", ANY);
+    const float *v = ov == Py_None ? NULL : py_call_in(&c, ov, "v", k != NULL ? c.n : ANY);
+    py_call_range(&c, "d", c.n, 1, MAX_D);
+    py_call_range(&c, "tok", tok, 0, LA_PAGE - 1);
+    void *kp = py_call_bytes(&c, okp, "k_page", la_kv_k_bytes(form, c.n), 1);
+    void *vp = py_call_bytes(&c, ovp, "v_page", la_kv_v_bytes(form, c.n), 1);
     if (c.ok) {
         la_kernels_store(&c.t, form)(k, v, c.n, tok, kp, vp);
     }
-    return call_end(&c);
-}
-
-/* Runs the slot with poisoned scratch of exactly the promised size: a call on its own can be any set and
- * go on with a chunk, but never use the queries of a call before it (`again`). */
-static void attend_call(call *c, la_attend_args *g, la_kv_form form)
-{
-    size_t bytes = la_attend_scratch((g->set + 1) * g->R, g->d);
-    char *block = PyMem_Malloc(bytes + 2 * GUARD);
-    if (block == NULL) {
-        PyErr_NoMemory();
-        c->ok = 0;
-        return;
-    }
-    char *scratch = block + (GUARD - (uintptr_t)block % GUARD) % GUARD;
-    memset(scratch, POISON, bytes + GUARD);
-    g->scratch = scratch;
-    la_attend_fn slot = la_kernels_attend(&c->t, form);
-    Py_BEGIN_ALLOW_THREADS
-    slot(g);
-    Py_END_ALLOW_THREADS
-    for (int i = 0; i < GUARD; i++) {
-        if ((unsigned char)scratch[bytes + (size_t)i] != POISON) {
-            call_fail(c, PyExc_RuntimeError, "the kernel wrote past its scratch");
-        }
-    }
-    PyMem_Free(block);
+    return py_call_end(&c);
 }
 
 static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwargs)
@@ -422,41 +270,32 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwa
     const char *isa, *kv;
     PyObject *oq, *opos, *okp, *ovp, *om, *ol, *oo;
     la_attend_args g = {0};
-    call c;
+    py_call c;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ssOOiOOiiiffOOO|$pi:attend", names, &isa, &kv,
                                      &oq, &opos, &g.d, &okp, &ovp, &g.n_pages, &g.first, &g.window,
                                      &g.scale, &g.softcap, &om, &ol, &oo, &g.more, &g.set)) {
         return NULL;
     }
-    call_begin(&c, isa);
+    py_call_begin(&c, isa);
     la_kv_form form = call_form(&c, kv);
-    call_range(&c, "d", g.d, 1, MAX_D);
-    call_range(&c, "n_pages", g.n_pages, 1, MAX_PAGES);
-    call_range(&c, "first", g.first, 0, INT_MAX - LA_CHUNK);
-    call_range(&c, "window", g.window, 0, INT_MAX);
-    g.row_pos = call_take(&c, opos, "row_pos", 'i', ANY);
-    g.R = c.n;
-    call_range(&c, "R", g.R, 1, MAX_R);
-    call_range(&c, "set", g.set, 0, c.ok ? MAX_R / g.R - 1 : 0);
-    for (int r = 0; c.ok && r < g.R; r++) {
-        call_range(&c, "row_pos", g.row_pos[r], 0, INT_MAX - 1);
-    }
-    g.q = call_in(&c, oq, "q", ANY);
+    py_call_range(&c, "d", g.d, 1, MAX_D);
+    py_call_attend_rows(&c, opos, &g);
+    g.q = py_call_in(&c, oq, "q", ANY);
     g.ldq = c.ok ? c.n / g.R : 0;
     if (c.ok && (c.n % g.R != 0 || g.ldq < g.d)) {
-        call_fail(&c, PyExc_ValueError, "q: %d values are no %d rows of %d", c.n, g.R, g.d);
+        py_call_fail(&c, PyExc_ValueError, "q: %d values are no %d rows of %d", c.n, g.R, g.d);
     }
-    g.o = call_out(&c, oo, "o", ANY);
+    g.o = py_call_out(&c, oo, "o", ANY);
     g.ldo = c.ok ? c.n / g.R : 0;
     if (c.ok && (c.n % g.R != 0 || g.ldo < (g.d + 15) / 16 * 16)) {
-        call_fail(&c, PyExc_ValueError, "o: %d values are no %d rows of %d rounded up to 16", c.n,
-                  g.R, g.d);
+        py_call_fail(&c, PyExc_ValueError, "o: %d values are no %d rows of %d rounded up to 16",
+                     c.n, g.R, g.d);
     }
-    g.m = call_out(&c, om, "m", g.R);
-    g.l = call_out(&c, ol, "l", g.R);
+    g.m = py_call_out(&c, om, "m", g.R);
+    g.l = py_call_out(&c, ol, "l", g.R);
     size_t kb = c.ok ? la_kv_k_bytes(form, g.d) : 0, vb = c.ok ? la_kv_v_bytes(form, g.d) : 0;
-    const uint8_t *k = call_bytes(&c, okp, "k_pages", kb * (size_t)g.n_pages, 0);
-    const uint8_t *v = call_bytes(&c, ovp, "v_pages", vb * (size_t)g.n_pages, 0);
+    const uint8_t *k = py_call_bytes(&c, okp, "k_pages", kb * (size_t)g.n_pages, 0);
+    const uint8_t *v = py_call_bytes(&c, ovp, "v_pages", vb * (size_t)g.n_pages, 0);
     if (c.ok) {
         const uint8_t *ks[MAX_PAGES], *vs[MAX_PAGES];
         for (int i = 0; i < g.n_pages; i++) {
@@ -465,9 +304,9 @@ static PyObject *attend(PyObject *Py_UNUSED(self), PyObject *args, PyObject *kwa
         }
         g.k_pages = ks;
         g.v_pages = vs;
-        attend_call(&c, &g, form);
+        py_call_attend(&c, la_kernels_attend(&c.t, form), &g, 0);
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *attend_merge(PyObject *Py_UNUSED(self), PyObject *args)
@@ -475,17 +314,17 @@ static PyObject *attend_merge(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *oo, *oo2;
     float m, l, m2, l2;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sffOffO:attend_merge", &isa, &m, &l, &oo, &m2, &l2, &oo2)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    float *o = call_out(&c, oo, "o", ANY);
-    const float *o2 = call_in(&c, oo2, "o2", c.n);
+    py_call_begin(&c, isa);
+    float *o = py_call_out(&c, oo, "o", ANY);
+    const float *o2 = py_call_in(&c, oo2, "o2", c.n);
     if (c.ok) {
         c.t.attend_merge(&m, &l, o, m2, l2, o2, c.n);
     }
-    PyObject *done = call_end(&c);
+    PyObject *done = py_call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? Py_BuildValue("dd", (double)m, (double)l) : NULL;
 }
@@ -495,17 +334,17 @@ static PyObject *attend_finish(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *oo, *oout;
     float l;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOfO:attend_finish", &isa, &oo, &l, &oout)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *o = call_in(&c, oo, "o", ANY);
-    float *out = call_out(&c, oout, "out", c.n);
+    py_call_begin(&c, isa);
+    const float *o = py_call_in(&c, oo, "o", ANY);
+    float *out = py_call_out(&c, oout, "out", c.n);
     if (c.ok) {
         c.t.attend_finish(o, l, out, c.n);
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 /* ---- sampling --------------------------------------------------------------------------------- */
@@ -514,15 +353,15 @@ static PyObject *argmax(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sO:argmax", &isa, &ox)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
     float max = 0.0f;
     int at = c.ok ? c.t.argmax(x, c.n, &max) : 0;
-    PyObject *done = call_end(&c);
+    PyObject *done = py_call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? Py_BuildValue("id", at, (double)max) : NULL;
 }
@@ -532,14 +371,14 @@ static PyObject *sum_exp(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox;
     float s, max;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOff:sum_exp", &isa, &ox, &s, &max)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
     double sum = c.ok ? c.t.sum_exp(x, s, max, c.n) : 0.0;
-    PyObject *done = call_end(&c);
+    PyObject *done = py_call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? PyFloat_FromDouble(sum) : NULL;
 }
@@ -549,19 +388,19 @@ static PyObject *exp_sub(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oy;
     float s, max;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOffO:exp_sub", &isa, &ox, &s, &max, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
-    float *y = call_out(&c, oy, "y", c.n);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
+    float *y = py_call_out(&c, oy, "y", c.n);
     if (c.ok) {
         Py_BEGIN_ALLOW_THREADS
         c.t.exp_sub(x, s, max, y, c.n);
         Py_END_ALLOW_THREADS
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *select_above(PyObject *Py_UNUSED(self), PyObject *args)
@@ -569,17 +408,16 @@ static PyObject *select_above(PyObject *Py_UNUSED(self), PyObject *args)
     const char *isa;
     PyObject *ox, *oout;
     float thr;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOfO:select_above", &isa, &ox, &thr, &oout)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
     int n = c.n;
-    int32_t *out = call_take(&c, oout, "out", 'i', ANY);
-    call_writable(&c, "out");
+    int32_t *out = py_call_ints_out(&c, oout, "out", ANY);
     int found = c.ok ? c.t.select_above(x, n, thr, out, c.n) : 0;
-    PyObject *done = call_end(&c);
+    PyObject *done = py_call_end(&c);
     Py_XDECREF(done);
     return done != NULL ? PyLong_FromLong(found) : NULL;
 }
@@ -588,37 +426,37 @@ static PyObject *block_max(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *ox, *oout;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOO:block_max", &isa, &ox, &oout)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
     int n = c.n;
-    float *out = call_out(&c, oout, "out", (n + 31) / 32);
+    float *out = py_call_out(&c, oout, "out", (n + 31) / 32);
     if (c.ok) {
         c.t.block_max(x, n, out);
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyObject *mask(PyObject *Py_UNUSED(self), PyObject *args)
 {
     const char *isa;
     PyObject *obits, *ox, *oy;
-    call c;
+    py_call c;
     if (!PyArg_ParseTuple(args, "sOOO:mask", &isa, &obits, &ox, &oy)) {
         return NULL;
     }
-    call_begin(&c, isa);
-    const float *x = call_in(&c, ox, "x", ANY);
+    py_call_begin(&c, isa);
+    const float *x = py_call_in(&c, ox, "x", ANY);
     int n = c.n;
-    const int32_t *bits = call_take(&c, obits, "bits", 'i', (n + 31) / 32);
-    float *y = call_out(&c, oy, "y", n);
+    const int32_t *bits = py_call_ints(&c, obits, "bits", (n + 31) / 32);
+    float *y = py_call_out(&c, oy, "y", n);
     if (c.ok) {
         c.t.mask((const uint32_t *)bits, x, y, n);
     }
-    return call_end(&c);
+    return py_call_end(&c);
 }
 
 static PyMethodDef methods[] = {

@@ -14,6 +14,9 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError
+from llmaccel.kernels.arguments import integer
+
+MOST_SLOTS = 2**16  # as the core's
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +54,12 @@ def balance_experts(
     """
     try:
         loads = np.ascontiguousarray(load, np.float32)
-        sizes = [int(n) for n in (slots, groups, nodes, devices)]
     except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"balance: {error}") from error
-    if loads.ndim != 2:
+        raise ConfigError(f"load: {error}") from error
+    if loads.ndim != 2 or 0 in loads.shape:
         raise ConfigError(f"load: expected [n_layers, n_experts], got {list(loads.shape)}")
-    if any(not 1 <= n < 2**31 for n in sizes):
-        raise ConfigError(f"slots, groups, nodes, devices: {sizes} are not all at least 1")
+    given = {"slots": slots, "groups": groups, "nodes": nodes, "devices": devices}
+    sizes = [integer(n, name, 1, MOST_SLOTS) for name, n in given.items()]
     experts, copies = _core.balance_experts(loads, *loads.shape, *sizes)
     return ExpertPlan(
         np.frombuffer(experts, np.int32).reshape(len(loads), -1),

@@ -7,7 +7,7 @@
  * is opened once into scratch instead; same values, same order, same bits.
  * Invariant: one instruction family for every number of rows, since it rounds differently from fma. It takes
  * subnormal bf16 as 0. int8 scores stay integers (attention_vnni.h): half the dots and no look-up.
- * Included by isa_bf16.c.
+ * Included by isa_bf16.c and attention_mla_bf16.h.
  */
 #ifndef LA_ATTENTION_BF16_H
 #define LA_ATTENTION_BF16_H

@@ -14,7 +14,8 @@
  * next page, every line and into L2 (0.6 of the read bandwidth without, 0.8 with).
  * Invariant: an element of C is one chain over the steps in order and a row meets the pages in order,
  * each as 64 whole tokens; so a row's bits depend on that row alone, whatever tile it sits in.
- * Included by attention_fma.h, attention_scores.h and attention_bf16.h, which supply the tiles.
+ * Included by attention_fma.h, attention_scores.h and attention_bf16.h, which supply the tiles, by
+ * attention_mla.h, whose pages hold both sides, and by attention_store.h.
  */
 #ifndef LA_ATTENTION_CORE_H
 #define LA_ATTENTION_CORE_H
@@ -196,7 +197,8 @@ LA_INLINE void attend_softmax(const la_attend_args *g, const attend_form *f,
     g->l[r] += v_sum16(sum);
 }
 
-/* One product for n rows of a page, in tiles of about equal height. a, c: row 0 of the call. */
+/* One product for n rows of a page, in tiles of about equal height. a, c: row 0 of the call. mla_product
+ * cuts rows alike; it differs in what is prefetched and opens no lines. */
 LA_INLINE void attend_product(const attend_side *f, const attend_span *span, int n, const char *a,
                               size_t a_pitch, float *c, int c_pitch, attend_panel *p,
                               uint8_t *lines)

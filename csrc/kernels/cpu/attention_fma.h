@@ -5,7 +5,8 @@
  * conversion, for E4M3 a mask and one exact product (the code's bits, taken for fp32, are its value
  * times 2^-120, subnormals too). Invariant: values meet a row in order, one fma each, so all levels
  * that use this tile agree bit for bit.
- * Included by attention.h, and by attention_vnni.h for the half that has no integer dot.
+ * Included by attention.h and attention_mla.h, and by attention_vnni.h for the half that has no integer
+ * dot.
  */
 #ifndef LA_ATTENTION_FMA_H
 #define LA_ATTENTION_FMA_H

@@ -1,7 +1,9 @@
 /* attention_mla_bf16.h - attention over latent pages by vdpbf16ps.
  *
  * Owns the dot tile over bf16 lines, which fp8 pages are opened to: that of attention_bf16.h (6 rows by 4
- * blocks, 24 accumulators) but for the prefetching, of which every panel does its share. Invariant: one
+ * blocks, 24 accumulators), and apart from it because all but the corners differs: pages are never opened in
+ * the tile, all lines of a step are read before a row meets them, so that a row is broadcast once, and what is
+ * prefetched is the panel's share of the next page, not the lines of its own blocks. Invariant: one
  * instruction family for every number of rows. Included by isa_bf16.c.
  */
 #ifndef LA_ATTENTION_MLA_BF16_H

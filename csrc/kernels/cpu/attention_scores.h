@@ -4,7 +4,8 @@
  * sum q k of codes: k is stored as k + 128, so every row starts at -128 sum q. Invariant: the sums are exact
  * (below 2^22), so every level gives the same bits, whatever its instruction.
  * A row of A: 64 bytes whose first int32 is the start, then the codes; here words in the order 0 2 1 3
- * of each four, which meet the even and the odd bytes of a line. Included by attention.h.
+ * of each four, which meet the even and the odd bytes of a line. Included by attention.h
+ * and attention_vnni.h.
  */
 #ifndef LA_ATTENTION_SCORES_H
 #define LA_ATTENTION_SCORES_H

@@ -7,7 +7,7 @@
  * its token; a token of zeros has scale 0; padding codes are zero. Invariants: every level writes the same
  * bytes; V slots without a token are zeros, codes and scales, K slots without one may hold
  * anything. The scales of int8 and fp8 pages are made here, per token and head: there is nothing to calibrate.
- * Included by attention.h, which fills the slots.
+ * Included by attention.h, which fills the slots, and by attention_mla_fma.h.
  */
 #ifndef LA_ATTENTION_STORE_H
 #define LA_ATTENTION_STORE_H

@@ -3,8 +3,8 @@
  * Owns the names shared by the kernel headers: vf (VL floats) and vi (VL int32) and the operations
  * on them, prefix v_ and vi_. A level's header defines every operation, so a kernel written over
  * vec.h compiles at each level. Loads and stores without u want natural alignment. max and min
- * return the second operand if either is NaN, as the instructions do. Included by rows.h,
- * attention.h, sample.h and gemm*.h.
+ * return the second operand if either is NaN, as the instructions do. Included by vec_math.h,
+ * act.h, fp8.h, probe.h and gemm_drive.h.
  */
 #ifndef LA_VEC_H
 #define LA_VEC_H

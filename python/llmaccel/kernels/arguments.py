@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, UnsupportedError, shown
+from llmaccel.errors import ConfigError, LLMAccelError, UnsupportedError, shown
 
 Tensor = _core.Tensor
 
@@ -98,11 +98,16 @@ def widen(x: Tensor) -> Tensor:
     return Tensor(np.asarray(bits, np.float32, order="C"))
 
 
+def few_enough(x: Tensor, name: str) -> None:
+    """Refuses more values than kernels count."""
+    if math.prod(x.shape) > MOST_VALUES:
+        raise UnsupportedError(f"{name}: more than {MOST_VALUES} values in one call; split it")
+
+
 def floats(x: Any, name: str) -> Tensor:
     """x as F32: the same memory if it is, a copy if it is F16 or BF16."""
     t = tensor(x, name)
-    if math.prod(t.shape) > MOST_VALUES:
-        raise UnsupportedError(f"{name}: more than {MOST_VALUES} values in one call; split it")
+    few_enough(t, name)
     if t.dtype in ("F16", "BF16"):
         return widen(t)
     if t.dtype != "F32":
@@ -160,3 +165,13 @@ def copy_into(out: Tensor, x: Tensor) -> None:
     """out's values become x's, for kernels that work in place."""
     if out.data_ptr() != x.data_ptr():
         np.copyto(out.numpy(), x.numpy())
+
+
+def run_core(call: Any, *args: Any) -> Any:
+    """Calls the core; what it still refuses is an argument's fault."""
+    try:
+        return call(*args)
+    except LLMAccelError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error

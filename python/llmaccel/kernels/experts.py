@@ -18,8 +18,8 @@ from llmaccel import _core
 from llmaccel.config import MAX_EXPERTS
 from llmaccel.errors import ConfigError
 from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor
-from llmaccel.kernels.packed import PackedWeight, form_of, pack, run_core
+from llmaccel.kernels.arguments import Tensor, run_core
+from llmaccel.kernels.packed import PackedWeight, form_of, pack
 
 SCORES = ("softmax", "sigmoid")
 

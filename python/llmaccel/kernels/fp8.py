@@ -15,7 +15,7 @@ import numpy as np
 from llmaccel import _core
 from llmaccel.errors import ConfigError
 from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor
+from llmaccel.kernels.arguments import Tensor, run_core
 
 FORMATS = {"e4m3": 448.0, "e5m2": 57344.0}  # largest finite value
 LAYOUTS = ("tensor", "row", "group", "block")
@@ -30,7 +30,7 @@ def fp8_encode(
     codes = arguments.result(out, t.shape, t, dtype="U8")
     by = np.full(1, arguments.real(scale, "scale", 0.0), np.float32)
     if t.nbytes:
-        _core.fp8_encode(arguments.level(isa), _e5m2(format), t, by, codes)
+        run_core(_core.fp8_encode, arguments.level(isa), _e5m2(format), t, by, codes)
     return codes
 
 
@@ -42,7 +42,7 @@ def fp8_decode(
     y = arguments.result(out, t.shape, t)
     by = np.full(1, arguments.real(scale, "scale"), np.float32)
     if t.nbytes:
-        _core.fp8_decode(arguments.level(isa), _e5m2(format), y, by, t)
+        run_core(_core.fp8_decode, arguments.level(isa), _e5m2(format), y, by, t)
     return y
 
 
@@ -71,7 +71,7 @@ def fp8_quantize(
     padded[:m, :k] = values
     codes = np.empty(padded.shape, np.uint8)
     spread = np.ascontiguousarray(np.repeat(scales, rows, axis=0))
-    _core.fp8_encode(level, e5m2, padded, spread, codes)
+    run_core(_core.fp8_encode, level, e5m2, padded, spread, codes)
     shape = {"tensor": (), "row": (m,)}.get(layout, scales.shape)
     return Tensor(np.ascontiguousarray(codes[:m, :k])), Tensor(scales.reshape(shape))
 
@@ -91,7 +91,7 @@ def fp8_dequantize(
     padded[:, :k] = given
     spread = np.repeat(factors.numpy().reshape(high, wide), rows, axis=0)[:m]
     values = np.empty(padded.shape, np.float32)
-    _core.fp8_decode(level, e5m2, values, np.ascontiguousarray(spread), padded)
+    run_core(_core.fp8_decode, level, e5m2, values, np.ascontiguousarray(spread), padded)
     return Tensor(np.ascontiguousarray(values[:, :k]))
 
 
@@ -129,6 +129,7 @@ def _e5m2(format: str) -> bool:
 
 def _codes(x: Any, name: str) -> Tensor:
     t = arguments.tensor(x, name)
+    arguments.few_enough(t, name)
     if t.dtype not in ("U8", "F8_E4M3", "F8_E5M2"):
         raise ConfigError(f"{name}: expected U8, got {t.dtype}")
     return t

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, LLMAccelError, shown
+from llmaccel.errors import ConfigError, shown
 from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor
+from llmaccel.kernels.arguments import Tensor, run_core
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
@@ -238,13 +238,3 @@ def form_of(activation: str, weight: PackedWeight) -> str:
             f"activation: {codes} weights take {', '.join(allowed)} rows, not {activation}"
         )
     return FORMS[chosen]
-
-
-def run_core(call: Any, *args: Any) -> Any:
-    """Calls the core; what it still refuses is an argument's fault."""
-    try:
-        return call(*args)
-    except LLMAccelError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(str(error)) from error
