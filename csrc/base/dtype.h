@@ -131,6 +131,7 @@ typedef enum la_round {
     LA_ROUND_I8,        /* -128..127 about 0 */
     LA_ROUND_I8_OFFSET, /* from the smallest value to the largest, 0 among them */
     LA_ROUND_F8,        /* E4M3 */
+    LA_ROUND_F8_POWER,  /* E4M3, its scale a power of two */
     LA_ROUND_COUNT
 } la_round;
 

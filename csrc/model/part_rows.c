@@ -55,13 +55,6 @@ static la_status check_rounding(la_slot slot, const la_source *part, int activat
 la_status la_part_check_rows(la_slot slot, const la_source *part, int activation)
 {
     la_status st = LA_OK;
-    if (la_slot_is_of_experts(slot) &&
-        (la_part_is_ordered(part) || part->rounding.kind != LA_ROUND_NONE)) {
-        return la_fail(
-            LA_ERR_UNSUPPORTED,
-            "%s: experts whose columns are in activation order or whose rows are rounded",
-            la_slot_name(slot));
-    }
     if (la_part_is_ordered(part)) {
         LA_TRY(check_order(slot, part));
     }

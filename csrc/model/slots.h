@@ -25,8 +25,6 @@ la_shape la_slot_shape(const la_model_desc *d, la_slot slot);
 int la_heads_have_norms(const la_model_desc *d);
 /* Is it one of layers with experts? */
 int la_slot_is_routed(la_slot slot);
-/* Does an expert own it, the shared one or each? */
-int la_slot_is_of_experts(la_slot slot);
 /* How often a layer has it: once, or once for each expert. */
 int la_slot_experts(const la_model_desc *d, la_slot slot);
 /* Does this layer have such a slot? */

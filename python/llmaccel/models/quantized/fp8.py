@@ -2,7 +2,8 @@
 
 weight F8_E4M3 [N, K]; weight_scale_inv [ceil(N / 128), ceil(K / 128)] (DeepSeek, Qwen3-FP8; the
 name notwithstanding it multiplies), or weight_scale of one number or one a row. A scale_fmt of
-"ue8m0" says that scales are powers of two, stored as floats or as their exponents. Rows of
+"ue8m0" says that scales are powers of two, stored as floats or as their exponents, and those of
+rows as well. Rows of
 activations stay what the activation option says; scales for them (input_scale) are read for
 activation="checkpoint" alone, which rounds them to E4M3 per group of the block or per row.
 """
@@ -34,7 +35,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     static = config.choice("activation_scheme", ("dynamic", "static", None)) == "static"
     config.choice("fmt", ("e4m3", "float8_e4m3fn", None))
     config.choice("weight_fmt", ("e4m3", None))
-    config.choice("scale_fmt", ("ue8m0", "float", None))
+    powers = config.choice("scale_fmt", ("ue8m0", "float", None)) == "ue8m0"
     block = config.get("weight_block_size")
     if block is not None and not _is_block(block):
         raise config.error("weight_block_size", "two positive integers")
@@ -53,7 +54,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         fitting = (0, 0) if scale_count(scale) == 1 else (1, 0)
         own = fitting if block is None else tuple(block)
         given = f"{module}.input_scale" if static else None
-        rounding = Rounding("e4m3", own[1], given)
+        rounding = Rounding("e4m3 power" if powers else "e4m3", own[1], given)
         found.append(e4m3_linear(weight, scale, own, table, rounding))
     return found
 
