@@ -58,7 +58,7 @@ from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, num
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 # Types of codes whose products have bf16 activations whatever is asked.
-BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "IQ4", "MXFP4")
+BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "QMX4", "IQ4", "MXFP4")
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def mxfp4_blocks(table: TensorTable, whole: str) -> Linear:
         q = fields(taken(table[blocks.name].rows(start, stop)).reshape(-1, k // 2), 4)
         return Codes(q, e8m0(taken(table[scales.name].rows(start, stop))).reshape(len(q), -1))
 
-    form = make_form(blocks.name, "E2M1", 32, k)
+    form = make_form(blocks.name, "MX4", 32, k)
     name = blocks.name if len(shape) == 4 else whole
     sources = (blocks.name, scales.name)
     return Linear(name, (*shape[:-2], k), form, 4, 32, sources, lambda: some(0, first), None, some)
@@ -75,7 +75,7 @@ def mxfp4_packed(table: TensorTable, module: str, unread: list[str]) -> Linear:
         return Codes(fields(taken(table[packed.name]), 4), e8m0(taken(table[scale.name])))
 
     name = f"{module}.weight"
-    form = make_form(name, "E2M1", 32, k)
+    form = make_form(name, "MX4", 32, k)
     return Linear(name, (n, k), form, 4, 32, (packed.name, scale.name, *unread), read)
 
 
