@@ -25,12 +25,13 @@ from llmaccel.models.mapping import build_config
 from llmaccel.models.safetensors import open_safetensors
 
 IDS = np.random.default_rng(2).integers(3, 301, 60).tolist()
-WIDE = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+WIDE = {"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4}
 SIZES = {
     "qwen3_moe-all": {**WIDE, "head_dim": 64, "moe_intermediate_size": 128},
     "mixtral": {**WIDE, "head_dim": 64, "intermediate_size": 128},
     "deepseek_v3-experts": {
-        **WIDE, "intermediate_size": 128, "moe_intermediate_size": 128, "num_key_value_heads": 4,
+        **WIDE, "num_hidden_layers": 2, "intermediate_size": 128, "moe_intermediate_size": 128,
+        "num_key_value_heads": 4,
         "kv_lora_rank": 128, "q_lora_rank": 128, "qk_nope_head_dim": 64, "qk_rope_head_dim": 64,
         "v_head_dim": 64,
     },
@@ -40,6 +41,9 @@ SCHEMES = ["gptq-4", "gptq-4-order", "gptq-4-order-asym", "gptq-8-order", "awq-g
            "ct-w8a8", "ct-fp8-dynamic", "ct-fp8-block", "fp8-block", "fp8-tensor", "bnb-nf4",
            "bnb-nf4-double", "bnb-int8", "ct-nvfp4", "modelopt-nvfp4", "modelopt-fp8",
            "hqq-4"]  # fmt: skip
+CASES = [("qwen3_moe-all", scheme) for scheme in SCHEMES]
+CASES += [("mixtral", scheme) for scheme in ("gptq-4-order", "awq-gemm", "bnb-nf4")]
+CASES += [("deepseek_v3-experts", scheme) for scheme in ("gptq-4-order", "ct-w4a16", "fp8-block")]
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +74,7 @@ def off(ours: np.ndarray, want: np.ndarray) -> np.ndarray:
     return np.linalg.norm(ours - want, axis=-1) / np.linalg.norm(want, axis=-1)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize(("family", "scheme"), CASES)
 def test_experts(folders, tmp_path, family, scheme):
     """Within 1e-3 of the dequantized weights; near them with the rows that the engine takes."""
     values = tiny_quantized.write(folders[family], tmp_path, scheme)
@@ -123,7 +126,7 @@ def test_gate_and_up_of_one_expert_have_one_order(folders, tmp_path):
     table = open_safetensors(tmp_path)
     whole = {name: (table[name].dtype, table[name].numpy().copy()) for name in table.names()}
     del table
-    name = "model.layers.1.mlp.experts.2.up_proj.g_idx"
+    name = "model.layers.0.mlp.experts.2.up_proj.g_idx"
     whole[name] = whole[name][0], whole[name][1][::-1].copy()
     tiny_quantized.write_safetensors(tmp_path / "model.safetensors", whole)
     message = r"experts\.2\.gate_proj.*expert_gate_up: gate and up have their columns in other"
@@ -142,16 +145,18 @@ RULES = {
 
 
 @pytest.mark.parametrize("scheme", RULES)
-@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("family", ["qwen3_moe-all", "deepseek_v3-experts"])
 def test_rows_rounded_as_the_file_says(folders, tmp_path, family, scheme):
     """activation="checkpoint": each expert's rows, not the router's; latents' heads as they are."""
     values = tiny_quantized.write(folders[family], tmp_path, scheme)
     want = specified(folders[family], values, lambda rows: round_rows(rows, *RULES[scheme]))
     plain = specified(folders[family], values)
     ours = logits(tmp_path, activation="checkpoint")
-    # A value that falls between two codes may take either, and moves its token.
-    assert np.median(off(ours, want)) < 0.1 * np.median(off(plain, want))
-    assert np.median(off(plain, want)) > 0.01  # the rounding is felt
+    # A value that falls between two codes may take either, and moves its token and later ones; a
+    # token without one is right to fp32, which no other rule would be.
+    assert np.sort(off(ours, want))[4] < 1e-5
+    assert np.median(off(ours, want)) < 0.4 * np.median(off(plain, want))
+    assert off(plain, want).min() > 1e-3  # the rounding is felt
     with LLM(str(tmp_path), activation="checkpoint", max_num_batched_tokens=7) as llm:
         pieces = np.asarray(llm.logits(IDS)).tobytes()
     with LLM(str(tmp_path), activation="checkpoint") as llm:
@@ -161,21 +166,27 @@ def test_rows_rounded_as_the_file_says(folders, tmp_path, family, scheme):
 @pytest.mark.parametrize("scheme", ["fp8-block", "fp8-block-power"])
 def test_deepseek_v3_arithmetic(folders, tmp_path, scheme):
     """Weights in E4M3 under scales of 128 x 128: both ways of computing with them are within 2 % of
-    float64, as a whole and for the middle token.
+    float64, for the middle token, and as a whole where every expert is chosen (a token that goes to
+    another one is no matter of precision).
 
     With the rows that the engine takes, bf16, against exact products of the stored weights. With
     those of DeepSeek's own inference, E4M3 per token and 128 k, against float64 products of rows
     rounded so: what E4M3 itself takes from a row is a property of the format, 2.6 % of a product of
     noise, and no bound on whoever computes it (see DECISIONS.md).
     """
-    folder = folders["deepseek_v3-experts"]
-    values = tiny_quantized.write(folder, tmp_path, scheme)
-    exact = specified(folder, values)
-    rounded = specified(folder, values, lambda rows: round_rows(rows, *RULES[scheme]))
-    for activation, want in (("bfloat16", exact), ("checkpoint", rounded)):
-        ours = logits(tmp_path, activation=activation)
-        assert np.median(off(ours, want)) <= 0.02
-        assert np.linalg.norm(ours - want) <= 0.02 * np.linalg.norm(want)
+    sizes = {**SIZES["deepseek_v3-experts"], "n_routed_experts": 4, "num_experts_per_tok": 4,
+             "n_group": 1, "topk_group": 1}  # fmt: skip
+    every = tiny.make_checkpoint("deepseek_v3-experts", tmp_path / "every", seed=3, **sizes)
+    for folder in (folders["deepseek_v3-experts"], every):
+        path = tmp_path / f"{folder.name}-fp8"
+        values = tiny_quantized.write(folder, path, scheme)
+        exact = specified(folder, values)
+        rounded = specified(folder, values, lambda rows: round_rows(rows, *RULES[scheme]))
+        for activation, want in (("bfloat16", exact), ("checkpoint", rounded)):
+            ours = logits(path, activation=activation)
+            assert np.median(off(ours, want)) <= 0.02
+            if folder == every:
+                assert np.linalg.norm(ours - want) <= 0.02 * np.linalg.norm(want)
 
 
 # ---- gpt-oss -------------------------------------------------------------------------------------
@@ -196,8 +207,8 @@ def test_gpt_oss_as_the_hub_has_it(gpt_oss):
     want = specified(source, values)
     assert np.abs(logits(folder, activation="float32") - want).max() <= 1e-3
     assert np.median(off(logits(folder), want)) <= 0.03
-    with LLM(str(folder)) as llm:
-        assert llm.report()["model"]["dtype"] == "QE2M1_G32"
+    with LLM(str(folder), dtype="bfloat16") as llm:
+        assert llm.report()["model"]["dtype"] == "QMX4_G32"
         packed = llm.report()["memory"]["weight_bytes"]
     with LLM(str(source), dtype="bfloat16") as llm:
         experts = 3 * 6 * 3 * 96 * 64  # layers, experts, matrices

@@ -245,9 +245,10 @@ def spread_scale(
 
 def e8m0(codes: np.ndarray) -> np.ndarray:
     """Powers of two by their biased exponents, 255 being NaN."""
-    return np.where(
-        codes == 255, np.float32(np.nan), np.ldexp(np.float32(1), codes.astype(int) - 127)
-    )
+    bits = codes.astype(np.uint32) << 23
+    bits[codes == 0] = 1 << 22  # 2^-127 has no exponent of its own
+    bits[codes == 255] = 0x7FC00000
+    return bits.view(np.float32)
 
 
 # ---- quantization_config -------------------------------------------------------------------------
