@@ -171,7 +171,7 @@ def forward(
 
     def linear(x: np.ndarray, slot: str, layer: int) -> list[np.ndarray]:
         biases = get(slot + "_bias", layer)
-        x = rounding(x)
+        x = x if slot == "router" else rounding(x)
         return [
             x @ w.T + (0 if biases is None else biases[i])
             for i, w in enumerate(get(slot, layer) or [])
@@ -233,9 +233,10 @@ def forward(
         """Rows x through expert e; scale [T, 1] multiplies what enters where the model says so."""
         up, down = get("expert_gate_up", layer), get("expert_down", layer)
         b_up, b_down = get("expert_gate_up_bias", layer), get("expert_down_bias", layer)
+        x = rounding(x)
         x = x * scale if c.route_input else x
         h = [x @ w[e].T + (b_up[i][e] if b_up else 0) for i, w in enumerate(up)]
-        y = gated(h) @ down[0][e].T + (b_down[0][e] if b_down else 0)
+        y = rounding(gated(h)) @ down[0][e].T + (b_down[0][e] if b_down else 0)
         return y if c.route_input else y * scale
 
     def moe(x: np.ndarray, layer: int) -> np.ndarray:

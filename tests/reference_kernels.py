@@ -14,6 +14,7 @@ import numpy as np
 F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K = range(13)
 IQ4_NL, IQ4_XS, MXFP4, KEEP = range(13, 17)
 F16_I8 = KEEP  # scale type: fp16 per 256 k times int8 per group
+E8M0 = KEEP + 1  # scale type: a power of two per group, by its exponent
 PACK_F32, PACK_F16, PACK_BF16, PACK_I8, PACK_I4, PACK_F8, PACK_I5, PACK_I6 = range(8)
 PACK_NF4, PACK_FP4, PACK_E2M1, PACK_IQ4 = range(8, 12)
 _SIGNED = np.concatenate([np.ones(8), -np.ones(8)])
@@ -73,6 +74,11 @@ class Format:
         """Code that stands for zero, in packs of integers."""
         always = self.pack in (PACK_I6, PACK_I8)
         return 1 << BITS[self.pack] - 1 if always or not self.has_offset else 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether scales lie at the head of the unit, 256 k at a time."""
+        return self.scale_type in (F16_I8, E8M0)
 
     @property
     def step(self) -> int:
@@ -149,8 +155,13 @@ def write_floats(pack: int, w: np.ndarray) -> bytes:
 
 
 def write_nested(f: Format, sets: list[np.ndarray]) -> bytes:
-    """F16_I8 scales, and offsets if any, each [32, groups], at the head of a unit."""
+    """Scales apart, and offsets if any, each [32, groups], at the head of a unit."""
     out, per = bytearray(), 256 // f.group
+    if f.scale_type == E8M0:
+        groups = -(-f.K // 256) * per
+        powers = np.zeros((UNIT, groups), np.uint8)
+        powers[:, : sets[0].shape[1]] = (sets[0].view(np.uint32) >> 23 & 255).astype(np.uint8)
+        return powers.T.tobytes()
     for g in range(0, -(-f.K // f.group), per):
         parts = [
             np.pad(x[:, g : g + per], ((0, 0), (0, max(0, g + per - x.shape[1])))) for x in sets
@@ -166,6 +177,10 @@ def write_nested(f: Format, sets: list[np.ndarray]) -> bytes:
 
 def read_nested(f: Format, raw: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The inverse: scale and offset [groups][32] float32 from the bytes of one unit's head."""
+    if f.scale_type == E8M0:
+        powers = np.ldexp(np.float32(1), raw.reshape(-1, UNIT).astype(int) - 127)
+        powers = powers[: -(-f.K // f.group)]
+        return list(powers), list(np.zeros_like(powers))
     found: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     sets, per = 1 + f.has_offset, 256 // f.group
     for block in raw.reshape(-(-f.K // 256), sets * (64 + per * UNIT)):
@@ -219,17 +234,17 @@ def write_codes(f: Format, codes: np.ndarray, scale: np.ndarray, offset: np.ndar
     """Units of a grouped pack.
 
     codes [N, K] as stored (0..15 to 0..255), scale and offset [N, groups] float32, of which the
-    first column counts with row_scale; as F16_I8 they are rounded, powers of two are kept. Codes
-    that pad K to whole steps are set to 1: they must meet zero activations.
+    first column counts with row_scale; as F16_I8 and E8M0 they are rounded, powers of two are
+    kept. Codes that pad K to whole steps are set to 1: they must meet zero activations.
     """
     out = bytearray()
     head = np.float16 if f.scale_type == F16 else np.float32
     for n in range(0, codes.shape[0], UNIT):
-        if f.scale_type == F16_I8:
+        if f.apart:
             sets = [scale, offset][: 1 + f.has_offset]
             out += write_nested(f, [x[n : n + UNIT] for x in sets])
         for g, (k0, k1) in enumerate(f.spans()):
-            if f.scale_type != F16_I8 and (g == 0 or not f.row_scale):
+            if not f.apart and (g == 0 or not f.row_scale):
                 out += scale[n : n + UNIT, g].astype(head).tobytes()
                 if f.has_offset:
                     out += offset[n : n + UNIT, g].astype(head).tobytes()
@@ -247,12 +262,12 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
     codes, scales, offsets, at = [], [], [], 0
     while at < len(raw):
         row, scale, offset = [], [], []
-        if f.scale_type == F16_I8:
+        if f.apart:
             nested = nested_bytes(f)
             scale, offset = read_nested(f, raw[at : at + nested])
             at += nested
         for k0, k1 in f.spans():
-            if f.scale_type == F16_I8:
+            if f.apart:
                 pass
             elif k0 and f.row_scale:
                 scale.append(scale[0])
@@ -274,13 +289,14 @@ def read_codes(f: Format, data: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def nested_bytes(f: Format) -> int:
-    """Bytes of F16_I8 scales and offsets at the head of a unit."""
-    return -(-f.K // 256) * (1 + f.has_offset) * (64 + 256 // f.group * UNIT)
+    """Bytes of scales and offsets at the head of a unit, where they lie apart."""
+    outer = 64 if f.scale_type == F16_I8 else 0
+    return -(-f.K // 256) * (1 + f.has_offset) * (outer + 256 // f.group * UNIT)
 
 
 def unit_rows(f: Format, data: bytes) -> int:
     """Columns that packed units hold, padding included."""
-    if f.scale_type == F16_I8:
+    if f.apart:
         return len(data) // (nested_bytes(f) + f.code_bytes(f.K)) * UNIT
     if f.group:
         one = (2 if f.scale_type == F16 else 4) * (1 + f.has_offset)

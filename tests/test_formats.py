@@ -14,6 +14,7 @@ import tiny
 import tiny_gguf
 
 from llmaccel import LLM, ConfigError, SamplingParams
+from llmaccel.loading import arrays_checkpoint
 from llmaccel.models.gguf import open_gguf
 from llmaccel.models.mapping import build_config
 
@@ -91,3 +92,52 @@ def test_defaults_generate(model):
             out = llm.generate({"prompt_token_ids": IDS}, params)[0].outputs[0]
             seen.append((out.token_ids, out.logprob_array.tobytes()))
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2_moe-all"])
+def test_nvfp4(tmp_path, family):
+    """Blocks of 64, and numbers of a tensor or of each expert that multiply them."""
+    import gguf
+
+    sizes = {"hidden_size": 128, "intermediate_size": 192, "num_attention_heads": 4,
+             "num_key_value_heads": 4}  # fmt: skip
+    if family != "llama":
+        sizes |= {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    else:
+        sizes |= {"head_dim": 32}
+    folder = tiny.make_checkpoint(family, tmp_path / "hf", seed=3, **sizes)
+    rng = np.random.default_rng(4)
+    scales: dict[str, np.ndarray] = {}
+
+    def kind(name: str) -> str:
+        return "NVFP4" if name.startswith("blk.") and "gate_inp" not in name else "F32"
+
+    def more(writer) -> None:
+        for part, count in (("attn_v", 1), ("ffn_down", 1), ("ffn_up_exps", 7), ("attn_q", 1)):
+            if (part == "ffn_down" and family != "llama") or (count > 1 and family == "llama"):
+                continue
+            scales[f"blk.1.{part}.scale"] = rng.uniform(0.5, 2, count).astype(np.float32)
+            writer.add_tensor(f"blk.1.{part}.scale", scales[f"blk.1.{part}.scale"])
+        writer.add_tensor("blk.0.attn_q.input_scale", np.ones(1, np.float32))
+
+    path = tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf", kind, more)
+    file, values = open_gguf(path), {}
+    for name in file.names():
+        tensor = file[name]
+        if tensor.dtype != "NVFP4":
+            values[name] = tensor.float32()
+            continue
+        blocks = tensor.data.reshape(int(np.prod(tensor.shape[:-1])), -1)
+        whole = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4)
+        number = scales.get(name.replace(".weight", ".scale"), np.ones(1, np.float32))
+        whole = whole.reshape(len(number), -1) * number[:, None]
+        values[name] = whole.reshape(tensor.shape)
+    config = build_config(file.metadata, gguf=True, tensors=file)
+    weights = reference.load_weights(config, arrays_checkpoint(values))
+    want = reference.forward(config, weights, IDS)
+    check(path, want, BOUNDS["float32"], dtype="float32")
+    with LLM(path, max_num_seqs=2, kv_cache_dtype="float32") as llm:
+        assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+        ours = np.asarray(llm.logits(IDS))
+    close = np.abs(ours - want).mean(-1) / np.abs(want).mean(-1)  # experts may change hands
+    assert np.median(close) <= BOUNDS["bf16"]

@@ -50,6 +50,8 @@ def formats(slot: str, k: int) -> Iterator[ref.Format]:
     for group in (16, 32, 64, 128) if nests and pack != ref.PACK_F8 else ():
         for has_offset in (0, 1) if pack not in ref.TABLES else (0,):
             yield ref.Format(pack, k, ref.F16_I8, has_offset, group)
+        if pack in ref.TABLES:
+            yield ref.Format(pack, k, ref.E8M0, 0, group)
     for group, scale_type, has_offset in rows:
         yield ref.Format(pack, k, scale_type, has_offset, group, row_scale=1)
 
@@ -92,8 +94,8 @@ def product(f: ref.Format, act: str, m: int, units: int) -> tuple[np.ndarray, np
 
 
 def nested(slot: str, k: int) -> list[ref.Format]:
-    """Formats of the slot with scales of two numbers."""
-    return [f for f in formats(slot, k) if f.scale_type == ref.F16_I8]
+    """Formats of the slot with scales apart from the codes."""
+    return [f for f in formats(slot, k) if f.apart]
 
 
 def check(slot: str, f: ref.Format, m: int, units: int, isas: list[str]) -> None:
@@ -553,6 +555,10 @@ def test_bad_arguments_are_named() -> None:
         (("scalar", b"", good, x, "i8"), "no units"),
         (("scalar", data, {**good, "group": 48}, x, "i8"), "not a packed weight"),
         (("scalar", data, {**good, "scale_type": ref.F16_I8}, x, "i8"), "are no units of"),
+        (
+            ("scalar", data, {**good, "scale_type": ref.E8M0, "has_offset": 1}, x, "i8"),
+            "not a packed weight",
+        ),
         (
             ("scalar", data, {**good, "scale_type": ref.F16_I8, "group": 256}, x, "i8"),
             "not a packed weight",

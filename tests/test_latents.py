@@ -173,9 +173,6 @@ def test_checkpoints_that_others_quantized(scheme: str, tmp_path) -> None:
     with LLM(str(tmp_path / scheme), activation="float32", kv_cache_dtype="float32") as llm:
         assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
         assert np.abs(np.asarray(llm.logits(ids)) - want).max() <= 1e-3
-    if scheme == "fp8-block":
-        with pytest.raises(UnsupportedError, match=r"activation='checkpoint': heads of latents"):
-            LLM(str(tmp_path / scheme), activation="checkpoint")
 
 
 def test_bfloat16_weights() -> None:

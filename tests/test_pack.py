@@ -28,7 +28,7 @@ FORMATS = {
     ref.Q6_K: (ref.PACK_I6, ref.F16_I8, 0, 16),
     ref.IQ4_NL: (ref.PACK_IQ4, ref.F16, 0, 32),
     ref.IQ4_XS: (ref.PACK_IQ4, ref.F16_I8, 0, 32),
-    ref.MXFP4: (ref.PACK_E2M1, ref.F32, 0, 32),
+    ref.MXFP4: (ref.PACK_E2M1, ref.E8M0, 0, 32),
 }
 # byte offsets of the fp16 fields of a block
 HALVES = {
@@ -97,14 +97,23 @@ def test_grouped_source_is_exact(dtype: int, rows: int, cols: int) -> None:
     np.testing.assert_array_equal(rows_of(data, f)[:rows], want)
 
 
+def test_an_exponent_that_is_no_number_is_refused() -> None:
+    raw = random_blocks(np.random.default_rng(0), ref.MXFP4, 40, 512)
+    raw[33, 17 * 3] = 255
+    with pytest.raises(ValueError, match="part 0 is not finite"):
+        pack([part(raw, ref.MXFP4, 40, 512)])
+
+
 def test_packed_bytes_of_k_quants() -> None:
-    """Bytes a weight: codes, two bytes a column for 256 k and one a group, twice with offsets."""
+    """Bytes a weight: codes, two bytes a column for 256 k and one a group, twice with offsets; a
+    byte a group where scales are powers of two."""
     for dtype, want in [
         (ref.Q2_K, 0.5 + 4 / 256 + 2 / 16),
         (ref.Q3_K, 0.5 + 2 / 256 + 1 / 16),
         (ref.Q4_K, 0.5 + 4 / 256 + 2 / 32),
         (ref.Q5_K, 5 / 8 + 4 / 256 + 2 / 32),
         (ref.Q6_K, 6 / 8 + 2 / 256 + 1 / 16),
+        (ref.MXFP4, 0.5 + 1 / 32),
     ]:
         raw = random_blocks(np.random.default_rng(1), dtype, 64, 512)
         data, _, _ = pack([part(raw, dtype, 64, 512)])

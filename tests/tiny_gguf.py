@@ -227,6 +227,8 @@ def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:
     """`values` as bytes of a GGUF type."""
     import gguf
 
+    if kind.name == "NVFP4":
+        return _nvfp4_blocks(values)
     if kind.name not in _K_HALVES:
         return gguf.quants.quantize(np.ascontiguousarray(values), kind)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
@@ -244,6 +246,18 @@ def _gguf_blocks(name: str, values: np.ndarray, kind) -> np.ndarray:
     # Values are proportional to the fp16 fields.
     drawn = gguf.quants.dequantize(with_scale(1.0), kind)
     return with_scale(float(values.std() / np.sqrt(np.mean(drawn * drawn))))
+
+
+def _nvfp4_blocks(values: np.ndarray) -> np.ndarray:
+    """Groups of 16 under E4M3 scales, four to a block, which the `gguf` package can only read."""
+    from gguf.quants import NVFP4
+
+    groups = values.reshape(-1, 4, 16)
+    code = NVFP4.fp32_to_ue4m3(np.abs(groups).max(-1) / 6)
+    steps = np.maximum(NVFP4.ue4m3_to_fp32(code), 1e-9)[..., None]
+    q = np.abs((groups / steps)[..., None] - np.array(NVFP4.kvalues)).argmin(-1).astype(np.uint8)
+    pairs = (q[..., :8] | q[..., 8:] << 4).reshape(-1, 32)
+    return np.concatenate([code, pairs], axis=-1).reshape(*values.shape[:-1], -1)
 
 
 def _gguf_metadata(writer, config: dict[str, Any]) -> None:

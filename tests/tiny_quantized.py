@@ -9,6 +9,7 @@ installs, tests/goldens/ holds layers that it has packed, which test_quantized.p
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,14 @@ from typing import Any
 import numpy as np
 import reference_kernels as ref
 
+GPT_OSS_FLOATS = [
+    "model.layers.*.self_attn",
+    "model.layers.*.mlp.router",
+    "model.embed_tokens",
+    "lm_head",
+]
+# Nobody quantizes what chooses experts.
+ROUTERS = (".mlp.gate.weight", ".block_sparse_moe.gate.weight", ".mlp.shared_expert_gate.weight")
 Tensors = dict[str, tuple[str, np.ndarray]]
 Packer = Callable[[np.ndarray, np.random.Generator], tuple[Tensors, np.ndarray]]
 _NAMES = {
@@ -112,9 +121,8 @@ def gptq(bits: int, group: int, *, sym: bool, v1: bool, act_order: bool = False)
 
     def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
         size = w.shape[1] if group == -1 else group
-        # Activation order: a group is any `size` columns. q, k and v see one input, so one order.
-        order = np.random.default_rng(w.shape[1]).permutation(w.shape[1])
-        order = order if act_order else np.arange(w.shape[1])
+        # Activation order: a group is any `size` columns.
+        order = rng.permutation(w.shape[1]) if act_order else np.arange(w.shape[1])
         q, scale, zero, value = (round_symmetric if sym else round_asymmetric)(
             w[:, order], size, bits
         )
@@ -189,8 +197,10 @@ def compressed_int8(*, sym: bool = True) -> Packer:
     return pack
 
 
-def fp8(layout: str, scale_name: str, *, static: bool = False, bf16: bool = False) -> Packer:
-    """E4M3 with scales of a tensor, a row ("channel") or blocks of 128 x 128."""
+def fp8(
+    layout: str, scale_name: str, *, static: bool = False, bf16: bool = False, power: bool = False
+) -> Packer:
+    """E4M3 with scales of a tensor, a row ("channel") or blocks of 128 x 128; power: of two."""
 
     def pack(w: np.ndarray, rng: np.random.Generator) -> tuple[Tensors, np.ndarray]:
         n, k = w.shape
@@ -201,6 +211,8 @@ def fp8(layout: str, scale_name: str, *, static: bool = False, bf16: bool = Fals
         scale = padded.reshape(high, rows, wide, cols).max((1, 3)) / np.float32(448)
         if bf16:
             scale = ref.bf16_value(ref.bf16_round(scale)).astype(np.float32)
+        if power:
+            scale = np.exp2(np.ceil(np.log2(scale)))
         full = np.repeat(np.repeat(scale, rows, 0)[:n], cols, 1)[:, :k]
         codes = e4m3(w / full)
         out = scale.reshape(-1)[0] if layout == "tensor" else scale
@@ -463,6 +475,15 @@ SCHEMES: dict[str, tuple[dict, Packer]] = {
         {**_FP8, "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
         fp8("block", "weight_scale_inv"),
     ),
+    "fp8-block-power": (
+        {
+            **_FP8,
+            "activation_scheme": "dynamic",
+            "scale_fmt": "ue8m0",
+            "weight_block_size": [128, 128],
+        },
+        fp8("block", "weight_scale_inv", power=True),
+    ),
     "fp8-tensor": (
         {**_FP8, "activation_scheme": "static"},
         fp8("tensor", "weight_scale", static=True),
@@ -515,10 +536,16 @@ BF16_ONLY = tuple(
 )
 
 
+def _order_of(name: str, w: np.ndarray) -> np.random.Generator:
+    """What sees one input has one order: q, k and v, gate and up; each expert its own."""
+    expert = re.search(r"\.experts\.(\d+)\.", name)
+    return np.random.default_rng([w.shape[1], int(expert[1]) + 1 if expert else 0])
+
+
 def write(source: Path, folder: Path, scheme: str, *, head: bool = False) -> dict[str, np.ndarray]:
     """The checkpoint of `source` (float) in `scheme`; returns the float32 weights that it stands
-    for, by name. Layers' matrices are quantized, the embedding is not, the head where it is asked.
-    """
+    for, by name. Layers' matrices but routers are quantized, the embedding is not, the head where
+    it is asked."""
     from llmaccel.models.safetensors import open_safetensors
 
     config, packer = SCHEMES[scheme]
@@ -529,14 +556,46 @@ def write(source: Path, folder: Path, scheme: str, *, head: bool = False) -> dic
     checkpoint = open_safetensors(source)
     for name in checkpoint.names():
         w = checkpoint[name].float32()
-        if w.ndim == 2 and (".layers." in name or (head and name == "lm_head.weight")):
-            packed, value = packer(w, rng)
+        layers = ".layers." in name and not name.endswith(ROUTERS)
+        if w.ndim == 2 and (layers or (head and name == "lm_head.weight")):
+            packed, value = packer(w, _order_of(name, w) if "desc_act" in config else rng)
             values[name] = np.ascontiguousarray(value, np.float32)
             module = name.removesuffix(".weight")
             tensors |= {f"{module}.{part}": tensor for part, tensor in packed.items()}
         else:
             tensors[name] = stored(half(w))
             values[name] = half(w).astype(np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**raw, "quantization_config": config}))
+    write_safetensors(folder / "model.safetensors", tensors)
+    return values
+
+
+def write_gpt_oss(source: Path, folder: Path) -> dict[str, np.ndarray]:
+    """The gpt-oss checkpoint of `source` with MXFP4 experts, as the hub has them: [E, N, K / 32,
+    16] beside [E, N, K / 32], rows of gate and up in turns. Returns the float32 weights, [E, K, N].
+    """
+    from llmaccel.models.safetensors import open_safetensors
+
+    raw = json.loads((source / "config.json").read_text())
+    packer, rng = mxfp4("blocks"), np.random.default_rng(5)
+    tensors: Tensors = {}
+    values: dict[str, np.ndarray] = {}
+    checkpoint = open_safetensors(source)
+    for name in checkpoint.names():
+        w = checkpoint[name].float32()
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            tensors[name] = stored(w)
+            values[name] = w
+            continue
+        turned = w.swapaxes(1, 2)
+        packed, value = packer(turned.reshape(-1, turned.shape[2]), rng)
+        for part, (dtype, array) in packed.items():
+            shaped = array.reshape(*turned.shape[:2], *array.shape[1:])
+            tensors[f"{name}_{part.removeprefix('weight_')}"] = dtype, shaped
+        whole = value.reshape(turned.shape).swapaxes(1, 2)
+        values[name] = np.ascontiguousarray(whole, np.float32)
+    config = {"quant_method": "mxfp4", "modules_to_not_convert": GPT_OSS_FLOATS}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({**raw, "quantization_config": config}))
     write_safetensors(folder / "model.safetensors", tensors)

@@ -42,10 +42,11 @@ typedef enum la_codes {
     LA_CODES_I4 = 0,
     LA_CODES_I8,
     LA_CODES_F8,
-    LA_CODES_NF4, /* these four: 0..15, numbers of values in a table, without offsets */
+    LA_CODES_NF4, /* these five: 0..15, numbers of values in a table, without offsets */
     LA_CODES_FP4,
     LA_CODES_E2M1,
     LA_CODES_IQ4,
+    LA_CODES_MX4, /* E2M1 under powers of two */
     LA_CODES_COUNT
 } la_codes;
 
@@ -99,11 +100,12 @@ typedef enum la_pack {
     LA_PACK_COUNT
 } la_pack;
 
-/* A type of group scales beside LA_F16 and LA_F32: an fp16 number per column and 256 k (one for scales,
- * one for offsets) times an int8 number per column and group, as K-quants have them. The product is exact
- * in fp32. Group is at most 128; the last LA_NEST k may be fewer, with numbers for all of its groups. All
- * of them lie at the head of the unit. */
-enum { LA_F16_I8 = LA_DTYPE_COUNT, LA_NEST = 256 };
+/* Types of group scales beside LA_F16 and LA_F32. F16_I8: an fp16 number per column and 256 k (one for
+ * scales, one for offsets) times an int8 number per column and group, as K-quants have them; exact in
+ * fp32. E8M0: a power of two per column and group, by its biased exponent, 0 to 254; never an offset.
+ * Group is at most 128; the last LA_NEST k may be fewer, with numbers for all of its groups. All of them
+ * lie at the head of the unit. */
+enum { LA_F16_I8 = LA_DTYPE_COUNT, LA_E8M0, LA_NEST = 256 };
 
 /* How activation rows enter a product. */
 typedef enum la_act_form {
@@ -116,7 +118,8 @@ typedef enum la_act_form {
 
 typedef struct la_format {
     uint8_t pack;       /* la_pack */
-    uint8_t scale_type; /* LA_F16, LA_F32, LA_F16_I8: group scales and offsets; 0 for float packs */
+    uint8_t scale_type; /* LA_F16, LA_F32, LA_F16_I8, LA_E8M0: group scales and offsets; 0 for
+                         * float packs */
     uint8_t has_offset; /* groups carry an offset */
     uint8_t
         row_scale; /* one scale per output row, at the head of the unit, for all groups: sums are
@@ -131,6 +134,7 @@ typedef enum la_round {
     LA_ROUND_I8,        /* -128..127 about 0 */
     LA_ROUND_I8_OFFSET, /* from the smallest value to the largest, 0 among them */
     LA_ROUND_F8,        /* E4M3 */
+    LA_ROUND_F8_POWER,  /* E4M3, its scale a power of two */
     LA_ROUND_COUNT
 } la_round;
 
@@ -161,6 +165,15 @@ typedef struct la_act_meta {
     int32_t isum; /* I8: sum of the int8 codes; 0 for bf16 rows */
     int32_t pad;
 } la_act_meta;
+
+/* A power of two by its biased exponent; 255 is NaN. */
+static inline float la_e8m0_to_f32(uint8_t e)
+{
+    uint32_t bits = e == 0 ? 0x00400000u : e == 255 ? 0x7fc00000u : (uint32_t)e << 23;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
 
 static inline float la_bf16_to_f32(uint16_t h)
 {
@@ -265,15 +278,21 @@ static inline const uint16_t *la_pack_table(int pack)
     return pack >= LA_PACK_NF4 && pack <= LA_PACK_IQ4 ? tables[pack - LA_PACK_NF4] : NULL;
 }
 
-/* Bytes of one set of scales and offsets in a unit, of LA_F16_I8 those of LA_NEST k; 0 for float packs. */
+/* Do scales of groups lie at the head of the unit, apart from codes? */
+static inline int la_scales_apart(la_format f)
+{
+    return f.scale_type == LA_F16_I8 || f.scale_type == LA_E8M0;
+}
+
+/* Bytes of one set of scales and offsets in a unit, of those apart for LA_NEST k; 0 for float packs. */
 static inline size_t la_format_scales(la_format f)
 {
     size_t one = LA_UNIT * (f.scale_type == LA_F16 ? 2u : 4u);
     if (f.group == 0) {
         return 0;
     }
-    if (f.scale_type == LA_F16_I8) {
-        one = LA_UNIT * (2u + LA_NEST / (size_t)f.group);
+    if (la_scales_apart(f)) {
+        one = LA_UNIT * ((f.scale_type == LA_F16_I8 ? 2u : 0u) + LA_NEST / (size_t)f.group);
     }
     return f.has_offset ? 2 * one : one;
 }
@@ -281,19 +300,19 @@ static inline size_t la_format_scales(la_format f)
 /* Bytes of them in front of each group's codes, and in front of a unit: one of the two is 0. */
 static inline size_t la_format_header(la_format f)
 {
-    return f.row_scale || f.scale_type == LA_F16_I8 ? 0 : la_format_scales(f);
+    return f.row_scale || la_scales_apart(f) ? 0 : la_format_scales(f);
 }
 
 static inline size_t la_format_unit_header(la_format f, int K)
 {
-    if (f.scale_type == LA_F16_I8) {
+    if (la_scales_apart(f)) {
         return ((size_t)K + LA_NEST - 1) / LA_NEST * la_format_scales(f);
     }
     return f.row_scale ? la_format_scales(f) : 0;
 }
 
-/* LA_F16_I8: where in a unit the fp16 number for k of scales (i = 0) or offsets (i = 1) of all columns
- * begins, and where the int8 ones of k's group. */
+/* Of scales apart: where in a unit the fp16 number for k of scales (i = 0) or offsets (i = 1) of all
+ * columns begins, and where the bytes of k's group. */
 static inline size_t la_format_outer(la_format f, int i, int k)
 {
     return (size_t)(k / LA_NEST) * la_format_scales(f) + (size_t)i * LA_UNIT * 2;
@@ -302,7 +321,8 @@ static inline size_t la_format_outer(la_format f, int i, int k)
 static inline size_t la_format_inner(la_format f, int i, int k)
 {
     size_t sets = 1u + f.has_offset, group = (size_t)(k % LA_NEST / f.group);
-    return la_format_outer(f, 0, k) + (2 * sets + group * sets + (size_t)i) * LA_UNIT;
+    size_t outer = f.scale_type == LA_F16_I8 ? 2 * sets : 0;
+    return la_format_outer(f, 0, k) + (outer + group * sets + (size_t)i) * LA_UNIT;
 }
 
 /* k of a step of codes: grouped k is padded to it. */

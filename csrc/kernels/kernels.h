@@ -42,7 +42,7 @@ typedef enum la_isa {
  *   row_scale: one set of scales at the head of the unit instead of one per group; without offset it
  *        multiplies the finished sum.
  *   F16_I8: for each 256 k scales [32] fp16, offsets [32] fp16 if any, then per group scales [32] int8,
- *        offsets [32] int8 if any; those of all k at the head of the unit, all codes after them.
+ *        offsets [32] int8 if any (E8M0: only exponents [32]); those of all k at the head of the unit.
  *   In grouped packs K is padded to whole steps with codes that meet zero activations. */
 typedef struct la_gemm {
     const uint8_t *w; /* first unit of the granule, 64-byte aligned */

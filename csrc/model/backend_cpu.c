@@ -122,6 +122,7 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     int wide = la_cpu_heads_of(d).d;
     out->tile = take_floats(base, &at, rows * LA_CPU_TILE_COLS);
     out->row = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
+    out->rounded = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->sorted = take_floats(base, &at, la_round_up((size_t)max_k(d), 16));
     out->few = take_bytes(base, &at, la_cpu_few_bytes(d, max_tokens));
     at = moe_layout(d, few_rows(max_tokens), base, at, out);

@@ -50,6 +50,7 @@ typedef struct la_cpu_group {
 typedef struct la_cpu_local {
     float *tile;           /* [LA_CPU_TILE_ROWS][LA_CPU_TILE_COLS] */
     float *row;            /* [max K] a normalized row */
+    float *rounded;        /* [max K] a row rounded as a checkpoint says */
     float *sorted;         /* [max K] a row in the order of a weight's k */
     uint8_t *few;          /* converted rows of a small batch, as shared */
     la_routes routes;      /* of a small batch */
@@ -82,6 +83,8 @@ static inline int la_cpu_border(int n, int i, int parts)
  * used. */
 size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8_t *base,
                         la_act_rows *v);
+/* x [K] becomes row r of v: rounded, put in order and converted as v says. */
+void la_cpu_enter_row(la_ctx *c, const la_act_rows *v, int r, const float *x);
 void la_cpu_linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
                    const la_epilogue *epi);
 /* Units that a thread takes at once, of so many bytes: `rows` rows, lanes counted, meet `units` in all. */

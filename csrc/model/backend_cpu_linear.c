@@ -41,6 +41,25 @@ size_t la_cpu_rows_plan(la_ctx *c, const la_matrix *m, int part, int rows, uint8
     return la_round_up(bytes + (size_t)v->groups * lanes * sizeof(la_act_meta), 64);
 }
 
+void la_cpu_enter_row(la_ctx *c, const la_act_rows *v, int r, const float *x)
+{
+    const la_kernels *k = &la_cpu_of(c)->k;
+    if (v->rounding.kind == LA_ROUND_NONE && v->order == NULL) {
+        la_act_rows_convert(k, v, r, x);
+        return;
+    }
+    la_cpu_local own;
+    la_cpu_local_of(c, &own);
+    if (v->rounding.kind != LA_ROUND_NONE) {
+        la_cpu_round_row(k, v->rounding, x, v->K, own.rounded);
+        x = own.rounded;
+    }
+    for (int i = 0; v->order != NULL && i < v->K; i++) {
+        own.sorted[i] = x[v->order[i]];
+    }
+    la_act_rows_convert(k, v, r, v->order != NULL ? own.sorted : x);
+}
+
 static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
                          int end)
 {
@@ -55,14 +74,7 @@ static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm no
             la_cpu_norm(c, norm, x, y, v->K);
             x = y;
         }
-        if (v->rounding.kind != LA_ROUND_NONE) {
-            la_cpu_round_row(k, v->rounding, x, v->K, own.row);
-            x = own.row;
-        }
-        for (int i = 0; v->order != NULL && i < v->K; i++) {
-            own.sorted[i] = x[v->order[i]];
-        }
-        la_act_rows_convert(k, v, r, v->order != NULL ? own.sorted : x);
+        la_cpu_enter_row(c, v, r, x);
     }
 }
 

@@ -104,48 +104,93 @@ static void copy_row(const la_act_rows *from, int a, const la_act_rows *to, int 
     }
 }
 
-/* norm(x) of tokens first .. first+n-1, converted once, to every row that reads it. */
+/* The rows of experts as expert e takes them. */
+static la_act_rows rows_of(const product *x, int e)
+{
+    la_act_rows v = x->v[ROUTED];
+    v.order = x->of[e].order[0];
+    v.rounding = x->of[e].rounding[0];
+    return v;
+}
+
+/* Do two experts' rows, made of one token, hold the same numbers? */
+static int same_rows(const la_act_rows *a, const la_act_rows *b)
+{
+    return a->form == b->form && a->group == b->group && a->order == NULL && b->order == NULL &&
+           memcmp(&a->rounding, &b->rounding, sizeof a->rounding) == 0;
+}
+
+/* norm(x) of tokens first .. first+n-1 to every row that reads it; converted once where experts agree
+ * about the order of columns and about rounding. */
 static void enter_tokens(la_ctx *c, const product *x, la_rows in, int first, int n)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
     la_norm norm = c->m->layers[x->layer].ffn_norm;
-    const la_act_rows *v = x->v;
-    int same = v[SHARED].form == v[ROUTED].form && v[SHARED].group == v[ROUTED].group;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     for (int t = first; t < first + n; t++) {
         const int32_t *row = x->to.row + (int64_t)t * d->n_experts_used;
+        const int32_t *expert = x->to.expert + (int64_t)t * d->n_experts_used;
         const float *y = in.p + (int64_t)t * in.ld;
         if (norm.w != NULL) {
             la_cpu_norm(c, norm, y, own.row, d->d_model);
             y = own.row;
         }
-        la_act_rows_convert(k, &v[ROUTED], row[0], y);
+        la_act_rows head = rows_of(x, expert[0]);
+        la_cpu_enter_row(c, &head, row[0], y);
         for (int s = 1; s < d->n_experts_used; s++) {
-            copy_row(&v[ROUTED], row[0], &v[ROUTED], row[s]);
+            la_act_rows v = rows_of(x, expert[s]);
+            if (same_rows(&head, &v)) {
+                copy_row(&head, row[0], &v, row[s]);
+            }
+            else {
+                la_cpu_enter_row(c, &v, row[s], y);
+            }
         }
-        if (x->shared != NULL && same) {
-            copy_row(&v[ROUTED], row[0], &v[SHARED], t);
+        if (x->shared != NULL && same_rows(&head, &x->v[SHARED])) {
+            copy_row(&head, row[0], &x->v[SHARED], t);
         }
         else if (x->shared != NULL) {
-            la_act_rows_convert(k, &v[SHARED], t, y);
+            la_cpu_enter_row(c, &x->v[SHARED], t, y);
         }
     }
 }
 
-/* Rows of one kind as the second product takes them. */
-static void enter_rows(la_ctx *c, la_act_rows *v, la_rows in)
+static int is_plain(const la_act_rows *v)
 {
-    const la_kernels *k = &la_cpu_of(c)->k;
-    if (v->form == LA_ACT_F32) { /* already what the kernel reads */
-        v->a = (uint8_t *)in.p;
-        v->pitch = (size_t)in.ld * sizeof(float);
+    return v->form == LA_ACT_F32 && v->order == NULL && v->rounding.kind == LA_ROUND_NONE;
+}
+
+/* Are rows of one kind already what every product of them reads? */
+static int are_plain(const la_ctx *c, const product *x, int kind)
+{
+    int plain = is_plain(&x->v[kind]);
+    for (int e = 0; kind == ROUTED && plain && e < c->m->desc.n_experts; e++) {
+        la_act_rows v = rows_of(x, e);
+        plain = x->to.first[e] == x->to.first[e + 1] || is_plain(&v);
+    }
+    return plain;
+}
+
+/* Row r of the second product. */
+static void enter_row(la_ctx *c, const product *x, int kind, la_rows in, int r)
+{
+    la_act_rows v = kind == ROUTED ? rows_of(x, x->to.expert[x->to.entry[r]]) : x->v[SHARED];
+    la_cpu_enter_row(c, &v, r, in.p + (int64_t)r * in.ld);
+}
+
+/* Rows of one kind as the second product takes them. */
+static void enter_rows(la_ctx *c, product *x, int kind, la_rows in)
+{
+    if (are_plain(c, x, kind)) {
+        x->v[kind].a = (uint8_t *)in.p;
+        x->v[kind].pitch = (size_t)in.ld * sizeof(float);
         return;
     }
     if (is_few(c)) {
         for (int r = 0; r < in.n; r++) {
-            la_act_rows_convert(k, v, r, in.p + (int64_t)r * in.ld);
+            enter_row(c, x, kind, in, r);
         }
         return;
     }
@@ -153,7 +198,7 @@ static void enter_rows(la_ctx *c, la_act_rows *v, la_rows in)
     la_cpu_share_begin(c, &share, in.n, NULL);
     for (int n, first; (n = la_share_next(&share, LA_CPU_CONVERT_ROWS, &first)) != 0;) {
         for (int r = first; r < first + n; r++) {
-            la_act_rows_convert(k, v, r, in.p + (int64_t)r * in.ld);
+            enter_row(c, x, kind, in, r);
         }
     }
     la_cpu_barrier(c);
@@ -357,12 +402,12 @@ void la_cpu_moe_down(la_ctx *c, int layer, la_rows in)
     la_rows h = c->w->expert_h;
     h.n = pairs;
     base += la_cpu_rows_plan(c, &w->down[0], 0, pairs, base, &x.v[ROUTED]);
-    enter_rows(c, &x.v[ROUTED], h);
+    enter_rows(c, &x, ROUTED, h);
     if (x.shared != NULL) {
         h = c->w->shared_h;
         h.n = in.n;
         la_cpu_rows_plan(c, x.shared, 0, in.n, base, &x.v[SHARED]);
-        enter_rows(c, &x.v[SHARED], h);
+        enter_rows(c, &x, SHARED, h);
     }
     run_product(c, &x);
     int whole = c->m->layers[layer].ffn_post_norm.w != NULL; /* a norm needs the row */

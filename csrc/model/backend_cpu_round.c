@@ -35,9 +35,18 @@ static void round_f8(const la_kernels *t, float scale, const float *x, int n, fl
     }
 }
 
+/* The least power of two that is not below s > 0. */
+static float power_above(float s)
+{
+    int exponent;
+    float part = frexpf(s, &exponent);
+    return ldexpf(part > 0.5f ? 1.0f : 0.5f, exponent);
+}
+
 static void round_group(const la_kernels *t, la_rounding r, const float *x, int n, float *y)
 {
     float scale = r.scale, zero = 0.0f;
+    int f8 = r.kind == LA_ROUND_F8 || r.kind == LA_ROUND_F8_POWER;
     if (r.kind == LA_ROUND_I8_OFFSET) {
         float low = 0.0f, high = 0.0f;
         for (int k = 0; k < n; k++) {
@@ -48,12 +57,13 @@ static void round_group(const la_kernels *t, la_rounding r, const float *x, int 
         zero = scale > 0.0f ? rintf(fminf(fmaxf(-128.0f - low / scale, -128.0f), 127.0f)) : 0.0f;
     }
     else if (scale == 0.0f) {
-        scale = largest(x, n) / (r.kind == LA_ROUND_F8 ? 448.0f : 127.5f);
+        scale = largest(x, n) / (f8 ? 448.0f : 127.5f);
+        scale = r.kind == LA_ROUND_F8_POWER && scale > 0.0f ? power_above(scale) : scale;
     }
     if (!(scale > 0.0f)) {
         memset(y, 0, (size_t)n * sizeof *y);
     }
-    else if (r.kind == LA_ROUND_F8) {
+    else if (f8) {
         round_f8(t, scale, x, n, y);
     }
     else {

@@ -77,11 +77,9 @@ static void block_iq4_nl(const uint8_t *b, int8_t *code, float *scale, float *of
     nibbles(b + 2, 0, code);
 }
 
-/* The scale is a power of two by its biased exponent; 255 is NaN. */
 static void block_mxfp4(const uint8_t *b, int8_t *code, float *scale, float *offset)
 {
-    uint32_t bits = b[0] == 0 ? 0x00400000u : b[0] == 255 ? 0x7fc00000u : (uint32_t)b[0] << 23;
-    memcpy(scale, &bits, sizeof bits);
+    *scale = la_e8m0_to_f32(b[0]);
     *offset = 0.0f;
     nibbles(b + 1, 0, code);
 }
@@ -275,7 +273,7 @@ static const la_source_type types[LA_DTYPE_COUNT] = {
     [LA_Q6_K] = {256, 210, 16, 6, 0, 1, LA_F16_I8, LA_PACK_COUNT, 0},
     [LA_IQ4_NL] = {32, 18, 32, 4, 0, 0, LA_F16, LA_PACK_IQ4, 0},
     [LA_IQ4_XS] = {256, 136, 32, 4, 0, 0, LA_F16_I8, LA_PACK_IQ4, 0},
-    [LA_MXFP4] = {32, 17, 32, 4, 0, 0, LA_F32, LA_PACK_E2M1, 0},
+    [LA_MXFP4] = {32, 17, 32, 4, 0, 0, LA_E8M0, LA_PACK_E2M1, 0},
 };
 
 static const la_block_fn blocks[LA_DTYPE_COUNT] = {
@@ -294,15 +292,18 @@ static const la_nested_fn nested[LA_DTYPE_COUNT] = {
 
 static la_source_type plain_info(la_plain p)
 {
-    static const int packs[LA_CODES_COUNT] = {LA_PACK_I4,  LA_PACK_I8,   LA_PACK_F8, LA_PACK_NF4,
-                                              LA_PACK_FP4, LA_PACK_E2M1, LA_PACK_IQ4};
+    static const int packs[LA_CODES_COUNT] = {LA_PACK_I4,  LA_PACK_I8,   LA_PACK_F8,  LA_PACK_NF4,
+                                              LA_PACK_FP4, LA_PACK_E2M1, LA_PACK_IQ4, LA_PACK_E2M1};
+    int powers = p.codes == LA_CODES_MX4 && p.group <= LA_NEST / 2;
     la_source_type s = {1,
                         1,
                         p.group != 0 ? p.group : LA_WHOLE_ROW,
                         8,
                         p.has_offset,
                         !p.has_offset,
-                        p.half ? LA_F16 : LA_F32,
+                        powers   ? LA_E8M0
+                        : p.half ? LA_F16
+                                 : LA_F32,
                         packs[p.codes],
                         p.has_offset ? 8 : 4};
     s.bits = p.codes == LA_CODES_I8 || p.codes == LA_CODES_F8 ? 8 : 4;

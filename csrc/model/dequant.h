@@ -19,7 +19,8 @@ typedef struct la_source_type {
     int bits;  /* 4, 5, 6, 8: of the narrowest pack that holds the codes */
     int has_offset;
     int centered;   /* codes are signed about 0 (-8..7 for 4 bits) */
-    int scale_type; /* LA_F16 where scales and offsets are stored as fp16, LA_F16_I8 of K-quants */
+    int scale_type; /* LA_F16 where scales and offsets are stored as fp16, LA_F16_I8 of K-quants,
+                     * LA_E8M0 of powers of two */
     int pack;       /* la_pack of plain rows, of others LA_PACK_COUNT */
     int head;       /* bytes in front of each group of plain rows */
 } la_source_type;

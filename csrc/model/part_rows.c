@@ -77,12 +77,6 @@ la_status la_part_check_rows(la_slot slot, const la_source *part, int activation
             "%s: matrices of heads whose columns are in activation order or whose rows are rounded",
             la_slot_name(slot));
     }
-    if (special && la_slot_is_of_experts(slot)) {
-        return la_fail(
-            LA_ERR_UNSUPPORTED,
-            "%s: experts whose columns are in activation order or whose rows are rounded",
-            la_slot_name(slot));
-    }
     if (la_part_is_ordered(part)) {
         LA_TRY(check_order(slot, part));
     }

@@ -160,11 +160,6 @@ int la_slot_is_routed(la_slot slot)
     return slot >= LA_ROUTER;
 }
 
-int la_slot_is_of_experts(la_slot slot)
-{
-    return slot >= LA_SHARED_GATE_UP && slot <= LA_EXPERT_DOWN_BIAS;
-}
-
 int la_slot_experts(const la_model_desc *d, la_slot slot)
 {
     return la_slot_is_per_expert(slot) ? d->n_experts : 1;

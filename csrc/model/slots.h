@@ -31,8 +31,6 @@ int la_slot_is_routed(la_slot slot);
 int la_slot_is_per_head(la_slot slot);
 /* Has every expert its own? */
 int la_slot_is_per_expert(la_slot slot);
-/* Does an expert own it, the shared one or each? */
-int la_slot_is_of_experts(la_slot slot);
 /* How often a layer has it: once, or once for each expert. */
 int la_slot_experts(const la_model_desc *d, la_slot slot);
 enum { LA_SLOT_PLACE = 64 };

@@ -330,8 +330,8 @@ int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)
  * models/plain.py spells them; "_R" instead of a group: one scale a row. */
 static int plain_from(const char *name, la_dtype *out)
 {
-    static const char *const codes[LA_CODES_COUNT] = {"QI4",  "QI8",   "QF8", "QNF4",
-                                                      "QFP4", "QE2M1", "QIQ4"};
+    static const char *const codes[LA_CODES_COUNT] = {"QI4",  "QI8",   "QF8",  "QNF4",
+                                                      "QFP4", "QE2M1", "QIQ4", "QMX4"};
     static const char *const groups[] = {"_R", "_G16", "_G32", "_G64", "_G128", "_G256"};
     static const char *const flags[] = {"_O", "_H", "_P"};
     int kind = 0, group = 0, seen[3] = {0, 0, 0};

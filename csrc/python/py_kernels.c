@@ -223,12 +223,13 @@ static int format_valid(la_format f)
     int f8 = f.pack == LA_PACK_F8, centered = f8 || la_pack_table(f.pack) != NULL;
     int grouped = f.pack >= LA_PACK_I8;
     int scale = f.scale_type == LA_F32 || (f.scale_type == LA_F16 && !f8);
-    if (f.scale_type == LA_F16_I8) {
-        scale = !f8 && !f.row_scale && f.group < LA_NEST;
+    if (la_scales_apart(f)) {
+        scale =
+            !f8 && !f.row_scale && f.group < LA_NEST && !(f.scale_type == LA_E8M0 && f.has_offset);
     }
     return f.pack < LA_PACK_COUNT && f.has_offset <= !centered && f.row_scale <= 1 &&
            (grouped ? group_valid(f.group) && scale
-                    : f.group == 0 && !f.has_offset && !f.row_scale && f.scale_type != LA_F16_I8);
+                    : f.group == 0 && !f.has_offset && !f.row_scale && !la_scales_apart(f));
 }
 
 static int item(PyObject *dict, const char *key, int *out)

@@ -363,7 +363,8 @@ static PyObject *packed_get_format(PyObject *object, void *closure)
     };
     (void)closure;
     la_format f = ((packed *)object)->w.f;
-    const char *const types[] = {[LA_F32] = "F32", [LA_F16] = "F16", [LA_F16_I8] = "F16_I8"};
+    const char *const types[] = {
+        [LA_F32] = "F32", [LA_F16] = "F16", [LA_F16_I8] = "F16_I8", [LA_E8M0] = "E8M0"};
     const char *scale = f.group == 0 ? NULL : types[f.scale_type];
     return Py_BuildValue("{sssiszsOsO}", "codes", packs[f.pack], "group", (int)f.group, "scales",
                          scale, "offsets", f.has_offset ? Py_True : Py_False, "per_row",

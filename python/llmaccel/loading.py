@@ -48,13 +48,17 @@ from llmaccel.models.mapping import (
     slot_forms,
     tensor_specs,
 )
-from llmaccel.models.quantized import open_quantized, quantization_beside
+from llmaccel.models.quantized import (
+    open_blocks,
+    open_quantized,
+    quantization_beside,
+)
 from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 # Types of codes whose products have bf16 activations whatever is asked.
-BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "IQ4", "MXFP4")
+BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "QMX4", "IQ4", "MXFP4")
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,10 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
         if path.is_file():
             from llmaccel.models.gguf import open_gguf
 
-            checkpoint = open_gguf(path)
-            raw = metadata = checkpoint.metadata
+            file = open_gguf(path)
+            raw = metadata = file.metadata
+            with naming_file(path):
+                checkpoint = open_blocks(file)
         else:
             raw = load_hf_config(path)
     stored = None
@@ -148,8 +154,6 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
             "activation='checkpoint': the model does not say how activations are rounded, or in "
             "a way that is not known here"
         )
-    if forms.rounded and config.attn == "latent":
-        raise UnsupportedError("activation='checkpoint': heads of latents (MLA) take other rows")
     forms = replace(forms, later=len(later_tensors(config, checkpoint)))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
@@ -173,7 +177,8 @@ def forget_metadata(prepared: Prepared) -> Prepared:
     """Let go of a GGUF file's vocabulary, which the tokenizer alone needs, before the weights come:
     what is freed later stays in holes of the heap."""
     if prepared.gguf_metadata is not None:
-        prepared.checkpoint.metadata = {}
+        file = prepared.checkpoint
+        getattr(file, "table", file).metadata = {}
     return replace(prepared, gguf_metadata=None)
 
 

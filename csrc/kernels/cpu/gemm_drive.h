@@ -11,7 +11,7 @@
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
  * compiler knows, and it would load every field again for every result.
- * Scales of two numbers (LA_F16_I8) are multiplied out to fp32 once per range of k and units, and
+ * Scales apart (LA_F16_I8, LA_E8M0) are multiplied out to fp32 once per range of k and units, and
  * tiles read them from there, as if they were one set for all: apart from the codes.
  * A scale per row without offset (late_scale) is left out of the folds and multiplies the finished sums.
  * Invariant: a result is one chain over k. Blocks end where groups end and partial sums pass
@@ -67,7 +67,7 @@ typedef struct la_tiler {
     const la_tile_fn *few;  /* [rows] one unit, reads the weights as they are; [few_rows + 1] */
     int few_rows;           /* 0: none */
     const la_tile_fn *pair; /* [rows] the same of two units, or NULL; [PAIR_ROWS + 1] */
-    int pair_all;           /* take them whatever the scales, else for LA_F16_I8 alone */
+    int pair_all;           /* take them whatever the scales, else for those apart alone */
     const la_tile_fn *one;  /* [rows] one unit; [rows + 1] */
     const la_tile_fn *two;  /* [rows] two units, or NULL */
     int rows;               /* most of a strip */
@@ -204,8 +204,17 @@ LA_INLINE la_tile tile_start(const la_gemm *g, const la_tiler *s, int u, int k0)
     return t;
 }
 
-/* LA_F16_I8: scales and offsets of the range, multiplied out: [units][group][32], offsets behind
- * scales. From here on the tile has fp32 scales apart from its codes. */
+/* Powers of two of LA_NEST k as fp32: [group][32]; returns where they end. */
+LA_INLINE float *tile_powers(la_format f, const uint8_t *exponent, float *out)
+{
+    for (int i = 0; i < LA_NEST / f.group * LA_UNIT; i += VL) {
+        v_store(out + i, v_load_e8m0(exponent + i));
+    }
+    return out + LA_NEST / f.group * LA_UNIT;
+}
+
+/* Scales apart, and offsets, of the range, multiplied out: [units][group][32], offsets behind scales.
+ * From here on the tile has fp32 scales apart from its codes. */
 LA_INLINE void tile_open(const la_gemm *g, la_tile *t, int u, int units, int k0, float *heads)
 {
     const int sets = 1 + g->f.has_offset;
@@ -214,6 +223,10 @@ LA_INLINE void tile_open(const la_gemm *g, la_tile *t, int u, int units, int k0,
         const uint8_t *unit = g->w + (size_t)i * g->w_pitch;
         for (int k = k0; k < k0 + t->k; k += LA_NEST) {
             const int8_t *inner = (const int8_t *)unit + la_format_inner(g->f, 0, k);
+            if (g->f.scale_type == LA_E8M0) {
+                out = tile_powers(g->f, (const uint8_t *)inner, out);
+                continue;
+            }
             vf outer[2][TILE_V];
             for (int j = 0; j < TILE_V * sets; j++) {
                 const uint8_t *at = unit + la_format_outer(g->f, j / TILE_V, k);
@@ -301,11 +314,11 @@ LA_INLINE int tile_block(const la_gemm *g, const la_tiler *s, int units)
     int blocks = (int)((bytes + TILE_BLOCK_BYTES - 1) / TILE_BLOCK_BYTES);
     int k = (g->K + blocks - 1) / blocks;
     k = (k + TILE_QUANTUM - 1) / TILE_QUANTUM * TILE_QUANTUM;
-    int most = g->f.scale_type == LA_F16_I8 ? tile_open_k(g->f, units, TILE_HEADS) : k;
+    int most = la_scales_apart(g->f) ? tile_open_k(g->f, units, TILE_HEADS) : k;
     return k < most ? k : most;
 }
 
-/* decoded and heads: as below; heads NULL if scales are not LA_F16_I8. */
+/* decoded and heads: as below; heads NULL if scales are not apart. */
 LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, float *heads)
 {
     for (int u = 0, units; u < g->n_units; u += units) {
@@ -347,7 +360,7 @@ LA_INLINE void tile_many(const la_gemm *g, const la_tiler *s, uint8_t *decoded, 
     }
 }
 
-/* tile_drive for scales that are LA_F16_I8: not inlined, so that others do without the room. */
+/* tile_drive for scales apart: not inlined, so that others do without the room. */
 static __attribute__((noinline, unused)) void tile_nested(const la_gemm *g, const la_tiler *s,
                                                           uint8_t *decoded)
 {
@@ -371,7 +384,7 @@ static __attribute__((noinline, unused)) void tile_nested(const la_gemm *g, cons
 /* decoded: room for one block if s->decode, 64-byte aligned. */
 LA_INLINE void tile_drive(const la_gemm *g, const la_tiler *s, uint8_t *decoded)
 {
-    if (g->f.scale_type == LA_F16_I8) {
+    if (la_scales_apart(g->f)) {
         tile_nested(g, s, decoded);
         return;
     }

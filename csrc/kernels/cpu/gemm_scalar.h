@@ -115,6 +115,9 @@ static float scalar_scale(la_format f, const uint8_t *head, int i, int j, int k)
         int8_t inner = (int8_t)head[la_format_inner(f, i, k) + (size_t)j];
         return la_f16_to_f32(outer[j]) * (float)inner;
     }
+    if (f.scale_type == LA_E8M0) {
+        return la_e8m0_to_f32(head[la_format_inner(f, i, k) + (size_t)j]);
+    }
     if (f.scale_type == LA_F16) {
         return la_f16_to_f32(((const uint16_t *)(const void *)head)[i * LA_UNIT + j]);
     }

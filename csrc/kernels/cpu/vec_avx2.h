@@ -114,6 +114,12 @@ LA_INLINE vf v_load_i8(const int8_t *p)
 {
     return v_from_i(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+/* Powers of two by their biased exponents, 0 to 254; 2^-127 has none of its own. */
+LA_INLINE vf v_load_e8m0(const uint8_t *p)
+{
+    vi bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), 23);
+    return _mm256_castsi256_ps(vi_max(bits, _mm256_set1_epi32(0x00400000)));
+}
 LA_INLINE vi vi_add16(vi a, vi b) { return _mm256_add_epi16(a, b); }
 LA_INLINE vi vi_shl16(vi a, int n) { return _mm256_slli_epi16(a, n); }
 LA_INLINE vi vi_shr16(vi a, int n) { return _mm256_srli_epi16(a, n); }

@@ -5,7 +5,7 @@ Owns the names of these types ("QI4_G128_H"), their size, and the assembly of co
 offsets into rows: blocks of `group` codes, a byte each, behind their fp32 scale and offset.
 csrc/base/dtype.h (LA_PLAIN) has the same. A weight is scale * (code - zero) + offset with zero 8
 for I4 without offsets, 0 with them, 128 for I8; F8 codes are E4M3 bits, NF4, FP4, E2M1 and IQ4
-codes number the values of a table. Invariant: rows are exact
+codes number the values of a table; MX4 is E2M1 under powers of two. Invariant: rows are exact
 to the file; what a group of the file spans is cut into smaller equal ones, never joined.
 
 Called by models/quantized; checkpoint.py and slots.py ask for sizes.
@@ -21,9 +21,9 @@ import numpy as np
 
 GROUPS = (256, 128, 64, 32, 16)
 # What each kind's codes may be.
-CODES = {"I4": 4, "I8": 8, "F8": 8, "NF4": 4, "FP4": 4, "E2M1": 4, "IQ4": 4}
+CODES = {"I4": 4, "I8": 8, "F8": 8, "NF4": 4, "FP4": 4, "E2M1": 4, "IQ4": 4, "MX4": 4}
 _ROWS_AT_ONCE = 64  # codes may lie in columns: a line of each is then read once
-_NAME = re.compile(r"Q(I4|I8|F8|NF4|FP4|E2M1|IQ4)_(?:R|G(16|32|64|128|256))(_O)?(_H)?(_P)?")
+_NAME = re.compile(r"Q(I4|I8|F8|NF4|FP4|E2M1|IQ4|MX4)_(?:R|G(16|32|64|128|256))(_O)?(_H)?(_P)?")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,17 @@ from typing import Any
 from llmaccel.errors import LoadError, UnsupportedError, shown
 from llmaccel.files import is_there, read_json_object
 from llmaccel.models.checkpoint import RawTensor, quoted
-from llmaccel.models.quantized import awq, bitsandbytes, compressed, fp8, gptq, hqq, modelopt, mx
+from llmaccel.models.quantized import (
+    awq,
+    bitsandbytes,
+    compressed,
+    fp8,
+    gptq,
+    hqq,
+    modelopt,
+    mx,
+    nvfp4_gguf,
+)
 from llmaccel.models.quantized.linear import Linear, LinearTensor, Settings
 from llmaccel.models.slots import TensorTable
 
@@ -48,10 +58,10 @@ _CACHE = (
 
 
 class QuantizedTensors:
-    """A checkpoint whose quantized layers appear under the names of their weights."""
+    """A checkpoint whose quantized layers appear under the names of their weights. table: it."""
 
     def __init__(self, table: TensorTable, linears: list[Linear]) -> None:
-        self._table = table
+        self.table = table
         self._linears: dict[str, Linear] = {}
         hidden = set()
         for linear in linears:
@@ -76,12 +86,12 @@ class QuantizedTensors:
         return [*self._linears, *self._others]
 
     def __contains__(self, name: str) -> bool:
-        return name in self._linears or name in self._table
+        return name in self._linears or name in self.table
 
     def __getitem__(self, name: str) -> RawTensor | LinearTensor:
         if name in self._linears:
-            return LinearTensor(self._linears[name], self._table)
-        return self._table[name]
+            return LinearTensor(self._linears[name], self.table)
+        return self.table[name]
 
 
 def open_quantized(raw: Any, table: TensorTable) -> QuantizedTensors:
@@ -103,6 +113,12 @@ def open_quantized(raw: Any, table: TensorTable) -> QuantizedTensors:
     if not linears:
         raise LoadError(f"{_WHERE}: quant_method {method!r}, but no layer is quantized by it")
     return QuantizedTensors(table, linears)
+
+
+def open_blocks(table: TensorTable) -> Any:
+    """A GGUF file, or what stands in front of one whose blocks are opened here (NVFP4)."""
+    linears = nvfp4_gguf.find_linears(table)
+    return QuantizedTensors(table, linears) if linears else table
 
 
 def quantization_beside(folder: Path) -> Any:

@@ -2,7 +2,8 @@
 
 weight F8_E4M3 [N, K]; weight_scale_inv [ceil(N / 128), ceil(K / 128)] (DeepSeek, Qwen3-FP8; the
 name notwithstanding it multiplies), or weight_scale of one number or one a row. A scale_fmt of
-"ue8m0" says that scales are powers of two, stored as floats or as their exponents. Rows of
+"ue8m0" says that scales are powers of two, stored as floats or as their exponents, and those of
+rows as well. Rows of
 activations stay what the activation option says; scales for them (input_scale) are read for
 activation="checkpoint" alone, which rounds them to E4M3 per group of the block or per row.
 """
@@ -39,7 +40,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     static = config.choice("activation_scheme", ("dynamic", "static", None)) == "static"
     config.choice("fmt", ("e4m3", "float8_e4m3fn", None))
     config.choice("weight_fmt", ("e4m3", None))
-    config.choice("scale_fmt", ("ue8m0", "float", None))
+    powers = config.choice("scale_fmt", ("ue8m0", "float", None)) == "ue8m0"
     given_block = config.block("weight_block_size")
     skips = ModuleNames(
         config.names("modules_to_not_convert", "ignored_layers", "ignore"), config.where
@@ -55,7 +56,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         scale = header(table, f"{module}.{name}", SCALES, None)
         block = given_block or ((0, 0) if count_of(scale) == 1 else (1, 0))
         of_rows = f"{module}.input_scale" if static else None
-        rounding = Rounding("e4m3", block[1], of_rows)
+        rounding = Rounding("e4m3 power" if powers else "e4m3", block[1], of_rows)
         found.append(e4m3_linear(weight, scale, block, table, rounding))
     return found
 

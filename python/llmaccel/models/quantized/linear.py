@@ -10,9 +10,10 @@ Called by the schemes beside it and by __init__.py.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from llmaccel.models.plain import PlainForm, cut_groups, plain_rows
 from llmaccel.models.slots import TensorTable
 
 FLOATS = ("F32", "F16", "BF16")
+_ROUNDINGS = ("int8", "int8 offset", "e4m3", "e4m3 power")  # la_round, from 1 on
 _MAX_CODES = 1 << 34  # of a layer: what no layer of a model has
 
 
@@ -42,8 +44,9 @@ class Codes:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How the file says that rows are rounded before a layer: to "int8", "int8 offset" or "e4m3",
-    by the largest value of each `group` k (0: the row), or by the number of a tensor, `scale`.
+    """How the file says that rows are rounded before a layer: to "int8", "int8 offset", "e4m3" or
+    "e4m3 power" (whose scale is a power of two), by the largest value of each `group` k (0: the
+    row), or by the number of a tensor, `scale`.
     """
 
     kind: str
@@ -59,7 +62,7 @@ class Rounding:
             if values.size != 1 or not (np.isfinite(values) & (values > 0)).all():
                 raise LoadError(f"{self.scale}: expected one number above 0")
             number = float(values[0])
-        return 1 + ("int8", "int8 offset", "e4m3").index(self.kind), self.group, number
+        return 1 + _ROUNDINGS.index(self.kind), self.group, number
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Linear:
     """A quantized layer as its headers tell it.
 
     name: of the weight, as models know it. bits: of a code. group: k that share a scale in the
-    file. sources: the file's tensors. read: opens them. rounding: of the layer's rows.
+    file. sources: the file's tensors. read: opens them. rounding: of the layer's rows. some: opens
+    entries start .. stop - 1 of the first dimension alone, where experts are stacked.
     """
 
     name: str
@@ -78,6 +82,7 @@ class Linear:
     sources: tuple[str, ...]
     read: Callable[[], Codes]
     rounding: Rounding | None = None
+    some: Callable[[int, int], Codes] | None = None
 
     def rows(self) -> tuple[np.ndarray, np.ndarray | None]:
         """(plain rows as bytes, order)."""
@@ -136,6 +141,10 @@ class LinearTensor:
         return self._raw().rounding
 
     def rows(self, start: int, stop: int) -> RawTensor:
+        if self._whole is None and self._linear.some is not None:
+            read = functools.partial(self._linear.some, start, stop)
+            shape = (stop - start, *self.shape[1:])
+            return LinearTensor(replace(self._linear, shape=shape, read=read), self._table)._raw()
         return self._raw().rows(start, stop)
 
 
@@ -240,9 +249,10 @@ def spread_scale(
 
 def e8m0(codes: np.ndarray) -> np.ndarray:
     """Powers of two by their biased exponents, 255 being NaN."""
-    return np.where(
-        codes == 255, np.float32(np.nan), np.ldexp(np.float32(1), codes.astype(int) - 127)
-    )
+    bits = codes.astype(np.uint32) << 23
+    bits[codes == 0] = 1 << 22  # 2^-127 has no exponent of its own
+    bits[codes == 255] = 0x7FC00000
+    return bits.view(np.float32)
 
 
 # ---- quantization_config -------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 MXFP4: 32 k share a power of two, stored as its biased exponent. NVFP4: 16 k share an E4M3 number,
 and all of a tensor an fp32 one that multiplies it (modelopt's weight_scale_2) or divides it
 (compressed-tensors' weight_global_scale). Two codes a byte, the first in the low nibble. Also
-quant_method "mxfp4": X_blocks U8 [.., N, K / 32, 16] and X_scales U8 [.., N, K / 32] make X.
+quant_method "mxfp4": X_blocks U8 [N, K / 32, 16] and X_scales U8 [N, K / 32], or stacked.
 """
 
 from __future__ import annotations
@@ -47,21 +47,25 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
 
 
 def mxfp4_blocks(table: TensorTable, whole: str) -> Linear:
-    """The weight [.., N, K] of X_blocks and X_scales."""
+    """The weight [N, K] of X_blocks [N, K / 32, 16] and X_scales, under the name X; or experts'
+    [E, N, K] of one dimension more under the name X_blocks, since X itself names floats [E, K, N]
+    (gpt-oss)."""
     blocks = header(table, f"{whole}{_BLOCKS}", ("U8",), None)
     shape = blocks.shape
     if len(shape) not in (3, 4) or shape[-1] != 16 or not all(shape):
         raise LoadError(f"{blocks.name}: expected [N, K / 32, 16], got {list(shape)}")
     scales = header(table, f"{whole}_scales", ("U8", "F8_E8M0"), shape[:-1])
     k = shape[-2] * 32
+    first = shape[0]
 
-    def read() -> Codes:
-        q = fields(taken(table[blocks.name]).reshape(-1, k // 2), 4)
-        return Codes(q, e8m0(taken(table[scales.name])).reshape(len(q), -1))
+    def some(start: int, stop: int) -> Codes:
+        q = fields(taken(table[blocks.name].rows(start, stop)).reshape(-1, k // 2), 4)
+        return Codes(q, e8m0(taken(table[scales.name].rows(start, stop))).reshape(len(q), -1))
 
-    form = make_form(blocks.name, "E2M1", 32, k)
+    form = make_form(blocks.name, "MX4", 32, k)
+    name = blocks.name if len(shape) == 4 else whole
     sources = (blocks.name, scales.name)
-    return Linear(whole, (*shape[:-2], k), form, 4, 32, sources, read)
+    return Linear(name, (*shape[:-2], k), form, 4, 32, sources, lambda: some(0, first), None, some)
 
 
 def mxfp4_packed(table: TensorTable, module: str, unread: list[str]) -> Linear:
@@ -74,7 +78,7 @@ def mxfp4_packed(table: TensorTable, module: str, unread: list[str]) -> Linear:
         return Codes(fields(taken(table[packed.name]), 4), e8m0(taken(table[scale.name])))
 
     name = f"{module}.weight"
-    form = make_form(name, "E2M1", 32, k)
+    form = make_form(name, "MX4", 32, k)
     return Linear(name, (n, k), form, 4, 32, (packed.name, scale.name, *unread), read)
 
 
