@@ -151,6 +151,28 @@ def test_gguf_experts_keep_their_blocks(quant, tmp_path):
     assert 0 < np.abs(close - want).mean() < 0.2 * np.abs(want).mean()
 
 
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+@pytest.mark.parametrize("family", ["qwen3_moe-all", "gpt_oss", "glm4_moe"])
+def test_gguf_gate_and_up_in_one_tensor(family, quant, tmp_path):
+    """`ffn_gate_up_exps`, as llama.cpp's converters write it on demand: the same model."""
+    folder = tiny.make_checkpoint(family, tmp_path / "hf", **BLOCKY)
+
+    def kind(name: str) -> str:
+        return quant if name.endswith("exps.weight") else "F32"
+
+    seen, names = [], []
+    for layout in ("split", "fused"):
+        path = tmp_path / f"{layout}.gguf"
+        tiny_gguf.make_gguf(family, folder, path, kind, layout=layout)
+        names.append({name for name in open_gguf(path).names() if "exps" in name})
+        with LLM(str(path)) as llm:
+            assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+            seen.append(np.asarray(llm.logits(list(range(3, 40)))).tobytes())
+    assert any("ffn_gate_up_exps.weight" in name for name in names[1])
+    assert not names[1] & {name for name in names[0] if "ffn_down" not in name}
+    assert seen[0] == seen[1]
+
+
 # ---- loading -------------------------------------------------------------------------------------
 
 
