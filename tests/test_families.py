@@ -443,7 +443,7 @@ def test_gguf_latents_before_and_since_absorption(quant, tmp_path):
         files.append(open_gguf(path))
         configs.append(build_config(files[-1].metadata, gguf=True, tensors=files[-1]))
     assert not tiny.differing(*configs)
-    forms = {slot: {p[0] for p in parts} for slot, parts in slot_forms(configs[0], files[0])}
+    forms = {slot: {p[0] for p in parts} for slot, parts, _ in slot_forms(configs[0], files[0])}
     assert forms["mla_uk"] == forms["mla_uv"] == {"F32"}
     exact = logits(build_config(load_hf_config(folder)), open_safetensors(folder))
     for config, file in zip(configs, files, strict=True):

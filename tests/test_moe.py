@@ -395,12 +395,12 @@ def test_a_token_reads_its_own_experts(tmp_path):
         memory = llm.report()["memory"]
         config = llm._config
         assert llm.engine._model.read(0, 0.0) > 0
-    parts = [("expert_gate_up", [("F32", 100, 96)] * 2), ("expert_down", [("F32", 96, 100)])]
+    parts = [("expert_gate_up", [("F32", 100, 96)] * 2, 1), ("expert_down", [("F32", 96, 100)], 1)]
     recipe = {"floats": "F32", "body": "keep", "head": "keep", "embed": "keep", "wide": []}
     expert = _core.weight_bytes(vars(config), recipe, parts)
     idle = config.n_layers * (config.n_experts - config.n_experts_used) * expert
     dense = dataclasses.replace(config, slots=("embed",))
-    embed = _core.weight_bytes(vars(dense), recipe, [("embed", [("F32", 301, 96)])])
+    embed = _core.weight_bytes(vars(dense), recipe, [("embed", [("F32", 301, 96)], 1)])
     norms = (2 * config.n_layers + 1) * 96 * 4
     assert memory["token_bytes"] == memory["weight_bytes"] - idle - embed - norms
 

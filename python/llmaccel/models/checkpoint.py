@@ -291,6 +291,13 @@ class Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self._tensors
 
+    def dtype_of(self, name: str) -> str:
+        """A tensor's dtype, by its header alone."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise LoadError(f"{self.path}: tensor {quoted(name)} is missing")
+        return tensor.dtype
+
     def __getitem__(self, name: str) -> RawTensor:
         if name not in self._tensors:
             raise LoadError(f"{self.path}: tensor {quoted(name)} is missing")

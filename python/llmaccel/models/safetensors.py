@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from json.decoder import JSONDecodeError, scanstring
 from pathlib import Path
 
@@ -66,6 +67,18 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _LITERAL = re.compile(r"true|false|null")
+# Members as writers spell them, read at one go: large models have tens of thousands. What the
+# scanner accepts otherwise (fields in another order, escapes) it reads piece by piece.
+_GAP = r"[ \t\n\r]*"
+_COLON, _COMMA, _NAME = f"{_GAP}:{_GAP}", f"{_GAP},{_GAP}", r'"([^"\\\x00-\x1f]*)"'
+_COUNT = rf"(?:0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})"
+_TENSOR = re.compile(
+    rf'{_GAP}(?!"__metadata__"){_NAME}{_COLON}{{{_GAP}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}'
+    rf'"shape"{_COLON}\[{_GAP}((?:{_COUNT}(?:{_COMMA}{_COUNT}){{0,{_MAX_DIMS - 1}}})?){_GAP}\]'
+    rf'{_COMMA}"data_offsets"{_COLON}\[{_GAP}({_COUNT}){_COMMA}({_COUNT}){_GAP}\]{_GAP}}}'
+)
+_LISTED = re.compile(rf'{_GAP}{_NAME}{_COLON}"([^"/\\\x00-\x1f]+\.safetensors)"')
+_NEVER = re.compile(r"(?!)")
 
 
 def open_safetensors(path: str | Path) -> Checkpoint:
@@ -161,17 +174,33 @@ class _Scanner:
 
     def members(self) -> Iterator[str]:
         """The keys of an object; the caller reads the value after each. Refuses a repeated key."""
-        seen: set[str] = set()
+        for key, _ in self.matched_members(_NEVER):
+            yield key
+
+    def matched_members(self, usual: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str] | None]]:
+        """The same with a match of `usual`, whose first group is the key, where it fits a member;
+        then the value has been read."""
+        text, seen = self.text, set[str]()
         self.take("{")
-        while self.peek() != "}":
-            if seen:
-                self.take(",")
-            key = self.string()
+        while True:
+            comma = "," if seen else ""
+            match = None
+            if text.startswith(comma, self.pos):
+                match = usual.match(text, self.pos + len(comma))
+            if match is not None:
+                key, self.pos = match[1], match.end()
+            else:
+                if self.peek() == "}":
+                    break
+                if seen:
+                    self.take(",")
+                key = self.string()
             if key in seen:
                 raise self.fail(f"key {quoted(key)} is repeated")
             seen.add(key)
-            self.take(":")
-            yield key
+            if match is None:
+                self.take(":")
+            yield key, match
         self.pos += 1
 
     def skip(self, depth: int) -> None:
@@ -223,12 +252,23 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
         raise LoadError(f"{path}: the header does not start with '{{'")
     tensors: dict[str, RawTensor] = {}
     ranges: list[tuple[int, int, str]] = []
-    for name in scanner.members():
-        if name == "__metadata__":
+    for name, match in scanner.matched_members(_TENSOR):
+        if match is not None:
+            _, dtype, dims, first, last = match.groups()
+            begin, end = int(first), int(last)
+        elif name == "__metadata__":
             for _ in scanner.members():
                 scanner.string()
             continue
-        dtype, shape, begin, end = _read_entry(scanner, f"{path}: tensor {quoted(name)}", data.size)
+        else:
+            dtype, dims, begin, end = _read_entry(scanner, f"{path}: tensor {quoted(name)}")
+        try:
+            shape, needed = _extent(dtype, dims)
+        except ValueError as error:
+            raise LoadError(f"{path}: tensor {quoted(name)}: {error}") from None
+        if not begin <= end <= data.size or needed != end - begin:
+            where = f"{path}: tensor {quoted(name)}"
+            raise _wrong_range(where, f"{dtype} {list(shape)}", needed, (begin, end), data.size)
         tensors[name] = RawTensor(name, dtype, shape, data[begin:end])
         ranges.append((begin, end, name))
     scanner.end()
@@ -236,8 +276,30 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
     return tensors
 
 
-def _read_entry(scanner: _Scanner, where: str, size: int) -> tuple[str, tuple[int, ...], int, int]:
-    """One tensor's (dtype, shape, begin, end), checked against each other and `size` data bytes."""
+@lru_cache(maxsize=256)
+def _extent(dtype: str, dims: str) -> tuple[tuple[int, ...], int]:
+    """Shape and bytes of a tensor; dims as in a list. ValueError says what is wrong with them."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype {quoted(dtype)}")
+    shape = tuple(int(n) for n in dims.split(",")) if dims else ()
+    return shape, tensor_bytes(dtype, shape)
+
+
+def _wrong_range(
+    where: str, form: str, needed: int, found: tuple[int, int], size: int
+) -> LoadError:
+    begin, end = found
+    if not begin <= end <= size:
+        return LoadError(
+            f"{where}: data_offsets [{begin}, {end}] are outside the {size} data bytes"
+        )
+    return LoadError(
+        f"{where}: {form} needs {needed} bytes, data_offsets [{begin}, {end}] hold {end - begin}"
+    )
+
+
+def _read_entry(scanner: _Scanner, where: str) -> tuple[str, str, int, int]:
+    """(dtype, dims, begin, end) of a tensor whose fields come in any order and spelling."""
     dtype, shape, offsets = None, None, None
     for field in scanner.members():
         if field == "dtype":
@@ -255,23 +317,9 @@ def _read_entry(scanner: _Scanner, where: str, size: int) -> tuple[str, tuple[in
             if value is None
         ]
         raise LoadError(f"{where}: missing {' and '.join(missing)}")
-    if dtype not in _DTYPES:
-        raise LoadError(f"{where}: unknown dtype {quoted(dtype)}")
     if len(offsets) != 2:
         raise LoadError(f"{where}: data_offsets {list(offsets)} are not [begin, end]")
-    begin, end = offsets
-    if not begin <= end <= size:
-        raise LoadError(f"{where}: data_offsets [{begin}, {end}] are outside the {size} data bytes")
-    try:
-        needed = tensor_bytes(dtype, shape)
-    except ValueError as error:
-        raise LoadError(f"{where}: {error}") from None
-    if needed != end - begin:
-        raise LoadError(
-            f"{where}: {dtype} {list(shape)} needs {needed} bytes, data_offsets "
-            f"[{begin}, {end}] hold {end - begin}"
-        )
-    return dtype, shape, begin, end
+    return dtype, ",".join(map(str, shape)), *offsets
 
 
 def _check_cover(path: Path, ranges: list[tuple[int, int, str]], size: int) -> None:
@@ -320,10 +368,10 @@ def _read_index(index: Path) -> dict[str, str]:
         if key != "weight_map":
             scanner.skip(_MAX_INDEX_DEPTH)
             continue
-        for name in scanner.members():
-            shard = scanner.string()
+        for name, match in scanner.matched_members(_LISTED):
+            shard = scanner.string() if match is None else match[2]
             # The index must not reach outside its folder.
-            if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
+            if match is None and not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
                 raise LoadError(
                     f"{index}: tensor {quoted(name)} is said to be in {quoted(shard)}, which is no "
                     f"plain .safetensors file name"

@@ -78,6 +78,10 @@ class QuantizedTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._linears or name in self._table
 
+    def dtype_of(self, name: str) -> str:
+        linear = self._linears.get(name)
+        return self._table.dtype_of(name) if linear is None else linear.form.name
+
     def __getitem__(self, name: str) -> RawTensor | LinearTensor:
         if name in self._linears:
             return LinearTensor(self._linears[name], self._table)
