@@ -231,16 +231,42 @@ static void finish_row(la_ctx *c, const product *x, const la_cpu_group *g, int r
     }
 }
 
-/* Units u .. u+n-1 of block b of a group's rows; next: what this thread reads after them, or NULL. */
-static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, int b, int u, int n,
-                      const uint8_t *next)
+/* n units from u of block b of a group's rows. */
+typedef struct stretch {
+    const la_cpu_group *g;
+    int b, u, n;
+} stretch;
+
+/* What a thread reads after it: as many units of the same expert, of its next block of rows, or of the
+ * next expert. */
+static void hint_next(const product *x, const stretch *s, la_gemm *gemm)
 {
+    const la_weight *w = &s->g->m->part[0];
+    int u = s->u + s->n;
+    if (u == w->n_units) {
+        const la_cpu_group *g = s->b + 1 < s->g->blocks ? s->g : s->g + 1;
+        if (g == x->groups + x->n_groups) {
+            return;
+        }
+        w = &g->m->part[0];
+        u = 0;
+    }
+    int units = w->n_units - u < s->n ? w->n_units - u : s->n;
+    gemm->next = w->data + (size_t)u * w->unit_bytes;
+    gemm->next_bytes = (size_t)units * w->unit_bytes;
+}
+
+/* more: this thread goes on behind it. */
+static void run_units(la_ctx *c, const product *x, const stretch *s, int more)
+{
+    const la_cpu_group *g = s->g;
+    int u = s->u, n = s->n;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     const la_weight *w = &g->m->part[0];
     const la_act_rows *v = &x->v[g->kind];
-    int first = la_cpu_border(g->rows, b, g->blocks), row0 = g->row0 + first;
-    int rows = la_cpu_border(g->rows, b + 1, g->blocks) - first;
+    int first = la_cpu_border(g->rows, s->b, g->blocks), row0 = g->row0 + first;
+    int rows = la_cpu_border(g->rows, s->b + 1, g->blocks) - first;
     la_gemm gemm = {.w = w->data + (size_t)u * w->unit_bytes,
                     .w_pitch = w->unit_bytes,
                     .n_units = n,
@@ -252,9 +278,10 @@ static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, int b,
                     .M = rows * v->lanes,
                     .c = own.tile,
                     .ldc = n * LA_UNIT,
-                    .next = next,
-                    .next_bytes = next != NULL ? w->unit_bytes : 0,
                     .fold = v->group};
+    if (more) {
+        hint_next(x, s, &gemm);
+    }
     la_kernels_gemm(&la_cpu_of(c)->k, w->f, v->form)(&gemm);
     int left = w->N - u * LA_UNIT, cols = n * LA_UNIT;
     cols = left < cols ? left : cols;
@@ -279,20 +306,13 @@ static void run_items(la_ctx *c, const product *x, int first, int n, int after)
     }
     while (n > 0) {
         const la_cpu_group *g = &x->groups[lo];
-        const la_weight *w = &g->m->part[0];
-        int i = first - g->first, b = i / w->n_units, u = i % w->n_units;
-        int run = w->n_units - u < n ? w->n_units - u : n;
-        const uint8_t *next = NULL;
-        if (u + run < w->n_units) {
-            next = w->data + (size_t)(u + run) * w->unit_bytes;
-        }
-        else if (b + 1 == g->blocks && lo + 1 < x->n_groups) {
-            next = x->groups[lo + 1].m->part[0].data;
-        }
-        run_units(c, x, g, b, u, run, n + after > run ? next : NULL);
-        first += run;
-        n -= run;
-        lo += u + run == w->n_units && b + 1 == g->blocks;
+        int units = g->m->part[0].n_units, i = first - g->first;
+        stretch s = {g, i / units, i % units, n};
+        s.n = units - s.u < n ? units - s.u : n;
+        run_units(c, x, &s, n + after > s.n);
+        first += s.n;
+        n -= s.n;
+        lo += s.u + s.n == units && s.b + 1 == g->blocks;
     }
 }
 
