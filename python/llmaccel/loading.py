@@ -428,8 +428,8 @@ class DummyTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._first or name in self._shapes
 
-    def dtype_of(self, _name: str) -> str:
-        return self._dtype
+    def dtypes_of(self, names: list[str]) -> list[str]:
+        return [self._dtype] * len(names)
 
     def __getitem__(self, name: str) -> RawTensor:
         shape = self._shapes[name]

@@ -469,16 +469,13 @@ def slot_forms(
     """
     table = _name_table(config, checkpoint)
     for slot, layer, count in places(config):
-        stacked = 1 if is_stacked(table.source(slot, layer), slot) else count
-        each = (
-            tuple(map(checkpoint.dtype_of, table.names(slot, layer, expert)))
-            for expert in range(stacked)
-        )
+        apart = 1 if is_stacked(table.source(slot, layer), slot) else count
+        found = map(checkpoint.dtypes_of, table.names_of_all(slot, layer, apart))
         first = 0
-        for dtypes, equal in groupby(each):
+        for dtypes, equal in groupby(zip(*found, strict=True)):
             parts = _slot_form(config, table, (slot, layer, first), dtypes)
-            run = sum(1 for _ in equal)
-            yield slot, parts, count // stacked * run
+            run = len(list(equal))
+            yield slot, parts, count // apart * run
             first += run
 
 

@@ -67,18 +67,17 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _LITERAL = re.compile(r"true|false|null")
-# Members as writers spell them, read at one go: large models have tens of thousands. What the
-# scanner accepts otherwise (fields in another order, escapes) it reads piece by piece.
+# Members as writers spell them, with the comma before them, read at one go: large models have tens
+# of thousands. What is allowed beside that (fields in another order, escapes) is read in pieces.
 _GAP = r"[ \t\n\r]*"
 _COLON, _COMMA, _NAME = f"{_GAP}:{_GAP}", f"{_GAP},{_GAP}", r'"([^"\\\x00-\x1f]*)"'
 _COUNT = rf"(?:0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})"
 _TENSOR = re.compile(
-    rf'{_GAP}(?!"__metadata__"){_NAME}{_COLON}{{{_GAP}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}'
+    rf'{_COMMA}(?!"__metadata__"){_NAME}{_COLON}{{{_GAP}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}'
     rf'"shape"{_COLON}\[{_GAP}((?:{_COUNT}(?:{_COMMA}{_COUNT}){{0,{_MAX_DIMS - 1}}})?){_GAP}\]'
     rf'{_COMMA}"data_offsets"{_COLON}\[{_GAP}({_COUNT}){_COMMA}({_COUNT}){_GAP}\]{_GAP}}}'
 )
-_LISTED = re.compile(rf'{_GAP}{_NAME}{_COLON}"([^"/\\\x00-\x1f]+\.safetensors)"')
-_NEVER = re.compile(r"(?!)")
+_LISTED = re.compile(rf'{_COMMA}{_NAME}{_COLON}"([^"/\\\x00-\x1f]+\.safetensors)"')
 
 
 def open_safetensors(path: str | Path) -> Checkpoint:
@@ -172,36 +171,48 @@ class _Scanner:
         self.take("]")
         return tuple(values)
 
-    def members(self) -> Iterator[str]:
-        """The keys of an object; the caller reads the value after each. Refuses a repeated key."""
-        for key, _ in self.matched_members(_NEVER):
-            yield key
+    def members(
+        self, usual: re.Pattern[str] | None = None, found: list[tuple[str, ...]] | None = None
+    ) -> Iterator[str]:
+        """The keys of an object; the caller reads the value after each. Refuses a repeated key.
 
-    def matched_members(self, usual: re.Pattern[str]) -> Iterator[tuple[str, re.Match[str] | None]]:
-        """The same with a match of `usual`, whose first group is the key, where it fits a member;
-        then the value has been read."""
-        text, seen = self.text, set[str]()
+        Members behind the first that `usual` fits as a whole, from the comma before them on, do not
+        come out: their groups, of which the first is the key, are added to `found`.
+        """
+        seen: set[str] = set()
         self.take("{")
-        while True:
-            comma = "," if seen else ""
-            match = None
-            if text.startswith(comma, self.pos):
-                match = usual.match(text, self.pos + len(comma))
-            if match is not None:
-                key, self.pos = match[1], match.end()
-            else:
-                if self.peek() == "}":
-                    break
-                if seen:
-                    self.take(",")
-                key = self.string()
+        while self.peek() != "}":
+            if seen:
+                self.take(",")
+            key = self.string()
             if key in seen:
-                raise self.fail(f"key {quoted(key)} is repeated")
+                raise self.repeated(key)
             seen.add(key)
-            if match is None:
-                self.take(":")
-            yield key, match
+            self.take(":")
+            yield key
+            if usual is not None and found is not None:
+                self.run(usual, found, seen)
         self.pos += 1
+
+    def run(self, usual: re.Pattern[str], found: list[tuple[str, ...]], seen: set[str]) -> None:
+        """Reads members of an object as long as `usual` fits."""
+        # Local names: this loop reads tens of thousands.
+        text, pos, fit, first = self.text, self.pos, usual.match, len(found)
+        while (match := fit(text, pos)) is not None:
+            found.append(match.groups())
+            pos = match.end()
+        self.pos = pos
+        keys = [groups[0] for groups in found[first:]]
+        if len(set(keys)) == len(keys) and seen.isdisjoint(keys):
+            seen.update(keys)
+            return
+        for key in keys:
+            if key in seen:
+                raise self.repeated(key)
+            seen.add(key)
+
+    def repeated(self, key: str) -> LoadError:
+        return self.fail(f"key {quoted(key)} is repeated")
 
     def skip(self, depth: int) -> None:
         """Pass over any one value, nested at most `depth` deep."""
@@ -250,30 +261,45 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
     scanner = _Scanner(mapped[8 : 8 + length].tobytes(), f"{path}: header")
     if not scanner.text.startswith("{"):
         raise LoadError(f"{path}: the header does not start with '{{'")
-    tensors: dict[str, RawTensor] = {}
-    ranges: list[tuple[int, int, str]] = []
-    for name, match in scanner.matched_members(_TENSOR):
-        if match is not None:
-            _, dtype, dims, first, last = match.groups()
-            begin, end = int(first), int(last)
-        elif name == "__metadata__":
+    tensors = _Tensors(path, data)
+    found: list[tuple[str, ...]] = []
+    for name in scanner.members(_TENSOR, found):
+        tensors.add(found)
+        if name == "__metadata__":
             for _ in scanner.members():
                 scanner.string()
             continue
-        else:
-            dtype, dims, begin, end = _read_entry(scanner, f"{path}: tensor {quoted(name)}")
-        try:
-            shape, needed = _extent(dtype, dims)
-        except ValueError as error:
-            raise LoadError(f"{path}: tensor {quoted(name)}: {error}") from None
-        if not begin <= end <= data.size or needed != end - begin:
-            where = f"{path}: tensor {quoted(name)}"
-            raise _wrong_range(where, f"{dtype} {list(shape)}", needed, (begin, end), data.size)
-        tensors[name] = RawTensor(name, dtype, shape, data[begin:end])
-        ranges.append((begin, end, name))
+        found.append((name, *_read_entry(scanner, f"{path}: tensor {quoted(name)}")))
+    tensors.add(found)
     scanner.end()
-    _check_cover(path, ranges, data.size)
-    return tensors
+    _check_cover(path, tensors.ranges, data.size)
+    return tensors.by_name
+
+
+class _Tensors:
+    """A file's tensors over its data, each checked as it is added."""
+
+    def __init__(self, path: Path, data: np.ndarray) -> None:
+        self.path = path
+        self.data = data
+        self.by_name: dict[str, RawTensor] = {}
+        self.ranges: list[tuple[int, int, str]] = []
+
+    def add(self, entries: list[tuple[str, ...]]) -> None:
+        """Takes (name, dtype, dims, begin, end), as they are spelled, out of the list."""
+        data, size, by_name, ranges = self.data, self.data.size, self.by_name, self.ranges
+        for name, dtype, dims, first, last in entries:
+            begin, end = int(first), int(last)
+            try:
+                shape, needed = _extent(dtype, dims)
+            except ValueError as error:
+                raise LoadError(f"{self.path}: tensor {quoted(name)}: {error}") from None
+            if not begin <= end <= size or needed != end - begin:
+                where = f"{self.path}: tensor {quoted(name)}"
+                raise _wrong_range(where, f"{dtype} {list(shape)}", needed, (begin, end), size)
+            by_name[name] = RawTensor(name, dtype, shape, data[begin:end])
+            ranges.append((begin, end, name))
+        entries.clear()
 
 
 @lru_cache(maxsize=256)
@@ -298,8 +324,8 @@ def _wrong_range(
     )
 
 
-def _read_entry(scanner: _Scanner, where: str) -> tuple[str, str, int, int]:
-    """(dtype, dims, begin, end) of a tensor whose fields come in any order and spelling."""
+def _read_entry(scanner: _Scanner, where: str) -> tuple[str, ...]:
+    """(dtype, dims, begin, end), each spelled, of a tensor whose fields come in any order."""
     dtype, shape, offsets = None, None, None
     for field in scanner.members():
         if field == "dtype":
@@ -319,7 +345,7 @@ def _read_entry(scanner: _Scanner, where: str) -> tuple[str, str, int, int]:
         raise LoadError(f"{where}: missing {' and '.join(missing)}")
     if len(offsets) != 2:
         raise LoadError(f"{where}: data_offsets {list(offsets)} are not [begin, end]")
-    return dtype, ",".join(map(str, shape)), *offsets
+    return dtype, ",".join(map(str, shape)), *map(str, offsets)
 
 
 def _check_cover(path: Path, ranges: list[tuple[int, int, str]], size: int) -> None:
@@ -348,12 +374,13 @@ def _read_shards(index: Path) -> dict[str, RawTensor]:
         shards[shard] = _read_file(file)
     tensors: dict[str, RawTensor] = {}
     for name, shard in weight_map.items():
-        if name not in shards[shard]:
+        tensor = shards[shard].get(name)
+        if tensor is None:
             raise LoadError(
                 f"{index.parent / shard}: tensor {quoted(name)} is missing; {index.name} says it "
                 f"is in this shard"
             )
-        tensors[name] = shards[shard][name]
+        tensors[name] = tensor
     return tensors
 
 
@@ -368,15 +395,19 @@ def _read_index(index: Path) -> dict[str, str]:
         if key != "weight_map":
             scanner.skip(_MAX_INDEX_DEPTH)
             continue
-        for name, match in scanner.matched_members(_LISTED):
-            shard = scanner.string() if match is None else match[2]
+        found: list[tuple[str, ...]] = []
+        for name in scanner.members(_LISTED, found):
+            weight_map.update(found)
+            found.clear()
+            shard = scanner.string()
             # The index must not reach outside its folder.
-            if match is None and not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
+            if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
                 raise LoadError(
                     f"{index}: tensor {quoted(name)} is said to be in {quoted(shard)}, which is no "
                     f"plain .safetensors file name"
                 )
             weight_map[name] = shard
+        weight_map.update(found)
     scanner.end()
     if not weight_map:
         raise LoadError(f"{index}: there is no weight_map, or it is empty")

@@ -92,7 +92,7 @@ class TensorTable(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
     def __getitem__(self, name: str) -> RawTensor: ...
-    def dtype_of(self, name: str) -> str: ...
+    def dtypes_of(self, names: list[str]) -> list[str]: ...
     def names(self) -> list[str]: ...
 
 
@@ -235,13 +235,23 @@ class NameTable:
     def names(self, slot: str, layer: int, expert: int = 0) -> list[str]:
         """The checkpoint's names of a slot's tensors; the first spelling where none is there. All
         experts of a layer are spelled as its first one."""
+        return [name.replace("{e}", str(expert)) for name in self._templates(slot, layer)]
+
+    def names_of_all(self, slot: str, layer: int, count: int) -> list[list[str]]:
+        """Of each tensor of a slot its names for `count` experts."""
+        numbers = [str(expert) for expert in range(count)]
+        return [
+            [name.replace("{e}", number) for number in numbers]
+            for name in self._templates(slot, layer)
+        ]
+
+    def _templates(self, slot: str, layer: int) -> list[str]:
         resolved = self._resolved.get((slot, layer))
         if resolved is None:
             names = self.source(slot, layer).names
             resolved = [self._resolve(name.replace("{i}", str(layer))) for name in names]
             self._resolved[slot, layer] = resolved
-        number = str(expert)
-        return [name.replace("{e}", number) for name in resolved]
+        return resolved
 
     def _resolve(self, template: str) -> str:
         if "|" not in template:

@@ -78,9 +78,13 @@ class QuantizedTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._linears or name in self._table
 
-    def dtype_of(self, name: str) -> str:
-        linear = self._linears.get(name)
-        return self._table.dtype_of(name) if linear is None else linear.form.name
+    def dtypes_of(self, names: list[str]) -> list[str]:
+        return [
+            self._linears[name].form.name
+            if name in self._linears
+            else self._table.dtypes_of([name])[0]
+            for name in names
+        ]
 
     def __getitem__(self, name: str) -> RawTensor | LinearTensor:
         if name in self._linears:
