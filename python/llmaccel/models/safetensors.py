@@ -272,7 +272,7 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
         found.append((name, *_read_entry(scanner, f"{path}: tensor {quoted(name)}")))
     tensors.add(found)
     scanner.end()
-    _check_cover(path, tensors.ranges, data.size)
+    tensors.check_cover()
     return tensors.by_name
 
 
@@ -283,11 +283,13 @@ class _Tensors:
         self.path = path
         self.data = data
         self.by_name: dict[str, RawTensor] = {}
-        self.ranges: list[tuple[int, int, str]] = []
+        self.begins: list[int] = []  # in the order of by_name
+        self.ends: list[int] = []
 
     def add(self, entries: list[tuple[str, ...]]) -> None:
         """Takes (name, dtype, dims, begin, end), as they are spelled, out of the list."""
-        data, size, by_name, ranges = self.data, self.data.size, self.by_name, self.ranges
+        data, size, by_name = self.data, self.data.size, self.by_name
+        begins, ends = self.begins, self.ends
         for name, dtype, dims, first, last in entries:
             begin, end = int(first), int(last)
             try:
@@ -298,8 +300,26 @@ class _Tensors:
                 where = f"{self.path}: tensor {quoted(name)}"
                 raise _wrong_range(where, f"{dtype} {list(shape)}", needed, (begin, end), size)
             by_name[name] = RawTensor(name, dtype, shape, data[begin:end])
-            ranges.append((begin, end, name))
+            begins.append(begin)
+            ends.append(end)
         entries.clear()
+
+    def check_cover(self) -> None:
+        """Refuses overlaps, holes and a remainder: the format wants all bytes indexed."""
+        size = self.data.size
+        if [0, *self.ends] == [*self.begins, size]:  # one behind the other, as they are written
+            return
+        reached = 0
+        for begin, end, name in sorted(zip(self.begins, self.ends, self.by_name, strict=True)):
+            if begin != reached:
+                problem = "overlaps the tensor before it" if begin < reached else "leaves a hole"
+                raise LoadError(
+                    f"{self.path}: tensor {quoted(name)} {problem}: it starts at byte {begin}, "
+                    f"expected {reached}"
+                )
+            reached = end
+        if reached != size:
+            raise LoadError(f"{self.path}: the tensors cover {reached} of {size} data bytes")
 
 
 @lru_cache(maxsize=256)
@@ -348,21 +368,6 @@ def _read_entry(scanner: _Scanner, where: str) -> tuple[str, ...]:
     return dtype, ",".join(map(str, shape)), *map(str, offsets)
 
 
-def _check_cover(path: Path, ranges: list[tuple[int, int, str]], size: int) -> None:
-    """Refuse overlaps, holes and a remainder: the format requires that all bytes are indexed."""
-    reached = 0
-    for begin, end, name in sorted(ranges):
-        if begin != reached:
-            problem = "overlaps the tensor before it" if begin < reached else "leaves a hole"
-            raise LoadError(
-                f"{path}: tensor {quoted(name)} {problem}: it starts at byte {begin}, "
-                f"expected {reached}"
-            )
-        reached = end
-    if reached != size:
-        raise LoadError(f"{path}: the tensors cover {reached} of {size} data bytes")
-
-
 def _read_shards(index: Path) -> dict[str, RawTensor]:
     """The tensors that an index file lists, each from the shard that it names."""
     weight_map = _read_index(index)
@@ -372,16 +377,14 @@ def _read_shards(index: Path) -> dict[str, RawTensor]:
         if not file.exists():
             raise LoadError(f"{file}: the shard is missing; {index.name} lists it")
         shards[shard] = _read_file(file)
-    tensors: dict[str, RawTensor] = {}
-    for name, shard in weight_map.items():
-        tensor = shards[shard].get(name)
-        if tensor is None:
-            raise LoadError(
-                f"{index.parent / shard}: tensor {quoted(name)} is missing; {index.name} says it "
-                f"is in this shard"
-            )
-        tensors[name] = tensor
-    return tensors
+    try:
+        return {name: shards[shard][name] for name, shard in weight_map.items()}
+    except KeyError as error:
+        name = error.args[0]
+        raise LoadError(
+            f"{index.parent / weight_map[name]}: tensor {quoted(name)} is missing; {index.name} "
+            f"says it is in this shard"
+        ) from None
 
 
 def _read_index(index: Path) -> dict[str, str]:
