@@ -50,9 +50,15 @@ SHAPE = {
 
 
 def make_model(
-    layers: int, kv: str, max_len: int, backend: _core.Backend, base: dict[str, Any] = SHAPE
+    layers: int,
+    kv: str,
+    max_len: int,
+    backend: _core.Backend,
+    base: dict[str, Any] = SHAPE,
+    *,
+    quantization: str | None = None,
 ) -> _core.Model:
-    """The nearly-all-attention model with random weights."""
+    """The nearly-all-attention model, or another shape, with random weights."""
     with tempfile.TemporaryDirectory() as folder:
         shape = {**base, "num_hidden_layers": layers, "max_position_embeddings": max_len}
         (Path(folder) / "config.json").write_text(json.dumps(shape))
@@ -60,6 +66,7 @@ def make_model(
             folder,
             load_format="dummy",
             dtype="bfloat16",
+            quantization=quantization,
             kv_cache_dtype=kv,
             max_model_len=max_len,
         )

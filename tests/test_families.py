@@ -437,13 +437,13 @@ def test_gguf_latents_before_and_since_absorption(quant, tmp_path):
     sizes = {"kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32}
     folder = tiny.make_checkpoint("deepseek_v3", tmp_path / "hf", **sizes)
     files, configs = [], []
-    for split in (False, True):
-        path = tmp_path / f"{split}.gguf"
-        tiny_gguf.make_gguf("deepseek_v3", folder, path, quant, split_latents=split)
+    for layout in ("whole", "split"):
+        path = tmp_path / f"{layout}.gguf"
+        tiny_gguf.make_gguf("deepseek_v3", folder, path, quant, layout=layout)
         files.append(open_gguf(path))
         configs.append(build_config(files[-1].metadata, gguf=True, tensors=files[-1]))
     assert not tiny.differing(*configs)
-    forms = {slot: {p[0] for p in parts} for slot, parts in slot_forms(configs[0], files[0])}
+    forms = {slot: {p[0] for p in parts} for slot, parts, _ in slot_forms(configs[0], files[0])}
     assert forms["mla_uk"] == forms["mla_uv"] == {"F32"}
     exact = logits(build_config(load_hf_config(folder)), open_safetensors(folder))
     for config, file in zip(configs, files, strict=True):

@@ -145,19 +145,19 @@ def test_block_quantized_files(tmp_path) -> None:
     with LLM(str(folder)) as llm:
         exact = np.asarray(llm.logits(ids)).copy()
     sizes = {}
-    for split in (False, True):
-        path = tmp_path / f"{split}.gguf"
-        tiny_gguf.make_gguf("deepseek_v2", folder, path, "Q8_0", split_latents=split)
+    for layout in ("whole", "split"):
+        path = tmp_path / f"{layout}.gguf"
+        tiny_gguf.make_gguf("deepseek_v2", folder, path, "Q8_0", layout=layout)
         for activation in ("float32", "bfloat16", "int8"):
             with LLM(str(path), activation=activation) as llm:
                 off = np.asarray(llm.logits(ids)) - exact
-                sizes[split, activation] = llm.report()["memory"]["weight_bytes"]
-                assert sizes[split, activation] == llm.plan().weights
-            assert 0 < np.linalg.norm(off) <= 0.15 * np.linalg.norm(exact), (split, activation)
+                sizes[layout, activation] = llm.report()["memory"]["weight_bytes"]
+                assert sizes[layout, activation] == llm.plan().weights
+            assert 0 < np.linalg.norm(off) <= 0.15 * np.linalg.norm(exact), (layout, activation)
     heads = 3 * 6 * (64 * 32 + 32 * 64)  # layers, heads, values of both matrices
-    for split in (False, True):
-        assert sizes[split, "bfloat16"] == sizes[False, "int8"]
-        assert sizes[split, "float32"] >= sizes[split, "bfloat16"] + 2 * heads
+    for layout in ("whole", "split"):
+        assert sizes[layout, "bfloat16"] == sizes["whole", "int8"]
+        assert sizes[layout, "float32"] >= sizes[layout, "bfloat16"] + 2 * heads
 
 
 @pytest.mark.parametrize("scheme", ["fp8-block", "gptq-4-order", "ct-w4a16", "bnb-nf4"])

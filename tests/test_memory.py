@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+from collections import Counter
 
 import pytest
 import tiny
@@ -105,6 +106,44 @@ def test_fewer_sequences_may_fit(huge, monkeypatch):
     assert _plan(huge, max_num_seqs=seqs, **short).max_num_seqs == seqs
     with pytest.raises(MemoryPlanError):
         _plan(huge, max_num_seqs=seqs + 1, **short)
+
+
+@pytest.mark.parametrize("load_format", ["auto", "dummy"])
+def test_planning_does_little_for_each_expert(tmp_path, monkeypatch, load_format):
+    """Qwen3-235B has 37,000 tensors, nearly all of them experts': however many there are, the same
+    slots are sized, and headers are read a tensor at a time."""
+    from llmaccel.models.checkpoint import Checkpoint
+    from llmaccel.models.safetensors import _Scanner
+
+    calls: Counter[str] = Counter()
+
+    def count(owner, name, amount=lambda *_: 1):
+        inner = getattr(owner, name)
+
+        def counted(*args, **kwargs):
+            calls[name] += amount(*args)
+            return inner(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(_core, "weight_bytes", lambda _desc, _recipe, slots: len(slots))
+    count(_core, "plan")
+    count(_Scanner, "peek")
+    count(Checkpoint, "__getitem__")
+    seen = []
+    for experts in (8, 40):
+        folder = tiny.make_checkpoint("qwen3_moe", tmp_path / f"{experts}", num_experts=experts)
+        plans(monkeypatch, 1 << 40)
+        needed = _plan(folder, load_format=load_format).weights
+        calls.clear()
+        plans(monkeypatch, 1 << 16)
+        with pytest.raises(MemoryPlanError, match="no max_model_len"):
+            _plan(folder, load_format=load_format)
+        seen.append((needed, dict(calls)))
+    (few, first), (many, second) = seen
+    assert many > 2 * few
+    assert first == second
+    assert first["plan"] < 50
 
 
 def _plan(folder, **options):

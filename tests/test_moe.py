@@ -151,6 +151,28 @@ def test_gguf_experts_keep_their_blocks(quant, tmp_path):
     assert 0 < np.abs(close - want).mean() < 0.2 * np.abs(want).mean()
 
 
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+@pytest.mark.parametrize("family", ["qwen3_moe-all", "gpt_oss", "glm4_moe"])
+def test_gguf_gate_and_up_in_one_tensor(family, quant, tmp_path):
+    """`ffn_gate_up_exps`, as llama.cpp's converters write it on demand: the same model."""
+    folder = tiny.make_checkpoint(family, tmp_path / "hf", **BLOCKY)
+
+    def kind(name: str) -> str:
+        return quant if name.endswith("exps.weight") else "F32"
+
+    seen, names = [], []
+    for layout in ("split", "fused"):
+        path = tmp_path / f"{layout}.gguf"
+        tiny_gguf.make_gguf(family, folder, path, kind, layout=layout)
+        names.append({name for name in open_gguf(path).names() if "exps" in name})
+        with LLM(str(path)) as llm:
+            assert llm.report()["memory"]["weight_bytes"] == llm.plan().weights
+            seen.append(np.asarray(llm.logits(list(range(3, 40)))).tobytes())
+    assert any("ffn_gate_up_exps.weight" in name for name in names[1])
+    assert not names[1] & {name for name in names[0] if "ffn_down" not in name}
+    assert seen[0] == seen[1]
+
+
 # ---- loading -------------------------------------------------------------------------------------
 
 
@@ -387,12 +409,12 @@ def test_a_token_reads_its_own_experts(tmp_path):
         memory = llm.report()["memory"]
         config = llm._config
         assert llm.engine._model.read(0, 0.0) > 0
-    parts = [("expert_gate_up", [("F32", 100, 96)] * 2), ("expert_down", [("F32", 96, 100)])]
+    parts = [("expert_gate_up", [("F32", 100, 96)] * 2, 1), ("expert_down", [("F32", 96, 100)], 1)]
     recipe = {"floats": "F32", "body": "keep", "head": "keep", "embed": "keep", "wide": []}
     expert = _core.weight_bytes(vars(config), recipe, parts)
     idle = config.n_layers * (config.n_experts - config.n_experts_used) * expert
     dense = dataclasses.replace(config, slots=("embed",))
-    embed = _core.weight_bytes(vars(dense), recipe, [("embed", [("F32", 301, 96)])])
+    embed = _core.weight_bytes(vars(dense), recipe, [("embed", [("F32", 301, 96)], 1)])
     norms = (2 * config.n_layers + 1) * 96 * 4
     assert memory["token_bytes"] == memory["weight_bytes"] - idle - embed - norms
 

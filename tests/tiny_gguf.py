@@ -140,14 +140,16 @@ def make_gguf(
     quant: str | Callable[[str], str] | None = None,
     extend: Callable[[Any], None] | None = None,
     *,
-    split_latents: bool = True,
+    layout: str = "split",
 ) -> Path:
     """Write the folder of a variant as a GGUF file, the way llama.cpp's converters lay it out.
 
     quant: a GGUF type for the matrices whose rows are whole blocks, or a function of the GGUF name
     that gives one; None: all F32. K types, which the `gguf` package cannot write, get random blocks
-    of the folder's spread. extend: adds metadata of its own to the writer. split_latents: kv_b of
-    MLA as k_b and v_b, and the metadata that goes with it, as files since absorption have them.
+    of the folder's spread. extend: adds metadata of its own to the writer. layout: "split":
+    kv_b of MLA as k_b and v_b, and the metadata that goes with it, as files since absorption have
+    them; "whole": kv_b, as older ones; "fused": "split", and gate and up of a layer's experts in
+    one tensor, rows of an expert's gate before those of its up.
     """
     import gguf
 
@@ -156,13 +158,16 @@ def make_gguf(
     writer = gguf.GGUFWriter(path, _ARCHS.get(row, row))
     _gguf_metadata(writer, config)
     if "kv_lora_rank" in config:
-        _gguf_latents(writer, config, split_latents)
+        _gguf_latents(writer, config, layout != "whole")
     tensors = dict(_gguf_tensors(folder, row, config))
-    for name in [n for n in tensors if split_latents and n.endswith("attn_kv_b.weight")]:
+    for name in [n for n in tensors if layout != "whole" and n.endswith("attn_kv_b.weight")]:
         whole = tensors.pop(name).reshape(config["num_attention_heads"], -1, config["kv_lora_rank"])
         nope = config["qk_nope_head_dim"]
         tensors[name.replace("kv_b", "k_b")] = whole[:, :nope].swapaxes(1, 2)
         tensors[name.replace("kv_b", "v_b")] = whole[:, nope:]
+    for name in [n for n in tensors if layout == "fused" and "ffn_gate_exps" in n]:
+        halves = tensors.pop(name), tensors.pop(name.replace("gate", "up"))
+        tensors[name.replace("gate", "gate_up")] = np.concatenate(halves, axis=1)
     for name, values in tensors.items():
         wanted = quant(name) if callable(quant) else quant
         kind = gguf.GGMLQuantizationType[wanted or "F32"]

@@ -63,7 +63,6 @@ void la_cpu_enter_row(la_ctx *c, const la_act_rows *v, int r, const float *x)
 static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm norm, int first,
                          int end)
 {
-    const la_kernels *k = &la_cpu_of(c)->k;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     for (int r = first; r < end; r++) {

@@ -124,7 +124,6 @@ static int same_rows(const la_act_rows *a, const la_act_rows *b)
  * about the order of columns and about rounding. */
 static void enter_tokens(la_ctx *c, const product *x, la_rows in, int first, int n)
 {
-    const la_kernels *k = &la_cpu_of(c)->k;
     const la_model_desc *d = &c->m->desc;
     la_norm norm = c->m->layers[x->layer].ffn_norm;
     la_cpu_local own;
@@ -255,28 +254,51 @@ static void finish_row(la_ctx *c, const product *x, int kind, int row, la_cpu_co
     }
 }
 
-/* Units u .. u+n-1 of block b of a group's rows; next: what this thread reads after them, or NULL. */
-typedef struct unit_run {
+/* n units from u of block b of a group's rows. */
+typedef struct stretch {
+    const la_cpu_group *g;
     int b, u, n;
-    const uint8_t *next;
-} unit_run;
+} stretch;
 
-static void run_units(la_ctx *c, const product *x, const la_cpu_group *g, const unit_run *of)
+/* What a thread reads after it: as many units of the same expert, of its next block of rows, or of the
+ * next expert. */
+static void hint_next(const product *x, const stretch *s, la_gemm *gemm)
+{
+    const la_weight *w = &s->g->m->part[0];
+    int u = s->u + s->n;
+    if (u == w->n_units) {
+        const la_cpu_group *g = s->b + 1 < s->g->blocks ? s->g : s->g + 1;
+        if (g == x->groups + x->n_groups) {
+            return;
+        }
+        w = &g->m->part[0];
+        u = 0;
+    }
+    int units = w->n_units - u < s->n ? w->n_units - u : s->n;
+    gemm->next = w->data + (size_t)u * w->unit_bytes;
+    gemm->next_bytes = (size_t)units * w->unit_bytes;
+}
+
+/* more: this thread goes on behind it. */
+static void run_units(la_ctx *c, const product *x, const stretch *s, int more)
 {
     const la_kernels *k = &la_cpu_of(c)->k;
+    const la_cpu_group *g = s->g;
+    int u = s->u, n = s->n;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     const la_weight *w = &g->m->part[0];
     const la_act_rows *v = &x->v[g->kind];
-    int first = la_cpu_border(g->rows, of->b, g->blocks), row0 = g->row0 + first;
-    int rows = la_cpu_border(g->rows, of->b + 1, g->blocks) - first;
-    la_units units = {w->data + (size_t)of->u * w->unit_bytes, w->unit_bytes, of->n, w->f};
+    int first = la_cpu_border(g->rows, s->b, g->blocks), row0 = g->row0 + first;
+    int rows = la_cpu_border(g->rows, s->b + 1, g->blocks) - first;
+    la_units units = {w->data + (size_t)u * w->unit_bytes, w->unit_bytes, n, w->f};
     la_gemm gemm = la_act_rows_gemm(v, row0, rows, units, own.tile);
-    gemm.next = of->next;
-    gemm.next_bytes = of->next != NULL ? w->unit_bytes : 0;
+    if (more) {
+        hint_next(x, s, &gemm);
+    }
     la_kernels_gemm(k, w->f, v->form)(&gemm);
-    int left = w->N - of->u * LA_UNIT, cols = of->n * LA_UNIT;
-    la_cpu_cols at = {g->m, of->u * LA_UNIT, left < cols ? left : cols};
+    int left = w->N - u * LA_UNIT, cols = n * LA_UNIT;
+    la_cpu_cols at = {g->m, u * LA_UNIT, left < cols ? left : cols};
     for (int r = 0; r < rows; r++) {
         finish_row(c, x, g->kind, row0 + r, at, la_act_rows_result(k, v, &gemm, r));
     }
@@ -297,20 +319,13 @@ static void run_items(la_ctx *c, const product *x, int first, int n, int after)
     }
     while (n > 0) {
         const la_cpu_group *g = &x->groups[lo];
-        const la_weight *w = &g->m->part[0];
-        int i = first - g->first, b = i / w->n_units, u = i % w->n_units;
-        int run = w->n_units - u < n ? w->n_units - u : n;
-        const uint8_t *next = NULL;
-        if (u + run < w->n_units) {
-            next = w->data + (size_t)(u + run) * w->unit_bytes;
-        }
-        else if (b + 1 == g->blocks && lo + 1 < x->n_groups) {
-            next = x->groups[lo + 1].m->part[0].data;
-        }
-        run_units(c, x, g, &(unit_run){b, u, run, n + after > run ? next : NULL});
-        first += run;
-        n -= run;
-        lo += u + run == w->n_units && b + 1 == g->blocks;
+        int units = g->m->part[0].n_units, i = first - g->first;
+        stretch s = {g, i / units, i % units, n};
+        s.n = units - s.u < n ? units - s.u : n;
+        run_units(c, x, &s, n + after > s.n);
+        first += s.n;
+        n -= s.n;
+        lo += s.u + s.n == units && s.b + 1 == g->blocks;
     }
 }
 

@@ -402,17 +402,17 @@ static void put_nested(la_format f, const la_nested *s, int j, int k0, uint8_t *
     }
 }
 
-/* LA_E8M0: the exponents of column j for LA_NEST k from k0, of which n are there, by t's scales of `own`
- * k. Returns own, or 0 where one is not finite. */
-static int put_powers(la_format f, const la_piece *t, int own, int j, int k0, int n, uint8_t *unit)
+/* LA_E8M0: the exponents of a column for LA_NEST k, of which of.n are there, by t's scales of `own` k.
+ * Returns own, or 0 where one is not finite. */
+static int put_powers(la_format f, const la_piece *t, int own, la_column_span of, uint8_t *unit)
 {
     for (int k = 0; k < LA_NEST; k += f.group) {
         uint32_t bits = 0;
-        if (k < n) {
+        if (k < of.n) {
             memcpy(&bits, &t->scale[k / own], sizeof bits);
         }
         own = (bits >> 23 & 255) == 255 ? 0 : own;
-        unit[la_format_inner(f, 0, k0 + k) + (size_t)j] = (uint8_t)(bits >> 23 & 255);
+        unit[la_format_inner(f, 0, of.k0 + k) + (size_t)of.j] = (uint8_t)(bits >> 23 & 255);
         if (own == 0) {
             break;
         }
@@ -493,7 +493,7 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
         put_nested(f, &t->nested, j, k0, unit);
     }
     if (f.scale_type == LA_E8M0 && own > 0) {
-        own = put_powers(f, t, own, j, k0, n, unit);
+        own = put_powers(f, t, own, (la_column_span){j, k0, n}, unit);
     }
     for (int k = 0; own > 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {

@@ -131,6 +131,24 @@ static void convert_share(void *arg, int tid, int nth)
     }
 }
 
+/* The units behind u of a segment's expert, or the first ones of its next block of rows or the next
+ * segment, are what this thread reads next. */
+static void hint_next(const grouped_job *job, const segment *s, int b, int u, la_gemm *g)
+{
+    const la_weight *w = job->w[s->expert];
+    if (u == w->n_units) {
+        s += b + 1 == s->blocks;
+        if (s == job->segments + job->n) {
+            return;
+        }
+        w = job->w[s->expert];
+        u = 0;
+    }
+    int units = w->n_units - u < g->n_units ? w->n_units - u : g->n_units;
+    g->next = w->data + (size_t)u * w->unit_bytes;
+    g->next_bytes = (size_t)units * w->unit_bytes;
+}
+
 static void multiply_units(const grouped_job *job, const segment *s, int b, int u, int n,
                            float *tile)
 {
@@ -140,6 +158,7 @@ static void multiply_units(const grouped_job *job, const segment *s, int b, int 
     int M = (int)((int64_t)s->rows * (b + 1) / s->blocks) - begin;
     la_units at = {w->data + (size_t)u * w->unit_bytes, w->unit_bytes, n, w->f};
     la_gemm g = la_act_rows_gemm(rows, row0, M, at, tile);
+    hint_next(job, s, b, u + n, &g);
     job->fn(&g);
     int left = w->N - u * LA_UNIT, cols = left < g.ldc ? left : g.ldc;
     for (int r = 0; r < M; r++) {

@@ -350,11 +350,12 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
                          (Py_ssize_t)plan.rope_bytes);
 }
 
-/* Adds the packed bytes of one (slot, parts) entry to *total. */
+/* Adds the packed bytes of one (slot, parts, count) entry to *total. */
 static int add_slot_bytes(const py_state *state, const py_desc *holder, la_recipe recipe,
                           PyObject *entry, size_t *total)
 {
     const char *slot_name;
+    Py_ssize_t count;
     PyObject *list;
     PyObject *tuple = PySequence_Tuple(entry);
     if (tuple == NULL) {
@@ -363,7 +364,8 @@ static int add_slot_bytes(const py_state *state, const py_desc *holder, la_recip
     int result = -1;
     la_slot slot;
     parts_holder parts = {.n = 0};
-    if (!PyArg_ParseTuple(tuple, "sO;slots: expected (slot, parts)", &slot_name, &list) ||
+    if (!PyArg_ParseTuple(tuple, "sOn;slots: expected (slot, parts, count)", &slot_name, &list,
+                          &count) ||
         parse_slot(state, slot_name, &slot) < 0 || parse_parts(state, list, 0, &parts) < 0) {
         goto done;
     }
@@ -374,12 +376,17 @@ static int add_slot_bytes(const py_state *state, const py_desc *holder, la_recip
         py_raise(state, status);
         goto done;
     }
-    if (bytes > (size_t)PY_SSIZE_T_MAX - *total) {
+    if (count < 1) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "slots: %s: count %zd is below 1", slot_name,
+                        count);
+        goto done;
+    }
+    if (bytes > ((size_t)PY_SSIZE_T_MAX - *total) / (size_t)count) {
         py_raise_format(state, LA_ERR_MEMORY, "slot %s: the sizes of the weights overflow",
                         slot_name);
         goto done;
     }
-    *total += bytes;
+    *total += bytes * (size_t)count;
     result = 0;
 done:
     parts_clear(&parts);
@@ -460,8 +467,8 @@ static PyMethodDef model_functions[] = {
      "plan(desc, limits, threads=0) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads "
      "nothing."},
     {"weight_bytes", core_weight_bytes, METH_VARARGS,
-     "weight_bytes(desc, weights, slots) -> int\n\nPacked bytes of slots, a list of (slot, parts) "
-     "with parts (dtype, rows, cols)."},
+     "weight_bytes(desc, weights, slots) -> int\n\nPacked bytes of slots, a list of (slot, parts, "
+     "count) with parts (dtype, rows, cols)."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -187,7 +187,7 @@ def plan(
 def weight_bytes(
     desc: Mapping[str, Any],
     weights: str | dict[str, Any],
-    slots: Sequence[tuple[str, Sequence[tuple[str, int, int]]]],
+    slots: Sequence[tuple[str, Sequence[tuple[str, int, int]], int]],
     /,
 ) -> int: ...
 def balance_experts(

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ class Forms:
 class Prepared:
     """Everything that is known before a weight is read.
 
-    path: folder or file, None for arrays. slots: (slot, [(dtype, rows, cols)]) for each slot.
+    path: folder or file, None for arrays. slots: as `slot_forms` gives them.
     """
 
     path: Path | None
@@ -92,7 +93,7 @@ class Prepared:
     checkpoint: Any
     generation: GenerationConfig
     forms: Forms
-    slots: list[tuple[str, list[tuple[str, int, int]]]]
+    slots: list[tuple[str, list[tuple[str, int, int]], int]]
     plan: MemoryPlan
     gguf_metadata: Mapping[str, Any] | None
 
@@ -288,13 +289,16 @@ def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
 
 
 def choose_forms(
-    config: ModelConfig, slots: list[tuple[str, list[tuple[str, int, int]]]], options: LoadOptions
+    config: ModelConfig,
+    slots: list[tuple[str, list[tuple[str, int, int]], int]],
+    options: LoadOptions,
 ) -> tuple[ModelConfig, Forms]:
     """Weights, activations and KV cache as the options ask; ConfigError for a contradiction."""
-    stored = {dtype: 0 for _, parts in slots for dtype, _, _ in parts}
-    for _, parts in slots:
+    stored: dict[str, int] = {}
+    for _, parts, count in slots:
         for dtype, rows, cols in parts:
-            stored[dtype] += rows * cols if rows > 1 else 0
+            values = count * rows * cols if rows > 1 else 0
+            stored[dtype] = stored.get(dtype, 0) + values
     weights = WEIGHT_FORMS[options.dtype]
     rounded = options.activation == "checkpoint"
     if rounded or options.activation == "float32":
@@ -318,14 +322,14 @@ def choose_forms(
         raise UnsupportedError(
             "kv_cache_dtype='int8': latents (MLA) are kept as float32, bfloat16 or fp8"
         )
-    tied = all(slot != "head" for slot, _ in slots)
+    tied = all(slot != "head" for slot, *_ in slots)
     recipe = make_recipe(weights, quantization, tied)
     dtype = head = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
     if quantization is not None:
         dtype, head = quantization, recipe["head"]
     elif blocks:
         dtype = max((n for n in stored if is_coded(n)), key=lambda name: stored[name])
-        forms = dict(slots)
+        forms = {slot: parts for slot, parts, _ in slots}
         form = forms["embed" if tied else "head"][0][0]
         head = form if is_coded(form) else head
     config = replace(config, activation=activation, kv_form=KV_FORMS[kv])
@@ -336,7 +340,7 @@ def choose_forms(
 
 def _converts(
     options: LoadOptions,
-    slots: list[tuple[str, list[tuple[str, int, int]]]],
+    slots: list[tuple[str, list[tuple[str, int, int]], int]],
     recipe: Mapping[str, Any],
 ) -> bool:
     """Whether dtype, if given, decides anything: float32 opens codes, others need float matrices
@@ -345,7 +349,7 @@ def _converts(
         return True
     kept = [
         parts
-        for slot, parts in slots
+        for slot, parts, _ in slots
         if slot != "router"  # float32 always
         and (slot == "pos_embed" or recipe.get(slot, recipe["body"]) == "keep")
     ]
@@ -401,10 +405,14 @@ def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
 
 
 class DummyTensors:
-    """Seeded random weights, made when they are asked for; only headers until `draw` is set."""
+    """Seeded random weights, made when they are asked for; only headers until `draw` is set.
+
+    Names are listed when one is asked that is not of a layer's first expert: a plan never does.
+    """
 
     def __init__(self, config: ModelConfig, options: LoadOptions) -> None:
-        self._shapes = dict(tensor_specs(config))
+        self._config = config
+        self._first = dict(tensor_specs(config, experts=1))
         self._seed = options.seed or 0
         self.draw = False
         self._blank = np.broadcast_to(np.uint8(0), (2**62,))
@@ -415,11 +423,18 @@ class DummyTensors:
         if self._dtype == "auto":
             raise ConfigError(f"config.json: dtype {shown(named)} is unknown")
 
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        return dict(tensor_specs(self._config))
+
     def names(self) -> list[str]:
         return list(self._shapes)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._shapes
+        return name in self._first or name in self._shapes
+
+    def dtypes_of(self, names: list[str]) -> list[str]:
+        return [self._dtype] * len(names)
 
     def __getitem__(self, name: str) -> RawTensor:
         shape = self._shapes[name]

@@ -119,7 +119,7 @@ def format_bytes(n: float) -> str:
 def plan_memory(
     config: ModelConfig,
     weights: Mapping[str, Any],
-    slots: list[tuple[str, list[tuple[str, int, int]]]],
+    slots: list[tuple[str, list[tuple[str, int, int]], int]],
     options: LoadOptions,
 ) -> MemoryPlan:
     """The plan for a configuration; MemoryPlanError with the numbers if it does not fit."""

@@ -142,8 +142,16 @@ GGUF_TENSORS: dict[str, Source] = {
     "router_correction": source("blk.{i}.exp_probs_b.bias"),
     "shared_gate_up": source("blk.{i}.ffn_gate_shexp.weight", "blk.{i}.ffn_up_shexp.weight"),
     "shared_down": source("blk.{i}.ffn_down_shexp.weight"),
-    "expert_gate_up": source("blk.{i}.ffn_gate_exps.weight", "blk.{i}.ffn_up_exps.weight"),
-    "expert_gate_up_bias": source("blk.{i}.ffn_gate_exps.bias", "blk.{i}.ffn_up_exps.bias"),
+    "expert_gate_up": source(
+        "blk.{i}.ffn_gate_exps.weight",
+        "blk.{i}.ffn_up_exps.weight",
+        other=source("blk.{i}.ffn_gate_up_exps.weight"),
+    ),
+    "expert_gate_up_bias": source(
+        "blk.{i}.ffn_gate_exps.bias",
+        "blk.{i}.ffn_up_exps.bias",
+        other=source("blk.{i}.ffn_gate_up_exps.bias"),
+    ),
     "expert_down": source("blk.{i}.ffn_down_exps.weight"),
     "expert_down_bias": source("blk.{i}.ffn_down_exps.bias"),
 }

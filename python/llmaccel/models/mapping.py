@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 from llmaccel.config import (
@@ -47,6 +48,7 @@ from llmaccel.models.slots import (
     TensorTable,
     fill,
     is_stacked,
+    places,
     slot_shapes,
     stored_shapes,
     walk,
@@ -457,42 +459,56 @@ def iter_slots(
 
 def slot_forms(
     config: ModelConfig, checkpoint: TensorTable
-) -> Iterator[tuple[str, list[tuple[str, int, int]]]]:
-    """(slot, parts) of every slot with parts as (dtype, rows, cols), a vector being one row.
+) -> Iterator[tuple[str, list[tuple[str, int, int]], int]]:
+    """(slot, parts, count) of every slot with parts as (dtype, rows, cols), a vector being one row;
+    count: neighbouring experts that have the same.
 
-    What `iter_slots` will yield, from the headers alone: for memory plans. Raises LoadError for a
-    missing tensor, UnsupportedError for one whose type is no weight's.
+    What `iter_slots` will yield, from the headers alone: for memory plans, which are made of
+    models with tens of thousands of tensors. Raises LoadError for a missing tensor,
+    UnsupportedError for one whose type is no weight's.
     """
     table = _name_table(config, checkpoint)
-    shapes: list[tuple[int, ...]] = []
-    for slot, layer, expert in walk(config):
-        shapes = slot_shapes(config, slot) if expert == 0 else shapes
-        dtypes = [weight_dtype(checkpoint[name]) for name in table.names(slot, layer, expert)]
-        if table.tensors[slot].layout in LATENT_LAYOUTS:
-            dtypes = [latent_dtype(dtypes[0])]
-        if len(dtypes) < len(shapes):
-            dtypes = dtypes[:1] * len(shapes)
-        if table.tensors[slot].layout == "minus_one":
-            dtypes = ["F32"]
-        yield (
-            slot,
-            [(dtype, *((1, *shape)[-2:])) for dtype, shape in zip(dtypes, shapes, strict=True)],
-        )
+    for slot, layer, count in places(config):
+        apart = 1 if is_stacked(table.source(slot, layer), slot) else count
+        found = map(checkpoint.dtypes_of, table.names_of_all(slot, layer, apart))
+        first = 0
+        for dtypes, equal in groupby(zip(*found, strict=True)):
+            parts = _slot_form(config, table, (slot, layer, first), dtypes)
+            run = len(list(equal))
+            yield slot, parts, count // apart * run
+            first += run
 
 
-def tensor_specs(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights."""
+def _slot_form(
+    config: ModelConfig, table: NameTable, place: tuple[str, int, int], found: tuple[str, ...]
+) -> list[tuple[str, int, int]]:
+    """Parts of a slot whose tensors have the dtypes `found`."""
+    slot = place[0]
+    shapes = slot_shapes(config, slot)
+    names = table.names(*place)
+    dtypes = [weight_dtype(name, dtype) for name, dtype in zip(names, found, strict=True)]
+    if table.tensors[slot].layout in LATENT_LAYOUTS:
+        dtypes = [latent_dtype(dtypes[0])]
+    if len(dtypes) < len(shapes):
+        dtypes = dtypes[:1] * len(shapes)
+    if table.tensors[slot].layout == "minus_one":
+        dtypes = ["F32"]
+    return [(dtype, *((1, *shape)[-2:])) for dtype, shape in zip(dtypes, shapes, strict=True)]
+
+
+def tensor_specs(
+    config: ModelConfig, *, experts: int | None = None
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """(name, shape) of every tensor that a checkpoint must have; for plans and dummy weights.
+    experts: of those with tensors of their own only so many of every layer."""
     table = _name_table(config, None)
-    shapes: list[tuple[int, ...]] = []
-    for slot, layer, expert in walk(config):
+    for slot, layer, count in places(config):
         src = table.tensors[slot]
-        stacked = is_stacked(src, slot)
-        if expert == 0:
-            shapes = stored_shapes(config, src, slot_shapes(config, slot))
-            shapes = [(config.n_experts, *shape) for shape in shapes] if stacked else shapes
-        elif stacked:
-            continue
-        yield from zip(table.names(slot, layer, expert), shapes, strict=True)
+        shapes = stored_shapes(config, src, slot_shapes(config, slot))
+        if is_stacked(src, slot):
+            shapes, count = [(count, *shape) for shape in shapes], 1
+        for expert in range(count if experts is None else min(count, experts)):
+            yield from zip(table.names(slot, layer, expert), shapes, strict=True)
 
 
 def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:

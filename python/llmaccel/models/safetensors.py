@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from json.decoder import JSONDecodeError, scanstring
 from pathlib import Path
 
@@ -66,6 +67,17 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _LITERAL = re.compile(r"true|false|null")
+# Members as writers spell them, with the comma before them, read at one go: large models have tens
+# of thousands. What is allowed beside that (fields in another order, escapes) is read in pieces.
+_GAP = r"[ \t\n\r]*"
+_COLON, _COMMA, _NAME = f"{_GAP}:{_GAP}", f"{_GAP},{_GAP}", r'"([^"\\\x00-\x1f]*)"'
+_COUNT = rf"(?:0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})"
+_TENSOR = re.compile(
+    rf'{_COMMA}(?!"__metadata__"){_NAME}{_COLON}{{{_GAP}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}'
+    rf'"shape"{_COLON}\[{_GAP}((?:{_COUNT}(?:{_COMMA}{_COUNT}){{0,{_MAX_DIMS - 1}}})?){_GAP}\]'
+    rf'{_COMMA}"data_offsets"{_COLON}\[{_GAP}({_COUNT}){_COMMA}({_COUNT}){_GAP}\]{_GAP}}}'
+)
+_LISTED = re.compile(rf'{_COMMA}{_NAME}{_COLON}"([^"/\\\x00-\x1f]+\.safetensors)"')
 
 
 def open_safetensors(path: str | Path) -> Checkpoint:
@@ -159,8 +171,14 @@ class _Scanner:
         self.take("]")
         return tuple(values)
 
-    def members(self) -> Iterator[str]:
-        """The keys of an object; the caller reads the value after each. Refuses a repeated key."""
+    def members(
+        self, usual: re.Pattern[str] | None = None, found: list[tuple[str, ...]] | None = None
+    ) -> Iterator[str]:
+        """The keys of an object; the caller reads the value after each. Refuses a repeated key.
+
+        Members behind the first that `usual` fits as a whole, from the comma before them on, do not
+        come out: their groups, of which the first is the key, are added to `found`.
+        """
         seen: set[str] = set()
         self.take("{")
         while self.peek() != "}":
@@ -168,11 +186,33 @@ class _Scanner:
                 self.take(",")
             key = self.string()
             if key in seen:
-                raise self.fail(f"key {quoted(key)} is repeated")
+                raise self.repeated(key)
             seen.add(key)
             self.take(":")
             yield key
+            if usual is not None and found is not None:
+                self.run(usual, found, seen)
         self.pos += 1
+
+    def run(self, usual: re.Pattern[str], found: list[tuple[str, ...]], seen: set[str]) -> None:
+        """Reads members of an object as long as `usual` fits."""
+        # Local names: this loop reads tens of thousands.
+        text, pos, fit, first = self.text, self.pos, usual.match, len(found)
+        while (match := fit(text, pos)) is not None:
+            found.append(match.groups())
+            pos = match.end()
+        self.pos = pos
+        keys = [groups[0] for groups in found[first:]]
+        if len(set(keys)) == len(keys) and seen.isdisjoint(keys):
+            seen.update(keys)
+            return
+        for key in keys:
+            if key in seen:
+                raise self.repeated(key)
+            seen.add(key)
+
+    def repeated(self, key: str) -> LoadError:
+        return self.fail(f"key {quoted(key)} is repeated")
 
     def skip(self, depth: int) -> None:
         """Pass over any one value, nested at most `depth` deep."""
@@ -221,23 +261,91 @@ def _read_file(path: Path) -> dict[str, RawTensor]:
     scanner = _Scanner(mapped[8 : 8 + length].tobytes(), f"{path}: header")
     if not scanner.text.startswith("{"):
         raise LoadError(f"{path}: the header does not start with '{{'")
-    tensors: dict[str, RawTensor] = {}
-    ranges: list[tuple[int, int, str]] = []
-    for name in scanner.members():
+    tensors = _Tensors(path, data)
+    found: list[tuple[str, ...]] = []
+    for name in scanner.members(_TENSOR, found):
+        tensors.add(found)
         if name == "__metadata__":
             for _ in scanner.members():
                 scanner.string()
             continue
-        dtype, shape, begin, end = _read_entry(scanner, f"{path}: tensor {quoted(name)}", data.size)
-        tensors[name] = RawTensor(name, dtype, shape, data[begin:end])
-        ranges.append((begin, end, name))
+        found.append((name, *_read_entry(scanner, f"{path}: tensor {quoted(name)}")))
+    tensors.add(found)
     scanner.end()
-    _check_cover(path, ranges, data.size)
-    return tensors
+    tensors.check_cover()
+    return tensors.by_name
 
 
-def _read_entry(scanner: _Scanner, where: str, size: int) -> tuple[str, tuple[int, ...], int, int]:
-    """One tensor's (dtype, shape, begin, end), checked against each other and `size` data bytes."""
+class _Tensors:
+    """A file's tensors over its data, each checked as it is added."""
+
+    def __init__(self, path: Path, data: np.ndarray) -> None:
+        self.path = path
+        self.data = data
+        self.by_name: dict[str, RawTensor] = {}
+        self.begins: list[int] = []  # in the order of by_name
+        self.ends: list[int] = []
+
+    def add(self, entries: list[tuple[str, ...]]) -> None:
+        """Takes (name, dtype, dims, begin, end), as they are spelled, out of the list."""
+        data, size, by_name = self.data, self.data.size, self.by_name
+        begins, ends = self.begins, self.ends
+        for name, dtype, dims, first, last in entries:
+            begin, end = int(first), int(last)
+            try:
+                shape, needed = _extent(dtype, dims)
+            except ValueError as error:
+                raise LoadError(f"{self.path}: tensor {quoted(name)}: {error}") from None
+            if not begin <= end <= size or needed != end - begin:
+                where = f"{self.path}: tensor {quoted(name)}"
+                raise _wrong_range(where, f"{dtype} {list(shape)}", needed, (begin, end), size)
+            by_name[name] = RawTensor(name, dtype, shape, data[begin:end])
+            begins.append(begin)
+            ends.append(end)
+        entries.clear()
+
+    def check_cover(self) -> None:
+        """Refuses overlaps, holes and a remainder: the format wants all bytes indexed."""
+        size = self.data.size
+        if [0, *self.ends] == [*self.begins, size]:  # one behind the other, as they are written
+            return
+        reached = 0
+        for begin, end, name in sorted(zip(self.begins, self.ends, self.by_name, strict=True)):
+            if begin != reached:
+                problem = "overlaps the tensor before it" if begin < reached else "leaves a hole"
+                raise LoadError(
+                    f"{self.path}: tensor {quoted(name)} {problem}: it starts at byte {begin}, "
+                    f"expected {reached}"
+                )
+            reached = end
+        if reached != size:
+            raise LoadError(f"{self.path}: the tensors cover {reached} of {size} data bytes")
+
+
+@lru_cache(maxsize=256)
+def _extent(dtype: str, dims: str) -> tuple[tuple[int, ...], int]:
+    """Shape and bytes of a tensor; dims as in a list. ValueError says what is wrong with them."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"unknown dtype {quoted(dtype)}")
+    shape = tuple(int(n) for n in dims.split(",")) if dims else ()
+    return shape, tensor_bytes(dtype, shape)
+
+
+def _wrong_range(
+    where: str, form: str, needed: int, found: tuple[int, int], size: int
+) -> LoadError:
+    begin, end = found
+    if not begin <= end <= size:
+        return LoadError(
+            f"{where}: data_offsets [{begin}, {end}] are outside the {size} data bytes"
+        )
+    return LoadError(
+        f"{where}: {form} needs {needed} bytes, data_offsets [{begin}, {end}] hold {end - begin}"
+    )
+
+
+def _read_entry(scanner: _Scanner, where: str) -> tuple[str, ...]:
+    """(dtype, dims, begin, end), each spelled, of a tensor whose fields come in any order."""
     dtype, shape, offsets = None, None, None
     for field in scanner.members():
         if field == "dtype":
@@ -255,38 +363,9 @@ def _read_entry(scanner: _Scanner, where: str, size: int) -> tuple[str, tuple[in
             if value is None
         ]
         raise LoadError(f"{where}: missing {' and '.join(missing)}")
-    if dtype not in _DTYPES:
-        raise LoadError(f"{where}: unknown dtype {quoted(dtype)}")
     if len(offsets) != 2:
         raise LoadError(f"{where}: data_offsets {list(offsets)} are not [begin, end]")
-    begin, end = offsets
-    if not begin <= end <= size:
-        raise LoadError(f"{where}: data_offsets [{begin}, {end}] are outside the {size} data bytes")
-    try:
-        needed = tensor_bytes(dtype, shape)
-    except ValueError as error:
-        raise LoadError(f"{where}: {error}") from None
-    if needed != end - begin:
-        raise LoadError(
-            f"{where}: {dtype} {list(shape)} needs {needed} bytes, data_offsets "
-            f"[{begin}, {end}] hold {end - begin}"
-        )
-    return dtype, shape, begin, end
-
-
-def _check_cover(path: Path, ranges: list[tuple[int, int, str]], size: int) -> None:
-    """Refuse overlaps, holes and a remainder: the format requires that all bytes are indexed."""
-    reached = 0
-    for begin, end, name in sorted(ranges):
-        if begin != reached:
-            problem = "overlaps the tensor before it" if begin < reached else "leaves a hole"
-            raise LoadError(
-                f"{path}: tensor {quoted(name)} {problem}: it starts at byte {begin}, "
-                f"expected {reached}"
-            )
-        reached = end
-    if reached != size:
-        raise LoadError(f"{path}: the tensors cover {reached} of {size} data bytes")
+    return dtype, ",".join(map(str, shape)), *map(str, offsets)
 
 
 def _read_shards(index: Path) -> dict[str, RawTensor]:
@@ -298,15 +377,14 @@ def _read_shards(index: Path) -> dict[str, RawTensor]:
         if not file.exists():
             raise LoadError(f"{file}: the shard is missing; {index.name} lists it")
         shards[shard] = _read_file(file)
-    tensors: dict[str, RawTensor] = {}
-    for name, shard in weight_map.items():
-        if name not in shards[shard]:
-            raise LoadError(
-                f"{index.parent / shard}: tensor {quoted(name)} is missing; {index.name} says it "
-                f"is in this shard"
-            )
-        tensors[name] = shards[shard][name]
-    return tensors
+    try:
+        return {name: shards[shard][name] for name, shard in weight_map.items()}
+    except KeyError as error:
+        name = error.args[0]
+        raise LoadError(
+            f"{index.parent / weight_map[name]}: tensor {quoted(name)} is missing; {index.name} "
+            f"says it is in this shard"
+        ) from None
 
 
 def _read_index(index: Path) -> dict[str, str]:
@@ -320,7 +398,10 @@ def _read_index(index: Path) -> dict[str, str]:
         if key != "weight_map":
             scanner.skip(_MAX_INDEX_DEPTH)
             continue
-        for name in scanner.members():
+        found: list[tuple[str, ...]] = []
+        for name in scanner.members(_LISTED, found):
+            weight_map.update(found)
+            found.clear()
             shard = scanner.string()
             # The index must not reach outside its folder.
             if not re.fullmatch(r"[^/\\\x00-\x1f]+\.safetensors", shard):
@@ -329,6 +410,7 @@ def _read_index(index: Path) -> dict[str, str]:
                     f"plain .safetensors file name"
                 )
             weight_map[name] = shard
+        weight_map.update(found)
     scanner.end()
     if not weight_map:
         raise LoadError(f"{index}: there is no weight_map, or it is empty")

@@ -92,6 +92,7 @@ class TensorTable(Protocol):
 
     def __contains__(self, name: str) -> bool: ...
     def __getitem__(self, name: str) -> RawTensor: ...
+    def dtypes_of(self, names: list[str]) -> list[str]: ...
     def names(self) -> list[str]: ...
 
 
@@ -160,17 +161,24 @@ def slot_shapes(config: ModelConfig, slot: str) -> list[tuple[int, ...]]:
     return shapes.get(slot, [(d_model,)])
 
 
-def walk(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
-    """(slot, layer, expert) of every slot that `config` fills; layer 0 for those of the whole
-    model, expert 0 for those that are no expert's."""
+def places(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """(slot, layer, how many experts have it) of every slot that `config` fills; layer 0 for those
+    of the whole model, 1 for those that are no expert's."""
     for slot in MODEL_SLOTS:
         if slot in config.slots:
-            yield slot, 0, 0
+            yield slot, 0, 1
     for layer, desc in enumerate(config.layers):
         for slot in LAYER_SLOTS:
             if slot in config.slots and slot not in (DENSE_SLOTS if desc.moe else MOE_SLOTS):
-                for expert in range(config.n_experts if is_expert(slot) else 1):
-                    yield slot, layer, expert
+                yield slot, layer, config.n_experts if is_expert(slot) else 1
+
+
+def walk(config: ModelConfig) -> Iterator[tuple[str, int, int]]:
+    """(slot, layer, expert) of the same slots, one expert's at a time, expert 0 for those that are
+    no expert's."""
+    for slot, layer, count in places(config):
+        for expert in range(count):
+            yield slot, layer, expert
 
 
 def is_expert(slot: str) -> bool:
@@ -199,7 +207,9 @@ class NameTable:
         self.tensors = tensors
         self.checkpoint = checkpoint
         self.prefix = prefix
-        self._found: dict[tuple[str, int], Source] = {}  # a layer may have hundreds of experts
+        # a layer may have hundreds of experts
+        self._found: dict[tuple[str, int], Source] = {}
+        self._resolved: dict[tuple[str, int], list[str]] = {}
         # A checkpoint of the bare model has the same names without the prefix.
         bare = tensors["embed"].names[0]
         if checkpoint is not None and prefix + bare not in checkpoint and bare in checkpoint:
@@ -217,15 +227,31 @@ class NameTable:
         return found
 
     def _has(self, src: Source, layer: int) -> bool:
-        name = self._resolve(src.names[0].replace("{i}", str(layer)).replace("{e}", "0"))
-        return self.checkpoint is not None and name in self.checkpoint
+        return self._is_there(self._resolve(src.names[0].replace("{i}", str(layer))))
+
+    def _is_there(self, name: str) -> bool:
+        return self.checkpoint is not None and name.replace("{e}", "0") in self.checkpoint
 
     def names(self, slot: str, layer: int, expert: int = 0) -> list[str]:
-        """The checkpoint's names of a slot's tensors; the first spelling where none is there."""
+        """The checkpoint's names of a slot's tensors; the first spelling where none is there. All
+        experts of a layer are spelled as its first one."""
+        return [name.replace("{e}", str(expert)) for name in self._templates(slot, layer)]
+
+    def names_of_all(self, slot: str, layer: int, count: int) -> list[list[str]]:
+        """Of each tensor of a slot its names for `count` experts."""
+        numbers = [str(expert) for expert in range(count)]
         return [
-            self._resolve(name.replace("{i}", str(layer)).replace("{e}", str(expert)))
-            for name in self.source(slot, layer).names
+            [name.replace("{e}", number) for number in numbers]
+            for name in self._templates(slot, layer)
         ]
+
+    def _templates(self, slot: str, layer: int) -> list[str]:
+        resolved = self._resolved.get((slot, layer))
+        if resolved is None:
+            names = self.source(slot, layer).names
+            resolved = [self._resolve(name.replace("{i}", str(layer))) for name in names]
+            self._resolved[slot, layer] = resolved
+        return resolved
 
     def _resolve(self, template: str) -> str:
         if "|" not in template:
@@ -233,10 +259,7 @@ class NameTable:
         spellings = [
             name[1:] if name.startswith("/") else self.prefix + name for name in template.split("|")
         ]
-        there = [
-            name for name in spellings if self.checkpoint is not None and name in self.checkpoint
-        ]
-        return (there or spellings)[0]
+        return next(filter(self._is_there, spellings), spellings[0])
 
 
 def fill(
@@ -286,7 +309,7 @@ def _there(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) ->
     if checkpoint is None or name not in checkpoint:
         raise LoadError(f"tensor {quoted(name)} is missing; expected {list(shape)}")
     tensor = checkpoint[name]
-    weight_dtype(tensor)
+    weight_dtype(name, tensor.dtype)
     return tensor
 
 
@@ -298,11 +321,11 @@ def _checked(checkpoint: TensorTable | None, name: str, shape: tuple[int, ...]) 
     return tensor
 
 
-def weight_dtype(tensor: RawTensor) -> str:
-    """The form `tensor` is packed from. UnsupportedError names one that is no weight."""
-    if tensor.dtype not in _DTYPES and plain_form(tensor.dtype) is None:
-        raise UnsupportedError(f"{tensor.name}: weights of type {tensor.dtype} are not supported")
-    return "F32" if tensor.dtype == "F64" else tensor.dtype
+def weight_dtype(name: str, dtype: str) -> str:
+    """The form that a tensor is packed from. UnsupportedError names one that is no weight."""
+    if dtype not in _DTYPES and plain_form(dtype) is None:
+        raise UnsupportedError(f"{name}: weights of type {dtype} are not supported")
+    return "F32" if dtype == "F64" else dtype
 
 
 def _from_array(name: str, values: np.ndarray) -> RawTensor:

@@ -88,6 +88,14 @@ class QuantizedTensors:
     def __contains__(self, name: str) -> bool:
         return name in self._linears or name in self.table
 
+    def dtypes_of(self, names: list[str]) -> list[str]:
+        return [
+            self._linears[name].form.name
+            if name in self._linears
+            else self.table.dtypes_of([name])[0]
+            for name in names
+        ]
+
     def __getitem__(self, name: str) -> RawTensor | LinearTensor:
         if name in self._linears:
             return LinearTensor(self._linears[name], self.table)

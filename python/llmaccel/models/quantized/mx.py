@@ -27,8 +27,8 @@ from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
 
 _BLOCKS = "_blocks"
-_E4M3 = np.empty(256, np.float32)  # the value of each code
-_core.fp8_decode("scalar", 0, _E4M3, np.ones(1, np.float32), np.arange(256, dtype=np.uint8))
+E4M3 = np.empty(256, np.float32)  # the value of each code
+_core.fp8_decode("scalar", 0, E4M3, np.ones(1, np.float32), np.arange(256, dtype=np.uint8))
 
 
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
@@ -97,7 +97,7 @@ def nvfp4(table: TensorTable, packed: str, outer: str, divides: bool, unread: li
         number = taken(table[outer]).reshape(-1)[0]
         with np.errstate(divide="ignore", over="ignore"):
             number = np.float32(1) / number if divides else number
-        return Codes(fields(taken(table[packed]), 4), _E4M3[taken(table[scale.name])] * number)
+        return Codes(fields(taken(table[packed]), 4), E4M3[taken(table[scale.name])] * number)
 
     name = f"{module}.weight"
     form = make_form(name, "E2M1", 16, k)

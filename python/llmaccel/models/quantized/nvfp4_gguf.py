@@ -13,7 +13,7 @@ import numpy as np
 from llmaccel.errors import LoadError
 from llmaccel.models.checkpoint import drop_pages
 from llmaccel.models.quantized.linear import Codes, Linear, header, make_form, taken
-from llmaccel.models.quantized.mx import e4m3
+from llmaccel.models.quantized.mx import E4M3
 from llmaccel.models.slots import TensorTable
 
 _BLOCK, _BYTES, _SCALES = 64, 36, 4
@@ -43,7 +43,7 @@ def _linear(table: TensorTable, name: str) -> Linear:
         pairs = blocks[:, :, _SCALES:].reshape(-1, k // 16, 8)
         q = np.concatenate([pairs & 15, pairs >> 4], axis=-1).reshape(-1, k)
         code = blocks[:, :, :_SCALES].reshape(-1, k // 16) & 127
-        scale = np.where(code == 127, np.float32(0), e4m3(code))
+        scale = np.where(code == 127, np.float32(0), E4M3[code])
         if outer is not None:
             numbers = taken(table[outer])
             numbers = np.repeat(numbers[start:stop], shape[1])[:, None] if stacked else numbers
