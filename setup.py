@@ -155,8 +155,9 @@ def python_includes() -> list[str]:
 
 
 def core_sources(room_filter: Sequence[str] = ()) -> list[Path]:
-    """Every .c under csrc, leaving out the rooms named; kernels first, as they take longest."""
+    """Every .c of the core, leaving out the rooms named; kernels first, as they take longest."""
     found = [p for p in CSRC.rglob("*.c") if p.relative_to(CSRC).parts[0] not in room_filter]
+    found = [p for p in found if CSRC / "kernels" / "cuda" not in p.parents]
     return sorted(found, key=lambda p: (not p.name.startswith("isa_"), p.as_posix()))
 
 
@@ -236,7 +237,7 @@ class Builder:
         """Links; the result appears only when it is whole."""
         out.parent.mkdir(parents=True, exist_ok=True)
         part = out.with_name(f"{out.name}.part")
-        command = [*self.tools.cc, *extra, *map(str, objects), *self.tools.link, "-lm"]
+        command = [*self.tools.cc, *extra, *map(str, objects), *self.tools.link, "-lm", "-ldl"]
         result = run([*command, "-o", str(part)])
         if result.returncode:
             raise LinkError(f"{' '.join(command)}\n{result.stderr}")
