@@ -49,6 +49,8 @@ typedef struct la_tensor_shape {
 
 #ifdef LA_EMU
 
+#include "la_emu_ptx.h"
+
 #define LA_DEV static inline
 #define LA_UNROLL
 #define LA_KERNEL(name, args_t) inline void name(const args_t &a)
@@ -73,6 +75,13 @@ template <class args_t, void (*kernel)(const args_t &)> struct la_entry_of<kerne
     __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ args_t a)
 #define LA_ENTRY(...) (reinterpret_cast<la_entry>(__VA_ARGS__))
 
+#endif
+
+/* The two bodies of a wrapper: a call into the emulator, then what the device runs. */
+#ifdef LA_EMU
+#define LA_PTX(emulated, ...) emulated
+#else
+#define LA_PTX(emulated, ...) __VA_ARGS__
 #endif
 
 /* Emits a kernel that nothing in its file launches: LA_INSTANCE(la_copy_args, la_copy<4>). */
