@@ -122,6 +122,7 @@ enum { LA_SLICE = 4096 }; /* logits of one la_mass */
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {
     la_backend *b;
+    void *own; /* the backend's, of la_backend_ops.equip */
     uint8_t *base;
     size_t bytes;
     int max_tokens;
@@ -211,6 +212,9 @@ typedef struct la_backend_ops {
     la_status (*check)(const la_model_desc *d, const la_limits *limits);
     /* Scratch a workspace must offer: of the step, and of each thread. */
     void (*scratch)(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local);
+    /* What a backend needs for the steps of a workspace beside its bytes: w->own. */
+    la_status (*equip)(la_workspace *w, const la_model *m, const la_limits *limits);
+    void (*strip)(la_workspace *w);
     /* ---- ops of a step ---- */
     /* nothing but the barrier */
     void (*meet)(la_ctx *c);
@@ -251,6 +255,14 @@ struct la_backend {
 
 la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 
+/* Draws from logits that lie in host memory, for backends whose own memory is elsewhere: a pool of threads and
+ * their scratch (backend_cpu_draw.c). */
+typedef struct la_drawer la_drawer;
+la_status la_drawer_open(const la_model_desc *d, int max_rows, la_drawer **out);
+void la_drawer_close(la_drawer *w);
+/* Results of wanted rows first .. first+logits.n-1 of the batch, as la_backend_ops.sample. */
+void la_drawer_run(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
+
 /* ---- backends in shared objects of their own (backend_dl.c) ---- */
 
 /* What such a one may call of this library: it links none of its symbols. */
@@ -261,6 +273,9 @@ typedef struct la_host_api {
     la_kv_layout (*kv_layout_of)(const la_model_desc *d);
     /* k0 .. k0 + n of row `row` of a part, n at most 256, k0 a multiple of 256 */
     void (*source_values)(const la_source *part, int row, int k0, int n, float *out);
+    la_status (*drawer_open)(const la_model_desc *d, int max_rows, la_drawer **out);
+    void (*drawer_close)(la_drawer *w);
+    void (*drawer_run)(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
 } la_host_api;
 
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and

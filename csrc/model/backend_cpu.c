@@ -439,6 +439,19 @@ static la_status accept(const la_backend *b, const la_model_desc *d, la_recipe r
     return LA_OK;
 }
 
+static la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
+{
+    (void)w;
+    (void)m;
+    (void)limits;
+    return LA_OK;
+}
+
+static void strip(la_workspace *w)
+{
+    (void)w;
+}
+
 /* ---- opening --------------------------------------------------------------------------------- */
 
 static void close_backend(la_backend *b)
@@ -488,6 +501,8 @@ static const la_backend_ops cpu_ops = {
     .step_threads = step_threads,
     .check = check,
     .scratch = scratch,
+    .equip = equip,
+    .strip = strip,
     .meet = la_cpu_barrier,
     .embed = embed,
     .linear = la_cpu_linear,

@@ -19,7 +19,16 @@ static void source_values(const la_source *part, int row, int k0, int n, float *
     la_dequant_f32(part->dtype, at, k0, n, out);
 }
 
-static const la_host_api host_api = {la_fail, la_alloc, la_free, la_kv_layout_of, source_values};
+static const la_host_api host_api = {
+    .fail = la_fail,
+    .alloc = la_alloc,
+    .free = la_free,
+    .kv_layout_of = la_kv_layout_of,
+    .source_values = source_values,
+    .drawer_open = la_drawer_open,
+    .drawer_close = la_drawer_close,
+    .drawer_run = la_drawer_run,
+};
 
 la_status la_backend_load(const char *path, int device, la_backend **out)
 {

@@ -132,6 +132,12 @@ la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace
         return la_fail(LA_ERR_MEMORY, "workspace: cannot map %zu bytes", bytes);
     }
     la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
+    la_status st = m->b->ops->equip(w, m, limits);
+    if (st != LA_OK) {
+        m->b->ops->unmap(m->b, w->base, bytes);
+        la_free(w);
+        return st;
+    }
     *out = w;
     return LA_OK;
 }
@@ -139,6 +145,7 @@ la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace
 void la_workspace_free(la_workspace *w)
 {
     if (w != NULL) {
+        w->b->ops->strip(w);
         w->b->ops->unmap(w->b, w->base, w->bytes);
         la_free(w);
     }
