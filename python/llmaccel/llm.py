@@ -34,7 +34,7 @@ from llmaccel.arguments import (
     spread,
 )
 from llmaccel.driver import Driver
-from llmaccel.environment import configure_log, open_backend
+from llmaccel.environment import configure_log, open_backend, open_device
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.loading import (
     forget_metadata,
@@ -87,6 +87,8 @@ class LLM:
         kv_cache_memory_bytes: its cap; it grows only as tokens arrive. None: a share of the free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
+    backend: "cpu", or "cuda": an NVIDIA device, where the package was built with nvcc; what it has
+        no kernels for is refused by name, see CONTRIBUTING.md.
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
         start: report()["backend"] has n_asked and n_threads. isa: the highest instruction
         set to use; None: LLMACCEL_ISA, else the best present.
@@ -116,6 +118,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
+        backend: str = "cpu",
         threads: int | None = None,
         isa: str | None = None,
         seed: int | None = 0,
@@ -145,6 +148,9 @@ class LLM:
 
     def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
         configure_log()
+        options.check()
+        if options.backend != "cpu":  # before the plan, which asks it what it holds
+            self._backend = open_device(options.backend)
         prepared = prepare(options, arrays)
         self._options = options
         self._config = prepared.config
@@ -154,7 +160,8 @@ class LLM:
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
         prepared = forget_metadata(prepared)
-        self._backend = open_backend(options.isa, options.threads)
+        if options.backend == "cpu":
+            self._backend = open_backend(options.isa, options.threads)
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         with naming_file(prepared.path):
             load_weights(model, prepared)

@@ -176,9 +176,6 @@ la_status accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
     else if (recipe.floats == LA_F32) {
         what = "dtype='float32'";
     }
-    else if (d->activation != LA_ACT_BF16) {
-        what = "an activation other than 'bfloat16'";
-    }
     else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0 ||
              d->d_head % 2 != 0) {
         what = "widths that are no multiples of 8";
@@ -697,12 +694,11 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
     cuda->s = la_rt_stream_open(cuda->rt);
     cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, STAGING));
     if (cuda->info.cc < 80 || cuda->s == NULL || cuda->staging == NULL) {
-        int old = cuda->info.cc;
+        int cc = cuda->info.cc;
         close_backend(&cuda->head);
-        return old < 80 ? host->fail(LA_ERR_UNSUPPORTED,
-                                     "backend: cuda: %s devices are too old, sm_80 is the first",
-                                     old < 75 ? "these" : "sm_75")
-                        : host->fail(LA_ERR_MEMORY, "backend: cuda: no memory");
+        return cc < 80 ? host->fail(LA_ERR_UNSUPPORTED,
+                                    "backend: cuda: a device of sm_%d; sm_80 is the first", cc)
+                       : host->fail(LA_ERR_MEMORY, "backend: cuda: no memory");
     }
     *out = &cuda->head;
     return LA_OK;
