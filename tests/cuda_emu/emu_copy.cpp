@@ -273,7 +273,7 @@ uint64_t start(std::unique_ptr<Copy> c)
         }
         return id;
     }
-    static const uint32_t longest[] = {1, 1, 8, 300};
+    static const uint32_t longest[] = {1, 8, 300, 20000};
     c->delay = draw(longest[draw(4)]);
     machine->copies.push_back(std::move(c));
     preempt(2);

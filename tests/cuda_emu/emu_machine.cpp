@@ -287,18 +287,18 @@ bool run_round(uint64_t *quiet)
             continue;
         }
         ran = turn_warp(p.b, p.warp) || ran;
-        if (machine->error.empty() && machine->shape.seed && draw(8) == 0) {
+        if (machine->error.empty() && machine->eager && draw(machine->eager) == 0) {
             advance_wgmma(p.b);
         }
     }
     if (!machine->error.empty()) {
         return false;
     }
-    if (!ran && !skipped) {
-        if (machine->copies.empty()) {
-            fault_late("dead lock:%s", stuck().c_str());
-            return false;
-        }
+    if (!ran && !skipped && machine->copies.empty()) {
+        fault_late("dead lock:%s", stuck().c_str());
+        return false;
+    }
+    if (!machine->copies.empty() && ((!ran && !skipped) || *quiet > SPINS / 10)) {
         advance_copies(true);
     }
     *quiet = machine->progress != before || skipped ? 0 : *quiet + 1;
@@ -490,6 +490,8 @@ extern "C" int la_emu_launch(void (*entry)(const void *args), const void *args,
         m.idle.push_back(t.get());
     }
     machine = &m;
+    static const uint32_t eagerness[] = {0, 0, 8, 64};
+    m.eager = m.shape.seed ? eagerness[draw(4)] : 0;
     if (m.error.empty()) {
         run_guarded();
     }

@@ -129,8 +129,8 @@ struct Wgmma {
 /* Products are issued by the warpgroup, committed and waited for by each warp for itself. */
 struct Warpgroup {
     std::vector<Meeting> open;
-    std::vector<std::shared_ptr<Wgmma>> loose;               /* issued, not committed */
-    std::vector<std::vector<std::shared_ptr<Wgmma>>> groups; /* all of the block's life */
+    std::vector<std::shared_ptr<Wgmma>> loose;                     /* issued, not committed */
+    std::vector<std::vector<std::shared_ptr<Wgmma>>> groups;       /* all of the block's life */
     size_t committed[4] = {0, 0, 0, 0}, retired[4] = {0, 0, 0, 0}; /* by warp */
     std::vector<std::shared_ptr<Accumulator>> owned;
     int registers = 0; /* setmaxnreg, 0: as launched */
@@ -177,6 +177,7 @@ struct Machine {
     std::jmp_buf *crash = nullptr;
     std::string error;
     uint64_t rng = 0;
+    uint32_t eager = 0;    /* one in so many turns runs a wgmma before it is waited for; 0: none */
     uint64_t progress = 0; /* anything but a spin */
 };
 
