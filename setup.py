@@ -254,6 +254,7 @@ OLDEST_NVCC = (13, 0)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Icsrc"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti"]
 NVCC_FLAGS += ["-Xptxas", "-warn-spills,-warn-lmem-usage"]
+APART = {"conformance"}  # a program of its own
 CUDA_EXPORTS = "{ global: la_backend_entry_open; local: *; };\n"
 
 
@@ -338,7 +339,7 @@ class CudaBuilder:
         return obj, ""
 
     def build(self, out: Path) -> None:
-        sources = sorted(CUDA.glob("*.cu"))
+        sources = sorted(p for p in CUDA.glob("*.cu") if p.stem not in APART)
         if "90a" not in self.archs.split(";"):
             sources = [s for s in sources if not s.stem.endswith("_sm90")]
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

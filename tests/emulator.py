@@ -23,6 +23,7 @@ from conftest import ROOT
 EMULATOR = ROOT / "tests" / "cuda_emu"
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 CACHE = ROOT / "build" / "emu"
+CORE = ROOT / "csrc"
 # No contraction: a product and a sum are rounded apart, as the wrappers say.
 FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DLA_EMU", "-ffp-contract=off", "-Wall", "-Wextra"]
 FLAGS += [f"-I{EMULATOR}", f"-I{KERNELS}", f"-I{ROOT / 'csrc'}"]
@@ -56,6 +57,10 @@ def compile_object(source: Path, flags: list[str]) -> Path:
     text = source.read_bytes()
     if source.parent == CACHE:  # generated: it says itself what it includes
         text += b"".join(p.read_bytes() for p in sorted(source.with_suffix("").glob("*.h")))
+    if source.suffix == ".cu":
+        flags = [*flags, "-xc++"]
+    if b"../model/" in text:  # the backend itself is built from the core's structures
+        text += b"".join(p.read_bytes() for p in sorted(CORE.glob("**/*.h")))
     key = hashlib.sha256(text + headers_hash().encode() + " ".join(flags).encode()).hexdigest()
     out = CACHE / f"{source.stem}-{key[:16]}.o"
     if not out.exists():
@@ -86,6 +91,13 @@ def library(name: str, sources: list[Path], extra: list[str] | None = None) -> c
         run([compiler(), "-shared", "-o", str(part), *map(str, objects)])
         part.replace(out)
     return ctypes.CDLL(str(out))
+
+
+def backend() -> ctypes.CDLL:
+    """The CUDA backend on the emulated runtime; its file is what LLMACCEL_CUDA_LIBRARY wants."""
+    apart = {"rt_cuda.cu", "conformance.cu"}  # the other runtime; a program of its own
+    kernels = [p for p in sorted(KERNELS.glob("*.cu")) if p.name not in apart]
+    return library("backend", [*kernels, EMULATOR / "rt_host.cpp"])
 
 
 class Error:
