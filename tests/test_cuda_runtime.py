@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 IN, OUT, WITHIN = 0, 1, 2
-SEEDS = range(12)
+SEEDS = range(16)
 MIB = 1 << 20
 
 

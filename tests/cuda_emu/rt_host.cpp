@@ -85,7 +85,6 @@ struct la_rt_event {
 struct la_rt_graph {
     la_rt *rt;
     std::vector<op> list;
-    int64_t launches;
 };
 
 namespace
@@ -295,7 +294,7 @@ void put(la_rt_stream *s, op &&o)
         return;
     }
     s->queue.push_back(std::move(o));
-    for (int n = rt->seed != 0 ? (int)(draw(rt) % 3) : 0; n > 0; n--) {
+    if (rt->seed != 0 && draw(rt) % 4 == 0) {
         advance(rt); /* a device does not wait to be waited for */
     }
 }
@@ -335,6 +334,8 @@ void la_rt_close(la_rt *rt)
     }
     finish_all(rt);
     alive_at_close += rt->counts.alive;
+    rt->error.clear(); /* all that is left goes, whatever failed */
+    rt->noting = nullptr;
     while (!rt->ranges.empty()) {
         la_rt_release(rt, rt->ranges.begin()->first);
     }
@@ -626,7 +627,7 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
     }
     rt->noting = nullptr;
     rt->counts.alive++;
-    return new la_rt_graph{rt, std::move(s->noted), 0};
+    return new la_rt_graph{rt, std::move(s->noted)};
 }
 
 void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s)

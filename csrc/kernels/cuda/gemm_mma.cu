@@ -25,6 +25,12 @@ enum { BN = 64, BK = 64, STAGES = 4, THREADS = 64, ROW = 128 /* bytes of a row o
 
 /* ---- the way in ---- */
 
+/* Address of the 16 bytes of row `row` that hold k .. k + 8 of a stage. */
+LA_DEV uint32_t chunk_at(uint32_t stage, int row, int c)
+{
+    return stage + (uint32_t)(row * ROW + ((c ^ (row & 7)) * 16));
+}
+
 /* Rows first .. first + n of src [rows][K], K step k0, to a stage; zeros beyond its rows and K. */
 LA_DEV void load_tile(uint32_t to, const uint16_t *src, int first, int n, int rows, int K, int k0)
 {
@@ -32,14 +38,8 @@ LA_DEV void load_tile(uint32_t to, const uint16_t *src, int first, int n, int ro
         int row = i / 8, c = i % 8, k = k0 + c * 8;
         int there = first + row < rows && k < K;
         const uint16_t *p = there ? src + (int64_t)(first + row) * K + k : src;
-        la_cp_async_16(to + (uint32_t)(row * ROW + ((c ^ (row & 7)) * 16)), p, there ? 16 : 0);
+        la_cp_async_16(chunk_at(to, row, c), p, there ? 16 : 0);
     }
-}
-
-/* Address of the 16 bytes of row `row` that hold k .. k + 8 of a stage. */
-LA_DEV uint32_t chunk_at(uint32_t stage, int row, int c)
-{
-    return stage + (uint32_t)(row * ROW + ((c ^ (row & 7)) * 16));
 }
 
 /* ---- the way out ---- */
