@@ -35,13 +35,23 @@ int la_emu_grid(int axis)
 
 namespace {
 
-/* Joins or opens a meeting of `expected` threads under `mask`; the last one acts. */
+/* Joins or opens a meeting of `expected` threads under `mask`; the last one acts. Lanes may be at another
+ * collective than those that wait for them, unless they in turn wait for these. */
 void meet(std::vector<Meeting> &open, const char *what, uint32_t mask, int expected, int place,
           void *slot, const Act &act)
 {
-    size_t at = 0;
-    while (at < open.size() && !(open[at].mask & mask)) {
-        at++;
+    size_t at = open.size();
+    for (size_t i = 0; i < open.size(); i++) {
+        Meeting &m = open[i];
+        if (m.mask == mask && m.what != what) {
+            fault("is at %s while others of its warp or warpgroup are at %s", what, m.what.c_str());
+        }
+        if (m.mask == mask) {
+            at = i;
+        }
+        else if ((m.lanes & mask) && (m.mask >> place & 1)) {
+            fault("%s: mask 0x%x, others brought 0x%x to %s", what, mask, m.mask, m.what.c_str());
+        }
     }
     if (at == open.size()) {
         Meeting m;
@@ -52,12 +62,7 @@ void meet(std::vector<Meeting> &open, const char *what, uint32_t mask, int expec
         open.push_back(m);
     }
     Meeting &m = open[at];
-    if (m.what != what) {
-        fault("is at %s while others of its warp or warpgroup are at %s", what, m.what.c_str());
-    }
-    if (m.mask != mask) {
-        fault("%s: mask 0x%x, others brought 0x%x", what, mask, m.mask);
-    }
+    m.lanes |= 1u << (place % 32);
     m.slot[size_t(place)] = slot;
     if (++m.arrived < expected) {
         std::shared_ptr<uint64_t> generation = m.generation;
