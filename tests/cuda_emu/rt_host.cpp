@@ -5,7 +5,8 @@
  * Memory starts as 0xff bytes, which are no numbers. Held to CUDA's rules: copies between host and device
  * take pinned memory, both ends lie inside one allocation, nothing waits or allocates while a graph is
  * noted. What breaks one is the device's first error, and its text says what. Environment of the tests:
- * LLMACCEL_EMU_SEED (order; 0: in the order of calls), LLMACCEL_EMU_MEMORY (bytes of the device),
+ * LLMACCEL_EMU_SEED (order of streams; 0: that of calls), LLMACCEL_EMU_KERNELS (the same inside kernels,
+ * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so).
  */
 #include "la_rt.h"
@@ -65,7 +66,7 @@ struct la_rt {
     std::vector<la_rt_stream *> streams;
     la_rt_counts counts = {};
     la_rt_stream *noting = nullptr;
-    uint32_t seed = 0, state = 1;
+    uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
     int maps = 1;
     std::string error;
@@ -182,7 +183,7 @@ void run_launch(la_rt *rt, const op &o)
     shape.block[0] = o.shape.threads;
     shape.cluster[0] = o.shape.cluster;
     shape.smem = o.shape.smem;
-    shape.seed = rt->seed != 0 ? draw(rt) | 1u : 0;
+    shape.seed = rt->kernels != 0 ? rt->kernels + draw(rt) : 0;
     shape.dependent = o.shape.dependent;
     rt->counts.launches++;
     if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
@@ -306,6 +307,7 @@ extern "C" {
 int la_rt_open(int device, la_rt **out, char *why, size_t n)
 {
     const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
+    const char *kernels = getenv("LLMACCEL_EMU_KERNELS");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
@@ -315,6 +317,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     la_rt *rt = new la_rt;
     rt->seed = seed != nullptr ? (uint32_t)strtoul(seed, nullptr, 10) : 1;
     rt->state = rt->seed;
+    rt->kernels = kernels != nullptr ? (uint32_t)strtoul(kernels, nullptr, 10) : 0;
     rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
     rt->maps = plain == nullptr;
     *out = rt;

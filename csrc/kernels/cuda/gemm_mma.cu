@@ -92,6 +92,7 @@ LA_DEV void put(const la_product_args &a, float *row, int n, float y)
 LA_DEV void finish(const la_product_args &a, int m0, int n0, const float (&acc)[4][4])
 {
     int g = la_lane() / 4, t = la_lane() % 4, gated = a.finish.kind == LA_ACT && a.finish.paired;
+    LA_UNROLL
     for (int i = 0; i < 4; i++) {
         int m = m0 + g + (i / 2) * 8;
         if (m >= a.M) {
