@@ -1,13 +1,15 @@
 """What every GPU instruction that kernels use must do, computed in NumPy, and how to ask a library.
 
-Owns the cases: input, parameters and the output that the PTX manual's layouts and formats give, written
-apart from the emulator and from the wrappers. A library is the emulator's or, on a GPU, conformance.cu's:
+Owns the cases: input, parameters and the output that the PTX manual's layouts and formats give,
+written apart from the emulator and from the wrappers. A library is the emulator's or, on a GPU,
+conformance.cu's:
 
     nvcc -O3 -std=c++17 -gencode arch=compute_90a,code=sm_90a -Xcompiler -fPIC -shared \
         -o conformance.so csrc/kernels/cuda/conformance.cu
     python tests/conformance_cases.py conformance.so tests/goldens/cuda/h200.npz
 
-records that GPU's output and says where it is not what NumPy expects. Used by test_cuda_conformance.py.
+records that GPU's output and says where it is not what NumPy expects. Used by
+test_cuda_conformance.py.
 """
 
 from __future__ import annotations
@@ -73,7 +75,7 @@ class Case:
         else:
             with np.errstate(invalid="ignore"):
                 off = np.abs(got.astype(np.float64) - expected)
-            wrong = ~(off <= self.tolerance * self.scale) & ~((got == expected))
+            wrong = ~(off <= self.tolerance * self.scale) & ~(got == expected)
         if not wrong.any():
             return ""
         at = int(np.flatnonzero(wrong.ravel())[0])
@@ -161,14 +163,16 @@ def run(lib: ctypes.CDLL, case: Case, seed: int) -> np.ndarray:
     return before
 
 
-# ---- number formats -------------------------------------------------------------------------------
+# ---- number formats -----------------------------------------------------------------------------
 
 
 def rounded(x: np.ndarray, digits: int, least: int) -> np.ndarray:
-    """float64 to the nearest number with `digits` bits behind the point and exponents from `least`."""
+    """The nearest number with `digits` bits behind the point and exponents from `least`."""
     with np.errstate(invalid="ignore"):
         exponent = np.maximum(np.frexp(np.where(np.isfinite(x), x, 1.0))[1] - 1, least)
-        return np.where(np.isfinite(x), np.ldexp(np.rint(np.ldexp(x, digits - exponent)), exponent - digits), x)
+        return np.where(
+            np.isfinite(x), np.ldexp(np.rint(np.ldexp(x, digits - exponent)), exponent - digits), x
+        )
 
 
 def bf16_codes(x: np.ndarray) -> np.ndarray:
@@ -225,7 +229,7 @@ def random_codes(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) ->
     return (bf16_codes(x) if kind == "bf16" else f16_codes(x)).astype(np.uint16)
 
 
-# ---- products -------------------------------------------------------------------------------------
+# ---- products -----------------------------------------------------------------------------------
 
 
 def fragment_d(threads: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
@@ -237,9 +241,7 @@ def fragment_d(threads: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
 
 def fragment_a(threads: int, per_word: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and depth of the elements of the four words of A of each thread."""
-    t, word, i = np.meshgrid(
-        np.arange(threads), np.arange(4), np.arange(per_word), indexing="ij"
-    )
+    t, word, i = np.meshgrid(np.arange(threads), np.arange(4), np.arange(per_word), indexing="ij")
     lane = t % 32
     row = t // 32 * 16 + lane // 4 + word % 2 * 8
     return row, lane % 4 * per_word + i + word // 2 * 4 * per_word
@@ -280,7 +282,7 @@ class Layout:
 
 def wgmma_case(kernel: str, swizzles: tuple[int, int], accumulate: int) -> Case:
     """A product whose operands lie under these swizzles; steps of depth vary with the columns."""
-    kind, form, *trans, columns = kernel.split("_")[1:]
+    kind, _, *trans, columns = kernel.split("_")[1:]
     n, element = int(columns), 1 if kind == "e4m3" else 2
     rng = np.random.default_rng([n, *swizzles, accumulate, len(kernel)])
     depth = 32 // element
@@ -346,9 +348,7 @@ def mma_cases() -> Iterator[Case]:
             a, b = (random_codes(rng, kind, s) for s in ((16, depth), (depth, 8)))
             a_values, b_values = values(kind, a), values(kind, b)
             d = rng.standard_normal((32, 4)).astype(np.float32)
-        lane, word, i = np.meshgrid(
-            np.arange(32), np.arange(2), np.arange(per_word), indexing="ij"
-        )
+        lane, word, i = np.meshgrid(np.arange(32), np.arange(2), np.arange(per_word), indexing="ij")
         b_words = b[lane % 4 * per_word + i + word * 4 * per_word, lane // 4]
         row, k = fragment_a(32, per_word)
         words = [x.view(np.uint32).reshape(32, -1) for x in (a[row, k], b_words, d)]
@@ -394,7 +394,7 @@ def matrix_cases() -> Iterator[Case]:
         )
 
 
-# ---- copies ---------------------------------------------------------------------------------------
+# ---- copies -------------------------------------------------------------------------------------
 
 TENSORS = [
     (Tensor((100,), (64,), 4), (80,)),
@@ -446,7 +446,7 @@ def copy_cases() -> Iterator[Case]:
     yield Case("cp_async_barrier", "cp_async_barrier", data[:512], data[:512])
 
 
-# ---- threads --------------------------------------------------------------------------------------
+# ---- threads ------------------------------------------------------------------------------------
 
 
 def thread_cases() -> Iterator[Case]:
@@ -478,7 +478,8 @@ def thread_cases() -> Iterator[Case]:
     yield Case("warp", "warp", x, np.concatenate(rows).astype(np.uint32))
     words = rng.integers(0, 1000, 128).astype(np.uint32)
     block = np.stack(
-        [np.full(128, words.sum()), np.arange(128) * 1000 + 128, np.full(128, 211), np.zeros(128)], 1
+        [np.full(128, words.sum()), np.arange(128) * 1000 + 128, np.full(128, 211), np.zeros(128)],
+        1,
     ).astype(np.uint32)
     both = np.concatenate([block.ravel(), block.ravel(), [2 * words.sum(), 0, 0, 0]])
     yield Case("block", "block", words, both.astype(np.uint32))
@@ -532,14 +533,16 @@ def memory_case(rng: np.random.Generator) -> Case:
     return Case("memory", "memory", data, out)
 
 
-# ---- numbers --------------------------------------------------------------------------------------
+# ---- numbers ------------------------------------------------------------------------------------
 
 
 def triples(rng: np.random.Generator) -> np.ndarray:
     """[n][3] words: floats of every size, edges of the formats, any bits."""
     spread = rng.standard_normal((512, 3)) * 2.0 ** rng.integers(-30, 30, (512, 3))
     small = np.concatenate([E4M3[:127], (E4M3[:126] + E4M3[1:127]) / 2, -E4M3[:127]])
-    edges = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 65519.9, 448, 464, 480, 1e-40])
+    edges = np.array(
+        [0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 65519.9, 448, 464, 480, 1e-40]
+    )
     edges = np.concatenate([edges, small, small * (1 + 2.0**-12), 2.0 ** np.arange(-30, 20)])
     some = np.stack([edges, np.roll(edges, 7), np.roll(edges, 31)], axis=1)
     with np.errstate(over="ignore"):
@@ -583,7 +586,9 @@ def number_cases() -> Iterator[Case]:
     rng = np.random.default_rng(11)
     floats = triples(rng)
     bits = rng.integers(0, 1 << 32, (1024, 3), dtype=np.uint32)
-    x, y, z = (np.ascontiguousarray(floats[:, i]).view(np.float32).astype(np.float64) for i in range(3))
+    x, y = (
+        np.ascontiguousarray(floats[:, i]).view(np.float32).astype(np.float64) for i in range(2)
+    )
     b = [np.ascontiguousarray(bits[:, i]) for i in range(3)]
 
     def case(name: str, source: np.ndarray, expected: np.ndarray) -> Case:
@@ -620,7 +625,7 @@ def number_cases() -> Iterator[Case]:
 
 
 def approximate_cases(rng: np.random.Generator) -> Iterator[Case]:
-    """Functions within some units of the last place; fma exactly, where double has the sum exactly."""
+    """Functions within some units of the last place; fma where double has the sum exactly."""
     x = (rng.standard_normal((1024, 3)) * 8).astype(np.float32)
     short = (rng.integers(-2048, 2048, (1024, 3)) / 64).astype(np.float32)
     exact = (short[:, 0].astype(np.float64) * short[:, 1] + short[:, 2]).astype(np.float32)

@@ -1,9 +1,9 @@
 """Bugs to plant in GPU kernels, as changes of their text, and what the emulator says of each.
 
-Owns the list for every kernel: (name, text, changed text, reason). A text that is no longer found in its
-file exactly once fails the tests, so the list follows the kernels. The reason is part of the emulator's
-message, NUMBERS where only the output can tell, or "" where it depends on the order of events.
-Used by test_cuda_emu.py.
+Owns the list for every kernel: (name, text, changed text, reason). A text that is no longer found
+in its file exactly once fails the tests, so the list follows the kernels. The reason is part of the
+emulator's message, NUMBERS where only the output can tell, or "" where it depends on the order of
+events. Used by test_cuda_emu.py.
 """
 
 from __future__ import annotations
@@ -199,7 +199,9 @@ GEMM_BF16 = [
     Mutant("bias of the wrong lane", "+ lane % 4 * 2;", "+ lane / 4 * 2;", NUMBERS),
     Mutant("output not swizzled", "^ (uint32_t)(row % 8);", ";", NUMBERS),
     Mutant("output halves swapped", "la_bf16x2(lo, hi)", "la_bf16x2(hi, lo)", NUMBERS),
-    Mutant("output rows folded", "16 + (lane & 15);", "16 + (lane & 7);", "which nobody has written"),
+    Mutant(
+        "output rows folded", "16 + (lane & 15);", "16 + (lane & 7);", "which nobody has written"
+    ),
     Mutant("output box of the wrong columns", "n0 + j * 64, m0);", "n0, m0);", NUMBERS),
     Mutant("coordinates swapped", "full, k, m0);", "full, m0, k);", NUMBERS),
     Mutant("more registers than there are", "la_regs_grow<232>", "la_regs_grow<248>", "registers"),

@@ -1,7 +1,8 @@
 """Builds GPU kernels for the host emulator (tests/cuda_emu) and calls what was built.
 
-Owns the compiler's flags and the cache: an object or library is named by a hash of all that goes into
-it and kept in build/emu, so that a test session compiles only what changed. Used by test_cuda_*.py.
+Owns the compiler's flags and the cache: an object or library is named by a hash of all that goes
+into it and kept in build/emu, so that a test session compiles only what changed. Used by
+test_cuda_*.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Every instruction that GPU kernels use, in the emulator, against NumPy and against a real GPU's output.
+"""Every instruction that GPU kernels use, in the emulator, against NumPy and a real GPU's output.
 
-The cases are in conformance_cases.py, the kernels in csrc/kernels/cuda/conformance.h. Golden vectors are
-what a GPU gave for the same input; they are recorded where there is one.
+The cases are in conformance_cases.py, the kernels in csrc/kernels/cuda/conformance.h. Golden
+vectors are what a GPU gave for the same input; they are recorded where there is one.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def test_a_wrong_output_is_seen() -> None:
 
 
 def test_golden_vectors() -> None:
-    """The emulator gives what the GPU gave: every bit, or within rounding where sums are involved."""
+    """The emulator gives what the GPU gave: every bit, or within rounding where sums are."""
     if not GOLDENS.is_file():
         pytest.skip(f"{GOLDENS.relative_to(ROOT)} is not recorded yet: it needs a GPU")
     goldens = np.load(GOLDENS)

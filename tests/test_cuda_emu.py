@@ -1,14 +1,13 @@
 """The bf16 product of Hopper on the emulated device, and bugs planted in it that must be seen.
 
-Shapes have tails in every dimension, outputs start as NaN, and each case runs under several seeds of
-order and delay. The bugs are in cuda_mutants.py. tests/cuda_emu holds the emulator.
+Shapes have tails in every dimension, outputs start as NaN, and each case runs under several seeds
+of order and delay. The bugs are in cuda_mutants.py. tests/cuda_emu holds the emulator.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import cache
-from pathlib import Path
 
 import emulator
 import numpy as np
@@ -37,7 +36,9 @@ def source(variants: list[tuple[str, int, int]]) -> str:
             '#include "gemm_bf16_harness.h"',
             "}",
         ]
-    lines.append("typedef int run_t(const void *, const void *, const float *, void *, const int *,")
+    lines.append(
+        "typedef int run_t(const void *, const void *, const float *, void *, const int *,"
+    )
     lines.append("                  const int *, char *, size_t);")
     names = ", ".join(f"variant_{i}::harness_run" for i in range(len(variants)))
     lines.append(f"static run_t *const table[] = {{{names}}};")
@@ -86,7 +87,7 @@ PROTOTYPE = ctypes.CFUNCTYPE(
 
 
 def run(lib: ctypes.CDLL, variant: int, mnk: tuple[int, int, int], seed: int) -> tuple[str, float]:
-    """Runs one variant. Returns the emulator's reason, or "" and the relative error of the output."""
+    """Runs one variant: the emulator's reason, or "" and the relative error of the output."""
     rows, columns, depth = mnk
     rng = np.random.default_rng(7)
     x, w = aligned((rows, depth), np.uint16), aligned((columns, depth), np.uint16)

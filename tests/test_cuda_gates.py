@@ -1,8 +1,8 @@
 """Every CUDA source compiles for its targets, without spills, stack or products one after another.
 
-What a GPU would suffer silently is read off the compiler's report and the machine code: registers that spill,
-wgmma that is serialized, instructions that are not there. Skipped where nvcc is absent; machine code is
-read where a disassembler is (nvdisasm, also in the wheel nvidia-cuda-nvdisasm).
+What a GPU would suffer silently is read off the compiler's report and the machine code: registers
+that spill, wgmma that is serialized, instructions that are not there. Skipped where nvcc is absent;
+machine code is read where a disassembler is (nvdisasm, also in the wheel nvidia-cuda-nvdisasm).
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def faults(kernels: list[Kernel], text: str) -> list[str]:
         for k in kernels
         if k.stack or k.spilled
     ]
-    found += [f"{k.name}: static shared memory; take it from la_smem()" for k in kernels if k.shared]
+    found += [
+        f"{k.name}: static shared memory; take it from la_smem()" for k in kernels if k.shared
+    ]
     words = r"warning|serializ|ignored|C75\d\d"
     return found + [line for line in text.splitlines() if re.search(words, line, flags=re.I)]
 

@@ -594,6 +594,12 @@ typedef struct la_conform_call {
     uint32_t seed; /* of the emulator */
 } la_conform_call;
 
+typedef struct la_conform_entry {
+    const char *name;
+    la_entry entry;
+    int threads, blocks, cluster;
+} la_conform_entry;
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -604,11 +610,5 @@ int la_conform_run(const char *name, const la_conform_call *call, char *error, s
 #ifdef __cplusplus
 }
 #endif
-
-typedef struct la_conform_entry {
-    const char *name;
-    la_entry entry;
-    int threads, blocks, cluster;
-} la_conform_entry;
 
 #endif

@@ -22,7 +22,7 @@ typedef struct la_gemm_bf16_args {
     la_tensor_map x;   /* [M][K] bf16, boxes of 64 x 128, 128-byte swizzle */
     la_tensor_map w;   /* [N][K] bf16, boxes of 64 x BN, 128-byte swizzle */
     la_tensor_map out; /* [M][N] bf16, boxes of 64 x 64, 128-byte swizzle */
-    const float *bias; /* [N] or NULL */
+    const float *bias; /* [N] or NULL, 8-byte aligned */
     int M, N, K;       /* N and K multiples of 8 */
 } la_gemm_bf16_args;
 
@@ -89,8 +89,9 @@ LA_DEV void la_gemm_bf16_store(const la_gemm_bf16_args &a, float (&d)[BN / 2], u
             const int column = n0 + (j + i / 2) * 8 + lane % 4 * 2;
             float lo = d[(j + i / 2) * 4 + i % 2 * 2], hi = d[(j + i / 2) * 4 + i % 2 * 2 + 1];
             if (a.bias && column < a.N) {
-                lo += la_ldg(a.bias + column);
-                hi += la_ldg(a.bias + column + 1);
+                const la_u32x2 pair = la_ldg(reinterpret_cast<const la_u32x2 *>(a.bias + column));
+                lo += la_float(pair.x);
+                hi += la_float(pair.y);
             }
             r[i] = la_bf16x2(lo, hi);
         }
@@ -175,6 +176,7 @@ template <int BN, int STAGES> LA_KERNEL_BOUNDS(la_gemm_bf16_sm90, la_gemm_bf16_a
     }
     else {
         la_regs_grow<232>();
+        la_sync_warp(); /* or the compiler keeps a value across the grant, and spills it */
         la_gemm_bf16_multiply<BN, STAGES>(a, group, tiles);
     }
 }

@@ -53,8 +53,8 @@ typedef struct la_tensor_shape {
 
 #define LA_DEV static inline
 #define LA_UNROLL
-#define LA_KERNEL(name, args_t) inline void name(const args_t &a)
-#define LA_KERNEL_BOUNDS(name, args_t, threads, blocks) inline void name(const args_t &a)
+#define LA_KERNEL(name, args_t) inline void name([[maybe_unused]] const args_t &a)
+#define LA_KERNEL_BOUNDS(name, args_t, threads, blocks) LA_KERNEL(name, args_t)
 
 template <auto kernel> struct la_entry_of;
 template <class args_t, void (*kernel)(const args_t &)> struct la_entry_of<kernel> {
