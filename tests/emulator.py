@@ -96,7 +96,8 @@ def library(name: str, sources: list[Path], extra: list[str] | None = None) -> c
 
 def backend() -> ctypes.CDLL:
     """The CUDA backend on the emulated runtime; its file is what LLMACCEL_CUDA_LIBRARY wants."""
-    apart = {"rt_cuda.cu", "conformance.cu"}  # the other runtime; a program of its own
+    # the other runtime, and what is no part of the backend
+    apart = {"rt_cuda.cu", "conformance.cu", "gemm_bf16_sm90.cu"}
     kernels = [p for p in sorted(KERNELS.glob("*.cu")) if p.name not in apart]
     return library("backend", [*kernels, EMULATOR / "rt_host.cpp"])
 

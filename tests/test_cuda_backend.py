@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 import tiny
 from conftest import ROOT
-
 from emulator import bf16, from_bf16
 
 from llmaccel import LLM, SamplingParams, UnsupportedError, _core
 from llmaccel.cli import _cuda
 from llmaccel.environment import open_device
-from llmaccel.errors import ConfigError, MemoryPlanError
+from llmaccel.errors import ConfigError, LLMAccelError, MemoryPlanError
 
 # A gap between the two best logprobs beyond which roundings of bf16 in other places decide nothing.
 CLEAR = 0.1
@@ -68,8 +67,10 @@ def greedy(llm: LLM, asked: list[list[int]], tokens: int):
     outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
     made = []
     for output in outputs:
-        best = [sorted((p.logprob for p in step.values()), reverse=True)[:2]
-                for step in output.outputs[0].logprobs]
+        best = [
+            sorted((p.logprob for p in step.values()), reverse=True)[:2]
+            for step in output.outputs[0].logprobs
+        ]
         made.append((list(output.outputs[0].token_ids), np.array(best)))
     return made
 
@@ -147,12 +148,29 @@ def test_preemption_recomputes_the_same_tokens(tmp_path: Path, emulated: str) ->
     assert found == [want for want, _ in free]
 
 
+def test_greedy_rows_need_no_logits_on_the_host(tmp_path: Path, emulated: str) -> None:
+    """The device finds the largest where rows ask for nothing else; the tokens are the same."""
+    folder, asked = checkpoint("qwen3", tmp_path), prompts(4, 20, seed=3)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    with open_on(folder, "cuda") as llm:
+        want = [ids for ids, _ in greedy(llm, asked, 6)]
+        outputs = llm.generate(asked, params, use_tqdm=False)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == want
+
+
 def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:
     """The host draws: seeds, penalties, top-k and the rest give what the same logits give there."""
     folder = checkpoint("llama", tmp_path)
     params = SamplingParams(
-        temperature=0.8, top_k=20, top_p=0.9, min_p=0.01, presence_penalty=0.5, seed=3,
-        max_tokens=6, ignore_eos=True, prompt_logprobs=1,
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.5,
+        seed=3,
+        max_tokens=6,
+        ignore_eos=True,
+        prompt_logprobs=1,
     )
     with open_on(folder, "cuda") as llm:
         asked = [{"prompt_token_ids": ids} for ids in prompts(2, 20)]
@@ -160,6 +178,30 @@ def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:
     for a, b in zip(first, again, strict=True):
         assert a.outputs[0].token_ids == b.outputs[0].token_ids
         assert len(a.prompt_logprobs) == len(a.prompt_token_ids)
+
+
+def test_engines_take_turns_on_the_device(tmp_path: Path, emulated: str) -> None:
+    """Two models share the backend; each engine steps on a thread of its own."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    folders = [checkpoint(family, tmp_path / family) for family in ("llama", "qwen3")]
+    asked = prompts(3, 20, seed=4)
+    with open_on(folders[0], "cuda") as one, open_on(folders[1], "cuda") as other:
+        assert one._backend is other._backend
+        alone = [llm.generate(asked, params, use_tqdm=False) for llm in (one, other)]
+        futures = [[llm.submit(ids, params) for ids in asked] for llm in (one, other)]
+        for llm_alone, llm_futures in zip(alone, futures, strict=True):
+            for output, future in zip(llm_alone, llm_futures, strict=True):
+                assert output.outputs[0].token_ids == future.result().outputs[0].token_ids
+
+
+def test_a_failed_device_ends_requests_with_its_reason(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_FAULT", "40")
+    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
+        for _ in range(2):  # the second finds the device as the first left it
+            with pytest.raises(LLMAccelError, match="cuda: a fault that was asked for"):
+                greedy(llm, prompts(2, 10), 4)
 
 
 def test_nothing_is_left_on_the_device(tmp_path: Path, emulated: str) -> None:
@@ -207,7 +249,7 @@ def test_a_model_that_does_not_fit_the_device_is_refused(
     tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMACCEL_EMU_MEMORY", "100000")
-    with pytest.raises(MemoryPlanError, match="free of 97.7 KiB on emulator"):
+    with pytest.raises(MemoryPlanError, match=r"free of 97\.7 KiB on emulator"):
         open_on(checkpoint("llama", tmp_path), "cuda")
 
 
@@ -224,7 +266,7 @@ def test_a_missing_driver_is_said(
     emulated: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setenv("LLMACCEL_EMU_MISSING", "no driver of this kind")
-    with pytest.raises(UnsupportedError, match="^backend: cuda: no driver of this kind$"):
+    with pytest.raises(UnsupportedError, match=r"^backend: cuda: no driver of this kind$"):
         open_device("cuda")
     assert _cuda() == "not available: no driver of this kind"
 
@@ -244,7 +286,7 @@ def test_an_object_that_is_none_is_said(tmp_path: Path) -> None:
     text.write_text("no object")
     with pytest.raises(UnsupportedError, match=r"text\.so: (file too short|invalid ELF header)"):
         _core.Backend("cuda", library=str(text))
-    with pytest.raises(UnsupportedError, match="this build has no .*absent"):
+    with pytest.raises(UnsupportedError, match=r"this build has no .*absent"):
         _core.Backend("cuda", library=str(tmp_path / "absent.so"))
 
 

@@ -1,7 +1,8 @@
 """The device's generic kernels on the emulator, held to the NumPy references of the CPU's.
 
-Outputs start as NaN, rows have gaps that must keep what they held, widths are ugly, and every case runs
-under several seeds of order and delay. Kernels are asked for through launch.h, as the backend does.
+Outputs start as NaN, rows have gaps that must keep what they held, widths are ugly, and every case
+runs under several seeds of order and delay. Kernels are asked for through launch.h, as the backend
+does.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_float, c_int, c_int64, c_void_p
 
-import emulator
 import numpy as np
 import pytest
 import reference_rows as reference
@@ -33,6 +33,7 @@ Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f"
 Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
 AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
 Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
+Argmax = struct("Argmax", "x:p ldx:l out:p n:i V:i")
 Heads = struct(
     "Heads",
     "y:p ldy:l q:p ldq:l pos:p page:p q_norm:p k_norm:p cos:p sin:p base:p page_bytes:l "
@@ -53,8 +54,8 @@ Product = struct(
 class Device:
     """Arrays on the emulated device, and launches there."""
 
-    def __init__(self) -> None:
-        self.rt = Runtime()
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        self.rt = Runtime(library)
         self.stream = self.rt.new("stream_open")
         self.arrays: list[tuple[int, np.ndarray]] = []
 
@@ -182,6 +183,19 @@ def test_gather(device: Device) -> None:
     assert np.array_equal(device.get(out)[:, :72], x[[3, 3, 0], :72])
 
 
+@pytest.mark.parametrize("V", [1, 300, 1031])
+def test_argmax(device: Device, V: int) -> None:
+    """The lowest id of the largest; NaN never; 0 where nothing else is there."""
+    x = rows(5, V, V + 3, 19)
+    x[0, [V // 3, V // 2, V - 1]] = 9.0  # ties, maybe in different warps
+    x[1, :V:2] = np.nan
+    x[2, :V], x[3, :V], x[4, :V] = np.nan, -np.inf, -1.0
+    out = device.put(np.full(5, -1, np.int32))
+    device.launch("argmax", Argmax(device.put(x), V + 3, out, 5, V))
+    want = [0 if np.isnan(row[:V]).all() else int(np.nanargmax(row[:V])) for row in x]
+    assert device.get(out).tolist() == want
+
+
 # ---- heads and attention -------------------------------------------------------------------------
 
 
@@ -210,7 +224,9 @@ def rotated(x: np.ndarray, angle: np.ndarray, interleaved: int) -> np.ndarray:
     ("norm", "turned", "interleaved", "d", "d_rope"),
     [(0, 1, 0, 16, 16), (1, 1, 1, 24, 8), (2, 1, 0, 40, 40), (3, 1, 0, 16, 8), (3, 0, 0, 16, 8)],
 )
-def test_heads(device: Device, norm: int, turned: int, interleaved: int, d: int, d_rope: int) -> None:
+def test_heads(
+    device: Device, *, norm: int, turned: int, interleaved: int, d: int, d_rope: int
+) -> None:
     n, H, K, eps = 3, 6, 2, 1e-5
     row = norm == 2
     y = rows(n, (H + 2 * K) * d, (H + 2 * K) * d + 8, 10)
@@ -248,7 +264,7 @@ def test_heads(device: Device, norm: int, turned: int, interleaved: int, d: int,
     assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n  # no other slot was written
 
 
-def attention(q, k, v, scale, window, softcap, sink):
+def attention(q, k, v, *, scale, window, softcap, sink):
     """One head's token: q [d], k and v [tokens, d], the last being its own."""
     s = (k @ q).astype(np.float64) * scale
     s = softcap * np.tanh(s / softcap) if softcap else s
@@ -263,7 +279,7 @@ def attention(q, k, v, scale, window, softcap, sink):
     ("H", "K", "d", "window", "softcap", "sinks"),
     [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1)],
 )
-def test_attend(device: Device, H, K, d, window, softcap, sinks) -> None:
+def test_attend(device: Device, *, H, K, d, window, softcap, sinks) -> None:
     rng = np.random.default_rng(13)
     lengths, tables = [1, 65, 200], [[3], [1, 5], [0, 4, 2, 6]]
     codes = np.full((7, 2, K, 2, PAGE, d), 0x7FC0, np.uint16)  # NaN where nothing was stored
@@ -273,7 +289,8 @@ def test_attend(device: Device, H, K, d, window, softcap, sinks) -> None:
     base, one = device.put(codes), PAGE * d * 2
     q, out = rows(3, H * d, H * d + 4, 14), device.put(rows(3, H * d, H * d, 0, np.nan))
     sink = rng.normal(size=H).astype(np.float32)
-    flat, first = np.array(sum(tables, []), np.int32), np.array([0, 1, 3], np.int32)
+    flat = np.array([page for table in tables for page in table], np.int32)
+    first = np.array([0, 1, 3], np.int32)
     args = Attend(
         *(device.put(q), H * d + 4, out, H * d, device.put(np.array(lengths, np.int32) - 1)),
         *(device.put(flat), device.put(first), device.put(sink) if sinks else None),
@@ -285,14 +302,15 @@ def test_attend(device: Device, H, K, d, window, softcap, sinks) -> None:
         for h in range(H):
             k, v = np.concatenate([kv[p, 1, h // (H // K)] for p in table], axis=1)[:, :length]
             row = q[t, h * d : (h + 1) * d]
-            want = attention(row, k, v, 0.3, window, softcap, sink[h] if sinks else None)
+            mass = sink[h] if sinks else None
+            want = attention(row, k, v, scale=0.3, window=window, softcap=softcap, sink=mass)
             assert np.allclose(found[t, h * d : (h + 1) * d], want, rtol=1e-4, atol=1e-5)
 
 
 # ---- products ------------------------------------------------------------------------------------
 
 
-def product(device: Device, M: int, N: int, K: int, half: int, kind: int, paired: int = 0, act: int = 0):
+def product(device: Device, M: int, N: int, K: int, *, half, kind, paired=0, act=0):
     """(a, w, bias, what the kernel made of them); column N and beyond must keep what they held."""
     a, units = halves(rows(M, K, K, 15), half), (N + 31) // 32 * 32
     w = halves(rows(units, K, K, 16) * 0.3, half)
@@ -314,14 +332,14 @@ def product(device: Device, M: int, N: int, K: int, half: int, kind: int, paired
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize(("M", "N", "K"), [(1, 32, 8), (17, 72, 200), (5, 200, 136), (70, 33, 64)])
 def test_product(device: Device, M: int, N: int, K: int, half: int) -> None:
-    want, _, found = product(device, M, N, K, half, STORE)
+    want, _, found = product(device, M, N, K, half=half, kind=STORE)
     assert np.linalg.norm(found - want) <= 1e-5 * np.linalg.norm(want)
 
 
 def test_products_finish(device: Device) -> None:
-    want, start, found = product(device, 3, 72, 64, 0, ADD)
+    want, start, found = product(device, 3, 72, 64, half=0, kind=ADD)
     assert np.allclose(found, start + 0.25 * want, rtol=1e-4, atol=1e-4)
-    want, _, found = product(device, 3, 72, 64, 0, LOGITS)
+    want, _, found = product(device, 3, 72, 64, half=0, kind=LOGITS)
     assert np.allclose(found, 3.0 * np.tanh(want * 0.25 / 3.0), rtol=1e-4, atol=1e-4)
 
 
@@ -330,7 +348,7 @@ def test_products_finish(device: Device) -> None:
 def test_products_gate(device: Device, F: int, act: str) -> None:
     """Gates and ups in turns of 16 columns; the last unit may hold fewer pairs."""
     kind = ["silu", "gelu", "gelu_tanh", "relu", "clip"].index(act)
-    want, _, found = product(device, 5, 2 * F, 64, 0, ACT, 1, kind)
+    want, _, found = product(device, 5, 2 * F, 64, half=0, kind=ACT, paired=1, act=kind)
     gates = want.reshape(5, -1, 2, 16).astype(np.float32)
     gate, up = gates[:, :, 0].reshape(5, -1)[:, :F], gates[:, :, 1].reshape(5, -1)[:, :F]
     made = np.stack([reference.act_mul(act, g, u) for g, u in zip(gate, up, strict=True)])
@@ -338,6 +356,6 @@ def test_products_gate(device: Device, F: int, act: str) -> None:
 
 
 def test_rows_of_a_product_do_not_depend_on_how_many_there_are(device: Device) -> None:
-    few, many = (product(device, M, 64, 136, 0, STORE) for M in (3, 70))
+    few, many = (product(device, M, 64, 136, half=0, kind=STORE) for M in (3, 70))
     assert np.array_equal(few[0], many[0][:3])
     assert np.array_equal(few[2], many[2][:3])

@@ -24,15 +24,23 @@ class Counts(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ("allocations", "alive", "waits", "launches", "replays", "copied_in", "copied_out")
+        for name in (
+            "allocations",
+            "alive",
+            "waits",
+            "launches",
+            "replays",
+            "copied_in",
+            "copied_out",
+        )
     ]
 
 
 class Runtime:
     """A device of the emulated runtime."""
 
-    def __init__(self) -> None:
-        self.lib = emulator.backend()
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        self.lib = library or emulator.backend()
         for name in ("alloc", "reserve", "pin", "stream_open", "event_open", "graph_end", "error"):
             getattr(self.lib, f"la_rt_{name}").restype = ctypes.c_void_p
         self.rt = ctypes.c_void_p()
@@ -44,7 +52,9 @@ class Runtime:
         call = getattr(self.lib, f"la_rt_{name}")
 
         def run(*args):
-            pointers = [ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 20 else a for a in args]
+            pointers = [
+                ctypes.c_void_p(a) if isinstance(a, int) and a > 1 << 20 else a for a in args
+            ]
             return call(*pointers)
 
         return run
@@ -72,7 +82,9 @@ class Runtime:
 
 
 @contextmanager
-def runtime(monkeypatch: pytest.MonkeyPatch, seed: int = 1, **environment: str) -> Iterator[Runtime]:
+def runtime(
+    monkeypatch: pytest.MonkeyPatch, seed: int = 1, **environment: str
+) -> Iterator[Runtime]:
     monkeypatch.setenv("LLMACCEL_EMU_SEED", str(seed))
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -204,13 +216,13 @@ def test_host_memory_of_copies_is_pinned(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_reservations_come_and_go_by_granules(
-    monkeypatch: pytest.MonkeyPatch, plain: bool
-) -> None:
+def test_reservations_come_and_go_by_granules(monkeypatch: pytest.MonkeyPatch, plain: bool) -> None:
     environment = {"LLMACCEL_EMU_PLAIN": "1"} if plain else {}
     with runtime(monkeypatch, **environment) as rt:
         stream, base = rt.new("stream_open"), rt.new("reserve", 8 * MIB)
-        assert rt.lib.la_rt_commit(rt.rt, ctypes.c_void_p(base + MIB), ctypes.c_size_t(2 * MIB)) == 0
+        assert (
+            rt.lib.la_rt_commit(rt.rt, ctypes.c_void_p(base + MIB), ctypes.c_size_t(2 * MIB)) == 0
+        )
         rt.fill(stream, base + MIB, 1, 2 * MIB)
         assert rt.stream_wait(stream) == 0
         rt.lib.la_rt_decommit(rt.rt, ctypes.c_void_p(base + 2 * MIB), ctypes.c_size_t(MIB))

@@ -1,9 +1,9 @@
 """What the environment decides: the backend that models share, and the level of the log.
 
 Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA, LLMACCEL_TRACE, LLMACCEL_LOG and
-LLMACCEL_CUDA_LIBRARY; an argument wins over its variable. Invariant: models with the same choice share one backend while any of them
-lives, so that their engines take turns instead of fighting for processors. Called by llm.py,
-memory.py and cli.py.
+LLMACCEL_CUDA_LIBRARY; an argument wins over its variable. Invariant: models with the same choice
+share one backend while any of them lives, so that their engines take turns instead of fighting for
+processors. Called by llm.py, memory.py and cli.py.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@
  * noted. What breaks one is the device's first error, and its text says what. Environment of the tests:
  * LLMACCEL_EMU_SEED (order of streams; 0: that of calls), LLMACCEL_EMU_KERNELS (the same inside kernels,
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
- * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so).
+ * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
+ * LLMACCEL_EMU_FAULT (the launch of this number fails).
  */
 #include "la_rt.h"
 
@@ -24,8 +25,7 @@
 
 #include "la_emu.h"
 
-namespace
-{
+namespace {
 
 constexpr size_t GRANULE = (size_t)1 << 20;
 
@@ -61,13 +61,15 @@ int64_t alive_at_close = 0;
 } // namespace
 
 struct la_rt {
-    std::map<uint8_t *, piece> pieces; /* by first byte: device memory, pinned memory, mapped granules */
+    std::map<uint8_t *, piece>
+        pieces; /* by first byte: device memory, pinned memory, mapped granules */
     std::map<uint8_t *, range> ranges;
     std::vector<la_rt_stream *> streams;
     la_rt_counts counts = {};
     la_rt_stream *noting = nullptr;
     uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
+    int64_t fault = 0;
     int maps = 1;
     std::string error;
 };
@@ -88,8 +90,7 @@ struct la_rt_graph {
     std::vector<op> list;
 };
 
-namespace
-{
+namespace {
 
 void fail(la_rt *rt, const std::string &why)
 {
@@ -185,8 +186,10 @@ void run_launch(la_rt *rt, const op &o)
     shape.smem = o.shape.smem;
     shape.seed = rt->kernels != 0 ? rt->kernels + draw(rt) : 0;
     shape.dependent = o.shape.dependent;
-    rt->counts.launches++;
-    if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
+    if (++rt->counts.launches == rt->fault) {
+        fail(rt, "a fault that was asked for");
+    }
+    else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
         fail(rt, why);
     }
 }
@@ -230,9 +233,8 @@ void run_op(la_rt *rt, const op &o)
 
 bool is_ready(const la_rt_stream *s)
 {
-    return !s->queue.empty() &&
-           (s->queue.front().what != FOLLOW ||
-            s->queue.front().event->done >= s->queue.front().ticket);
+    return !s->queue.empty() && (s->queue.front().what != FOLLOW ||
+                                 s->queue.front().event->done >= s->queue.front().ticket);
 }
 
 /* Does one thing, of a stream that the seed picks. False: there is nothing that can be done. */
@@ -307,7 +309,7 @@ extern "C" {
 int la_rt_open(int device, la_rt **out, char *why, size_t n)
 {
     const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
-    const char *kernels = getenv("LLMACCEL_EMU_KERNELS");
+    const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
@@ -320,6 +322,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->kernels = kernels != nullptr ? (uint32_t)strtoul(kernels, nullptr, 10) : 0;
     rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
     rt->maps = plain == nullptr;
+    rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
     *out = rt;
     return 0;
 }
@@ -403,7 +406,8 @@ void *la_rt_reserve(la_rt *rt, size_t bytes)
     if (!may_allocate(rt, "reserve") || (!rt->maps && rt->used + n * GRANULE > rt->capacity)) {
         return nullptr;
     }
-    void *p = mmap(nullptr, n * GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p =
+        mmap(nullptr, n * GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) {
         return nullptr;
     }

@@ -23,7 +23,8 @@ enum { THREADS = 128, LOG2E_BITS = 0x3fb8aa3b };
 /* Where things lie in shared memory; rows of K are a word longer, so that neighbouring tokens lie in
  * different banks. */
 typedef struct la_room {
-    uint32_t q, o, p, state, k, v; /* state: of each head maximum, sum and what o is multiplied by */
+    uint32_t q, o, p, state, k,
+        v; /* state: of each head maximum, sum and what o is multiplied by */
     uint32_t k_pitch, bytes;
 } la_room;
 
@@ -49,8 +50,8 @@ static la_room room_of(int group, int d)
 }
 
 /* Tokens first .. last of a page, K and V, to shared memory. */
-LA_DEV void load_page(const la_attend_paged_args &a, const la_room &r, const uint8_t *block, int first,
-                      int last)
+LA_DEV void load_page(const la_attend_paged_args &a, const la_room &r, const uint8_t *block,
+                      int first, int last)
 {
     int words = a.d / 2, n = (last - first + 1) * words;
     const uint32_t *k = (const uint32_t *)(const void *)block + first * words;
@@ -63,7 +64,8 @@ LA_DEV void load_page(const la_attend_paged_args &a, const la_room &r, const uin
 }
 
 /* Scores of tokens first .. last; a thread takes a head and a token. */
-LA_DEV void score_page(const la_attend_paged_args &a, const la_room &r, int group, int first, int last)
+LA_DEV void score_page(const la_attend_paged_args &a, const la_room &r, int group, int first,
+                       int last)
 {
     for (int i = la_thread(); i < group * LA_PAGE; i += THREADS) {
         uint32_t g = (uint32_t)(i / LA_PAGE), t = (uint32_t)(i % LA_PAGE);
@@ -119,7 +121,8 @@ LA_DEV void weigh_page(const la_room &r, int group, int first, int last)
 }
 
 /* o = fade * o + p V; a thread takes two neighbouring values of a head. */
-LA_DEV void add_page(const la_attend_paged_args &a, const la_room &r, int group, int first, int last)
+LA_DEV void add_page(const la_attend_paged_args &a, const la_room &r, int group, int first,
+                     int last)
 {
     int words = a.d / 2;
     for (int i = la_thread(); i < group * words; i += THREADS) {
@@ -165,8 +168,8 @@ LA_DEV void attend_token(const la_attend_paged_args &a, const la_room &r)
     for (int page = from / LA_PAGE; page <= pos / LA_PAGE; page++) {
         int base = page * LA_PAGE, first = from > base ? from - base : 0;
         int last = pos - base < LA_PAGE ? pos - base : LA_PAGE - 1;
-        const uint8_t *block = a.pages.base + la_ldg(table + page) * a.pages.page_bytes +
-                               kv * a.pages.head_bytes;
+        const uint8_t *block =
+            a.pages.base + la_ldg(table + page) * a.pages.page_bytes + kv * a.pages.head_bytes;
         la_sync_block(); /* the page before has been read */
         load_page(a, r, block, first, last);
         la_sync_block();

@@ -1,40 +1,22 @@
 /* backend.cu - the CUDA backend: la_backend_ops on one device, one stream.
  *
- * Owns the device, the memory that models and engines ask for, and the order of launches of an op. Rows
+ * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
  * are fp32 as on the CPU; into a product they go as 16 bits, weights are rows of 16 bits, pages bf16.
  * A step uploads what the batch brings from pinned memory, asks for every kernel, and waits where logits are
  * drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
  * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
-#include "launch.h"
+#include "backend_device.h"
 
 #include <stdio.h>
 #include <string.h>
 
-extern "C" {
-#include "../../model/backend.h"
-}
-
-namespace
-{
-
-constexpr size_t STAGING = (size_t)16 << 20; /* of uploads */
-
-struct cuda_backend {
-    la_backend head;
-    const la_host_api *host;
-    la_rt *rt;
-    la_rt_stream *s;
-    la_rt_info info;
-    uint8_t *staging; /* [STAGING] pinned */
-    char isa[16];
-    const char *slots[1]; /* none */
-};
+namespace {
 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
-    size_t tokens, pos, page, first, rows, tables, bytes;
+    size_t tokens, pos, page, first, rows, ids, tables, bytes;
 };
 
 /* la_workspace.own */
@@ -45,216 +27,12 @@ struct step_room {
     la_drawer *drawer;
 };
 
-cuda_backend *cuda_of(la_backend *b)
-{
-    return reinterpret_cast<cuda_backend *>(b);
-}
-
-const cuda_backend *cuda_of(const la_backend *b)
-{
-    return reinterpret_cast<const cuda_backend *>(b);
-}
-
 size_t round_up(size_t n, size_t to)
 {
     return (n + to - 1) / to * to;
 }
 
-/* ---- memory ---------------------------------------------------------------------------------- */
-
-void *map(la_backend *b, size_t bytes)
-{
-    cuda_backend *cuda = cuda_of(b);
-    if (la_rt_enter(cuda->rt) != 0) {
-        return NULL;
-    }
-    void *p = la_rt_alloc(cuda->rt, bytes);
-    if (p != NULL) {
-        la_rt_fill(cuda->s, p, 0, bytes);
-    }
-    return p;
-}
-
-void unmap(la_backend *b, void *p, size_t bytes)
-{
-    (void)bytes;
-    (void)la_rt_enter(cuda_of(b)->rt);
-    la_rt_free(cuda_of(b)->rt, p);
-}
-
-void *reserve(la_backend *b, size_t bytes)
-{
-    return la_rt_enter(cuda_of(b)->rt) == 0 ? la_rt_reserve(cuda_of(b)->rt, bytes) : NULL;
-}
-
-int commit(la_backend *b, void *p, size_t bytes)
-{
-    cuda_backend *cuda = cuda_of(b);
-    if (la_rt_enter(cuda->rt) != 0 || la_rt_commit(cuda->rt, p, bytes) != 0) {
-        return -1;
-    }
-    la_rt_fill(cuda->s, p, 0, bytes);
-    return 0;
-}
-
-void decommit(la_backend *b, void *p, size_t bytes)
-{
-    (void)la_rt_enter(cuda_of(b)->rt);
-    la_rt_decommit(cuda_of(b)->rt, p, bytes);
-}
-
-void release(la_backend *b, void *p, size_t bytes)
-{
-    (void)bytes;
-    (void)la_rt_enter(cuda_of(b)->rt);
-    la_rt_release(cuda_of(b)->rt, p);
-}
-
-/* What is in the staging buffer to dst, done on return. */
-int upload(cuda_backend *cuda, void *dst, size_t bytes)
-{
-    la_rt_copy(cuda->s, dst, cuda->staging, bytes, LA_RT_IN);
-    return la_rt_stream_wait(cuda->s);
-}
-
-void *keep(la_backend *b, void *host, size_t bytes)
-{
-    cuda_backend *cuda = cuda_of(b);
-    uint8_t *p = la_rt_enter(cuda->rt) == 0 ? static_cast<uint8_t *>(la_rt_alloc(cuda->rt, bytes))
-                                            : NULL;
-    int bad = p == NULL;
-    for (size_t at = 0; !bad && at < bytes; at += STAGING) {
-        size_t n = bytes - at < STAGING ? bytes - at : STAGING;
-        memcpy(cuda->staging, static_cast<const uint8_t *>(host) + at, n);
-        bad = upload(cuda, p + at, n) != 0;
-    }
-    cuda->host->free(host);
-    if (bad) {
-        la_rt_free(cuda->rt, p);
-        return NULL;
-    }
-    return p;
-}
-
-void drop(la_backend *b, void *kept)
-{
-    (void)la_rt_enter(cuda_of(b)->rt);
-    la_rt_free(cuda_of(b)->rt, kept);
-}
-
-void copy(la_backend *b, void *dst, const void *src, size_t bytes)
-{
-    (void)la_rt_enter(cuda_of(b)->rt);
-    la_rt_copy(cuda_of(b)->s, dst, src, bytes, LA_RT_WITHIN);
-}
-
-/* ---- models ---------------------------------------------------------------------------------- */
-
-int widest(const la_model_desc *d)
-{
-    int hd = d->n_heads * d->d_head, k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
-    return k > hd ? k : hd;
-}
-
-la_status accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
-{
-    const cuda_backend *cuda = cuda_of(b);
-    const char *what = NULL;
-    if (d->attn != LA_ATTN_HEADS) {
-        what = "attention over latents (MLA)";
-    }
-    else if (d->n_experts != 0) {
-        what = "layers with experts";
-    }
-    else if (d->kv_form != LA_KV_BF16) {
-        what = "a KV cache other than kv_cache_dtype='bfloat16'";
-    }
-    else if (recipe.body != LA_QUANT_KEEP || recipe.head != LA_QUANT_KEEP ||
-             recipe.embed != LA_QUANT_KEEP) {
-        what = "quantization";
-    }
-    else if (recipe.floats == LA_F32) {
-        what = "dtype='float32'";
-    }
-    else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0 ||
-             d->d_head % 2 != 0) {
-        what = "widths that are no multiples of 8";
-    }
-    else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {
-        what = "as many query heads for one head of keys";
-    }
-    if (what != NULL) {
-        return cuda->host->fail(LA_ERR_UNSUPPORTED, "backend: 'cuda' has no %s yet; 'cpu' has",
-                                what);
-    }
-    return LA_OK;
-}
-
-/* Row `row` of a part as K numbers of 16 bits. */
-void narrow_row(const cuda_backend *cuda, const la_source *part, int row, int half, uint16_t *out)
-{
-    int K = part->cols;
-    if (part->dtype == (half ? LA_F16 : LA_BF16)) {
-        const uint16_t *rows = static_cast<const uint16_t *>(part->data);
-        memcpy(out, rows + (size_t)row * (size_t)K, (size_t)K * 2);
-        return;
-    }
-    for (int k = 0; k < K; k += 256) {
-        float v[256];
-        int n = K - k < 256 ? K - k : 256;
-        cuda->host->source_values(part, row, k, n, v);
-        for (int i = 0; i < n; i++) {
-            out[k + i] = half ? la_f32_to_f16(v[i]) : la_f32_to_bf16(v[i]);
-        }
-    }
-}
-
-/* Row n of a weight's units; zeros where it has none. */
-void pack_row(const cuda_backend *cuda, const la_source *parts, int n_parts, int paired, int n,
-              int half, uint16_t *out)
-{
-    int i = paired ? n % LA_UNIT / 16 : 0;
-    int row = paired ? n / LA_UNIT * 16 + n % 16 : n;
-    while (!paired && i < n_parts && row >= parts[i].rows) {
-        row -= parts[i++].rows;
-    }
-    if (i < n_parts && row < parts[i].rows) {
-        narrow_row(cuda, &parts[i], row, half, out);
-    }
-    else {
-        memset(out, 0, (size_t)parts[0].cols * 2);
-    }
-}
-
-la_status pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts, int paired)
-{
-    cuda_backend *cuda = cuda_of(b);
-    int rows = w->n_units * LA_UNIT, half = w->f.pack == LA_PACK_F16;
-    size_t pitch = (size_t)w->K * 2;
-    if ((!half && w->f.pack != LA_PACK_BF16) || w->K % 8 != 0) {
-        return cuda->host->fail(LA_ERR_UNSUPPORTED,
-                                "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
-                                "multiple of 8, not this one of K %d; 'cpu' does",
-                                w->K);
-    }
-    if (la_rt_enter(cuda->rt) != 0 || pitch > STAGING) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
-    }
-    int at_once = (int)(STAGING / pitch);
-    for (int n = 0; n < rows; n += at_once) {
-        int end = rows - n < at_once ? rows : n + at_once;
-        for (int i = n; i < end; i++) {
-            uint8_t *to = cuda->staging + (size_t)(i - n) * pitch;
-            pack_row(cuda, parts, n_parts, paired, i, half, reinterpret_cast<uint16_t *>(to));
-        }
-        if (upload(cuda, w->data + (size_t)n * pitch, (size_t)(end - n) * pitch) != 0) {
-            return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
-        }
-    }
-    return LA_OK;
-}
-
-la_status no_probe(const cuda_backend *cuda)
+la_status no_probe(const la_cuda *cuda)
 {
     return cuda->host->fail(LA_ERR_UNSUPPORTED, "probe: backend 'cuda' has none");
 }
@@ -262,19 +40,19 @@ la_status no_probe(const cuda_backend *cuda)
 la_status probe_read(la_backend *b, size_t, int, double *gb_per_s)
 {
     memset(gb_per_s, 0, LA_READ_PATTERNS * sizeof *gb_per_s);
-    return no_probe(cuda_of(b));
+    return no_probe(la_cuda_of(b));
 }
 
 la_status probe_peak(la_backend *b, const char *, double *gop_per_s)
 {
     *gop_per_s = 0.0;
-    return no_probe(cuda_of(b));
+    return no_probe(la_cuda_of(b));
 }
 
 la_status read_weights(la_model *m, int, double, double *gb_per_s)
 {
     *gb_per_s = 0.0;
-    return no_probe(cuda_of(m->b));
+    return no_probe(la_cuda_of(m->b));
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -290,7 +68,8 @@ step_layout layout_of(const la_limits *limits)
     at.page = 2 * one;
     at.first = 3 * one;
     at.rows = 4 * one;
-    at.tables = 5 * one;
+    at.ids = 5 * one;
+    at.tables = 6 * one;
     at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
     return at;
 }
@@ -303,16 +82,16 @@ la_status check(const la_model_desc *, const la_limits *)
 void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
 {
     *shared = layout_of(limits).bytes +
-              (size_t)limits->max_batch_tokens * (size_t)widest(d) * sizeof(uint16_t);
+              (size_t)limits->max_batch_tokens * (size_t)la_cuda_widest(d) * sizeof(uint16_t);
     *local = 0;
 }
 
 void strip(la_workspace *w)
 {
-    cuda_backend *cuda = cuda_of(w->b);
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(w->own);
     if (own != NULL) {
-        (void)la_rt_enter(cuda->rt);
         la_rt_unpin(cuda->rt, own->pinned);
         la_rt_unpin(cuda->rt, own->logits);
         cuda->host->drawer_close(own->drawer);
@@ -323,10 +102,11 @@ void strip(la_workspace *w)
 
 la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
 {
-    cuda_backend *cuda = cuda_of(w->b);
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(cuda->host->alloc(1, sizeof *own));
     w->own = own;
-    if (own == NULL || la_rt_enter(cuda->rt) != 0) {
+    if (own == NULL || !turn.ok) {
         strip(w);
         return cuda->host->fail(LA_ERR_MEMORY, "workspace: out of memory");
     }
@@ -363,7 +143,7 @@ const int32_t *on_device(const la_ctx *c, size_t at)
 }
 
 /* What kernels read of the batch, to the device. */
-void upload_batch(cuda_backend *cuda, const la_ctx *c)
+void upload_batch(la_cuda *cuda, const la_ctx *c)
 {
     step_room *own = room_of(c);
     const la_batch *batch = c->batch;
@@ -392,13 +172,14 @@ void upload_batch(cuda_backend *cuda, const la_ctx *c)
 
 la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
 {
-    cuda_backend *cuda = cuda_of(b);
+    la_cuda_turn turn(b);
+    la_cuda *cuda = turn.cuda;
     la_ctx c = *proto;
-    if (la_rt_enter(cuda->rt) == 0) {
+    if (turn.ok) {
         upload_batch(cuda, &c);
         fn(&c);
     }
-    if (la_rt_stream_wait(cuda->s) != 0) {
+    if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
     return LA_OK;
@@ -426,7 +207,7 @@ void lookup(la_ctx *c, const la_matrix *m, size_t ids, float scale, int add, la_
     a.half = m->part[0].f.pack == LA_PACK_F16;
     a.add = add;
     a.scale = scale;
-    la_launch_embed(cuda_of(c->b)->s, &a);
+    la_launch_embed(la_cuda_of(c->b)->s, &a);
 }
 
 void embed(la_ctx *c, la_rows x)
@@ -454,7 +235,7 @@ const uint16_t *enter(la_ctx *c, int half, la_rows in, la_norm norm, int K)
     a.half = half;
     a.norm = norm.w != NULL ? c->m->desc.norm : -1;
     a.eps = c->m->desc.norm_eps;
-    la_launch_enter(cuda_of(c->b)->s, &a);
+    la_launch_enter(la_cuda_of(c->b)->s, &a);
     return a.out;
 }
 
@@ -484,7 +265,7 @@ void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm
         a.K = m->K;
         a.finish = {epi->kind == LA_HEADS ? LA_STORE : epi->kind, d->act, m->paired, epi->scale,
                     epi->softcap};
-        la_launch_product(cuda_of(c->b)->s, &a, half);
+        la_launch_product(la_cuda_of(c->b)->s, &a, half);
         col += w->N;
     }
     if (epi->kind == LA_HEADS) {
@@ -528,7 +309,7 @@ void heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
     a.turned = table >= 0;
     a.grow = d->attn_grow;
     a.grow_every = d->attn_grow_every;
-    la_launch_heads(cuda_of(c->b)->s, &a);
+    la_launch_heads(la_cuda_of(c->b)->s, &a);
 }
 
 void attend(la_ctx *c, int layer, la_rows q, la_rows out)
@@ -552,7 +333,7 @@ void attend(la_ctx *c, int layer, la_rows q, la_rows out)
     a.window = c->m->layer_desc[layer].window;
     a.scale = d->attn_scale;
     a.softcap = d->attn_softcap;
-    la_launch_attend_paged(cuda_of(c->b)->s, &a);
+    la_launch_attend_paged(la_cuda_of(c->b)->s, &a);
 }
 
 void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
@@ -569,7 +350,7 @@ void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     a.norm = c->m->desc.norm;
     a.eps = c->m->desc.norm_eps;
     a.scale = scale;
-    la_launch_add_norm(cuda_of(c->b)->s, &a);
+    la_launch_add_norm(la_cuda_of(c->b)->s, &a);
 }
 
 void gather(la_ctx *c, int first, la_rows x, la_rows out)
@@ -582,14 +363,50 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     a.ldo = out.ld;
     a.n = out.n;
     a.D = c->m->desc.d_model;
-    la_launch_gather(cuda_of(c->b)->s, &a);
+    la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
-/* The host draws, so that every rule of sampling is there from the first day. */
+/* Does the row want its largest logit's id and nothing else? */
+int is_greedy(const la_sample_row *r)
+{
+    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
+    return r->target == -1 && r->temperature <= 0.0f && r->n_top < 0 && r->logits == NULL && !ruled;
+}
+
+/* Draws of rows that are all greedy, without their logits. */
+void sample_greedy(la_ctx *c, int first, la_rows logits)
+{
+    la_cuda *cuda = la_cuda_of(c->b);
+    step_room *own = room_of(c);
+    int32_t *ids = array_at(own->pinned, own->at.ids);
+    la_argmax_args a = {};
+    a.x = logits.p;
+    a.ldx = logits.ld;
+    a.out = array_at(c->w->shared, own->at.ids);
+    a.n = logits.n;
+    a.V = c->m->desc.n_vocab;
+    la_launch_argmax(cuda->s, &a);
+    la_rt_copy(cuda->s, ids, a.out, (size_t)logits.n * sizeof *ids, LA_RT_OUT);
+    if (la_rt_stream_wait(cuda->s) == 0) {
+        for (int i = 0; i < logits.n; i++) {
+            *c->batch->rows[first + i].out_token = ids[i];
+        }
+    }
+}
+
+/* Else the host draws, so that every rule of sampling is there. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
-    cuda_backend *cuda = cuda_of(c->b);
+    la_cuda *cuda = la_cuda_of(c->b);
     step_room *own = room_of(c);
+    int greedy = 1;
+    for (int i = 0; i < logits.n; i++) {
+        greedy = greedy && is_greedy(&c->batch->rows[first + i]);
+    }
+    if (greedy) {
+        sample_greedy(c, first, logits);
+        return;
+    }
     size_t bytes = (size_t)logits.n * (size_t)logits.ld * sizeof(float);
     la_rt_copy(cuda->s, own->logits, logits.p, bytes, LA_RT_OUT);
     if (la_rt_stream_wait(cuda->s) == 0) {
@@ -602,17 +419,19 @@ void sample(la_ctx *c, int first, la_rows logits)
 
 void close_backend(la_backend *b)
 {
-    cuda_backend *cuda = cuda_of(b);
+    la_cuda *cuda = la_cuda_of(b);
     (void)la_rt_enter(cuda->rt);
     la_rt_unpin(cuda->rt, cuda->staging);
     la_rt_stream_close(cuda->s);
     la_rt_close(cuda->rt);
+    pthread_mutex_destroy(&cuda->turns);
     cuda->host->free(cuda);
 }
 
 void describe(const la_backend *b, la_backend_info *out)
 {
-    const cuda_backend *cuda = cuda_of(b);
+    la_cuda_turn turn(b);
+    const la_cuda *cuda = turn.cuda;
     la_rt_info now;
     la_rt_describe(cuda->rt, &now);
     *out = {};
@@ -636,17 +455,17 @@ la_backend_ops make_ops()
     o.probe_read = probe_read;
     o.probe_peak = probe_peak;
     o.read_weights = read_weights;
-    o.map = map;
-    o.unmap = unmap;
-    o.reserve = reserve;
-    o.commit = commit;
-    o.decommit = decommit;
-    o.release = release;
-    o.keep = keep;
-    o.drop = drop;
-    o.copy = copy;
-    o.accept = accept;
-    o.pack = pack;
+    o.map = la_cuda_map;
+    o.unmap = la_cuda_unmap;
+    o.reserve = la_cuda_reserve;
+    o.commit = la_cuda_commit;
+    o.decommit = la_cuda_decommit;
+    o.release = la_cuda_release;
+    o.keep = la_cuda_keep;
+    o.drop = la_cuda_drop;
+    o.copy = la_cuda_copy;
+    o.accept = la_cuda_accept;
+    o.pack = la_cuda_pack;
     o.run = run;
     o.step_threads = step_threads;
     o.check = check;
@@ -677,7 +496,7 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
         return -LA_BACKEND_ABI;
     }
     *out = NULL;
-    cuda_backend *cuda = static_cast<cuda_backend *>(host->alloc(1, sizeof *cuda));
+    la_cuda *cuda = static_cast<la_cuda *>(host->alloc(1, sizeof *cuda));
     if (cuda == NULL) {
         return host->fail(LA_ERR_MEMORY, "backend: out of memory");
     }
@@ -685,6 +504,11 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
         host->free(cuda);
         return host->fail(LA_ERR_UNSUPPORTED, "backend: cuda: %s", why);
     }
+    pthread_mutexattr_t kind;
+    pthread_mutexattr_init(&kind);
+    pthread_mutexattr_settype(&kind, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&cuda->turns, &kind);
+    pthread_mutexattr_destroy(&kind);
     la_rt_describe(cuda->rt, &cuda->info);
     snprintf(cuda->isa, sizeof cuda->isa, "sm_%d", cuda->info.cc);
     cuda->head.ops = &cuda_ops;
@@ -692,7 +516,7 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
     cuda->head.granule = cuda->info.granule;
     cuda->host = host;
     cuda->s = la_rt_stream_open(cuda->rt);
-    cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, STAGING));
+    cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, LA_CUDA_STAGING));
     if (cuda->info.cc < 80 || cuda->s == NULL || cuda->staging == NULL) {
         int cc = cuda->info.cc;
         close_backend(&cuda->head);

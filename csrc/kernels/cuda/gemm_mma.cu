@@ -111,7 +111,8 @@ LA_DEV void finish(const la_product_args &a, int m0, int n0, const float (&acc)[
             if (!gated) {
                 put(a, row, n, y[j]);
             }
-            else if (j < 2) { /* its up is 16 columns on; a last unit may hold fewer than 16 pairs */
+            else if (j <
+                     2) { /* its up is 16 columns on; a last unit may hold fewer than 16 pairs */
                 int h = n0 / 2 + j * 8 + 2 * t + i % 2;
                 if (h < a.N / 2) {
                     la_stg(row + h, gate_up(a.finish.act, y[j], y[j + 2]));
@@ -127,7 +128,8 @@ template <int BM, int HALF> LA_KERNEL(la_product, la_product_args)
 {
     constexpr int TILES = BM / 16;
     constexpr uint32_t STAGE = (BM + BN) * ROW;
-    int m0 = la_block_y() * BM, n0 = la_block_x() * BN, rows = (a.N + LA_UNIT - 1) / LA_UNIT * LA_UNIT;
+    int m0 = la_block_y() * BM, n0 = la_block_x() * BN,
+        rows = (a.N + LA_UNIT - 1) / LA_UNIT * LA_UNIT;
     int steps = (a.K + BK - 1) / BK, warp = la_thread() / 32, lane = la_lane();
     float acc[TILES][4][4] = {};
     for (int s = 0; s < STAGES - 1 && s < steps; s++) { /* part of the first group below */
@@ -186,11 +188,8 @@ template <int BM, int HALF> LA_KERNEL(la_product, la_product_args)
 
 template <int BM, int HALF> static void launch(la_rt_stream *s, const la_product_args *a)
 {
-    la_rt_shape shape = {{(a->N + BN - 1) / BN, (a->M + BM - 1) / BM, 1},
-                         THREADS,
-                         0,
-                         STAGES * (BM + BN) * ROW,
-                         1};
+    la_rt_shape shape = {
+        {(a->N + BN - 1) / BN, (a->M + BM - 1) / BM, 1}, THREADS, 0, STAGES * (BM + BN) * ROW, 1};
     la_rt_launch(s, LA_ENTRY(la_product<BM, HALF>), a, sizeof *a, &shape);
 }
 

@@ -23,23 +23,23 @@ typedef struct la_rt_graph la_rt_graph;
 
 typedef struct la_rt_info {
     char name[96];
-    int cc;                       /* compute capability, 90 for 9.0 */
-    int n_sms;                    /* multiprocessors */
-    int driver, runtime;          /* versions, 13000 for 13.0 */
-    int maps;                     /* 1: la_rt_commit maps memory, 0: a reservation has it at once */
-    size_t granule;               /* of la_rt_commit and la_rt_decommit */
-    size_t smem;                  /* shared memory a block may have */
-    size_t l2;                    /* bytes of the second-level cache */
+    int cc;              /* compute capability, 90 for 9.0 */
+    int n_sms;           /* multiprocessors */
+    int driver, runtime; /* versions, 13000 for 13.0 */
+    int maps;            /* 1: la_rt_commit maps memory, 0: a reservation has it at once */
+    size_t granule;      /* of la_rt_commit and la_rt_decommit */
+    size_t smem;         /* shared memory a block may have */
+    size_t l2;           /* bytes of the second-level cache */
     size_t memory_free, memory_total;
 } la_rt_info;
 
 /* What was done so far: tests hold the loop over steps to it. */
 typedef struct la_rt_counts {
-    int64_t allocations; /* of device and pinned memory, reservations and commits */
-    int64_t alive;       /* of them, streams, events and graphs: not given back yet */
-    int64_t waits;       /* of the host for the device */
-    int64_t launches;    /* of kernels, those of replayed graphs included */
-    int64_t replays;     /* of graphs */
+    int64_t allocations;           /* of device and pinned memory, reservations and commits */
+    int64_t alive;                 /* of them, streams, events and graphs: not given back yet */
+    int64_t waits;                 /* of the host for the device */
+    int64_t launches;              /* of kernels, those of replayed graphs included */
+    int64_t replays;               /* of graphs */
     int64_t copied_in, copied_out; /* bytes to the device and from it */
 } la_rt_counts;
 

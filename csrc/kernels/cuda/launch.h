@@ -60,6 +60,15 @@ typedef struct la_gather_args {
 } la_gather_args;
 void la_launch_gather(la_rt_stream *s, const la_gather_args *a);
 
+/* Where a row is largest: the lowest id; NaN counts for nothing, and 0 is the answer where nothing counts. */
+typedef struct la_argmax_args {
+    const float *x; /* [n] rows of ldx */
+    int64_t ldx;
+    int32_t *out; /* [n] */
+    int n, V;
+} la_argmax_args;
+void la_launch_argmax(la_rt_stream *s, const la_argmax_args *a);
+
 /* A layer's pages of KV in bf16: of each kv head K [64][d], then V [64][d]. */
 typedef struct la_pages {
     uint8_t *base; /* of the layer in page 0 */
@@ -77,7 +86,7 @@ typedef struct la_heads_args {
     const float *cos, *sin;       /* [positions][d_rope / 2]; NULL: no rotation */
     la_pages pages;
     int n, n_heads, n_kv_heads, d, d_rope, interleaved;
-    int norm; /* LA_QK_NORM_* */
+    int norm;   /* LA_QK_NORM_* */
     int turned; /* 1: the layer rotates, if only 0 dimensions; else queries may grow */
     float eps;
     float grow;
@@ -91,10 +100,10 @@ typedef struct la_attend_paged_args {
     int64_t ldq;
     float *out; /* [n] rows of ldo: [H][d] */
     int64_t ldo;
-    const int32_t *pos;    /* [n] */
-    const int32_t *table;  /* page tables of all sequences */
-    const int32_t *first;  /* [n] where in it the token's sequence begins */
-    const float *sinks;    /* [H] or NULL */
+    const int32_t *pos;   /* [n] */
+    const int32_t *table; /* page tables of all sequences */
+    const int32_t *first; /* [n] where in it the token's sequence begins */
+    const float *sinks;   /* [H] or NULL */
     la_pages pages;
     int n, n_heads, n_kv_heads, d;
     int window; /* 0: all tokens */
@@ -106,8 +115,8 @@ void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a);
 
 /* What happens to a finished product, after the bias: la_epilogue's kinds but LA_HEADS. */
 typedef struct la_finish {
-    int kind;          /* LA_STORE, LA_ADD, LA_ACT, LA_LOGITS */
-    int act, paired;   /* LA_ACT: LA_GATE_*, and gates and ups in turns of 16 columns */
+    int kind;        /* LA_STORE, LA_ADD, LA_ACT, LA_LOGITS */
+    int act, paired; /* LA_ACT: LA_GATE_*, and gates and ups in turns of 16 columns */
     float scale, softcap;
 } la_finish;
 

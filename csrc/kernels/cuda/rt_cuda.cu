@@ -14,8 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-namespace
-{
+namespace {
 
 /* Driver calls, by the addresses that the runtime finds. */
 struct driver_calls {
@@ -35,7 +34,8 @@ struct range {
     range *next;
     uint8_t *base;
     size_t bytes;
-    CUmemGenericAllocationHandle *granules; /* [bytes / granule], 0: not mapped; NULL: plain memory */
+    CUmemGenericAllocationHandle
+        *granules; /* [bytes / granule], 0: not mapped; NULL: plain memory */
 };
 
 } // namespace
@@ -68,8 +68,7 @@ struct la_rt_graph {
     int launches;
 };
 
-namespace
-{
+namespace {
 
 /* Did it work? Keeps the first failure. */
 int ok(la_rt *rt, cudaError_t st, const char *what)
@@ -142,7 +141,8 @@ void find_driver(la_rt *rt)
            find(&d->map, "cuMemMap") && find(&d->unmap, "cuMemUnmap") &&
            find(&d->access, "cuMemSetAccess") &&
            find(&d->granularity, "cuMemGetAllocationGranularity");
-    maps = maps && d->granularity(&granule, &p, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) == CUDA_SUCCESS;
+    maps =
+        maps && d->granularity(&granule, &p, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) == CUDA_SUCCESS;
     CUdeviceptr probe = 0;
     if (maps && d->reserve(&probe, granule, 0, 0, 0) == CUDA_SUCCESS) {
         (void)d->release(probe, granule);
@@ -322,7 +322,8 @@ void *la_rt_reserve(la_rt *rt, size_t bytes)
     r->bytes = count * n;
     if (rt->info.maps) {
         CUdeviceptr base = 0;
-        r->granules = static_cast<CUmemGenericAllocationHandle *>(calloc(count, sizeof *r->granules));
+        r->granules =
+            static_cast<CUmemGenericAllocationHandle *>(calloc(count, sizeof *r->granules));
         if (r->granules != nullptr &&
             rt->driver.reserve(&base, r->bytes, 0, 0, 0) == CUDA_SUCCESS) {
             r->base = reinterpret_cast<uint8_t *>(base);
@@ -421,7 +422,8 @@ void la_rt_unpin(la_rt *rt, void *p)
 la_rt_stream *la_rt_stream_open(la_rt *rt)
 {
     la_rt_stream *s = static_cast<la_rt_stream *>(calloc(1, sizeof *s));
-    if (s == nullptr || !ok(rt, cudaStreamCreateWithFlags(&s->s, cudaStreamNonBlocking), "stream")) {
+    if (s == nullptr ||
+        !ok(rt, cudaStreamCreateWithFlags(&s->s, cudaStreamNonBlocking), "stream")) {
         free(s);
         return nullptr;
     }
@@ -563,8 +565,8 @@ void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args
 
 void la_rt_graph_begin(la_rt_stream *s)
 {
-    if (!failed(s->rt) && ok(s->rt, cudaStreamBeginCapture(s->s, cudaStreamCaptureModeThreadLocal),
-                             "begin graph")) {
+    if (!failed(s->rt) &&
+        ok(s->rt, cudaStreamBeginCapture(s->s, cudaStreamCaptureModeThreadLocal), "begin graph")) {
         s->rt->capturing = 1;
         s->launches = 0;
     }
@@ -616,8 +618,8 @@ int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *t)
         CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
         CU_TENSOR_MAP_SWIZZLE_128B};
     static const CUtensorMapDataType types[] = {
-        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT32,
-        CU_TENSOR_MAP_DATA_TYPE_UINT64};
+        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16,
+        CU_TENSOR_MAP_DATA_TYPE_UINT32, CU_TENSOR_MAP_DATA_TYPE_UINT64};
     static_assert(sizeof *map == sizeof(CUtensorMap), "a tensor map has 128 bytes");
     cuuint64_t dims[5], strides[4];
     cuuint32_t box[5], steps[5] = {1, 1, 1, 1, 1};
