@@ -6,6 +6,7 @@ draws an order of everything from a seed. Tiny models with random weights, promp
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import time
@@ -17,6 +18,7 @@ import pytest
 import tiny
 from conftest import ROOT
 from emulator import bf16, from_bf16
+from test_cuda_runtime import Counts
 
 from llmaccel import LLM, SamplingParams, UnsupportedError, _core
 from llmaccel.cli import _cuda
@@ -54,6 +56,13 @@ def checkpoint(family: str, folder: Path) -> Path:
 def open_on(folder: Path, backend: str, **options) -> LLM:
     options = {"dtype": "bfloat16", "max_model_len": 144, **options}
     return LLM(str(folder), backend=backend, **options)
+
+
+def counts() -> Counts:
+    """What the emulated runtime of the open backend has done."""
+    made = Counts()
+    emulator.backend().la_rt_host_count(ctypes.byref(made))
+    return made
 
 
 def prompts(n: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -156,6 +165,22 @@ def test_greedy_rows_need_no_logits_on_the_host(tmp_path: Path, emulated: str) -
         want = [ids for ids, _ in greedy(llm, asked, 6)]
         outputs = llm.generate(asked, params, use_tqdm=False)
     assert [list(output.outputs[0].token_ids) for output in outputs] == want
+
+
+def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated: str) -> None:
+    folder, asked = checkpoint("llama", tmp_path), prompts(3, 20, seed=6)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    with open_on(folder, "cuda") as llm:
+        first = llm.generate(asked, params, use_tqdm=False)  # makes the graphs
+        before, steps = counts(), llm.report()["stats"]["steps"]
+        again = llm.generate(asked, params, use_tqdm=False)
+        after, steps = counts(), llm.report()["stats"]["steps"] - steps
+    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in first]
+    assert after.allocations == before.allocations
+    assert after.alive == before.alive
+    assert after.replays - before.replays == 8  # the first token comes with the prompts
+    assert after.waits - before.waits == 2 * steps  # for the ids, and at the end
+    assert after.copied_out - before.copied_out == 4 * 3 * 9  # ids alone
 
 
 def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:

@@ -57,6 +57,7 @@ struct range {
 };
 
 int64_t alive_at_close = 0;
+la_rt *newest = nullptr;
 
 } // namespace
 
@@ -324,7 +325,14 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->maps = plain == nullptr;
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
     *out = rt;
+    newest = rt;
     return 0;
+}
+
+/* Counts of the runtime opened last, which must still be open. For tests. */
+void la_rt_host_count(la_rt_counts *out)
+{
+    *out = newest->counts;
 }
 
 /* Of the runtimes closed so far: what was not given back. For tests. */

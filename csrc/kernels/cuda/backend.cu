@@ -2,8 +2,8 @@
  *
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
  * are fp32 as on the CPU; into a product they go as 16 bits, weights are rows of 16 bits, pages bf16.
- * A step uploads what the batch brings from pinned memory, asks for every kernel, and waits where logits are
- * drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
+ * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
+ * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
  * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
@@ -13,6 +13,8 @@
 #include <string.h>
 
 namespace {
+
+enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run as graphs */
 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
@@ -25,6 +27,11 @@ struct step_room {
     uint8_t *pinned; /* [at.bytes] */
     float *logits;   /* [logit_rows] rows as the device's, pinned */
     la_drawer *drawer;
+    la_rt_graph
+        *graphs[GRAPH_TOKENS + 1]; /* up to the logits of as many tokens; NULL: not wanted yet */
+    const la_kv *kv;               /* that they read */
+    int64_t changes;               /* la_cuda.changes when they were made */
+    int noting;                    /* one is being made */
 };
 
 size_t round_up(size_t n, size_t to)
@@ -86,12 +93,21 @@ void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, si
     *local = 0;
 }
 
+void drop_graphs(step_room *own)
+{
+    for (int n = 0; n <= GRAPH_TOKENS; n++) {
+        la_rt_graph_free(own->graphs[n]);
+        own->graphs[n] = NULL;
+    }
+}
+
 void strip(la_workspace *w)
 {
     la_cuda_turn turn(w->b);
     la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(w->own);
     if (own != NULL) {
+        drop_graphs(own);
         la_rt_unpin(cuda->rt, own->pinned);
         la_rt_unpin(cuda->rt, own->logits);
         cuda->host->drawer_close(own->drawer);
@@ -170,6 +186,32 @@ void upload_batch(la_cuda *cuda, const la_ctx *c)
     la_rt_copy(cuda->s, c->w->shared, own->pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
 }
 
+void sample(la_ctx *c, int first, la_rows logits);
+
+/* The graph of a step like this one, up to its logits; NULL where there is none. All that differs between
+ * such steps lies in arrays on the device. */
+la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, void (*fn)(la_ctx *c))
+{
+    step_room *own = room_of(c);
+    int n = c->batch->n_tokens;
+    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n) {
+        return NULL;
+    }
+    if (own->changes != cuda->changes || own->kv != c->kv) {
+        drop_graphs(own);
+        own->changes = cuda->changes;
+        own->kv = c->kv;
+    }
+    if (own->graphs[n] == NULL) {
+        own->noting = 1;
+        la_rt_graph_begin(cuda->s);
+        fn(c);
+        own->graphs[n] = la_rt_graph_end(cuda->s);
+        own->noting = 0;
+    }
+    return own->graphs[n];
+}
+
 la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
 {
     la_cuda_turn turn(b);
@@ -177,7 +219,16 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
     la_ctx c = *proto;
     if (turn.ok) {
         upload_batch(cuda, &c);
-        fn(&c);
+        la_rt_graph *graph = graph_of(cuda, &c, fn);
+        if (graph != NULL) {
+            la_rows logits = c.w->logits;
+            logits.n = c.batch->n_rows;
+            la_rt_graph_run(graph, cuda->s);
+            sample(&c, 0, logits);
+        }
+        else {
+            fn(&c);
+        }
     }
     if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
@@ -400,6 +451,9 @@ void sample(la_ctx *c, int first, la_rows logits)
     la_cuda *cuda = la_cuda_of(c->b);
     step_room *own = room_of(c);
     int greedy = 1;
+    if (own->noting) {
+        return; /* behind the graph */
+    }
     for (int i = 0; i < logits.n; i++) {
         greedy = greedy && is_greedy(&c->batch->rows[first + i]);
     }

@@ -25,6 +25,7 @@ typedef struct la_cuda {
     la_rt *rt;
     la_rt_stream *s;
     la_rt_info info;
+    int64_t changes;  /* of what models are made of: graphs hold its addresses */
     uint8_t *staging; /* [LA_CUDA_STAGING] pinned */
     char isa[16];
     const char *slots[1]; /* none */

@@ -66,6 +66,7 @@ void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
     la_cuda_turn turn(b);
     la_cuda *cuda = turn.cuda;
     uint8_t *p = turn.ok ? static_cast<uint8_t *>(la_rt_alloc(cuda->rt, bytes)) : NULL;
+    cuda->changes++;
     int bad = p == NULL;
     for (size_t at = 0; !bad && at < bytes; at += LA_CUDA_STAGING) {
         size_t n = bytes - at < LA_CUDA_STAGING ? bytes - at : LA_CUDA_STAGING;
@@ -83,6 +84,7 @@ void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
 void la_cuda_drop(la_backend *b, void *kept)
 {
     la_cuda_turn turn(b);
+    turn.cuda->changes++;
     la_rt_free(turn.cuda->rt, kept);
 }
 
@@ -183,6 +185,7 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
                                 w->K);
     }
     la_cuda_turn turn(b);
+    cuda->changes++;
     if (!turn.ok || pitch > LA_CUDA_STAGING) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
