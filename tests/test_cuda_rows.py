@@ -141,6 +141,7 @@ def test_embed(device: Device, n: int, D: int, half: int) -> None:
 @pytest.mark.parametrize(("n", "D"), [(1, 8), (3, 264), (2, 1000)])
 def test_enter(device: Device, n: int, D: int, kind: int, half: int) -> None:
     x, w, b = rows(n, D, D + 3, 1), rows(1, D, D, 2)[0], rows(1, D, D, 3)[0]
+    x *= 0.01  # so that eps counts
     out = device.put(np.full((n, D), 0x7FFF, np.uint16))
     args = Enter(device.put(x), D + 3, device.put(w), device.put(b), out, n, D, half, kind, 1e-5)
     if kind == RMS:

@@ -152,12 +152,18 @@ void forget_piece(la_rt *rt, uint8_t *p)
     rt->counts.alive--;
 }
 
-bool may_allocate(la_rt *rt, const char *what)
+/* What is there may go from a device that has failed, too. */
+bool may_free(la_rt *rt, const char *what)
 {
     if (rt->noting != nullptr) {
         fail(rt, std::string(what) + ": a graph is being noted");
     }
-    return rt->error.empty();
+    return rt->noting == nullptr;
+}
+
+bool may_allocate(la_rt *rt, const char *what)
+{
+    return may_free(rt, what) && rt->error.empty();
 }
 
 void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
@@ -401,7 +407,7 @@ void *la_rt_alloc(la_rt *rt, size_t bytes)
 
 void la_rt_free(la_rt *rt, void *p)
 {
-    if (p != nullptr && may_allocate(rt, "free")) {
+    if (p != nullptr && may_free(rt, "free")) {
         finish_all(rt);
         forget_piece(rt, static_cast<uint8_t *>(p));
         free(p);
@@ -468,7 +474,7 @@ void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
 {
     uint8_t *at = static_cast<uint8_t *>(p);
     auto found = rt->ranges.upper_bound(at);
-    if (found == rt->ranges.begin() || !rt->maps || !may_allocate(rt, "decommit")) {
+    if (found == rt->ranges.begin() || !rt->maps || !may_free(rt, "decommit")) {
         return;
     }
     --found;
@@ -488,7 +494,7 @@ void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
 void la_rt_release(la_rt *rt, void *p)
 {
     auto found = rt->ranges.find(static_cast<uint8_t *>(p));
-    if (p == nullptr || found == rt->ranges.end()) {
+    if (p == nullptr || found == rt->ranges.end() || !may_free(rt, "release")) {
         return;
     }
     int maps = rt->maps;

@@ -16,7 +16,7 @@ extern "C" {
 #include "../../model/backend.h"
 }
 
-enum { LA_CUDA_STAGING = 16 << 20 }; /* bytes of an upload */
+static const size_t LA_CUDA_STAGING = (size_t)16 << 20; /* bytes of an upload */
 
 typedef struct la_cuda {
     la_backend head;
