@@ -34,7 +34,7 @@ ALWAYS = {
     "poll_for_nothing": "poll for what never comes",
     "odd_registers": "a multiple of 8",
     "early_write": "before la_grid_wait",
-    "over_arrival": "no barrier was initialised",
+    "over_arrival": "more arrivals at the barrier",
     "barrier_made_twice": "which is a barrier already",
     "barrier_overwritten": "which is a barrier",
     "phase_never_ends": "dead lock",

@@ -301,7 +301,7 @@ bool run_round(uint64_t *quiet)
     if (!machine->copies.empty() && ((!ran && !skipped) || *quiet > SPINS / 10)) {
         advance_copies(true);
     }
-    *quiet = machine->progress != before || skipped ? 0 : *quiet + 1;
+    *quiet = machine->progress != before ? 0 : *quiet + 1;
     if (*quiet > SPINS) {
         fault_late("threads poll for what never comes:%s", stuck().c_str());
         return false;

@@ -130,7 +130,7 @@ LA_KERNEL(barrier_in_branch, fault_args)
 
 LA_KERNEL(barrier_counts_differ, fault_args)
 {
-    la_bar_sync(1, la_thread() < 64 ? 64 : 128);
+    la_bar_sync(1, la_thread() < 32 ? 64 : 128);
 }
 
 LA_KERNEL(no_sync, fault_args)
@@ -160,9 +160,10 @@ LA_KERNEL(early_write, fault_args)
 
 LA_KERNEL(over_arrival, fault_args)
 {
-    la_mbar_arrive(make_barrier());
+    const uint32_t bar = make_barrier();
     if (la_thread() == 0) {
-        la_mbar_inval(smem_at(16384));
+        la_mbar_expect(bar, 64);
+        la_mbar_arrive(bar);
     }
 }
 
