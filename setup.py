@@ -1,4 +1,4 @@
-"""Builds llmaccel._core from every C file under csrc/; the package itself is in pyproject.toml.
+"""Builds llmaccel._core from every C file under csrc/ and, where nvcc is, llmaccel/_cuda.so.
 
 One translation unit per instruction set: csrc/kernels/cpu/isa_<name>.c gets its flags from
 ISA_FLAGS by its file name, every other file is compiled for the baseline machine. A file whose
@@ -7,15 +7,21 @@ those that are in (never for scalar, which always is). Object files live in buil
 compiler and the flags that decide the code>/ and are remade when a source or a header it includes
 (the compiler's -MMD list) is newer, so a second build compiles only what changed.
 
+_cuda.so is made of csrc/kernels/cuda/*.cu: the runtime linked in whole, one symbol exported, so it
+loads on machines without a driver and says so. *_sm90.cu are compiled for sm_90a alone. Its objects
+lie in the user's cache folder by the hash of all that decides them, because they take long.
+
 Environment: LLMACCEL_WERROR=1, LLMACCEL_SANITIZE=address|undefined|thread, LLMACCEL_CUDA=auto|0|1,
-CC, CFLAGS, LDFLAGS. Command beside the usual ones: `build_stress` links tests/c/stress.c with the
-core, without Python, to build/stress.
+LLMACCEL_CUDA_ARCHS, LLMACCEL_NVCC, CC, CFLAGS, LDFLAGS. Command beside the usual ones:
+`build_stress` links tests/c/stress.c with the core, without Python, to build/stress. The package
+itself is in pyproject.toml.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -72,17 +78,11 @@ def env_choice(name: str, known: Sequence[str]) -> str:
     return value
 
 
-def check_cuda_switch() -> None:
-    """auto and 0 build the CPU package; 1 asks for what this version does not have."""
-    if env_choice("LLMACCEL_CUDA", ["auto", "0", "1"]) == "1":
-        raise SetupError("LLMACCEL_CUDA=1: this version has no CUDA backend; use auto or 0")
-
-
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     except FileNotFoundError:
-        raise CompileError(f"C compiler {command[0]} not found: install one or set CC") from None
+        raise CompileError(f"compiler {command[0]} not found: install one or set CC") from None
 
 
 @dataclass
@@ -155,8 +155,9 @@ def python_includes() -> list[str]:
 
 
 def core_sources(room_filter: Sequence[str] = ()) -> list[Path]:
-    """Every .c under csrc, leaving out the rooms named; kernels first, as they take longest."""
+    """Every .c of the core, leaving out the rooms named; kernels first, as they take longest."""
     found = [p for p in CSRC.rglob("*.c") if p.relative_to(CSRC).parts[0] not in room_filter]
+    found = [p for p in found if CSRC / "kernels" / "cuda" not in p.parents]
     return sorted(found, key=lambda p: (not p.name.startswith("isa_"), p.as_posix()))
 
 
@@ -236,19 +237,152 @@ class Builder:
         """Links; the result appears only when it is whole."""
         out.parent.mkdir(parents=True, exist_ok=True)
         part = out.with_name(f"{out.name}.part")
-        command = [*self.tools.cc, *extra, *map(str, objects), *self.tools.link, "-lm"]
+        command = [*self.tools.cc, *extra, *map(str, objects), *self.tools.link, "-lm", "-ldl"]
         result = run([*command, "-o", str(part)])
         if result.returncode:
             raise LinkError(f"{' '.join(command)}\n{result.stderr}")
         part.replace(out)
 
 
+# ---- the CUDA backend ----------------------------------------------------------------------------
+
+CUDA = CSRC / "kernels" / "cuda"
+# What sm_80 runs on any 8.x, sm_90a on Hopper alone; the PTX is for what comes after.
+CUDA_ARCHS = "80;90a;ptx80"
+OLDEST_NVCC = (13, 0)
+# -fmad=false: a product is fused with a sum where the source says so, as on the CPU.
+NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Icsrc"]
+NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti"]
+NVCC_FLAGS += ["-Xptxas", "-warn-spills,-warn-lmem-usage"]
+APART = {"conformance", "gemm_bf16_sm90"}  # a program of its own; what nothing launches yet
+CUDA_EXPORTS = "{ global: la_backend_entry_open; local: *; };\n"
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llmaccel" / "nvcc"
+
+
+def find_nvcc() -> tuple[str, str]:
+    """(path, "") of the compiler, or ("", why there is none that will do)."""
+    given, home = os.environ.get("LLMACCEL_NVCC"), os.environ.get("CUDA_HOME")
+    places = [given] if given else [f"{home}/bin/nvcc"] if home else ["nvcc"]
+    places += [] if given or home else ["/usr/local/cuda/bin/nvcc"]
+    path = next((found for place in places if (found := shutil.which(place))), "")
+    if not path:
+        return "", f"no nvcc ({', '.join(places)})"
+    text = run([path, "--version"]).stdout
+    found = re.search(r"release (\d+)\.(\d+)", text)
+    version = tuple(map(int, found.groups())) if found else (0, 0)
+    if version < OLDEST_NVCC:
+        return "", f"{path} is of CUDA {version[0]}.{version[1]}, 13.0 is the first that will do"
+    return path, ""
+
+
+def gencode(archs: str, source: Path) -> list[str]:
+    """nvcc's flags for "80;90a;ptx80"; of a *_sm90.cu those of sm_90a alone."""
+    flags = []
+    for arch in archs.split(";"):
+        if not re.fullmatch(r"(ptx)?\d+[af]?", arch):
+            raise SetupError(f"LLMACCEL_CUDA_ARCHS: {arch!r} is none of 80, 90a, ptx80, ...")
+        number = arch.removeprefix("ptx")
+        if source.stem.endswith("_sm90") and arch != "90a":
+            continue
+        code = f"compute_{number}" if arch.startswith("ptx") else f"sm_{number}"
+        flags += ["-gencode", f"arch=compute_{number},code={code}"]
+    return flags
+
+
+def with_headers(source: Path) -> list[Path]:
+    """A file and the project's headers that it includes, directly or not."""
+    seen: dict[Path, None] = {}
+    todo = [source]
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen[path] = None
+        for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', path.read_text(), flags=re.M):
+            beside = ((path.parent / name).resolve(), CSRC / name)
+            todo += [place for place in beside if place.is_file()][:1]
+    return list(seen)
+
+
+class CudaBuilder:
+    """Compiles csrc/kernels/cuda into one shared object."""
+
+    def __init__(self, nvcc: str, archs: str) -> None:
+        self.nvcc = nvcc
+        self.archs = archs
+        self.version = run([nvcc, "--version"]).stdout
+
+    def compile_one(self, source: Path) -> tuple[Path, str]:
+        """The object, from the cache where it is there; and what went wrong."""
+        flags = [*NVCC_FLAGS, *gencode(self.archs, source)]
+        digest = hashlib.sha256("\0".join([self.version, *flags]).encode())
+        for path in with_headers(source):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        obj = cache_folder() / f"{source.stem}-{digest.hexdigest()[:24]}.o"
+        if obj.exists():
+            return obj, ""
+        if "-gencode" not in flags:
+            return obj, f"{source.name}: none of {self.archs} is for it"
+        obj.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=obj.parent) as folder:
+            part = Path(folder) / obj.name
+            result = run([self.nvcc, *flags, "-c", str(source), "-o", str(part)])
+            if result.returncode:
+                return obj, f"{source.name}: {result.stdout}{result.stderr}"
+            if "warning" in result.stderr:
+                print(result.stderr, file=sys.stderr)
+            part.replace(obj)
+        return obj, ""
+
+    def build(self, out: Path) -> None:
+        sources = sorted(p for p in CUDA.glob("*.cu") if p.stem not in APART)
+        if "90a" not in self.archs.split(";"):
+            sources = [s for s in sources if not s.stem.endswith("_sm90")]
+        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        with ThreadPoolExecutor(jobs) as pool:
+            made = list(pool.map(self.compile_one, sources))
+        failed = [why for _, why in made if why]
+        if failed:
+            raise CompileError("\n".join(failed))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            exports, part = Path(folder) / "exports", Path(folder) / out.name
+            exports.write_text(CUDA_EXPORTS)
+            command = [self.nvcc, "-shared", "-cudart", "static", "-Xlinker", "--as-needed"]
+            command += ["-Xlinker", f"--version-script={exports}", "-Xlinker", "--strip-all"]
+            result = run([*command, *(str(obj) for obj, _ in made), "-o", str(part)])
+            if result.returncode:
+                raise LinkError(result.stderr)
+            part.replace(out)
+
+
+def build_cuda(out: Path) -> None:
+    """Makes `out` as LLMACCEL_CUDA says: 0 not, 1 or an error, auto where that can be done."""
+    switch = env_choice("LLMACCEL_CUDA", ["auto", "0", "1"]) or "auto"
+    archs = os.environ.get("LLMACCEL_CUDA_ARCHS") or CUDA_ARCHS
+    nvcc, why = find_nvcc() if switch != "0" else ("", "LLMACCEL_CUDA=0")
+    if not why and os.environ.get("LLMACCEL_SANITIZE"):
+        why = "the build is instrumented"
+    out.unlink(missing_ok=True)  # what an earlier build left may be of other sources
+    if not why:
+        try:
+            CudaBuilder(nvcc, archs).build(out)
+        except (CompileError, LinkError) as error:
+            if switch == "1" or env_choice("LLMACCEL_WERROR", ["0", "1"]) == "1":
+                raise
+            why = str(error)
+    elif switch == "1":
+        raise SetupError(f"LLMACCEL_CUDA=1: {why}")
+    if why and switch != "0":
+        print(f"llmaccel: without the CUDA backend: {why}")
+
+
 class BuildCore(build_ext):
     """build_ext with our own compile and link steps; setuptools only says where the result goes."""
-
-    def run(self) -> None:
-        check_cuda_switch()
-        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         sources = core_sources()
@@ -256,7 +390,18 @@ class BuildCore(build_ext):
             raise SetupError(f"no C sources under {CSRC}: the source tree is incomplete")
         builder = Builder(python_includes())
         objects = builder.compile(sources)
-        builder.link(objects, ROOT / self.get_ext_fullpath(ext.name), ["-shared"])
+        out = ROOT / self.get_ext_fullpath(ext.name)
+        builder.link(objects, out, ["-shared"])
+        build_cuda(out.with_name("_cuda.so"))
+
+    def copy_extensions_to_source(self) -> None:
+        """--inplace: setuptools knows of the extension alone."""
+        super().copy_extensions_to_source()
+        made = ROOT / self.build_lib / "llmaccel" / "_cuda.so"
+        beside = ROOT / "python" / "llmaccel" / made.name
+        beside.unlink(missing_ok=True)
+        if made.exists():
+            shutil.copy2(made, beside)
 
 
 class BuildStress(Command):

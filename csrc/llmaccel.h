@@ -39,19 +39,24 @@ typedef struct la_engine la_engine;
 /* ---- backend: where the arithmetic runs ---------------------------------------------------- */
 
 typedef struct la_backend_info {
-    const char *name;            /* "cpu" */
-    const char *isa;             /* "scalar", "avx2", "avx512", "vnni", "bf16" */
-    int n_asked;                 /* threads asked for, 0: one per usable processor */
-    int n_threads;               /* threads of the pool, the caller included */
+    const char *name;   /* "cpu", "cuda" */
+    const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16"; cuda: "sm_90", ... */
+    const char *device; /* its name; NULL: the processor */
+    size_t memory_free, memory_total; /* of a device, now; 0: the process's own */
+    int n_asked;                      /* threads asked for, 0: one per usable processor */
+    int n_threads;                    /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
     const char *const *slots;    /* kernel slot names, NULL-terminated */
     const char *const *slot_isa; /* ISA chosen for each slot, same order */
 } la_backend_info;
 
-/* name: "cpu". isa: NULL or "auto" for the best present, else the highest level to use.
+/* name: "cpu", or "cuda": la_backend_load of _cuda.so beside this library, first device. isa: NULL or "auto" for the best present, else the highest level to use.
  * n_threads: 0 for one per usable processor, which is also the most that are started. Negative: exactly
  * -n_threads, however few the processors; for tests. */
 la_status la_backend_open(const char *name, const char *isa, int n_threads, la_backend **out);
+/* The backend in a shared object at `path` that was built from these sources. LA_ERR_UNSUPPORTED says why it cannot
+ * be used: it is not there, no driver or one too old, no such device. The object stays loaded. */
+la_status la_backend_load(const char *path, int device, la_backend **out);
 void la_backend_close(la_backend *b);
 void la_backend_describe(const la_backend *b, la_backend_info *out);
 
@@ -59,8 +64,9 @@ void la_backend_describe(const la_backend *b, la_backend_info *out);
  * and a checksum of those values. */
 typedef void (*la_trace_fn)(void *arg, const char *op, int layer, int rows, int cols,
                             uint64_t checksum);
-/* Calls fn after every op of every step from here on; NULL: no more. arg is KEPT. No step may run. */
-void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg);
+/* Calls fn after every op of every step from here on; NULL: no more. arg is KEPT. No step may run. Unsupported
+ * where rows lie on a device. */
+la_status la_backend_trace(la_backend *b, la_trace_fn fn, void *arg);
 
 /* Short steps run on n of the threads from here on, whatever others do; 0: on as many as pay. For tests. */
 la_status la_backend_step_threads(la_backend *b, int n);
@@ -241,9 +247,9 @@ typedef struct la_recipe {
         wide; /* bit 1 << la_slot: LA_ACT_I8X2 where the desc asks for LA_ACT_I8 (bf16 below VNNI) */
 } la_recipe;
 
-/* Numbers only; loads nothing. n_threads as for la_backend_open. */
-la_status la_model_plan(const la_model_desc *desc, const la_limits *limits, int n_threads,
-                        la_plan *out);
+/* Numbers only; loads nothing. b NULL: a CPU backend that la_backend_open would open with n_threads. */
+la_status la_model_plan(const la_backend *b, const la_model_desc *desc, const la_limits *limits,
+                        int n_threads, la_plan *out);
 /* Packed bytes of one slot filled from these parts (data ignored). */
 la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_slot slot,
                                 const la_source *parts, int n_parts, size_t *bytes);

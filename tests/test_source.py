@@ -44,6 +44,7 @@ DOORS: list[tuple[str, list[str]]] = [
     ("kernels/attend_walk.h", ["kernels/kernels.h"]),
     ("kernels/route.h", ["kernels/kernels.h"]),
     ("kernels/cpu/*", ["kernels/kernels.h", "base/dtype.h", "kernels/cpu/*"]),
+    ("kernels/cuda/la_kernel.h", ["la_emu_ptx.h"]),  # of tests/cuda_emu, where kernels are emulated
     ("kernels/cuda/*", ["model/backend.h", "base/dtype.h", "kernels/cuda/*"]),
     (
         "python/py_tensor*",
@@ -72,6 +73,11 @@ MAX_LINES = 700
 MAX_PARAMETERS = 6
 BUDGETS = {"csrc/llmaccel.h": 400, "csrc/kernels/kernels.h": 240, "csrc/model/forward.c": 400}
 
+# What a kernel gets from the wrappers of la_ptx*.h, or the emulator would not see it.
+DEVICE_WORDS = (
+    r"asm|threadIdx|blockIdx|blockDim|gridDim|__shared__|__syncthreads|__syncwarp|__threadfence"
+    r"|__\w+_sync|__ldg|__expf|__nanosleep|atomic[A-Z]\w*"
+)
 BANNED_CALLS = (
     "abort|exit|_exit|quick_exit|assert|printf|fprintf|vprintf|vfprintf|puts|fputs|putchar|perror"
 )
@@ -121,9 +127,15 @@ def without_preprocessor(text: str) -> str:
 
 def items(text: str) -> Iterator[Item]:
     """The file-scope items of a C file. Wants balanced braces after the preprocessor is blanked."""
+
+    def spaces(match: re.Match[str]) -> str:
+        return re.sub(r"[^\n]", " ", match.group())
+
     code = without_preprocessor(blank(text))
     code = re.sub(r"__attribute__\s*\(\(.*?\)\)|_Alignas\s*\([^)]*\)", "", code, flags=re.S)
     code = re.sub(r"\bextern\s*\{", "", code)
+    code = re.sub(r"\btemplate\s*<[^;{]*?>(?=\s+(?:struct|LA_\w+|static|void)\b)", spaces, code)
+    code = re.sub(r"(?<=\bstruct )(\w+)<\w*>", r"\1", code)  # a specialisation
     head: list[str] = []
     depth, line, start, body_at, body_line = 0, 1, 1, 0, 1
     for at, char in enumerate(code):
@@ -156,6 +168,9 @@ def is_function(head: str) -> bool:
 
 
 def function_name(head: str) -> str:
+    kernel = re.search(r"\bLA_KERNEL\w*\s*\(\s*(\w+)", head)
+    if kernel:
+        return kernel.group(1)
     found = re.search(r"(\w+)\s*\(", re.sub(r"\bLA_[A-Z_]+\s*\([^)]*\)", "", head))
     return found.group(1) if found else ""
 
@@ -324,6 +339,17 @@ def rule_c_atomics(path: str, text: str) -> list[str]:
     ]
 
 
+def rule_cuda_words(path: str, text: str) -> list[str]:
+    """Kernels name instructions through wrappers, which have a body for the emulator as well."""
+    if re.match(r"la_(ptx|kernel)", PurePosixPath(path).name):
+        return []
+    return [
+        f"{path}:{number}: {hit.group()}: use, or write, a wrapper in la_ptx*.h"
+        for number, row in enumerate(blank(text).splitlines(), 1)
+        for hit in re.finditer(rf"(?<![\w.])({DEVICE_WORDS})\b", row)
+    ]
+
+
 def rule_c_head(path: str, text: str) -> list[str]:
     """A comment of three lines or more opens the file: what it owns, its invariant, its callers.
 
@@ -412,7 +438,15 @@ def rule_file_name(path: str, _text: str) -> list[str]:
         return [f"{path}:1: name the file after what it owns, not {stem}"]
     if re.search(r"_(v\d+|new|old|opt)$", stem):
         return [f"{path}:1: no {stem}: history is git's job"]
-    if not re.fullmatch(r"[a-z0-9_]+", stem) or ending not in {"c", "h", "cu", "cuh", "py", "pyi"}:
+    if not re.fullmatch(r"[a-z0-9_]+", stem) or ending not in {
+        "c",
+        "cpp",
+        "h",
+        "cu",
+        "cuh",
+        "py",
+        "pyi",
+    }:
         return [f"{path}:1: file names are lower case with underscores"]
     return []
 
@@ -442,7 +476,8 @@ C_FILES = ["csrc/**/*.c", "csrc/**/*.h"]
 CUDA_FILES = ["csrc/**/*.cu", "csrc/**/*.cuh"]
 PY_FILES = ["python/llmaccel/**/*.py"]
 ALL_FILES = [*C_FILES, *CUDA_FILES, *PY_FILES, "python/llmaccel/**/*.pyi"]
-ALL_FILES += ["tests/**/*.py", "tests/**/*.c", "benchmarks/**/*.py", "setup.py"]
+EMULATOR_FILES = ["tests/cuda_emu/*.h", "tests/cuda_emu/*.cpp"]
+ALL_FILES += ["tests/**/*.py", "tests/**/*.c", *EMULATOR_FILES, "benchmarks/**/*.py", "setup.py"]
 
 RULES: dict[Rule, list[str]] = {
     rule_c_doors: [*C_FILES, *CUDA_FILES],
@@ -451,7 +486,8 @@ RULES: dict[Rule, list[str]] = {
     rule_c_globals: C_FILES,
     rule_c_calls: C_FILES,
     rule_c_atomics: C_FILES,
-    rule_c_head: [*C_FILES, *CUDA_FILES],
+    rule_cuda_words: ["csrc/kernels/cuda/*"],
+    rule_c_head: [*C_FILES, *CUDA_FILES, *EMULATOR_FILES],
     rule_py_doors: PY_FILES,
     rule_py_head: [*PY_FILES, "tests/**/*.py", "benchmarks/**/*.py", "setup.py"],
     rule_size: ALL_FILES,
@@ -501,6 +537,8 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_names, "csrc/python/py_a.c", "int la_add(int a) { return a; }", "py_"),
     (rule_c_names, "csrc/kernels/cpu/a.h", "void la_dot(int a) { a++; }", "static"),
     (rule_c_names, "csrc/kernels/cpu/a.h", "LA_INLINE int dot(int a) { return a; }", None),
+    (rule_c_names, "csrc/kernels/cuda/a.h", "template <int N> LA_KERNEL(go, la_a) { }", "go()"),
+    (rule_c_names, "csrc/kernels/cuda/a.h", "template <int N> LA_KERNEL(la_go, la_a) { }", None),
     (rule_c_names, "csrc/kernels/cpu/vec.h", "#define LA_INLINE inline", "vec.h:1: LA_INLINE"),
     (rule_c_names, "csrc/kernels/cpu/vec.h", "#define LA_INLINE static inline", None),
     (rule_c_names, "csrc/kernels/cpu/isa_x.c", "void la_kernels_fill_x(int a) { a++; }", None),
@@ -542,6 +580,13 @@ CASES: list[tuple[Rule, str, str, str | None]] = [
     (rule_c_atomics, "csrc/engine/a.c", "x = __atomic_load_n(&y, 0);", "__atomic_load_n"),
     (rule_c_atomics, "csrc/engine/a.c", "/* atomic_int */ int la_atomic_x(int a);", None),
     (rule_c_atomics, "csrc/base/pool.c", "static _Atomic int *a;", None),
+    (rule_c_doors, "csrc/kernels/cuda/la_kernel.h", '#include "la_emu_ptx.h"', None),
+    (rule_c_doors, "csrc/kernels/cuda/rows.h", '#include "la_emu_ptx.h"', "may not include"),
+    (rule_cuda_words, "csrc/kernels/cuda/a.h", "\n__syncthreads();", "a.h:2: __syncthreads"),
+    (rule_cuda_words, "csrc/kernels/cuda/a.cu", "int i = threadIdx.x;", "threadIdx"),
+    (rule_cuda_words, "csrc/kernels/cuda/a.cu", "x = __shfl_xor_sync(m, x, 1);", "__shfl_xor_sync"),
+    (rule_cuda_words, "csrc/kernels/cuda/a.cu", "la_sync_block(); /* not __syncthreads */", None),
+    (rule_cuda_words, "csrc/kernels/cuda/la_ptx_thread.h", "__syncthreads();", None),
     (rule_c_head, "csrc/base/a.c", "/* short */\nint a;", "three lines"),
     (rule_c_head, "csrc/base/a.c", "int a;\n/* 1\n * 2\n * 3 */", "three lines"),
     (rule_c_head, "csrc/base/a.c", "/* 1\n * 2\n * 3 */\nint a;", None),

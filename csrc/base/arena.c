@@ -9,9 +9,9 @@ struct la_arena_block {
     size_t bytes, used;
 };
 
-/* Lies in the piece itself. */
 struct la_arena_piece {
     struct la_arena_piece *next;
+    void *p;
     size_t bytes;
 };
 
@@ -25,8 +25,10 @@ static void *take_spare(la_arena *a, size_t bytes)
     for (struct la_arena_piece **at = &a->spare; *at != NULL; at = &(*at)->next) {
         if ((*at)->bytes == bytes) {
             struct la_arena_piece *found = *at;
+            void *p = found->p;
             *at = found->next;
-            return found;
+            la_free(found);
+            return p;
         }
     }
     return NULL;
@@ -35,7 +37,7 @@ static void *take_spare(la_arena *a, size_t bytes)
 static struct la_arena_block *add_block(la_arena *a, size_t bytes)
 {
     struct la_arena_block *b = la_alloc(1, sizeof *b);
-    uint8_t *base = b != NULL ? la_map(bytes) : NULL;
+    uint8_t *base = b != NULL ? a->from.map(a->from.owner, bytes) : NULL;
     if (base == NULL) {
         la_free(b);
         return NULL;
@@ -71,9 +73,9 @@ void *la_arena_take(la_arena *a, size_t bytes)
 
 void la_arena_give(la_arena *a, void *p, size_t bytes)
 {
-    if (p != NULL) {
-        struct la_arena_piece *piece = p;
-        *piece = (struct la_arena_piece){a->spare, piece_bytes(bytes)};
+    struct la_arena_piece *piece = p != NULL ? la_alloc(1, sizeof *piece) : NULL;
+    if (piece != NULL) { /* without a note of it the piece waits for the end of the arena */
+        *piece = (struct la_arena_piece){a->spare, p, piece_bytes(bytes)};
         a->spare = piece;
     }
 }
@@ -83,8 +85,12 @@ void la_arena_clear(la_arena *a)
     while (a->blocks != NULL) {
         struct la_arena_block *b = a->blocks;
         a->blocks = b->next;
-        la_unmap(b->base, b->bytes);
+        a->from.unmap(a->from.owner, b->base, b->bytes);
         la_free(b);
     }
-    a->spare = NULL;
+    while (a->spare != NULL) {
+        struct la_arena_piece *piece = a->spare;
+        a->spare = piece->next;
+        la_free(piece);
+    }
 }

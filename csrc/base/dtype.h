@@ -74,8 +74,8 @@ static inline la_plain la_plain_of(int type)
     if (type < LA_PLAIN || (t & 15) >= LA_CODES_COUNT || log > 5) {
         return (la_plain){LA_CODES_COUNT, 0, 0, 0, 0};
     }
-    return (la_plain){(uint8_t)(t & 15), t >> 4 & 1, t >> 5 & 1, t >> 6 & 1,
-                      log == 0 ? 0 : 8 << log};
+    return (la_plain){(uint8_t)(t & 15), (uint8_t)(t >> 4 & 1), (uint8_t)(t >> 5 & 1),
+                      (uint8_t)(t >> 6 & 1), log == 0 ? 0 : 8 << log};
 }
 
 /* What a packed weight stores. Groups: w[n][k] = scale * (q - zero) + offset, per 32-column unit and

@@ -144,7 +144,7 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     la_status st = LA_OK;
     la_engine *e = NULL;
     *out = NULL;
-    LA_TRY(la_limits_check(la_model_desc_of(m), limits));
+    LA_TRY(la_limits_check(m, limits));
     if (!la_model_ready(m)) {
         return la_fail(LA_ERR_STATE, "model: not finished, la_model_finish comes first");
     }
@@ -528,7 +528,7 @@ static la_status run_step(la_engine *e)
     if (s->n_tokens > 0) {
         la_batch batch = {s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
         double start = la_now();
-        la_model_forward(e->model, e->kv, e->workspace, &batch);
+        LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &batch));
         e->stats.forward_seconds += la_now() - start;
         la_sched_commit(&e->sched);
         collect(e);

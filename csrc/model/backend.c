@@ -1,6 +1,6 @@
 /* backend.c - opens a backend by name and forwards the public calls to its table.
  *
- * Owns nothing but the list of names. A backend that lives in a shared object of its own joins here.
+ * Owns nothing but the list of names. Backends in shared objects of their own come through backend_dl.c.
  * Called by the Python layer through llmaccel.h.
  */
 #include "backend.h"
@@ -12,9 +12,12 @@ la_status la_backend_open(const char *name, const char *isa, int n_threads, la_b
         return la_backend_cpu_open(isa, n_threads, out);
     }
     if (strcmp(name, "cuda") == 0) {
-        return la_fail(LA_ERR_UNSUPPORTED, "backend: this build has no CUDA backend");
+        if (isa != NULL && strcmp(isa, "auto") != 0) {
+            return la_fail(LA_ERR_ARGUMENT, "isa: '%s' is the CPU backend's; leave it out", isa);
+        }
+        return la_backend_load_beside("_cuda.so", out);
     }
-    return la_fail(LA_ERR_ARGUMENT, "backend: '%s' is unknown; known: cpu", name);
+    return la_fail(LA_ERR_ARGUMENT, "backend: '%s' is unknown; known: cpu, cuda", name);
 }
 
 void la_backend_close(la_backend *b)
@@ -29,10 +32,15 @@ void la_backend_describe(const la_backend *b, la_backend_info *out)
     b->ops->describe(b, out);
 }
 
-void la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
+la_status la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
 {
+    if (fn != NULL && !b->ops->rows_in_reach) {
+        return la_fail(LA_ERR_UNSUPPORTED, "trace: the rows of backend '%s' lie on its device",
+                       b->ops->name);
+    }
     b->trace = fn;
     b->trace_arg = arg;
+    return LA_OK;
 }
 
 la_status la_backend_step_threads(la_backend *b, int n)

@@ -2,7 +2,11 @@
  *
  * Owns la_backend_ops and the structures both sides read. A call of the table is one phase: every
  * thread of the backend enters it with its own la_ctx, takes its share by (tid, nth) and leaves after a
- * barrier. Invariant: ops cannot fail; a backend computes a row from that row alone.
+ * barrier. A device's backend has one thread, whose calls only ask for work. Structures are the host's;
+ * what their pointers to numbers lead to (weights, vectors, rows, pages) is memory of the backend, whose
+ * addresses others reckon with and never follow. What a batch brings is the host's throughout.
+ * Invariant: ops of a step cannot fail (a device that does says so at the end of `run`); a backend
+ * computes a row from that row alone.
  * Implemented by backend_cpu.c; used by model.c, workspace.c and forward.c.
  */
 #ifndef LA_BACKEND_H
@@ -91,6 +95,7 @@ typedef struct la_kv_layout {
 } la_kv_layout;
 
 struct la_kv {
+    la_backend *b;
     la_kv_layout at;
     uint8_t *base;
     int64_t max_pages, committed;
@@ -117,6 +122,8 @@ enum { LA_SLICE = 4096 }; /* logits of one la_mass */
 
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {
+    la_backend *b;
+    void *own; /* the backend's, of la_backend_ops.equip */
     uint8_t *base;
     size_t bytes;
     int max_tokens;
@@ -169,23 +176,45 @@ typedef struct la_ctx {
 
 typedef struct la_backend_ops {
     const char *name;
+    int rows_in_reach; /* host code may read rows: tracing */
     void (*close)(la_backend *b);
     void (*describe)(const la_backend *b, la_backend_info *out);
     la_status (*probe_read)(la_backend *b, size_t bytes, int huge, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
     /* Reads what a decoded token reads, for `seconds`; `pattern` is checked, the model ready. */
     la_status (*read_weights)(la_model *m, int pattern, double seconds, double *gb_per_s);
-    /* Packs all units of w, by all threads; w->data is set and freed by the caller. LA_ERR_SHAPE where a
-     * value that is to be quantized is not finite. */
+    /* ---- memory ---- */
+    /* Zeroed, on a page border; NULL on failure. */
+    void *(*map)(la_backend *b, size_t bytes);
+    void (*unmap)(la_backend *b, void *p, size_t bytes);
+    /* Addresses alone; commit makes ranges of whole granules usable (0: done) and zeroes them. */
+    void *(*reserve)(la_backend *b, size_t bytes);
+    int (*commit)(la_backend *b, void *p, size_t bytes);
+    void (*decommit)(la_backend *b, void *p, size_t bytes);
+    void (*release)(la_backend *b, void *p, size_t bytes);
+    /* Takes over an array of la_alloc that ops are to read; returns where they do, NULL on failure. */
+    void *(*keep)(la_backend *b, void *host, size_t bytes);
+    void (*drop)(la_backend *b, void *kept);
+    /* Both in pages of KV; in the order of steps. */
+    void (*copy)(la_backend *b, void *dst, const void *src, size_t bytes);
+    /* ---- models ---- */
+    /* LA_ERR_UNSUPPORTED names what of a description this backend does not have. */
+    la_status (*accept)(const la_backend *b, const la_model_desc *d, la_recipe recipe);
+    /* Packs all units of w, by all threads; w->data is set and freed by the caller, its bytes are those of
+     * kernels.h's layout, in which order they lie there is the backend's. LA_ERR_SHAPE where a value that is
+     * to be quantized is not finite, LA_ERR_UNSUPPORTED where there are no products of the format. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired);
-    /* fn on every thread that takes part in a step. */
-    void (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
+    /* fn on every thread that takes part in a step. Afterwards the rows' results are there. */
+    la_status (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
     void (*step_threads)(la_backend *b, int n);
     /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
     la_status (*check)(const la_model_desc *d, const la_limits *limits);
     /* Scratch a workspace must offer: of the step, and of each thread. */
     void (*scratch)(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local);
+    /* What a backend needs for the steps of a workspace beside its bytes: w->own. */
+    la_status (*equip)(la_workspace *w, const la_model *m, const la_limits *limits);
+    void (*strip)(la_workspace *w);
     /* ---- ops of a step ---- */
     /* nothing but the barrier */
     void (*meet)(la_ctx *c);
@@ -219,16 +248,60 @@ typedef struct la_backend_ops {
 struct la_backend {
     const la_backend_ops *ops;
     int n_threads;
+    size_t granule;    /* of commit */
     la_trace_fn trace; /* NULL: off */
     void *trace_arg;
 };
 
 la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 
+/* Draws from logits that lie in host memory, for backends whose own memory is elsewhere: a pool of threads and
+ * their scratch (backend_cpu_draw.c). */
+typedef struct la_drawer la_drawer;
+la_status la_drawer_open(const la_model_desc *d, int max_rows, la_drawer **out);
+void la_drawer_close(la_drawer *w);
+/* Results of wanted rows first .. first+logits.n-1 of the batch, as la_backend_ops.sample. */
+void la_drawer_run(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
+
+/* ---- backends in shared objects of their own (backend_dl.c) ---- */
+
+/* What such a one may call of this library: it links none of its symbols. */
+typedef struct la_host_api {
+    la_status (*fail)(la_status st, const char *fmt, ...);
+    void *(*alloc)(size_t n, size_t size);
+    void (*free)(void *p);
+    la_kv_layout (*kv_layout_of)(const la_model_desc *d);
+    /* k0 .. k0 + n of row `row` of a part, n at most 256, k0 a multiple of 256 */
+    void (*source_values)(const la_source *part, int row, int k0, int n, float *out);
+    la_status (*drawer_open)(const la_model_desc *d, int max_rows, la_drawer **out);
+    void (*drawer_close)(la_drawer *w);
+    void (*drawer_run)(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
+} la_host_api;
+
+/* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
+ * their sizes, which notice most of what is forgotten. */
+enum {
+    LA_BACKEND_ABI = (1 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
+    (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
+          sizeof(la_batch) + sizeof(la_sample_row))
+};
+
+/* The one symbol that it exports. abi comes first: where it is not the object's own, nothing else is read
+ * and minus the object's is returned. */
+typedef int (*la_backend_entry)(int abi, const la_host_api *host, int device, la_backend **out);
+#define LA_BACKEND_ENTRY "la_backend_entry_open"
+
+/* la_backend_load of a file in the folder of this library. */
+la_status la_backend_load_beside(const char *file, la_backend **out);
+
 enum { LA_GRANULE_MOST = 256 }; /* columns that a product may finish as one */
 /* Columns of the smallest block of whole units and whole heads; LA_HEADS needs it <= LA_GRANULE_MOST. */
 int la_head_granule(int d_head);
 la_kv_layout la_kv_layout_of(const la_model_desc *d);
+
+/* vectors.c: a vector as floats, and a bias in the order of a matrix's columns, replacing what was there. */
+la_status la_vector_set(la_backend *b, float **dst, const la_source *src);
+la_status la_bias_set(la_backend *b, la_matrix *m, const la_source *parts, int n_parts, int paired);
 
 /* latent.c: what concerns latents in a desc, and the tensors that a head has for itself. */
 la_status la_latent_check_desc(const la_model_desc *d);

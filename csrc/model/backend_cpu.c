@@ -299,13 +299,28 @@ static void step_thread(void *arg, int tid, int nth)
     job->fn(&c);
 }
 
-static void run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
+/* Where each token of the batch stands: its position and the page that holds it. */
+static void place_tokens(la_workspace *w, const la_batch *batch)
 {
+    for (int s = 0; s < batch->n_spans; s++) {
+        const la_span *span = &batch->spans[s];
+        for (int i = 0; i < span->n_tokens; i++) {
+            int pos = span->first_pos + i;
+            w->pos[span->first_token + i] = pos;
+            w->page[span->first_token + i] = span->pages[pos / LA_PAGE];
+        }
+    }
+}
+
+static la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
+{
+    place_tokens(proto->w, proto->batch);
     step_job job = {fn, proto};
     la_pool *pool = ((la_cpu_backend *)b)->pool;
     /* Ops over many tokens are long enough for others to finish what a late thread leaves. */
     (proto->batch->n_tokens <= LA_CPU_SHORT_STEP ? la_pool_step : la_pool_run)(pool, step_thread,
                                                                                &job);
+    return LA_OK;
 }
 
 static void step_threads(la_backend *b, int n)
@@ -368,6 +383,78 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
     return LA_OK;
 }
 
+/* ---- memory: the process's own --------------------------------------------------------------- */
+
+static void *map(la_backend *b, size_t bytes)
+{
+    (void)b;
+    return la_map(bytes);
+}
+
+static void unmap(la_backend *b, void *p, size_t bytes)
+{
+    (void)b;
+    la_unmap(p, bytes);
+}
+
+static void *reserve(la_backend *b, size_t bytes)
+{
+    (void)b;
+    return la_reserve(bytes);
+}
+
+static int commit(la_backend *b, void *p, size_t bytes)
+{
+    (void)b;
+    return la_commit(p, bytes);
+}
+
+static void decommit(la_backend *b, void *p, size_t bytes)
+{
+    (void)b;
+    la_decommit(p, bytes);
+}
+
+static void *keep(la_backend *b, void *host, size_t bytes)
+{
+    (void)b;
+    (void)bytes;
+    return host;
+}
+
+static void drop(la_backend *b, void *kept)
+{
+    (void)b;
+    la_free(kept);
+}
+
+static void copy(la_backend *b, void *dst, const void *src, size_t bytes)
+{
+    (void)b;
+    memcpy(dst, src, bytes);
+}
+
+static la_status accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
+{
+    (void)b;
+    (void)d;
+    (void)recipe;
+    return LA_OK;
+}
+
+static la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
+{
+    (void)w;
+    (void)m;
+    (void)limits;
+    return LA_OK;
+}
+
+static void strip(la_workspace *w)
+{
+    (void)w;
+}
+
 /* ---- opening --------------------------------------------------------------------------------- */
 
 static void close_backend(la_backend *b)
@@ -384,6 +471,9 @@ static void describe(const la_backend *b, la_backend_info *out)
     const la_cpu_backend *cpu = (const la_cpu_backend *)b;
     out->name = b->ops->name;
     out->isa = la_cpu_isa_name((int)cpu->isa);
+    out->device = NULL;
+    out->memory_free = 0;
+    out->memory_total = 0;
     out->n_asked = cpu->n_asked;
     out->n_threads = b->n_threads;
     out->n_cpus = la_cpu_count();
@@ -393,16 +483,29 @@ static void describe(const la_backend *b, la_backend_info *out)
 
 static const la_backend_ops cpu_ops = {
     .name = "cpu",
+    .rows_in_reach = 1,
     .close = close_backend,
     .describe = describe,
     .probe_read = la_cpu_probe_read,
     .probe_peak = la_cpu_probe_peak,
     .read_weights = la_cpu_read_weights,
+    .map = map,
+    .unmap = unmap,
+    .reserve = reserve,
+    .commit = commit,
+    .decommit = decommit,
+    .release = unmap,
+    .keep = keep,
+    .drop = drop,
+    .copy = copy,
+    .accept = accept,
     .pack = pack,
     .run = run,
     .step_threads = step_threads,
     .check = check,
     .scratch = scratch,
+    .equip = equip,
+    .strip = strip,
     .meet = la_cpu_barrier,
     .embed = embed,
     .linear = la_cpu_linear,
@@ -476,6 +579,7 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out)
     la_kernels_select(cpu->isa, &cpu->k, which);
     LA_TRY(name_slots(cpu, which));
     cpu->head.ops = &cpu_ops;
+    cpu->head.granule = la_page_bytes();
     cpu->n_asked = n_threads;
     cpu->head.n_threads = la_cpu_threads(n_threads);
     LA_TRY(la_pool_create(cpu->head.n_threads, &cpu->pool));

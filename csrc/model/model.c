@@ -28,27 +28,33 @@ done:
     return st;
 }
 
-la_status la_limits_check(const la_model_desc *d, const la_limits *l)
+static la_status check_limits(const la_backend_ops *ops, const la_model_desc *d, const la_limits *l)
 {
     la_status st;
     LA_TRY(la_check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
     LA_TRY(la_check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
     LA_TRY(la_check_int("max_model_len", l->max_len, 1, d->max_len));
-    LA_TRY(la_backend_cpu_ops()->check(d, l));
+    LA_TRY(ops->check(d, l));
 done:
     return st;
 }
 
-la_status la_model_plan(const la_model_desc *d, const la_limits *limits, int n_threads,
-                        la_plan *out)
+la_status la_limits_check(const la_model *m, const la_limits *limits)
+{
+    return check_limits(m->b->ops, &m->desc, limits);
+}
+
+la_status la_model_plan(const la_backend *b, const la_model_desc *d, const la_limits *limits,
+                        int n_threads, la_plan *out)
 {
     la_status st;
+    const la_backend_ops *ops = b != NULL ? b->ops : la_backend_cpu_ops();
     *out = (la_plan){0, 0, 0};
-    n_threads = la_cpu_threads(n_threads);
+    n_threads = b != NULL ? b->n_threads : la_cpu_threads(n_threads);
     LA_TRY(la_desc_check(d));
-    LA_TRY(la_limits_check(d, limits));
+    LA_TRY(check_limits(ops, d, limits));
     la_workspace w = {0};
-    la_workspace_layout(la_backend_cpu_ops(), d, limits, n_threads, &w);
+    la_workspace_layout(ops, d, limits, n_threads, &w);
     out->workspace_bytes = w.bytes;
     out->kv_page_bytes = la_kv_layout_of(d).page_bytes;
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
@@ -67,14 +73,29 @@ static size_t weight_bytes(const la_weight *w)
     return (size_t)w->n_units * w->unit_bytes;
 }
 
-static void matrix_clear(la_arena *weights, la_matrix *m)
+static void drop(la_model *m, void *kept)
 {
-    for (int i = 0; i < m->n_parts; i++) {
-        la_arena_give(weights, m->part[i].data, weight_bytes(&m->part[i]));
-        la_free(m->order[i]);
+    m->b->ops->drop(m->b, kept);
+}
+
+static void matrix_clear(la_model *m, la_matrix *of)
+{
+    for (int i = 0; i < of->n_parts; i++) {
+        la_arena_give(&m->weights, of->part[i].data, weight_bytes(&of->part[i]));
+        drop(m, of->order[i]);
     }
-    la_free(m->bias);
-    *m = (la_matrix){0};
+    drop(m, of->bias);
+    *of = (la_matrix){0};
+}
+
+/* What a backend reads of an array that it was handed; NULL, with the message set, where it has no room. */
+static void *keep(la_model *m, void *host, size_t bytes)
+{
+    void *kept = m->b->ops->keep(m->b, host, bytes);
+    if (kept == NULL) {
+        la_fail(LA_ERR_MEMORY, "weights: no memory for a vector of %zu bytes", bytes);
+    }
+    return kept;
 }
 
 static int same_format(la_format a, la_format b)
@@ -161,57 +182,20 @@ static la_status matrix_set(la_model *m, la_slot slot, la_matrix *dst, const la_
         LA_TRY(m->b->ops->pack(m->b, w, split ? &parts[i] : parts, split ? 1 : n_parts,
                                fresh.paired && !split));
         LA_TRY(la_part_order(&fresh.order[i], &parts[i]));
+        if (fresh.order[i] != NULL) {
+            fresh.order[i] = keep(m, fresh.order[i], (size_t)fresh.K * sizeof(int32_t));
+            st = fresh.order[i] != NULL ? LA_OK : LA_ERR_MEMORY;
+            LA_TRY(st);
+        }
     }
     fresh.bias = dst->bias;
     dst->bias = NULL;
-    matrix_clear(&m->weights, dst);
+    matrix_clear(m, dst);
     *dst = fresh;
     return LA_OK;
 done:
-    matrix_clear(&m->weights, &fresh);
+    matrix_clear(m, &fresh);
     return st;
-}
-
-static la_status vector_set(float **dst, const la_source *src)
-{
-    float *v = la_alloc(la_round_up((size_t)src->cols, 16), sizeof(float));
-    if (v == NULL) {
-        return la_fail(LA_ERR_MEMORY, "weights: out of memory for a vector of %d", src->cols);
-    }
-    la_pack_vector(src, v);
-    la_free(*dst);
-    *dst = v;
-    return LA_OK;
-}
-
-/* Biases follow the columns of the packed units: parts one after another, pairs 16 + 16. */
-static la_status bias_set(la_matrix *m, const la_source *parts, int n_parts, int paired)
-{
-    size_t total = 0;
-    for (int i = 0; i < n_parts; i++) {
-        total += la_round_up((size_t)parts[i].cols, LA_UNIT);
-    }
-    float *b = la_alloc(total + LA_UNIT, sizeof(float));
-    if (b == NULL) {
-        return la_fail(LA_ERR_MEMORY, "weights: out of memory for a bias");
-    }
-    size_t at = 0;
-    for (int i = 0; i < n_parts; i++) {
-        float *v = NULL;
-        la_status st = vector_set(&v, &parts[i]);
-        if (st != LA_OK) {
-            la_free(b);
-            return st;
-        }
-        for (int j = 0; j < parts[i].cols; j++) {
-            b[paired ? (size_t)(j / 16 * 32 + i * 16 + j % 16) : at + (size_t)j] = v[j];
-        }
-        at += (size_t)parts[i].cols;
-        la_free(v);
-    }
-    la_free(m->bias);
-    m->bias = b;
-    return LA_OK;
 }
 
 static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
@@ -324,10 +308,10 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
     }
     else if (dst != NULL) {
         int gate_up = slot == LA_GATE_UP_BIAS || slot == LA_EXPERT_GATE_UP_BIAS;
-        LA_TRY(bias_set(dst, parts, n_parts, m->desc.gated && gate_up));
+        LA_TRY(la_bias_set(m->b, dst, parts, n_parts, m->desc.gated && gate_up));
     }
     else {
-        LA_TRY(vector_set(vector_of(m, slot, layer), &parts[0]));
+        LA_TRY(la_vector_set(m->b, vector_of(m, slot, layer), &parts[0]));
     }
 done:
     return st;
@@ -359,6 +343,11 @@ static la_status copy_tables(la_model *m, const la_model_desc *d)
         m->desc.rope_inv_freq[i] = m->inv_freq[i];
         la_rope_fill(m->inv_freq[i], (int)half, d->max_len, d->rope_scale[i], m->rope_cos[i],
                      m->rope_sin[i]);
+        m->rope_cos[i] = keep(m, m->rope_cos[i], n * sizeof(float));
+        m->rope_sin[i] = keep(m, m->rope_sin[i], n * sizeof(float));
+        if (m->rope_cos[i] == NULL || m->rope_sin[i] == NULL) {
+            return LA_ERR_MEMORY;
+        }
     }
     return LA_OK;
 }
@@ -386,19 +375,31 @@ static void moe_free(la_model *m, la_moe *moe)
     }
     for (int e = 0; e < m->desc.n_experts; e++) {
         if (moe->up != NULL) {
-            matrix_clear(&m->weights, &moe->up[e]);
+            matrix_clear(m, &moe->up[e]);
         }
         if (moe->down != NULL) {
-            matrix_clear(&m->weights, &moe->down[e]);
+            matrix_clear(m, &moe->down[e]);
         }
     }
-    matrix_clear(&m->weights, &moe->router);
-    matrix_clear(&m->weights, &moe->shared_up);
-    matrix_clear(&m->weights, &moe->shared_down);
-    la_free(moe->correction);
+    matrix_clear(m, &moe->router);
+    matrix_clear(m, &moe->shared_up);
+    matrix_clear(m, &moe->shared_down);
+    drop(m, moe->correction);
     la_free(moe->up);
     la_free(moe->down);
     la_free(moe);
+}
+
+static void *map_weights(void *backend, size_t bytes)
+{
+    la_backend *b = backend;
+    return b->ops->map(b, bytes);
+}
+
+static void unmap_weights(void *backend, void *p, size_t bytes)
+{
+    la_backend *b = backend;
+    b->ops->unmap(b, p, bytes);
 }
 
 la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recipe, la_model **out)
@@ -408,11 +409,13 @@ la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recip
     *out = NULL;
     LA_TRY(la_desc_check(d));
     LA_TRY(check_recipe(d, recipe));
+    LA_TRY(b->ops->accept(b, d, recipe));
     m = la_alloc(1, sizeof *m);
     if (m == NULL) {
         return la_fail(LA_ERR_MEMORY, "model: out of memory");
     }
     m->b = b;
+    m->weights.from = (la_arena_source){map_weights, unmap_weights, b};
     m->desc = *d;
     m->recipe = recipe;
     LA_TRY(copy_tables(m, d));
@@ -437,34 +440,34 @@ void la_model_free(la_model *m)
         la_layer *w = &m->layers[l];
         la_norm *norms[] = {&w->attn_norm, &w->ffn_norm, &w->attn_post_norm, &w->ffn_post_norm};
         for (int i = 0; i < 4; i++) {
-            la_free(norms[i]->w);
-            la_free(norms[i]->b);
+            drop(m, norms[i]->w);
+            drop(m, norms[i]->b);
         }
-        la_free(w->q_norm);
-        la_free(w->k_norm);
-        la_free(w->sinks);
-        matrix_clear(&m->weights, &w->qkv);
-        matrix_clear(&m->weights, &w->o);
-        matrix_clear(&m->weights, &w->gate_up);
-        matrix_clear(&m->weights, &w->down);
-        la_free(w->latent.q_norm);
-        la_free(w->latent.kv_norm);
-        matrix_clear(&m->weights, &w->latent.in);
-        matrix_clear(&m->weights, &w->latent.q);
+        drop(m, w->q_norm);
+        drop(m, w->k_norm);
+        drop(m, w->sinks);
+        matrix_clear(m, &w->qkv);
+        matrix_clear(m, &w->o);
+        matrix_clear(m, &w->gate_up);
+        matrix_clear(m, &w->down);
+        drop(m, w->latent.q_norm);
+        drop(m, w->latent.kv_norm);
+        matrix_clear(m, &w->latent.in);
+        matrix_clear(m, &w->latent.q);
         la_latent_clear(&m->weights, &w->latent.uk);
         la_latent_clear(&m->weights, &w->latent.uv);
         moe_free(m, w->moe);
     }
-    matrix_clear(&m->weights, &m->embed);
-    matrix_clear(&m->weights, &m->pos_embed);
-    matrix_clear(&m->weights, &m->head);
+    matrix_clear(m, &m->embed);
+    matrix_clear(m, &m->pos_embed);
+    matrix_clear(m, &m->head);
     la_arena_clear(&m->weights);
-    la_free(m->final_norm.w);
-    la_free(m->final_norm.b);
+    drop(m, m->final_norm.w);
+    drop(m, m->final_norm.b);
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
         la_free(m->inv_freq[i]);
-        la_free(m->rope_cos[i]);
-        la_free(m->rope_sin[i]);
+        drop(m, m->rope_cos[i]);
+        drop(m, m->rope_sin[i]);
     }
     la_free(m->layers);
     la_free(m->layer_desc);
@@ -673,22 +676,8 @@ int la_model_ready(const la_model *m)
     return m->ready;
 }
 
-/* Where each token of the batch stands: its position and the page that holds it. */
-static void place_tokens(la_workspace *w, const la_batch *batch)
-{
-    for (int s = 0; s < batch->n_spans; s++) {
-        const la_span *span = &batch->spans[s];
-        for (int i = 0; i < span->n_tokens; i++) {
-            int pos = span->first_pos + i;
-            w->pos[span->first_token + i] = pos;
-            w->page[span->first_token + i] = span->pages[pos / LA_PAGE];
-        }
-    }
-}
-
-void la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch)
+la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch)
 {
     la_ctx proto = {m->b, m, kv, w, batch, 0, 1};
-    place_tokens(w, batch);
-    m->b->ops->run(m->b, la_forward, &proto);
+    return m->b->ops->run(m->b, la_forward, &proto);
 }

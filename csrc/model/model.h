@@ -17,7 +17,7 @@ typedef struct la_workspace la_workspace;
 const la_model_desc *la_model_desc_of(const la_model *m);
 int la_model_ready(const la_model *m);
 /* The part of limits that concerns a step; kv_pages is la_kv_create's. */
-la_status la_limits_check(const la_model_desc *desc, const la_limits *limits);
+la_status la_limits_check(const la_model *m, const la_limits *limits);
 
 la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out);
 void la_kv_free(la_kv *kv);
@@ -82,7 +82,8 @@ typedef struct la_batch {
     la_sample_row *rows;
 } la_batch;
 
-/* Runs the transformer on every thread of the backend's pool and fills the rows' results. */
-void la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
+/* Runs the transformer on every thread of the backend and fills the rows' results. LA_ERR_SYSTEM where a device
+ * failed: results are not there, and no later step of this backend will do better. */
+la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
 
 #endif

@@ -125,12 +125,19 @@ la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace
     }
     la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
     size_t bytes = w->bytes;
-    w->base = la_map(bytes);
+    w->b = m->b;
+    w->base = m->b->ops->map(m->b, bytes);
     if (w->base == NULL) {
         la_free(w);
         return la_fail(LA_ERR_MEMORY, "workspace: cannot map %zu bytes", bytes);
     }
     la_workspace_layout(m->b->ops, &m->desc, limits, m->b->n_threads, w);
+    la_status st = m->b->ops->equip(w, m, limits);
+    if (st != LA_OK) {
+        m->b->ops->unmap(m->b, w->base, bytes);
+        la_free(w);
+        return st;
+    }
     *out = w;
     return LA_OK;
 }
@@ -138,7 +145,8 @@ la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace
 void la_workspace_free(la_workspace *w)
 {
     if (w != NULL) {
-        la_unmap(w->base, w->bytes);
+        w->b->ops->strip(w);
+        w->b->ops->unmap(w->b, w->base, w->bytes);
         la_free(w);
     }
 }
@@ -162,16 +170,17 @@ la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out)
         !la_size_mul((size_t)max_pages, at.page_bytes, &bytes)) {
         return la_fail(LA_ERR_ARGUMENT, "kv_pages: %lld is out of range", (long long)max_pages);
     }
+    la_backend *b = m->b;
     la_kv *kv = la_alloc(1, sizeof *kv);
-    uint8_t *base = la_reserve(bytes);
+    uint8_t *base = b->ops->reserve(b, bytes);
     if (kv == NULL || base == NULL) {
-        la_unmap(base, bytes);
+        b->ops->release(b, base, bytes);
         la_free(kv);
         return la_fail(LA_ERR_MEMORY, "kv_pages: cannot reserve %zu bytes", bytes);
     }
     /* A slab of about 8 MiB keeps commits rare and the surplus small. */
     int64_t slab = (int64_t)(((size_t)8 << 20) / at.page_bytes);
-    *kv = (la_kv){at, base, max_pages, 0, slab < 1 ? 1 : slab};
+    *kv = (la_kv){b, at, base, max_pages, 0, slab < 1 ? 1 : slab};
     *out = kv;
     return LA_OK;
 }
@@ -179,7 +188,7 @@ la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out)
 void la_kv_free(la_kv *kv)
 {
     if (kv != NULL) {
-        la_unmap(kv->base, (size_t)kv->max_pages * kv->at.page_bytes);
+        kv->b->ops->release(kv->b, kv->base, (size_t)kv->max_pages * kv->at.page_bytes);
         la_free(kv);
     }
 }
@@ -190,10 +199,10 @@ static int64_t slab_end(const la_kv *kv, int64_t n)
     return end < kv->max_pages ? end : kv->max_pages;
 }
 
-/* Byte offset of page n rounded up to a system page: commits must not share one. */
+/* Byte offset of page n rounded up to a granule: commits must not share one. */
 static size_t commit_edge(const la_kv *kv, int64_t n)
 {
-    return la_round_up((size_t)n * kv->at.page_bytes, la_page_bytes());
+    return la_round_up((size_t)n * kv->at.page_bytes, kv->b->granule);
 }
 
 la_status la_kv_commit(la_kv *kv, int64_t n)
@@ -207,7 +216,7 @@ la_status la_kv_commit(la_kv *kv, int64_t n)
     }
     int64_t end = slab_end(kv, n);
     size_t from = commit_edge(kv, kv->committed), to = commit_edge(kv, end);
-    if (to > from && la_commit(kv->base + from, to - from) != 0) {
+    if (to > from && kv->b->ops->commit(kv->b, kv->base + from, to - from) != 0) {
         return la_fail(LA_ERR_MEMORY, "kv: cannot commit %zu bytes", to - from);
     }
     kv->committed = end;
@@ -222,7 +231,7 @@ void la_kv_trim(la_kv *kv, int64_t n)
     }
     size_t from = commit_edge(kv, end), to = commit_edge(kv, kv->committed);
     if (to > from) {
-        la_decommit(kv->base + from, to - from);
+        kv->b->ops->decommit(kv->b, kv->base + from, to - from);
     }
     kv->committed = end;
 }
@@ -240,5 +249,5 @@ size_t la_kv_page_bytes(const la_kv *kv)
 void la_kv_copy(la_kv *kv, int32_t src, int32_t dst)
 {
     size_t n = kv->at.page_bytes;
-    memcpy(kv->base + (size_t)dst * n, kv->base + (size_t)src * n, n);
+    kv->b->ops->copy(kv->b, kv->base + (size_t)dst * n, kv->base + (size_t)src * n, n);
 }

@@ -45,12 +45,12 @@ static void backend_traced(void *arg, const char *op, int layer, int rows, int c
 
 static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"name", "isa", "threads", "trace", NULL};
-    const char *name = "cpu", *isa = NULL;
-    int threads = 0;
+    static char *names[] = {"name", "isa", "threads", "trace", "library", "device", NULL};
+    const char *name = "cpu", *isa = NULL, *library = NULL;
+    int threads = 0, device = 0;
     PyObject *trace = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|sziO:Backend", names, &name, &isa, &threads,
-                                     &trace)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|sziOzi:Backend", names, &name, &isa, &threads,
+                                     &trace, &library, &device)) {
         return NULL;
     }
     if (trace != Py_None && !PyCallable_Check(trace)) {
@@ -61,7 +61,8 @@ static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     la_backend *handle = NULL;
     la_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = la_backend_open(name, isa, threads, &handle);
+    status = library != NULL ? la_backend_load(library, device, &handle)
+                             : la_backend_open(name, isa, threads, &handle);
     Py_END_ALLOW_THREADS
     if (status != LA_OK) {
         return py_raise(state, status);
@@ -75,7 +76,11 @@ static PyObject *backend_new(PyTypeObject *type, PyObject *args, PyObject *kwarg
     self->pid = py_process();
     if (trace != Py_None) {
         self->trace = Py_NewRef(trace);
-        la_backend_trace(handle, backend_traced, trace);
+        status = la_backend_trace(handle, backend_traced, trace);
+        if (status != LA_OK) {
+            Py_DECREF(self);
+            return py_raise(state, status);
+        }
     }
     return (PyObject *)self;
 }
@@ -119,9 +124,11 @@ static PyObject *backend_info(PyObject *object, void *closure)
             return NULL;
         }
     }
-    return Py_BuildValue("{s:s,s:s,s:i,s:i,s:i,s:N}", "name", info.name, "isa", info.isa, "n_asked",
-                         info.n_asked, "n_threads", info.n_threads, "n_cpus", info.n_cpus, "slots",
-                         slots);
+    return Py_BuildValue("{s:s,s:s,s:z,s:n,s:n,s:i,s:i,s:i,s:N}", "name", info.name, "isa",
+                         info.isa, "device", info.device, "memory_free",
+                         (Py_ssize_t)info.memory_free, "memory_total",
+                         (Py_ssize_t)info.memory_total, "n_asked", info.n_asked, "n_threads",
+                         info.n_threads, "n_cpus", info.n_cpus, "slots", slots);
 }
 
 static PyObject *backend_probe_read(PyObject *object, PyObject *args)
@@ -211,7 +218,9 @@ static PyMethodDef backend_methods[] = {
 
 static PyGetSetDef backend_getset[] = {
     {"info", backend_info, NULL,
-     "dict: name, isa, n_asked, n_threads, n_cpus, slots (kernel slot -> ISA).", NULL},
+     "dict: name, isa, device, memory_free, memory_total (of a device, else None and 0), n_asked, "
+     "n_threads, n_cpus, slots (kernel slot -> ISA).",
+     NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -222,7 +231,8 @@ static PyMemberDef backend_members[] = {
 
 static PyType_Slot backend_slots[] = {
     {Py_tp_doc,
-     "Backend(name='cpu', isa=None, threads=0, trace=None)\n\nWhere the arithmetic runs. "
+     "Backend(name='cpu', isa=None, threads=0, trace=None, library=None, device=0)\n\nWhere the "
+     "arithmetic runs. library: a shared object that holds the backend, in place of name. "
      "trace(op, layer, rows, cols, checksum) is called after every op of a step."},
     {Py_tp_new, backend_new},
     {Py_tp_dealloc, backend_dealloc},

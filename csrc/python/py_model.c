@@ -320,12 +320,16 @@ static PyObject *model_token_bytes(PyObject *object, void *closure)
 
 static PyObject *core_plan(PyObject *module, PyObject *args)
 {
-    PyObject *mapping, *limits_mapping;
+    PyObject *mapping, *limits_mapping, *backend = Py_None;
     int n_threads = 0;
-    if (!PyArg_ParseTuple(args, "OO|i:plan", &mapping, &limits_mapping, &n_threads)) {
+    if (!PyArg_ParseTuple(args, "OO|iO:plan", &mapping, &limits_mapping, &n_threads, &backend)) {
         return NULL;
     }
     py_state *state = py_state_of(module);
+    la_backend *handle = backend != Py_None ? py_backend_get(state, backend) : NULL;
+    if (backend != Py_None && handle == NULL) {
+        return NULL;
+    }
     la_limits limits;
     if (py_limits_from(state, limits_mapping, &limits) < 0) {
         return NULL;
@@ -333,7 +337,8 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
     py_desc holder;
     la_plan plan = {0, 0, 0};
     int failed = py_desc_parse(state, mapping, &holder) < 0;
-    la_status status = failed ? LA_OK : la_model_plan(&holder.desc, &limits, n_threads, &plan);
+    la_status status =
+        failed ? LA_OK : la_model_plan(handle, &holder.desc, &limits, n_threads, &plan);
     size_t workspace = plan.workspace_bytes;
     if (!failed && status == LA_OK) {
         workspace += la_engine_bytes(&holder.desc, &limits);

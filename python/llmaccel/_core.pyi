@@ -17,7 +17,8 @@ class Backend:
     """Where the arithmetic runs: a pool of threads and a table of kernels.
 
     threads: 0 for one per usable processor, which is also the most that start; negative: exactly
-    -threads, for tests.
+    -threads, for tests. library: a shared object that holds the backend, with its device, in place
+    of name, isa and threads.
     """
 
     def __init__(
@@ -26,6 +27,8 @@ class Backend:
         isa: str | None = None,
         threads: int = 0,
         trace: Callable[[str, int, int, int, int], object] | None = None,
+        library: str | None = None,
+        device: int = 0,
     ) -> None: ...
     @property
     def info(self) -> dict[str, Any]: ...
@@ -182,7 +185,11 @@ class LatentPages:
     ) -> None: ...
 
 def plan(
-    desc: Mapping[str, Any], limits: Mapping[str, int], threads: int = 0, /
+    desc: Mapping[str, Any],
+    limits: Mapping[str, int],
+    threads: int = 0,
+    backend: Backend | None = None,
+    /,
 ) -> dict[str, int]: ...
 def weight_bytes(
     desc: Mapping[str, Any],

@@ -9,7 +9,6 @@ status 1. `python -m llmaccel.cli` is the same program.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import platform
 import shutil
@@ -126,6 +125,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "quantization",
         "activation",
         "kv-cache-dtype",
+        "backend",
         "isa",
         "load-format",
         "chat-template",
@@ -198,6 +198,7 @@ _MODEL_OPTIONS = (
     "quantization",
     "activation",
     "kv_cache_dtype",
+    "backend",
     "isa",
     "load_format",
     "chat_template",
@@ -452,16 +453,16 @@ def _cpuinfo(key: str) -> list[str]:
 
 
 def _cuda() -> str:
-    """One line: what there is, and why it is not used."""
+    """One line: the device, or why there is none."""
+    from llmaccel.environment import open_device
+    from llmaccel.memory import format_bytes
+
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError as error:
-        return f"no driver ({error}); the CPU is used"
-    count = ctypes.c_int(0)
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status != 0:
-        return f"driver found, but it reports error {status}; the CPU is used"
-    return f"{count.value} device(s) found; this version has no CUDA backend, the CPU is used"
+        info = open_device("cuda").info
+    except UnsupportedError as error:
+        return f"not available: {str(error).removeprefix('backend: ').removeprefix('cuda: ')}"
+    free, total = (format_bytes(info[name]) for name in ("memory_free", "memory_total"))
+    return f"{info['device']} ({info['isa']}), {free} of {total} free; taken with --backend cuda"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """What the environment decides: the backend that models share, and the level of the log.
 
-Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA, LLMACCEL_TRACE and LLMACCEL_LOG; an argument
-wins over its variable. Invariant: models with the same choice share one backend while any of them
-lives, so that their engines take turns instead of fighting for processors. Called by llm.py,
-memory.py and cli.py.
+Owns the variables LLMACCEL_NUM_THREADS, LLMACCEL_ISA, LLMACCEL_TRACE, LLMACCEL_LOG and
+LLMACCEL_CUDA_LIBRARY; an argument wins over its variable. Invariant: models with the same choice
+share one backend while any of them lives, so that their engines take turns instead of fighting for
+processors. Called by llm.py, memory.py and cli.py.
 """
 
 from __future__ import annotations
@@ -60,6 +60,21 @@ def open_backend(isa: str | None, threads: int | None) -> Any:
                     raise
                 raise type(error)(f"LLMACCEL_ISA: {error}") from error
             _BACKENDS[key] = backend
+        return backend
+
+
+def open_device(name: str) -> Any:
+    """The backend of a device ("cuda"), shared by all models on it; UnsupportedError says why not.
+
+    LLMACCEL_CUDA_LIBRARY: a shared object to take instead of the package's own.
+    """
+    library = os.environ.get("LLMACCEL_CUDA_LIBRARY") or None
+    trace = _trace_op if os.environ.get("LLMACCEL_TRACE", "0") not in ("", "0") else None
+    key = (os.getpid(), name, library, trace)
+    with _BACKENDS_LOCK:
+        backend = _BACKENDS.get(key)
+        if backend is None:
+            backend = _BACKENDS[key] = _core.Backend(name, trace=trace, library=library)
         return backend
 
 

@@ -34,7 +34,7 @@ from llmaccel.arguments import (
     spread,
 )
 from llmaccel.driver import Driver
-from llmaccel.environment import configure_log, open_backend
+from llmaccel.environment import configure_log, open_backend, open_device
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.loading import (
     forget_metadata,
@@ -87,9 +87,9 @@ class LLM:
         kv_cache_memory_bytes: its cap; it grows only as tokens arrive. None: a share of the free.
     max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
     max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
+    backend: "cpu", or "cuda": an NVIDIA GPU, which refuses by name what it has no kernels for.
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
-        start: report()["backend"] has n_asked and n_threads. isa: the highest instruction
-        set to use; None: LLMACCEL_ISA, else the best present.
+        start. isa: the highest instruction set to use; None: LLMACCEL_ISA, else the best there is.
     seed: of requests that have none; None: a fresh one. load_format: "auto", "safetensors", "gguf",
         "dummy" (seeded random weights, needs config.json alone).
     generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm"
@@ -116,6 +116,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 64,
         max_num_batched_tokens: int = 512,
+        backend: str = "cpu",
         threads: int | None = None,
         isa: str | None = None,
         seed: int | None = 0,
@@ -145,6 +146,8 @@ class LLM:
 
     def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
         configure_log()
+        options.check()
+        device = open_device(options.backend) if options.backend != "cpu" else None
         prepared = prepare(options, arrays)
         self._options = options
         self._config = prepared.config
@@ -154,7 +157,7 @@ class LLM:
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
         prepared = forget_metadata(prepared)
-        self._backend = open_backend(options.isa, options.threads)
+        self._backend = device or open_backend(options.isa, options.threads)
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         with naming_file(prepared.path):
             load_weights(model, prepared)
@@ -164,12 +167,9 @@ class LLM:
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
-        if self._tokenizer is not None and len(self._tokenizer) > self._config.n_vocab:
-            _LOG.warning(
-                "the tokenizer has %d tokens, the model %d",
-                len(self._tokenizer),
-                self._config.n_vocab,
-            )
+        known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
+        if known > n_vocab:
+            _LOG.warning("the tokenizer has %d tokens, the model %d", known, n_vocab)
 
     def _find_stop_ids(self) -> frozenset[int]:
         """The union of what config, generation config and tokenizer call the end."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmaccel import _core
 from llmaccel.config import ModelConfig
-from llmaccel.environment import thread_count
+from llmaccel.environment import open_device, thread_count
 from llmaccel.errors import MemoryPlanError
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def plan_memory(
     options: LoadOptions,
 ) -> MemoryPlan:
     """The plan for a configuration; MemoryPlanError with the numbers if it does not fit."""
-    available, source = available_memory()
+    device = open_device(options.backend) if options.backend != "cpu" else None
+    available, source = available_memory() if device is None else device_memory(device)
     weight_bytes = _core.weight_bytes(vars(config), weights, slots)
     threads = thread_count(options.threads)
 
@@ -135,7 +136,7 @@ def plan_memory(
             "kv_pages": pages,
             "max_batch_tokens": options.max_num_batched_tokens,
         }
-        numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads)
+        numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads, device)
         return MemoryPlan(
             weight_bytes,
             numbers["kv_page_bytes"],
@@ -239,6 +240,12 @@ def _largest(upper: int, good: Callable[[int], bool]) -> int:
 
 
 # ---- what there is -------------------------------------------------------------------------------
+
+
+def device_memory(device: Any) -> tuple[int, str]:
+    """(bytes, what bounds them) that are free on a backend's device."""
+    info = device.info
+    return info["memory_free"], f"free of {format_bytes(info['memory_total'])} on {info['device']}"
 
 
 def available_memory(root: Path = Path("/")) -> tuple[int, str]:

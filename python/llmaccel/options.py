@@ -20,6 +20,7 @@ from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
+BACKENDS = ("cpu", "cuda")
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
 WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -124,6 +125,7 @@ class LoadOptions:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
+    backend: str = "cpu"
     threads: int | None = None
     isa: str | None = None
     seed: int | None = 0
@@ -150,6 +152,7 @@ class LoadOptions:
             ("dtype", tuple(WEIGHT_FORMS)),
             ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
+            ("backend", BACKENDS),
         )
         for name, known in choices:
             value = getattr(self, name)
@@ -180,6 +183,9 @@ class LoadOptions:
                     QUANTIZATION_NAMES,
                 )
             )
+        for name in ("isa", "threads"):
+            if self.backend != "cpu" and getattr(self, name) is not None:
+                raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
         for name, lo, hi, optional in _COUNTS:
@@ -211,4 +217,5 @@ def _check_compatible(name: str, value: Any) -> None:
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
         raise UnsupportedError(f"{name}={shown(value)}: not supported by this version{instead}")
     known = " or ".join(map(repr, allowed))
-    raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only")
+    instead = f"; give backend={value!r}" if name == "device" and value in BACKENDS else ""
+    raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only{instead}")

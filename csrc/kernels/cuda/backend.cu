@@ -1,0 +1,583 @@
+/* backend.cu - the CUDA backend: la_backend_ops on one device, one stream.
+ *
+ * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
+ * are fp32 as on the CPU; into a product they go as 16 bits, weights are rows of 16 bits, pages bf16.
+ * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
+ * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
+ * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
+ * and by a C++ compiler for the emulator; opened through backend_dl.c.
+ */
+#include "backend_device.h"
+
+#include <stdio.h>
+#include <string.h>
+
+namespace {
+
+enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run as graphs */
+
+/* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
+struct step_layout {
+    size_t tokens, pos, page, first, rows, ids, tables, bytes;
+};
+
+/* la_workspace.own */
+struct step_room {
+    step_layout at;
+    uint8_t *pinned; /* [at.bytes] */
+    float *logits;   /* [logit_rows] rows as the device's, pinned */
+    la_drawer *drawer;
+    la_rt_graph
+        *graphs[GRAPH_TOKENS + 1]; /* up to the logits of as many tokens; NULL: not wanted yet */
+    const la_kv *kv;               /* that they read */
+    int64_t changes;               /* la_cuda.changes when they were made */
+    int noting;                    /* one is being made */
+};
+
+size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+la_status no_probe(const la_cuda *cuda)
+{
+    return cuda->host->fail(LA_ERR_UNSUPPORTED, "probe: backend 'cuda' has none");
+}
+
+la_status probe_read(la_backend *b, size_t, int, double *gb_per_s)
+{
+    memset(gb_per_s, 0, LA_READ_PATTERNS * sizeof *gb_per_s);
+    return no_probe(la_cuda_of(b));
+}
+
+la_status probe_peak(la_backend *b, const char *, double *gop_per_s)
+{
+    *gop_per_s = 0.0;
+    return no_probe(la_cuda_of(b));
+}
+
+la_status read_weights(la_model *m, int, double, double *gb_per_s)
+{
+    *gb_per_s = 0.0;
+    return no_probe(la_cuda_of(m->b));
+}
+
+/* ---- steps ----------------------------------------------------------------------------------- */
+
+step_layout layout_of(const la_limits *limits)
+{
+    step_layout at;
+    size_t T = (size_t)limits->max_batch_tokens, one = round_up(T * 4, 256);
+    size_t pages = ((size_t)limits->max_len + LA_PAGE - 1) / LA_PAGE;
+    size_t n_seqs = (size_t)limits->max_seqs < T ? (size_t)limits->max_seqs : T;
+    at.tokens = 0;
+    at.pos = one;
+    at.page = 2 * one;
+    at.first = 3 * one;
+    at.rows = 4 * one;
+    at.ids = 5 * one;
+    at.tables = 6 * one;
+    at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
+    return at;
+}
+
+la_status check(const la_model_desc *, const la_limits *)
+{
+    return LA_OK; /* whatever la_limits_check lets pass is a grid */
+}
+
+void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
+{
+    *shared = layout_of(limits).bytes +
+              (size_t)limits->max_batch_tokens * (size_t)la_cuda_widest(d) * sizeof(uint16_t);
+    *local = 0;
+}
+
+void drop_graphs(step_room *own)
+{
+    for (int n = 0; n <= GRAPH_TOKENS; n++) {
+        la_rt_graph_free(own->graphs[n]);
+        own->graphs[n] = NULL;
+    }
+}
+
+void strip(la_workspace *w)
+{
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
+    step_room *own = static_cast<step_room *>(w->own);
+    if (own != NULL) {
+        drop_graphs(own);
+        la_rt_unpin(cuda->rt, own->pinned);
+        la_rt_unpin(cuda->rt, own->logits);
+        cuda->host->drawer_close(own->drawer);
+        cuda->host->free(own);
+        w->own = NULL;
+    }
+}
+
+la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
+{
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
+    step_room *own = static_cast<step_room *>(cuda->host->alloc(1, sizeof *own));
+    w->own = own;
+    if (own == NULL || !turn.ok) {
+        strip(w);
+        return cuda->host->fail(LA_ERR_MEMORY, "workspace: out of memory");
+    }
+    own->at = layout_of(limits);
+    size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);
+    own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+    own->logits = static_cast<float *>(la_rt_pin(cuda->rt, logits));
+    if (own->pinned == NULL || own->logits == NULL) {
+        strip(w);
+        return cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes",
+                                own->at.bytes + logits);
+    }
+    la_status st = cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    if (st != LA_OK) {
+        strip(w);
+    }
+    return st;
+}
+
+/* An array of the step, on the device or in pinned memory. */
+int32_t *array_at(uint8_t *base, size_t at)
+{
+    return reinterpret_cast<int32_t *>(base + at);
+}
+
+step_room *room_of(const la_ctx *c)
+{
+    return static_cast<step_room *>(c->w->own);
+}
+
+const int32_t *on_device(const la_ctx *c, size_t at)
+{
+    return array_at(c->w->shared, at);
+}
+
+/* What kernels read of the batch, to the device. */
+void upload_batch(la_cuda *cuda, const la_ctx *c)
+{
+    step_room *own = room_of(c);
+    const la_batch *batch = c->batch;
+    int32_t *pos = array_at(own->pinned, own->at.pos), *page = array_at(own->pinned, own->at.page);
+    int32_t *first = array_at(own->pinned, own->at.first);
+    int32_t *rows = array_at(own->pinned, own->at.rows);
+    int32_t *tables = array_at(own->pinned, own->at.tables), n = 0;
+    memcpy(own->pinned + own->at.tokens, batch->tokens, (size_t)batch->n_tokens * 4);
+    for (int s = 0; s < batch->n_spans; s++) {
+        const la_span *span = &batch->spans[s];
+        for (int i = 0; i < span->n_tokens; i++) {
+            int t = span->first_token + i;
+            pos[t] = span->first_pos + i;
+            page[t] = span->pages[pos[t] / LA_PAGE];
+            first[t] = n;
+        }
+        int pages = (span->first_pos + span->n_tokens + LA_PAGE - 1) / LA_PAGE;
+        memcpy(tables + n, span->pages, (size_t)pages * 4);
+        n += pages;
+    }
+    for (int i = 0; i < batch->n_rows; i++) {
+        rows[i] = batch->rows[i].token;
+    }
+    la_rt_copy(cuda->s, c->w->shared, own->pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
+}
+
+void sample(la_ctx *c, int first, la_rows logits);
+
+/* The graph of a step like this one, up to its logits; NULL where there is none. All that differs between
+ * such steps lies in arrays on the device. */
+la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, void (*fn)(la_ctx *c))
+{
+    step_room *own = room_of(c);
+    int n = c->batch->n_tokens;
+    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n) {
+        return NULL;
+    }
+    if (own->changes != cuda->changes || own->kv != c->kv) {
+        drop_graphs(own);
+        own->changes = cuda->changes;
+        own->kv = c->kv;
+    }
+    if (own->graphs[n] == NULL) {
+        own->noting = 1;
+        la_rt_graph_begin(cuda->s);
+        fn(c);
+        own->graphs[n] = la_rt_graph_end(cuda->s);
+        own->noting = 0;
+    }
+    return own->graphs[n];
+}
+
+la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
+{
+    la_cuda_turn turn(b);
+    la_cuda *cuda = turn.cuda;
+    la_ctx c = *proto;
+    if (turn.ok) {
+        upload_batch(cuda, &c);
+        la_rt_graph *graph = graph_of(cuda, &c, fn);
+        if (graph != NULL) {
+            la_rows logits = c.w->logits;
+            logits.n = c.batch->n_rows;
+            la_rt_graph_run(graph, cuda->s);
+            sample(&c, 0, logits);
+        }
+        else {
+            fn(&c);
+        }
+    }
+    if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+    }
+    return LA_OK;
+}
+
+void step_threads(la_backend *, int)
+{
+}
+
+void meet(la_ctx *)
+{
+}
+
+/* ---- ops of a step --------------------------------------------------------------------------- */
+
+void lookup(la_ctx *c, const la_matrix *m, size_t ids, float scale, int add, la_rows x)
+{
+    la_embed_args a = {};
+    a.table = reinterpret_cast<const uint16_t *>(m->part[0].data);
+    a.ids = on_device(c, ids);
+    a.out = x.p;
+    a.ldo = x.ld;
+    a.n = x.n;
+    a.D = c->m->desc.d_model;
+    a.half = m->part[0].f.pack == LA_PACK_F16;
+    a.add = add;
+    a.scale = scale;
+    la_launch_embed(la_cuda_of(c->b)->s, &a);
+}
+
+void embed(la_ctx *c, la_rows x)
+{
+    const step_layout *at = &room_of(c)->at;
+    lookup(c, &c->m->embed, at->tokens, c->m->desc.embed_scale, 0, x);
+    if (c->m->pos_embed.n_parts != 0) {
+        lookup(c, &c->m->pos_embed, at->pos, 1.0f, 1, x);
+    }
+}
+
+void heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
+
+/* Rows to 16 bits, behind the step's arrays. */
+const uint16_t *enter(la_ctx *c, int half, la_rows in, la_norm norm, int K)
+{
+    la_enter_args a = {};
+    a.x = in.p;
+    a.ldx = in.ld;
+    a.w = norm.w;
+    a.b = norm.b;
+    a.out = reinterpret_cast<uint16_t *>(c->w->shared + room_of(c)->at.bytes);
+    a.n = in.n;
+    a.D = K;
+    a.half = half;
+    a.norm = norm.w != NULL ? c->m->desc.norm : -1;
+    a.eps = c->m->desc.norm_eps;
+    la_launch_enter(la_cuda_of(c->b)->s, &a);
+    return a.out;
+}
+
+void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
+            const la_epilogue *epi)
+{
+    const la_model_desc *d = &c->m->desc;
+    la_rows to = out;
+    if (epi->kind == LA_HEADS) { /* whole rows first: heads need other columns of theirs */
+        to = c->w->y;
+        to.n = in.n;
+    }
+    int half = -1, col = 0;
+    la_product_args a = {};
+    for (int p = 0; p < m->n_parts; p++) {
+        const la_weight *w = &m->part[p];
+        if (half != (w->f.pack == LA_PACK_F16)) {
+            half = w->f.pack == LA_PACK_F16;
+            a.a = enter(c, half, in, norm, m->K);
+        }
+        a.w = reinterpret_cast<const uint16_t *>(w->data);
+        a.bias = m->bias != NULL ? m->bias + col : NULL;
+        a.out = to.p + col;
+        a.ldo = to.ld;
+        a.M = in.n;
+        a.N = w->N;
+        a.K = m->K;
+        a.finish = {epi->kind == LA_HEADS ? LA_STORE : epi->kind, d->act, m->paired, epi->scale,
+                    epi->softcap};
+        la_launch_product(la_cuda_of(c->b)->s, &a, half);
+        col += w->N;
+    }
+    if (epi->kind == LA_HEADS) {
+        heads(c, epi->layer, to, out);
+    }
+}
+
+la_pages pages_of(const la_ctx *c, int layer)
+{
+    const la_kv_layout *at = &c->kv->at;
+    la_pages p = {c->kv->base + (size_t)layer * at->layer_bytes, (int64_t)at->page_bytes,
+                  (int64_t)at->head_bytes, (int64_t)at->k_bytes};
+    return p;
+}
+
+void heads(la_ctx *c, int layer, la_rows qkv, la_rows q)
+{
+    const la_model_desc *d = &c->m->desc;
+    const la_layer *w = &c->m->layers[layer];
+    int table = c->m->layer_desc[layer].rope, turned = table >= 0 && d->d_rope != 0;
+    la_heads_args a = {};
+    a.y = qkv.p;
+    a.ldy = qkv.ld;
+    a.q = q.p;
+    a.ldq = q.ld;
+    a.pos = on_device(c, room_of(c)->at.pos);
+    a.page = on_device(c, room_of(c)->at.page);
+    a.q_norm = w->q_norm;
+    a.k_norm = w->k_norm;
+    a.cos = turned ? c->m->rope_cos[table] : NULL;
+    a.sin = turned ? c->m->rope_sin[table] : NULL;
+    a.pages = pages_of(c, layer);
+    a.n = qkv.n;
+    a.n_heads = d->n_heads;
+    a.n_kv_heads = d->n_kv_heads;
+    a.d = d->d_head;
+    a.d_rope = d->d_rope;
+    a.interleaved = d->rope_interleaved;
+    a.norm = d->qk_norm;
+    a.eps = d->norm_eps;
+    a.turned = table >= 0;
+    a.grow = d->attn_grow;
+    a.grow_every = d->attn_grow_every;
+    la_launch_heads(la_cuda_of(c->b)->s, &a);
+}
+
+void attend(la_ctx *c, int layer, la_rows q, la_rows out)
+{
+    const la_model_desc *d = &c->m->desc;
+    const step_layout *at = &room_of(c)->at;
+    la_attend_paged_args a = {};
+    a.q = q.p;
+    a.ldq = q.ld;
+    a.out = out.p;
+    a.ldo = out.ld;
+    a.pos = on_device(c, at->pos);
+    a.table = on_device(c, at->tables);
+    a.first = on_device(c, at->first);
+    a.sinks = c->m->layers[layer].sinks;
+    a.pages = pages_of(c, layer);
+    a.n = q.n;
+    a.n_heads = d->n_heads;
+    a.n_kv_heads = d->n_kv_heads;
+    a.d = d->d_head;
+    a.window = c->m->layer_desc[layer].window;
+    a.scale = d->attn_scale;
+    a.softcap = d->attn_softcap;
+    la_launch_attend_paged(la_cuda_of(c->b)->s, &a);
+}
+
+void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
+{
+    la_add_norm_args a = {};
+    a.y = y.p;
+    a.ldy = y.ld;
+    a.w = norm.w;
+    a.b = norm.b;
+    a.x = x.p;
+    a.ldx = x.ld;
+    a.n = x.n;
+    a.D = c->m->desc.d_model;
+    a.norm = c->m->desc.norm;
+    a.eps = c->m->desc.norm_eps;
+    a.scale = scale;
+    la_launch_add_norm(la_cuda_of(c->b)->s, &a);
+}
+
+void gather(la_ctx *c, int first, la_rows x, la_rows out)
+{
+    la_gather_args a = {};
+    a.x = x.p;
+    a.ldx = x.ld;
+    a.from = on_device(c, room_of(c)->at.rows) + first;
+    a.out = out.p;
+    a.ldo = out.ld;
+    a.n = out.n;
+    a.D = c->m->desc.d_model;
+    la_launch_gather(la_cuda_of(c->b)->s, &a);
+}
+
+/* Does the row want its largest logit's id and nothing else? */
+int is_greedy(const la_sample_row *r)
+{
+    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
+    return r->target == -1 && r->temperature <= 0.0f && r->n_top < 0 && r->logits == NULL && !ruled;
+}
+
+/* Draws of rows that are all greedy, without their logits. */
+void sample_greedy(la_ctx *c, int first, la_rows logits)
+{
+    la_cuda *cuda = la_cuda_of(c->b);
+    step_room *own = room_of(c);
+    int32_t *ids = array_at(own->pinned, own->at.ids);
+    la_argmax_args a = {};
+    a.x = logits.p;
+    a.ldx = logits.ld;
+    a.out = array_at(c->w->shared, own->at.ids);
+    a.n = logits.n;
+    a.V = c->m->desc.n_vocab;
+    la_launch_argmax(cuda->s, &a);
+    la_rt_copy(cuda->s, ids, a.out, (size_t)logits.n * sizeof *ids, LA_RT_OUT);
+    if (la_rt_stream_wait(cuda->s) == 0) {
+        for (int i = 0; i < logits.n; i++) {
+            *c->batch->rows[first + i].out_token = ids[i];
+        }
+    }
+}
+
+/* Else the host draws, so that every rule of sampling is there. */
+void sample(la_ctx *c, int first, la_rows logits)
+{
+    la_cuda *cuda = la_cuda_of(c->b);
+    step_room *own = room_of(c);
+    int greedy = 1;
+    if (own->noting) {
+        return; /* behind the graph */
+    }
+    for (int i = 0; i < logits.n; i++) {
+        greedy = greedy && is_greedy(&c->batch->rows[first + i]);
+    }
+    if (greedy) {
+        sample_greedy(c, first, logits);
+        return;
+    }
+    size_t bytes = (size_t)logits.n * (size_t)logits.ld * sizeof(float);
+    la_rt_copy(cuda->s, own->logits, logits.p, bytes, LA_RT_OUT);
+    if (la_rt_stream_wait(cuda->s) == 0) {
+        logits.p = own->logits;
+        cuda->host->drawer_run(own->drawer, c->m, c->batch, first, logits);
+    }
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+void close_backend(la_backend *b)
+{
+    la_cuda *cuda = la_cuda_of(b);
+    (void)la_rt_enter(cuda->rt);
+    la_rt_unpin(cuda->rt, cuda->staging);
+    la_rt_stream_close(cuda->s);
+    la_rt_close(cuda->rt);
+    pthread_mutex_destroy(&cuda->turns);
+    cuda->host->free(cuda);
+}
+
+void describe(const la_backend *b, la_backend_info *out)
+{
+    la_cuda_turn turn(b);
+    const la_cuda *cuda = turn.cuda;
+    la_rt_info now;
+    la_rt_describe(cuda->rt, &now);
+    *out = {};
+    out->name = b->ops->name;
+    out->isa = cuda->isa;
+    out->device = cuda->info.name;
+    out->memory_free = now.memory_free;
+    out->memory_total = now.memory_total;
+    out->n_threads = 1;
+    out->n_cpus = 1;
+    out->slots = cuda->slots;
+    out->slot_isa = cuda->slots;
+}
+
+la_backend_ops make_ops()
+{
+    la_backend_ops o = {}; /* latents and experts: refused by accept, so never called */
+    o.name = "cuda";
+    o.close = close_backend;
+    o.describe = describe;
+    o.probe_read = probe_read;
+    o.probe_peak = probe_peak;
+    o.read_weights = read_weights;
+    o.map = la_cuda_map;
+    o.unmap = la_cuda_unmap;
+    o.reserve = la_cuda_reserve;
+    o.commit = la_cuda_commit;
+    o.decommit = la_cuda_decommit;
+    o.release = la_cuda_release;
+    o.keep = la_cuda_keep;
+    o.drop = la_cuda_drop;
+    o.copy = la_cuda_copy;
+    o.accept = la_cuda_accept;
+    o.pack = la_cuda_pack;
+    o.run = run;
+    o.step_threads = step_threads;
+    o.check = check;
+    o.scratch = scratch;
+    o.equip = equip;
+    o.strip = strip;
+    o.meet = meet;
+    o.embed = embed;
+    o.linear = linear;
+    o.heads = heads;
+    o.attend = attend;
+    o.add_norm = add_norm;
+    o.gather = gather;
+    o.sample = sample;
+    return o;
+}
+
+const la_backend_ops cuda_ops = make_ops();
+
+} // namespace
+
+/* la_backend_entry */
+extern "C" __attribute__((visibility("default"))) int
+la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend **out)
+{
+    char why[256] = "";
+    if (abi != LA_BACKEND_ABI) {
+        return -LA_BACKEND_ABI;
+    }
+    *out = NULL;
+    la_cuda *cuda = static_cast<la_cuda *>(host->alloc(1, sizeof *cuda));
+    if (cuda == NULL) {
+        return host->fail(LA_ERR_MEMORY, "backend: out of memory");
+    }
+    if (la_rt_open(device, &cuda->rt, why, sizeof why) != 0) {
+        host->free(cuda);
+        return host->fail(LA_ERR_UNSUPPORTED, "backend: cuda: %s", why);
+    }
+    pthread_mutexattr_t kind;
+    pthread_mutexattr_init(&kind);
+    pthread_mutexattr_settype(&kind, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&cuda->turns, &kind);
+    pthread_mutexattr_destroy(&kind);
+    la_rt_describe(cuda->rt, &cuda->info);
+    snprintf(cuda->isa, sizeof cuda->isa, "sm_%d", cuda->info.cc);
+    cuda->head.ops = &cuda_ops;
+    cuda->head.n_threads = 1;
+    cuda->head.granule = cuda->info.granule;
+    cuda->host = host;
+    cuda->s = la_rt_stream_open(cuda->rt);
+    cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, LA_CUDA_STAGING));
+    if (cuda->info.cc < 80 || cuda->s == NULL || cuda->staging == NULL) {
+        int cc = cuda->info.cc;
+        close_backend(&cuda->head);
+        return cc < 80 ? host->fail(LA_ERR_UNSUPPORTED,
+                                    "backend: cuda: a device of sm_%d; sm_80 is the first", cc)
+                       : host->fail(LA_ERR_MEMORY, "backend: cuda: no memory");
+    }
+    *out = &cuda->head;
+    return LA_OK;
+}

@@ -1,0 +1,204 @@
+/* backend_model.cu - the device's memory and the models in it.
+ *
+ * Owns what a model may be (`la_cuda_accept` names what there are no kernels for), how weights lie (rows of 16 bits,
+ * as many as whole units have, gates and ups in turns of 16) and the uploads. Invariant: an upload has
+ * happened when its call returns, so the one staging buffer is free again. In the table of backend.cu.
+ */
+#include "backend_device.h"
+
+#include <string.h>
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+void *la_cuda_map(la_backend *b, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    void *p = turn.ok ? la_rt_alloc(turn.cuda->rt, bytes) : NULL;
+    if (p != NULL) {
+        la_rt_fill(turn.cuda->s, p, 0, bytes);
+    }
+    return p;
+}
+
+void la_cuda_unmap(la_backend *b, void *p, size_t)
+{
+    la_cuda_turn turn(b);
+    la_rt_free(turn.cuda->rt, p);
+}
+
+void *la_cuda_reserve(la_backend *b, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    return turn.ok ? la_rt_reserve(turn.cuda->rt, bytes) : NULL;
+}
+
+int la_cuda_commit(la_backend *b, void *p, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    if (!turn.ok || la_rt_commit(turn.cuda->rt, p, bytes) != 0) {
+        return -1;
+    }
+    la_rt_fill(turn.cuda->s, p, 0, bytes);
+    return 0;
+}
+
+void la_cuda_decommit(la_backend *b, void *p, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    la_rt_decommit(turn.cuda->rt, p, bytes);
+}
+
+void la_cuda_release(la_backend *b, void *p, size_t)
+{
+    la_cuda_turn turn(b);
+    la_rt_release(turn.cuda->rt, p);
+}
+
+/* What is in the staging buffer to dst, done on return. */
+static int upload(la_cuda *cuda, void *dst, size_t bytes)
+{
+    la_rt_copy(cuda->s, dst, cuda->staging, bytes, LA_RT_IN);
+    return la_rt_stream_wait(cuda->s);
+}
+
+void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    la_cuda *cuda = turn.cuda;
+    uint8_t *p = turn.ok ? static_cast<uint8_t *>(la_rt_alloc(cuda->rt, bytes)) : NULL;
+    cuda->changes++;
+    int bad = p == NULL;
+    for (size_t at = 0; !bad && at < bytes; at += LA_CUDA_STAGING) {
+        size_t n = bytes - at < LA_CUDA_STAGING ? bytes - at : LA_CUDA_STAGING;
+        memcpy(cuda->staging, static_cast<const uint8_t *>(host) + at, n);
+        bad = upload(cuda, p + at, n) != 0;
+    }
+    cuda->host->free(host);
+    if (bad) {
+        la_rt_free(cuda->rt, p);
+        return NULL;
+    }
+    return p;
+}
+
+void la_cuda_drop(la_backend *b, void *kept)
+{
+    la_cuda_turn turn(b);
+    turn.cuda->changes++;
+    la_rt_free(turn.cuda->rt, kept);
+}
+
+void la_cuda_copy(la_backend *b, void *dst, const void *src, size_t bytes)
+{
+    la_cuda_turn turn(b);
+    la_rt_copy(turn.cuda->s, dst, src, bytes, LA_RT_WITHIN);
+}
+
+/* ---- models ---------------------------------------------------------------------------------- */
+
+int la_cuda_widest(const la_model_desc *d)
+{
+    int hd = d->n_heads * d->d_head, k = d->d_model > d->d_ffn ? d->d_model : d->d_ffn;
+    return k > hd ? k : hd;
+}
+
+la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
+{
+    const la_cuda *cuda = la_cuda_of(b);
+    const char *what = NULL;
+    if (d->attn != LA_ATTN_HEADS) {
+        what = "attention over latents (MLA)";
+    }
+    else if (d->n_experts != 0) {
+        what = "layers with experts";
+    }
+    else if (d->kv_form != LA_KV_BF16) {
+        what = "a KV cache other than kv_cache_dtype='bfloat16'";
+    }
+    else if (recipe.body != LA_QUANT_KEEP || recipe.head != LA_QUANT_KEEP ||
+             recipe.embed != LA_QUANT_KEEP) {
+        what = "quantization";
+    }
+    else if (recipe.floats == LA_F32) {
+        what = "dtype='float32'";
+    }
+    else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0 ||
+             d->d_head % 2 != 0) {
+        what = "widths that are no multiples of 8";
+    }
+    else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {
+        what = "as many query heads for one head of keys";
+    }
+    if (what != NULL) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED, "backend: 'cuda' has no %s yet; 'cpu' has",
+                                what);
+    }
+    return LA_OK;
+}
+
+/* Row `row` of a part as K numbers of 16 bits. */
+static void narrow_row(const la_cuda *cuda, const la_source *part, int row, int half, uint16_t *out)
+{
+    int K = part->cols;
+    if (part->dtype == (half ? LA_F16 : LA_BF16)) {
+        const uint16_t *rows = static_cast<const uint16_t *>(part->data);
+        memcpy(out, rows + (size_t)row * (size_t)K, (size_t)K * 2);
+        return;
+    }
+    for (int k = 0; k < K; k += 256) {
+        float v[256];
+        int n = K - k < 256 ? K - k : 256;
+        cuda->host->source_values(part, row, k, n, v);
+        for (int i = 0; i < n; i++) {
+            out[k + i] = half ? la_f32_to_f16(v[i]) : la_f32_to_bf16(v[i]);
+        }
+    }
+}
+
+/* Row n of a weight's units; zeros where it has none. */
+static void pack_row(const la_cuda *cuda, const la_source *parts, int n_parts, int paired, int n,
+                     int half, uint16_t *out)
+{
+    int i = paired ? n % LA_UNIT / 16 : 0;
+    int row = paired ? n / LA_UNIT * 16 + n % 16 : n;
+    while (!paired && i < n_parts && row >= parts[i].rows) {
+        row -= parts[i++].rows;
+    }
+    if (i < n_parts && row < parts[i].rows) {
+        narrow_row(cuda, &parts[i], row, half, out);
+    }
+    else {
+        memset(out, 0, (size_t)parts[0].cols * 2);
+    }
+}
+
+la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
+                       int paired)
+{
+    la_cuda *cuda = la_cuda_of(b);
+    int rows = w->n_units * LA_UNIT, half = w->f.pack == LA_PACK_F16;
+    size_t pitch = (size_t)w->K * 2;
+    if ((!half && w->f.pack != LA_PACK_BF16) || w->K % 8 != 0) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
+                                "multiple of 8, not this one of K %d; 'cpu' does",
+                                w->K);
+    }
+    la_cuda_turn turn(b);
+    cuda->changes++;
+    if (!turn.ok || pitch > LA_CUDA_STAGING) {
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+    }
+    int at_once = (int)(LA_CUDA_STAGING / pitch);
+    for (int n = 0; n < rows; n += at_once) {
+        int end = rows - n < at_once ? rows : n + at_once;
+        for (int i = n; i < end; i++) {
+            uint8_t *to = cuda->staging + (size_t)(i - n) * pitch;
+            pack_row(cuda, parts, n_parts, paired, i, half, reinterpret_cast<uint16_t *>(to));
+        }
+        if (upload(cuda, w->data + (size_t)n * pitch, (size_t)(end - n) * pitch) != 0) {
+            return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        }
+    }
+    return LA_OK;
+}

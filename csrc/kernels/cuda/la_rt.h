@@ -1,0 +1,122 @@
+/* la_rt.h - the runtime calls of the CUDA backend: memory, streams, events, graphs, launches.
+ *
+ * Owns the list, which has two implementations: rt_cuda.cu calls the CUDA runtime, and
+ * tests/cuda_emu/rt_host.cpp keeps "device" memory on the host and runs kernels in the emulator, so that
+ * all of the backend is tested without a GPU. Invariants: the first failure of a device stays its error,
+ * every later call that can fail fails too, and nothing else happens any more; what a stream is asked to
+ * do happens in its order and, as seen from other streams and the host, at any time up to a wait for it.
+ * One thread at a time. Called by backend.cu and by the launchers beside the kernels.
+ */
+#ifndef LA_RT_H
+#define LA_RT_H
+
+#include "la_kernel.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct la_rt la_rt; /* a device that is in use */
+typedef struct la_rt_stream la_rt_stream;
+typedef struct la_rt_event la_rt_event;
+typedef struct la_rt_graph la_rt_graph;
+
+typedef struct la_rt_info {
+    char name[96];
+    int cc;              /* compute capability, 90 for 9.0 */
+    int n_sms;           /* multiprocessors */
+    int driver, runtime; /* versions, 13000 for 13.0 */
+    int maps;            /* 1: la_rt_commit maps memory, 0: a reservation has it at once */
+    size_t granule;      /* of la_rt_commit and la_rt_decommit */
+    size_t smem;         /* shared memory a block may have */
+    size_t l2;           /* bytes of the second-level cache */
+    size_t memory_free, memory_total;
+} la_rt_info;
+
+/* What was done so far: tests hold the loop over steps to it. */
+typedef struct la_rt_counts {
+    int64_t allocations;           /* of device and pinned memory, reservations and commits */
+    int64_t alive;                 /* of them, streams, events and graphs: not given back yet */
+    int64_t waits;                 /* of the host for the device */
+    int64_t launches;              /* of kernels, those of replayed graphs included */
+    int64_t replays;               /* of graphs */
+    int64_t copied_in, copied_out; /* bytes to the device and from it */
+} la_rt_counts;
+
+/* Opens device `device`. 0, or -1 with what stands in the way in why[n]: no driver, one that is older than
+ * this runtime, no such device. */
+int la_rt_open(int device, la_rt **out, char *why, size_t n);
+/* Waits for all work and lets go of everything that still is alive. NULL is a no-op. */
+void la_rt_close(la_rt *rt);
+/* Before other calls where another thread made the last ones. 0, or -1 if the device has failed. */
+int la_rt_enter(la_rt *rt);
+void la_rt_describe(la_rt *rt, la_rt_info *out);
+void la_rt_count(const la_rt *rt, la_rt_counts *out);
+/* What failed first; "" while nothing has. */
+const char *la_rt_error(const la_rt *rt);
+
+/* ---- memory: NULL, or -1, on failure -------------------------------------------------------- */
+
+/* Device memory, 256-byte aligned, of any content. Running out of it is not an error of the device. */
+void *la_rt_alloc(la_rt *rt, size_t bytes);
+void la_rt_free(la_rt *rt, void *p);
+/* Addresses, which stay; ranges of whole granules come and go. Fresh ones hold anything. */
+void *la_rt_reserve(la_rt *rt, size_t bytes);
+int la_rt_commit(la_rt *rt, void *p, size_t bytes);
+/* Waits for all work first. */
+void la_rt_decommit(la_rt *rt, void *p, size_t bytes);
+void la_rt_release(la_rt *rt, void *p);
+/* Host memory that copies may use; it does not move. */
+void *la_rt_pin(la_rt *rt, size_t bytes);
+void la_rt_unpin(la_rt *rt, void *p);
+
+/* ---- streams, events ------------------------------------------------------------------------ */
+
+la_rt_stream *la_rt_stream_open(la_rt *rt);
+void la_rt_stream_close(la_rt_stream *s);
+/* Until all that the stream was asked for is done. 0, or -1 if the device has failed. */
+int la_rt_stream_wait(la_rt_stream *s);
+
+typedef enum la_rt_way { LA_RT_IN = 0, LA_RT_OUT, LA_RT_WITHIN } la_rt_way;
+/* Host memory is pinned; it is read, or written, until a wait. */
+void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way);
+void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes);
+
+la_rt_event *la_rt_event_open(la_rt *rt);
+void la_rt_event_close(la_rt_event *e);
+/* Happens when all that s was asked for so far is done. */
+void la_rt_event_record(la_rt_event *e, la_rt_stream *s);
+/* Nothing of s from here on happens before the event's last record has. */
+void la_rt_event_follow(la_rt_event *e, la_rt_stream *s);
+/* 1: it has happened, or was never recorded; 0: not yet. */
+int la_rt_event_done(la_rt_event *e);
+int la_rt_event_wait(la_rt_event *e);
+
+/* ---- launches and graphs -------------------------------------------------------------------- */
+
+typedef struct la_rt_shape {
+    int grid[3];   /* blocks; 0 counts as 1 */
+    int threads;   /* of a block */
+    int cluster;   /* blocks along the first coordinate that share a cluster; 0: none */
+    uint32_t smem; /* dynamic shared memory, bytes */
+    int dependent; /* 1: may start beside its predecessor, up to la_grid_wait */
+} la_rt_shape;
+
+/* args are copied. */
+void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
+                  const la_rt_shape *shape);
+/* From begin to end the stream takes note of launches, copies within the device and fills instead of doing
+ * them; waiting or allocating meanwhile is an error. end gives NULL on failure. */
+void la_rt_graph_begin(la_rt_stream *s);
+la_rt_graph *la_rt_graph_end(la_rt_stream *s);
+void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s);
+void la_rt_graph_free(la_rt_graph *g);
+
+/* Writes the map of a tensor in device memory. 0, or -1 where the driver refuses. */
+int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *shape);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,139 @@
+/* launch.h - the list of device kernels: a line each is its contract, a function each launches it.
+ *
+ * Owns the argument structs, which hold device addresses and numbers alone. Every kernel is
+ * row-independent: a row's bits depend on that row's inputs, never on how many rows ride along. What is
+ * 16 bits wide is bf16, or fp16 where `half` is 1; all else is fp32. Invariant: a launch cannot fail
+ * by its arguments, which backend.cu checked when the model was made. Rows of weights lie one after another,
+ * K values each, as many as whole units of LA_UNIT have. Called by backend.cu and the tests.
+ */
+#ifndef LA_LAUNCH_H
+#define LA_LAUNCH_H
+
+#include "la_rt.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* out[t] = scale * table[ids[t]], or += where `add` */
+typedef struct la_embed_args {
+    const uint16_t *table; /* [V][D] */
+    const int32_t *ids;    /* [n] */
+    float *out;            /* [n] rows of ldo */
+    int64_t ldo;
+    int n, D, half, add;
+    float scale;
+} la_embed_args;
+void la_launch_embed(la_rt_stream *s, const la_embed_args *a);
+
+/* Rows on their way into a product: out = 16 bits of norm(x). norm: -1 none, else LA_NORM_* */
+typedef struct la_enter_args {
+    const float *x; /* [n] rows of ldx */
+    int64_t ldx;
+    const float *w, *b; /* [D]; b NULL: none */
+    uint16_t *out;      /* [n][D] */
+    int n, D, half, norm;
+    float eps;
+} la_enter_args;
+void la_launch_enter(la_rt_stream *s, const la_enter_args *a);
+
+/* x += scale * norm(y) */
+typedef struct la_add_norm_args {
+    const float *y; /* [n] rows of ldy */
+    int64_t ldy;
+    const float *w, *b;
+    float *x; /* [n] rows of ldx */
+    int64_t ldx;
+    int n, D, norm;
+    float eps, scale;
+} la_add_norm_args;
+void la_launch_add_norm(la_rt_stream *s, const la_add_norm_args *a);
+
+/* out[i] = x[from[i]] */
+typedef struct la_gather_args {
+    const float *x;
+    int64_t ldx;
+    const int32_t *from; /* [n] */
+    float *out;
+    int64_t ldo;
+    int n, D;
+} la_gather_args;
+void la_launch_gather(la_rt_stream *s, const la_gather_args *a);
+
+/* Where a row is largest: the lowest id; NaN counts for nothing, and 0 is the answer where nothing counts. */
+typedef struct la_argmax_args {
+    const float *x; /* [n] rows of ldx */
+    int64_t ldx;
+    int32_t *out; /* [n] */
+    int n, V;
+} la_argmax_args;
+void la_launch_argmax(la_rt_stream *s, const la_argmax_args *a);
+
+/* A layer's pages of KV in bf16: of each kv head K [64][d], then V [64][d]. */
+typedef struct la_pages {
+    uint8_t *base; /* of the layer in page 0 */
+    int64_t page_bytes, head_bytes, k_bytes;
+} la_pages;
+
+/* Raw rows (q heads, k heads, v heads) to queries and pages: norms of heads, rotation, growth. */
+typedef struct la_heads_args {
+    float *y; /* [n] rows of ldy: [H + 2K][d]; whole-row norms are made in place */
+    int64_t ldy;
+    float *q; /* [n] rows of ldq: [H][d] */
+    int64_t ldq;
+    const int32_t *pos, *page;    /* [n] */
+    const float *q_norm, *k_norm; /* [d], of whole rows [H d] and [K d]; NULL: none */
+    const float *cos, *sin;       /* [positions][d_rope / 2]; NULL: no rotation */
+    la_pages pages;
+    int n, n_heads, n_kv_heads, d, d_rope, interleaved;
+    int norm;   /* LA_QK_NORM_* */
+    int turned; /* 1: the layer rotates, if only 0 dimensions; else queries may grow */
+    float eps;
+    float grow;
+    int grow_every; /* 0: off */
+} la_heads_args;
+void la_launch_heads(la_rt_stream *s, const la_heads_args *a);
+
+/* Attention of every token over the pages of its sequence, in page order. */
+typedef struct la_attend_paged_args {
+    const float *q; /* [n] rows of ldq: [H][d] */
+    int64_t ldq;
+    float *out; /* [n] rows of ldo: [H][d] */
+    int64_t ldo;
+    const int32_t *pos;   /* [n] */
+    const int32_t *table; /* page tables of all sequences */
+    const int32_t *first; /* [n] where in it the token's sequence begins */
+    const float *sinks;   /* [H] or NULL */
+    la_pages pages;
+    int n, n_heads, n_kv_heads, d;
+    int window; /* 0: all tokens */
+    float scale, softcap;
+} la_attend_paged_args;
+/* Shared memory that a block takes, for a group of H / K heads of size d. */
+uint32_t la_attend_paged_smem(int group, int d);
+void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a);
+
+/* What happens to a finished product, after the bias: la_epilogue's kinds but LA_HEADS. */
+typedef struct la_finish {
+    int kind;        /* LA_STORE, LA_ADD, LA_ACT, LA_LOGITS */
+    int act, paired; /* LA_ACT: LA_GATE_*, and gates and ups in turns of 16 columns */
+    float scale, softcap;
+} la_finish;
+
+/* out = finish(a W^T + bias) by mma.sync; K a multiple of 8. */
+typedef struct la_product_args {
+    const uint16_t *a; /* [M][K] */
+    const uint16_t *w; /* [whole units of N][K] */
+    const float *bias; /* [whole units of N] or NULL */
+    float *out;        /* [M] rows of ldo, from column 0 on: [N], paired and LA_ACT: [N / 2] */
+    int64_t ldo;
+    int M, N, K;
+    la_finish finish;
+} la_product_args;
+void la_launch_product(la_rt_stream *s, const la_product_args *a, int half);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

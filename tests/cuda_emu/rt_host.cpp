@@ -1,0 +1,679 @@
+/* rt_host.cpp - la_rt.h without a GPU: device memory is the host's, kernels run in the emulator.
+ *
+ * Owns streams as queues. What is asked of a stream is done as late as a wait allows and, among streams,
+ * in an order drawn from a seed, so that a missing event or a host buffer that is used too early shows.
+ * Memory starts as 0xff bytes, which are no numbers. Held to CUDA's rules: copies between host and device
+ * take pinned memory, both ends lie inside one allocation, nothing waits or allocates while a graph is
+ * noted. What breaks one is the device's first error, and its text says what. Environment of the tests:
+ * LLMACCEL_EMU_SEED (order of streams; 0: that of calls), LLMACCEL_EMU_KERNELS (the same inside kernels,
+ * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
+ * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
+ * LLMACCEL_EMU_FAULT (the launch of this number fails).
+ */
+#include "la_rt.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "la_emu.h"
+
+namespace {
+
+constexpr size_t GRANULE = (size_t)1 << 20;
+
+enum kind { COPY, FILL, LAUNCH, RECORD, FOLLOW, REPLAY };
+
+struct op {
+    kind what;
+    void *dst;
+    const void *src;
+    size_t bytes;
+    int byte;
+    la_rt_way way;
+    la_entry entry;
+    std::vector<uint64_t> args; /* aligned for any argument */
+    la_rt_shape shape;
+    la_rt_event *event;
+    int64_t ticket; /* of the record that a follow waits for */
+    const std::vector<op> *list;
+};
+
+struct piece {
+    size_t bytes;
+    int pinned;
+};
+
+struct range {
+    size_t bytes;
+    std::vector<char> mapped; /* of each granule */
+};
+
+int64_t alive_at_close = 0;
+la_rt *newest = nullptr;
+
+} // namespace
+
+struct la_rt {
+    std::map<uint8_t *, piece>
+        pieces; /* by first byte: device memory, pinned memory, mapped granules */
+    std::map<uint8_t *, range> ranges;
+    std::vector<la_rt_stream *> streams;
+    la_rt_counts counts = {};
+    la_rt_stream *noting = nullptr;
+    uint32_t seed = 0, kernels = 0, state = 1;
+    size_t used = 0, capacity = 0;
+    int64_t fault = 0;
+    int maps = 1;
+    std::string error;
+};
+
+struct la_rt_stream {
+    la_rt *rt;
+    std::deque<op> queue;
+    std::vector<op> noted;
+};
+
+struct la_rt_event {
+    la_rt *rt;
+    int64_t recorded = 0, done = 0; /* tickets */
+};
+
+struct la_rt_graph {
+    la_rt *rt;
+    std::vector<op> list;
+};
+
+namespace {
+
+void fail(la_rt *rt, const std::string &why)
+{
+    if (rt->error.empty()) {
+        rt->error = why;
+    }
+}
+
+uint32_t draw(la_rt *rt)
+{
+    rt->state = rt->state * 1664525u + 1013904223u;
+    return rt->state >> 8;
+}
+
+/* Does [p, p + bytes) lie in memory of this kind? Neighbouring granules count as one. */
+bool inside(la_rt *rt, const void *p, size_t bytes, int pinned)
+{
+    uint8_t *at = static_cast<uint8_t *>(const_cast<void *>(p)), *end = at + bytes;
+    while (at < end) {
+        auto found = rt->pieces.upper_bound(at);
+        if (found == rt->pieces.begin()) {
+            return false;
+        }
+        --found;
+        uint8_t *stop = found->first + found->second.bytes;
+        if (at >= stop || found->second.pinned != pinned) {
+            return false;
+        }
+        at = stop;
+    }
+    return true;
+}
+
+void add_piece(la_rt *rt, uint8_t *p, size_t bytes, int pinned)
+{
+    memset(p, 0xff, bytes);
+    rt->pieces[p] = {bytes, pinned};
+    rt->used += pinned ? 0 : bytes;
+    rt->counts.allocations++;
+    rt->counts.alive++;
+    if (!pinned) {
+        la_emu_register(p, bytes);
+    }
+}
+
+void forget_piece(la_rt *rt, uint8_t *p)
+{
+    auto found = rt->pieces.find(p);
+    if (found == rt->pieces.end()) {
+        fail(rt, "free: an address that is no allocation's, or was freed");
+        return;
+    }
+    if (!found->second.pinned) {
+        la_emu_forget(p);
+        rt->used -= found->second.bytes;
+    }
+    rt->pieces.erase(found);
+    rt->counts.alive--;
+}
+
+/* What is there may go from a device that has failed, too. */
+bool may_free(la_rt *rt, const char *what)
+{
+    if (rt->noting != nullptr) {
+        fail(rt, std::string(what) + ": a graph is being noted");
+    }
+    return rt->noting == nullptr;
+}
+
+bool may_allocate(la_rt *rt, const char *what)
+{
+    return may_free(rt, what) && rt->error.empty();
+}
+
+void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
+{
+    size_t n = (bytes + 255) / 256 * 256 + 256;
+    if (!may_allocate(rt, what) || (!pinned && rt->used + n > rt->capacity)) {
+        return nullptr;
+    }
+    uint8_t *p = static_cast<uint8_t *>(aligned_alloc(256, n));
+    if (p != nullptr) {
+        add_piece(rt, p, bytes > 0 ? bytes : 1, pinned);
+    }
+    return p;
+}
+
+void run_op(la_rt *rt, const op &o);
+
+void run_launch(la_rt *rt, const op &o)
+{
+    la_emu_shape shape = {};
+    char why[512] = "";
+    for (int i = 0; i < 3; i++) {
+        shape.grid[i] = o.shape.grid[i];
+    }
+    shape.block[0] = o.shape.threads;
+    shape.cluster[0] = o.shape.cluster;
+    shape.smem = o.shape.smem;
+    shape.seed = rt->kernels != 0 ? rt->kernels + draw(rt) : 0;
+    shape.dependent = o.shape.dependent;
+    if (++rt->counts.launches == rt->fault) {
+        fail(rt, "a fault that was asked for");
+    }
+    else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
+        fail(rt, why);
+    }
+}
+
+void run_copy(la_rt *rt, const op &o)
+{
+    if (!inside(rt, o.dst, o.bytes, o.way == LA_RT_OUT) ||
+        !inside(rt, o.src, o.bytes, o.way == LA_RT_IN)) {
+        fail(rt, "copy: outside of an allocation, or of host memory that is not pinned");
+        return;
+    }
+    memmove(o.dst, o.src, o.bytes);
+    rt->counts.copied_in += o.way == LA_RT_IN ? (int64_t)o.bytes : 0;
+    rt->counts.copied_out += o.way == LA_RT_OUT ? (int64_t)o.bytes : 0;
+}
+
+void run_op(la_rt *rt, const op &o)
+{
+    switch (o.what) {
+    case COPY: run_copy(rt, o); break;
+    case FILL:
+        if (inside(rt, o.dst, o.bytes, 0)) {
+            memset(o.dst, o.byte, o.bytes);
+        }
+        else {
+            fail(rt, "fill: outside of an allocation");
+        }
+        break;
+    case LAUNCH: run_launch(rt, o); break;
+    case RECORD: o.event->done = o.ticket; break;
+    case FOLLOW: break;
+    case REPLAY:
+        for (const op &each : *o.list) {
+            if (rt->error.empty()) {
+                run_op(rt, each);
+            }
+        }
+        break;
+    }
+}
+
+bool is_ready(const la_rt_stream *s)
+{
+    return !s->queue.empty() && (s->queue.front().what != FOLLOW ||
+                                 s->queue.front().event->done >= s->queue.front().ticket);
+}
+
+/* Does one thing, of a stream that the seed picks. False: there is nothing that can be done. */
+bool advance(la_rt *rt)
+{
+    std::vector<la_rt_stream *> ready;
+    for (la_rt_stream *s : rt->streams) {
+        if (is_ready(s)) {
+            ready.push_back(s);
+        }
+    }
+    if (ready.empty()) {
+        return false;
+    }
+    la_rt_stream *s = ready[rt->seed != 0 ? draw(rt) % ready.size() : 0];
+    op o = std::move(s->queue.front());
+    s->queue.pop_front();
+    if (rt->error.empty()) { /* a failed device does nothing any more */
+        run_op(rt, o);
+    }
+    else if (o.what == RECORD) {
+        o.event->done = o.ticket;
+    }
+    return true;
+}
+
+int wait_until(la_rt *rt, const std::function<bool()> &done, const char *what)
+{
+    rt->counts.waits++;
+    if (rt->noting != nullptr) {
+        fail(rt, std::string(what) + ": a graph is being noted");
+        return -1;
+    }
+    while (!done()) {
+        if (!advance(rt)) {
+            fail(rt, std::string(what) + ": it would last for ever");
+            return -1;
+        }
+    }
+    return rt->error.empty() ? 0 : -1;
+}
+
+void finish_all(la_rt *rt)
+{
+    while (advance(rt)) {
+    }
+}
+
+void put(la_rt_stream *s, op &&o)
+{
+    la_rt *rt = s->rt;
+    if (!rt->error.empty()) {
+        return;
+    }
+    if (rt->noting == s) {
+        if (o.what == REPLAY || (o.what == COPY && o.way != LA_RT_WITHIN)) {
+            fail(rt, "a graph takes launches, fills and copies within the device");
+        }
+        s->noted.push_back(std::move(o));
+        return;
+    }
+    s->queue.push_back(std::move(o));
+    if (rt->seed != 0 && draw(rt) % 4 == 0) {
+        advance(rt); /* a device does not wait to be waited for */
+    }
+}
+
+} // namespace
+
+extern "C" {
+
+int la_rt_open(int device, la_rt **out, char *why, size_t n)
+{
+    const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
+    const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
+    const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
+    *out = nullptr;
+    if (missing != nullptr || device != 0) {
+        snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
+        return -1;
+    }
+    la_rt *rt = new la_rt;
+    rt->seed = seed != nullptr ? (uint32_t)strtoul(seed, nullptr, 10) : 1;
+    rt->state = rt->seed;
+    rt->kernels = kernels != nullptr ? (uint32_t)strtoul(kernels, nullptr, 10) : 0;
+    rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
+    rt->maps = plain == nullptr;
+    rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
+    *out = rt;
+    newest = rt;
+    return 0;
+}
+
+/* Counts of the runtime opened last, which must still be open. For tests. */
+void la_rt_host_count(la_rt_counts *out)
+{
+    *out = newest->counts;
+}
+
+/* Of the runtimes closed so far: what was not given back. For tests. */
+int64_t la_rt_host_left(void)
+{
+    return alive_at_close;
+}
+
+void la_rt_close(la_rt *rt)
+{
+    if (rt == nullptr) {
+        return;
+    }
+    finish_all(rt);
+    alive_at_close += rt->counts.alive;
+    rt->error.clear(); /* all that is left goes, whatever failed */
+    rt->noting = nullptr;
+    while (!rt->ranges.empty()) {
+        la_rt_release(rt, rt->ranges.begin()->first);
+    }
+    while (!rt->pieces.empty()) {
+        uint8_t *p = rt->pieces.begin()->first;
+        forget_piece(rt, p);
+        free(p);
+    }
+    delete rt;
+}
+
+int la_rt_enter(la_rt *rt)
+{
+    return rt->error.empty() ? 0 : -1;
+}
+
+void la_rt_describe(la_rt *rt, la_rt_info *out)
+{
+    *out = {};
+    snprintf(out->name, sizeof out->name, "emulator");
+    out->cc = 90;
+    out->n_sms = 4;
+    out->driver = 13000;
+    out->runtime = 13000;
+    out->maps = rt->maps;
+    out->granule = GRANULE;
+    out->smem = 232448;
+    out->l2 = (size_t)50 << 20;
+    out->memory_total = rt->capacity;
+    out->memory_free = rt->capacity - rt->used;
+}
+
+void la_rt_count(const la_rt *rt, la_rt_counts *out)
+{
+    *out = rt->counts;
+}
+
+const char *la_rt_error(const la_rt *rt)
+{
+    return rt->error.c_str();
+}
+
+/* ---- memory ---------------------------------------------------------------------------------- */
+
+void *la_rt_alloc(la_rt *rt, size_t bytes)
+{
+    return allocate(rt, bytes, 0, "alloc");
+}
+
+void la_rt_free(la_rt *rt, void *p)
+{
+    if (p != nullptr && may_free(rt, "free")) {
+        finish_all(rt);
+        forget_piece(rt, static_cast<uint8_t *>(p));
+        free(p);
+    }
+}
+
+void *la_rt_reserve(la_rt *rt, size_t bytes)
+{
+    size_t n = (bytes + GRANULE - 1) / GRANULE;
+    if (!may_allocate(rt, "reserve") || (!rt->maps && rt->used + n * GRANULE > rt->capacity)) {
+        return nullptr;
+    }
+    void *p =
+        mmap(nullptr, n * GRANULE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+        return nullptr;
+    }
+    rt->ranges[static_cast<uint8_t *>(p)] = {n * GRANULE, std::vector<char>(n, 0)};
+    rt->counts.allocations++;
+    rt->counts.alive++;
+    if (!rt->maps) {
+        rt->maps = 1;
+        (void)la_rt_commit(rt, p, n * GRANULE);
+        rt->maps = 0;
+    }
+    return p;
+}
+
+int la_rt_commit(la_rt *rt, void *p, size_t bytes)
+{
+    uint8_t *at = static_cast<uint8_t *>(p);
+    if (!may_allocate(rt, "commit")) {
+        return -1;
+    }
+    auto found = rt->ranges.upper_bound(at);
+    if (found == rt->ranges.begin() || bytes % GRANULE != 0) {
+        fail(rt, "commit: no whole granules of a reservation");
+        return -1;
+    }
+    --found;
+    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
+    if ((size_t)(at - found->first) % GRANULE != 0 || end * GRANULE > found->second.bytes) {
+        fail(rt, "commit: no whole granules of a reservation");
+        return -1;
+    }
+    if (!rt->maps) {
+        return 0;
+    }
+    if (rt->used + bytes > rt->capacity) {
+        return -1;
+    }
+    for (size_t i = first; i < end; i++) {
+        if (found->second.mapped[i] == 0) {
+            uint8_t *granule = found->first + i * GRANULE;
+            mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
+            found->second.mapped[i] = 1;
+            add_piece(rt, granule, GRANULE, 0);
+        }
+    }
+    return 0;
+}
+
+void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
+{
+    uint8_t *at = static_cast<uint8_t *>(p);
+    auto found = rt->ranges.upper_bound(at);
+    if (found == rt->ranges.begin() || !rt->maps || !may_free(rt, "decommit")) {
+        return;
+    }
+    --found;
+    rt->counts.waits++;
+    finish_all(rt);
+    for (size_t done = 0; done < bytes; done += GRANULE) {
+        size_t i = (size_t)(at + done - found->first) / GRANULE;
+        if (i < found->second.mapped.size() && found->second.mapped[i] != 0) {
+            found->second.mapped[i] = 0;
+            forget_piece(rt, at + done);
+            madvise(at + done, GRANULE, MADV_DONTNEED);
+            mprotect(at + done, GRANULE, PROT_NONE);
+        }
+    }
+}
+
+void la_rt_release(la_rt *rt, void *p)
+{
+    auto found = rt->ranges.find(static_cast<uint8_t *>(p));
+    if (p == nullptr || found == rt->ranges.end() || !may_free(rt, "release")) {
+        return;
+    }
+    int maps = rt->maps;
+    rt->maps = 1;
+    la_rt_decommit(rt, p, found->second.bytes);
+    rt->maps = maps;
+    munmap(p, found->second.bytes);
+    rt->ranges.erase(found);
+    rt->counts.alive--;
+}
+
+void *la_rt_pin(la_rt *rt, size_t bytes)
+{
+    return allocate(rt, bytes, 1, "pin");
+}
+
+void la_rt_unpin(la_rt *rt, void *p)
+{
+    la_rt_free(rt, p);
+}
+
+/* ---- streams, events ------------------------------------------------------------------------- */
+
+la_rt_stream *la_rt_stream_open(la_rt *rt)
+{
+    la_rt_stream *s = new la_rt_stream{rt, {}, {}};
+    rt->streams.push_back(s);
+    rt->counts.alive++;
+    return s;
+}
+
+void la_rt_stream_close(la_rt_stream *s)
+{
+    if (s == nullptr) {
+        return;
+    }
+    la_rt *rt = s->rt;
+    finish_all(rt);
+    for (size_t i = 0; i < rt->streams.size(); i++) {
+        if (rt->streams[i] == s) {
+            rt->streams.erase(rt->streams.begin() + (int64_t)i);
+        }
+    }
+    rt->counts.alive--;
+    delete s;
+}
+
+int la_rt_stream_wait(la_rt_stream *s)
+{
+    return wait_until(s->rt, [s] { return s->queue.empty(); }, "stream wait");
+}
+
+void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way)
+{
+    op o = {};
+    o.what = COPY;
+    o.dst = dst;
+    o.src = src;
+    o.bytes = bytes;
+    o.way = way;
+    put(s, std::move(o));
+}
+
+void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes)
+{
+    op o = {};
+    o.what = FILL;
+    o.dst = dst;
+    o.byte = byte;
+    o.bytes = bytes;
+    put(s, std::move(o));
+}
+
+la_rt_event *la_rt_event_open(la_rt *rt)
+{
+    rt->counts.alive++;
+    return new la_rt_event{rt, 0, 0};
+}
+
+void la_rt_event_close(la_rt_event *e)
+{
+    if (e != nullptr) {
+        finish_all(e->rt);
+        e->rt->counts.alive--;
+        delete e;
+    }
+}
+
+void la_rt_event_record(la_rt_event *e, la_rt_stream *s)
+{
+    op o = {};
+    o.what = RECORD;
+    o.event = e;
+    o.ticket = ++e->recorded;
+    put(s, std::move(o));
+}
+
+void la_rt_event_follow(la_rt_event *e, la_rt_stream *s)
+{
+    op o = {};
+    o.what = FOLLOW;
+    o.event = e;
+    o.ticket = e->recorded;
+    put(s, std::move(o));
+}
+
+int la_rt_event_done(la_rt_event *e)
+{
+    if (e->rt->seed == 0 || draw(e->rt) % 2 == 0) {
+        advance(e->rt);
+    }
+    return e->done >= e->recorded || !e->rt->error.empty();
+}
+
+int la_rt_event_wait(la_rt_event *e)
+{
+    return wait_until(e->rt, [e] { return e->done >= e->recorded; }, "event wait");
+}
+
+/* ---- launches and graphs --------------------------------------------------------------------- */
+
+void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
+                  const la_rt_shape *shape)
+{
+    op o = {};
+    o.what = LAUNCH;
+    o.entry = entry;
+    o.args.resize((args_bytes + 7) / 8);
+    memcpy(o.args.data(), args, args_bytes);
+    o.shape = *shape;
+    put(s, std::move(o));
+}
+
+void la_rt_graph_begin(la_rt_stream *s)
+{
+    if (s->rt->noting != nullptr) {
+        fail(s->rt, "begin graph: another one is being noted");
+        return;
+    }
+    s->noted.clear();
+    s->rt->noting = s;
+}
+
+la_rt_graph *la_rt_graph_end(la_rt_stream *s)
+{
+    la_rt *rt = s->rt;
+    if (rt->noting != s || !rt->error.empty()) {
+        fail(rt, "end graph: this stream notes none");
+        rt->noting = nullptr;
+        return nullptr;
+    }
+    rt->noting = nullptr;
+    rt->counts.alive++;
+    return new la_rt_graph{rt, std::move(s->noted)};
+}
+
+void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s)
+{
+    op o = {};
+    o.what = REPLAY;
+    o.list = &g->list;
+    s->rt->counts.replays++;
+    put(s, std::move(o));
+}
+
+void la_rt_graph_free(la_rt_graph *g)
+{
+    if (g != nullptr) {
+        finish_all(g->rt);
+        g->rt->counts.alive--;
+        delete g;
+    }
+}
+
+int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *shape)
+{
+    char why[256] = "";
+    (void)rt;
+    return la_emu_tensor_map(map, shape, why, sizeof why);
+}
+
+} // extern "C"

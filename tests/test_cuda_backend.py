@@ -1,0 +1,358 @@
+"""backend="cuda" on the emulated device: whole models against the CPU backend, and what is refused.
+
+The backend is the one that nvcc builds, compiled for the emulator (emulator.backend); its runtime
+draws an order of everything from a seed. Tiny models with random weights, prompts as ids.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import emulator
+import numpy as np
+import pytest
+import tiny
+from conftest import ROOT
+from emulator import bf16, from_bf16
+from test_cuda_runtime import Counts
+
+from llmaccel import LLM, SamplingParams, UnsupportedError, _core
+from llmaccel.cli import _cuda
+from llmaccel.environment import open_device
+from llmaccel.errors import ConfigError, LLMAccelError, MemoryPlanError
+
+# A gap between the two best logprobs beyond which roundings of bf16 in other places decide nothing.
+CLEAR = 0.1
+FAMILIES = ["llama", "qwen3", "gemma3"]
+MORE = ["llama-bias", "llama-yarn", "qwen2", "mistral", "phi3", "gemma2", "olmo2", "granite"]
+MORE += ["gpt2", "gpt_neox", "gpt_neox-serial", "starcoder2"]
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The library's file, which backend="cuda" takes from here on."""
+    path = emulator.backend()._name
+    monkeypatch.setenv("LLMACCEL_CUDA_LIBRARY", path)
+    monkeypatch.setenv("LLMACCEL_EMU_SEED", "5")
+    return path
+
+
+def checkpoint(family: str, folder: Path) -> Path:
+    """Weights are bf16 numbers, so that dtype="float32" computes with the same ones."""
+    from safetensors.numpy import load_file, save_file
+
+    widths = {"n_embd": 96, "n_inner": 104} if family == "gpt2" else {"intermediate_size": 104}
+    tiny.make_checkpoint(family, folder, seed=7, **widths)
+    arrays = load_file(folder / "model.safetensors")
+    arrays = {name: from_bf16(bf16(values)) for name, values in arrays.items()}
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def open_on(folder: Path, backend: str, **options) -> LLM:
+    options = {"dtype": "bfloat16", "max_model_len": 144, **options}
+    return LLM(str(folder), backend=backend, **options)
+
+
+def counts() -> Counts:
+    """What the emulated runtime of the open backend has done."""
+    made = Counts()
+    emulator.backend().la_rt_host_count(ctypes.byref(made))
+    return made
+
+
+def prompts(n: int, longest: int, seed: int = 0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 300, rng.integers(1, longest)).tolist() for _ in range(n)]
+
+
+def greedy(llm: LLM, asked: list[list[int]], tokens: int):
+    """(ids, logprobs of the two best) of each request."""
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=2)
+    outputs = llm.generate([{"prompt_token_ids": ids} for ids in asked], params, use_tqdm=False)
+    made = []
+    for output in outputs:
+        best = [
+            sorted((p.logprob for p in step.values()), reverse=True)[:2]
+            for step in output.outputs[0].logprobs
+        ]
+        made.append((list(output.outputs[0].token_ids), np.array(best)))
+    return made
+
+
+def agree(ours, theirs) -> int:
+    """Tokens that could be compared: up to one that the other backend was in two minds about."""
+    compared = 0
+    for (ids, best), (want, wanted) in zip(ours, theirs, strict=True):
+        for i in range(len(want)):
+            assert np.abs(best[i] - wanted[i]).max() < CLEAR
+            if wanted[i][0] - wanted[i][1] < 2 * CLEAR and ids[i] != want[i]:
+                break  # from here on their contexts differ
+            assert ids[i] == want[i]
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_tokens_are_those_of_the_cpu(family: str, tmp_path: Path, emulated: str) -> None:
+    """16 requests of mixed lengths, prompts cut into steps of 24 tokens."""
+    folder, asked = checkpoint(family, tmp_path), prompts(16, 40)
+    options = {"max_num_seqs": 16, "max_num_batched_tokens": 24}
+    with open_on(folder, "cpu", **options) as cpu, open_on(folder, "cuda", **options) as cuda:
+        theirs, ours = greedy(cpu, asked, 6), greedy(cuda, asked, 6)
+        assert agree(ours, theirs) >= 0.6 * 16 * 6
+        assert cuda.report()["backend"]["name"] == "cuda"
+        assert cuda.report()["stats"]["step_allocations"] == 0
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_logits_are_as_near_as_the_cpus(family: str, tmp_path: Path, emulated: str) -> None:
+    """Against the CPU's fp32 with the same weights; 70 tokens are more than a page."""
+    folder, ids = checkpoint(family, tmp_path), prompts(1, 2, seed=5)[0] * 2 + list(range(3, 71))
+    kinds = {"exact": ("cpu", "float32"), "cpu": ("cpu", "bfloat16"), "cuda": ("cuda", "bfloat16")}
+    logits = {}
+    for name, (backend, dtype) in kinds.items():
+        with open_on(folder, backend, dtype=dtype) as llm:
+            logits[name] = np.asarray(llm.logits(ids)).copy()
+    size = np.linalg.norm(logits["exact"])
+    error = {name: np.linalg.norm(made - logits["exact"]) / size for name, made in logits.items()}
+    assert error["cuda"] <= 1.2 * error["cpu"]
+    assert 0 < error["cuda"] < 0.05
+
+
+def test_fp16_weights_take_fp16_rows(tmp_path: Path, emulated: str) -> None:
+    """Eight times as fine as bf16; the cache stays bf16."""
+    folder, ids = checkpoint("qwen3", tmp_path), list(range(3, 71))
+    logits = []
+    for backend, dtype, kv in (("cpu", "float32", "float32"), ("cuda", "float16", "auto")):
+        with open_on(folder, backend, dtype=dtype, kv_cache_dtype=kv) as llm:
+            logits.append(np.asarray(llm.logits(ids)).copy())
+    assert np.linalg.norm(logits[1] - logits[0]) < 0.005 * np.linalg.norm(logits[0])
+
+
+def test_company_cuts_and_seeds_change_no_bit(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests together, one by one, with prompts cut, under another order of the device."""
+    folder, asked = checkpoint("qwen3", tmp_path), prompts(3, 80, seed=1)
+    with open_on(folder, "cuda") as llm:
+        together = greedy(llm, asked, 4)
+        alone = [greedy(llm, [ids], 4)[0] for ids in asked]
+    monkeypatch.setenv("LLMACCEL_EMU_SEED", "11")
+    with open_on(folder, "cuda", max_num_batched_tokens=7) as llm:
+        cut = greedy(llm, asked, 4)
+    for other in (alone, cut):
+        for (ids, best), (want, wanted) in zip(other, together, strict=True):
+            assert ids == want
+            assert np.array_equal(best, wanted)
+
+
+def test_preemption_recomputes_the_same_tokens(tmp_path: Path, emulated: str) -> None:
+    folder, asked = checkpoint("llama", tmp_path), prompts(4, 60, seed=2)
+    with open_on(folder, "cuda") as llm:
+        free = greedy(llm, asked, 8)
+        params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+        futures = [llm.submit({"prompt_token_ids": ids}, params) for ids in asked]
+        for _ in range(20):  # a bounded number, or nothing would ever end
+            if all(future.done() for future in futures):
+                break
+            llm.engine.preempt(2)
+            time.sleep(0.02)
+        found = [list(future.result().outputs[0].token_ids) for future in futures]
+        assert llm.report()["stats"]["preemptions"] > 0
+    assert found == [want for want, _ in free]
+
+
+def test_greedy_rows_need_no_logits_on_the_host(tmp_path: Path, emulated: str) -> None:
+    """The device finds the largest where rows ask for nothing else; the tokens are the same."""
+    folder, asked = checkpoint("qwen3", tmp_path), prompts(4, 20, seed=3)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
+    with open_on(folder, "cuda") as llm:
+        want = [ids for ids, _ in greedy(llm, asked, 6)]
+        outputs = llm.generate(asked, params, use_tqdm=False)
+    assert [list(output.outputs[0].token_ids) for output in outputs] == want
+
+
+def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated: str) -> None:
+    folder, asked = checkpoint("llama", tmp_path), prompts(3, 20, seed=6)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    with open_on(folder, "cuda") as llm:
+        for n in (1, 2, 3):  # the graphs of as many tokens
+            first = llm.generate(asked[:n], params, use_tqdm=False)
+        before, steps = counts(), llm.report()["stats"]["steps"]
+        again = llm.generate(asked, params, use_tqdm=False)
+        after, steps = counts(), llm.report()["stats"]["steps"] - steps
+    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in first]
+    assert after.allocations == before.allocations
+    assert after.alive == before.alive
+    assert after.replays - before.replays >= 8  # first tokens come with the prompts
+    assert after.waits - before.waits == 2 * steps  # for the ids, and at the end
+    assert after.copied_out - before.copied_out == 4 * 3 * 9  # ids alone
+
+
+def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:
+    """The host draws: seeds, penalties, top-k and the rest give what the same logits give there."""
+    folder = checkpoint("llama", tmp_path)
+    params = SamplingParams(
+        temperature=0.8,
+        top_k=20,
+        top_p=0.9,
+        min_p=0.01,
+        presence_penalty=0.5,
+        seed=3,
+        max_tokens=6,
+        ignore_eos=True,
+        prompt_logprobs=1,
+    )
+    with open_on(folder, "cuda") as llm:
+        asked = [{"prompt_token_ids": ids} for ids in prompts(2, 20)]
+        first, again = (llm.generate(asked, params, use_tqdm=False) for _ in range(2))
+    for a, b in zip(first, again, strict=True):
+        assert a.outputs[0].token_ids == b.outputs[0].token_ids
+        assert len(a.prompt_logprobs) == len(a.prompt_token_ids)
+
+
+def test_engines_take_turns_on_the_device(tmp_path: Path, emulated: str) -> None:
+    """Two models share the backend; each engine steps on a thread of its own."""
+    params = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    folders = [checkpoint(family, tmp_path / family) for family in ("llama", "qwen3")]
+    asked = prompts(3, 20, seed=4)
+    with open_on(folders[0], "cuda") as one, open_on(folders[1], "cuda") as other:
+        assert one._backend is other._backend
+        alone = [llm.generate(asked, params, use_tqdm=False) for llm in (one, other)]
+        futures = [[llm.submit(ids, params) for ids in asked] for llm in (one, other)]
+        for llm_alone, llm_futures in zip(alone, futures, strict=True):
+            for output, future in zip(llm_alone, llm_futures, strict=True):
+                assert output.outputs[0].token_ids == future.result().outputs[0].token_ids
+
+
+def test_a_failed_device_ends_requests_with_its_reason(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_FAULT", "40")
+    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
+        for _ in range(2):  # the second finds the device as the first left it
+            with pytest.raises(LLMAccelError, match="cuda: a fault that was asked for"):
+                greedy(llm, prompts(2, 10), 4)
+
+
+def test_nothing_is_left_on_the_device(tmp_path: Path, emulated: str) -> None:
+    import gc
+
+    lib = emulator.backend()
+    before = lib.la_rt_host_left()
+    llm = open_on(checkpoint("llama", tmp_path), "cuda")
+    greedy(llm, prompts(2, 10), 2)
+    llm.close()
+    del llm
+    gc.collect()
+    assert lib.la_rt_host_left() == before
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("llama", {"dtype": "float32"}, "kv_cache_dtype='bfloat16' yet"),
+        ("llama", {"dtype": "float32", "kv_cache_dtype": "bf16"}, "dtype='float32' yet"),
+        ("llama", {"dtype": "auto", "kv_cache_dtype": "bf16"}, "bf16 and fp16 matrices"),
+        ("llama", {"kv_cache_dtype": "fp8"}, "kv_cache_dtype='bfloat16' yet"),
+        ("llama", {"quantization": "int8"}, "quantization yet; 'cpu' has"),
+        ("mixtral", {}, "experts yet"),
+        ("deepseek_v2", {}, "latents"),
+    ],
+)
+def test_what_is_not_there_is_refused_by_name(
+    family: str, options: dict, message: str, tmp_path: Path, emulated: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        open_on(checkpoint(family, tmp_path), "cuda", **options)
+
+
+def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
+    folder = tiny.make_checkpoint("llama", tmp_path, intermediate_size=100)
+    with pytest.raises(UnsupportedError, match="multiples of 8"):
+        open_on(folder, "cuda")
+
+
+def test_a_model_that_does_not_fit_the_device_is_refused(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", "100000")
+    with pytest.raises(MemoryPlanError, match=r"free of 97\.7 KiB on emulator"):
+        open_on(checkpoint("llama", tmp_path), "cuda")
+
+
+def test_choices_of_the_cpu_are_refused(tmp_path: Path, emulated: str) -> None:
+    folder = checkpoint("llama", tmp_path)
+    for options in ({"isa": "avx2"}, {"threads": 1}):
+        with pytest.raises(ConfigError, match="backend='cuda' has no such choice"):
+            open_on(folder, "cuda", **options)
+    with pytest.raises(ConfigError, match="backend='tpu': expected one of cpu, cuda"):
+        open_on(folder, "tpu")
+
+
+def test_a_missing_driver_is_said(
+    emulated: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MISSING", "no driver of this kind")
+    with pytest.raises(UnsupportedError, match=r"^backend: cuda: no driver of this kind$"):
+        open_device("cuda")
+    assert _cuda() == "not available: no driver of this kind"
+
+
+def test_the_device_is_named(emulated: str) -> None:
+    assert _cuda().startswith("emulator (sm_90), 1.0 GiB of 1.0 GiB free")
+    with pytest.raises(UnsupportedError, match="probe: backend 'cuda' has none"):
+        open_device("cuda").probe_peak("f32")
+    with pytest.raises(UnsupportedError, match="trace: the rows of backend 'cuda'"):
+        _core.Backend("cuda", library=emulated, trace=print)
+    with pytest.raises(UnsupportedError, match="device 0 alone"):
+        _core.Backend("cuda", library=emulated, device=1)
+
+
+def test_an_object_that_is_none_is_said(tmp_path: Path) -> None:
+    text = tmp_path / "text.so"
+    text.write_text("no object")
+    with pytest.raises(UnsupportedError, match=r"text\.so: (file too short|invalid ELF header)"):
+        _core.Backend("cuda", library=str(text))
+    with pytest.raises(UnsupportedError, match=r"this build has no .*absent"):
+        _core.Backend("cuda", library=str(tmp_path / "absent.so"))
+
+
+OBJECTS = [
+    ("int other(void) { return 0; }", "holds no backend"),
+    ("int la_backend_entry_open(int abi) { return abi > 0 ? -7 : 0; }", "interface 7, here"),
+]
+
+
+@pytest.mark.parametrize(("source", "message"), OBJECTS)
+def test_an_object_of_other_sources_is_said(tmp_path: Path, source: str, message: str) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    (tmp_path / "a.c").write_text(source)
+    out = tmp_path / "a.so"
+    subprocess.run([compiler, "-shared", "-fPIC", tmp_path / "a.c", "-o", out], check=True)
+    with pytest.raises(UnsupportedError, match=message):
+        _core.Backend("cuda", library=str(out))
+
+
+def test_the_object_that_nvcc_made_loads() -> None:
+    """With a device it opens, without one it says why; it exports one symbol and is small."""
+    built = ROOT / "python" / "llmaccel" / "_cuda.so"
+    if not built.is_file():
+        pytest.skip("no _cuda.so: nvcc was not there when the package was built")
+    assert built.stat().st_size < 8_000_000
+    names = subprocess.run(["nm", "-D", "--defined-only", built], capture_output=True, text=True)
+    assert [line.split()[-1] for line in names.stdout.splitlines()] == ["la_backend_entry_open"]
+    try:
+        assert _core.Backend("cuda", library=str(built)).info["isa"].startswith("sm_")
+    except UnsupportedError as error:
+        assert "no NVIDIA driver" in str(error) or "sm_80 is the first" in str(error)

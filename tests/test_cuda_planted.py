@@ -1,0 +1,180 @@
+"""Bugs planted in the device's generic kernels: each must fail the test of its kernel.
+
+A mutant is a kernel's source with one piece of text replaced, in a library of its own. What
+sees it is a test of test_cuda_rows.py, by a wrong value or by a fault that the emulator names.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+
+import emulator
+import pytest
+import test_cuda_rows as rows
+from emulator import EMULATOR, KERNELS
+
+pytestmark = pytest.mark.slow  # a compilation each
+
+
+@dataclass(frozen=True)
+class Planted:
+    """In `file`, `text` becomes `changed`; `seen` runs the test that must fail."""
+
+    file: str
+    name: str
+    text: str
+    changed: str
+    seen: Callable[[rows.Device], None]
+
+
+def enter(device: rows.Device) -> None:
+    rows.test_enter(device, 3, 264, rows.RMS, 0)
+    rows.test_enter(device, 3, 264, rows.LAYER, 0)
+
+
+def heads(device: rows.Device) -> None:
+    for norm, turned in ((1, 1), (2, 1), (3, 0)):
+        rows.test_heads(device, norm=norm, turned=turned, interleaved=0, d=16, d_rope=8)
+
+
+def attend(device: rows.Device) -> None:
+    rows.test_attend(device, H=6, K=1, d=24, window=70, softcap=5.0, sinks=0)
+    rows.test_attend(device, H=3, K=3, d=16, window=0, softcap=0.0, sinks=1)
+
+
+def product(device: rows.Device) -> None:
+    rows.test_product(device, 5, 72, 456, 0)
+    rows.test_products_gate(device, 40, "silu")
+    rows.test_products_finish(device)
+
+
+SYNC = "la_sync_block();\n"
+PLANTED = [
+    Planted(
+        *("rows.cu", "sum read before it is written"),
+        "    la_sync_block();\n    float sum",
+        "    float sum",
+        enter,
+    ),
+    Planted("rows.cu", "half of the warps", "WARPS / 2; bits", "WARPS / 4; bits", enter),
+    Planted("rows.cu", "mean kept", "la_ldg(x + i) - n.mean", "la_ldg(x + i)", enter),
+    Planted("rows.cu", "eps outside the root", "(float)D + eps)", "(float)D) + eps", enter),
+    Planted("rows.cu", "no bias", "n->b != NULL ?", "n->b == n->w ?", enter),
+    Planted(
+        *("rows.cu", "last value of a row"),
+        "for (int i = la_thread(); i < a.D; i += BLOCK) {\n        la_stg(out + i, narrow",
+        "for (int i = la_thread(); i < a.D - 1; i += BLOCK) {\n        la_stg(out + i, narrow",
+        enter,
+    ),
+    Planted(
+        "rows.cu",
+        "a tie's later id",
+        "y.id < x.id",
+        "y.id > x.id",
+        lambda d: rows.test_argmax(d, 300),
+    ),
+    Planted(
+        *("rows.cu", "no wait for the predecessor"),
+        "    la_grid_wait();\n    la_grid_release();\n    const float *x = a.x + la_ldg",
+        "    const float *x = a.x + la_ldg",
+        rows.test_gather,
+    ),
+    Planted("rows.cu", "turned the other way", "x * c - y * s", "x * c + y * s", heads),
+    Planted("rows.cu", "slot of a page", "pos % LA_PAGE", "pos / LA_PAGE", heads),
+    Planted("rows.cu", "v over k", "is_v ? a.pages.k_bytes : 0", "0", heads),
+    Planted("rows.cu", "values turned", "a.cos != NULL && !is_v", "a.cos != NULL", heads),
+    Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
+    Planted(
+        "attention.cu", "last token", "(last - first + 1) * words", "(last - first) * words", attend
+    ),
+    Planted(
+        *("attention.cu", "scores read early"),
+        "score_page(a, r, group, first, last);\n        " + SYNC,
+        "score_page(a, r, group, first, last);\n",
+        attend,
+    ),
+    Planted(
+        *("attention.cu", "weights read early"),
+        "weigh_page(r, group, first, last);\n        " + SYNC,
+        "weigh_page(r, group, first, last);\n",
+        attend,
+    ),
+    Planted("attention.cu", "sums do not fade", "fade, sum);", "1.0f, sum);", attend),
+    Planted(
+        "attention.cu", "values do not fade", "la_lds_f32(at) * fade", "la_lds_f32(at)", attend
+    ),
+    Planted("attention.cu", "pages of the first", "la_ldg(a.first + t)", "la_ldg(a.first)", attend),
+    Planted("attention.cu", "window too wide", "pos - a.window + 1", "pos - a.window", attend),
+    Planted("attention.cu", "no sink", "all += la_exp2", "all = 0.0f * la_exp2", attend),
+    Planted("attention.cu", "no cap", "a.softcap != 0.0f ?", "a.softcap > 9.0f ?", attend),
+    Planted("gemm_mma.cu", "a stage too early", "wait<STAGES - 2>", "wait<STAGES - 1>", product),
+    Planted(
+        "gemm_mma.cu",
+        "others' copies not met",
+        SYNC[:-1] + " /* the stage",
+        "/* the stage",
+        product,
+    ),
+    Planted("gemm_mma.cu", "refill of what is read", "(next % STAGES)", "(step % STAGES)", product),
+    Planted("gemm_mma.cu", "beyond K", "k < K;", "k < K + 8;", product),
+    Planted("gemm_mma.cu", "beyond the rows", "first + row < rows", "first + row <= rows", product),
+    Planted(
+        "gemm_mma.cu", "halves of k swapped", "k + lane / 8 % 2", "k + 1 - lane / 8 % 2", product
+    ),
+    Planted("gemm_mma.cu", "a row too many", "m >= a.M", "m > a.M", product),
+    Planted("gemm_mma.cu", "a column too many", "n >= a.N", "n > a.N", product),
+    Planted("gemm_mma.cu", "ups of the next unit", "h < a.N / 2", "h < a.N", product),
+    Planted("gemm_mma.cu", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
+    Planted("gemm_mma.cu", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
+]
+
+
+@cache
+def library(planted: Planted) -> ctypes.CDLL:
+    text = (KERNELS / planted.file).read_text()
+    assert text.count(planted.text) >= 1, f"{planted.file} no longer holds {planted.text!r}"
+    folder = emulator.CACHE / "planted"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{planted.name.replace(' ', '_')}.cu"
+    changed = text.replace(planted.text, planted.changed, 1)
+    changed = changed.replace('"../../model/', f'"{emulator.CORE}/model/')
+    if not path.exists() or path.read_text() != changed:
+        path.write_text(changed)
+    kernels = [KERNELS / name for name in ("rows.cu", "attention.cu", "gemm_mma.cu")]
+    sources = [path if p.name == planted.file else p for p in kernels]
+    return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    emulator.backend()  # what all share, by one thread
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(library, PLANTED))
+
+
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for seed in (0, 3):
+        monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(seed))
+        device = rows.Device(library(planted))
+        try:
+            planted.seen(device)
+        except AssertionError as error:
+            seen.append(error)
+        finally:
+            device.rt.lib.la_rt_close(device.rt.rt)
+    assert seen
+
+
+@pytest.mark.parametrize("check", [enter, heads, attend, product], ids=lambda check: check.__name__)
+def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (0, 3):
+        monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(seed))
+        device = rows.Device()
+        check(device)
+        device.rt.lib.la_rt_close(device.rt.rt)

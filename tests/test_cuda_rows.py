@@ -1,0 +1,362 @@
+"""The device's generic kernels on the emulator, held to the NumPy references of the CPU's.
+
+Outputs start as NaN, rows have gaps that must keep what they held, widths are ugly, and every case
+runs under several seeds of order and delay. Kernels are asked for through launch.h, as the backend
+does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
+
+import numpy as np
+import pytest
+import reference_rows as reference
+from emulator import bf16, from_bf16
+from test_cuda_runtime import Runtime
+
+SEEDS = [0, 3]
+RMS, LAYER = 0, 1
+STORE, ADD, ACT, LOGITS = range(4)
+PAGE = 64
+
+
+def struct(name: str, fields: str) -> type[ctypes.Structure]:
+    """A struct of launch.h from its members: `p` pointer, `i` int, `l` int64, `f` float."""
+    kinds = {"p": c_void_p, "i": c_int, "l": c_int64, "f": c_float}
+    members = [word.split(":") for word in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": [(n, kinds[k]) for n, k in members]})
+
+
+Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f")
+Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
+AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
+Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
+Argmax = struct("Argmax", "x:p ldx:l out:p n:i V:i")
+Heads = struct(
+    "Heads",
+    "y:p ldy:l q:p ldq:l pos:p page:p q_norm:p k_norm:p cos:p sin:p base:p page_bytes:l "
+    "head_bytes:l k_bytes:l n:i n_heads:i n_kv_heads:i d:i d_rope:i interleaved:i norm:i turned:i "
+    "eps:f grow:f grow_every:i",
+)
+Attend = struct(
+    "Attend",
+    "q:p ldq:l out:p ldo:l pos:p table:p first:p sinks:p base:p page_bytes:l head_bytes:l "
+    "k_bytes:l n:i n_heads:i n_kv_heads:i d:i window:i scale:f softcap:f",
+)
+Product = struct(
+    "Product",
+    "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f",
+)
+
+
+class Device:
+    """Arrays on the emulated device, and launches there."""
+
+    def __init__(self, library: ctypes.CDLL | None = None) -> None:
+        self.rt = Runtime(library)
+        self.stream = self.rt.new("stream_open")
+        self.arrays: list[tuple[int, np.ndarray]] = []
+
+    def put(self, array: np.ndarray) -> int:
+        """The address of a copy, which comes back by `get`."""
+        array = np.ascontiguousarray(array)
+        at = self.rt.new("alloc", array.nbytes)
+        self.move(at, array, 0)
+        self.arrays.append((at, array))
+        return at
+
+    def get(self, at: int) -> np.ndarray:
+        like = next(array for place, array in self.arrays if place == at)
+        out = np.empty_like(like)
+        self.move(at, out, 1)
+        return out
+
+    def move(self, at: int, array: np.ndarray, way: int) -> None:
+        host = self.rt.new("pin", array.nbytes)
+        if way == 0:
+            ctypes.memmove(host, array.ctypes.data, array.nbytes)
+        ends = (host, at) if way else (at, host)
+        self.rt.copy(self.stream, *ends, array.nbytes, way)
+        assert self.rt.stream_wait(self.stream) == 0, self.rt.message
+        if way == 1:
+            ctypes.memmove(array.ctypes.data, host, array.nbytes)
+        self.rt.new("unpin", host)
+
+    def launch(self, name: str, args: ctypes.Structure, *more: int) -> None:
+        stream = c_void_p(self.stream)
+        getattr(self.rt.lib, f"la_launch_{name}")(stream, ctypes.byref(args), *more)
+        assert self.rt.stream_wait(self.stream) == 0, self.rt.message
+
+
+@pytest.fixture(params=SEEDS)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(request.param))
+    made = Device()
+    yield made
+    made.rt.lib.la_rt_close(made.rt.rt)
+
+
+def rows(n: int, D: int, ld: int, seed: int, fill: float | None = None) -> np.ndarray:
+    """[n, ld] of which D columns count; `fill` for them, NaN in the gap."""
+    x = np.full((n, ld), np.nan, np.float32)
+    drawn = np.random.default_rng(seed).normal(size=(n, D)).astype(np.float32)
+    x[:, :D] = drawn if fill is None else fill
+    return x
+
+
+def normed(x: np.ndarray, kind: int, w: np.ndarray, b: np.ndarray | None, eps: float) -> np.ndarray:
+    rule = reference.rms_norm
+    made = [rule(r, w, eps) if kind == RMS else reference.layer_norm(r, w, b, eps) for r in x]
+    return np.stack(made)
+
+
+def halves(x: np.ndarray, half: int) -> np.ndarray:
+    return x.astype(np.float16).view(np.uint16) if half else bf16(x)
+
+
+def values(codes: np.ndarray, half: int) -> np.ndarray:
+    return codes.view(np.float16).astype(np.float32) if half else from_bf16(codes)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize(("n", "D"), [(1, 8), (3, 200), (2, 1000)])
+def test_embed(device: Device, n: int, D: int, half: int) -> None:
+    table = halves(rows(11, D, D, 0), half)
+    ids = np.array([7, 0, 10][:n], np.int32)
+    out = device.put(rows(n, D, D + 5, 0, np.nan))
+    args = Embed(device.put(table), device.put(ids), out, D + 5, n, D, half, 0, 1.5)
+    device.launch("embed", args)
+    assert np.array_equal(device.get(out)[:, :D], values(table, half)[ids] * np.float32(1.5))
+    args.add, args.scale = 1, 1.0
+    device.launch("embed", args)
+    found = device.get(out)
+    assert np.array_equal(found[:, :D], values(table, half)[ids] * np.float32(2.5))
+    assert np.isnan(found[:, D:]).all()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("kind", [-1, RMS, LAYER])
+@pytest.mark.parametrize(("n", "D"), [(1, 8), (3, 264), (2, 1000)])
+def test_enter(device: Device, n: int, D: int, kind: int, half: int) -> None:
+    x, w, b = rows(n, D, D + 3, 1), rows(1, D, D, 2)[0], rows(1, D, D, 3)[0]
+    x *= 0.01  # so that eps counts
+    out = device.put(np.full((n, D), 0x7FFF, np.uint16))
+    args = Enter(device.put(x), D + 3, device.put(w), device.put(b), out, n, D, half, kind, 1e-5)
+    if kind == RMS:
+        args.b = None
+    device.launch("enter", args)
+    want = x[:, :D] if kind < 0 else normed(x[:, :D], kind, w, b if kind == LAYER else None, 1e-5)
+    found = values(device.get(out), half)
+    # within half a step of 16 bits, and the few units in which sums of other orders differ
+    assert np.abs(found - want).max() <= np.abs(want).max() * (2.0**-11 if half else 2.0**-8)
+    if kind < 0:
+        assert np.array_equal(found, values(halves(x[:, :D], half), half))
+
+
+def test_a_row_does_not_know_its_company(device: Device) -> None:
+    x, w = rows(5, 136, 136, 4), rows(1, 136, 136, 5)[0]
+    made = []
+    for part in (x, x[3:4]):
+        out = device.put(np.zeros(part.shape, np.uint16))
+        at = (device.put(part), 136, device.put(w), None, out)
+        device.launch("enter", Enter(*at, len(part), 136, 0, RMS, 1e-6))
+        made.append(device.get(out))
+    assert np.array_equal(made[0][3], made[1][0])
+
+
+@pytest.mark.parametrize("kind", [RMS, LAYER])
+def test_add_norm(device: Device, kind: int) -> None:
+    n, D = 3, 264
+    y, x, w = rows(n, D, D + 8, 6), rows(n, D, D + 16, 7), rows(1, D, D, 8)[0]
+    at = device.put(x)
+    args = AddNorm(device.put(y), D + 8, device.put(w), None, at, D + 16, n, D, kind, 1e-6, 0.5)
+    device.launch("add_norm", args)
+    want = x[:, :D] + 0.5 * normed(y[:, :D], kind, w, None, 1e-6)
+    assert np.allclose(device.get(at)[:, :D], want, rtol=1e-5, atol=1e-5)
+
+
+def test_gather(device: Device) -> None:
+    x, out = rows(4, 72, 80, 9), device.put(rows(3, 72, 75, 0, np.nan))
+    args = Gather(device.put(x), 80, device.put(np.array([3, 3, 0], np.int32)), out, 75, 3, 72)
+    device.launch("gather", args)
+    assert np.array_equal(device.get(out)[:, :72], x[[3, 3, 0], :72])
+
+
+@pytest.mark.parametrize("V", [1, 300, 1031])
+def test_argmax(device: Device, V: int) -> None:
+    """The lowest id of the largest; NaN never; 0 where nothing else is there."""
+    x = rows(5, V, V + 3, 19)
+    x[0, [V // 3, V // 2, V - 1]] = 9.0  # ties, maybe in different warps
+    x[1, :V:2] = np.nan
+    x[2, :V], x[3, :V], x[4, :V] = np.nan, -np.inf, -1.0
+    out = device.put(np.full(5, -1, np.int32))
+    device.launch("argmax", Argmax(device.put(x), V + 3, out, 5, V))
+    want = [0 if np.isnan(row[:V]).all() else int(np.nanargmax(row[:V])) for row in x]
+    assert device.get(out).tolist() == want
+
+
+# ---- heads and attention -------------------------------------------------------------------------
+
+
+class Cache:
+    """Pages of one layer of a model with two, in the device's layout."""
+
+    def __init__(self, device: Device, n_pages: int, n_kv: int, d: int) -> None:
+        self.shape = (n_pages, 2, n_kv, 2, PAGE, d)
+        self.device = device
+        self.at = device.put(np.full(self.shape, 0x7FC0, np.uint16))  # NaN
+        one = PAGE * d * 2
+        self.pages = (self.at + n_kv * 2 * one, 4 * n_kv * one, 2 * one, one)  # of layer 1
+
+    def kv(self) -> np.ndarray:
+        """[page, kv head, k or v, slot, d]; and the other layer is as it was."""
+        codes = self.device.get(self.at)
+        assert (codes[:, 0] == 0x7FC0).all()
+        return from_bf16(codes[:, 1])
+
+
+def rotated(x: np.ndarray, angle: np.ndarray, interleaved: int) -> np.ndarray:
+    return reference.rope(x, np.cos(angle), np.sin(angle), bool(interleaved))
+
+
+@pytest.mark.parametrize(
+    ("norm", "turned", "interleaved", "d", "d_rope"),
+    [(0, 1, 0, 16, 16), (1, 1, 1, 24, 8), (2, 1, 0, 40, 40), (3, 1, 0, 16, 8), (3, 0, 0, 16, 8)],
+)
+def test_heads(
+    device: Device, *, norm: int, turned: int, interleaved: int, d: int, d_rope: int
+) -> None:
+    n, H, K, eps = 3, 6, 2, 1e-5
+    row = norm == 2
+    y = rows(n, (H + 2 * K) * d, (H + 2 * K) * d + 8, 10)
+    pos, page = np.array([5, 64, 130], np.int32), np.array([2, 0, 1], np.int32)
+    angle = np.outer(np.arange(140), 0.3 ** np.arange(d_rope // 2)).astype(np.float32)
+    q_norm, k_norm = rows(1, H * d if row else d, H * d, 11)[0], rows(1, K * d, K * d, 12)[0]
+    cache, q = Cache(device, 3, K, d), device.put(rows(n, H * d, H * d + 4, 0, np.nan))
+    tables = [device.put(f(angle)) if turned else None for f in (np.cos, np.sin)]
+    norms = [device.put(q_norm), device.put(k_norm)] if norm in (1, 2) else [None, None]
+    args = Heads(
+        *(device.put(y), y.shape[1], q, H * d + 4, device.put(pos), device.put(page)),
+        *(*norms, *tables, *cache.pages, n, H, K, d, d_rope, interleaved, norm, turned),
+        *(eps, 0.5, 0 if turned else 50),
+    )
+    device.launch("heads", args)
+    kv, found = cache.kv(), device.get(q)
+    ones = np.ones(d, np.float32)
+    for t in range(n):
+        heads = y[t, : (H + 2 * K) * d].copy()
+        if row:
+            heads[: H * d] = reference.rms_norm(heads[: H * d], q_norm, eps)
+            heads[H * d : (H + K) * d] = reference.rms_norm(heads[H * d : (H + K) * d], k_norm, eps)
+        heads = heads.reshape(-1, d)
+        for h in range(H + K):
+            if norm == 1 or (norm == 3 and turned):
+                w = ones if norm == 3 else (q_norm if h < H else k_norm)[:d]
+                heads[h] = reference.rms_norm(heads[h], w, eps)
+            if turned:
+                heads[h] = rotated(heads[h], angle[pos[t]], interleaved)
+        grow = 1.0 if turned else 1.0 + 0.5 * np.log1p((pos[t] + 1) // 50)
+        assert np.allclose(found[t, : H * d], heads[:H].ravel() * grow, rtol=1e-5, atol=1e-5)
+        for part, want in enumerate((heads[H : H + K], heads[H + K :])):
+            stored = kv[page[t], :, part, pos[t] % PAGE]
+            assert np.allclose(stored, want, rtol=2.0**-8, atol=1e-6)
+    assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n  # no other slot was written
+
+
+def attention(q, k, v, *, scale, window, softcap, sink):
+    """One head's token: q [d], k and v [tokens, d], the last being its own."""
+    s = (k @ q).astype(np.float64) * scale
+    s = softcap * np.tanh(s / softcap) if softcap else s
+    if window:
+        s, v = s[-window:], v[-window:]
+    e = np.exp(s - s.max())
+    mass = e.sum() + (np.exp(sink - s.max()) if sink is not None else 0.0)
+    return e @ v / mass
+
+
+@pytest.mark.parametrize(
+    ("H", "K", "d", "window", "softcap", "sinks"),
+    [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1)],
+)
+def test_attend(device: Device, *, H, K, d, window, softcap, sinks) -> None:
+    rng = np.random.default_rng(13)
+    lengths, tables = [1, 65, 200], [[3], [1, 5], [0, 4, 2, 6]]
+    codes = np.full((7, 2, K, 2, PAGE, d), 0x7FC0, np.uint16)  # NaN where nothing was stored
+    for length, table in zip(lengths, tables, strict=True):
+        for t in range(length):
+            codes[table[t // PAGE], 1, :, :, t % PAGE] = bf16(rng.normal(size=(K, 2, d)))
+    base, one = device.put(codes), PAGE * d * 2
+    q, out = rows(3, H * d, H * d + 4, 14), device.put(rows(3, H * d, H * d, 0, np.nan))
+    sink = rng.normal(size=H).astype(np.float32)
+    flat = np.array([page for table in tables for page in table], np.int32)
+    first = np.array([0, 1, 3], np.int32)
+    args = Attend(
+        *(device.put(q), H * d + 4, out, H * d, device.put(np.array(lengths, np.int32) - 1)),
+        *(device.put(flat), device.put(first), device.put(sink) if sinks else None),
+        *(base + K * 2 * one, 4 * K * one, 2 * one, one, 3, H, K, d, window, 0.3, softcap),
+    )
+    device.launch("attend_paged", args)
+    found, kv = device.get(out), from_bf16(codes)
+    for t, (length, table) in enumerate(zip(lengths, tables, strict=True)):
+        for h in range(H):
+            k, v = np.concatenate([kv[p, 1, h // (H // K)] for p in table], axis=1)[:, :length]
+            row = q[t, h * d : (h + 1) * d]
+            mass = sink[h] if sinks else None
+            want = attention(row, k, v, scale=0.3, window=window, softcap=softcap, sink=mass)
+            assert np.allclose(found[t, h * d : (h + 1) * d], want, rtol=1e-4, atol=1e-5)
+
+
+# ---- products ------------------------------------------------------------------------------------
+
+
+def product(device: Device, M: int, N: int, K: int, *, half, kind, paired=0, act=0):
+    """(a, w, bias, what the kernel made of them); column N and beyond must keep what they held."""
+    a, units = halves(rows(M, K, K, 15), half), (N + 31) // 32 * 32
+    w = halves(rows(units, K, K, 16) * 0.3, half)
+    if not paired:  # else a short last unit has its ups behind the place of all its gates
+        w[N:] = 0
+    bias = rows(1, units, units, 17)[0]
+    cols = N // 2 if paired else N
+    start = rows(M, cols, cols + 7, 18, None if kind == ADD else np.nan)
+    out = device.put(start)
+    finish = (kind, act, paired, 0.25, 3.0 if kind == LOGITS else 0.0)
+    args = (device.put(a), device.put(w), device.put(bias), out, cols + 7, M, N, K)
+    device.launch("product", Product(*args, *finish), half)
+    found = device.get(out)
+    assert np.isnan(found[:, cols:]).all()
+    y = values(a, half).astype(np.float64) @ values(w, half).astype(np.float64).T + bias
+    return y if paired else y[:, :N], start[:, :cols], found[:, :cols]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize(("M", "N", "K"), [(1, 32, 8), (17, 72, 200), (5, 200, 136), (70, 33, 64)])
+def test_product(device: Device, M: int, N: int, K: int, half: int) -> None:
+    want, _, found = product(device, M, N, K, half=half, kind=STORE)
+    assert np.linalg.norm(found - want) <= 1e-5 * np.linalg.norm(want)
+
+
+def test_products_finish(device: Device) -> None:
+    want, start, found = product(device, 3, 72, 64, half=0, kind=ADD)
+    assert np.allclose(found, start + 0.25 * want, rtol=1e-4, atol=1e-4)
+    want, _, found = product(device, 3, 72, 64, half=0, kind=LOGITS)
+    assert np.allclose(found, 3.0 * np.tanh(want * 0.25 / 3.0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "gelu_tanh", "relu", "clip"])
+@pytest.mark.parametrize("F", [16, 40])
+def test_products_gate(device: Device, F: int, act: str) -> None:
+    """Gates and ups in turns of 16 columns; the last unit may hold fewer pairs."""
+    kind = ["silu", "gelu", "gelu_tanh", "relu", "clip"].index(act)
+    want, _, found = product(device, 5, 2 * F, 64, half=0, kind=ACT, paired=1, act=kind)
+    gates = want.reshape(5, -1, 2, 16).astype(np.float32)
+    gate, up = gates[:, :, 0].reshape(5, -1)[:, :F], gates[:, :, 1].reshape(5, -1)[:, :F]
+    made = np.stack([reference.act_mul(act, g, u) for g, u in zip(gate, up, strict=True)])
+    assert np.allclose(found, made, rtol=1e-4, atol=1e-4)
+
+
+def test_rows_of_a_product_do_not_depend_on_how_many_there_are(device: Device) -> None:
+    few, many = (product(device, M, 64, 136, half=0, kind=STORE) for M in (3, 70))
+    assert np.array_equal(few[0], many[0][:3])
+    assert np.array_equal(few[2], many[2][:3])
