@@ -135,6 +135,7 @@ bool make_cluster(int number)
                 return false;
             }
         }
+        race_start(b.get(), c->blocks.size());
     }
     machine->clusters.push_back(std::move(c));
     return true;
