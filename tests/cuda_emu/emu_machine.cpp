@@ -370,15 +370,17 @@ std::string check_shape(la_emu_shape *s)
 }
 
 std::jmp_buf crash_point;
+thread_local bool launching; /* this thread runs the grid */
 
 void on_crash(int)
 {
-    if (machine && machine->crash) {
+    if (launching && machine->crash) {
         std::jmp_buf *to = machine->crash;
         machine->crash = nullptr;
         std::longjmp(*to, 1);
     }
-    signal(SIGSEGV, SIG_DFL);
+    signal(SIGSEGV, SIG_DFL); /* not ours: it happens again, and ends the process */
+    signal(SIGBUS, SIG_DFL);
 }
 
 /* Runs with a handler for wild pointers of kernels, which would otherwise end the test process. */
@@ -394,6 +396,7 @@ void run_guarded()
     sigaltstack(&mine, &old_stack);
     sigaction(SIGSEGV, &action, &old_segv);
     sigaction(SIGBUS, &action, &old_bus);
+    launching = true;
     if (setjmp(crash_point) == 0) {
         machine->crash = &crash_point;
         run_grid();
@@ -405,6 +408,7 @@ void run_guarded()
                    STACK_BYTES);
     }
     machine->crash = nullptr;
+    launching = false;
     sigaction(SIGSEGV, &old_segv, nullptr);
     sigaction(SIGBUS, &old_bus, nullptr);
     sigaltstack(&old_stack, nullptr);
