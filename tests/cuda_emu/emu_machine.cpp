@@ -335,11 +335,14 @@ void run_grid()
             }
         }
         if (machine->clusters.empty()) {
-            return;
+            break;
         }
         if (run_round(&quiet)) {
             retire();
         }
+    }
+    while (machine->error.empty() && !machine->copies.empty()) { /* stores that have been read */
+        advance_copies(true);
     }
 }
 

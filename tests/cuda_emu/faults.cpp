@@ -353,6 +353,18 @@ LA_KERNEL(load_nobody_waits_for, fault_args)
     }
 }
 
+LA_KERNEL(store_outlives_block, fault_args)
+{
+    la_sts(smem_at(la_thread() * 4), uint32_t(la_thread()) + 1);
+    la_fence_async();
+    la_sync_block();
+    if (la_thread() == 0) {
+        la_bulk_store(a.out, smem_at(0), 512);
+        la_bulk_commit();
+        la_bulk_wait_read<0>();
+    }
+}
+
 LA_KERNEL(source_overwritten, fault_args)
 {
     if (la_thread() == 0) {
@@ -497,6 +509,7 @@ static const fault_row rows[] = {
     ROW(odd_run),
     ROW(run_past_global),
     ROW(load_nobody_waits_for),
+    ROW(store_outlives_block),
     ROW(source_overwritten),
     PAIR(block_has_ended),
     PAIR(no_such_block),
