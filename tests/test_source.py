@@ -15,10 +15,10 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pytest
+from c_source import blank, function_name, items, without_preprocessor
 from conftest import ROOT
 
 # ---- what is allowed ----------------------------------------------------------------------------
@@ -91,82 +91,6 @@ CPYTHON_TABLES = (
     r"|PyStructSequence_Field|PyStructSequence_Desc|PyBufferProcs)\b"
     r"|^\s*char \*\w+\[\]\s*$"  # the names that PyArg_ParseTupleAndKeywords reads
 )
-
-# ---- reading C ----------------------------------------------------------------------------------
-
-
-@dataclass
-class Item:
-    """A declaration or definition at file scope, its comments and literals blanked."""
-
-    line: int
-    head: str  # up to `{` or `;`, initialisers and bodies left out
-    body: str | None  # of a function
-    body_line: int
-
-
-def spaces(match: re.Match[str]) -> str:
-    return re.sub(r"[^\n]", " ", match.group())
-
-
-def blank(text: str) -> str:
-    """Same text, same lines; comments, string and character literals become spaces."""
-    pattern = r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
-    return re.sub(pattern, spaces, text, flags=re.S)
-
-
-def without_preprocessor(text: str) -> str:
-    """Blanks preprocessor lines, their continuations included."""
-    return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", spaces, text, flags=re.M)
-
-
-def items(text: str) -> Iterator[Item]:
-    """The file-scope items of a C file. Wants balanced braces after the preprocessor is blanked."""
-    code = without_preprocessor(blank(text))
-    code = re.sub(r"__attribute__\s*\(\(.*?\)\)|_Alignas\s*\([^)]*\)", "", code, flags=re.S)
-    code = re.sub(r"\bextern\s*\{", "", code)
-    code = re.sub(r"\btemplate\s*<[^;{]*?>(?=\s+(?:struct|LA_\w+|static|void)\b)", spaces, code)
-    code = re.sub(r"(?<=\bstruct )(\w+)<\w*>", r"\1", code)  # a specialisation
-    head: list[str] = []
-    depth, line, start, body_at, body_line = 0, 1, 1, 0, 1
-    for at, char in enumerate(code):
-        if char == "\n":
-            line += 1
-        if depth == 0 and char not in "{};":
-            if not char.isspace() and not "".join(head).strip():
-                start = line
-            head.append(char)
-        elif char == "{":
-            depth += 1
-            if depth == 1:
-                body_at, body_line = at + 1, line
-        elif char == "}":
-            if depth == 0:  # of `extern "C" {`
-                head = []
-                continue
-            depth -= 1
-            if depth == 0 and is_function("".join(head)):
-                yield Item(start, "".join(head), code[body_at:at], body_line)
-                head = []
-            elif depth == 0:
-                head.append(" {} ")
-        elif char == ";" and depth == 0:
-            if "".join(head).strip():
-                yield Item(start, "".join(head), None, line)
-            head = []
-
-
-def is_function(head: str) -> bool:
-    """Whether what stands before a `{` is a function's declarator."""
-    return "(" in head and "=" not in head and "{}" not in head and "typedef" not in head.split()
-
-
-def function_name(head: str) -> str:
-    kernel = re.search(r"\bLA_KERNEL\w*\s*\(\s*(\w+)", head)
-    if kernel:
-        return kernel.group(1)
-    found = re.search(r"(\w+)\s*\(", re.sub(r"\bLA_[A-Z_]+\s*\([^)]*\)", "", head))
-    return found.group(1) if found else ""
 
 
 def in_cpu_kernels(path: str) -> bool:
@@ -250,9 +174,11 @@ def rule_c_names(path: str, text: str) -> list[str]:
 
 
 def rule_c_parameters(path: str, text: str) -> list[str]:
-    """Functions take at most six things; what is more belongs to a struct. Kernels are free."""
+    """Functions take at most six things; what is more belongs to a struct. Kernels are free, and
+    so are wrappers of an instruction, which take its operands."""
+    free = in_cpu_kernels(path) or path.startswith("csrc/kernels/cuda/la_ptx")
     found = []
-    for item in items("" if in_cpu_kernels(path) else text):
+    for item in items("" if free else text):
         name, depth, count = function_name(item.head), 0, 1
         if not name or "typedef" in item.head.split():
             continue
