@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq -c tests/constraints.txt --no-build-isolation
-C_FILES = $(shell find csrc tests/c -name '*.[ch]' 2>/dev/null)
+C_FILES = $(shell find csrc tests/c tests/cuda_emu -name '*.[ch]' -o -name '*.cu' -o -name '*.cpp' 2>/dev/null)
 
 # The demo model, from PyPI; LLMACCEL_SMOLLM2 names a copy that is already there.
 SMOLLM2 := .cache/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -73,13 +73,13 @@ GEMM_BF16 = [
         "products overlap by one more than stages",
         "la_wgmma_wait<1>();",
         "la_wgmma_wait<2>();",
-        "given back too early",
+        "nothing orders the two",
     ),
     Mutant(
         "accumulators read before their wait",
         "la_wgmma_wait<0>();\n        la_wgmma_pin(d);",
         "la_wgmma_wait<1>();\n        la_wgmma_pin(d);",
-        "not been waited for",
+        "nothing orders the two",
     ),
     Mutant("no wgmma fence", "            la_wgmma_fence();\n", "", "no la_wgmma_fence"),
     Mutant(

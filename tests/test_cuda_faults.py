@@ -10,6 +10,7 @@ import ctypes
 from functools import cache
 
 import emulator
+import numpy as np
 import pytest
 from conformance_cases import Shape
 from emulator import Error, aligned, pointer
@@ -31,6 +32,7 @@ ALWAYS = {
     "collectives_differ": "while others of its warp",
     "barrier_in_branch": "dead lock",
     "barrier_counts_differ": "others came for",
+    "write_unordered": "nothing orders the two",
     "poll_for_nothing": "poll for what never comes",
     "odd_registers": "a multiple of 8",
     "early_write": "before la_grid_wait",
@@ -56,12 +58,21 @@ ALWAYS = {
 # Caught when events come in some order, which one of a few seeds gives.
 SOMETIMES = {
     "no_sync": "which nobody has written",
+    "read_unordered": "wrote: nothing orders the two",
+    "copy_read_unordered": "which a copy wrote: nothing orders the two",
     "cp_async_unwaited": "where a copy is in flight",
     "cp_async_of_others": "where a copy is in flight",
     "two_loads_into_one": "where a copy is in flight",
     "load_nobody_waits_for": "still in flight",
     "source_overwritten": "a store in flight still reads",
     "block_has_ended": "which has ended",
+}
+
+# Right ones: each stores to the first 128 words. What they must hold.
+FAULTLESS = {
+    "none": np.zeros(128, np.uint32),
+    "halves_and_atomics": np.full(128, 0x70007 + 128, np.uint32),
+    "store_outlives_block": np.arange(1, 129, dtype=np.uint32),
 }
 
 
@@ -79,10 +90,10 @@ def names() -> list[str]:
     return out
 
 
-def run(name: str, seed: int) -> str:
+def run(name: str, seed: int, out: np.ndarray | None = None) -> str:
     """What the emulator says of a kernel; "" where it found nothing."""
     lib, error = library(), Error()
-    memory = [aligned(4096, "u4"), aligned(4096, "u4")]
+    memory = [aligned(4096, "u4"), aligned(4096, "u4") if out is None else out]
     for array in memory:
         lib.la_emu_register(pointer(array), ctypes.c_size_t(array.nbytes))
     try:
@@ -96,7 +107,7 @@ def run(name: str, seed: int) -> str:
 
 
 def test_every_fault_is_expected() -> None:
-    assert set(names()) == {"none", *ALWAYS, *SOMETIMES}
+    assert set(names()) == {*FAULTLESS, *ALWAYS, *SOMETIMES}
 
 
 @pytest.mark.parametrize("name", ALWAYS)
@@ -111,6 +122,14 @@ def test_fault_is_named(name: str) -> None:
 def test_race_is_found(name: str) -> None:
     messages = [run(name, seed) for seed in range(1, 17)]
     assert any(SOMETIMES[name] in message for message in messages), messages
+
+
+@pytest.mark.parametrize("name", FAULTLESS)
+def test_no_fault_is_no_fault(name: str) -> None:
+    for seed in range(8):
+        out = aligned(4096, "u4", fill=0xFF)
+        assert run(name, seed, out) == ""
+        np.testing.assert_array_equal(out[:128], FAULTLESS[name])
 
 
 def test_the_emulator_goes_on() -> None:

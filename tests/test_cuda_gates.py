@@ -164,6 +164,18 @@ def test_machine_code(source: Path, arch: str) -> None:
 
 
 @pytest.mark.slow
+def test_checked_build_compiles(tmp_path: Path) -> None:
+    """LA_CHECK, for runs that look for a hang."""
+    source = KERNELS / "gemm_bf16_sm90.cu"
+    command = [nvcc(), *FLAGS[:3], "-DLA_CHECK", "-arch=sm_90a", "-ptx", "-o", "a.ptx", str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-4000:]
+    text = (tmp_path / "a.ptx").read_text()
+    assert "trap;" in text
+    assert "try_wait" not in text
+
+
+@pytest.mark.slow
 def test_generic_sources_make_ptx(tmp_path: Path) -> None:
     """PTX for compute_80 runs on every later GPU: each source that is not Hopper's makes some."""
     for path in sorted(KERNELS.glob("*.cu")):

@@ -104,32 +104,23 @@ class Item:
     body_line: int
 
 
+def spaces(match: re.Match[str]) -> str:
+    return re.sub(r"[^\n]", " ", match.group())
+
+
 def blank(text: str) -> str:
     """Same text, same lines; comments, string and character literals become spaces."""
-
-    def spaces(match: re.Match[str]) -> str:
-        return re.sub(r"[^\n]", " ", match.group())
-
     pattern = r"/\*.*?\*/|//[^\n]*|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
     return re.sub(pattern, spaces, text, flags=re.S)
 
 
 def without_preprocessor(text: str) -> str:
     """Blanks preprocessor lines, their continuations included."""
-    return re.sub(
-        r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*",
-        lambda match: re.sub(r"[^\n]", " ", match.group()),
-        text,
-        flags=re.M,
-    )
+    return re.sub(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", spaces, text, flags=re.M)
 
 
 def items(text: str) -> Iterator[Item]:
     """The file-scope items of a C file. Wants balanced braces after the preprocessor is blanked."""
-
-    def spaces(match: re.Match[str]) -> str:
-        return re.sub(r"[^\n]", " ", match.group())
-
     code = without_preprocessor(blank(text))
     code = re.sub(r"__attribute__\s*\(\(.*?\)\)|_Alignas\s*\([^)]*\)", "", code, flags=re.S)
     code = re.sub(r"\bextern\s*\{", "", code)
@@ -149,7 +140,10 @@ def items(text: str) -> Iterator[Item]:
             if depth == 1:
                 body_at, body_line = at + 1, line
         elif char == "}":
-            depth = max(depth - 1, 0)
+            if depth == 0:  # of `extern "C" {`
+                head = []
+                continue
+            depth -= 1
             if depth == 0 and is_function("".join(head)):
                 yield Item(start, "".join(head), code[body_at:at], body_line)
                 head = []

@@ -224,13 +224,18 @@ void la_emu_named_barrier(int id, int threads, int wait)
     }
     bar.count = threads;
     machine->progress++;
+    race_release(machine->now, &bar.gather);
     if (++bar.arrived == threads) {
         bar.arrived = 0;
         bar.generation++;
+        race_join(&bar.done, bar.gather);
         preempt(4);
     }
     else if (wait) {
         block_on(bar.generation, id ? "a named barrier" : "la_sync_block", uint32_t(id));
+    }
+    if (wait) {
+        race_acquire(machine->now, bar.done);
     }
 }
 
@@ -290,6 +295,7 @@ Barrier *find_barrier(uint32_t address, const char *what, Block **owner)
 void settle(Barrier *bar)
 {
     if (bar->pending == 0 && bar->tx == 0) {
+        race_join(&bar->done, bar->gather);
         bar->phase++;
         bar->pending = bar->count;
         machine->progress++;
@@ -380,7 +386,9 @@ void la_emu_mbar_arrive(uint32_t at, int mapped)
     if (!mapped && at >> RANK_SHIFT) {
         fault("la_mbar_arrive at a mapped address; use la_mbar_arrive_cluster");
     }
-    arrive(find_barrier(at, what), 1, what);
+    Barrier *bar = find_barrier(at, what);
+    race_release(machine->now, &bar->gather);
+    arrive(bar, 1, what);
     preempt(2);
 }
 
@@ -388,15 +396,20 @@ void la_emu_mbar_expect(uint32_t at, uint32_t bytes)
 {
     Barrier *bar = find_barrier(at, "la_mbar_expect");
     bar->tx += bytes;
+    race_release(machine->now, &bar->gather);
     arrive(bar, 1, "la_mbar_expect");
     preempt(2);
 }
 
 int la_emu_mbar_test(uint32_t at, uint32_t parity)
 {
-    int done = (find_barrier(at, "la_mbar_test")->phase & 1) != (parity & 1);
+    Barrier *bar = find_barrier(at, "la_mbar_test");
+    int done = (bar->phase & 1) != (parity & 1);
     if (!done) {
         yield();
+    }
+    else {
+        race_acquire(machine->now, bar->done);
     }
     return done;
 }
@@ -411,6 +424,7 @@ void la_emu_mbar_wait(uint32_t at, uint32_t parity)
     while ((bar->phase & 1) == parity) {
         block_on(bar->phase, "la_mbar_wait", bar->offset, parity);
     }
+    race_acquire(machine->now, bar->done);
 }
 
 /* ---- clusters ---- */
@@ -434,9 +448,11 @@ void la_emu_cluster_arrive(void)
     }
     t->cluster_seen = c->generation;
     machine->progress++;
+    race_release(t, &c->gather);
     if (++c->arrived == int(c->blocks.size()) * machine->threads) {
         c->arrived = 0;
         c->generation++;
+        race_join(&c->done, c->gather);
     }
     preempt(2);
 }
@@ -452,6 +468,7 @@ void la_emu_cluster_wait(void)
         block_on(c->generation, "la_cluster_wait");
     }
     t->cluster_seen = ~uint64_t(0);
+    race_acquire(t, c->done);
 }
 
 uint32_t la_emu_mapa(uint32_t at, uint32_t rank)

@@ -153,6 +153,10 @@ void claim(const Copy *c, const char *what)
                       what, i, r.block->dirty[i / 4] - 1);
             }
         }
+        std::string why = race_check_write(r.block, r.offset, r.bytes, machine->now, false);
+        if (!why.empty()) {
+            fault("%s into %s", what, why.c_str());
+        }
     }
     for (const Run &r : c->runs) {
         memset(r.block->smem.data() + r.offset, 0xff, r.bytes);
@@ -168,9 +172,12 @@ void lend(Block *b, uint32_t offset, uint32_t bytes, int by)
     }
 }
 
-void check_source(const Block *b, uint32_t offset, uint32_t bytes, const char *what)
+void check_source(Block *b, uint32_t offset, uint32_t bytes, const char *what)
 {
     std::string why = proxy_fault(b, offset, bytes);
+    if (why.empty()) {
+        why = race_read(b, offset, bytes, machine->now);
+    }
     if (!why.empty()) {
         fault("%s reads %s", what, why.c_str());
     }
@@ -230,12 +237,15 @@ void write_target(Copy *c)
         }
         else {
             const uint8_t *from = c->from ? c->held.data() + at : r.global ? r.global : zeros;
-            store_shared(r.block, r.offset, from, r.bytes, c->generic ? c->thread : nullptr);
+            const Thread *by = c->generic ? c->thread : nullptr;
+            store_shared(r.block, r.offset, from, r.bytes, by);
+            race_write(r.block, r.offset, r.bytes, by, false);
         }
         at += r.bytes;
     }
     for (auto &t : c->tell) {
         if (t.second) {
+            race_copied(c->runs[0].block, &t.first->gather);
             transact(t.first, -t.second);
         }
         else if (t.first->pending == 0) {
@@ -243,6 +253,7 @@ void write_target(Copy *c)
                        t.first->offset);
         }
         else {
+            race_release(c->thread, &t.first->gather);
             t.first->pending--;
             settle(t.first);
         }

@@ -135,6 +135,7 @@ bool make_cluster(int number)
                 return false;
             }
         }
+        race_start(b.get(), c->blocks.size());
     }
     machine->clusters.push_back(std::move(c));
     return true;
@@ -334,11 +335,14 @@ void run_grid()
             }
         }
         if (machine->clusters.empty()) {
-            return;
+            break;
         }
         if (run_round(&quiet)) {
             retire();
         }
+    }
+    while (machine->error.empty() && !machine->copies.empty()) { /* stores that have been read */
+        advance_copies(true);
     }
 }
 
@@ -369,15 +373,17 @@ std::string check_shape(la_emu_shape *s)
 }
 
 std::jmp_buf crash_point;
+thread_local bool launching; /* this thread runs the grid */
 
 void on_crash(int)
 {
-    if (machine && machine->crash) {
+    if (launching && machine->crash) {
         std::jmp_buf *to = machine->crash;
         machine->crash = nullptr;
         std::longjmp(*to, 1);
     }
-    signal(SIGSEGV, SIG_DFL);
+    signal(SIGSEGV, SIG_DFL); /* not ours: it happens again, and ends the process */
+    signal(SIGBUS, SIG_DFL);
 }
 
 /* Runs with a handler for wild pointers of kernels, which would otherwise end the test process. */
@@ -393,6 +399,7 @@ void run_guarded()
     sigaltstack(&mine, &old_stack);
     sigaction(SIGSEGV, &action, &old_segv);
     sigaction(SIGBUS, &action, &old_bus);
+    launching = true;
     if (setjmp(crash_point) == 0) {
         machine->crash = &crash_point;
         run_grid();
@@ -404,6 +411,7 @@ void run_guarded()
                    STACK_BYTES);
     }
     machine->crash = nullptr;
+    launching = false;
     sigaction(SIGSEGV, &old_segv, nullptr);
     sigaction(SIGBUS, &old_bus, nullptr);
     sigaltstack(&old_stack, nullptr);

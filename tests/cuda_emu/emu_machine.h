@@ -29,6 +29,10 @@ enum ByteState : uint8_t { UNSET = 0, SET = 1, FLIGHT = 2, BARRIER = 3 };
 
 struct Block;
 struct Cluster;
+struct Shadow; /* who wrote and read each word last, emu_race.cpp */
+
+/* What has happened, as far as someone knows: a count for each warp of the cluster, and for its copies. */
+typedef std::vector<uint32_t> Clock;
 
 /* A thread waits for *counter to move on from `seen`. */
 struct Wait {
@@ -86,11 +90,13 @@ struct Barrier {
     int64_t tx = 0;
     uint64_t phase = 0;
     bool fenced = false; /* its initialisation is visible to copies and other blocks */
+    Clock gather, done;  /* of those who arrived, of those in phases that have ended */
 };
 
 struct NamedBarrier {
     int count = 0, arrived = 0;
     uint64_t generation = 0;
+    Clock gather, done;
 };
 
 /* Threads that meet at one instruction: 32 lanes under a mask, or a warpgroup. */
@@ -107,6 +113,7 @@ struct Warp {
     std::vector<Meeting> open;
     uint32_t exited = 0;
     int skip = 0; /* sixteenths of the rounds that it sits out */
+    Clock clock;
 };
 
 /* Accumulator registers of a warpgroup that products in flight own. */
@@ -150,6 +157,7 @@ struct Block {
     std::vector<uint16_t> readers; /* per 16 bytes: copies out of it that have not read yet */
     std::vector<std::unique_ptr<Barrier>> barriers;
     NamedBarrier named[16];
+    std::shared_ptr<Shadow> shadow;
     std::vector<Thread *> threads;
     std::vector<Warp> warps;
     std::vector<Warpgroup> groups;
@@ -159,6 +167,8 @@ struct Cluster {
     std::vector<std::unique_ptr<Block>> blocks;
     int arrived = 0;
     uint64_t generation = 0;
+    Clock gather, done;
+    uint32_t copies_done = 0;
 };
 
 struct Machine {
@@ -222,6 +232,22 @@ void meet_group(const char *what, void *slot, const Act &act);
 
 void advance_copies(bool force);
 std::string copies_left(const Block *b); /* "" or what is still in flight */
+
+/* ---- emu_race.cpp ---- */
+
+void race_start(Block *b, size_t blocks); /* once its threads are there */
+void race_join(Clock *into, const Clock &from);
+/* The thread's warp arrives somewhere, or goes on from there. */
+void race_release(const Thread *t, Clock *into);
+void race_acquire(const Thread *t, const Clock &from);
+/* Notes a read. "", or the earlier write that nothing orders before it. */
+std::string race_read(Block *b, uint32_t offset, uint32_t bytes, const Thread *by);
+/* "", or the earlier write or read that nothing orders before this write. */
+std::string race_check_write(Block *b, uint32_t offset, uint32_t bytes, const Thread *by,
+                             bool atomic);
+void race_write(Block *b, uint32_t offset, uint32_t bytes, const Thread *by,
+                bool atomic);            /* NULL: a copy */
+void race_copied(Block *b, Clock *into); /* behind the writes of a copy */
 
 /* ---- emu_wgmma.cpp ---- */
 

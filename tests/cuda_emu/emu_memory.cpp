@@ -170,13 +170,16 @@ void la_emu_load_shared(uint32_t at, void *to, uint32_t bytes)
     uint32_t offset;
     Block *b = aligned_shared(at, bytes, "a load", &offset);
     std::string why = shared_fault(b, offset, bytes);
+    if (why.empty()) {
+        why = race_read(b, offset, bytes, machine->now);
+    }
     if (!why.empty()) {
         fault("reads %s", why.c_str());
     }
     memcpy(to, b->smem.data() + offset, bytes);
 }
 
-static void check_overwrite(const Block *b, uint32_t offset, uint32_t bytes)
+static void check_overwrite(Block *b, uint32_t offset, uint32_t bytes, bool atomic)
 {
     if (b->readers[offset / 16] || b->readers[(offset + bytes - 1) / 16]) {
         fault("writes shared memory at offset %u, which a store in flight still reads", offset);
@@ -187,13 +190,18 @@ static void check_overwrite(const Block *b, uint32_t offset, uint32_t bytes)
                   b->state[i] == FLIGHT ? "where a copy is in flight" : "which is a barrier");
         }
     }
+    std::string why = race_check_write(b, offset, bytes, machine->now, atomic);
+    if (!why.empty()) {
+        fault("writes %s", why.c_str());
+    }
+    race_write(b, offset, bytes, machine->now, atomic);
 }
 
 void la_emu_store_shared(uint32_t at, const void *from, uint32_t bytes)
 {
     uint32_t offset;
     Block *b = aligned_shared(at, bytes, "a store", &offset);
-    check_overwrite(b, offset, bytes);
+    check_overwrite(b, offset, bytes, false);
     store_shared(b, offset, from, bytes, machine->now);
     preempt(64);
 }
@@ -242,7 +250,9 @@ uint32_t la_emu_atomic_add_shared(uint32_t at, uint32_t x)
     }
     memcpy(&old, b->smem.data() + offset, sizeof old);
     sum = old + x;
-    la_emu_store_shared(at, &sum, sizeof sum);
+    check_overwrite(b, offset, sizeof sum, true);
+    store_shared(b, offset, &sum, sizeof sum, machine->now);
+    preempt(64);
     return old;
 }
 

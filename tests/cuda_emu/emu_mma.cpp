@@ -125,6 +125,9 @@ void load_matrices(void **slot, int count, int trans)
             auto *s = static_cast<MatrixSlot *>(slot[m * 8 + row]);
             Block *b = matrix_row(s, "la_ldmatrix", &offset);
             std::string why = shared_fault(b, offset, 16);
+            if (why.empty()) {
+                why = race_read(b, offset, 16, machine->now);
+            }
             if (!why.empty()) {
                 fault("la_ldmatrix reads %s", why.c_str());
             }

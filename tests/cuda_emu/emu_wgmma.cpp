@@ -87,6 +87,7 @@ template <class Visit> void walk(const Operand &o, int depth, const Visit &visit
 
 void check_operand(Block *b, const Operand &o, int depth, const char *name)
 {
+    int first = machine->now->id / 128 * 128;
     static const char *const what = "wgmma";
     if (o.swizzle && o.start % 16) {
         fault("%s: operand %s is not aligned", what, name);
@@ -97,6 +98,9 @@ void check_operand(Block *b, const Operand &o, int depth, const char *name)
                   name, (long long)address - SMEM_BASE, b->size, line);
         }
         std::string why = proxy_fault(b, address - SMEM_BASE, 16);
+        for (int w = 0; w < 4 && why.empty(); w++) {
+            why = race_read(b, address - SMEM_BASE, 16, b->threads[size_t(first + w * 32)]);
+        }
         if (!why.empty()) {
             fault("%s: operand %s (line %d) reads %s", what, name, line, why.c_str());
         }
@@ -278,6 +282,23 @@ void issue(Warpgroup *g, void **slot)
     g->loose.push_back(w);
 }
 
+/* To the waiting warp a product reads its operands until now. */
+void note_reads(Block *b, const Wgmma &w)
+{
+    auto note = [b](const Operand &o, int depth) {
+        walk(o, depth, [b](int, int, uint32_t address) {
+            std::string why = race_read(b, address - SMEM_BASE, 16, machine->now);
+            if (!why.empty()) {
+                fault("a wgmma in flight reads %s", why.c_str());
+            }
+        });
+    };
+    if (!w.form.a_in_registers) {
+        note(decode(w.a, w.form, 64, w.form.trans_a), depth_of(w.form));
+    }
+    note(decode(w.b, w.form, w.form.n, w.form.trans_b), depth_of(w.form));
+}
+
 void wait(Warpgroup *g, int warp, size_t left)
 {
     size_t &at = g->retired[warp];
@@ -286,6 +307,7 @@ void wait(Warpgroup *g, int warp, size_t left)
             if (!w->done) {
                 run(machine->now->block, w.get());
             }
+            note_reads(machine->now->block, *w);
             if (--w->d->pending[warp] == 0) {
                 release(g, w->d.get(), warp);
             }

@@ -139,6 +139,56 @@ LA_KERNEL(no_sync, fault_args)
     la_stg(a.out + la_thread(), la_lds(smem_at((127 - la_thread()) * 4)));
 }
 
+LA_KERNEL(read_unordered, fault_args)
+{
+    if (la_thread() < 32) {
+        la_sts(smem_at(la_thread() * 4), 1);
+    }
+    else {
+        la_stg(a.out + la_thread(), la_lds(smem_at(la_lane() * 4)));
+    }
+}
+
+LA_KERNEL(write_unordered, fault_args)
+{
+    if (la_thread() < 32) {
+        la_sts(smem_at(la_thread() * 4), 1);
+    }
+    la_sync_block();
+    la_stg(a.out + la_thread(), la_lds(smem_at(la_lane() * 4)));
+    if (la_thread() >= 96) {
+        la_sts(smem_at(la_lane() * 4), 2);
+    }
+}
+
+LA_KERNEL(copy_read_unordered, fault_args)
+{
+    const uint32_t bar = make_barrier();
+    if (la_thread() == 0) {
+        la_mbar_expect(bar, 64);
+        la_bulk_load(smem_at(0), a.in, 64, bar);
+        la_mbar_wait(bar, 0);
+    }
+    if (la_thread() >= 32) {
+        for (int i = 0; i < 2000; i++) {
+            la_sync_warp(); /* long enough, as a rule */
+        }
+        la_stg(a.out + la_thread(), la_lds(smem_at(0)));
+    }
+}
+
+LA_KERNEL(halves_and_atomics, fault_args)
+{
+    if (la_thread() == 0) {
+        la_sts(smem_at(1024), 0);
+    }
+    la_sync_block();
+    la_sts_u16(smem_at(la_thread() / 32 * 2), 7); /* warps share words, not bytes */
+    la_atomic_add_shared(smem_at(1024), 1);
+    la_sync_block();
+    la_stg(a.out + la_thread(), la_lds(smem_at(0)) + la_lds(smem_at(1024)));
+}
+
 LA_KERNEL(poll_for_nothing, fault_args)
 {
     while (la_ldg_acquire(a.in) != 12345) {
@@ -303,6 +353,18 @@ LA_KERNEL(load_nobody_waits_for, fault_args)
     }
 }
 
+LA_KERNEL(store_outlives_block, fault_args)
+{
+    la_sts(smem_at(la_thread() * 4), uint32_t(la_thread()) + 1);
+    la_fence_async();
+    la_sync_block();
+    if (la_thread() == 0) {
+        la_bulk_store(a.out, smem_at(0), 512);
+        la_bulk_commit();
+        la_bulk_wait_read<0>();
+    }
+}
+
 LA_KERNEL(source_overwritten, fault_args)
 {
     if (la_thread() == 0) {
@@ -423,6 +485,10 @@ static const fault_row rows[] = {
     ROW(barrier_in_branch),
     ROW(barrier_counts_differ),
     ROW(no_sync),
+    ROW(read_unordered),
+    ROW(write_unordered),
+    ROW(copy_read_unordered),
+    ROW(halves_and_atomics),
     ROW(poll_for_nothing),
     ROW(odd_registers),
     {"early_write", LA_ENTRY(early_write), 1, 1, 1},
@@ -443,6 +509,7 @@ static const fault_row rows[] = {
     ROW(odd_run),
     ROW(run_past_global),
     ROW(load_nobody_waits_for),
+    ROW(store_outlives_block),
     ROW(source_overwritten),
     PAIR(block_has_ended),
     PAIR(no_such_block),

@@ -68,15 +68,27 @@ LA_DEV int la_mbar_test(uint32_t bar, uint32_t parity)
     return done;
 }
 
-/* Waits until the phase of this parity has ended. On a fresh barrier parity 1 counts as ended. */
+/* Waits until the phase of this parity has ended. On a fresh barrier parity 1 counts as ended. Compiled with
+ * LA_CHECK it traps after two seconds, so that a kernel that hangs costs seconds and is an error. */
 LA_DEV void la_mbar_wait(uint32_t bar, uint32_t parity)
 {
+#if defined(LA_CHECK) && !defined(LA_EMU)
+    uint64_t start, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(start));
+    while (!la_mbar_test(bar, parity)) {
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        if (now - start > 2000000000ull) {
+            __trap();
+        }
+    }
+#else
     LA_PTX(la_emu_mbar_wait(bar, parity),
            asm volatile("{\n.reg .pred p;\n"
                         "LA_POLL_%=:\n"
                         "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1, 10000000;\n"
                         "@!p bra LA_POLL_%=;\n}" ::"r"(bar),
                         "r"(parity) : "memory"));
+#endif
 }
 
 /* Orders the thread's ordinary accesses to shared memory before asynchronous ones (TMA, wgmma) that
