@@ -469,8 +469,8 @@ static PyType_Spec model_spec = {
 
 static PyMethodDef model_functions[] = {
     {"plan", core_plan, METH_VARARGS,
-     "plan(desc, limits, threads=0) -> dict\n\nkv_page_bytes, workspace_bytes, rope_bytes; loads "
-     "nothing."},
+     "plan(desc, limits, threads=0, backend=None) -> dict\n\nkv_page_bytes, workspace_bytes, "
+     "rope_bytes; loads nothing. backend: whose sizes; None: a CPU backend of these threads."},
     {"weight_bytes", core_weight_bytes, METH_VARARGS,
      "weight_bytes(desc, weights, slots) -> int\n\nPacked bytes of slots, a list of (slot, parts, "
      "count) with parts (dtype, rows, cols)."},
