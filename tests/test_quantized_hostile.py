@@ -22,6 +22,7 @@ from tiny_quantized import SCHEMES, stored
 from llmaccel import LLM, ConfigError, LLMAccelError, LoadError, UnsupportedError, _core
 from llmaccel.models.checkpoint import RawTensor
 from llmaccel.models.mapping import build_config
+from llmaccel.models.plain import PlainForm, plain_rows
 from llmaccel.models.quantized import names
 from llmaccel.models.quantized.linear import spread_scale
 from llmaccel.models.quantized.names import ModuleNames
@@ -217,8 +218,19 @@ def test_names_of_modules():
     assert "lm_head" in ModuleNames(["a", "lm_head"], "")
     assert f"{gate}_proj" not in ModuleNames(["mlp.gate", r"re:.*mlp\.gate$"], "")
     assert "x" * 300 not in ModuleNames(["re:x"], "")
-    with pytest.raises(ConfigError, match=r"somewhere: .*repetitions"):
-        ModuleNames(["re:.*.*.*.*.*"], "somewhere")
+    proj = "model.layers.3.self_attn.q_proj"
+    for listed in (r"re:.*(gate|up|q)_proj$", r"re:model\.layers\.(\d+)\.(self_attn|mlp)\..*"):
+        assert proj in ModuleNames([listed], ""), listed
+    assert proj not in ModuleNames([r"re:.*layers\.(0|1|2|4|5)\.(mlp|self_attn).*"], "")
+    for slow in (
+        "re:.*.*.*.*.*",
+        "re:" + "(a|aa)" * 40,
+        "re:" + "a?" * 40,
+        r"re:(a)\1",
+        "re:(a+)+",
+    ):
+        with pytest.raises(ConfigError, match=r"somewhere: .*repetitions or choices"):
+            ModuleNames([slow], "somewhere")
     with pytest.raises(ConfigError, match=r"somewhere: .*pattern of 1001 characters"):
         ModuleNames(["*" * 1001], "somewhere")
 
@@ -233,6 +245,18 @@ def test_matching_that_takes_too_long_ends(monkeypatch):
 
     with pytest.raises(ConfigError, match=r"somewhere: the expressions take more than 0\.01 s"):
         search()
+
+
+@pytest.mark.parametrize("scale", [0.75, -1.0, 0.0, 2.0**-128, np.inf, np.nan])
+def test_scales_that_must_be_powers_of_two(scale):
+    form = PlainForm("MX4", 32)
+    codes = np.full((1, 64), 3, np.uint8)
+    good, bad = np.float32([[2.0**-127, 2.0**127]]), np.float32([[2.0, scale]])
+    rows = plain_rows(form, codes, good, None, 32)
+    assert _core.Packed(rows, form.name, 1, 64, "auto", "keep", 1) is not None
+    rows = plain_rows(form, codes, bad, None, 32)
+    with pytest.raises(LLMAccelError, match="finite"):
+        _core.Packed(rows, form.name, 1, 64, "auto", "keep", 1)
 
 
 def test_every_scheme_is_an_option():

@@ -430,6 +430,20 @@ def test_hostile_headers_cost_no_memory(tmp_path, filler):
     assert peak < 4 * size
 
 
+@pytest.mark.parametrize("end", ["]", "x"])
+def test_blanks_in_a_header_are_passed_once(tmp_path, end):
+    """A million, in an entry of a run: passed once, not once for each place where they may end."""
+    first, offsets = json.dumps(entry("U8", [1], 0, 1)), '"data_offsets":[1,2]'
+    blanks = " " * 1_000_000
+    header = f'{{"a":{first},"b":{{"dtype":"U8","shape":[{blanks}{end},{offsets}}}}}'
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(file_bytes(header.encode(), b"12"))
+    if end == "]":
+        assert open_safetensors(path)["b"].shape == ()
+    else:
+        refused(tmp_path, path.read_bytes())
+
+
 def test_mutated_files(tmp_path):
     names = ("embed.weight", "layers.0.attn.weight", "norm.bias", "mask")
     header, data = {"__metadata__": {"format": "pt"}}, b""

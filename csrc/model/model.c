@@ -333,18 +333,18 @@ static la_status copy_tables(la_model *m, const la_model_desc *d)
         if (d->rope_inv_freq[i] == NULL || half == 0) {
             continue;
         }
+        float *cos = la_alloc(n, sizeof(float)), *sin = la_alloc(n, sizeof(float));
         m->inv_freq[i] = la_alloc(half, sizeof(float));
-        m->rope_cos[i] = la_alloc(n, sizeof(float));
-        m->rope_sin[i] = la_alloc(n, sizeof(float));
-        if (m->inv_freq[i] == NULL || m->rope_cos[i] == NULL || m->rope_sin[i] == NULL) {
+        if (m->inv_freq[i] == NULL || cos == NULL || sin == NULL) {
+            la_free(cos); /* the model lets go of what the backend has kept alone */
+            la_free(sin);
             return la_fail(LA_ERR_MEMORY, "rope: out of memory for %d positions", d->max_len);
         }
         memcpy(m->inv_freq[i], d->rope_inv_freq[i], half * sizeof(float));
         m->desc.rope_inv_freq[i] = m->inv_freq[i];
-        la_rope_fill(m->inv_freq[i], (int)half, d->max_len, d->rope_scale[i], m->rope_cos[i],
-                     m->rope_sin[i]);
-        m->rope_cos[i] = keep(m, m->rope_cos[i], n * sizeof(float));
-        m->rope_sin[i] = keep(m, m->rope_sin[i], n * sizeof(float));
+        la_rope_fill(m->inv_freq[i], (int)half, d->max_len, d->rope_scale[i], cos, sin);
+        m->rope_cos[i] = keep(m, cos, n * sizeof(float));
+        m->rope_sin[i] = keep(m, sin, n * sizeof(float));
         if (m->rope_cos[i] == NULL || m->rope_sin[i] == NULL) {
             return LA_ERR_MEMORY;
         }

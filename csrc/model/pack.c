@@ -403,19 +403,20 @@ static void put_nested(la_format f, const la_nested *s, int j, int k0, uint8_t *
 }
 
 /* LA_E8M0: the exponents of a column for LA_NEST k, of which of.n are there, by t's scales of `own` k.
- * Returns own, or 0 where one is not finite. */
+ * Returns own, or 0 where one is not a power of two that a byte holds: 2^-127 .. 2^127. */
 static int put_powers(la_format f, const la_piece *t, int own, la_column_span of, uint8_t *unit)
 {
     for (int k = 0; k < LA_NEST; k += f.group) {
-        uint32_t bits = 0;
+        const uint32_t least = 0x00400000; /* fp32's spelling of 2^-127, which has the exponent 0 */
+        uint32_t bits = least;
         if (k < of.n) {
             memcpy(&bits, &t->scale[k / own], sizeof bits);
         }
-        own = (bits >> 23 & 255) == 255 ? 0 : own;
-        unit[la_format_inner(f, 0, of.k0 + k) + (size_t)of.j] = (uint8_t)(bits >> 23 & 255);
-        if (own == 0) {
-            break;
+        uint32_t exponent = bits >> 23;
+        if (bits != least && (exponent << 23 != bits || exponent == 0 || exponent >= 255)) {
+            return 0;
         }
+        unit[la_format_inner(f, 0, of.k0 + k) + (size_t)of.j] = (uint8_t)exponent;
     }
     return own;
 }
@@ -493,7 +494,8 @@ static int pack_codes(const la_weight *w, int u, const la_columns *c, int j, int
         put_nested(f, &t->nested, j, k0, unit);
     }
     if (f.scale_type == LA_E8M0 && own > 0) {
-        own = put_powers(f, t, own, (la_column_span){j, k0, n}, unit);
+        int there = c->row[j] != NULL ? n : 0; /* columns beyond the matrix have no scales */
+        own = put_powers(f, t, own, (la_column_span){j, k0, there}, unit);
     }
     for (int k = 0; own > 0 && k < n; k += f.group, group += stride) {
         if (header != 0) {

@@ -3,7 +3,7 @@
 A file is an 8-byte little-endian header length, a JSON header (name -> dtype, shape, data_offsets)
 and the data, which the tensors must cover without overlap, hole or remainder. The header is read by
 a scanner that accepts only that shape of JSON: it stops at the first wrong character, so a hostile
-header costs no more memory than its own bytes, cannot recurse, and cannot repeat a key.
+header costs a small multiple of its own bytes, cannot recurse, and cannot repeat a key.
 
 Invariant: every tensor of the returned `Checkpoint` lies inside its mapped file. Called by the
 model loader; the bytes stay in the file (see checkpoint.py).
@@ -74,7 +74,7 @@ _COLON, _COMMA, _NAME = f"{_GAP}:{_GAP}", f"{_GAP},{_GAP}", r'"([^"\\\x00-\x1f]*
 _COUNT = rf"(?:0|[1-9][0-9]{{0,{_MAX_DIGITS - 1}}})"
 _TENSOR = re.compile(
     rf'{_COMMA}(?!"__metadata__"){_NAME}{_COLON}{{{_GAP}"dtype"{_COLON}"([A-Z0-9_]+)"{_COMMA}'
-    rf'"shape"{_COLON}\[{_GAP}((?:{_COUNT}(?:{_COMMA}{_COUNT}){{0,{_MAX_DIMS - 1}}})?){_GAP}\]'
+    rf'"shape"{_COLON}\[{_GAP}(?:({_COUNT}(?:{_COMMA}{_COUNT}){{0,{_MAX_DIMS - 1}}}){_GAP})?\]'
     rf'{_COMMA}"data_offsets"{_COLON}\[{_GAP}({_COUNT}){_COMMA}({_COUNT}){_GAP}\]{_GAP}}}'
 )
 _LISTED = re.compile(rf'{_COMMA}{_NAME}{_COLON}"([^"/\\\x00-\x1f]+\.safetensors)"')
@@ -199,7 +199,7 @@ class _Scanner:
         # Local names: this loop reads tens of thousands.
         text, pos, fit, first = self.text, self.pos, usual.match, len(found)
         while (match := fit(text, pos)) is not None:
-            found.append(match.groups())
+            found.append(match.groups(""))
             pos = match.end()
         self.pos = pos
         keys = [groups[0] for groups in found[first:]]
@@ -322,7 +322,7 @@ class _Tensors:
             raise LoadError(f"{self.path}: the tensors cover {reached} of {size} data bytes")
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=256)  # of at most _MAX_DIMS numbers: texts are short
 def _extent(dtype: str, dims: str) -> tuple[tuple[int, ...], int]:
     """Shape and bytes of a tensor; dims as in a list. ValueError says what is wrong with them."""
     if dtype not in _DTYPES:

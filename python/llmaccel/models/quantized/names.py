@@ -10,16 +10,18 @@ Used by the schemes beside it.
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 import time
 from collections.abc import Iterable
 
 from llmaccel.errors import ConfigError, shown
 
-_MAX_REGEX, _MAX_REPEATS, _MAX_MODULE = 1000, 4, 200
+_MAX_REGEX, _MAX_MODULE = 1000, 200
+_MAX_STEPS = 1e8  # of one match, about a second
 _MAX_SECONDS = 10.0  # of all matches of a list; honest files take milliseconds
-# Repeated groups may take exponential time, many repetitions a high power.
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
+# Repeated groups may take exponential time, and so may what refers back to one.
+_REPEATED_GROUP = re.compile(r"\)[*+{]|\\[1-9]|\(\?P=|\(\?\(")
 
 
 class Patterns:
@@ -82,10 +84,19 @@ class ModuleNames:
 
 def regex(name: str, where: str) -> re.Pattern[str]:
     """The expression behind "re:"; ConfigError if it is none or may take long on a file's names."""
-    repeats = len(re.findall(r"(?<!\\)[*+{]", name))
-    if len(name) > _MAX_REGEX or repeats > _MAX_REPEATS or _REPEATED_GROUP.search(name):
-        raise ConfigError(f"{where}: {shown(name)}: expression of too many repetitions")
+    if len(name) > _MAX_REGEX or _REPEATED_GROUP.search(name) or _steps(name) > _MAX_STEPS:
+        raise ConfigError(f"{where}: {shown(name)}: expression of too many repetitions or choices")
     try:
         return re.compile(name.removeprefix("re:"))
     except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"{where}: {shown(name)} is no regular expression: {error}") from error
+
+
+def _steps(name: str) -> float:
+    """More ways than there are to try an expression without repeated groups on a longest name:
+    where each repetition ends, and which of its choices each group takes."""
+    plain = re.sub(r"\\.", "", name)  # what is escaped stands for itself or a class
+    repeats = len(re.findall(r"[*+{]", plain))
+    optional = len(re.findall(r"(?<!\()\?", plain))
+    groups = [part.count("|") + 1 for part in re.split(r"[()]", plain)]
+    return math.comb(_MAX_MODULE + repeats, repeats) * 2.0**optional * math.prod(groups)
