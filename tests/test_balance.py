@@ -28,6 +28,7 @@ def test_the_published_example():
     for layer in range(2):
         assert per_device(plan.experts[layer], 8) == per_device(PUBLISHED[layer], 8)
     assert np.round(plan.imbalance(LOAD), 3).tolist() == [1.208, 1.242]
+    assert plan.imbalance(np.zeros_like(LOAD)).tolist() == [1, 1]  # of layers without experts
     anywhere = balance_experts(LOAD, 16, devices=8)
     assert np.round(anywhere.imbalance(LOAD), 3).tolist() == [1.073, 1.19]
     # 3 nodes do not divide 4 groups: the same as without

@@ -134,6 +134,13 @@ def test_refused():
         (lambda: kernels.fp8_quantize(x * np.inf), "not finite"),
         (lambda: kernels.fp8_dequantize(codes, scales, "tensor"), "scales: expected"),
         (lambda: kernels.fp8_linear(codes, scales, np.ones((2, 4), np.uint8), scales), "weight"),
+        (lambda: kernels.fp8_linear(x, scales, codes, scales), "x: expected U8"),
+        (lambda: kernels.fp8_linear(codes, x, codes, scales), "x_scales: expected"),
+        (lambda: kernels.fp8_linear(codes, scales, codes, x), "weight_scales: expected"),
+        (
+            lambda: kernels.fp8_linear(codes, scales, codes, scales, layouts=("row", "foo")),
+            "layouts: 'foo'",
+        ),
     ]:
         with pytest.raises(ConfigError, match=match):
             call()

@@ -233,7 +233,7 @@ def test_matrices_of_heads_take_plain_rows() -> None:
     order = np.arange(cols, dtype=np.int32)[::-1].copy()
     floats = np.zeros((rows, cols), np.float32)
     with pytest.raises(UnsupportedError, match=r"mla_uk: .* in activation order"):
-        _core.weight_bytes(desc, "auto", [("mla_uk", [(ordered.name, rows, cols)])])
+        _core.weight_bytes(desc, "auto", [("mla_uk", [(ordered.name, rows, cols)], 1)])
     model = _core.Model(_core.Backend("cpu", None, 1), desc)
     for part in (
         (data, ordered.name, rows, cols, order),
@@ -261,7 +261,7 @@ def test_sizes_are_of_checked_descriptions(
     """A plan asks of no layer in particular."""
     desc = {**vars(build_config(tiny.config_of("deepseek_v2"))), **changes}
     with pytest.raises(LLMAccelError, match=message):
-        _core.weight_bytes(desc, "auto", [(slot, [("F32", 5, 7)])])
+        _core.weight_bytes(desc, "auto", [(slot, [("F32", 5, 7)], 1)])
 
 
 def test_int8_pages_are_refused() -> None:

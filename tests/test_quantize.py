@@ -362,6 +362,9 @@ def test_a_quantized_file_is_not_quantized_again(tmp_path):
     sizes = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
     folder = tiny.make_checkpoint("llama", tmp_path / "hf", **sizes)
     path = tiny_gguf.make_gguf("llama", folder, tmp_path / "q8.gguf", "Q8_0")
+    for scheme in ("gptq", "bitsandbytes"):
+        with pytest.raises(ConfigError, match=f"quantization='{scheme}': the model is a GGUF file"):
+            LLM(path, quantization=scheme)
     with pytest.raises(ConfigError, match=r"quantization='int8'.*Q8_0"):
         LLM(path, quantization="int8")
 

@@ -152,6 +152,7 @@ TENSORS = [
     ("gptq-4", {"weight": stored(_CODES.astype(np.float16))}, "down_proj.*several weights"),
     ("gptq-4-order", {"g_idx": stored(_ORDER * 9)}, "g_idx: groups 0..9 of 2"),
     ("gptq-4-order", {"g_idx": stored(_ORDER * 0)}, "64 columns"),
+    ("gptq-4-order", {"g_idx": None}, "down_proj.g_idx' is missing"),
     ("awq-gemv", {"qzeros": stored(np.zeros((128, 0), np.int32))}, "qzeros: expected"),
     ("ct-w4a16", {"weight_zero_point": stored(np.zeros((16, 1), np.int32))}, "symmetric"),
     ("ct-w4a16", {"weight_shape": stored(np.array([128, 4000]))}, "weight_shape.*does not fit"),

@@ -37,9 +37,12 @@ class ExpertPlan:
         return of_slots.reshape(len(share), self.devices, -1).sum(-1)
 
     def imbalance(self, load: Any) -> np.ndarray:
-        """float64 [n_layers]: the busiest device's load over the mean."""
+        """float64 [n_layers]: the busiest device's load over the mean; 1 for a layer without load,
+        such as a dense one.
+        """
         loads = self.device_load(load)
-        return loads.max(-1) / loads.mean(-1)
+        mean = loads.mean(-1)
+        return np.divide(loads.max(-1), mean, out=np.ones_like(mean), where=mean > 0)
 
 
 def balance_experts(

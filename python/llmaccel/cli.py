@@ -86,7 +86,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     from llmaccel import __version__
 
-    parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference on the CPU.")
+    parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference.")
     parser.add_argument("--version", action="version", version=f"llmaccel {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 

@@ -54,7 +54,13 @@ from llmaccel.models.quantized import (
     open_quantized,
     quantization_beside,
 )
-from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
+from llmaccel.options import (
+    ACTIVATION_FORMS,
+    FILE_QUANTIZATIONS,
+    KV_FORMS,
+    WEIGHT_FORMS,
+    LoadOptions,
+)
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
@@ -245,7 +251,11 @@ def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOp
         options = replace(options, hf_overrides=rest)
     if stored is not None and options.load_format == "dummy":
         raise UnsupportedError("load_format='dummy': quantization_config needs the model's tensors")
-    if gguf or named is None:
+    if named is None:
+        return options
+    if gguf:
+        if named in FILE_QUANTIZATIONS and named not in (*QUANTIZATIONS, "gguf"):
+            raise ConfigError(f"quantization={named!r}: the model is a GGUF file")
         return options
     if named == "gguf":
         raise ConfigError("quantization='gguf': the model is no GGUF file")

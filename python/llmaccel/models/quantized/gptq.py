@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmaccel.errors import LoadError
+from llmaccel.models.checkpoint import quoted
 from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
@@ -58,7 +59,7 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     rule = _Rule(
         config.choice("bits", _BITS), config.group("group_size", -1), config.flag("sym", False)
     )
-    config.flag("desc_act")  # g_idx says the same
+    ordered = config.flag("desc_act")
     v1 = config.choice("checkpoint_format", ("gptq", "gptq_v2", None), "gptq") != "gptq_v2"
     config.choice("format", ("gptq", "gptq_v2", None))
     if config.raw.get("checkpoint_format") is None and config.raw.get("format") is not None:
@@ -84,6 +85,8 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         own = next((other for pattern, other in dynamic if clock.match(pattern, module)), rule)
         if own.skip or module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
+        if ordered and own.group and f"{module}.g_idx" not in table:
+            raise LoadError(f"tensor {quoted(f'{module}.g_idx')} is missing; desc_act is set")
         found.append(_linear(table, module, own, v1))
     return found
 
