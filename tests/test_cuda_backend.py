@@ -281,6 +281,17 @@ def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
         open_on(folder, "cuda")
 
 
+def test_more_heads_than_a_grid_has_blocks_are_refused(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", str(1 << 36))
+    heads = {"num_attention_heads": 65536, "num_key_value_heads": 65536, "head_dim": 2}
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, **heads}
+    folder = tiny.make_checkpoint("llama", tmp_path, **shape)
+    with pytest.raises(UnsupportedError, match="as many heads yet"):
+        open_on(folder, "cuda")
+
+
 def test_a_model_that_does_not_fit_the_device_is_refused(
     tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,6 +265,12 @@ def test_heads(
     assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n  # no other slot was written
 
 
+def test_a_grid_of_too_many_heads_is_a_fault(device: Device) -> None:
+    args = Heads(n=1, n_heads=4 * 65535 + 1)
+    with pytest.raises(AssertionError, match="more than 65535 blocks along y or z"):
+        device.launch("heads", args)
+
+
 def attention(q, k, v, *, scale, window, softcap, sink):
     """One head's token: q [d], k and v [tokens, d], the last being its own."""
     s = (k @ q).astype(np.float64) * scale

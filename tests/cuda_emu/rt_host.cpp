@@ -196,6 +196,9 @@ void run_launch(la_rt *rt, const op &o)
     if (++rt->counts.launches == rt->fault) {
         fail(rt, "a fault that was asked for");
     }
+    else if (shape.grid[1] > LA_GRID_YZ || shape.grid[2] > LA_GRID_YZ) {
+        fail(rt, "launch: more than 65535 blocks along y or z");
+    }
     else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
         fail(rt, why);
     }

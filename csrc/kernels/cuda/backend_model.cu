@@ -126,6 +126,10 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
              d->d_head % 2 != 0) {
         what = "widths that are no multiples of 8";
     }
+    else if (d->n_kv_heads > LA_GRID_YZ ||
+             (d->n_heads + 2 * d->n_kv_heads + 3) / 4 > LA_GRID_YZ) { /* blocks of la_launch_heads */
+        what = "as many heads";
+    }
     else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {
         what = "as many query heads for one head of keys";
     }

@@ -94,8 +94,10 @@ int la_rt_event_wait(la_rt_event *e);
 
 /* ---- launches and graphs -------------------------------------------------------------------- */
 
+enum { LA_GRID_YZ = 65535 }; /* most blocks along y, and along z */
+
 typedef struct la_rt_shape {
-    int grid[3];   /* blocks; 0 counts as 1 */
+    int grid[3];   /* blocks; 0 counts as 1, y and z up to LA_GRID_YZ */
     int threads;   /* of a block */
     int cluster;   /* blocks along the first coordinate that share a cluster; 0: none */
     uint32_t smem; /* dynamic shared memory, bytes */
