@@ -7,9 +7,11 @@ draws an order of everything from a seed. Tiny models with random weights, promp
 from __future__ import annotations
 
 import ctypes
+import gc
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import emulator
@@ -32,9 +34,19 @@ MORE = ["llama-bias", "llama-yarn", "qwen2", "mistral", "phi3", "gemma2", "olmo2
 MORE += ["gpt2", "gpt_neox", "gpt_neox-serial", "starcoder2"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Closed devices got everything back, those that had failed as well."""
+    before = emulator.backend().la_rt_host_left()
+    yield
+    gc.collect()
+    assert emulator.backend().la_rt_host_left() == before
+
+
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> str:
     """The library's file, which backend="cuda" takes from here on."""
+    gc.collect()  # an earlier test's device, which models would share
     path = emulator.backend()._name
     monkeypatch.setenv("LLMACCEL_CUDA_LIBRARY", path)
     monkeypatch.setenv("LLMACCEL_EMU_SEED", "5")
@@ -241,8 +253,6 @@ def test_a_failed_device_ends_requests_with_its_reason(
 
 
 def test_nothing_is_left_on_the_device(tmp_path: Path, emulated: str) -> None:
-    import gc
-
     lib = emulator.backend()
     before = lib.la_rt_host_left()
     llm = open_on(checkpoint("llama", tmp_path), "cuda")

@@ -252,7 +252,12 @@ def test_what_is_left_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
         before = lib.la_rt_host_left()
         rt.new("alloc", 8)
         rt.new("pin", 8)
-    assert lib.la_rt_host_left() == before + 2
+        rt.new("stream_open")
+        rt.new("reserve", MIB)  # goes with the device
+    assert lib.la_rt_host_left() == before + 3
+    counts = Counts(alive=1)
+    lib.la_rt_host_count(ctypes.byref(counts))
+    assert counts.alive == 0
 
 
 def test_a_wait_that_cannot_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

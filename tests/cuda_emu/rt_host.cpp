@@ -338,10 +338,10 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     return 0;
 }
 
-/* Counts of the runtime opened last, which must still be open. For tests. */
+/* Counts of the runtime opened last; zeros once it is closed. For tests. */
 void la_rt_host_count(la_rt_counts *out)
 {
-    *out = newest->counts;
+    *out = newest != nullptr ? newest->counts : la_rt_counts{};
 }
 
 /* Of the runtimes closed so far: what was not given back. For tests. */
@@ -356,12 +356,13 @@ void la_rt_close(la_rt *rt)
         return;
     }
     finish_all(rt);
-    alive_at_close += rt->counts.alive;
     rt->error.clear(); /* all that is left goes, whatever failed */
     rt->noting = nullptr;
     while (!rt->ranges.empty()) {
         la_rt_release(rt, rt->ranges.begin()->first);
     }
+    alive_at_close += rt->counts.alive; /* a device would keep it; tests have many */
+    newest = newest == rt ? nullptr : newest;
     while (!rt->pieces.empty()) {
         uint8_t *p = rt->pieces.begin()->first;
         forget_piece(rt, p);

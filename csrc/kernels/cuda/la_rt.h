@@ -46,7 +46,8 @@ typedef struct la_rt_counts {
 /* Opens device `device`. 0, or -1 with what stands in the way in why[n]: no driver, one that is older than
  * this runtime, no such device. */
 int la_rt_open(int device, la_rt **out, char *why, size_t n);
-/* Waits for all work and lets go of everything that still is alive. NULL is a no-op. */
+/* Waits for all work and closes. All that came from the device was given back before, reservations aside,
+ * which go with it: a device keeps what was not, the emulator counts it. NULL is a no-op. */
 void la_rt_close(la_rt *rt);
 /* Before other calls where another thread made the last ones. 0, or -1 if the device has failed. */
 int la_rt_enter(la_rt *rt);
