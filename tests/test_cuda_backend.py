@@ -206,6 +206,24 @@ def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated:
     assert after.copied_out - before.copied_out == 4 * 3 * 9  # ids alone
 
 
+def test_a_graph_without_memory_is_done_without(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step runs as it is; the next one of as many tokens asks for its graph again."""
+    folder, asked = checkpoint("llama", tmp_path), prompts(1, 20, seed=6)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    made, replays = [], []
+    for number in ("0", "1"):
+        monkeypatch.setenv("LLMACCEL_EMU_GRAPH", number)
+        with open_on(folder, "cuda") as llm:
+            made.append(llm.generate(asked, params, use_tqdm=False)[0].outputs[0].token_ids)
+            replays.append(counts().replays)
+        del llm
+        gc.collect()  # the next device reads the variable
+    assert made[0] == made[1]
+    assert replays == [8, 7]
+
+
 def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:
     """The host draws: seeds, penalties, top-k and the rest give what the same logits give there."""
     folder = checkpoint("llama", tmp_path)

@@ -8,7 +8,8 @@
  * LLMACCEL_EMU_SEED (order of streams; 0: that of calls), LLMACCEL_EMU_KERNELS (the same inside kernels,
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
- * LLMACCEL_EMU_FAULT (the launch of this number fails).
+ * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
+ * memory).
  */
 #include "la_rt.h"
 
@@ -70,7 +71,7 @@ struct la_rt {
     la_rt_stream *noting = nullptr;
     uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
-    int64_t fault = 0;
+    int64_t fault = 0, graphs = 0, graph_without_memory = 0;
     int maps = 1;
     std::string error;
 };
@@ -321,6 +322,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
     const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
+    const char *graph = getenv("LLMACCEL_EMU_GRAPH");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
         snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
@@ -333,6 +335,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
     rt->maps = plain == nullptr;
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
+    rt->graph_without_memory = graph != nullptr ? strtoll(graph, nullptr, 10) : 0;
     *out = rt;
     newest = rt;
     return 0;
@@ -651,6 +654,9 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
         return nullptr;
     }
     rt->noting = nullptr;
+    if (++rt->graphs == rt->graph_without_memory) {
+        return nullptr;
+    }
     rt->counts.alive++;
     return new la_rt_graph{rt, std::move(s->noted)};
 }

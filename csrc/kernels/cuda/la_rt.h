@@ -109,7 +109,8 @@ typedef struct la_rt_shape {
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape);
 /* From begin to end the stream takes note of launches, copies within the device and fills instead of doing
- * them; waiting or allocating meanwhile is an error. end gives NULL on failure. */
+ * them; waiting or allocating meanwhile is an error. end gives NULL on failure; running out of memory is not
+ * an error of the device. */
 void la_rt_graph_begin(la_rt_stream *s);
 la_rt_graph *la_rt_graph_end(la_rt_stream *s);
 void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s);
