@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import shutil
 import subprocess
 import time
@@ -307,6 +308,23 @@ def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = tiny.make_checkpoint("llama", tmp_path, intermediate_size=100)
     with pytest.raises(UnsupportedError, match="multiples of 8"):
         open_on(folder, "cuda")
+
+
+def test_heads_of_an_odd_size_are_refused(tmp_path: Path, emulated: str) -> None:
+    widths = {"intermediate_size": 104, "num_attention_heads": 8, "num_key_value_heads": 8}
+    folder = tiny.make_checkpoint("gpt_neox", tmp_path, hidden_size=120, rotary_pct=0.3, **widths)
+    with pytest.raises(UnsupportedError, match="heads of an odd size yet"):
+        open_on(folder, "cuda")
+
+
+def test_rows_wider_than_an_upload_are_refused(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", str(1 << 40))
+    config = tiny.make_checkpoint("llama", tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 9 << 20}))
+    with pytest.raises(UnsupportedError, match="rows as wide yet"):
+        open_on(tmp_path, "cuda", load_format="dummy")
 
 
 def test_more_heads_than_a_grid_has_blocks_are_refused(

@@ -122,9 +122,12 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
     la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(cuda->host->alloc(1, sizeof *own));
     w->own = own;
-    if (own == NULL || !turn.ok) {
-        strip(w);
+    if (own == NULL) {
         return cuda->host->fail(LA_ERR_MEMORY, "workspace: out of memory");
+    }
+    if (!turn.ok) {
+        strip(w);
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
     own->at = layout_of(limits);
     size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);

@@ -61,7 +61,8 @@ const char *la_rt_error(const la_rt *rt);
 /* Device memory, 256-byte aligned, of any content. Running out of it is not an error of the device. */
 void *la_rt_alloc(la_rt *rt, size_t bytes);
 void la_rt_free(la_rt *rt, void *p);
-/* Addresses, which stay; ranges of whole granules come and go. Fresh ones hold anything. */
+/* Addresses, which stay; ranges of whole granules come and go. Fresh ones hold anything. A commit that fails
+ * leaves those that were there before. */
 void *la_rt_reserve(la_rt *rt, size_t bytes);
 int la_rt_commit(la_rt *rt, void *p, size_t bytes);
 /* Waits for all work first. */
