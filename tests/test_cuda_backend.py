@@ -143,8 +143,23 @@ def test_fp16_weights_take_fp16_rows(tmp_path: Path, emulated: str) -> None:
     logits = []
     for backend, dtype, kv in (("cpu", "float32", "float32"), ("cuda", "float16", "auto")):
         with open_on(folder, backend, dtype=dtype, kv_cache_dtype=kv) as llm:
+            assert llm.report()["model"]["activation"] == dtype
             logits.append(np.asarray(llm.logits(ids)).copy())
     assert np.linalg.norm(logits[1] - logits[0]) < 0.005 * np.linalg.norm(logits[0])
+
+
+def test_rows_beyond_fp16_stay_numbers(tmp_path: Path, emulated: str) -> None:
+    """What a down projection multiplies grows beyond 65,504, the other rows do not."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = checkpoint("llama", tmp_path)
+    arrays = load_file(folder / "model.safetensors")
+    for name in arrays:
+        grow = 1e4 if "up_proj" in name else 1e3 if "gate_proj" in name else 1.0
+        arrays[name] = arrays[name] * np.float32(grow)
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    with open_on(folder, "cuda", dtype="float16") as llm:
+        assert np.isfinite(np.asarray(llm.logits(list(range(3, 40))))).all()
 
 
 def test_company_cuts_and_seeds_change_no_bit(

@@ -54,7 +54,13 @@ from llmaccel.models.quantized import (
     open_quantized,
     quantization_beside,
 )
-from llmaccel.options import ACTIVATION_FORMS, KV_FORMS, WEIGHT_FORMS, LoadOptions
+from llmaccel.options import (
+    ACTIVATION_FORMS,
+    ACTIVATION_NAMES,
+    KV_FORMS,
+    WEIGHT_FORMS,
+    LoadOptions,
+)
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
@@ -79,6 +85,12 @@ class Forms:
     no_effect: tuple[str, ...] = ()
     rounded: bool = False
     later: int = 0
+
+    def rows(self, activation: str, backend: str) -> str:
+        """What rows are as products take them, by the config's `activation`."""
+        if backend == "cuda":
+            return self.dtype  # that of their weights
+        return "checkpoint" if self.rounded else ACTIVATION_NAMES[activation]
 
 
 @dataclass(frozen=True)

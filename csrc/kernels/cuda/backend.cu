@@ -1,7 +1,7 @@
 /* backend.cu - the CUDA backend: la_backend_ops on one device, one stream.
  *
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
- * are fp32 as on the CPU; into a product they go as 16 bits, weights are rows of 16 bits, pages bf16.
+ * are fp32 as on the CPU; into a product they go as 16 bits (those of its weights, fp16 saturated), weights are rows of 16 bits, pages bf16.
  * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
  * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
  * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,

@@ -131,8 +131,8 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     else if (d->d_head % 2 != 0) {
         what = "heads of an odd size";
     }
-    else if (d->n_kv_heads > LA_GRID_YZ ||
-             (d->n_heads + 2 * d->n_kv_heads + 3) / 4 > LA_GRID_YZ) { /* blocks of la_launch_heads */
+    else if (d->n_kv_heads > LA_GRID_YZ || (d->n_heads + 2 * d->n_kv_heads + 3) / 4 >
+                                               LA_GRID_YZ) { /* blocks of la_launch_heads */
         what = "as many heads";
     }
     else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {

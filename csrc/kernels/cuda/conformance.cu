@@ -70,8 +70,8 @@ static int la_conform_map(la_tensor_map *map, const la_tensor_shape *s, void *ba
     }
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
     CUresult result =
-        encode(reinterpret_cast<CUtensorMap *>(map), types[log], (cuuint32_t)s->rank, base,
-               dims, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, modes[s->swizzle],
+        encode(reinterpret_cast<CUtensorMap *>(map), types[log], (cuuint32_t)s->rank, base, dims,
+               stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, modes[s->swizzle],
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) {
         snprintf(error, n, "cuTensorMapEncodeTiled: error %d", (int)result);
