@@ -7,9 +7,12 @@ draws an order of everything from a seed. Tiny models with random weights, promp
 from __future__ import annotations
 
 import ctypes
+import gc
+import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import emulator
@@ -32,9 +35,19 @@ MORE = ["llama-bias", "llama-yarn", "qwen2", "mistral", "phi3", "gemma2", "olmo2
 MORE += ["gpt2", "gpt_neox", "gpt_neox-serial", "starcoder2"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_stays() -> Iterator[None]:
+    """Closed devices got everything back, those that had failed as well."""
+    before = emulator.backend().la_rt_host_left()
+    yield
+    gc.collect()
+    assert emulator.backend().la_rt_host_left() == before
+
+
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> str:
     """The library's file, which backend="cuda" takes from here on."""
+    gc.collect()  # an earlier test's device, which models would share
     path = emulator.backend()._name
     monkeypatch.setenv("LLMACCEL_CUDA_LIBRARY", path)
     monkeypatch.setenv("LLMACCEL_EMU_SEED", "5")
@@ -130,8 +143,23 @@ def test_fp16_weights_take_fp16_rows(tmp_path: Path, emulated: str) -> None:
     logits = []
     for backend, dtype, kv in (("cpu", "float32", "float32"), ("cuda", "float16", "auto")):
         with open_on(folder, backend, dtype=dtype, kv_cache_dtype=kv) as llm:
+            assert llm.report()["model"]["activation"] == dtype
             logits.append(np.asarray(llm.logits(ids)).copy())
     assert np.linalg.norm(logits[1] - logits[0]) < 0.005 * np.linalg.norm(logits[0])
+
+
+def test_rows_beyond_fp16_stay_numbers(tmp_path: Path, emulated: str) -> None:
+    """What a down projection multiplies grows beyond 65,504, the other rows do not."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = checkpoint("llama", tmp_path)
+    arrays = load_file(folder / "model.safetensors")
+    for name in arrays:
+        grow = 1e4 if "up_proj" in name else 1e3 if "gate_proj" in name else 1.0
+        arrays[name] = arrays[name] * np.float32(grow)
+    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    with open_on(folder, "cuda", dtype="float16") as llm:
+        assert np.isfinite(np.asarray(llm.logits(list(range(3, 40))))).all()
 
 
 def test_company_cuts_and_seeds_change_no_bit(
@@ -194,6 +222,24 @@ def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated:
     assert after.copied_out - before.copied_out == 4 * 3 * 9  # ids alone
 
 
+def test_a_graph_without_memory_is_done_without(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step runs as it is; the next one of as many tokens asks for its graph again."""
+    folder, asked = checkpoint("llama", tmp_path), prompts(1, 20, seed=6)
+    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
+    made, replays = [], []
+    for number in ("0", "1"):
+        monkeypatch.setenv("LLMACCEL_EMU_GRAPH", number)
+        with open_on(folder, "cuda") as llm:
+            made.append(llm.generate(asked, params, use_tqdm=False)[0].outputs[0].token_ids)
+            replays.append(counts().replays)
+        del llm
+        gc.collect()  # the next device reads the variable
+    assert made[0] == made[1]
+    assert replays == [8, 7]
+
+
 def test_sampling_has_every_rule(tmp_path: Path, emulated: str) -> None:
     """The host draws: seeds, penalties, top-k and the rest give what the same logits give there."""
     folder = checkpoint("llama", tmp_path)
@@ -241,8 +287,6 @@ def test_a_failed_device_ends_requests_with_its_reason(
 
 
 def test_nothing_is_left_on_the_device(tmp_path: Path, emulated: str) -> None:
-    import gc
-
     lib = emulator.backend()
     before = lib.la_rt_host_left()
     llm = open_on(checkpoint("llama", tmp_path), "cuda")
@@ -278,6 +322,34 @@ def test_what_is_not_there_is_refused_by_name(
 def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = tiny.make_checkpoint("llama", tmp_path, intermediate_size=100)
     with pytest.raises(UnsupportedError, match="multiples of 8"):
+        open_on(folder, "cuda")
+
+
+def test_heads_of_an_odd_size_are_refused(tmp_path: Path, emulated: str) -> None:
+    widths = {"intermediate_size": 104, "num_attention_heads": 8, "num_key_value_heads": 8}
+    folder = tiny.make_checkpoint("gpt_neox", tmp_path, hidden_size=120, rotary_pct=0.3, **widths)
+    with pytest.raises(UnsupportedError, match="heads of an odd size yet"):
+        open_on(folder, "cuda")
+
+
+def test_rows_wider_than_an_upload_are_refused(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", str(1 << 40))
+    config = tiny.make_checkpoint("llama", tmp_path) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"intermediate_size": 9 << 20}))
+    with pytest.raises(UnsupportedError, match="rows as wide yet"):
+        open_on(tmp_path, "cuda", load_format="dummy")
+
+
+def test_more_heads_than_a_grid_has_blocks_are_refused(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", str(1 << 36))
+    heads = {"num_attention_heads": 65536, "num_key_value_heads": 65536, "head_dim": 2}
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, **heads}
+    folder = tiny.make_checkpoint("llama", tmp_path, **shape)
+    with pytest.raises(UnsupportedError, match="as many heads yet"):
         open_on(folder, "cuda")
 
 

@@ -155,6 +155,16 @@ def test_enter(device: Device, n: int, D: int, kind: int, half: int) -> None:
         assert np.array_equal(found, values(halves(x[:, :D], half), half))
 
 
+def test_rows_beyond_fp16_saturate(device: Device) -> None:
+    x = np.array([[65504, 65519, 65520, 7e4, -7e4, 1e30, np.inf, -np.inf]], np.float32)
+    x = np.concatenate([x, np.full((1, 8), np.nan, np.float32)])
+    out = device.put(np.zeros((2, 8), np.uint16))
+    device.launch("enter", Enter(device.put(x), 8, None, None, out, 2, 8, 1, -1, 0.0))
+    found = values(device.get(out), 1)
+    assert found[0].tolist() == (65504 * np.sign(x[0])).tolist()
+    assert np.isnan(found[1]).all()
+
+
 def test_a_row_does_not_know_its_company(device: Device) -> None:
     x, w = rows(5, 136, 136, 4), rows(1, 136, 136, 5)[0]
     made = []
@@ -263,6 +273,12 @@ def test_heads(
             stored = kv[page[t], :, part, pos[t] % PAGE]
             assert np.allclose(stored, want, rtol=2.0**-8, atol=1e-6)
     assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n  # no other slot was written
+
+
+def test_a_grid_of_too_many_heads_is_a_fault(device: Device) -> None:
+    args = Heads(n=1, n_heads=4 * 65535 + 1)
+    with pytest.raises(AssertionError, match="more than 65535 blocks along y or z"):
+        device.launch("heads", args)
 
 
 def attention(q, k, v, *, scale, window, softcap, sink):

@@ -180,6 +180,22 @@ def test_a_graph_does_what_was_noted_each_time_it_runs(monkeypatch: pytest.Monke
         assert rt.counts.alive == 0
 
 
+def test_a_graph_without_memory_is_no_failure_of_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with runtime(monkeypatch, LLMACCEL_EMU_GRAPH="1") as rt:
+        stream, device = rt.new("stream_open"), rt.new("alloc", 8)
+        made = []
+        for _ in range(2):
+            rt.graph_begin(stream)
+            rt.fill(stream, device, 1, 8)
+            made.append(rt.graph_end(stream))
+        assert made[0] is None
+        assert made[1] is not None
+        assert rt.message == ""
+        rt.graph_free(made[1])
+
+
 @pytest.mark.parametrize(
     ("breach", "message"),
     [
@@ -252,7 +268,12 @@ def test_what_is_left_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
         before = lib.la_rt_host_left()
         rt.new("alloc", 8)
         rt.new("pin", 8)
-    assert lib.la_rt_host_left() == before + 2
+        rt.new("stream_open")
+        rt.new("reserve", MIB)  # goes with the device
+    assert lib.la_rt_host_left() == before + 3
+    counts = Counts(alive=1)
+    lib.la_rt_host_count(ctypes.byref(counts))
+    assert counts.alive == 0
 
 
 def test_a_wait_that_cannot_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ from llmaccel.loading import (
     prepare,
 )
 from llmaccel.memory import MemoryPlan, check_available
-from llmaccel.options import ACTIVATION_NAMES, KV_NAMES, LoadOptions
+from llmaccel.options import KV_NAMES, LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams, engine_fields, score_fields
 from llmaccel.prompts import (
@@ -641,9 +641,7 @@ class LLM:
                 "dtype": self._forms.dtype,
                 "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,
-                "activation": "checkpoint"
-                if self._forms.rounded
-                else ACTIVATION_NAMES[config.activation],
+                "activation": self._forms.rows(config.activation, self._backend.info["name"]),
                 "wide_activations": list(self._forms.wide),
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),

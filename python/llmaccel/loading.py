@@ -56,6 +56,7 @@ from llmaccel.models.quantized import (
 )
 from llmaccel.options import (
     ACTIVATION_FORMS,
+    ACTIVATION_NAMES,
     FILE_QUANTIZATIONS,
     KV_FORMS,
     WEIGHT_FORMS,
@@ -85,6 +86,12 @@ class Forms:
     no_effect: tuple[str, ...] = ()
     rounded: bool = False
     later: int = 0
+
+    def rows(self, activation: str, backend: str) -> str:
+        """What rows are as products take them, by the config's `activation`."""
+        if backend == "cuda":
+            return self.dtype  # that of their weights
+        return "checkpoint" if self.rounded else ACTIVATION_NAMES[activation]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@
  * LLMACCEL_EMU_SEED (order of streams; 0: that of calls), LLMACCEL_EMU_KERNELS (the same inside kernels,
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
- * LLMACCEL_EMU_FAULT (the launch of this number fails).
+ * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
+ * memory).
  */
 #include "la_rt.h"
 
@@ -70,7 +71,7 @@ struct la_rt {
     la_rt_stream *noting = nullptr;
     uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
-    int64_t fault = 0;
+    int64_t fault = 0, graphs = 0, graph_without_memory = 0;
     int maps = 1;
     std::string error;
 };
@@ -196,6 +197,9 @@ void run_launch(la_rt *rt, const op &o)
     if (++rt->counts.launches == rt->fault) {
         fail(rt, "a fault that was asked for");
     }
+    else if (shape.grid[1] > LA_GRID_YZ || shape.grid[2] > LA_GRID_YZ) {
+        fail(rt, "launch: more than 65535 blocks along y or z");
+    }
     else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
         fail(rt, why);
     }
@@ -318,6 +322,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
     const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
+    const char *graph = getenv("LLMACCEL_EMU_GRAPH");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
         snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
@@ -330,15 +335,16 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
     rt->maps = plain == nullptr;
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
+    rt->graph_without_memory = graph != nullptr ? strtoll(graph, nullptr, 10) : 0;
     *out = rt;
     newest = rt;
     return 0;
 }
 
-/* Counts of the runtime opened last, which must still be open. For tests. */
+/* Counts of the runtime opened last; zeros once it is closed. For tests. */
 void la_rt_host_count(la_rt_counts *out)
 {
-    *out = newest->counts;
+    *out = newest != nullptr ? newest->counts : la_rt_counts{};
 }
 
 /* Of the runtimes closed so far: what was not given back. For tests. */
@@ -353,12 +359,13 @@ void la_rt_close(la_rt *rt)
         return;
     }
     finish_all(rt);
-    alive_at_close += rt->counts.alive;
     rt->error.clear(); /* all that is left goes, whatever failed */
     rt->noting = nullptr;
     while (!rt->ranges.empty()) {
         la_rt_release(rt, rt->ranges.begin()->first);
     }
+    alive_at_close += rt->counts.alive; /* a device would keep it; tests have many */
+    newest = newest == rt ? nullptr : newest;
     while (!rt->pieces.empty()) {
         uint8_t *p = rt->pieces.begin()->first;
         forget_piece(rt, p);
@@ -647,6 +654,9 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
         return nullptr;
     }
     rt->noting = nullptr;
+    if (++rt->graphs == rt->graph_without_memory) {
+        return nullptr;
+    }
     rt->counts.alive++;
     return new la_rt_graph{rt, std::move(s->noted)};
 }

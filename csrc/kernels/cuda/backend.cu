@@ -1,7 +1,7 @@
 /* backend.cu - the CUDA backend: la_backend_ops on one device, one stream.
  *
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
- * are fp32 as on the CPU; into a product they go as 16 bits, weights are rows of 16 bits, pages bf16.
+ * are fp32 as on the CPU; into a product they go as 16 bits (those of its weights, fp16 saturated), weights are rows of 16 bits, pages bf16.
  * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
  * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
  * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
@@ -83,7 +83,7 @@ step_layout layout_of(const la_limits *limits)
 
 la_status check(const la_model_desc *, const la_limits *)
 {
-    return LA_OK; /* whatever la_limits_check lets pass is a grid */
+    return LA_OK; /* la_limits_check lets 2^20 tokens pass: a grid's x, in tiles of 64 a grid's y */
 }
 
 void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
@@ -122,9 +122,12 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
     la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(cuda->host->alloc(1, sizeof *own));
     w->own = own;
-    if (own == NULL || !turn.ok) {
-        strip(w);
+    if (own == NULL) {
         return cuda->host->fail(LA_ERR_MEMORY, "workspace: out of memory");
+    }
+    if (!turn.ok) {
+        strip(w);
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
     own->at = layout_of(limits);
     size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);

@@ -122,9 +122,18 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     else if (recipe.floats == LA_F32) {
         what = "dtype='float32'";
     }
-    else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0 ||
-             d->d_head % 2 != 0) {
+    else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0) {
         what = "widths that are no multiples of 8";
+    }
+    else if ((size_t)la_cuda_widest(d) * 2 > LA_CUDA_STAGING) {
+        what = "matrices of rows as wide";
+    }
+    else if (d->d_head % 2 != 0) {
+        what = "heads of an odd size";
+    }
+    else if (d->n_kv_heads > LA_GRID_YZ || (d->n_heads + 2 * d->n_kv_heads + 3) / 4 >
+                                               LA_GRID_YZ) { /* blocks of la_launch_heads */
+        what = "as many heads";
     }
     else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {
         what = "as many query heads for one head of keys";
@@ -177,7 +186,7 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
 {
     la_cuda *cuda = la_cuda_of(b);
     int rows = w->n_units * LA_UNIT, half = w->f.pack == LA_PACK_F16;
-    size_t pitch = (size_t)w->K * 2;
+    size_t pitch = (size_t)w->K * 2; /* accept saw to it that an upload holds it */
     if ((!half && w->f.pack != LA_PACK_BF16) || w->K % 8 != 0) {
         return cuda->host->fail(LA_ERR_UNSUPPORTED,
                                 "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
@@ -186,7 +195,7 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
     }
     la_cuda_turn turn(b);
     cuda->changes++;
-    if (!turn.ok || pitch > LA_CUDA_STAGING) {
+    if (!turn.ok) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
     int at_once = (int)(LA_CUDA_STAGING / pitch);

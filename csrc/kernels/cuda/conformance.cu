@@ -43,14 +43,17 @@ static int la_conform_map(la_tensor_map *map, const la_tensor_shape *s, void *ba
 {
     static_assert(sizeof *map == sizeof(CUtensorMap), "a tensor map has 128 bytes");
     const CUtensorMapDataType types[] = {
-        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT8,
-        CU_TENSOR_MAP_DATA_TYPE_UINT32};
+        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16,
+        CU_TENSOR_MAP_DATA_TYPE_UINT32, CU_TENSOR_MAP_DATA_TYPE_UINT64}; /* of 1, 2, 4, 8 bytes */
     const CUtensorMapSwizzle modes[] = {CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B,
                                         CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_SWIZZLE_128B};
     const cuuint32_t ones[5] = {1, 1, 1, 1, 1};
     cuuint64_t dims[5], stride[4];
     cuuint32_t box[5];
+    int log = 0;
+    while (log < 3 && (1 << log) < s->element_bytes) {
+        log++;
+    }
     for (int i = 0; i < s->rank; i++) {
         dims[i] = s->dims[i];
         box[i] = s->box[i];
@@ -67,8 +70,8 @@ static int la_conform_map(la_tensor_map *map, const la_tensor_shape *s, void *ba
     }
     auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
     CUresult result =
-        encode(reinterpret_cast<CUtensorMap *>(map), types[s->element_bytes], (cuuint32_t)s->rank,
-               base, dims, stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, modes[s->swizzle],
+        encode(reinterpret_cast<CUtensorMap *>(map), types[log], (cuuint32_t)s->rank, base, dims,
+               stride, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE, modes[s->swizzle],
                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     if (result != CUDA_SUCCESS) {
         snprintf(error, n, "cuTensorMapEncodeTiled: error %d", (int)result);

@@ -46,7 +46,8 @@ typedef struct la_rt_counts {
 /* Opens device `device`. 0, or -1 with what stands in the way in why[n]: no driver, one that is older than
  * this runtime, no such device. */
 int la_rt_open(int device, la_rt **out, char *why, size_t n);
-/* Waits for all work and lets go of everything that still is alive. NULL is a no-op. */
+/* Waits for all work and closes. All that came from the device was given back before, reservations aside,
+ * which go with it: a device keeps what was not, the emulator counts it. NULL is a no-op. */
 void la_rt_close(la_rt *rt);
 /* Before other calls where another thread made the last ones. 0, or -1 if the device has failed. */
 int la_rt_enter(la_rt *rt);
@@ -60,7 +61,8 @@ const char *la_rt_error(const la_rt *rt);
 /* Device memory, 256-byte aligned, of any content. Running out of it is not an error of the device. */
 void *la_rt_alloc(la_rt *rt, size_t bytes);
 void la_rt_free(la_rt *rt, void *p);
-/* Addresses, which stay; ranges of whole granules come and go. Fresh ones hold anything. */
+/* Addresses, which stay; ranges of whole granules come and go. Fresh ones hold anything. A commit that fails
+ * leaves those that were there before. */
 void *la_rt_reserve(la_rt *rt, size_t bytes);
 int la_rt_commit(la_rt *rt, void *p, size_t bytes);
 /* Waits for all work first. */
@@ -94,8 +96,10 @@ int la_rt_event_wait(la_rt_event *e);
 
 /* ---- launches and graphs -------------------------------------------------------------------- */
 
+enum { LA_GRID_YZ = 65535 }; /* most blocks along y, and along z */
+
 typedef struct la_rt_shape {
-    int grid[3];   /* blocks; 0 counts as 1 */
+    int grid[3];   /* blocks; 0 counts as 1, y and z up to LA_GRID_YZ */
     int threads;   /* of a block */
     int cluster;   /* blocks along the first coordinate that share a cluster; 0: none */
     uint32_t smem; /* dynamic shared memory, bytes */
@@ -106,7 +110,8 @@ typedef struct la_rt_shape {
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape);
 /* From begin to end the stream takes note of launches, copies within the device and fills instead of doing
- * them; waiting or allocating meanwhile is an error. end gives NULL on failure. */
+ * them; waiting or allocating meanwhile is an error. end gives NULL on failure; running out of memory is not
+ * an error of the device. */
 void la_rt_graph_begin(la_rt_stream *s);
 la_rt_graph *la_rt_graph_end(la_rt_stream *s);
 void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s);

@@ -26,7 +26,8 @@ typedef struct la_embed_args {
 } la_embed_args;
 void la_launch_embed(la_rt_stream *s, const la_embed_args *a);
 
-/* Rows on their way into a product: out = 16 bits of norm(x). norm: -1 none, else LA_NORM_* */
+/* Rows on their way into a product: out = 16 bits of norm(x), fp16 within +-65504. norm: -1 none, else
+ * LA_NORM_* */
 typedef struct la_enter_args {
     const float *x; /* [n] rows of ldx */
     int64_t ldx;

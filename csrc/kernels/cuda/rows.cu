@@ -23,8 +23,13 @@ LA_DEV float widen(uint16_t x, int half)
     return half ? la_f16_lo(x) : la_bf16_lo(x);
 }
 
+/* fp16 saturates: a row that leaves its range is wrong there, not everywhere. NaN stays. */
 LA_DEV uint16_t narrow(float x, int half)
 {
+    const float most = 65504.0f;
+    if (half) {
+        x = x > most ? most : x < -most ? -most : x;
+    }
     return (uint16_t)(half ? la_f16x2(x, 0.0f) : la_bf16x2(x, 0.0f));
 }
 

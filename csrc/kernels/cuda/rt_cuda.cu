@@ -181,7 +181,16 @@ void unmap_granule(la_rt *rt, range *r, size_t i)
     }
 }
 
-/* 1: mapped; 0: no memory left. */
+/* `ok` of the driver's calls; running out of memory is for the caller to say. */
+int mapped(la_rt *rt, CUresult st, const char *what)
+{
+    if (st != CUDA_SUCCESS && st != CUDA_ERROR_OUT_OF_MEMORY && !failed(rt)) {
+        snprintf(rt->error, sizeof rt->error, "%s: error %d of the driver", what, (int)st);
+    }
+    return st == CUDA_SUCCESS;
+}
+
+/* 1: mapped; 0: no memory left, or the device has failed. */
 int map_granule(la_rt *rt, range *r, size_t i)
 {
     size_t n = rt->info.granule;
@@ -192,17 +201,17 @@ int map_granule(la_rt *rt, range *r, size_t i)
     access.location = p.location;
     access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
     CUmemGenericAllocationHandle h = 0;
-    if (rt->driver.create(&h, n, &p, 0) != CUDA_SUCCESS) {
+    if (!mapped(rt, rt->driver.create(&h, n, &p, 0), "create memory")) {
         return 0;
     }
-    if (rt->driver.map(at, n, 0, h, 0) != CUDA_SUCCESS) {
+    if (!mapped(rt, rt->driver.map(at, n, 0, h, 0), "map memory")) {
         (void)rt->driver.drop(h);
         return 0;
     }
     r->granules[i] = h;
     rt->counts.allocations++;
     rt->counts.alive++;
-    if (rt->driver.access(at, n, &access, 1) != CUDA_SUCCESS) {
+    if (!mapped(rt, rt->driver.access(at, n, &access, 1), "access to memory")) {
         unmap_granule(rt, r, i);
         return 0;
     }
@@ -355,15 +364,19 @@ int la_rt_commit(la_rt *rt, void *p, size_t bytes)
     }
     size_t n = rt->info.granule;
     size_t first = (size_t)(static_cast<uint8_t *>(p) - r->base) / n, end = first + bytes / n;
-    for (size_t i = first; i < end; i++) {
-        if (r->granules[i] == 0 && !map_granule(rt, r, i)) {
-            while (i-- > first) {
-                unmap_granule(rt, r, i);
-            }
-            return -1;
+    uint8_t *fresh = static_cast<uint8_t *>(calloc(end - first + 1, 1));
+    int bad = fresh == nullptr;
+    for (size_t i = first; !bad && i < end; i++) {
+        fresh[i - first] = r->granules[i] == 0;
+        bad = fresh[i - first] && !map_granule(rt, r, i);
+    }
+    for (size_t i = first; bad && fresh != nullptr && i < end; i++) {
+        if (fresh[i - first]) { /* those that were there before stay */
+            unmap_granule(rt, r, i);
         }
     }
-    return 0;
+    free(fresh);
+    return bad ? -1 : 0;
 }
 
 void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
@@ -579,8 +592,19 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
     cudaGraph_t graph = nullptr;
     cudaError_t st = rt->capturing ? cudaStreamEndCapture(s->s, &graph) : cudaErrorInvalidValue;
     rt->capturing = 0;
-    if (g == nullptr || !ok(rt, st, "end graph") ||
-        !ok(rt, cudaGraphInstantiate(&g->exec, graph, 0), "instantiate graph")) {
+    if (st == cudaSuccess && g != nullptr) {
+        st = cudaGraphInstantiate(&g->exec, graph, 0);
+    }
+    if (st == cudaErrorMemoryAllocation) { /* the caller can do without */
+        (void)cudaGetLastError();
+    }
+    else {
+        (void)ok(rt, st, "graph");
+    }
+    if (g == nullptr || st != cudaSuccess || failed(rt)) {
+        if (g != nullptr && g->exec != nullptr) {
+            (void)cudaGraphExecDestroy(g->exec);
+        }
         if (graph != nullptr) {
             (void)cudaGraphDestroy(graph);
         }
