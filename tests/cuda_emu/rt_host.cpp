@@ -80,6 +80,7 @@ struct la_rt_stream {
     la_rt *rt;
     std::deque<op> queue;
     std::vector<op> noted;
+    la_emu_writes writes; /* of its last launch; none, where something else came after it */
 };
 
 struct la_rt_event {
@@ -180,10 +181,9 @@ void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
     return p;
 }
 
-void run_op(la_rt *rt, const op &o);
-
-void run_launch(la_rt *rt, const op &o)
+void run_launch(la_rt_stream *s, const op &o)
 {
+    la_rt *rt = s->rt;
     la_emu_shape shape = {};
     char why[512] = "";
     for (int i = 0; i < 3; i++) {
@@ -194,6 +194,7 @@ void run_launch(la_rt *rt, const op &o)
     shape.smem = o.shape.smem;
     shape.seed = rt->kernels != 0 ? rt->kernels + draw(rt) : 0;
     shape.dependent = o.shape.dependent;
+    shape.writes = &s->writes;
     if (++rt->counts.launches == rt->fault) {
         fail(rt, "a fault that was asked for");
     }
@@ -217,8 +218,12 @@ void run_copy(la_rt *rt, const op &o)
     rt->counts.copied_out += o.way == LA_RT_OUT ? (int64_t)o.bytes : 0;
 }
 
-void run_op(la_rt *rt, const op &o)
+void run_op(la_rt_stream *s, const op &o)
 {
+    la_rt *rt = s->rt;
+    if (o.what == COPY || o.what == FILL) {
+        s->writes.starts.clear(); /* it waited, and who follows waits for it */
+    }
     switch (o.what) {
     case COPY: run_copy(rt, o); break;
     case FILL:
@@ -229,13 +234,13 @@ void run_op(la_rt *rt, const op &o)
             fail(rt, "fill: outside of an allocation");
         }
         break;
-    case LAUNCH: run_launch(rt, o); break;
+    case LAUNCH: run_launch(s, o); break;
     case RECORD: o.event->done = o.ticket; break;
     case FOLLOW: break;
     case REPLAY:
         for (const op &each : *o.list) {
             if (rt->error.empty()) {
-                run_op(rt, each);
+                run_op(s, each);
             }
         }
         break;
@@ -264,7 +269,7 @@ bool advance(la_rt *rt)
     op o = std::move(s->queue.front());
     s->queue.pop_front();
     if (rt->error.empty()) { /* a failed device does nothing any more */
-        run_op(rt, o);
+        run_op(s, o);
     }
     else if (o.what == RECORD) {
         o.event->done = o.ticket;
@@ -527,7 +532,7 @@ void la_rt_unpin(la_rt *rt, void *p)
 
 la_rt_stream *la_rt_stream_open(la_rt *rt)
 {
-    la_rt_stream *s = new la_rt_stream{rt, {}, {}};
+    la_rt_stream *s = new la_rt_stream{rt, {}, {}, {}};
     rt->streams.push_back(s);
     rt->counts.alive++;
     return s;
