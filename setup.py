@@ -7,14 +7,14 @@ those that are in (never for scalar, which always is). Object files live in buil
 compiler and the flags that decide the code>/ and are remade when a source or a header it includes
 (the compiler's -MMD list) is newer, so a second build compiles only what changed.
 
-_cuda.so is made of csrc/kernels/cuda/*.cu: the runtime linked in whole, one symbol exported, so it
-loads on machines without a driver and says so. *_sm90.cu are compiled for sm_90a alone. Its objects
-lie in the user's cache folder by the hash of all that decides them, because they take long.
+_cuda.so is made of csrc/kernels/cuda/*.cu, but for what nothing launches yet (APART): the runtime
+linked in whole, one symbol exported, so it loads on machines without a driver and says so. Its
+objects lie in the user's cache folder by the hash of all that decides them, because they take long.
 
 Environment: LLMACCEL_WERROR=1, LLMACCEL_SANITIZE=address|undefined|thread, LLMACCEL_CUDA=auto|0|1,
-LLMACCEL_CUDA_ARCHS, LLMACCEL_NVCC, CC, CFLAGS, LDFLAGS. Command beside the usual ones:
-`build_stress` links tests/c/stress.c with the core, without Python, to build/stress. The package
-itself is in pyproject.toml.
+LLMACCEL_CUDA_ARCHS, LLMACCEL_NVCC, what nvcc reads itself (NVCC_CCBIN, ...), CC, CFLAGS, LDFLAGS.
+Command beside the usual ones: `build_stress` links tests/c/stress.c with the core, without Python,
+to build/stress. The package itself is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -279,15 +279,13 @@ def find_nvcc() -> tuple[str, str]:
     return path, ""
 
 
-def gencode(archs: str, source: Path) -> list[str]:
-    """nvcc's flags for "80;90a;ptx80"; of a *_sm90.cu those of sm_90a alone."""
+def gencode(archs: str) -> list[str]:
+    """nvcc's flags for "80;90a;ptx80"."""
     flags = []
     for arch in archs.split(";"):
         if not re.fullmatch(r"(ptx)?\d+[af]?", arch):
             raise SetupError(f"LLMACCEL_CUDA_ARCHS: {arch!r} is none of 80, 90a, ptx80, ...")
         number = arch.removeprefix("ptx")
-        if source.stem.endswith("_sm90") and arch != "90a":
-            continue
         code = f"compute_{number}" if arch.startswith("ptx") else f"sm_{number}"
         flags += ["-gencode", f"arch=compute_{number},code={code}"]
     return flags
@@ -314,19 +312,22 @@ class CudaBuilder:
     def __init__(self, nvcc: str, archs: str) -> None:
         self.nvcc = nvcc
         self.archs = archs
-        self.version = run([nvcc, "--version"]).stdout
+        # nvcc reads these itself, and compiles with a compiler of the host.
+        given = [os.environ.get(f"NVCC_{name}", "") for name in ("PREPEND_FLAGS", "APPEND_FLAGS")]
+        host = os.environ.get("NVCC_CCBIN") or "g++"
+        host = f"{host}/g++" if Path(host).is_dir() else host
+        version = run([host, "--version"]).stdout if shutil.which(host) else ""
+        self.tools = [run([nvcc, "--version"]).stdout, *given, host, version]
 
     def compile_one(self, source: Path) -> tuple[Path, str]:
         """The object, from the cache where it is there; and what went wrong."""
-        flags = [*NVCC_FLAGS, *gencode(self.archs, source)]
-        digest = hashlib.sha256("\0".join([self.version, *flags]).encode())
+        flags = [*NVCC_FLAGS, *gencode(self.archs)]
+        digest = hashlib.sha256("\0".join([*self.tools, *flags]).encode())
         for path in with_headers(source):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())
         obj = cache_folder() / f"{source.stem}-{digest.hexdigest()[:24]}.o"
         if obj.exists():
             return obj, ""
-        if "-gencode" not in flags:
-            return obj, f"{source.name}: none of {self.archs} is for it"
         obj.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=obj.parent) as folder:
             part = Path(folder) / obj.name
@@ -340,8 +341,6 @@ class CudaBuilder:
 
     def build(self, out: Path) -> None:
         sources = sorted(p for p in CUDA.glob("*.cu") if p.stem not in APART)
-        if "90a" not in self.archs.split(";"):
-            sources = [s for s in sources if not s.stem.endswith("_sm90")]
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         with ThreadPoolExecutor(jobs) as pool:
             made = list(pool.map(self.compile_one, sources))

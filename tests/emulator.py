@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -54,14 +55,23 @@ def headers_hash() -> str:
     return digest.hexdigest()
 
 
+@cache
+def core_hash() -> bytes:
+    """Of every header under csrc."""
+    digest = hashlib.sha256()
+    for path in sorted(CORE.glob("**/*.h")):
+        digest.update(path.as_posix().encode() + path.read_bytes())
+    return digest.digest()
+
+
 def compile_object(source: Path, flags: list[str]) -> Path:
     text = source.read_bytes()
     if source.parent == CACHE:  # generated: it says itself what it includes
         text += b"".join(p.read_bytes() for p in sorted(source.with_suffix("").glob("*.h")))
     if source.suffix == ".cu":
         flags = [*flags, "-xc++"]
-    if b"../model/" in text:  # the backend itself is built from the core's structures
-        text += b"".join(p.read_bytes() for p in sorted(CORE.glob("**/*.h")))
+    if source.suffix == ".cu" or re.search(rb'#\s*include\s*"[^"\n]*/', text):
+        text += core_hash()  # the backend itself is built from the core's structures
     key = hashlib.sha256(text + headers_hash().encode() + " ".join(flags).encode()).hexdigest()
     out = CACHE / f"{source.stem}-{key[:16]}.o"
     if not out.exists():

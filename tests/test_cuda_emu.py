@@ -7,6 +7,7 @@ of order and delay. The bugs are in cuda_mutants.py. tests/cuda_emu holds the em
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import cache
 
 import emulator
@@ -16,9 +17,10 @@ from cuda_mutants import GEMM_BF16, NUMBERS, Mutant
 from emulator import KERNELS, aligned, bf16, from_bf16, pointer
 
 SEEDS = [0, 1, 2, 3]
-TILES = [(64, 6), (128, 3), (256, 3)]
 SHAPES = [(130, 72, 200), (300, 264, 136), (1, 8, 8), (257, 320, 64)]
 GEMM = KERNELS / "gemm_bf16_sm90.h"
+BUILT = re.findall(r"la_gemm_bf16_sm90<(\d+), (\d+)>", GEMM.with_suffix(".cu").read_text())
+TILES = [(int(columns), int(stages)) for columns, stages in BUILT]
 
 
 def source(variants: list[tuple[str, int, int]]) -> str:
@@ -117,6 +119,7 @@ def run(lib: ctypes.CDLL, variant: int, mnk: tuple[int, int, int], seed: int) ->
 @pytest.mark.parametrize("tile", range(len(TILES)), ids=[f"n{n}x{s}" for n, s in TILES])
 @pytest.mark.parametrize("mnk", SHAPES, ids=str)
 def test_gemm_bf16(tile: int, mnk: tuple[int, int, int]) -> None:
+    assert len(TILES) == 3
     for seed in SEEDS:
         reason, error = run(gemm(), tile, mnk, seed)
         assert not reason

@@ -36,6 +36,10 @@ ALWAYS = {
     "poll_for_nothing": "poll for what never comes",
     "odd_registers": "a multiple of 8",
     "early_write": "before la_grid_wait",
+    "early_load": "a load at",
+    "early_cp_async": "which the launch before writes, before la_grid_wait",
+    "early_run": "la_bulk_load at",
+    "early_box": "a box of a tensor at",
     "over_arrival": "more arrivals at the barrier",
     "barrier_made_twice": "which is a barrier already",
     "barrier_overwritten": "which is a barrier",
@@ -72,6 +76,7 @@ SOMETIMES = {
 FAULTLESS = {
     "none": np.zeros(128, np.uint32),
     "halves_and_atomics": np.full(128, 0x70007 + 128, np.uint32),
+    "early_load_of_others": np.zeros(128, np.uint32),  # 0xffffffff, and 1
     "store_outlives_block": np.arange(1, 129, dtype=np.uint32),
 }
 

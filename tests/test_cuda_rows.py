@@ -372,6 +372,18 @@ def test_products_gate(device: Device, F: int, act: str) -> None:
     assert np.allclose(found, made, rtol=1e-4, atol=1e-4)
 
 
+def test_a_product_follows_what_makes_its_rows(device: Device) -> None:
+    """Nothing but launches in between, so that the second may start beside the first."""
+    x, w = rows(5, 72, 72, 20), halves(rows(64, 72, 72, 21), 0)
+    a, out = device.put(np.zeros((5, 72), np.uint16)), device.put(rows(5, 64, 64, 0, np.nan))
+    enter = Enter(device.put(x), 72, None, None, a, 5, 72, 0, -1, 0.0)
+    args = Product(a, device.put(w), None, out, 64, 5, 64, 72, STORE, 0, 0, 1.0, 0.0)
+    device.launch("enter", enter)
+    device.launch("product", args, 0)
+    want = values(halves(x, 0), 0) @ values(w, 0).T
+    assert np.allclose(device.get(out), want, rtol=1e-5, atol=1e-4)
+
+
 def test_rows_of_a_product_do_not_depend_on_how_many_there_are(device: Device) -> None:
     few, many = (product(device, M, 64, 136, half=0, kind=STORE) for M in (3, 70))
     assert np.array_equal(few[0], many[0][:3])

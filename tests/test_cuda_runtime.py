@@ -41,7 +41,7 @@ class Runtime:
 
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.lib = library or emulator.backend()
-        for name in ("alloc", "reserve", "pin", "stream_open", "event_open", "graph_end", "error"):
+        for name in ("alloc", "reserve", "pin", "stream_open", "graph_end", "error"):
             getattr(self.lib, f"la_rt_{name}").restype = ctypes.c_void_p
         self.rt = ctypes.c_void_p()
         why = ctypes.create_string_buffer(256)
@@ -97,21 +97,19 @@ def view(address: int, n: int) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * n).from_address(address))
 
 
-def through_two_streams(rt: Runtime, follow: bool) -> np.ndarray:
-    """7 goes in on one stream and comes out on another, which may wait for the first."""
+def through_two_streams(rt: Runtime, wait: bool) -> np.ndarray:
+    """7 goes in on one stream and comes out on another, maybe after a wait for the first."""
     host, back, device = rt.new("pin", 64), rt.new("pin", 64), rt.new("alloc", 64)
-    first, second, event = rt.new("stream_open"), rt.new("stream_open"), rt.new("event_open")
+    first, second = rt.new("stream_open"), rt.new("stream_open")
     view(host, 64)[:] = 7
     rt.copy(first, device, host, 64, IN)
-    rt.event_record(event, first)
-    if follow:
-        rt.event_follow(event, second)
+    if wait:
+        assert rt.stream_wait(first) == 0
     rt.copy(second, back, device, 64, OUT)
     assert rt.stream_wait(second) == 0
     found = view(back, 64).copy()
     for stream in (first, second):
         rt.stream_close(stream)
-    rt.event_close(event)
     for place in (host, back):
         rt.new("unpin", place)
     rt.new("free", device)
@@ -120,17 +118,17 @@ def through_two_streams(rt: Runtime, follow: bool) -> np.ndarray:
     return found
 
 
-def test_an_event_orders_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wait_orders_two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in SEEDS:
         with runtime(monkeypatch, seed) as rt:
-            assert (through_two_streams(rt, follow=True) == 7).all()
+            assert (through_two_streams(rt, wait=True) == 7).all()
 
 
-def test_a_missing_event_is_seen_under_some_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_wait_is_seen_under_some_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = set()
     for seed in SEEDS:
         with runtime(monkeypatch, seed) as rt:
-            found.add(int(through_two_streams(rt, follow=False)[0]))
+            found.add(int(through_two_streams(rt, wait=False)[0]))
     assert found == {7, 0xFF}  # 0xff: fresh memory
 
 
@@ -274,16 +272,3 @@ def test_what_is_left_at_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> 
     counts = Counts(alive=1)
     lib.la_rt_host_count(ctypes.byref(counts))
     assert counts.alive == 0
-
-
-def test_a_wait_that_cannot_end_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two streams that wait for each other's next record."""
-    with runtime(monkeypatch, seed=0) as rt:
-        streams = [rt.new("stream_open") for _ in range(2)]
-        events = [rt.new("event_open") for _ in range(2)]
-        rt.graph_begin(streams[0])  # noted records never happen, unless the graph runs
-        rt.event_record(events[0], streams[0])
-        rt.graph_end(streams[0])
-        rt.event_follow(events[0], streams[1])
-        assert rt.stream_wait(streams[1]) == -1
-        assert "it would last for ever" in rt.message

@@ -71,8 +71,9 @@ def table(n_vocab: int) -> np.ndarray:
     return (np.round(logits * 16) / 16).astype(np.float32)
 
 
-def arrays_for(n_vocab: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = tiny.config_of("llama", vocab_size=n_vocab, num_hidden_layers=1, rms_norm_eps=1e-12)
+def arrays_for(n_vocab: int, **more: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    sizes = {"vocab_size": n_vocab, "num_hidden_layers": 1, **more}
+    config = tiny.config_of("llama", rms_norm_eps=1e-12, **sizes)
     arrays = tiny.arrays_of(config)
     for name in arrays:
         if name.endswith(("o_proj.weight", "down_proj.weight")):

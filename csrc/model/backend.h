@@ -7,7 +7,8 @@
  * addresses others reckon with and never follow. What a batch brings is the host's throughout.
  * Invariant: ops of a step cannot fail (a device that does says so at the end of `run`); a backend
  * computes a row from that row alone.
- * Implemented by backend_cpu.c; used by model.c, workspace.c and forward.c.
+ * Implemented by backend_cpu.c and, in an object of its own, by ../kernels/cuda/backend.cu; used by model.c,
+ * workspace.c and forward.c.
  */
 #ifndef LA_BACKEND_H
 #define LA_BACKEND_H
@@ -283,7 +284,9 @@ typedef struct la_host_api {
 enum {
     LA_BACKEND_ABI = (1 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
-          sizeof(la_batch) + sizeof(la_sample_row))
+          sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_span) + sizeof(la_source) +
+          sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) + sizeof(la_layer_desc) +
+          sizeof(struct la_backend) + sizeof(la_backend_info) + sizeof(la_ctx))
 };
 
 /* The one symbol that it exports. abi comes first: where it is not the object's own, nothing else is read

@@ -124,6 +124,7 @@ void add_box(Copy *c, const la_tensor_shape &s, Block *b, uint32_t offset, const
             if (const char *why = global_fault(p, size_t(last - first) * size_t(s.element_bytes))) {
                 fault("a box of a tensor touches %p, which %s", static_cast<const void *>(p), why);
             }
+            note_global(p, c->store, "a box of a tensor");
         }
         add_row(c, s, b, offset + r * row_bytes, at[0], live ? row : nullptr);
         for (int i = 1; i < s.rank && ++index[i] == s.box[i]; i++) {
@@ -467,6 +468,7 @@ static void check_run(const void *global, uint32_t shared, uint32_t bytes, const
 void la_emu_bulk_load(uint32_t to, const void *from, uint32_t bytes, uint32_t bar)
 {
     check_run(from, to, bytes, "la_bulk_load");
+    note_global(from, false, "la_bulk_load");
     auto c = std::make_unique<Copy>();
     uint32_t offset;
     Block *b = find_shared(to, bytes, "la_bulk_load", &offset);
@@ -485,6 +487,7 @@ void la_emu_bulk_store(void *to, uint32_t from, uint32_t bytes)
     if (!b->may_write) {
         fault("la_bulk_store before la_grid_wait in a dependent launch");
     }
+    note_global(to, true, "la_bulk_store");
     auto c = std::make_unique<Copy>();
     c->store = true;
     c->runs.push_back({static_cast<uint8_t *>(to), b, offset, bytes});
@@ -540,6 +543,7 @@ void la_emu_cp_async(uint32_t to, const void *from, int bytes, int valid)
         if (const char *why = global_fault(from, v)) {
             fault("cp.async of %u bytes at %p, which %s", v, from, why);
         }
+        note_global(from, false, "cp.async");
         c->runs.push_back({static_cast<uint8_t *>(const_cast<void *>(from)), b, offset, v});
     }
     if (v < n) {

@@ -492,6 +492,9 @@ extern "C" int la_emu_launch(void (*entry)(const void *args), const void *args,
     m.entry = entry;
     m.args = args;
     m.threads = m.shape.block[0];
+    if (m.shape.writes != nullptr) {
+        m.before = m.shape.writes->starts;
+    }
     m.rng = 0x9e3779b97f4a7c15ull * (uint64_t(m.shape.seed) + 1);
     m.pool = std::move(pool);
     for (auto &t : m.pool) {
@@ -504,6 +507,9 @@ extern "C" int la_emu_launch(void (*entry)(const void *args), const void *args,
         run_guarded();
     }
     machine = nullptr;
+    if (m.shape.writes != nullptr) {
+        m.shape.writes->starts = m.wrote;
+    }
     pool = std::move(m.pool);
     if (error && n) {
         snprintf(error, n, "%s", m.error.c_str());

@@ -186,6 +186,7 @@ struct Machine {
     void *scheduler_sp = nullptr;
     std::jmp_buf *crash = nullptr;
     std::string error;
+    std::vector<uintptr_t> before, wrote; /* allocations, by their starts, as la_emu_writes */
     uint64_t rng = 0;
     uint32_t eager = 0;    /* one in so many turns runs a wgmma before it is waited for; 0: none */
     uint64_t progress = 0; /* anything but a spin */
@@ -210,6 +211,8 @@ void block_on(const uint64_t &counter, const char *what, uint32_t where = 0, uin
 Block *find_shared(uint32_t address, uint32_t bytes, const char *what, uint32_t *offset);
 void check_global(const void *p, size_t bytes, const char *what);
 const char *global_fault(const void *p, size_t bytes); /* nullptr: it may be touched */
+/* Behind a check of the same bytes: notes a write, or faults a read that ought to wait for the launch before. */
+void note_global(const void *p, bool write, const char *what);
 std::string shared_fault(const Block *b, uint32_t offset,
                          uint32_t bytes); /* "" or why not to read */
 /* Whether the async proxy may read: all bytes set, none written without a proxy fence. "" or why not. */

@@ -1,10 +1,12 @@
 /* emu_memory.cpp - every ordinary access of a kernel to memory, held against what is known of the bytes.
  *
- * Owns the registry of global allocations and the checks of shared memory: in bounds, aligned, written
+ * Owns the registry of global allocations, of which a dependent launch reads nothing before its wait that the
+ * launch before wrote, and the checks of shared memory: in bounds, aligned, written
  * before it is read, not in flight, no barrier, and clean when the async proxy reads it. Invariant: an
  * access that passes here is one that the program's order made legal. Implements the memory half of
  * la_emu_ptx.h and la_emu_register.
  */
+#include <algorithm>
 #include <map>
 #include <mutex>
 
@@ -76,6 +78,22 @@ void check_global(const void *p, size_t bytes, const char *what)
     }
     if (reinterpret_cast<uintptr_t>(p) % bytes) {
         fault("%s of %zu bytes at %p of global memory is not aligned", what, bytes, p);
+    }
+}
+
+void note_global(const void *p, bool write, const char *what)
+{
+    std::vector<uintptr_t> *of = write ? &machine->wrote : &machine->before;
+    if (!write && machine->now->block->may_write) {
+        return;
+    }
+    bool there = std::find(of->begin(), of->end(), recent_start) != of->end();
+    if (write && !there) {
+        of->push_back(recent_start);
+    }
+    else if (!write && there) {
+        fault("%s at %p of global memory, which the launch before writes, before la_grid_wait",
+              what, p);
     }
 }
 
@@ -209,6 +227,7 @@ void la_emu_store_shared(uint32_t at, const void *from, uint32_t bytes)
 void la_emu_load_global(const void *p, void *to, uint32_t bytes)
 {
     check_global(p, bytes, "a load");
+    note_global(p, false, "a load");
     memcpy(to, p, bytes);
 }
 
@@ -218,6 +237,7 @@ void la_emu_store_global(void *p, const void *from, uint32_t bytes)
     if (!machine->now->block->may_write) {
         fault("writes global memory before la_grid_wait in a dependent launch");
     }
+    note_global(p, true, "a store");
     memcpy(p, from, bytes);
     preempt(64);
 }

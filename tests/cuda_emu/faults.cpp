@@ -200,6 +200,47 @@ LA_KERNEL(odd_registers, fault_args)
     la_regs_grow<100>();
 }
 
+LA_KERNEL(early_load, fault_args)
+{
+    const uint32_t x = la_ldg(a.in + la_thread());
+    la_grid_wait();
+    la_stg(a.out + la_thread(), x);
+}
+
+LA_KERNEL(early_cp_async, fault_args)
+{
+    la_cp_async_16(smem_at(la_thread() * 16), a.in + la_thread() * 4);
+    la_grid_wait();
+}
+
+LA_KERNEL(early_run, fault_args)
+{
+    const uint32_t bar = make_barrier();
+    if (la_thread() == 0) {
+        la_mbar_expect(bar, 64);
+        la_bulk_load(smem_at(0), a.in, 64, bar);
+        la_grid_wait();
+    }
+}
+
+LA_KERNEL(early_box, fault_args)
+{
+    const uint32_t bar = make_barrier();
+    if (la_thread() == 0) {
+        la_mbar_expect(bar, 1024);
+        la_tma_load(smem_at(0), &a.map, bar, 0, 0);
+        la_grid_wait();
+    }
+}
+
+/* Right: what the launch before does not write may be read early. */
+LA_KERNEL(early_load_of_others, fault_args)
+{
+    const uint32_t x = la_ldg(a.out + 2048 + la_thread());
+    la_grid_wait();
+    la_stg(a.out + la_thread(), x + la_ldg(a.in + la_thread()) + 1);
+}
+
 LA_KERNEL(early_write, fault_args)
 {
     la_stg(a.out + la_thread(), 1u);
@@ -492,6 +533,11 @@ static const fault_row rows[] = {
     ROW(poll_for_nothing),
     ROW(odd_registers),
     {"early_write", LA_ENTRY(early_write), 1, 1, 1},
+    {"early_load", LA_ENTRY(early_load), 1, 1, 1},
+    {"early_cp_async", LA_ENTRY(early_cp_async), 1, 1, 1},
+    {"early_run", LA_ENTRY(early_run), 1, 1, 1},
+    {"early_box", LA_ENTRY(early_box), 1, 1, 1},
+    {"early_load_of_others", LA_ENTRY(early_load_of_others), 1, 1, 1},
     ROW(over_arrival),
     ROW(barrier_made_twice),
     ROW(barrier_overwritten),
@@ -542,5 +588,7 @@ extern "C" int fault_run(int i, const uint32_t *in, uint32_t *out, uint32_t seed
     s.smem = 32768;
     s.seed = seed;
     s.dependent = rows[i].dependent;
+    la_emu_writes before = {{reinterpret_cast<uintptr_t>(in)}};
+    s.writes = &before;
     return la_emu_launch(rows[i].entry, &a, &s, error, n);
 }

@@ -11,11 +11,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <vector>
+
 #include "la_kernel.h"
 
-#ifdef __cplusplus
+/* Starts of the allocations that a launch wrote. Whoever in a block waits first does so for all of it. */
+struct la_emu_writes {
+    std::vector<uintptr_t> starts;
+};
+
 extern "C" {
-#endif
 
 typedef struct la_emu_shape {
     const char *name; /* of the kernel, for messages; may be NULL */
@@ -26,6 +31,8 @@ typedef struct la_emu_shape {
     uint32_t seed;    /* of order and delays; 0: in order, copies at once, wgmma at its wait */
     int resident;     /* clusters that run side by side; 0: the seed decides (1 to 3) */
     int dependent;    /* launched with programmatic dependence: writes before the wait are faults */
+    /* Of the launch before, against which reads before the wait are held; then of this one. May be NULL. */
+    la_emu_writes *writes;
 } la_emu_shape;
 
 /* Runs a kernel over its grid. Returns 0, or -1 with the reason in error[n]. args are read during the
@@ -40,9 +47,6 @@ void la_emu_forget(const void *ptr);
 /* Writes the map of a tensor, held to the rules of cuTensorMapEncodeTiled. Returns 0, or -1 with the
  * reason in error[n]. */
 int la_emu_tensor_map(la_tensor_map *map, const la_tensor_shape *shape, char *error, size_t n);
-
-#ifdef __cplusplus
 }
-#endif
 
 #endif

@@ -1,7 +1,7 @@
 /* rt_host.cpp - la_rt.h without a GPU: device memory is the host's, kernels run in the emulator.
  *
  * Owns streams as queues. What is asked of a stream is done as late as a wait allows and, among streams,
- * in an order drawn from a seed, so that a missing event or a host buffer that is used too early shows.
+ * in an order drawn from a seed, so that a host buffer that is used too early shows.
  * Memory starts as 0xff bytes, which are no numbers. Held to CUDA's rules: copies between host and device
  * take pinned memory, both ends lie inside one allocation, nothing waits or allocates while a graph is
  * noted. What breaks one is the device's first error, and its text says what. Environment of the tests:
@@ -19,7 +19,6 @@
 #include <sys/mman.h>
 
 #include <deque>
-#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -30,7 +29,7 @@ namespace {
 
 constexpr size_t GRANULE = (size_t)1 << 20;
 
-enum kind { COPY, FILL, LAUNCH, RECORD, FOLLOW, REPLAY };
+enum kind { COPY, FILL, LAUNCH, REPLAY };
 
 struct op {
     kind what;
@@ -42,8 +41,6 @@ struct op {
     la_entry entry;
     std::vector<uint64_t> args; /* aligned for any argument */
     la_rt_shape shape;
-    la_rt_event *event;
-    int64_t ticket; /* of the record that a follow waits for */
     const std::vector<op> *list;
 };
 
@@ -80,11 +77,7 @@ struct la_rt_stream {
     la_rt *rt;
     std::deque<op> queue;
     std::vector<op> noted;
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    int64_t recorded = 0, done = 0; /* tickets */
+    la_emu_writes writes; /* of its last launch; none, where something else came after it */
 };
 
 struct la_rt_graph {
@@ -180,10 +173,9 @@ void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
     return p;
 }
 
-void run_op(la_rt *rt, const op &o);
-
-void run_launch(la_rt *rt, const op &o)
+void run_launch(la_rt_stream *s, const op &o)
 {
+    la_rt *rt = s->rt;
     la_emu_shape shape = {};
     char why[512] = "";
     for (int i = 0; i < 3; i++) {
@@ -194,6 +186,7 @@ void run_launch(la_rt *rt, const op &o)
     shape.smem = o.shape.smem;
     shape.seed = rt->kernels != 0 ? rt->kernels + draw(rt) : 0;
     shape.dependent = o.shape.dependent;
+    shape.writes = &s->writes;
     if (++rt->counts.launches == rt->fault) {
         fail(rt, "a fault that was asked for");
     }
@@ -217,8 +210,12 @@ void run_copy(la_rt *rt, const op &o)
     rt->counts.copied_out += o.way == LA_RT_OUT ? (int64_t)o.bytes : 0;
 }
 
-void run_op(la_rt *rt, const op &o)
+void run_op(la_rt_stream *s, const op &o)
 {
+    la_rt *rt = s->rt;
+    if (o.what == COPY || o.what == FILL) {
+        s->writes.starts.clear(); /* it waited, and who follows waits for it */
+    }
     switch (o.what) {
     case COPY: run_copy(rt, o); break;
     case FILL:
@@ -229,31 +226,23 @@ void run_op(la_rt *rt, const op &o)
             fail(rt, "fill: outside of an allocation");
         }
         break;
-    case LAUNCH: run_launch(rt, o); break;
-    case RECORD: o.event->done = o.ticket; break;
-    case FOLLOW: break;
+    case LAUNCH: run_launch(s, o); break;
     case REPLAY:
         for (const op &each : *o.list) {
             if (rt->error.empty()) {
-                run_op(rt, each);
+                run_op(s, each);
             }
         }
         break;
     }
 }
 
-bool is_ready(const la_rt_stream *s)
-{
-    return !s->queue.empty() && (s->queue.front().what != FOLLOW ||
-                                 s->queue.front().event->done >= s->queue.front().ticket);
-}
-
-/* Does one thing, of a stream that the seed picks. False: there is nothing that can be done. */
+/* Does one thing, of a stream that the seed picks. False: there is nothing to do. */
 bool advance(la_rt *rt)
 {
     std::vector<la_rt_stream *> ready;
     for (la_rt_stream *s : rt->streams) {
-        if (is_ready(s)) {
+        if (!s->queue.empty()) {
             ready.push_back(s);
         }
     }
@@ -264,28 +253,9 @@ bool advance(la_rt *rt)
     op o = std::move(s->queue.front());
     s->queue.pop_front();
     if (rt->error.empty()) { /* a failed device does nothing any more */
-        run_op(rt, o);
-    }
-    else if (o.what == RECORD) {
-        o.event->done = o.ticket;
+        run_op(s, o);
     }
     return true;
-}
-
-int wait_until(la_rt *rt, const std::function<bool()> &done, const char *what)
-{
-    rt->counts.waits++;
-    if (rt->noting != nullptr) {
-        fail(rt, std::string(what) + ": a graph is being noted");
-        return -1;
-    }
-    while (!done()) {
-        if (!advance(rt)) {
-            fail(rt, std::string(what) + ": it would last for ever");
-            return -1;
-        }
-    }
-    return rt->error.empty() ? 0 : -1;
 }
 
 void finish_all(la_rt *rt)
@@ -523,11 +493,11 @@ void la_rt_unpin(la_rt *rt, void *p)
     la_rt_free(rt, p);
 }
 
-/* ---- streams, events ------------------------------------------------------------------------- */
+/* ---- streams --------------------------------------------------------------------------------- */
 
 la_rt_stream *la_rt_stream_open(la_rt *rt)
 {
-    la_rt_stream *s = new la_rt_stream{rt, {}, {}};
+    la_rt_stream *s = new la_rt_stream{rt, {}, {}, {}};
     rt->streams.push_back(s);
     rt->counts.alive++;
     return s;
@@ -551,7 +521,16 @@ void la_rt_stream_close(la_rt_stream *s)
 
 int la_rt_stream_wait(la_rt_stream *s)
 {
-    return wait_until(s->rt, [s] { return s->queue.empty(); }, "stream wait");
+    la_rt *rt = s->rt;
+    rt->counts.waits++;
+    if (rt->noting != nullptr) {
+        fail(rt, "stream wait: a graph is being noted");
+        return -1;
+    }
+    while (!s->queue.empty()) {
+        (void)advance(rt);
+    }
+    return rt->error.empty() ? 0 : -1;
 }
 
 void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way)
@@ -573,52 +552,6 @@ void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes)
     o.byte = byte;
     o.bytes = bytes;
     put(s, std::move(o));
-}
-
-la_rt_event *la_rt_event_open(la_rt *rt)
-{
-    rt->counts.alive++;
-    return new la_rt_event{rt, 0, 0};
-}
-
-void la_rt_event_close(la_rt_event *e)
-{
-    if (e != nullptr) {
-        finish_all(e->rt);
-        e->rt->counts.alive--;
-        delete e;
-    }
-}
-
-void la_rt_event_record(la_rt_event *e, la_rt_stream *s)
-{
-    op o = {};
-    o.what = RECORD;
-    o.event = e;
-    o.ticket = ++e->recorded;
-    put(s, std::move(o));
-}
-
-void la_rt_event_follow(la_rt_event *e, la_rt_stream *s)
-{
-    op o = {};
-    o.what = FOLLOW;
-    o.event = e;
-    o.ticket = e->recorded;
-    put(s, std::move(o));
-}
-
-int la_rt_event_done(la_rt_event *e)
-{
-    if (e->rt->seed == 0 || draw(e->rt) % 2 == 0) {
-        advance(e->rt);
-    }
-    return e->done >= e->recorded || !e->rt->error.empty();
-}
-
-int la_rt_event_wait(la_rt_event *e)
-{
-    return wait_until(e->rt, [e] { return e->done >= e->recorded; }, "event wait");
 }
 
 /* ---- launches and graphs --------------------------------------------------------------------- */
@@ -677,13 +610,6 @@ void la_rt_graph_free(la_rt_graph *g)
         g->rt->counts.alive--;
         delete g;
     }
-}
-
-int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *shape)
-{
-    char why[256] = "";
-    (void)rt;
-    return la_emu_tensor_map(map, shape, why, sizeof why);
 }
 
 } // extern "C"

@@ -1,8 +1,8 @@
 /* gemm_bf16_sm90.h - bf16 matrix product of Hopper: out[M][N] = x[M][K] w[N][K]^T (+ bias).
  *
  * Owns the kernel and its plan of shared memory. Invariant: the order of additions of an element is that
- * of K alone, so its bits depend on its row and column only, whatever M and the grid are. Launched by the
- * linear layers and by the tests.
+ * of K alone, so its bits depend on its row and column only, whatever M and the grid are. Not launched by the
+ * backend yet: tests do.
  *
  * A persistent grid takes tiles of 128 x BN. A warpgroup of which one thread works loads K in blocks of 64 by
  * TMA into a ring; two warpgroups multiply 64 rows each:

@@ -8,7 +8,7 @@
  *
  *     typedef struct la_copy_args { const float *src; float *dst; int64_t n; } la_copy_args;
  *     template <int VEC> LA_KERNEL(la_copy, la_copy_args) { ... a.src ... a.n ... }
- *     la_rt_launch(LA_ENTRY(la_copy<4>), ...)
+ *     la_rt_launch(stream, LA_ENTRY(la_copy<4>), &args, sizeof args, &shape)
  */
 #ifndef LA_KERNEL_H
 #define LA_KERNEL_H

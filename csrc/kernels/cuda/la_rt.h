@@ -1,4 +1,4 @@
-/* la_rt.h - the runtime calls of the CUDA backend: memory, streams, events, graphs, launches.
+/* la_rt.h - the runtime calls of the CUDA backend: memory, streams, graphs, launches.
  *
  * Owns the list, which has two implementations: rt_cuda.cu calls the CUDA runtime, and
  * tests/cuda_emu/rt_host.cpp keeps "device" memory on the host and runs kernels in the emulator, so that
@@ -18,7 +18,6 @@ extern "C" {
 
 typedef struct la_rt la_rt; /* a device that is in use */
 typedef struct la_rt_stream la_rt_stream;
-typedef struct la_rt_event la_rt_event;
 typedef struct la_rt_graph la_rt_graph;
 
 typedef struct la_rt_info {
@@ -36,7 +35,7 @@ typedef struct la_rt_info {
 /* What was done so far: tests hold the loop over steps to it. */
 typedef struct la_rt_counts {
     int64_t allocations;           /* of device and pinned memory, reservations and commits */
-    int64_t alive;                 /* of them, streams, events and graphs: not given back yet */
+    int64_t alive;                 /* of them, streams and graphs: not given back yet */
     int64_t waits;                 /* of the host for the device */
     int64_t launches;              /* of kernels, those of replayed graphs included */
     int64_t replays;               /* of graphs */
@@ -72,7 +71,7 @@ void la_rt_release(la_rt *rt, void *p);
 void *la_rt_pin(la_rt *rt, size_t bytes);
 void la_rt_unpin(la_rt *rt, void *p);
 
-/* ---- streams, events ------------------------------------------------------------------------ */
+/* ---- streams -------------------------------------------------------------------------------- */
 
 la_rt_stream *la_rt_stream_open(la_rt *rt);
 void la_rt_stream_close(la_rt_stream *s);
@@ -83,16 +82,6 @@ typedef enum la_rt_way { LA_RT_IN = 0, LA_RT_OUT, LA_RT_WITHIN } la_rt_way;
 /* Host memory is pinned; it is read, or written, until a wait. */
 void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way);
 void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes);
-
-la_rt_event *la_rt_event_open(la_rt *rt);
-void la_rt_event_close(la_rt_event *e);
-/* Happens when all that s was asked for so far is done. */
-void la_rt_event_record(la_rt_event *e, la_rt_stream *s);
-/* Nothing of s from here on happens before the event's last record has. */
-void la_rt_event_follow(la_rt_event *e, la_rt_stream *s);
-/* 1: it has happened, or was never recorded; 0: not yet. */
-int la_rt_event_done(la_rt_event *e);
-int la_rt_event_wait(la_rt_event *e);
 
 /* ---- launches and graphs -------------------------------------------------------------------- */
 
@@ -116,9 +105,6 @@ void la_rt_graph_begin(la_rt_stream *s);
 la_rt_graph *la_rt_graph_end(la_rt_stream *s);
 void la_rt_graph_run(la_rt_graph *g, la_rt_stream *s);
 void la_rt_graph_free(la_rt_graph *g);
-
-/* Writes the map of a tensor in device memory. 0, or -1 where the driver refuses. */
-int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *shape);
 
 #ifdef __cplusplus
 }

@@ -26,7 +26,6 @@ struct driver_calls {
     decltype(&cuMemUnmap) unmap;
     decltype(&cuMemSetAccess) access;
     decltype(&cuMemGetAllocationGranularity) granularity;
-    decltype(&cuTensorMapEncodeTiled) tensor_map;
 };
 
 /* A reservation and what is mapped of it. */
@@ -54,11 +53,6 @@ struct la_rt_stream {
     la_rt *rt;
     cudaStream_t s;
     int launches; /* of the graph that is being noted */
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    cudaEvent_t e;
 };
 
 struct la_rt_graph {
@@ -133,9 +127,6 @@ void find_driver(la_rt *rt)
     int maps = 0;
     size_t granule = 0;
     CUmemAllocationProp p = granule_of(rt);
-    if (!find(&d->tensor_map, "cuTensorMapEncodeTiled")) {
-        d->tensor_map = nullptr;
-    }
     maps = find(&d->reserve, "cuMemAddressReserve") && find(&d->release, "cuMemAddressFree") &&
            find(&d->create, "cuMemCreate") && find(&d->drop, "cuMemRelease") &&
            find(&d->map, "cuMemMap") && find(&d->unmap, "cuMemUnmap") &&
@@ -430,7 +421,7 @@ void la_rt_unpin(la_rt *rt, void *p)
     }
 }
 
-/* ---- streams, events ------------------------------------------------------------------------- */
+/* ---- streams --------------------------------------------------------------------------------- */
 
 la_rt_stream *la_rt_stream_open(la_rt *rt)
 {
@@ -478,58 +469,6 @@ void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes)
     if (!failed(s->rt) && bytes != 0) {
         (void)ok(s->rt, cudaMemsetAsync(dst, byte, bytes, s->s), "fill");
     }
-}
-
-la_rt_event *la_rt_event_open(la_rt *rt)
-{
-    la_rt_event *e = static_cast<la_rt_event *>(calloc(1, sizeof *e));
-    if (e == nullptr || !ok(rt, cudaEventCreateWithFlags(&e->e, cudaEventDisableTiming), "event")) {
-        free(e);
-        return nullptr;
-    }
-    e->rt = rt;
-    rt->counts.alive++;
-    return e;
-}
-
-void la_rt_event_close(la_rt_event *e)
-{
-    if (e != nullptr) {
-        (void)cudaEventDestroy(e->e);
-        e->rt->counts.alive--;
-        free(e);
-    }
-}
-
-void la_rt_event_record(la_rt_event *e, la_rt_stream *s)
-{
-    if (!failed(s->rt)) {
-        (void)ok(s->rt, cudaEventRecord(e->e, s->s), "record");
-    }
-}
-
-void la_rt_event_follow(la_rt_event *e, la_rt_stream *s)
-{
-    if (!failed(s->rt)) {
-        (void)ok(s->rt, cudaStreamWaitEvent(s->s, e->e, 0), "follow");
-    }
-}
-
-int la_rt_event_done(la_rt_event *e)
-{
-    cudaError_t st = cudaEventQuery(e->e);
-    if (st == cudaErrorNotReady) {
-        (void)cudaGetLastError();
-        return 0;
-    }
-    (void)ok(e->rt, st, "query");
-    return 1;
-}
-
-int la_rt_event_wait(la_rt_event *e)
-{
-    e->rt->counts.waits++;
-    return ok(e->rt, cudaEventSynchronize(e->e), "wait") ? 0 : -1;
 }
 
 /* ---- launches and graphs --------------------------------------------------------------------- */
@@ -634,39 +573,6 @@ void la_rt_graph_free(la_rt_graph *g)
         g->rt->counts.alive--;
         free(g);
     }
-}
-
-int la_rt_tensor_map(la_rt *rt, la_tensor_map *map, const la_tensor_shape *t)
-{
-    static const CUtensorMapSwizzle swizzles[] = {
-        CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
-        CU_TENSOR_MAP_SWIZZLE_128B};
-    static const CUtensorMapDataType types[] = {
-        CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16,
-        CU_TENSOR_MAP_DATA_TYPE_UINT32, CU_TENSOR_MAP_DATA_TYPE_UINT64};
-    static_assert(sizeof *map == sizeof(CUtensorMap), "a tensor map has 128 bytes");
-    cuuint64_t dims[5], strides[4];
-    cuuint32_t box[5], steps[5] = {1, 1, 1, 1, 1};
-    int log = 0;
-    while ((1 << log) < t->element_bytes) {
-        log++;
-    }
-    for (int i = 0; i < t->rank; i++) {
-        dims[i] = t->dims[i];
-        box[i] = t->box[i];
-    }
-    for (int i = 0; i + 1 < t->rank; i++) {
-        strides[i] = t->stride[i];
-    }
-    if (rt->driver.tensor_map == nullptr ||
-        rt->driver.tensor_map(reinterpret_cast<CUtensorMap *>(map), types[log & 3],
-                              (cuuint32_t)t->rank, const_cast<void *>(t->base), dims, strides, box,
-                              steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzles[t->swizzle],
-                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                              CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) != CUDA_SUCCESS) {
-        return -1;
-    }
-    return 0;
 }
 
 } // extern "C"
