@@ -89,10 +89,16 @@ def disassembler() -> str:
 
 @cache
 def headers_hash() -> str:
-    digest = hashlib.sha256(subprocess.run([nvcc(), "--version"], capture_output=True).stdout)
+    digest = hashlib.sha256(run([nvcc(), "--version"]).stdout.encode())
     for path in sorted((ROOT / "csrc").rglob("*.h")):
         digest.update(path.as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
+
+
+def run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A tool of the toolkit, without the sanitizer that this process may have been loaded with."""
+    own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    return subprocess.run(command, capture_output=True, text=True, env=own, cwd=folder)
 
 
 def compile_for(source: Path, arch: str) -> tuple[str, Path]:
@@ -106,7 +112,7 @@ def compile_for(source: Path, arch: str) -> tuple[str, Path]:
     if not said.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         command += ["-o", str(cubin), str(source)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run(command)
         assert done.returncode == 0, done.stderr[-4000:]
         said.write_text(done.stderr)
     return said.read_text(), cubin
@@ -155,7 +161,7 @@ def test_machine_code(source: Path, arch: str) -> None:
     """Wanted instructions are there, and nothing goes through local memory."""
     tool = disassembler()
     _, cubin = compile_for(source, arch)
-    done = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True)
+    done = run([tool, "-c", str(cubin)])
     assert done.returncode == 0, done.stderr[-2000:]
     missing = [word for word in WANTED.get(source.stem, []) if word not in done.stdout]
     assert not missing, f"not in the machine code: {missing}"
@@ -168,7 +174,7 @@ def test_checked_build_compiles(tmp_path: Path) -> None:
     """LA_CHECK, for runs that look for a hang."""
     source = KERNELS / "gemm_bf16_sm90.cu"
     command = [nvcc(), *FLAGS[:3], "-DLA_CHECK", "-arch=sm_90a", "-ptx", "-o", "a.ptx", str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]
     text = (tmp_path / "a.ptx").read_text()
     assert "trap;" in text
@@ -183,7 +189,7 @@ def test_generic_sources_make_ptx(tmp_path: Path) -> None:
             continue
         out = tmp_path / f"{path.stem}.ptx"
         command = [nvcc(), *FLAGS[:3], "-arch=compute_80", "-ptx", "-o", str(out), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = run(command)
         assert done.returncode == 0, done.stderr[-4000:]
 
 
