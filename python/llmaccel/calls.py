@@ -1,0 +1,201 @@
+"""Calls: what public methods of LLM are made of: prompts to ids, parameters to numbers, waiting.
+
+Owns the state of a loaded model that calls read, and how one call becomes requests. Invariant:
+all of a call is checked before its first request is submitted, and a call that is interrupted
+cancels what it submitted.
+
+Base of scoring.py, reporting.py and llm.py, which sets the state.
+"""
+
+from __future__ import annotations
+
+import itertools
+import numbers
+import queue
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
+from llmaccel.config import ModelConfig
+from llmaccel.driver import Driver
+from llmaccel.errors import LoadError, RequestError, shown
+from llmaccel.memory import MemoryPlan
+from llmaccel.options import LoadOptions
+from llmaccel.params import SamplingParams, engine_fields
+from llmaccel.prompts import encode_text, ids_of, parts_of
+from llmaccel.request import Request
+from llmaccel.waiting import Chunks, abandon, wait_all
+
+Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
+Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+class Calls:
+    """State of a loaded model, and the way of a call through it."""
+
+    _options: LoadOptions
+    _config: ModelConfig
+    _forms: Any
+    _plan: MemoryPlan
+    _path: Path | None
+    _generation: Any
+    _tokenizer: Any
+    _backend: Any
+    _driver: Driver
+    _weight_bytes: int
+    _token_bytes: int
+    _own_stop_ids: frozenset[int]
+    _counter: itertools.count[int]
+    _seed: int
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer; LoadError where the model has none."""
+        if self._tokenizer is None:
+            raise LoadError(
+                f"{self._path or 'this model'}: no tokenizer files; pass tokenizer= to LLM, or use "
+                "token ids as prompts"
+            )
+        return self._tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """SamplingParams with the values that the model's generation_config sets."""
+        values = dict(self._generation.sampling)
+        if self._generation.do_sample is False:
+            values.setdefault("temperature", 0.0)
+        return replace(SamplingParams(), **values)
+
+    def _run(
+        self,
+        encoded: list[tuple[str | None, list[int]]],
+        params: Params,
+        *,
+        priority: int | Sequence[int],
+        timeout: float | None,
+        stream: bool,
+        use_tqdm: bool | None,
+    ) -> Any:
+        """Submit all and wait, or hand out chunks."""
+        self._driver.check_wait()
+        check_switches(stream=stream, use_tqdm=use_tqdm)
+        count = len(encoded)
+        all_params = spread("sampling_params", params, count, SamplingParams)
+        priorities = [
+            priority_of(one) for one in spread("priority", priority, count, numbers.Integral)
+        ]
+        seconds = seconds_of(timeout)
+        made = []
+        for i, (text, ids) in enumerate(encoded):
+            where = f"prompts[{i}]" if count > 1 else "prompt"
+            made.append(self._make_request(text, ids, all_params[i], i, where))
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started: list[Request] = []
+        try:
+            for i, (request, fields) in enumerate(made):
+                request.streaming = stream
+                request.listener = news.put
+                started.append(request)  # first: an interrupt may come right after it is submitted
+                self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
+            if not stream:
+                wait_all(started, news, use_tqdm)
+                return [request.output() for request in started]
+        except BaseException:
+            abandon(self._driver, started)
+            raise
+        return Chunks(self, started, news)
+
+    def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
+        try:
+            self._driver.submit(request, fields, **options)
+        except RequestError as error:
+            if count == 1:
+                raise
+            raise RequestError(f"prompts[{request.prompt_index}]: {error}") from None
+
+    # ---- prompts and parameters -----------------------------------------------------------------
+
+    def _encode(self, prompt: Prompt, where: str) -> tuple[str | None, list[int]]:
+        """(text or None, token ids)."""
+        text: str | None = None
+        given: Any = prompt
+        if isinstance(prompt, Mapping):
+            text, given = parts_of(prompt, where)
+        if isinstance(given, str):
+            text = given
+            ids = encode_text(self.get_tokenizer(), given, where)
+        else:
+            ids = ids_of(given, where)
+        if not ids:
+            raise RequestError(f"{where}: empty")
+        return text, ids
+
+    def _check_length(self, ids: Sequence[int], room: int, where: str) -> None:
+        limit = self._config.max_len
+        if len(ids) + room > limit:
+            raise RequestError(
+                f"{where}: {len(ids)} tokens, but max_model_len is {limit}"
+                + (" and one must be left to generate" if room else "")
+            )
+
+    def _make_request(
+        self,
+        text: str | None,
+        ids: list[int],
+        params: SamplingParams | None,
+        index: int,
+        where: str,
+    ) -> tuple[Request, dict[str, Any]]:
+        params = self.get_default_sampling_params() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params: expected SamplingParams, got {shown(params)}")
+        params = params.clone()
+        if params.truncate_prompt_tokens is not None:
+            keep = params.truncate_prompt_tokens
+            ids = ids[-(keep if keep > 0 else max(1, self._config.max_len - 1)) :]
+        self._check_length(ids, 1, where)
+        number, name = self._next_id()
+        request = Request(name, text, ids, params, n_branches=params.n, prompt_index=index)
+        if not params.ignore_eos:
+            request.own_stop_ids = self._own_stop_ids
+        if self._tokenizer is not None:
+            request.attach_text(self._tokenizer)
+        elif params.stop or params.bad_words:
+            self.get_tokenizer()  # raises: strings need one
+        room = self._config.max_len - len(ids)
+        wanted = room if params.max_tokens is None else min(params.max_tokens, room)
+        fields = engine_fields(
+            params,
+            n_vocab=self._config.n_vocab,
+            max_tokens=wanted,
+            seed=_mix(self._seed, number),
+            stop_ids=request.own_stop_ids,
+            bad=self._bad_words(params),
+        )
+        return request, fields
+
+    def _next_id(self) -> tuple[int, str]:
+        number = next(self._counter)
+        return number, str(number)
+
+    def _bad_words(self, params: SamplingParams) -> list[list[int]]:
+        """Token sequences of bad_words, at the start of a text and inside it."""
+        found: list[list[int]] = []
+        for word in params.bad_words or ():
+            tokenizer = self.get_tokenizer()
+            for spelled in (word.lstrip(), " " + word.lstrip()):
+                ids = encode_text(tokenizer, spelled, "bad_words", add_special_tokens=False)
+                if ids and ids not in found:
+                    found.append(ids)
+        return found
+
+
+def _mix(seed: int, number: int) -> int:
+    """A 64-bit seed for request `number` (the finaliser of splitmix64)."""
+    mask = 2**64 - 1
+    z = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+    return z ^ (z >> 31)

@@ -1,0 +1,84 @@
+"""Reporting: what a loaded model is, what was chosen for it and what it has done.
+
+A base of LLM (llm.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from llmaccel.calls import Calls
+from llmaccel.driver import Driver
+from llmaccel.memory import MemoryPlan
+from llmaccel.options import KV_NAMES, LoadOptions
+
+
+class Reporting(Calls):
+    """The methods of LLM that tell about it."""
+
+    @property
+    def engine(self) -> Driver:
+        """The thread that runs the engine: stats() and preempt(n) for measurements and tests."""
+        return self._driver
+
+    def plan(self) -> MemoryPlan:
+        """The memory plan that this model was admitted by; str() of it is a table."""
+        # LLM.plan("model") is an obvious try at planning without loading: the string is self then
+        if not isinstance(self, Calls):
+            raise TypeError(
+                "LLM.plan: expected a loaded LLM; `llmaccel plan MODEL` plans without loading"
+            )
+        self._driver.check()
+        return self._plan
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen: model, backend, memory, options as given, options without effect,
+        counters."""
+        self._driver.check()
+        config, options = self._config, self._options
+        skipped = ("compatible", "model")
+        given = {
+            name: getattr(options, name)
+            for name in LoadOptions.__dataclass_fields__
+            if name not in skipped
+        }
+        stats = self._driver.stats()
+        return {
+            "model": {
+                "path": str(self._path) if self._path is not None else None,
+                "architecture": config.architecture,
+                "family": config.family,
+                "n_layers": config.n_layers,
+                "d_model": config.d_model,
+                "n_vocab": config.n_vocab,
+                "max_model_len": config.max_len,
+                "dtype": self._forms.dtype,
+                "head_dtype": self._forms.head,
+                "quantized": self._forms.quantized,
+                "activation": self._forms.rows(config.activation, self._backend.info["name"]),
+                "wide_activations": list(self._forms.wide),
+                "kv_cache_dtype": KV_NAMES[config.kv_form],
+                "stop_token_ids": sorted(self._own_stop_ids),
+                "mtp_tensors": self._forms.later,
+            },
+            "backend": self._backend.info,
+            "memory": {
+                "weight_bytes": self._weight_bytes,
+                "token_bytes": self._token_bytes,
+                "kv_page_bytes": self._plan.kv_page_bytes,
+                "kv_cap_bytes": self._plan.kv_bytes,
+                "kv_bytes": stats["kv_bytes"],
+                "workspace_bytes": stats["workspace_bytes"],
+                "rope_bytes": self._plan.rope,
+            },
+            "options": given,
+            "no_effect": sorted({*options.compatible, *self._forms.no_effect}),
+            "stats": stats,
+        }
+
+    def expert_load(self) -> np.ndarray:
+        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
+        load = np.frombuffer(self._driver.expert_load(), np.int64)
+        return load.reshape(self._config.n_layers, self._config.n_experts)

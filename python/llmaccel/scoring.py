@@ -1,0 +1,149 @@
+"""Scoring: log probabilities and logits of given tokens, without drawing any.
+
+Owns `logits` and `loglikelihood`. Invariant: equal contexts of one call are computed once.
+
+A base of LLM (llm.py).
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmaccel import _core
+from llmaccel.calls import Calls, Prompt
+from llmaccel.errors import RequestError
+from llmaccel.memory import check_available
+from llmaccel.params import SamplingParams, score_fields
+from llmaccel.prompts import encode_text
+from llmaccel.request import Request
+from llmaccel.waiting import abandon, wait_all
+
+# Continuations of one context that go into one request; more become several requests.
+_SUFFIXES_PER_REQUEST = 1024
+
+
+class Scoring(Calls):
+    """The methods of LLM that score given tokens."""
+
+    def logits(self, prompt: Prompt) -> Any:
+        """Logits of every position of one prompt, before temperature.
+
+        Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a
+        copy. MemoryPlanError where there is no room for it.
+        """
+        self._driver.check()
+        text, ids = self._encode(prompt, "prompt")
+        self._check_length(ids, 0, "prompt")
+        n_vocab = self._config.n_vocab
+        check_available(
+            f"logits of {len(ids)} positions and {n_vocab} tokens", 4 * len(ids) * n_vocab
+        )
+        tensor = _core.Tensor.zeros((len(ids), n_vocab), "F32")
+        request = self._score_request(text, ids, 1)
+        self._score([(request, {"logits": tensor})])
+        return tensor
+
+    def loglikelihood(
+        self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
+    ) -> list[tuple[float, bool]]:
+        """For each pair the log probability of the continuation after the context, summed over its
+        tokens, and whether greedy decoding would produce it.
+
+        Equal contexts are computed once and shared. Text pairs are tokenized together, so a token
+        may cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
+        """
+        self._driver.check()
+        for name, given in (("contexts", contexts), ("continuations", continuations)):
+            if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
+                kind = type(given).__name__
+                raise RequestError(f"{name}: expected a list of prompts, got {kind}")
+        if len(contexts) != len(continuations):
+            raise RequestError(
+                f"continuations: expected one for each of {len(contexts)} contexts, got "
+                f"{len(continuations)}"
+            )
+        groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+        for i, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+            head, tail = self._encode_pair(context, continuation, i)
+            self._check_length(head + tail, 0, f"contexts[{i}] with continuations[{i}]")
+            groups.setdefault(tuple(head), []).append((i, tail))
+        work = []
+        places: list[list[int]] = []
+        for head_ids, members in groups.items():
+            for start in range(0, len(members), _SUFFIXES_PER_REQUEST):
+                part = members[start : start + _SUFFIXES_PER_REQUEST]
+                request = self._score_request(None, list(head_ids), len(part))
+                work.append((request, {"suffixes": [tail for _, tail in part]}))
+                places.append([i for i, _ in part])
+        self._score(work)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(contexts)
+        for (request, _), where in zip(work, places, strict=True):
+            for i, branch in zip(where, request.branches, strict=True):
+                assert branch.scores is not None
+                results[i] = (
+                    math.fsum(branch.scores.logprobs),
+                    all(rank == 1 for rank in branch.scores.ranks),
+                )
+        return results
+
+    def _encode_pair(
+        self, context: Prompt, continuation: Prompt, i: int
+    ) -> tuple[list[int], list[int]]:
+        if isinstance(context, str) and isinstance(continuation, str) and context:
+            tokenizer = self.get_tokenizer()
+            # Spaces go with the word that follows them.
+            kept = context.rstrip()
+            head = encode_text(tokenizer, kept, f"contexts[{i}]")
+            whole = kept + context[len(kept) :] + continuation
+            both = encode_text(tokenizer, whole, f"continuations[{i}]")
+            head, tail = both[: len(head)], both[len(head) :]
+        else:
+            head = (
+                []
+                if isinstance(context, str) and not context
+                else self._encode(context, f"contexts[{i}]")[1]
+            )
+            if isinstance(continuation, str):
+                tail = encode_text(
+                    self.get_tokenizer(),
+                    continuation,
+                    f"continuations[{i}]",
+                    add_special_tokens=False,
+                )
+            else:
+                tail = self._encode(continuation, f"continuations[{i}]")[1]
+        if not head:
+            tokenizer = self.get_tokenizer()
+            first = tokenizer.bos_token_id
+            first = tokenizer.eos_token_id if first is None else first
+            if first is None:
+                raise RequestError(f"contexts[{i}]: empty, and there is no BOS or EOS token")
+            head = [first]
+        if not tail:
+            raise RequestError(f"continuations[{i}]: empty")
+        return head, tail
+
+    def _score_request(self, text: str | None, ids: list[int], n_branches: int) -> Request:
+        params = SamplingParams(temperature=0.0, logprobs=0, detokenize=False)
+        return Request(self._next_id()[1], text, ids, params, n_branches=n_branches)
+
+    def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
+        """Run requests that draw nothing, and wait."""
+        self._driver.check_wait()
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started: list[Request] = []
+        try:
+            for request, options in work:
+                request.listener = news.put
+                started.append(request)
+                self._driver.submit(request, score_fields(), **options)
+            wait_all(started, news, False)
+        except BaseException:
+            abandon(self._driver, started)
+            raise
+        for request in started:
+            if request.error is not None:
+                raise request.error
