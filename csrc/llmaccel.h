@@ -331,6 +331,9 @@ typedef struct la_request {
     float *logits;         /* KEPT until the request ends: [n_prompt, V], or NULL */
     int priority;          /* lower runs first */
     double timeout;        /* seconds from the call; <= 0: none */
+    int beam;              /* 1: n_branches beams search for the best; temperature 0. Their tokens
+                            * come as LA_EVENT_TOKEN when the search ends, branch 0 the best */
+    double length_penalty; /* beam: scores are sums of log probabilities / length^this */
 } la_request;
 
 enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
@@ -359,8 +362,9 @@ typedef struct la_engine_stats {
     int64_t steps, prompt_tokens, output_tokens, recomputed_tokens, preemptions;
     int64_t step_allocations; /* heap allocations made inside la_engine_step: stays 0 */
     int last_step_tokens;
-    double last_step_seconds;
-    double forward_seconds; /* of all steps, in the model; the rest of a step is bookkeeping */
+    double last_step_seconds, last_plan_seconds,
+        last_forward_seconds; /* plan: before the forward */
+    double forward_seconds;   /* of all steps, in the model; the rest of a step is bookkeeping */
 } la_engine_stats;
 
 la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out);

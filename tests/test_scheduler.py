@@ -42,6 +42,9 @@ class Job:
     forced_cost: int
     sample_cost: int
     branches: list[Branch]
+    beams: bool = False
+    n_live: int = 1
+    fed: set[int] = field(default_factory=set)
 
     @property
     def n_forced(self) -> int:
@@ -70,6 +73,7 @@ class Machine:
         score: bool = False,
         forced_cost: int = 0,
         sample_cost: int = 0,
+        beams: bool = False,
     ) -> int:
         number = self.core.add(
             n_prompt,
@@ -80,6 +84,7 @@ class Machine:
             score=score,
             forced_cost=forced_cost,
             sample_cost=sample_cost,
+            beams=beams,
         )
         assert number == len(self.jobs)
         prompt = [f"{number}:{i}" for i in range(n_prompt)]
@@ -88,11 +93,24 @@ class Machine:
             for b in range(n_branches)
         ]
         self.jobs.append(
-            Job(n_prompt, n_suffix, n_new, priority, score, forced_cost, sample_cost, branches)
+            Job(
+                n_prompt,
+                n_suffix,
+                n_new,
+                priority,
+                score,
+                forced_cost,
+                sample_cost,
+                branches,
+                beams,
+            )
         )
         return number
 
     def cancel(self, number: int, branch: int) -> None:
+        if self.jobs[number].beams:  # they end together
+            self.end_beams(number)
+            return
         self.jobs[number].branches[branch].ended = True
         self.core.finish(number, branch)
         assert self.core.state(number, branch)["pages"] == []
@@ -171,6 +189,11 @@ class Machine:
         branch = job.branches[b]
         if fed < self.n_todo(number, b):
             return
+        if job.beams:
+            job.fed.add(b)
+            if len(job.fed) == job.n_live:
+                self.reform(number)
+            return
         if branch.n_drawn < job.n_new:
             branch.tokens.append(f"{number}.{b}:{len(branch.tokens)}")
             branch.n_drawn += 1
@@ -185,6 +208,28 @@ class Machine:
             self.core.finish(number, b)
         else:
             self.core.extend(number, b)
+
+    def end_beams(self, number: int) -> None:
+        for b, branch in enumerate(self.jobs[number].branches):
+            branch.ended = True
+            self.core.finish(number, b)
+
+    def reform(self, number: int) -> None:
+        """Every beam is fed: some go on from any of them, with a token of their own."""
+        job = self.jobs[number]
+        first = job.branches[0]
+        first.n_drawn += 1
+        if first.n_drawn == job.n_new:
+            self.end_beams(number)
+            return
+        rng = random.Random(number * 1000 + first.n_drawn)
+        parents = [rng.randrange(job.n_live) for _ in range(rng.randint(1, len(job.branches)))]
+        was = [branch.tokens for branch in job.branches]
+        for k, parent in enumerate(parents):
+            job.branches[k].tokens = [*was[parent], f"{number}.{k}:{len(was[parent])}"]
+        job.n_live = len(parents)
+        job.fed = set()
+        self.core.reform(number, parents)
 
     def check_references(self) -> None:
         counts: Counter[int] = Counter()
@@ -435,6 +480,36 @@ def test_refuses_what_can_never_fit() -> None:
         core.add(0)
 
 
+def test_beams_share_what_they_have_in_common() -> None:
+    m = Machine(n_pages=60, max_seqs=8, budget=512)
+    m.add(200, n_branches=5, n_new=10, beams=True)
+    most = 0
+    while m.live():
+        m.step()
+        most = max(most, m.core.counts()["used"])
+    assert m.core.counts()["recomputed"] == 0
+    assert m.step_tokens[0] == 200
+    assert max(m.step_tokens[1:]) <= 5
+    assert most <= 3 + 2 * 5  # of the last page each may have one, and one of its parent's
+
+
+def test_beams_that_find_no_place_start_from_the_prompt() -> None:
+    m = Machine(n_pages=60, max_seqs=4, budget=512)
+    m.add(10, n_new=12)
+    m.add(10, n_new=12)
+    m.add(200, n_branches=4, n_new=6, beams=True)
+    m.run()
+    assert m.core.counts()["preempted"] == 0
+    assert sum(m.step_tokens) < 2 * 21 + 200 + 4 * 5 + 4 * 8
+
+
+def test_beams_in_a_pool_for_one() -> None:
+    m = Machine(n_pages=2, max_seqs=4, budget=64)
+    m.add(100, n_branches=4, n_new=20, beams=True)
+    m.run()
+    assert m.core.counts()["recomputed"] > 0
+
+
 # ---- everything at once --------------------------------------------------------------------------
 
 requests = st.fixed_dictionaries(
@@ -447,6 +522,7 @@ requests = st.fixed_dictionaries(
         "score": st.booleans(),
         "forced_cost": st.sampled_from([0, 0, 1, 5]),
         "sample_cost": st.sampled_from([0, 0, 1, 5]),
+        "beams": st.sampled_from([False, False, True]),
     }
 )
 
@@ -468,6 +544,8 @@ def test_any_mix_completes(m: Machine, jobs: list[dict], seed: int) -> None:
     for _ in range(20000):
         if pending and (not m.live() or rng.random() < 0.3):
             job = pending.pop()
+            if job["beams"]:
+                job |= {"n_suffix": 0, "n_new": max(1, job["n_new"])}
             if job["n_new"] == 0 and job["n_suffix"] == 0:
                 job["n_suffix"] = 1
             fed = job["n_prompt"] + job["n_suffix"] + job["n_new"] - 1

@@ -47,6 +47,7 @@ struct la_engine {
     int n_events;
     int max_events;
     la_heap deadlines;
+    la_live *first_ready;      /* searches whose beams all have their tokens, this step's */
     la_branch *first_finished; /* branches whose FINISH event is still to come, in order */
     la_branch *last_finished;
     la_engine_stats stats; /* the stepping thread's; published after each step */
@@ -154,7 +155,8 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     }
     e->model = m;
     e->limits = *limits;
-    e->door = (la_door){la_model_desc_of(m)->n_vocab, limits->max_len, limits->kv_pages};
+    e->door = (la_door){la_model_desc_of(m)->n_vocab, limits->max_len, limits->kv_pages,
+                        limits->max_seqs};
     LA_TRY(la_inbox_init(&e->inbox));
     LA_TRY(create_arrays(e));
     LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, max_copies(limits)));
@@ -270,6 +272,21 @@ static void end_seq(la_engine *e, la_seq *q, int reason, int32_t stop_token)
     queue_finish(e, b);
 }
 
+/* Ends a search: branch b is its b-th best result. */
+static void end_search(la_engine *e, la_live *live, int reason)
+{
+    la_beam_close(live->beam);
+    for (int b = 0; b < live->n_branches; b++) {
+        const la_path *path = &live->beam->ended[b];
+        la_branch *branch = &live->branches[b];
+        int found = b < live->beam->n_ended, stopped = found && path->end >= 0;
+        branch->output = path->ids;
+        branch->n_output = found ? path->n : 0;
+        end_seq(e, &live->group.seqs[b], stopped ? LA_FINISH_STOP : reason,
+                stopped ? path->end : -1);
+    }
+}
+
 static void forget_live(la_engine *e, la_live *live)
 {
     if (live->deadline > 0.0) {
@@ -279,12 +296,34 @@ static void forget_live(la_engine *e, la_live *live)
     la_free(live);
 }
 
+/* Tokens of a result of a search, as many as there is room for; 1: there was for all. */
+static int emit_path(la_engine *e, la_branch *b)
+{
+    const la_live *live = b->live;
+    int branch = (int)(b - live->branches);
+    const la_path *path = &live->beam->ended[branch];
+    for (; b->n_told < b->n_output && e->n_events < e->max_events; b->n_told++) {
+        e->events[e->n_events++] = (la_event){.request = live->id,
+                                              .branch = branch,
+                                              .kind = LA_EVENT_TOKEN,
+                                              .position = b->n_told,
+                                              .token = path->ids[b->n_told],
+                                              .logprob = path->logprobs[b->n_told],
+                                              .rank = path->ranks[b->n_told],
+                                              .scheduled = live->scheduled};
+    }
+    return b->n_told == b->n_output;
+}
+
 /* FINISH events, as many as there is room for. */
 static void emit_finishes(la_engine *e)
 {
     while (e->first_finished != NULL && e->n_events < e->max_events) {
         la_branch *b = e->first_finished;
         la_live *live = b->live;
+        if (live->beam != NULL && (!emit_path(e, b) || e->n_events == e->max_events)) {
+            break;
+        }
         e->first_finished = b->next_finished;
         e->events[e->n_events++] = (la_event){.request = live->id,
                                               .branch = (int)(b - live->branches),
@@ -320,6 +359,12 @@ static void take_new(la_engine *e, la_live *live)
 
 static void end_branches(la_engine *e, la_live *live, const unsigned char *which, int reason)
 {
+    if (live->beam != NULL) { /* the beams of a search end together */
+        if (live->group.seqs[0].state != LA_SEQ_DONE) {
+            end_search(e, live, reason);
+        }
+        return;
+    }
     for (int b = 0; b < live->n_branches; b++) {
         la_seq *q = &live->group.seqs[b];
         if ((which == NULL || which[b]) && q->state != LA_SEQ_DONE) {
@@ -392,7 +437,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     else if (p->max_tokens > 0) {
         la_draw d = {b->output, b->n_output, q->branch, next, live->allowed};
         la_sampler_fill(&b->sampler, p, &d, row);
-        row->n_top = p->logprobs;
+        row->n_top = live->beam != NULL ? live->beam->n_looked : p->logprobs;
     }
     if (live->logits != NULL && q->branch == 0 && position < live->n_prompt) {
         row->logits = live->logits + (int64_t)position * e->door.n_vocab;
@@ -488,6 +533,36 @@ static void accept(la_engine *e, la_seq *q, int i)
     }
 }
 
+/* The tokens after one beam; with the last of its search the search is ready for its next. */
+static void take_row(la_engine *e, const la_seq *q, const la_sample_row *row)
+{
+    la_live *live = LA_OWNER(q->group, la_live, group);
+    if (la_beam_take(live->beam, q->branch, row->top_ids, row->top_logprobs)) {
+        live->next_ready = e->first_ready;
+        e->first_ready = live;
+    }
+}
+
+/* Searches that are ready go one token further. */
+static void advance_searches(la_engine *e)
+{
+    for (la_live *live = e->first_ready; live != NULL; live = live->next_ready) {
+        la_beam *m = live->beam;
+        int n = la_beam_advance(m, live->sampling.stop_ids, live->sampling.n_stop);
+        e->stats.output_tokens += m->n_live;
+        if (n == 0) {
+            end_search(e, live, LA_FINISH_LENGTH);
+            continue;
+        }
+        for (int b = 0; b < n; b++) {
+            live->branches[b].output = m->live[b].ids;
+            live->branches[b].n_output = m->live[b].n;
+        }
+        la_sched_reform(&e->sched, &live->group, m->parents, n);
+    }
+    e->first_ready = NULL;
+}
+
 static void collect(la_engine *e)
 {
     const la_assembly *s = &e->step;
@@ -499,19 +574,23 @@ static void collect(la_engine *e)
             ev->position = s->row_positions[i] + 1;
             ev->token = s->rows[i].target;
         }
+        else if (s->rows[i].target == -1 && LA_OWNER(q->group, la_live, group)->beam != NULL) {
+            take_row(e, q, &s->rows[i]);
+        }
         else if (s->rows[i].target == -1) {
             accept(e, q, i);
         }
-        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo &&
+        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo && s->rows[i].target != -1 &&
             s->row_positions[i] == q->n_done - 1) { /* scored to the end, and nothing to draw */
             end_seq(e, q, LA_FINISH_LENGTH, -1);
         }
     }
+    advance_searches(e);
 }
 
 /* ---- the step --------------------------------------------------------------------------------- */
 
-static la_status run_step(la_engine *e)
+static la_status run_step(la_engine *e, double begin)
 {
     la_status st = LA_OK;
     la_kvcache *c = &e->cache;
@@ -529,7 +608,9 @@ static la_status run_step(la_engine *e)
         la_batch batch = {s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
         double start = la_now();
         LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &batch));
-        e->stats.forward_seconds += la_now() - start;
+        e->stats.last_plan_seconds = start - begin;
+        e->stats.last_forward_seconds = la_now() - start;
+        e->stats.forward_seconds += e->stats.last_forward_seconds;
         la_sched_commit(&e->sched);
         collect(e);
         e->stats.steps++;
@@ -553,7 +634,7 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
     double start = la_now();
     int64_t allocations = la_alloc_count();
     e->n_events = 0;
-    la_status st = run_step(e);
+    la_status st = run_step(e, start);
     e->stats.step_allocations += la_alloc_count() - allocations;
     e->stats.last_step_tokens = st == LA_OK ? e->step.n_tokens : 0;
     e->stats.last_step_seconds = la_now() - start;

@@ -151,6 +151,32 @@ static la_status check_lengths(const la_door *door, const la_request *r, int lon
     return LA_OK;
 }
 
+/* A search draws nothing, so that a field that says how to draw would be ignored. */
+static la_status check_beam(const la_door *door, const la_request *r)
+{
+    la_status st = LA_OK;
+    const la_sampling *p = &r->sampling;
+    int most = door->max_seqs < LA_MAX_BEAMS ? door->max_seqs : LA_MAX_BEAMS;
+    if (r->n_branches > most) {
+        return REFUSE("beam_width: %d, but max_num_seqs is %d and a search takes %d at most",
+                      r->n_branches, door->max_seqs, LA_MAX_BEAMS);
+    }
+    LA_TRY(check_int("max_tokens", p->max_tokens, 1, INT32_MAX));
+    if (!(fabs(r->length_penalty) <= 100.0)) {
+        return REFUSE("length_penalty: %g is not in [-100, 100]", r->length_penalty);
+    }
+    if (r->suffix != NULL || r->logits != NULL) {
+        return REFUSE("beam: a search has neither suffixes nor logits");
+    }
+    if (p->temperature != 0.0f || p->n_bias > 0 || p->n_allowed > 0 || p->n_bad > 0 ||
+        p->min_tokens > 0 || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
+        p->repetition_penalty != 1.0f) {
+        return REFUSE("beam: a search draws nothing, leave temperature 0 and the rest as it is");
+    }
+done:
+    return st;
+}
+
 /* Totals that the checks find out and the copy needs. */
 typedef struct la_totals {
     int suffix, bad, max_tokens, n_mask;
@@ -170,6 +196,7 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     LA_TRY(check_lists(p, door->n_vocab));
     LA_TRY(check_bad(p, door->n_vocab, &t->bad));
     LA_TRY(check_suffix(r, door->n_vocab, &t->suffix, &longest));
+    LA_TRY(r->beam ? check_beam(door, r) : LA_OK);
     LA_TRY(check_lengths(door, r, longest, &t->max_tokens));
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
@@ -181,45 +208,17 @@ done:
 
 /* ---- the one allocation ----------------------------------------------------------------------- */
 
-/* Hands out parts of a block, or only measures when base is NULL. */
-typedef struct la_carver {
-    char *base;
-    size_t used;
-    int overflow;
-} la_carver;
-
-static void *carve(la_carver *c, size_t n, size_t size)
-{
-    size_t bytes;
-    size_t at = c->used;
-    if (!la_size_mul(n, size, &bytes) || bytes > SIZE_MAX / 2 ||
-        !la_size_add(at, la_round_up(bytes, 16), &c->used)) {
-        c->overflow = 1;
-        return NULL;
-    }
-    return c->base == NULL || n == 0 ? NULL : c->base + at;
-}
-
-static int32_t *carve_copy(la_carver *c, const int32_t *from, int n)
-{
-    int32_t *to = carve(c, (size_t)n, sizeof *to);
-    if (to != NULL) {
-        memcpy(to, from, (size_t)n * sizeof *to);
-    }
-    return to;
-}
-
 static void carve_sampling(la_carver *c, const la_sampling *from, const la_totals *t,
                            la_sampling *to)
 {
     *to = *from;
     to->max_tokens = t->max_tokens;
-    to->stop_ids = carve_copy(c, from->stop_ids, from->n_stop);
-    to->bias_ids = carve_copy(c, from->bias_ids, from->n_bias);
-    to->bad = carve_copy(c, from->bad, t->bad);
-    to->bad_len = carve_copy(c, from->bad_len, from->n_bad);
+    to->stop_ids = la_carve_copy(c, from->stop_ids, from->n_stop);
+    to->bias_ids = la_carve_copy(c, from->bias_ids, from->n_bias);
+    to->bad = la_carve_copy(c, from->bad, t->bad);
+    to->bad_len = la_carve_copy(c, from->bad_len, from->n_bad);
     to->allowed = NULL; /* kept as a bit mask */
-    float *bias = carve(c, (size_t)from->n_bias, sizeof *bias);
+    float *bias = la_carve(c, (size_t)from->n_bias, sizeof *bias);
     if (bias != NULL) {
         memcpy(bias, from->bias, (size_t)from->n_bias * sizeof *bias);
     }
@@ -248,36 +247,54 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     const la_sampling *p = &r->sampling;
     int cap = la_kvcache_span(branch_max(r, t, b));
     q->table.cap = cap;
-    q->table.pages = carve(c, (size_t)cap, sizeof *q->table.pages);
-    branch->output = carve(c, (size_t)t->max_tokens, sizeof *branch->output);
+    q->table.pages = la_carve(c, (size_t)cap, sizeof *q->table.pages);
+    if (!r->beam) { /* beams have paths */
+        branch->output = la_carve(c, (size_t)t->max_tokens, sizeof *branch->output);
+    }
     int keep =
         t->max_tokens > 0 ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab) : 0;
     la_sampler *s = &branch->sampler;
     s->n_slots = la_sampler_slots(keep);
-    s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);
-    s->seen_counts = carve(c, (size_t)keep, sizeof *s->seen_counts);
-    s->slots = carve(c, (size_t)s->n_slots, sizeof *s->slots);
-    s->ban_ids = carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+    s->seen_ids = la_carve(c, (size_t)keep, sizeof *s->seen_ids);
+    s->seen_counts = la_carve(c, (size_t)keep, sizeof *s->seen_counts);
+    s->slots = la_carve(c, (size_t)s->n_slots, sizeof *s->slots);
+    s->ban_ids = la_carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+}
+
+static void carve_beams(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
+                        la_live *to)
+{
+    if (!r->beam) {
+        return;
+    }
+    to->beam = la_beam_carve(c, r->n_branches, t->max_tokens, n_vocab);
+    to->group.spare = la_carve(c, (size_t)r->n_branches, sizeof *to->group.spare);
+    int cap = la_kvcache_span(branch_max(r, t, 0));
+    for (int b = 0; b < r->n_branches; b++) {
+        la_table measured, *spare = to->group.spare != NULL ? &to->group.spare[b] : &measured;
+        *spare = (la_table){.pages = la_carve(c, (size_t)cap, sizeof *spare->pages), .cap = cap};
+    }
 }
 
 /* Lays the request out in the carver's block; with no block only measures. */
 static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t, int n_vocab)
 {
-    la_live measured, *live = carve(c, 1, sizeof *live);
+    la_live measured, *live = la_carve(c, 1, sizeof *live);
     la_live *to = live != NULL ? live : &measured;
     memset(to, 0, sizeof *to);
     size_t n = (size_t)r->n_branches;
     int n_prefix = r->n_branches > 1 ? r->n_prompt - 1 : 0;
     to->group.n_seqs = r->n_branches;
     to->group.n_prefix = n_prefix;
-    to->group.seqs = carve(c, n, sizeof *to->group.seqs);
+    to->group.seqs = la_carve(c, n, sizeof *to->group.seqs);
     to->group.prefix.cap = la_kvcache_span(n_prefix);
-    to->group.prefix.pages = carve(c, (size_t)to->group.prefix.cap, sizeof(int32_t));
-    to->branches = carve(c, n, sizeof *to->branches);
-    to->cancelled = carve(c, n, 1);
-    to->prompt = carve_copy(c, r->prompt, r->n_prompt);
-    const int32_t *suffix = carve_copy(c, r->suffix, t->suffix);
-    uint32_t *mask = carve(c, (size_t)t->n_mask, sizeof *mask);
+    to->group.prefix.pages = la_carve(c, (size_t)to->group.prefix.cap, sizeof(int32_t));
+    to->branches = la_carve(c, n, sizeof *to->branches);
+    to->cancelled = la_carve(c, n, 1);
+    to->prompt = la_carve_copy(c, r->prompt, r->n_prompt);
+    carve_beams(c, r, t, n_vocab, to);
+    const int32_t *suffix = la_carve_copy(c, r->suffix, t->suffix);
+    uint32_t *mask = la_carve(c, (size_t)t->n_mask, sizeof *mask);
     for (int i = 0; mask != NULL && i < r->sampling.n_allowed; i++) {
         mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
     }
@@ -313,6 +330,10 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     q->first_row = whole ? 0 : live->n_prompt - 1;
     q->forced_cost = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
     q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
+    if (live->beam != NULL) {
+        q->sample_cost = live->beam->n_looked;
+        q->state = b > 0 ? LA_SEQ_HELD : LA_SEQ_PARKED; /* all start from the first */
+    }
     branch->live = live;
     branch->stop_token = -1;
     if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
@@ -394,6 +415,10 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     live->n_open = r->n_branches;
     live->n_prompt = r->n_prompt;
     live->logits = r->logits;
+    if (live->beam != NULL) {
+        live->beam->n_prompt = r->n_prompt;
+        live->beam->penalty = r->length_penalty;
+    }
     live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
     for (int b = 0; b < r->n_branches; b++) {
         start_branch(live, r, &t, b);

@@ -8,6 +8,7 @@
 #ifndef LA_REQUEST_H
 #define LA_REQUEST_H
 
+#include "beam.h"
 #include "sampler.h"
 #include "scheduler.h"
 
@@ -17,8 +18,9 @@ enum { LA_MAX_BRANCHES = 16384 };
 typedef struct la_branch {
     const int32_t *suffix; /* [n_suffix] */
     int n_suffix;
-    int32_t *output; /* [max_tokens] */
+    int32_t *output; /* [max_tokens]; beams: of its path */
     int n_output;
+    int n_told; /* beams: tokens of its result that events have told of */
     la_sampler sampler;
     int reason; /* LA_FINISH_*, once the sequence is done */
     int32_t stop_token;
@@ -30,9 +32,11 @@ typedef struct la_live {
     la_group group; /* branch b is group.seqs[b] and branches[b] */
     int64_t id;
     int n_branches;
-    la_branch *branches;   /* [n_branches] */
-    int n_open;            /* branches whose last event is still to come */
-    const int32_t *prompt; /* [n_prompt] */
+    la_branch *branches;        /* [n_branches] */
+    la_beam *beam;              /* NULL: no search */
+    struct la_live *next_ready; /* engine.c's: whose beams all have their tokens */
+    int n_open;                 /* branches whose last event is still to come */
+    const int32_t *prompt;      /* [n_prompt] */
     int n_prompt;
     la_sampling sampling;       /* arrays point into this allocation; max_tokens fits max_len */
     const uint32_t *allowed;    /* [ceil(V/32)] or NULL */
@@ -53,6 +57,7 @@ typedef struct la_door {
     int n_vocab;
     int max_len;
     int64_t n_pages;
+    int max_seqs;
 } la_door;
 
 /* Checks and copies. Free with la_free. */

@@ -180,8 +180,14 @@ void la_sched_preempt(la_sched *s, int n)
 {
     for (; n > 0 && s->n_running > 0; n--) {
         la_seq *q = s->running[s->n_running - 1];
+        int fed = q->n_done == q->n_todo; /* a beam that waits for the others of its group */
         sched_stop(s, q);
-        sched_wait(s, q);
+        if (fed) {
+            q->state = LA_SEQ_HELD;
+        }
+        else {
+            sched_wait(s, q);
+        }
         s->n_preempted++;
     }
 }
@@ -432,7 +438,7 @@ void la_sched_add(la_sched *s, la_group *g)
     for (int b = 0; b < g->n_seqs; b++) {
         la_seq *q = &g->seqs[b];
         q->node.lo = s->next_ticket++;
-        if (q->state == LA_SEQ_DONE) {
+        if (q->state == LA_SEQ_DONE || q->state == LA_SEQ_HELD) {
             continue;
         }
         if (g->n_prefix > 0) {
@@ -448,6 +454,61 @@ void la_sched_add(la_sched *s, la_group *g)
 void la_sched_extend(la_seq *q)
 {
     q->n_todo++;
+}
+
+/* Beam q has its new table and was fed `fed` tokens. It runs on where it has pages and a place; else it
+ * waits, without pages but those of the group's prefix, for only running ones can be made to give any. */
+static void sched_go_on(la_sched *s, la_seq *q, int fed)
+{
+    la_group *g = q->group;
+    int runs = q->state == LA_SEQ_RUNNING;
+    q->n_todo = fed + 1;
+    q->n_high = fed;
+    q->first_row = fed;
+    if (q->table.n > 0 && (runs || s->n_running < s->max_seqs)) {
+        q->n_done = fed;
+        if (!runs) {
+            sched_run(s, q);
+        }
+        return;
+    }
+    if (q->table.n > 0 && g->n_prefix > 0 && g->prefix.n == 0) {
+        sched_hold(s, g, &q->table);
+    }
+    if (runs) {
+        sched_unrun(s, q);
+    }
+    la_kvcache_clear(s->cache, &q->table);
+    q->n_done = 0;
+    sched_wait(s, q);
+}
+
+void la_sched_reform(la_sched *s, la_group *g, const int *parents, int n)
+{
+    int fed = g->seqs[0].n_todo;
+    for (int k = 0; k < n; k++) {
+        const la_table *from = &g->seqs[parents[k]].table;
+        la_kvcache_fork(s->cache, from, from->n, &g->spare[k]);
+    }
+    for (int b = 0; b < g->n_seqs; b++) {
+        la_seq *q = &g->seqs[b];
+        la_kvcache_clear(s->cache, &q->table);
+        la_table was = q->table;
+        q->table = g->spare[b];
+        g->spare[b] = was;
+    }
+    for (int b = n; b < g->n_seqs; b++) { /* first: they leave places */
+        la_seq *q = &g->seqs[b];
+        if (q->state == LA_SEQ_RUNNING) {
+            sched_unrun(s, q);
+        }
+        q->n_done = 0;
+        q->state = LA_SEQ_HELD;
+    }
+    for (int b = 0; b < n; b++) {
+        sched_go_on(s, &g->seqs[b], fed);
+    }
+    sched_settle(s, g);
 }
 
 void la_sched_finish(la_sched *s, la_seq *q)

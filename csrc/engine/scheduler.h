@@ -1,7 +1,8 @@
 /* scheduler.h - which tokens run in the next step, and which pages they own.
  *
- * Owns the queues and the life of a sequence: PARKED -> WAITING -> RUNNING -> DONE. Integers only:
- * token values, floats and events are the engine's. A step is la_sched_plan, the forward, and
+ * Owns the queues and the life of a sequence: PARKED -> WAITING -> RUNNING -> DONE; of beams also HELD,
+ * in no queue and without pages until la_sched_reform. Integers only: token values, floats and events
+ * are the engine's. A step is la_sched_plan, the forward, and
  * la_sched_commit; a plan that is not committed may be planned again.
  * Invariants: order is (priority, arrival, branch) everywhere, least first; a step holds at most
  * `budget` tokens, and exactly that many while prompts are left that pages and places (max_seqs)
@@ -14,7 +15,7 @@
 #include "heap.h"
 #include "kvcache.h"
 
-enum { LA_SEQ_PARKED = 0, LA_SEQ_WAITING, LA_SEQ_RUNNING, LA_SEQ_DONE };
+enum { LA_SEQ_PARKED = 0, LA_SEQ_WAITING, LA_SEQ_RUNNING, LA_SEQ_DONE, LA_SEQ_HELD };
 
 typedef struct la_group la_group;
 
@@ -49,6 +50,7 @@ struct la_group {
     la_seq *leader;
     la_heap parked;
     la_table prefix;       /* [ceil(n_prefix / 64)]; n is 0 when not held */
+    la_table *spare;       /* [n_seqs] empty, of beams: tables in the making; NULL: no beams */
     la_group *prev_holder; /* list of groups that hold a prefix */
     la_group *next_holder;
 };
@@ -76,7 +78,7 @@ la_status la_sched_init(la_sched *s, la_kvcache *cache, int max_seqs, int budget
                         int64_t max_entries);
 void la_sched_free(la_sched *s); /* what init took; groups are their owner's */
 
-/* Queues the branches that are not DONE. The caller has filled in seqs, n_prefix and, of every
+/* Queues the branches that are neither DONE nor HELD. The caller has filled in seqs, n_prefix and, of every
  * branch, the counts, costs, tables and node.hi (the priority); the rest is zero. */
 void la_sched_add(la_sched *s, la_group *g);
 /* Decides the next step: planned[] and their n_run. Pages are theirs already; cache->copies must
@@ -86,6 +88,9 @@ void la_sched_plan(la_sched *s);
 void la_sched_commit(la_sched *s);
 /* A fed sequence got one more token. */
 void la_sched_extend(la_seq *q);
+/* Every beam of the group is fed: of the first n, number k goes on from what parents[k] has fed, with
+ * one more token, sharing its pages; the others are HELD. n >= 1; sequence 0 is a beam every time. */
+void la_sched_reform(la_sched *s, la_group *g, const int *parents, int n);
 /* Takes the sequence out of every queue, whatever its state, and frees its pages. */
 void la_sched_finish(la_sched *s, la_seq *q);
 /* Sends the last n running sequences back to wait; they are computed again later. */

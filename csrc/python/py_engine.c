@@ -165,16 +165,23 @@ static int request_logits(const py_state *state, PyObject *object, int n_vocab,
 static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
                          request_holder *holder)
 {
-    static char *names[] = {"prompt",   "params",  "branches", "suffixes",
-                            "priority", "timeout", "logits",   NULL};
-    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None;
+    static char *names[] = {"prompt",  "params", "branches",       "suffixes", "priority",
+                            "timeout", "logits", "length_penalty", NULL};
+    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None, *penalty = Py_None;
     la_request *r = &holder->request;
     memset(holder, 0, sizeof *holder);
     r->n_branches = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidO:add", names, &prompt, &params,
-                                     &r->n_branches, &suffixes, &r->priority, &r->timeout,
-                                     &logits)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidOO:add", names, &prompt, &params,
+                                     &r->n_branches, &suffixes, &r->priority, &r->timeout, &logits,
+                                     &penalty)) {
         return -1;
+    }
+    if (penalty != Py_None) {
+        r->beam = 1;
+        r->length_penalty = PyFloat_AsDouble(penalty);
+        if (PyErr_Occurred() != NULL) {
+            return -1;
+        }
     }
     holder->prompt = py_ids_from(state, prompt, "prompt", &r->n_prompt);
     if (holder->prompt == NULL || py_params_parse(state, params, &holder->params) < 0) {
@@ -386,14 +393,15 @@ static PyObject *engine_stats(PyObject *object, PyObject *unused)
     la_engine_stats s;
     la_engine_get_stats(self->handle, &s);
     return Py_BuildValue(
-        "{s:i,s:i,s:L,s:L,s:L,s:n,s:n,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:d,s:d}", "running", s.running,
-        "waiting", s.waiting, "pages_cap", (long long)s.pages_cap, "pages_committed",
+        "{s:i,s:i,s:L,s:L,s:L,s:n,s:n,s:L,s:L,s:L,s:L,s:L,s:L,s:i,s:d,s:d,s:d,s:d}", "running",
+        s.running, "waiting", s.waiting, "pages_cap", (long long)s.pages_cap, "pages_committed",
         (long long)s.pages_committed, "pages_used", (long long)s.pages_used, "kv_bytes",
         (Py_ssize_t)s.kv_bytes, "workspace_bytes", (Py_ssize_t)s.workspace_bytes, "steps",
         (long long)s.steps, "prompt_tokens", (long long)s.prompt_tokens, "output_tokens",
         (long long)s.output_tokens, "recomputed_tokens", (long long)s.recomputed_tokens,
         "preemptions", (long long)s.preemptions, "step_allocations", (long long)s.step_allocations,
         "last_step_tokens", s.last_step_tokens, "last_step_seconds", s.last_step_seconds,
+        "last_plan_seconds", s.last_plan_seconds, "last_forward_seconds", s.last_forward_seconds,
         "forward_seconds", s.forward_seconds);
 }
 
@@ -414,8 +422,9 @@ static PyObject *engine_expert_load(PyObject *object, PyObject *unused)
 
 static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
-     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None) -> "
-     "int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). Any thread."},
+     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None, "
+     "length_penalty=None) -> int\n\nprompt: token ids. params: mapping of exactly "
+     "sampling_fields(). length_penalty: of a beam search by the branches. Any thread."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

@@ -327,7 +327,10 @@ static void sched_dealloc(PyObject *self)
 /* What a test asks of one request. */
 typedef struct asked {
     int n_prompt, n_branches, n_suffix, n_new, priority, score, forced_cost, sample_cost;
+    int beams;
 } asked;
+
+enum { LA_TESTED_BEAMS = 16 };
 
 static la_group *make_group(const asked *a)
 {
@@ -337,20 +340,24 @@ static la_group *make_group(const asked *a)
     size_t cap = (size_t)la_kvcache_span(n_max);
     size_t prefix_cap = (size_t)la_kvcache_span(n_prefix);
     size_t n = (size_t)a->n_branches;
-    la_group *g =
-        la_alloc(1, sizeof *g + n * sizeof(la_seq) + (n * cap + prefix_cap) * sizeof(int32_t));
+    la_group *g = la_alloc(1, sizeof *g + n * (sizeof(la_seq) + sizeof(la_table)) +
+                                  (2 * n * cap + prefix_cap) * sizeof(int32_t));
     if (g == NULL) {
         return NULL;
     }
     la_seq *seqs = (la_seq *)(void *)(g + 1);
-    int32_t *pages = (int32_t *)(void *)(seqs + n);
+    la_table *spare = (la_table *)(void *)(seqs + n);
+    int32_t *pages = (int32_t *)(void *)(spare + n);
+    g->spare = a->beams ? spare : NULL;
     g->seqs = seqs;
     g->n_seqs = a->n_branches;
     g->n_prefix = n_prefix;
-    g->prefix = (la_table){pages + n * cap, 0, (int)prefix_cap};
+    g->prefix = (la_table){pages + 2 * n * cap, 0, (int)prefix_cap};
     for (int b = 0; b < a->n_branches; b++) {
+        spare[b] = (la_table){pages + (n + (size_t)b) * cap, 0, (int)cap};
         seqs[b] = (la_seq){.group = g,
                            .branch = b,
+                           .state = a->beams && b > 0 ? LA_SEQ_HELD : LA_SEQ_PARKED,
                            .node.hi = a->priority,
                            .n_todo = a->n_new > 0 ? forced : n_max,
                            .n_max = n_max,
@@ -368,16 +375,17 @@ static PyObject *sched_add(PyObject *self, PyObject *args, PyObject *kwargs)
     sched_object *o = (sched_object *)self;
     asked a = {.n_branches = 1, .n_new = 1};
     static char *names[] = {"n_prompt", "n_branches",  "n_suffix",    "n_new", "priority",
-                            "score",    "forced_cost", "sample_cost", NULL};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$iiiipii:add", names, &a.n_prompt,
+                            "score",    "forced_cost", "sample_cost", "beams", NULL};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$iiiipiip:add", names, &a.n_prompt,
                                      &a.n_branches, &a.n_suffix, &a.n_new, &a.priority, &a.score,
-                                     &a.forced_cost, &a.sample_cost)) {
+                                     &a.forced_cost, &a.sample_cost, &a.beams)) {
         return NULL;
     }
     const int most = 1 << 20;
     int64_t fed = (int64_t)a.n_prompt + a.n_suffix + a.n_new - 1;
     if (a.n_prompt < 1 || a.n_branches < 1 || a.n_suffix < 0 || a.n_new < 0 ||
-        a.n_branches > 16384 || fed > most || (a.n_new == 0 && a.n_suffix == 0)) {
+        a.n_branches > 16384 || fed > most || (a.n_new == 0 && a.n_suffix == 0) ||
+        (a.beams && (a.n_new == 0 || a.n_suffix > 0))) {
         return PyErr_Format(PyExc_ValueError, "add: lengths out of range");
     }
     if (la_kvcache_span((int)fed) > o->cache.n_pages || a.forced_cost > o->sched.max_entries ||
@@ -462,6 +470,33 @@ static PyObject *sched_extend(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *sched_reform(PyObject *self, PyObject *args)
+{
+    sched_object *o = (sched_object *)self;
+    Py_ssize_t number;
+    PyObject *list;
+    la_group *g;
+    int parents[LA_TESTED_BEAMS];
+    if (!PyArg_ParseTuple(args, "nO!:reform", &number, &PyList_Type, &list) ||
+        (g = shelf_get(&o->groups, number)) == NULL) {
+        return NULL;
+    }
+    Py_ssize_t n = PyList_Size(list);
+    int whole = g->spare != NULL && n >= 1 && n <= g->n_seqs && n <= LA_TESTED_BEAMS &&
+                g->seqs[0].n_todo < g->seqs[0].n_max;
+    for (Py_ssize_t k = 0; whole && k < n; k++) {
+        long parent = PyLong_AsLong(PyList_GetItem(list, k));
+        whole = parent >= 0 && parent < g->n_seqs;
+        parents[k] = (int)parent;
+    }
+    if (!whole) {
+        PyErr_Clear();
+        return PyErr_Format(PyExc_ValueError, "reform: no beams, parents out of range, or at most");
+    }
+    la_sched_reform(&o->sched, g, parents, (int)n);
+    Py_RETURN_NONE;
+}
+
 static PyObject *sched_finish(PyObject *self, PyObject *args)
 {
     sched_object *o = (sched_object *)self;
@@ -488,7 +523,7 @@ static PyObject *sched_preempt(PyObject *self, PyObject *args)
 
 static PyObject *sched_state(PyObject *self, PyObject *args)
 {
-    static const char *const names[] = {"parked", "waiting", "running", "done"};
+    static const char *const names[] = {"parked", "waiting", "running", "done", "held"};
     const la_seq *q = sched_seq((sched_object *)self, args);
     PyObject *pages = q != NULL ? list_pages(&q->table) : NULL;
     if (pages == NULL) {
@@ -541,11 +576,13 @@ static PyObject *sched_counts(PyObject *self, PyObject *Py_UNUSED(unused))
 static PyMethodDef sched_methods[] = {
     {"add", (PyCFunction)(void (*)(void))sched_add, METH_VARARGS | METH_KEYWORDS,
      "add(n_prompt, *, n_branches=1, n_suffix=0, n_new=1, priority=0, score=False,\n"
-     "    forced_cost=0, sample_cost=0) -> number of the new group."},
+     "    forced_cost=0, sample_cost=0, beams=False) -> number of the new group."},
     {"plan", sched_plan, METH_NOARGS,
      "plan() -> [(group, branch, first position, tokens, first row's position, [pages])]"},
     {"commit", sched_commit, METH_NOARGS, "commit(): the planned tokens were fed."},
     {"extend", sched_extend, METH_VARARGS, "extend(group, branch): one more token to feed."},
+    {"reform", sched_reform, METH_VARARGS,
+     "reform(group, parents): every beam is fed; these go on, with one more token."},
     {"finish", sched_finish, METH_VARARGS, "finish(group, branch): done or cancelled."},
     {"preempt", sched_preempt, METH_VARARGS, "preempt(n): the last n running go back to wait."},
     {"state", sched_state, METH_VARARGS, "state(group, branch) -> dict."},

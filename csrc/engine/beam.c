@@ -1,0 +1,202 @@
+/* beam.c - see beam.h. Paths are copied from step to step, B times a few kilobytes, rather than kept
+ * as a tree: a preempted beam is fed again from its own ids, which must lie in a row. */
+#include "beam.h"
+
+#include <math.h>
+
+/* Rounding can leave a log probability this much above zero. */
+static const double SLACK = 1.0e-5;
+
+static la_path *carve_paths(la_carver *c, int width, int max_tokens)
+{
+    la_path *paths = la_carve(c, (size_t)width, sizeof *paths);
+    for (int b = 0; b < width; b++) {
+        la_path measured, *p = paths != NULL ? &paths[b] : &measured;
+        p->ids = la_carve(c, (size_t)max_tokens, sizeof *p->ids);
+        p->logprobs = la_carve(c, (size_t)max_tokens, sizeof *p->logprobs);
+        p->ranks = la_carve(c, (size_t)max_tokens, sizeof *p->ranks);
+        p->end = -1;
+    }
+    return paths;
+}
+
+la_beam *la_beam_carve(la_carver *c, int width, int max_tokens, int n_vocab)
+{
+    la_beam measured, *m = la_carve(c, 1, sizeof *m);
+    la_beam *to = m != NULL ? m : &measured;
+    int n_looked = 2 * width < n_vocab ? 2 * width : n_vocab;
+    size_t n = (size_t)width;
+    *to = (la_beam){.width = width,
+                    .n_looked = n_looked,
+                    .max_tokens = max_tokens,
+                    .n_live = 1,
+                    .n_awaited = 1};
+    to->live = carve_paths(c, width, max_tokens);
+    to->next = carve_paths(c, width, max_tokens);
+    to->ended = carve_paths(c, width, max_tokens);
+    to->parents = la_carve(c, n, sizeof *to->parents);
+    to->cursors = la_carve(c, n, sizeof *to->cursors);
+    to->ids = la_carve(c, n * (size_t)n_looked, sizeof *to->ids);
+    to->logprobs = la_carve(c, n * (size_t)n_looked, sizeof *to->logprobs);
+    return m;
+}
+
+int la_beam_take(la_beam *m, int b, const int32_t *ids, const float *logprobs)
+{
+    size_t at = (size_t)b * (size_t)m->n_looked;
+    memcpy(m->ids + at, ids, (size_t)m->n_looked * sizeof *ids);
+    memcpy(m->logprobs + at, logprobs, (size_t)m->n_looked * sizeof *logprobs);
+    return --m->n_awaited == 0;
+}
+
+/* ---- one token further -------------------------------------------------------------------------- */
+
+static void copy_path(la_path *to, const la_path *from)
+{
+    memcpy(to->ids, from->ids, (size_t)from->n * sizeof *to->ids);
+    memcpy(to->logprobs, from->logprobs, (size_t)from->n * sizeof *to->logprobs);
+    memcpy(to->ranks, from->ranks, (size_t)from->n * sizeof *to->ranks);
+    to->n = from->n;
+    to->end = from->end;
+    to->sum = from->sum;
+}
+
+/* Beam b's token at place j of those looked at. */
+static void extend_path(const la_beam *m, int b, int j, la_path *to)
+{
+    int at = b * m->n_looked + j;
+    copy_path(to, &m->live[b]);
+    to->ids[to->n] = m->ids[at];
+    to->logprobs[to->n] = m->logprobs[at];
+    to->ranks[to->n] = j + 1;
+    to->n++;
+    to->sum += (double)m->logprobs[at];
+}
+
+static double score_of(const la_beam *m, double sum, int length)
+{
+    return sum / pow((double)(m->n_prompt + length), m->penalty);
+}
+
+/* A place in `ended` for a path of this score, behind its equals; NULL where B are better. */
+static la_path *make_room(la_beam *m, double score)
+{
+    int at = m->n_ended;
+    while (at > 0 && score > m->ended[at - 1].score) {
+        at--;
+    }
+    if (at == m->width) {
+        return NULL;
+    }
+    int last = m->n_ended < m->width ? m->n_ended++ : m->width - 1;
+    la_path room = m->ended[last];
+    memmove(&m->ended[at + 1], &m->ended[at], (size_t)(last - at) * sizeof room);
+    room.score = score;
+    m->ended[at] = room;
+    return &m->ended[at];
+}
+
+static int is_stop(const int32_t *stop_ids, int n_stop, int32_t token)
+{
+    for (int i = 0; i < n_stop; i++) {
+        if (stop_ids[i] == token) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Stop ids among the tokens looked at end their beams. */
+static void end_paths(la_beam *m, const int32_t *stop_ids, int n_stop)
+{
+    for (int b = 0; n_stop > 0 && b < m->n_live; b++) {
+        for (int j = 0; j < m->n_looked; j++) {
+            int at = b * m->n_looked + j;
+            if (is_stop(stop_ids, n_stop, m->ids[at])) {
+                double sum = m->live[b].sum + (double)m->logprobs[at];
+                la_path *room = make_room(m, score_of(m, sum, m->live[b].n));
+                if (room != NULL) {
+                    extend_path(m, b, j, room);
+                    room->end = m->ids[at];
+                }
+            }
+        }
+    }
+}
+
+/* The live beam with the best token left, by its cursor; -1: none is left. */
+static int best_head(const la_beam *m)
+{
+    int best = -1;
+    double most = 0.0;
+    for (int b = 0; b < m->n_live; b++) {
+        int j = m->cursors[b];
+        if (j == m->n_looked) {
+            continue;
+        }
+        double sum = m->live[b].sum + (double)m->logprobs[b * m->n_looked + j];
+        if (best < 0 || sum > most) {
+            best = b;
+            most = sum;
+        }
+    }
+    return best;
+}
+
+/* Past what has ended. */
+static void skip_stops(la_beam *m, int b, const int32_t *stop_ids, int n_stop)
+{
+    int *j = &m->cursors[b];
+    while (*j < m->n_looked && is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + *j])) {
+        ++*j;
+    }
+}
+
+/* Whether no beam can come before the worst that has ended, whatever it draws: sums only fall. */
+static int is_decided(const la_beam *m)
+{
+    if (m->n_ended < m->width) {
+        return 0;
+    }
+    const la_path *best = &m->live[0];
+    double most = best->sum + SLACK * (m->max_tokens - best->n);
+    int length = m->penalty >= 0.0 ? m->max_tokens : best->n;
+    return most < 0.0 && score_of(m, most, length) < m->ended[m->width - 1].score;
+}
+
+int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop)
+{
+    int n = 0;
+    end_paths(m, stop_ids, n_stop);
+    for (int b = 0; b < m->n_live; b++) {
+        m->cursors[b] = 0;
+        skip_stops(m, b, stop_ids, n_stop);
+    }
+    for (; n < m->width; n++) {
+        int b = best_head(m);
+        if (b < 0) {
+            break;
+        }
+        extend_path(m, b, m->cursors[b]++, &m->next[n]);
+        m->parents[n] = b;
+        skip_stops(m, b, stop_ids, n_stop);
+    }
+    la_path *was = m->live;
+    m->live = m->next;
+    m->next = was;
+    m->n_live = n;
+    m->n_awaited = n;
+    return n == 0 || m->live[0].n == m->max_tokens || is_decided(m) ? 0 : n;
+}
+
+void la_beam_close(la_beam *m)
+{
+    for (int b = 0; b < m->n_live; b++) {
+        const la_path *p = &m->live[b];
+        la_path *room = p->n > 0 ? make_room(m, score_of(m, p->sum, p->n)) : NULL;
+        if (room != NULL) {
+            copy_path(room, p);
+        }
+    }
+    m->n_live = 0;
+}
