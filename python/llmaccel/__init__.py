@@ -18,6 +18,7 @@ from llmaccel.errors import (
     LoadError,
     MemoryPlanError,
     RequestError,
+    UnsupportedCombination,
     UnsupportedError,
 )
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from llmaccel import kernels
     from llmaccel._core import Tensor
     from llmaccel.balance import balance_experts
+    from llmaccel.beams import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
+    from llmaccel.engines import AsyncEngineArgs, AsyncLLM
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RequestOutputKind, SamplingParams
@@ -35,6 +38,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "BeamSearchOutput",
+    "BeamSearchParams",
+    "BeamSearchSequence",
     "CompletionOutput",
     "ConfigError",
     "LLMAccelError",
@@ -47,6 +55,7 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "Tensor",
+    "UnsupportedCombination",
     "UnsupportedError",
     "__version__",
     "balance_experts",
@@ -56,6 +65,11 @@ __all__ = [
 
 _HOMES = {
     "LLM": "llm",
+    "AsyncEngineArgs": "engines",
+    "AsyncLLM": "engines",
+    "BeamSearchOutput": "beams",
+    "BeamSearchParams": "beams",
+    "BeamSearchSequence": "beams",
     "RequestFuture": "waiting",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",

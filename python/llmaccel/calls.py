@@ -26,7 +26,7 @@ from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import SamplingParams, engine_fields
-from llmaccel.prompts import encode_text, ids_of, parts_of
+from llmaccel.prompts import encode_text, ids_of, parts_of, template_variables
 from llmaccel.request import Request
 from llmaccel.waiting import Chunks, abandon, wait_all
 
@@ -55,10 +55,10 @@ class Calls:
     def get_tokenizer(self) -> Any:
         """The tokenizer; LoadError where the model has none."""
         if self._tokenizer is None:
-            raise LoadError(
-                f"{self._path or 'this model'}: no tokenizer files; pass tokenizer= to LLM, or use "
-                "token ids as prompts"
-            )
+            why = "no tokenizer files; pass tokenizer= to LLM"
+            if self._options.skip_tokenizer_init:
+                why = "skip_tokenizer_init=True left the tokenizer out; set_tokenizer takes one"
+            raise LoadError(f"{self._path or 'this model'}: {why}, or use token ids as prompts")
         return self._tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -81,17 +81,40 @@ class Calls:
         """Submit all and wait, or hand out chunks."""
         self._driver.check_wait()
         check_switches(stream=stream, use_tqdm=use_tqdm)
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started = self._start(
+            encoded, params, news, priority=priority, timeout=timeout, stream=stream
+        )
+        if stream:
+            return Chunks(self, started, news)
+        try:
+            wait_all(started, news, use_tqdm)
+            return [request.output() for request in started]
+        except BaseException:
+            abandon(self._driver, started)
+            raise
+
+    def _start(
+        self,
+        encoded: list[tuple[str | None, list[int]]],
+        params: Params,
+        news: queue.SimpleQueue[Request],
+        *,
+        priority: int | Sequence[int],
+        timeout: float | None,
+        stream: bool = False,
+    ) -> list[Request]:
+        """Submit all; `news` is given each as it ends, of a stream also as it goes on."""
         count = len(encoded)
         all_params = spread("sampling_params", params, count, SamplingParams)
         priorities = [
-            priority_of(one) for one in spread("priority", priority, count, numbers.Integral)
+            self._priority(one) for one in spread("priority", priority, count, numbers.Integral)
         ]
         seconds = seconds_of(timeout)
         made = []
         for i, (text, ids) in enumerate(encoded):
             where = f"prompts[{i}]" if count > 1 else "prompt"
             made.append(self._make_request(text, ids, all_params[i], i, where))
-        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started: list[Request] = []
         try:
             for i, (request, fields) in enumerate(made):
@@ -99,13 +122,20 @@ class Calls:
                 request.listener = news.put
                 started.append(request)  # first: an interrupt may come right after it is submitted
                 self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
-            if not stream:
-                wait_all(started, news, use_tqdm)
-                return [request.output() for request in started]
         except BaseException:
             abandon(self._driver, started)
             raise
-        return Chunks(self, started, news)
+        return started
+
+    def _priority(self, value: Any) -> int:
+        """A priority as the engine takes it."""
+        number = priority_of(value)
+        if number != 0 and self._options.scheduling_policy == "fcfs":
+            raise RequestError(
+                f"priority={number}: scheduling_policy='fcfs' runs requests as they come; "
+                "make the LLM with scheduling_policy='priority'"
+            )
+        return number
 
     def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
         try:
@@ -132,6 +162,51 @@ class Calls:
             raise RequestError(f"{where}: empty")
         return text, ids
 
+    def _encode_chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None,
+        chat_template: str | None,
+        add_generation_prompt: bool | None,
+        continue_final_message: bool,
+        chat_template_kwargs: Mapping[str, Any] | None,
+    ) -> list[tuple[str | None, list[int]]]:
+        """The same of a conversation or a list of them, as the template writes them."""
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise RequestError(f"messages: expected a list of dicts, got {shown(messages)}")
+        check_switches(add_generation_prompt=add_generation_prompt)
+        if not isinstance(continue_final_message, str):  # else the name of a field
+            check_switches(continue_final_message=continue_final_message)
+        variables = template_variables(chat_template_kwargs)
+        many = isinstance(messages[0], (list, tuple))
+        conversations = list(messages) if many else [messages]
+        tokenizer = self.get_tokenizer()
+        encoded: list[tuple[str | None, list[int]]] = []
+        for one in conversations:
+            text = tokenizer.apply_chat_template(
+                tokenizer.prepare_chat(one, chat_template, tools),
+                tools=tools,
+                chat_template=chat_template,
+                tokenize=False,
+                add_generation_prompt=not continue_final_message
+                if add_generation_prompt is None
+                else add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **variables,
+            )
+            # The template wrote its special tokens, BOS included.
+            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
+            encoded.append((text, ids))
+        return encoded
+
+    def _find_stop_ids(self) -> frozenset[int]:
+        """The union of what config, generation config and tokenizer call the end."""
+        ids = {*self._config.eos_token_ids, *self._generation.eos_token_ids}
+        if self._tokenizer is not None:
+            ids.update(self._tokenizer.stop_token_ids)
+        return frozenset(i for i in ids if 0 <= i < self._config.n_vocab)
+
     def _check_length(self, ids: Sequence[int], room: int, where: str) -> None:
         limit = self._config.max_len
         if len(ids) + room > limit:
@@ -156,6 +231,7 @@ class Calls:
             keep = params.truncate_prompt_tokens
             ids = ids[-(keep if keep > 0 else max(1, self._config.max_len - 1)) :]
         self._check_length(ids, 1, where)
+        self._check_logprobs(params)
         number, name = self._next_id()
         request = Request(name, text, ids, params, n_branches=params.n, prompt_index=index)
         if not params.ignore_eos:
@@ -175,6 +251,16 @@ class Calls:
             bad=self._bad_words(params),
         )
         return request, fields
+
+    def _check_logprobs(self, params: SamplingParams) -> None:
+        """RequestError where more log probabilities are asked for than max_logprobs allows."""
+        most = self._options.max_logprobs
+        if most is None or most < 0:
+            return
+        for name in ("logprobs", "prompt_logprobs"):
+            k = getattr(params, name)
+            if k is not None and (k < 0 or k > most):
+                raise RequestError(f"{name}={k}: max_logprobs={most} of this LLM allows no more")
 
     def _next_id(self) -> tuple[int, str]:
         number = next(self._counter)

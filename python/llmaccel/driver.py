@@ -18,10 +18,15 @@ import os
 import queue
 import threading
 import time
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
 
 from llmaccel.errors import LLMAccelError
-from llmaccel.request import EVENT_FINISH, Request
+from llmaccel.metrics import Recorder
+from llmaccel.profile import Profile
+from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
+
+_T = TypeVar("_T")
 
 _LOG = logging.getLogger("llmaccel")
 
@@ -31,11 +36,14 @@ _LONGEST_PAUSE = 1.0
 
 
 class Driver:
-    """Runs `engine` on one background thread, started by the first request."""
+    """Runs `engine` on one background thread, started by the first request. recorder: counts what
+    it does, read by `read`; None: nothing does."""
 
-    def __init__(self, engine: Any, model: Any) -> None:
+    def __init__(self, engine: Any, model: Any, recorder: Recorder | None = None) -> None:
         self._engine = engine
         self._model = model
+        self.recorder = recorder
+        self._profile: Profile | None = None
         # Reentrant: the collector may drop a stream or an LLM, which cancels or closes, on any
         # thread that makes objects while it holds the lock.
         self._lock = threading.RLock()
@@ -93,12 +101,41 @@ class Driver:
             self._engine.cancel(request.engine_id)
             return True
 
+    def find(self, request_ids: Collection[str]) -> list[Request]:
+        """The requests under way with these ids."""
+        self.check()
+        with self._lock:
+            return [one for one in self._requests.values() if one.request_id in request_ids]
+
     def stats(self) -> dict[str, Any]:
         """The engine's counters."""
         self.check()
         with self._lock:
             self.check()
             return self._engine.stats()
+
+    def read(self, look: Callable[[dict[str, Any]], _T]) -> _T:
+        """look(stats()), while nothing is being recorded."""
+        self.check()
+        with self._lock:
+            self.check()
+            return look(self._engine.stats())
+
+    def start_profile(self, profile: Profile) -> None:
+        """Have `profile` told of steps and requests; LLMAccelError where another one is."""
+        with self._lock:
+            if self._profile is not None:
+                raise LLMAccelError(f"a profile runs already, for {self._profile.path}")
+            self._profile = profile
+
+    def stop_profile(self) -> Profile:
+        """Tell it no more, and give it back; LLMAccelError where there is none."""
+        self.check()
+        with self._lock:
+            profile, self._profile = self._profile, None
+        if profile is None:
+            raise LLMAccelError("no profile runs; start_profile() comes first")
+        return profile
 
     def expert_load(self) -> bytes:
         """Tokens that every expert was given, int64 [n_layers, n_experts]."""
@@ -162,6 +199,7 @@ class Driver:
 
     def _step(self) -> bool:
         """Run a step and tell of it; False if the engine failed."""
+        start = time.monotonic()
         try:
             events = self._engine.step()
             stuck = not events and not self._engine.has_work()
@@ -171,19 +209,36 @@ class Driver:
             return False
         now = time.monotonic()
         with self._lock:
+            self._record_step(start, now)
             touched = self._dispatch(events, now)
             # Nothing to do and nothing said: no event will come for what is in the table.
             lost = list(self._requests.values()) if stuck and not self._engine.has_work() else []
             for request in lost:
-                del self._requests[request.engine_id]
+                self._forget(request.engine_id)
         _fail(lost, LLMAccelError("the engine has no work but the request has not ended"))
         for request in touched:
             _tell(request)
         return True
 
+    def _record_step(self, start: float, now: float) -> None:
+        if self.recorder is None and self._profile is None:
+            return
+        stats = self._engine.stats()
+        if self.recorder is not None:
+            self.recorder.on_step(stats["last_step_tokens"])
+        if self._profile is not None:
+            self._profile.on_step(start, now, stats)
+
+    def _record_done(self, request: Request) -> None:
+        if self.recorder is not None:
+            self.recorder.on_done(request)
+        if self._profile is not None:
+            self._profile.on_done(request)
+
     def _dispatch(self, events: list[Any], now: float) -> list[Request]:
         """Give events to their requests; those that shall hear of it."""
         touched: dict[int, Request] = {}
+        recorder = self.recorder
         for event in events:
             number = event[0]
             request = self._requests.get(number)
@@ -198,23 +253,34 @@ class Driver:
             except BaseException as error:  # a decoder may raise anything, Rust's panics included
                 request.error = _failure(request, error)
                 self._stop(number)
-                del self._requests[number]
+                self._forget(number)
                 touched[number] = request
                 continue
+            if recorder is not None and event[2] == EVENT_TOKEN and not was_done:
+                recorder.on_token(request, now)
             if branch >= 0:
                 self._stop(number, branch)
-            if request.streaming or (not was_done and request.done):
+            ended_now = not was_done and request.done
+            if ended_now:
+                self._record_done(request)
+            if request.streaming or ended_now:
                 touched[number] = request
             if request.ended:
-                del self._requests[number]
+                self._forget(number)
         return list(touched.values())
+
+    def _forget(self, number: int) -> None:
+        """No event of this request will be taken any more."""
+        del self._requests[number]
+        if self.recorder is not None:
+            self.recorder.on_gone(number)
 
     def _give_up(self, error: Exception) -> None:
         """After a failed step: every request ends, so that the next ones find a working engine."""
         with self._lock:
             failed = list(self._requests.values())
-            self._requests.clear()
             for request in failed:
+                self._forget(request.engine_id)
                 self._stop(request.engine_id)
         _fail(failed, error)
 

@@ -34,6 +34,10 @@ class UnsupportedError(LLMAccelError):
     """A feature, option or model architecture that llmaccel knows it cannot serve."""
 
 
+class UnsupportedCombination(UnsupportedError):
+    """Two features that are here, but not together; the message names one of them."""
+
+
 def shown(value: Any) -> str:
     """The start of repr(value), which must not fail and hide the message that it is for."""
     try:

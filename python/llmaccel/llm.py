@@ -2,8 +2,8 @@
 
 Owns loading and closing, and the methods that generate. Invariant: every method checks the process
 and the open state first, so nothing hangs after fork() or close(). What loads is in loading.py, the
-background thread in driver.py, what calls are made of in calls.py, the other methods in scoring.py
-and reporting.py, waiting in waiting.py, text in request.py.
+background thread in driver.py, what calls are made of in calls.py, the other methods in its bases,
+a file each, waiting in waiting.py, text in request.py.
 
 Called by users, by cli.py and by the wings.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import queue
 import secrets
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -19,16 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from llmaccel import _core
-from llmaccel.arguments import (
-    check_switches,
-    priority_of,
-    refuse_foreign,
-    seconds_of,
-)
+from llmaccel.arguments import refuse_foreign, seconds_of
+from llmaccel.beams import Searching
 from llmaccel.calls import Params, Prompt
+from llmaccel.compatible import Compatible
 from llmaccel.driver import Driver
 from llmaccel.environment import configure_log, open_backend, open_device
-from llmaccel.errors import RequestError, shown
 from llmaccel.loading import (
     forget_metadata,
     load_weights,
@@ -36,13 +33,13 @@ from llmaccel.loading import (
     open_tokenizer,
     prepare,
 )
+from llmaccel.measuring import Measuring
+from llmaccel.metrics import Recorder
 from llmaccel.options import LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams
-from llmaccel.prompts import (
-    prompt_list,
-    template_variables,
-)
+from llmaccel.prompts import prompt_list
+from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
 from llmaccel.scoring import Scoring
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
@@ -50,7 +47,7 @@ from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
 _LOG = logging.getLogger("llmaccel")
 
 
-class LLM(Scoring, Reporting):
+class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
@@ -80,6 +77,10 @@ class LLM(Scoring, Reporting):
     generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm"
         none; or a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to
         replace.
+    skip_tokenizer_init: True leaves the tokenizer out: token ids only. tokenizer_revision: of the
+        tokenizer's repository on the hub. max_logprobs: the most that a request may ask for; None
+        or -1: any. scheduling_policy: "fcfs" refuses priorities; None, "priority" takes them.
+        disable_log_stats: True records no metrics.
     fast_math: must be False in this version.
 
     Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError;
@@ -109,6 +110,11 @@ class LLM(Scoring, Reporting):
         generation_config: Any = "auto",
         chat_template: str | Path | None = None,
         hf_overrides: Mapping[str, Any] | None = None,
+        skip_tokenizer_init: bool = False,
+        tokenizer_revision: str | None = None,
+        max_logprobs: int | None = None,
+        scheduling_policy: str | None = None,
+        disable_log_stats: bool = False,
         fast_math: bool = False,
         **compatible: Any,
     ) -> None:
@@ -147,21 +153,16 @@ class LLM(Scoring, Reporting):
         with naming_file(prepared.path):
             load_weights(model, prepared)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
-        self._driver = Driver(_core.Engine(model, prepared.plan.limits), model)
+        recorder = None if options.disable_log_stats else Recorder(prepared.config.max_len)
+        self._driver = Driver(_core.Engine(model, prepared.plan.limits), model, recorder)
         self._close = weakref.finalize(self, self._driver.close)
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
+        self._enqueued = queue.SimpleQueue()
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
         known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
         if known > n_vocab:
             _LOG.warning("the tokenizer has %d tokens, the model %d", known, n_vocab)
-
-    def _find_stop_ids(self) -> frozenset[int]:
-        """The union of what config, generation config and tokenizer call the end."""
-        ids = {*self._config.eos_token_ids, *self._generation.eos_token_ids}
-        if self._tokenizer is not None:
-            ids.update(self._tokenizer.stop_token_ids)
-        return frozenset(i for i in ids if 0 <= i < self._config.n_vocab)
 
     # ---- generation -----------------------------------------------------------------------------
 
@@ -229,31 +230,14 @@ class LLM(Scoring, Reporting):
         """
         self._driver.check()
         refuse_foreign("chat", foreign)
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise RequestError(f"messages: expected a list of dicts, got {shown(messages)}")
-        check_switches(add_generation_prompt=add_generation_prompt)
-        if not isinstance(continue_final_message, str):  # else the name of a field
-            check_switches(continue_final_message=continue_final_message)
-        variables = template_variables(chat_template_kwargs)
-        many = isinstance(messages[0], (list, tuple))
-        conversations = list(messages) if many else [messages]
-        tokenizer = self.get_tokenizer()
-        encoded = []
-        for one in conversations:
-            text = tokenizer.apply_chat_template(
-                tokenizer.prepare_chat(one, chat_template, tools),
-                tools=tools,
-                chat_template=chat_template,
-                tokenize=False,
-                add_generation_prompt=not continue_final_message
-                if add_generation_prompt is None
-                else add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **variables,
-            )
-            # The template wrote its special tokens, BOS included.
-            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
-            encoded.append((text, ids))
+        encoded = self._encode_chat(
+            messages,
+            tools=tools,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         return self._run(
             encoded,
             sampling_params,
@@ -282,7 +266,7 @@ class LLM(Scoring, Reporting):
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
         self._driver.submit(
-            request, fields, priority=priority_of(priority), timeout=seconds_of(timeout)
+            request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
         )
         return future
 
@@ -293,11 +277,13 @@ class LLM(Scoring, Reporting):
         *,
         priority: int = 0,
         timeout: float | None = None,
+        request_id: str | None = None,
         **foreign: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
 
-        Leaving the loop early, or cancelling its task, cancels the request.
+        Leaving the loop early, or cancelling its task, cancels the request. request_id: of its
+        outputs, for abort; None: a number.
         """
         import asyncio  # here: a third of what importing this module would cost
 
@@ -305,12 +291,14 @@ class LLM(Scoring, Reporting):
         refuse_foreign("agenerate", foreign)
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
+        if request_id is not None:
+            request.request_id = request_id
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         request.streaming = True
         request.listener = waker(self._driver, loop, news)
         kind = output_kind(request)
         self._driver.submit(
-            request, fields, priority=priority_of(priority), timeout=seconds_of(timeout)
+            request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
         )
         try:
             finished = False

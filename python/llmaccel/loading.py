@@ -508,6 +508,15 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
     from llmaccel.tokenize import Tokenizer, load_tokenizer
 
     given = options.tokenizer
+    if options.skip_tokenizer_init:
+        return None
+    if options.tokenizer_revision is not None:
+        name = options.model if given is None else given
+        if not isinstance(name, str) or Path(name).exists():
+            raise ConfigError("tokenizer_revision: the tokenizer is in no repository of the hub")
+        return load_tokenizer(
+            name, chat_template=options.chat_template, revision=options.tokenizer_revision
+        )
     if isinstance(given, (str, Path)):
         # A revision names a state of the model's repository, not of another one.
         same = hub.repository_of(given) == hub.repository_of(options.model)

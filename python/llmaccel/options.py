@@ -21,6 +21,7 @@ from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
 BACKENDS = ("cpu", "cuda")
+_POLICIES = ("fcfs", "priority")
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
 # dtype: the core's name of the weights' form
 WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
@@ -51,13 +52,12 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "compilation_config": None,
     "max_seq_len_to_capture": None,
     "disable_custom_all_reduce": None,
-    "disable_log_stats": None,
     "served_model_name": None,
     "distributed_executor_backend": None,
     "async_scheduling": None,
-    "max_logprobs": None,
     "gpu_memory_utilization": None,
     "swap_space": None,
+    "prefix_caching_hash_algo": None,  # of a cache that is not here
     "block_size": (None, 64),
     "device": (None, "auto", "cpu"),
     "task": (None, "auto", "generate"),
@@ -67,6 +67,11 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "tensor_parallel_size": (1,),
     "pipeline_parallel_size": (1,),
     "data_parallel_size": (1,),
+    "expert_parallel_size": (1,),
+    "long_prefill_token_threshold": (None, 0),
+    "max_num_partial_prefills": (None, 1),
+    "max_long_partial_prefills": (None, 1),
+    "logprobs_mode": (None, "raw_logprobs"),
     "enable_chunked_prefill": (None, True),
     **dict.fromkeys(
         (
@@ -81,11 +86,12 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
             "mm_processor_kwargs",
             "num_speculative_tokens",
             "pooler_config",
-            "skip_tokenizer_init",
             "speculative_config",
             "speculative_model",
+            "slo",
             "structured_outputs_config",
-            "tokenizer_revision",
+            "weights_budget",
+            "kv_tiers",
             *_INSTEAD,
         ),
         _ABSENT,
@@ -93,6 +99,8 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     # vLLM's defaults of parts that are not here ask for nothing either
     "allowed_local_media_path": (*_ABSENT, ""),
     "guided_decoding_backend": (*_ABSENT, "auto"),
+    "reasoning_parser": (*_ABSENT, ""),
+    "tool_call_parser": (*_ABSENT, ""),
     "max_lora_rank": (*_ABSENT, 16),
     "max_loras": (*_ABSENT, 1),
 }
@@ -106,6 +114,7 @@ _COUNTS = (
     ("max_model_len", 1, 1 << 24, True),
     ("kv_cache_memory_bytes", 1, 1 << 62, True),
     ("threads", 1, MAX_THREADS, True),
+    ("max_logprobs", -1, (1 << 31) - 1, True),
     ("seed", 0, (1 << 64) - 1, True),
 )
 
@@ -133,6 +142,11 @@ class LoadOptions:
     generation_config: Any = "auto"
     chat_template: Any = None
     hf_overrides: Mapping[str, Any] | None = None
+    skip_tokenizer_init: bool = False
+    tokenizer_revision: str | None = None
+    max_logprobs: int | None = None
+    scheduling_policy: str | None = None
+    disable_log_stats: bool = False
     fast_math: bool = False
     compatible: Mapping[str, Any] = field(default_factory=dict)
 
@@ -158,7 +172,12 @@ class LoadOptions:
             value = getattr(self, name)
             if not isinstance(value, str) or value not in known:
                 raise ConfigError(f"{name}={shown(value)}: expected one of {', '.join(known)}")
-        for name in ("quantization", "kv_cache_dtype", "isa", "revision"):
+        if self.scheduling_policy is not None and self.scheduling_policy not in _POLICIES:
+            raise ConfigError(
+                f"scheduling_policy={shown(self.scheduling_policy)}: expected one of "
+                f"{', '.join(_POLICIES)}"
+            )
+        for name in ("quantization", "kv_cache_dtype", "isa", "revision", "tokenizer_revision"):
             value = getattr(self, name)
             left_out = value is None and name != "kv_cache_dtype"
             if not left_out and not (isinstance(value, str) and value and value.isprintable()):
@@ -186,6 +205,7 @@ class LoadOptions:
         for name in ("isa", "threads"):
             if self.backend != "cpu" and getattr(self, name) is not None:
                 raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
+        self._check_switches()
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
         for name, lo, hi, optional in _COUNTS:
@@ -194,6 +214,15 @@ class LoadOptions:
                 _check_count(name, value, lo, hi)
         for name, value in self.compatible.items():
             _check_compatible(name, value)
+
+    def _check_switches(self) -> None:
+        for name in ("skip_tokenizer_init", "disable_log_stats"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}={shown(getattr(self, name))}: expected True or False")
+        if self.skip_tokenizer_init:
+            for name in ("tokenizer", "tokenizer_revision", "chat_template"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name}: skip_tokenizer_init=True leaves the tokenizer out")
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:

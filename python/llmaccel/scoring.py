@@ -1,6 +1,7 @@
 """Scoring: log probabilities and logits of given tokens, without drawing any.
 
-Owns `logits` and `loglikelihood`. Invariant: equal contexts of one call are computed once.
+Owns `logits`, `loglikelihood` and `perplexity`. Invariant: equal contexts of one call are computed
+once.
 
 A base of LLM (llm.py).
 """
@@ -14,7 +15,7 @@ from typing import Any
 
 from llmaccel import _core
 from llmaccel.calls import Calls, Prompt
-from llmaccel.errors import RequestError
+from llmaccel.errors import RequestError, shown
 from llmaccel.memory import check_available
 from llmaccel.params import SamplingParams, score_fields
 from llmaccel.prompts import encode_text
@@ -88,6 +89,37 @@ class Scoring(Calls):
                     all(rank == 1 for rank in branch.scores.ranks),
                 )
         return results
+
+    def perplexity(self, text: Prompt, *, stride: int | None = None) -> float:
+        """exp of the mean negative log probability of a text's tokens, each after those before it.
+
+        text: one prompt of at least two tokens; the first is given and not scored. Where it is
+        longer than max_model_len it is cut into windows of that many tokens, each of which scores
+        what follows the one before: `stride` tokens (1 to max_model_len - 1), after as many of
+        those before them as fit. None: half of max_model_len.
+        """
+        self._driver.check()
+        ids = self._encode(text, "text")[1]
+        if len(ids) < 2:
+            raise RequestError("text: expected at least two tokens, the first is given")
+        window = self._config.max_len
+        if stride is None:
+            stride = max(1, window // 2)
+        if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride < window:
+            raise RequestError(f"stride: expected 1 to {window - 1}, got {shown(stride)}")
+        work = []
+        scored, end = 1, min(len(ids), window)
+        while scored < len(ids):
+            request = self._score_request(None, ids[max(0, end - window) : scored], 1)
+            work.append((request, {"suffixes": [ids[scored:end]]}))
+            scored, end = end, min(len(ids), end + stride)
+        self._score(work)
+        logprobs = []
+        for request, _ in work:
+            scores = request.branches[0].scores
+            assert scores is not None
+            logprobs += scores.logprobs
+        return math.exp(-math.fsum(logprobs) / len(logprobs))
 
     def _encode_pair(
         self, context: Prompt, continuation: Prompt, i: int

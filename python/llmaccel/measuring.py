@@ -1,0 +1,59 @@
+"""Measuring: metrics and profiles of what an LLM does.
+
+A base of LLM (llm.py).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from llmaccel.calls import Calls
+from llmaccel.errors import ConfigError, UnsupportedError, shown
+from llmaccel.metrics import Metric, collect
+from llmaccel.options import KV_NAMES
+from llmaccel.profile import Profile
+
+
+class Measuring(Calls):
+    """The methods of LLM that measure it."""
+
+    def get_metrics(self) -> list[Metric]:
+        """Counters, gauges and histograms since the LLM was made, under vLLM's names (of
+        llmaccel.metrics: Counter, Gauge, Histogram, Vector). UnsupportedError where
+        disable_log_stats=True turned them off."""
+        self._driver.check()
+        recorder = self._driver.recorder
+        if recorder is None:
+            raise UnsupportedError("get_metrics: disable_log_stats=True turned metrics off")
+        name = self._config.architecture if self._path is None else str(self._path)
+        cache = {
+            "block_size": "64",
+            "cache_dtype": KV_NAMES[self._config.kv_form],
+            "num_gpu_blocks": str(self._plan.limits["kv_pages"]),
+        }
+        labels = {"model_name": name, "engine": "0"}
+        return self._driver.read(lambda stats: collect(recorder, stats, labels, cache))
+
+    def start_profile(self, path: str | Path | None = None) -> None:
+        """Record steps and requests from here on.
+
+        path: the file that stop_profile writes, or a folder for it; None: the current folder.
+        ConfigError where its folder is not there; LLMAccelError where a profile runs already.
+        """
+        self._driver.check()
+        if path is not None and not isinstance(path, (str, Path)):
+            raise ConfigError(f"path={shown(path)}: expected a file or a folder")
+        place = Path() if path is None else Path(path)
+        if place.is_dir():
+            names = (place / f"llmaccel-{os.getpid()}-{i}.json" for i in itertools.count())
+            place = next(name for name in names if not name.exists())
+        if not place.parent.is_dir():
+            raise ConfigError(f"path={shown(str(path))}: no such folder")
+        self._driver.start_profile(Profile(place))
+
+    def stop_profile(self) -> Path:
+        """Write what was recorded as a Chrome trace (chrome://tracing, ui.perfetto.dev) and return
+        its path. LLMAccelError where no profile runs."""
+        return self._driver.stop_profile().write()

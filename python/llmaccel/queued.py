@@ -1,0 +1,117 @@
+"""Submitting now, collecting or aborting later: vLLM's enqueue and wait_for_completion.
+
+Owns the requests that were enqueued and not yet collected. Invariant: each is collected by one
+call, in the order of submission; a call that is interrupted cancels what it was to collect.
+
+A base of LLM (llm.py).
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from llmaccel.arguments import check_switches, refuse_foreign
+from llmaccel.calls import Calls, Params, Prompt
+from llmaccel.outputs import RequestOutput
+from llmaccel.prompts import prompt_list
+from llmaccel.request import Request
+from llmaccel.waiting import abandon, wait_all
+
+# Requests of one call, and the queue that hears of their ends.
+Batch = tuple[list[Request], "queue.SimpleQueue[Request]"]
+
+
+class Queued(Calls):
+    """The methods of LLM that submit and collect."""
+
+    _enqueued: queue.SimpleQueue[Batch]
+
+    def enqueue(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params = None,
+        *,
+        priority: int | Sequence[int] = 0,
+        timeout: float | None = None,
+        use_tqdm: bool | None = None,
+        **foreign: Any,
+    ) -> list[str]:
+        """Start prompts and return at once: the request ids, one per prompt, in order.
+
+        Arguments and errors are those of generate; wait_for_completion gives the outputs. use_tqdm:
+        nothing is waited for here; wait_for_completion has the bar.
+        """
+        self._driver.check()
+        refuse_foreign("enqueue", foreign)
+        check_switches(use_tqdm=use_tqdm)
+        items = prompt_list(prompts)
+        encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
+        return self._enqueue(encoded, sampling_params, priority, timeout)
+
+    def enqueue_chat(
+        self,
+        messages: Sequence[Any],
+        sampling_params: Params = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Sequence[int] = 0,
+        timeout: float | None = None,
+        use_tqdm: bool | None = None,
+        **foreign: Any,
+    ) -> list[str]:
+        """The same for a conversation or a list of them; arguments as in chat."""
+        self._driver.check()
+        refuse_foreign("enqueue_chat", foreign)
+        check_switches(use_tqdm=use_tqdm)
+        encoded = self._encode_chat(
+            messages,
+            tools=tools,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self._enqueue(encoded, sampling_params, priority, timeout)
+
+    def wait_for_completion(self, *, use_tqdm: bool | None = None) -> list[RequestOutput]:
+        """Outputs of all that was enqueued and not yet collected, in order of submission; [] where
+        there is nothing. Raises the error of the first request that failed."""
+        self._driver.check_wait()
+        check_switches(use_tqdm=use_tqdm)
+        batches: list[Batch] = []
+        while not self._enqueued.empty():
+            batches.append(self._enqueued.get())
+        try:
+            for started, news in batches:
+                wait_all(started, news, use_tqdm)
+        except BaseException:
+            for started, _ in batches:
+                abandon(self._driver, started)
+            raise
+        return [request.output() for started, _ in batches for request in started]
+
+    def abort(self, request_ids: str | Iterable[str]) -> int:
+        """End requests by their ids within one step; their outputs have finish_reason "abort".
+
+        Returns how many were running; ids of others are passed over.
+        """
+        ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
+        return sum(self._driver.cancel(request) for request in self._driver.find(ids))
+
+    def _enqueue(
+        self,
+        encoded: list[tuple[str | None, list[int]]],
+        params: Params,
+        priority: int | Sequence[int],
+        timeout: float | None,
+    ) -> list[str]:
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started = self._start(encoded, params, news, priority=priority, timeout=timeout)
+        self._enqueued.put((started, news))
+        return [request.request_id for request in started]
