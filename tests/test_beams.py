@@ -225,6 +225,19 @@ def test_beams_share_pages(model):
     engine.run()
 
 
+def test_a_search_ends_where_nothing_better_can_come(model):
+    """Four have ended, and no sum of what goes on is above theirs; the result is that of the end."""
+    prompt, stops = some_ids(5), stop_ids(2)
+    engine = Stepper(model)
+    params = {**SEARCH, "max_tokens": 40, "stop_ids": stops}
+    job = {"prompt": prompt, "params": params, "branches": 4, "length_penalty": 0.0}
+    request = add(engine, job)
+    engine.run()
+    assert engine.core.stats()["steps"] < 20
+    wanted = search(Table(model), prompt, 4, 40, stops=stops, penalty=0.0)
+    assert found_by(engine, request, 4) == wanted
+
+
 @pytest.mark.parametrize("reason", [ABORT, TIMEOUT])
 def test_a_search_that_is_cut_short_gives_what_it_has(model, reason):
     engine = Stepper(model)
