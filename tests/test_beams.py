@@ -226,7 +226,7 @@ def test_beams_share_pages(model):
 
 
 def test_a_search_ends_where_nothing_better_can_come(model):
-    """Four have ended, and no sum of what goes on is above theirs; the result is that of the end."""
+    """Four have ended, and no sum of what goes on is above theirs: the result is the end's."""
     prompt, stops = some_ids(5), stop_ids(2)
     engine = Stepper(model)
     params = {**SEARCH, "max_tokens": 40, "stop_ids": stops}
