@@ -377,7 +377,7 @@ def soak(llm: LLM, count: int, seed: int) -> None:
         try:
             assert future.result(timeout=60).finished
         except RequestError as error:  # nothing was left to draw from
-            assert "logits" in str(error)
+            assert "logit" in str(error)
     assert signature(llm.generate("abc", GOOD)[0]) == expected
     for _ in range(200):
         stats = llm.engine.stats()

@@ -192,7 +192,7 @@ def test_draws_are_those_of_the_definition(models, case, n_vocab):
     logits = logits_of(model, n_vocab)
     np.testing.assert_allclose(logits, table(n_vocab), rtol=1e-5)
     several = 0
-    for seed in range(4):
+    for seed in range(2 if ref.is_filtered({**PARAMS, **CASES[case]}) else 4):
         params = {**PARAMS, **CASES[case], "seed": seed << 40 | 77}
         (events,) = run(model, [params])
         assert len(events) == TOKENS or events[-1][0] in params["stop_ids"]
