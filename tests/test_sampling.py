@@ -230,6 +230,17 @@ def test_scores_are_of_the_logits_before_the_rules(models, case, n_vocab, n_top)
         last = token
 
 
+def test_thoughts_end_with_all_tokens_of_their_tag(models):
+    tags = {"think_budget": 2, "think_start": [1, 2], "think_end": [7, 8, 9], "temperature": 0.0}
+    for prompt, at in (([5, 1, 2, 6], 1), ([5, 1, 2], 2), ([5, 1, 2, 6, 6, 6], 0)):
+        (events,) = run(models[301], [{**tags, "prompt": prompt}])
+        made = [event[0] for event in events]
+        assert made[at : at + 3] == [7, 8, 9]
+        assert made[at + 3 : at + 6] != [7, 8, 9]
+    (events,) = run(models[301], [{**tags, "prompt": [5, 1, 2, 6, 7]}])  # its first is there
+    assert [event[0] for event in events][:2] == [8, 9]
+
+
 def everything(n_vocab: int) -> list[dict[str, Any]]:
     """A request for each case, some with scores, of different seeds."""
     return [
