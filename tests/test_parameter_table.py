@@ -26,9 +26,11 @@ from llmaccel import (
     RequestOutputKind,
     SamplingParams,
     UnsupportedError,
+    load_tokenizer,
 )
 from llmaccel.outputs import FlatLogprobs
 from llmaccel.params import NO_EFFECT
+from llmaccel.thinking import think_tags
 
 A, B = 3 + ord("a"), 3 + ord("b")
 OPEN, CLOSE = 259, 260  # <think> and </think>, behind the byte tokenizer's own
@@ -593,6 +595,12 @@ def test_the_tables_name_every_field():
     assert fields == {*RULES, *NO_EFFECT}
     assert not fields & set(REFUSED)
     assert set(KNOWN.split()) <= {*RULES, *NO_EFFECT, *REFUSED}
+
+
+def test_a_model_without_tags_has_no_budget(tmp_path):
+    letters.write_tokenizer(tmp_path)
+    with pytest.raises(RequestError, match="thinking_token_budget: this model has no tokens"):
+        think_tags(load_tokenizer(tmp_path))
 
 
 def test_names_of_others():

@@ -1,9 +1,11 @@
 /* backend_cpu_sample.c - from a row of logits to a token, its logprob and the best alternatives.
  *
- * The order of operations is that of sampling.h. The product left the largest logit of every unit of 32 beside the row: whoever looks for
- * large values reads those and then few units. Sums over the vocabulary are made in slices of fixed
- * size by all threads and added in slice order. Draws come from a counter RNG keyed by the row alone.
- * Invariant: ties go to the lower id and neither batch nor threads can change a result.
+ * The order of operations is that of sampling.h. The product left the largest logit of every unit of
+ * 32 beside the row: whoever looks for large values reads those and then few units. Sums over the
+ * vocabulary are made in slices of fixed size by all threads and added in slice order. Draws come from
+ * a counter RNG keyed by the row alone; those that need more than temperature, min_p, top_k and top_p
+ * are in backend_cpu_filter.c. Invariant: ties go to the lower id and neither batch nor threads can
+ * change a result.
  */
 #include "backend_cpu_sample.h"
 
