@@ -49,6 +49,34 @@ static la_status check_int(const char *field, int value, int lo, int hi)
     return LA_OK;
 }
 
+/* Samplers of sampling.h beyond vLLM's. */
+static la_status check_filters(const la_sampling *p)
+{
+    la_status st = LA_OK;
+    LA_TRY(check_float("dry_multiplier", p->dry_multiplier, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dry_base", p->dry_base, 1.0f, 1.0e6f));
+    LA_TRY(check_int("dry_allowed_length", p->dry_allowed_length, 1, INT32_MAX));
+    LA_TRY(check_int("dry_last_n", p->dry_last_n, -1, INT32_MAX));
+    LA_TRY(check_float("top_n_sigma", p->top_n_sigma, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dynatemp_range", p->dynatemp_range, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dynatemp_exponent", p->dynatemp_exponent, 0.0f, 1.0e6f));
+    LA_TRY(check_float("typical_p", p->typical_p, 0.0f, 1.0f));
+    LA_TRY(check_float("xtc_probability", p->xtc_probability, 0.0f, 1.0f));
+    LA_TRY(check_float("xtc_threshold", p->xtc_threshold, 0.0f, 1.0f));
+    LA_TRY(check_int("mirostat", p->mirostat, 0, 2));
+    LA_TRY(check_float("mirostat_tau", p->mirostat_tau, 0.0f, 1.0e6f));
+    LA_TRY(check_float("mirostat_eta", p->mirostat_eta, 0.0f, 1.0e6f));
+    if (p->typical_p == 0.0f) {
+        return REFUSE("typical_p: 0 is not in (0, 1]");
+    }
+    if (p->mirostat != 0 && (p->min_p > 0.0f || p->top_k > 0 || p->top_p < 1.0f ||
+                             p->typical_p < 1.0f || p->xtc_probability > 0.0f)) {
+        return REFUSE("mirostat: not with min_p, top_k, top_p, typical_p or xtc_probability");
+    }
+done:
+    return st;
+}
+
 static la_status check_numbers(const la_sampling *p, int n_vocab)
 {
     la_status st = LA_OK;
@@ -66,6 +94,19 @@ static la_status check_numbers(const la_sampling *p, int n_vocab)
     LA_TRY(check_int("min_tokens", p->min_tokens, 0, p->max_tokens));
     LA_TRY(check_int("logprobs", p->logprobs, -1, n_vocab));
     LA_TRY(check_int("prompt_logprobs", p->prompt_logprobs, -1, n_vocab));
+    LA_TRY(check_int("prompt_logprob_start", p->prompt_logprob_start, 0, INT32_MAX));
+    LA_TRY(check_int("repeat_last_n", p->repeat_last_n, -1, INT32_MAX));
+    LA_TRY(check_int("no_repeat_ngram", p->no_repeat_ngram, 0, INT32_MAX));
+    LA_TRY(check_int("pattern_count", p->pattern_count, 0, INT32_MAX));
+    LA_TRY(check_filters(p));
+    LA_TRY(check_int("think_budget", p->think_budget, -1, INT32_MAX));
+    if (p->pattern_count == 1) {
+        return REFUSE("pattern_count: 1, expected 0 or at least 2");
+    }
+    if (p->pattern_count > 0) {
+        LA_TRY(check_int("pattern_max", p->pattern_max, 1, LA_MAX_PATTERN));
+        LA_TRY(check_int("pattern_min", p->pattern_min, 1, p->pattern_max));
+    }
 done:
     return st;
 }
@@ -95,6 +136,21 @@ static la_status check_lists(const la_sampling *p, int n_vocab)
     LA_TRY(check_ids("stop_ids", p->stop_ids, p->n_stop, n_vocab));
     LA_TRY(check_ids("allowed", p->allowed, p->n_allowed, n_vocab));
     LA_TRY(check_ids("bias_ids", p->bias_ids, p->n_bias, n_vocab));
+    LA_TRY(check_ids("score_ids", p->score_ids, p->n_score, n_vocab));
+    LA_TRY(check_int("score_ids: their number", p->n_score, 0, p->logprobs >= 0 ? n_vocab : 0));
+    LA_TRY(check_ids("prompt_scores", p->prompt_scores, p->n_prompt_score, n_vocab));
+    LA_TRY(check_int("prompt_scores: their number", p->n_prompt_score, 0,
+                     p->prompt_logprobs >= 0 ? n_vocab : 0));
+    LA_TRY(check_ids("dry_breakers", p->dry_breakers, p->n_dry_breakers, n_vocab));
+    LA_TRY(check_ids("trace", p->trace, p->n_trace, n_vocab));
+    LA_TRY(check_ids("think_start", p->think_start, p->n_think_start, n_vocab));
+    LA_TRY(check_ids("think_end", p->think_end, p->n_think_end, n_vocab));
+    if (p->n_trace > 0 && p->n_trace < p->max_tokens) {
+        return REFUSE("trace: %d tokens for max_tokens of %d", p->n_trace, p->max_tokens);
+    }
+    if (p->think_budget >= 0 && (p->n_think_start == 0 || p->n_think_end == 0)) {
+        return REFUSE("think_budget: %d without think_start and think_end", p->think_budget);
+    }
     if (p->n_bias > 0 && p->bias == NULL) {
         return REFUSE("bias: no data for %d values", p->n_bias);
     }
@@ -170,7 +226,9 @@ static la_status check_beam(const la_door *door, const la_request *r)
     }
     if (p->temperature != 0.0f || p->n_bias > 0 || p->n_allowed > 0 || p->n_bad > 0 ||
         p->min_tokens > 0 || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
-        p->repetition_penalty != 1.0f) {
+        p->repetition_penalty != 1.0f || p->no_repeat_ngram > 0 || p->dry_multiplier != 0.0f ||
+        p->top_n_sigma != 0.0f || p->mirostat != 0 || p->n_trace > 0 || p->n_score > 0 ||
+        p->pattern_count > 0 || p->n_think_start > 0 || r->process != NULL) {
         return REFUSE("beam: a search draws nothing, leave temperature 0 and the rest as it is");
     }
 done:
@@ -179,7 +237,8 @@ done:
 
 /* Totals that the checks find out and the copy needs. */
 typedef struct la_totals {
-    int suffix, bad, max_tokens, n_mask;
+    int suffix, bad, max_tokens;
+    int n_mask; /* words of a mask over the vocabulary */
 } la_totals;
 
 static la_status check_request(const la_door *door, const la_request *r, la_totals *t)
@@ -198,15 +257,28 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     LA_TRY(check_suffix(r, door->n_vocab, &t->suffix, &longest));
     LA_TRY(r->beam ? check_beam(door, r) : LA_OK);
     LA_TRY(check_lengths(door, r, longest, &t->max_tokens));
+    if (r->process != NULL && r->process_rows == NULL) {
+        return REFUSE("process: no rows for it to change");
+    }
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
     }
-    t->n_mask = p->n_allowed > 0 ? (door->n_vocab + 31) / 32 : 0;
+    t->n_mask = (door->n_vocab + 31) / 32;
 done:
     return st;
 }
 
 /* ---- the one allocation ----------------------------------------------------------------------- */
+
+/* Bits of ids [n], in so many words; NULL where there are none. */
+static uint32_t *carve_mask(la_carver *c, const int32_t *ids, int n, int n_words)
+{
+    uint32_t *mask = la_carve(c, n > 0 ? (size_t)n_words : 0, sizeof *mask);
+    for (int i = 0; mask != NULL && i < n; i++) {
+        mask[ids[i] / 32] |= 1u << (ids[i] % 32);
+    }
+    return mask;
+}
 
 static void carve_sampling(la_carver *c, const la_sampling *from, const la_totals *t,
                            la_sampling *to)
@@ -217,7 +289,13 @@ static void carve_sampling(la_carver *c, const la_sampling *from, const la_total
     to->bias_ids = la_carve_copy(c, from->bias_ids, from->n_bias);
     to->bad = la_carve_copy(c, from->bad, t->bad);
     to->bad_len = la_carve_copy(c, from->bad_len, from->n_bad);
-    to->allowed = NULL; /* kept as a bit mask */
+    to->allowed = NULL; /* kept as bit masks */
+    to->dry_breakers = NULL;
+    to->score_ids = la_carve_copy(c, from->score_ids, from->n_score);
+    to->prompt_scores = la_carve_copy(c, from->prompt_scores, from->n_prompt_score);
+    to->trace = la_carve_copy(c, from->trace, from->n_trace);
+    to->think_start = la_carve_copy(c, from->think_start, from->n_think_start);
+    to->think_end = la_carve_copy(c, from->think_end, from->n_think_end);
     float *bias = la_carve(c, (size_t)from->n_bias, sizeof *bias);
     if (bias != NULL) {
         memcpy(bias, from->bias, (size_t)from->n_bias * sizeof *bias);
@@ -240,6 +318,23 @@ static int branch_max(const la_request *r, const la_totals *t, int b)
     return b == 0 && r->logits != NULL && forced == r->n_prompt ? forced : forced - 1;
 }
 
+static void carve_set(la_carver *c, int capacity, la_token_set *to)
+{
+    to->n_slots = la_sampler_slots(capacity);
+    to->ids = la_carve(c, (size_t)capacity, sizeof *to->ids);
+    to->slots = la_carve(c, (size_t)to->n_slots, sizeof *to->slots);
+}
+
+static void carve_dry(la_carver *c, int window, int n_vocab, la_dry *to)
+{
+    int capacity = window < n_vocab ? window : n_vocab;
+    to->window = window;
+    carve_set(c, capacity, &to->next);
+    to->lengths = la_carve(c, (size_t)capacity, sizeof *to->lengths);
+    to->penalties = la_carve(c, (size_t)capacity, sizeof *to->penalties);
+    to->match = la_carve(c, (size_t)window, sizeof *to->match);
+}
+
 static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
                          la_seq *q, la_branch *branch)
 {
@@ -251,14 +346,14 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     if (!r->beam) { /* beams have paths */
         branch->output = la_carve(c, (size_t)t->max_tokens, sizeof *branch->output);
     }
-    int keep =
-        t->max_tokens > 0 ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab) : 0;
+    int n_tokens = t->max_tokens > 0 ? branch_forced(r, b) + t->max_tokens : 0;
+    int keep = la_sampler_keep(p, n_tokens, n_vocab);
     la_sampler *s = &branch->sampler;
-    s->n_slots = la_sampler_slots(keep);
-    s->seen_ids = la_carve(c, (size_t)keep, sizeof *s->seen_ids);
+    carve_set(c, keep, &s->seen);
     s->seen_counts = la_carve(c, (size_t)keep, sizeof *s->seen_counts);
-    s->slots = la_carve(c, (size_t)s->n_slots, sizeof *s->slots);
-    s->ban_ids = la_carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+    carve_dry(c, la_sampler_dry_window(p, n_tokens), n_vocab, &s->dry);
+    s->ban_ids = la_carve(c, la_sampler_bans(p, n_tokens), sizeof *s->ban_ids);
+    s->runs = la_carve(c, p->pattern_count > 0 ? (size_t)p->pattern_max : 0, sizeof *s->runs);
 }
 
 static void carve_beams(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
@@ -294,11 +389,8 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
     to->prompt = la_carve_copy(c, r->prompt, r->n_prompt);
     carve_beams(c, r, t, n_vocab, to);
     const int32_t *suffix = la_carve_copy(c, r->suffix, t->suffix);
-    uint32_t *mask = la_carve(c, (size_t)t->n_mask, sizeof *mask);
-    for (int i = 0; mask != NULL && i < r->sampling.n_allowed; i++) {
-        mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
-    }
-    to->allowed = mask;
+    to->allowed = carve_mask(c, r->sampling.allowed, r->sampling.n_allowed, t->n_mask);
+    to->breakers = carve_mask(c, r->sampling.dry_breakers, r->sampling.n_dry_breakers, t->n_mask);
     carve_sampling(c, &r->sampling, t, &to->sampling);
     for (int b = 0; b < r->n_branches; b++) {
         la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;
@@ -314,6 +406,15 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
 
 /* ---- filling it in ---------------------------------------------------------------------------- */
 
+/* Fed position whose row is the first that a request wants of its whole prompt. */
+static int first_scored(const la_sampling *p, const la_request *r, int n_prompt)
+{
+    if (r->logits != NULL || p->prompt_logprob_start < 1) {
+        return 0;
+    }
+    return p->prompt_logprob_start < n_prompt ? p->prompt_logprob_start - 1 : n_prompt - 1;
+}
+
 /* The scheduler's view of branch b, and the sampler's start. */
 static void start_branch(la_live *live, const la_request *r, const la_totals *t, int b)
 {
@@ -327,9 +428,9 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     q->n_max = branch_max(r, t, b);
     q->n_todo = p->max_tokens > 0 ? forced : q->n_max;
     q->n_forced = forced;
-    q->first_row = whole ? 0 : live->n_prompt - 1;
-    q->forced_cost = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
-    q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
+    q->first_row = whole ? first_scored(p, r, live->n_prompt) : live->n_prompt - 1;
+    q->forced_cost = (p->prompt_logprobs > 0 ? p->prompt_logprobs : 0) + p->n_prompt_score;
+    q->sample_cost = p->max_tokens > 0 ? (p->logprobs > 0 ? p->logprobs : 0) + p->n_score : 0;
     if (live->beam != NULL) {
         q->sample_cost = live->beam->n_looked;
         q->state = b > 0 ? LA_SEQ_HELD : LA_SEQ_PARKED; /* all start from the first */
@@ -340,8 +441,9 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;
     }
-    la_sampler_start(&branch->sampler, p, live->prompt, live->n_prompt);
-    la_sampler_start(&branch->sampler, p, branch->suffix, branch->n_suffix);
+    la_draw d = {.given = {live->prompt, branch->suffix},
+                 .n_given = {live->n_prompt, branch->n_suffix}};
+    la_sampler_start(&branch->sampler, p, &d);
 }
 
 /* Whether some token stays possible in every draw: an allowed one that no bad word ends with and
@@ -419,6 +521,9 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
         live->beam->n_prompt = r->n_prompt;
         live->beam->penalty = r->length_penalty;
     }
+    live->process = r->process;
+    live->process_arg = r->process_arg;
+    live->process_rows = r->process_rows;
     live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
     for (int b = 0; b < r->n_branches; b++) {
         start_branch(live, r, &t, b);

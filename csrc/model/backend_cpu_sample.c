@@ -1,12 +1,13 @@
 /* backend_cpu_sample.c - from a row of logits to a token, its logprob and the best alternatives.
  *
- * Order of operations: raw logprobs, then allowed, banned, bias, penalties, temperature, min_p, top_k,
- * top_p, draw. The product left the largest logit of every unit of 32 beside the row: whoever looks for
- * large values reads those and then few units. Sums over the vocabulary are made in slices of fixed
- * size by all threads and added in slice order. Draws come from a counter RNG keyed by the row alone.
- * Invariant: ties go to the lower id and neither batch nor threads can change a result.
+ * The order of operations is that of sampling.h. The product left the largest logit of every unit of
+ * 32 beside the row: whoever looks for large values reads those and then few units. Sums over the
+ * vocabulary are made in slices of fixed size by all threads and added in slice order. Draws come from
+ * a counter RNG keyed by the row alone; those that need more than temperature, min_p, top_k and top_p
+ * are in backend_cpu_filter.c. Invariant: ties go to the lower id and neither batch nor threads can
+ * change a result.
  */
-#include "backend_cpu.h"
+#include "backend_cpu_sample.h"
 
 #include <math.h>
 
@@ -16,8 +17,8 @@ enum {
     BUCKET_SHIFT = 17 /* 64 buckets an octave */
 };
 
-/* Philox 4x32-10 (Salmon et al. 2011): 64 random bits for (key, stream, counter). */
-static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
+/* Philox 4x32-10 (Salmon et al. 2011): 64 random bits for (key, stream, counter), and another 64. */
+static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter, int lane)
 {
     uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream,
                      (uint32_t)(stream >> 32)};
@@ -30,25 +31,16 @@ static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (uint64_t)c[0] << 32 | c[1];
+    return (uint64_t)c[2 * lane] << 32 | c[2 * lane + 1];
 }
 
-/* In [0, 1), 53 bits. */
-static double uniform(const la_sample_row *r)
+double la_cpu_uniform(const la_sample_row *r, int lane)
 {
-    return (double)(philox(r->seed, r->stream, r->counter) >> 11) * 0x1p-53;
+    return (double)(philox(r->seed, r->stream, r->counter, lane) >> 11) * 0x1p-53;
 }
-
-/* A row and the largest value of each of its units. */
-typedef struct view {
-    const la_kernels *k;
-    const float *x;    /* [V] */
-    const float *best; /* [units] */
-    int V, units;
-} view;
 
 /* Lowest id of the largest value; 0 where all are NaN. */
-static int best_id(const view *v, float *value)
+static int best_id(const la_view *v, float *value)
 {
     int u = v->k->argmax(v->best, v->units, value);
     for (int i = u * LA_UNIT; i < v->V; i++) {
@@ -61,7 +53,7 @@ static int best_id(const view *v, float *value)
 }
 
 /* Values above thr: their ids in order where ids [V] is given. Returns how many. */
-static int above(const view *v, float thr, int32_t *units, int32_t *ids)
+static int above(const la_view *v, float thr, int32_t *units, int32_t *ids)
 {
     int n_units = v->k->select_above(v->best, v->units, thr, units, v->units), n = 0;
     for (int i = 0, run; i < n_units; i += run) { /* runs of neighbours, in one call each */
@@ -152,7 +144,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
 
 /* The same by way of the units: the n largest values are in the n units whose largest are largest, or
  * equal the smallest of these. */
-static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
+static void best_n(const la_view *v, int n, const la_cpu_local *own, int32_t *out)
 {
     float least = -INFINITY;
     if (n < v->units) {
@@ -173,11 +165,12 @@ static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
 
 static int changes_logits(const la_sample_row *r)
 {
-    return r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
+    return r->process != NULL || r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 ||
+           r->n_seen != 0 || r->n_dry != 0;
 }
 
 /* One logit of the ruled row; the best of its unit follows. */
-static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float value)
+static void set_logit(const la_view *v, const la_cpu_local *own, int32_t id, float value)
 {
     float *best = &own->ruled_best[id / LA_UNIT];
     float old = own->ruled[id];
@@ -192,14 +185,19 @@ static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float 
 }
 
 /* Makes *v the row after the rules, in the thread's own scratch. */
-static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v)
+static void apply_rules(const la_sample_row *r, const la_cpu_local *own, la_view *v)
 {
+    const float *x = r->process != NULL ? r->processed : v->x;
     if (r->allowed != NULL) {
-        v->k->mask(r->allowed, v->x, own->ruled, v->V);
+        v->k->mask(r->allowed, x, own->ruled, v->V);
+    }
+    else {
+        memcpy(own->ruled, x, (size_t)v->V * sizeof(float));
+    }
+    if (x != v->x || r->allowed != NULL) {
         v->k->block_max(own->ruled, v->V, own->ruled_best);
     }
     else {
-        memcpy(own->ruled, v->x, (size_t)v->V * sizeof(float));
         memcpy(own->ruled_best, v->best, (size_t)v->units * sizeof(float));
     }
     for (int i = 0; i < r->n_ban; i++) {
@@ -209,23 +207,21 @@ static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v
         set_logit(v, own, r->bias_ids[i], own->ruled[r->bias_ids[i]] + r->bias[i]);
     }
     for (int i = 0; i < r->n_seen; i++) {
-        float x = own->ruled[r->seen_ids[i]];
-        x = x > 0.0f ? x / r->repetition : x * r->repetition;
+        float y = own->ruled[r->seen_ids[i]];
+        y = y > 0.0f ? y / r->repetition : y * r->repetition;
         if (r->seen_counts[i] > 0) {
-            x -= r->frequency * (float)r->seen_counts[i] + r->presence;
+            y -= r->frequency * (float)r->seen_counts[i] + r->presence;
         }
-        set_logit(v, own, r->seen_ids[i], x);
+        set_logit(v, own, r->seen_ids[i], y);
+    }
+    for (int i = 0; i < r->n_dry; i++) {
+        set_logit(v, own, r->dry_ids[i], own->ruled[r->dry_ids[i]] - r->dry[i]);
     }
     v->x = own->ruled;
     v->best = own->ruled_best;
 }
 
 /* ---- candidates, best first --------------------------------------------------------------------- */
-
-/* A row under its temperature: p = exp(x * scale - top), 1 for the best. */
-typedef struct tempered {
-    float scale, top;
-} tempered;
 
 /* Candidates in id order with their p, never 0, and how much lies in each bucket of p. Few buckets are
  * ever sorted: those in which a set ends or a draw falls. */
@@ -302,8 +298,7 @@ static mark list_walk(const shortlist *l, int limit, double want)
     return at;
 }
 
-/* Everything whose p is at least `least`, with its p, into own->ids and own->probs; returns how many. */
-static int gather(const view *v, tempered t, float least, const la_cpu_local *own)
+int la_cpu_gather(const la_view *v, la_tempered t, float least, const la_cpu_local *own)
 {
     /* A bound on logits that surely lets them pass; exp then decides. */
     double slack = 0.01 + fabs((double)t.top) * 0x1p-20;
@@ -323,13 +318,13 @@ static int gather(const view *v, tempered t, float least, const la_cpu_local *ow
 }
 
 /* Fills the list with what gather finds; returns its mass. */
-static double list_fill(shortlist *l, const view *v, tempered t, float least,
+static double list_fill(shortlist *l, const la_view *v, la_tempered t, float least,
                         const la_cpu_local *own)
 {
     double sum = 0.0;
     memset(l->mass, 0, sizeof l->mass);
     memset(l->count, 0, sizeof l->count);
-    l->n = gather(v, t, least, own);
+    l->n = la_cpu_gather(v, t, least, own);
     for (int i = 0; i < l->n; i++) {
         int b = bucket_of(l->p[i]);
         l->mass[b] += (double)l->p[i];
@@ -341,7 +336,7 @@ static double list_fill(shortlist *l, const view *v, tempered t, float least,
     return sum;
 }
 
-static double mass_of(const float *p, int n)
+double la_cpu_mass_of(const float *p, int n)
 {
     double sum = 0.0;
     for (int i = 0; i < n; i++) {
@@ -351,7 +346,7 @@ static double mass_of(const float *p, int n)
 }
 
 /* A p that the k best reach: that many units have a value as large. */
-static float least_of_best(const view *v, tempered t, int k, const la_cpu_local *own)
+static float least_of_best(const la_view *v, la_tempered t, int k, const la_cpu_local *own)
 {
     int count[BUCKETS] = {0}, n = 0;
     v->k->exp_sub(v->best, t.scale, t.top, own->probs, v->units);
@@ -371,22 +366,21 @@ static float least_of_best(const view *v, tempered t, int k, const la_cpu_local 
 
 /* ---- drawing ----------------------------------------------------------------------------------- */
 
-/* The id at which the running sum passes u of the total, in id order. */
-static int32_t draw_from(const float *p, const int32_t *ids, int n, double u)
+int la_cpu_draw_from(const float *p, int n, double u)
 {
-    double total = mass_of(p, n), sum = 0.0;
+    double total = la_cpu_mass_of(p, n), sum = 0.0;
     for (int i = 0; i < n; i++) {
         sum += (double)p[i];
         if (sum > u * total) {
-            return ids[i];
+            return i;
         }
     }
-    return ids[n - 1];
+    return n - 1;
 }
 
-/* The same over the whole vocabulary: by slices, then inside one. */
-static int32_t draw_any(const view *v, tempered t, const la_mass *mass, double total, double u,
-                        const la_cpu_local *own)
+/* The id of a draw over the whole vocabulary: by slices, then inside one. */
+static int32_t draw_any(const la_view *v, la_tempered t, const la_mass *mass, double total,
+                        double u, const la_cpu_local *own)
 {
     double sum = 0.0;
     int at = 0;
@@ -408,12 +402,12 @@ static int32_t draw_any(const view *v, tempered t, const la_mass *mass, double t
 }
 
 /* The smallest set of best candidates that holds top_p of what min_p leaves, or of the top_k best. */
-static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, double total,
+static int32_t draw_best(const la_view *v, const la_sample_row *r, la_tempered t, double total,
                          const la_cpu_local *own)
 {
     shortlist l = {.p = own->probs, .ids = own->ids, .members = (int32_t *)(void *)own->ruled};
     float floor = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
-    double want = INFINITY, u = uniform(r);
+    double want = INFINITY, u = la_cpu_uniform(r, 0);
     int limit = r->top_k > 0 ? r->top_k : v->V;
     if (r->top_k > 0) {
         float least = least_of_best(v, t, limit, own);
@@ -421,7 +415,7 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
     }
     else {
         if (r->min_p > 0.0f) {
-            total = mass_of(own->probs, gather(v, t, floor, own));
+            total = la_cpu_mass_of(own->probs, la_cpu_gather(v, t, floor, own));
         }
         want = (double)r->top_p * total;
         /* Above falling thresholds, until they hold enough. What lies below `sure` cannot be missed: V
@@ -445,7 +439,7 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
 }
 
 /* Sums of exp of every slice of a row under its temperature. */
-static void sum_row(const view *v, tempered t, la_mass *mass)
+static void sum_row(const la_view *v, la_tempered t, la_mass *mass)
 {
     for (int at = 0; at < v->V; at += LA_SLICE) {
         int n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
@@ -456,14 +450,15 @@ static void sum_row(const view *v, tempered t, la_mass *mass)
 /* Whether a draw needs the mass of the whole vocabulary. */
 static int needs_mass(const la_sample_row *r)
 {
-    return r->target == -1 && r->temperature > 0.0f && r->top_k == 0 && r->min_p == 0.0f;
+    return r->target == -1 && r->forced < 0 && r->temperature > 0.0f && r->top_k == 0 &&
+           r->min_p == 0.0f && r->filters == NULL;
 }
 
 /* summed: whether mass holds the row's tempered sums. */
-static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int summed,
+static int32_t draw(const la_view *v, const la_sample_row *r, la_mass *mass, int summed,
                     const la_cpu_local *own)
 {
-    tempered t = {.scale = 1.0f / r->temperature};
+    la_tempered t = {.scale = 1.0f / r->temperature};
     float best;
     double total = 0.0;
     (void)v->k->argmax(v->best, v->units, &best);
@@ -473,6 +468,9 @@ static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int su
         memcpy(own->probs, v->x, (size_t)v->V * sizeof(float));
         la_cpu_scale(v->k, t.scale, own->probs, v->V);
         return v->k->argmax(own->probs, v->V, &best);
+    }
+    if (r->filters != NULL) {
+        return la_cpu_draw_filtered(v, r, best, own);
     }
     if (needs_mass(r) && !summed) {
         sum_row(v, t, mass);
@@ -484,10 +482,10 @@ static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int su
         return draw_best(v, r, t, total, own);
     }
     if (r->min_p > 0.0f) {
-        int n = gather(v, t, r->min_p, own);
-        return draw_from(own->probs, own->ids, n, uniform(r));
+        int n = la_cpu_gather(v, t, r->min_p, own);
+        return own->ids[la_cpu_draw_from(own->probs, n, la_cpu_uniform(r, 0))];
     }
-    return draw_any(v, t, mass, total, uniform(r), own);
+    return draw_any(v, t, mass, total, la_cpu_uniform(r, 0), own);
 }
 
 /* ---- a row -------------------------------------------------------------------------------------- */
@@ -497,7 +495,7 @@ static int wants_logprobs(const la_sample_row *r)
     return r->n_top >= 0 && r->target >= -1;
 }
 
-static void report_logprobs(const view *v, const la_sample_row *r, const la_mass *mass,
+static void report_logprobs(const la_view *v, const la_sample_row *r, const la_mass *mass,
                             int32_t token, const la_cpu_local *own)
 {
     float max;
@@ -515,23 +513,34 @@ static void report_logprobs(const view *v, const la_sample_row *r, const la_mass
             r->top_logprobs[i] = (float)((double)v->x[r->top_ids[i]] - lse);
         }
     }
+    for (int i = 0; i < r->n_score; i++) {
+        r->top_ids[r->n_top + i] = r->score_ids[i];
+        r->top_logprobs[r->n_top + i] = (float)((double)v->x[r->score_ids[i]] - lse);
+    }
 }
 
-static int32_t choose(view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
+static int32_t choose(la_view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
 {
     int ruled = changes_logits(r);
+    float value;
+    if (r->forced >= 0) {
+        return r->forced;
+    }
     if (ruled) {
         apply_rules(r, own, &v);
+        (void)v.k->argmax(v.best, v.units, &value);
+        if (value == -INFINITY) {
+            return LA_DRAW_EMPTY;
+        }
     }
-    float value;
     return r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own);
 }
 
-static view view_of(const la_ctx *c, la_rows logits, int i)
+static la_view view_of(const la_ctx *c, la_rows logits, int i)
 {
     int V = c->m->desc.n_vocab;
-    return (view){&la_cpu_of(c)->k, logits.p + (int64_t)i * logits.ld,
-                  c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
+    return (la_view){&la_cpu_of(c)->k, logits.p + (int64_t)i * logits.ld,
+                     c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
 }
 
 static int wants_tempered(const la_sample_row *r)
@@ -540,7 +549,7 @@ static int wants_tempered(const la_sample_row *r)
 }
 
 /* The sums of a slice that the row wants. */
-static void sum_slice(const view *v, const la_sample_row *r, int at, float best, la_mass *mass)
+static void sum_slice(const la_view *v, const la_sample_row *r, int at, float best, la_mass *mass)
 {
     int raw = wants_logprobs(r), n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
     if (raw) {
@@ -557,7 +566,7 @@ static void sum_slice(const view *v, const la_sample_row *r, int at, float best,
 static void sum_slices(la_ctx *c, int first, la_rows logits)
 {
     int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE), any = 0, at_row = -1;
-    view v = {0};
+    la_view v = {0};
     float best = 0.0f;
     for (int i = 0; i < logits.n; i++) {
         const la_sample_row *r = &c->batch->rows[first + i];
@@ -584,27 +593,48 @@ static void sum_slices(la_ctx *c, int first, la_rows logits)
     la_cpu_barrier(c);
 }
 
+/* What callers' own functions do to copies of their logits, on the thread that runs the step. */
+static void process_rows(la_ctx *c, int first, la_rows logits)
+{
+    int any = 0;
+    for (int i = 0; i < logits.n; i++) {
+        la_sample_row *r = &c->batch->rows[first + i];
+        any |= r->process != NULL;
+        if (c->tid == 0 && r->process != NULL) {
+            memcpy(r->processed, logits.p + (int64_t)i * logits.ld,
+                   (size_t)c->m->desc.n_vocab * sizeof(float));
+            int failed = r->process(r->process_arg, (int)r->stream, r->processed);
+            *r->out_token = failed ? LA_DRAW_FAILED : 0;
+        }
+    }
+    if (any) {
+        la_cpu_barrier(c);
+    }
+}
+
 void la_cpu_sample(la_ctx *c, int first, la_rows logits)
 {
     int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE);
     la_cpu_local own;
     la_cpu_local_of(c, &own);
+    process_rows(c, first, logits);
     sum_slices(c, first, logits);
     la_share share;
     la_cpu_share_begin(c, &share, logits.n, NULL);
     for (int i; la_share_next(&share, 1, &i) != 0;) {
         const la_sample_row *r = &c->batch->rows[first + i];
         la_mass *mass = c->w->mass + (int64_t)i * n_slices;
-        view v = view_of(c, logits, i);
+        la_view v = view_of(c, logits, i);
         if (r->logits != NULL) {
             memcpy(r->logits, v.x, (size_t)v.V * sizeof(float));
         }
         int32_t token = r->target;
         if (token == -1) {
-            token = choose(v, r, mass, &own);
+            int failed = r->process != NULL && *r->out_token == LA_DRAW_FAILED;
+            token = failed ? LA_DRAW_FAILED : choose(v, r, mass, &own);
             *r->out_token = token;
         }
-        if (wants_logprobs(r)) {
+        if (wants_logprobs(r) && token >= 0) {
             report_logprobs(&v, r, mass, token, &own);
         }
     }

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from llmaccel.engines import AsyncEngineArgs, AsyncLLM
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
-    from llmaccel.params import RequestOutputKind, SamplingParams
+    from llmaccel.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -49,6 +49,7 @@ __all__ = [
     "LoadError",
     "Logprob",
     "MemoryPlanError",
+    "RepetitionDetectionParams",
     "RequestError",
     "RequestFuture",
     "RequestOutput",
@@ -74,6 +75,7 @@ _HOMES = {
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
+    "RepetitionDetectionParams": "params",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
     "Tensor": "_core",

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
-from llmaccel.errors import LLMAccelError
+from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.metrics import Recorder
 from llmaccel.profile import Profile
 from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
@@ -79,6 +79,8 @@ class Driver:
         """Hand a request to the engine; options are those of Engine.add. RequestError if it is
         bad."""
         self.check()
+        if request.processing is not None:
+            options["process"] = (request.processing, request.processing.rows)
         with self._lock:
             self.check()
             if self._thread is None:
@@ -294,6 +296,8 @@ class Driver:
 
 def _failure(request: Request, error: BaseException) -> LLMAccelError:
     """An exception that every waiter may be given, whatever kind `error` is."""
+    if isinstance(error, RequestError):
+        return error
     failure = LLMAccelError(f"request {request.request_id}: its text failed: {error!r:.200}")
     failure.__cause__ = error
     return failure

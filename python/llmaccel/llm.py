@@ -159,6 +159,7 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
         self._enqueued = queue.SimpleQueue()
+        self._idle_params, self._known_breakers = set(), {}
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
         known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
         if known > n_vocab:
