@@ -151,6 +151,37 @@ static la_status check_lengths(const la_door *door, const la_request *r, int lon
     return LA_OK;
 }
 
+/* What is to be shown: hidden states and the logits that tokens are drawn from. */
+static la_status check_shown(const la_door *door, const la_request *r)
+{
+    la_status st = LA_OK;
+    if (r->drawn_logits != NULL && r->logits != NULL) {
+        return REFUSE("drawn_logits: not in a request for logits of the prompt");
+    }
+    if ((r->drawn_logits != NULL || r->drawn_states != NULL) && r->sampling.max_tokens == 0) {
+        return REFUSE("drawn_logits, drawn_states: nothing is drawn");
+    }
+    if (r->states == NULL && r->drawn_states == NULL) {
+        return LA_OK;
+    }
+    if (!door->shows_states) {
+        return la_fail(LA_ERR_UNSUPPORTED, "states: this backend hands out no hidden states");
+    }
+    LA_TRY(check_int("n_states", r->n_states, 1, 2 * door->n_layers + 2));
+    if (r->state_layers == NULL) {
+        return REFUSE("state_layers: missing for %d states", r->n_states);
+    }
+    for (int i = 0; i < r->n_states; i++) {
+        LA_TRY(check_int("state_layers", (int)r->state_layers[i], 0, door->n_layers));
+    }
+    if (r->states != NULL) {
+        LA_TRY(check_int("state_from", r->state_from, 0, r->n_prompt - 1));
+        LA_TRY(check_int("state_to", r->state_to, r->state_from + 1, r->n_prompt));
+    }
+done:
+    return st;
+}
+
 /* Totals that the checks find out and the copy needs. */
 typedef struct la_totals {
     int suffix, bad, max_tokens, n_mask;
@@ -171,6 +202,7 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     LA_TRY(check_bad(p, door->n_vocab, &t->bad));
     LA_TRY(check_suffix(r, door->n_vocab, &t->suffix, &longest));
     LA_TRY(check_lengths(door, r, longest, &t->max_tokens));
+    LA_TRY(check_shown(door, r));
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
     }
@@ -238,7 +270,8 @@ static int branch_max(const la_request *r, const la_totals *t, int b)
     if (t->max_tokens > 0) {
         return forced + t->max_tokens - 1;
     }
-    return b == 0 && r->logits != NULL && forced == r->n_prompt ? forced : forced - 1;
+    int shown = r->logits != NULL || r->states != NULL;
+    return b == 0 && shown && forced == r->n_prompt ? forced : forced - 1;
 }
 
 static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
@@ -282,6 +315,7 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
         mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
     }
     to->allowed = mask;
+    to->state_layers = carve_copy(c, r->state_layers, r->n_states);
     carve_sampling(c, &r->sampling, t, &to->sampling);
     for (int b = 0; b < r->n_branches; b++) {
         la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;
@@ -305,17 +339,18 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     la_seq *q = &live->group.seqs[b];
     int forced = live->n_prompt + branch->n_suffix;
     int whole = b == 0 && (p->prompt_logprobs >= 0 || r->logits != NULL);
+    int silent = b == 0 && r->states != NULL && !whole && p->max_tokens == 0 && r->suffix == NULL;
     q->group = &live->group;
     q->node.hi = r->priority;
     q->n_max = branch_max(r, t, b);
     q->n_todo = p->max_tokens > 0 ? forced : q->n_max;
     q->n_forced = forced;
-    q->first_row = whole ? 0 : live->n_prompt - 1;
+    q->first_row = whole ? 0 : silent ? forced : live->n_prompt - 1;
     q->forced_cost = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
     q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
     branch->live = live;
     branch->stop_token = -1;
-    if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
+    if (q->n_todo <= q->first_row && !silent) { /* nothing to score and nothing to draw */
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;
     }
@@ -394,6 +429,13 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     live->n_open = r->n_branches;
     live->n_prompt = r->n_prompt;
     live->logits = r->logits;
+    live->drawn_logits = r->drawn_logits;
+    live->states = r->states;
+    live->drawn_states = r->drawn_states;
+    live->n_states = r->n_states;
+    live->state_from = r->state_from;
+    live->state_to = r->state_to;
+    live->n_drawn = r->sampling.max_tokens;
     live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
     for (int b = 0; b < r->n_branches; b++) {
         start_branch(live, r, &t, b);

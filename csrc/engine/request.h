@@ -34,9 +34,13 @@ typedef struct la_live {
     int n_open;            /* branches whose last event is still to come */
     const int32_t *prompt; /* [n_prompt] */
     int n_prompt;
-    la_sampling sampling;       /* arrays point into this allocation; max_tokens fits max_len */
-    const uint32_t *allowed;    /* [ceil(V/32)] or NULL */
-    float *logits;              /* [n_prompt, V], the caller's, or NULL */
+    la_sampling sampling;    /* arrays point into this allocation; max_tokens fits max_len */
+    const uint32_t *allowed; /* [ceil(V/32)] or NULL */
+    /* the caller's, as la_request has them */
+    float *logits, *drawn_logits, *states, *drawn_states;
+    const int32_t *state_layers; /* [n_states] */
+    int n_states, state_from, state_to;
+    int n_drawn;                /* rows of a branch in drawn_logits and drawn_states */
     double deadline;            /* la_now() time; 0: none */
     la_heap_node deadline_node; /* engine.c's queue; hi in nanoseconds */
     double scheduled;           /* la_now() of the step that first fed it; 0: none yet */
@@ -50,7 +54,8 @@ typedef struct la_live {
 
 /* What a request is checked against. */
 typedef struct la_door {
-    int n_vocab;
+    int n_vocab, n_layers, d_model;
+    int shows_states;
     int max_len;
     int64_t n_pages;
 } la_door;

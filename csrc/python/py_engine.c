@@ -1,7 +1,7 @@
 /* py_engine.c - the Python object Engine: requests in, events out.
  *
- * Owns one la_engine, a reference to its Model, and the logits buffers that requests write into until
- * they finish. Invariant: add and cancel may be called from any thread at any time, step from one at a
+ * Owns one la_engine, a reference to its Model, and the buffers of logits and hidden states that requests
+ * write into until they finish. Invariant: add and cancel may be called from any thread at any time, step from one at a
  * time; close waits for nobody and is refused while a call is inside the core. An event is a plain
  * tuple whose ids and log probabilities stay packed bytes until somebody reads them.
  */
@@ -9,18 +9,28 @@
 
 #include <limits.h>
 
-typedef struct kept_logits {
-    struct kept_logits *next;
+enum { SHOWN_LOGITS, SHOWN_DRAWN_LOGITS, SHOWN_STATES, SHOWN_DRAWN_STATES, N_SHOWN };
+
+typedef struct kept_shown {
+    struct kept_shown *next;
     int64_t id;
-    int n_open;     /* branches still to finish: any of them may outlive the others */
-    Py_buffer view; /* float32 [n_prompt, V] */
-} kept_logits;
+    int n_open;               /* branches still to finish: any of them may outlive the others */
+    Py_buffer views[N_SHOWN]; /* float32, shaped as la_request says; obj is NULL: not wanted */
+} kept_shown;
+
+static void shown_free(kept_shown *shown)
+{
+    for (int i = 0; shown != NULL && i < N_SHOWN; i++) {
+        PyBuffer_Release(&shown->views[i]); /* a no-op where there is none */
+    }
+    PyMem_Free(shown);
+}
 
 typedef struct py_engine {
     PyObject_HEAD
     PyObject *model;
     la_engine *handle; /* NULL once closed */
-    kept_logits *kept; /* of requests that have not finished */
+    kept_shown *kept;  /* of requests that have not finished */
     int calls;         /* inside la_ functions with the GIL released */
     int stepping;
     long pid;
@@ -80,9 +90,8 @@ static void engine_free_handle(py_engine *self)
         Py_END_ALLOW_THREADS
     }
     while (self->kept != NULL) { /* after the engine: it may write until then */
-        kept_logits *next = self->kept->next;
-        PyBuffer_Release(&self->kept->view);
-        PyMem_Free(self->kept);
+        kept_shown *next = self->kept->next;
+        shown_free(self->kept);
         self->kept = next;
     }
     if (self->model != NULL) {
@@ -122,7 +131,8 @@ typedef struct request_holder {
     int32_t *prompt;
     py_params params;
     py_id_lists suffixes;
-    kept_logits *logits;
+    int32_t *layers;
+    kept_shown *shown;
 } request_holder;
 
 static void request_clear(request_holder *holder)
@@ -130,50 +140,85 @@ static void request_clear(request_holder *holder)
     PyMem_Free(holder->prompt);
     py_params_clear(&holder->params);
     py_id_lists_clear(&holder->suffixes);
-    if (holder->logits != NULL) {
-        PyBuffer_Release(&holder->logits->view);
-        PyMem_Free(holder->logits);
-    }
+    PyMem_Free(holder->layers);
+    shown_free(holder->shown);
 }
 
-static int request_logits(const py_state *state, PyObject *object, int n_vocab,
-                          request_holder *holder)
+static const char *const SHOWN_NAMES[N_SHOWN] = {"logits", "drawn_logits", "states",
+                                                 "drawn_states"};
+
+/* Takes hold of the buffer `object` for the values named; `rows` of `cols` are expected, in all. */
+static float *shown_from(const py_state *state, PyObject *object, int which, const int64_t size[2],
+                         request_holder *holder)
 {
-    kept_logits *logits = PyMem_Calloc(1, sizeof *logits);
-    if (logits == NULL) {
+    if (holder->shown == NULL) {
+        holder->shown = PyMem_Calloc(1, sizeof *holder->shown);
+    }
+    if (holder->shown == NULL) {
         PyErr_NoMemory();
-        return -1;
+        return NULL;
     }
-    if (PyObject_GetBuffer(object, &logits->view,
-                           PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
-        PyMem_Free(logits);
-        return -1;
+    Py_buffer *view = &holder->shown->views[which];
+    if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
+        return NULL;
     }
-    holder->logits = logits;
-    int64_t expected = (int64_t)holder->request.n_prompt * n_vocab * (int64_t)sizeof(float);
-    if (logits->view.format == NULL || strcmp(logits->view.format, "f") != 0 ||
-        logits->view.len != expected) {
-        py_raise_format(state, LA_ERR_REQUEST, "logits: expected writable float32 [%d, %d]",
-                        holder->request.n_prompt, n_vocab);
-        return -1;
+    int64_t have = view->len / (int64_t)sizeof(float);
+    int fits = size[0] > 0 && have % size[0] == 0 && have / size[0] == size[1];
+    if (view->format == NULL || strcmp(view->format, "f") != 0 || !fits) {
+        py_raise_format(state, LA_ERR_REQUEST, "%s: expected writable float32 [%lld, %lld]",
+                        SHOWN_NAMES[which], (long long)size[0], (long long)size[1]);
+        return NULL;
     }
-    holder->request.logits = logits->view.buf;
+    return view->buf;
+}
+
+/* The buffers that are given, checked against the sizes that follow from the rest of the request. */
+static int request_shown(const py_state *state, PyObject *const objects[N_SHOWN], PyObject *layers,
+                         const py_model_sizes *of, request_holder *holder)
+{
+    la_request *r = &holder->request;
+    if (layers != Py_None) {
+        holder->layers = py_ids_from(state, layers, "layers", &r->n_states);
+        if (holder->layers == NULL) {
+            return -1;
+        }
+        r->state_layers = holder->layers;
+    }
+    int64_t drawn = (int64_t)r->n_branches * r->sampling.max_tokens; /* both of 31 bits */
+    int64_t state_cols = (int64_t)r->n_states * of->d_model;
+    int64_t rows = (int64_t)r->state_to - r->state_from;
+    const int64_t sizes[N_SHOWN][2] = {
+        {r->n_prompt, of->n_vocab}, {drawn, of->n_vocab}, {rows, state_cols}, {drawn, state_cols}};
+    float **const fields[N_SHOWN] = {&r->logits, &r->drawn_logits, &r->states, &r->drawn_states};
+    for (int i = 0; i < N_SHOWN; i++) {
+        if (objects[i] == Py_None) {
+            continue;
+        }
+        *fields[i] = shown_from(state, objects[i], i, sizes[i], holder);
+        if (*fields[i] == NULL) {
+            return -1;
+        }
+    }
     return 0;
 }
 
 /* 0, or -1 with an exception set; request_clear in both cases. */
-static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
-                         request_holder *holder)
+static int request_parse(py_state *state, PyObject *args, PyObject *kwargs,
+                         const py_model_sizes *of, request_holder *holder)
 {
-    static char *names[] = {"prompt",   "params",  "branches", "suffixes",
-                            "priority", "timeout", "logits",   NULL};
-    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None;
+    static char *names[] = {"prompt",  "params",     "branches",     "suffixes", "priority",
+                            "timeout", "logits",     "drawn_logits", "states",   "drawn_states",
+                            "layers",  "state_from", "state_to",     NULL};
+    PyObject *prompt, *params, *suffixes = Py_None, *layers = Py_None;
+    PyObject *shown[N_SHOWN] = {Py_None, Py_None, Py_None, Py_None};
     la_request *r = &holder->request;
     memset(holder, 0, sizeof *holder);
     r->n_branches = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidO:add", names, &prompt, &params,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidOOOOOii:add", names, &prompt, &params,
                                      &r->n_branches, &suffixes, &r->priority, &r->timeout,
-                                     &logits)) {
+                                     &shown[SHOWN_LOGITS], &shown[SHOWN_DRAWN_LOGITS],
+                                     &shown[SHOWN_STATES], &shown[SHOWN_DRAWN_STATES], &layers,
+                                     &r->state_from, &r->state_to)) {
         return -1;
     }
     holder->prompt = py_ids_from(state, prompt, "prompt", &r->n_prompt);
@@ -194,7 +239,7 @@ static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int 
             return -1;
         }
     }
-    return logits != Py_None ? request_logits(state, logits, n_vocab, holder) : 0;
+    return request_shown(state, shown, layers, of, holder);
 }
 
 static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -205,18 +250,19 @@ static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     request_holder holder;
-    int failed = request_parse(state, args, kwargs, py_model_vocab(self->model), &holder) < 0;
+    py_model_sizes of = py_model_sizes_of(self->model);
+    int failed = request_parse(state, args, kwargs, &of, &holder) < 0;
     la_status status = LA_OK;
     int64_t id = 0;
-    if (!failed && holder.logits != NULL) {
+    if (!failed && holder.shown != NULL) {
         /* With the GIL: the step's FINISH must not be converted before the buffer is on the list. */
         status = la_engine_add(self->handle, &holder.request, &id);
         if (status == LA_OK) {
-            holder.logits->id = id;
-            holder.logits->n_open = holder.request.n_branches;
-            holder.logits->next = self->kept;
-            self->kept = holder.logits;
-            holder.logits = NULL;
+            holder.shown->id = id;
+            holder.shown->n_open = holder.request.n_branches;
+            holder.shown->next = self->kept;
+            self->kept = holder.shown;
+            holder.shown = NULL;
         }
     }
     else if (!failed) {
@@ -259,18 +305,17 @@ static PyObject *engine_cancel(PyObject *object, PyObject *args)
 
 /* ---- step --------------------------------------------------------------------------------------- */
 
-/* A branch of the request has finished; with the last one nothing writes to the buffer any more. */
-static void release_logits(py_engine *self, int64_t id)
+/* A branch of the request has finished; with the last one nothing writes to its buffers any more. */
+static void release_shown(py_engine *self, int64_t id)
 {
-    for (kept_logits **at = &self->kept; *at != NULL; at = &(*at)->next) {
+    for (kept_shown **at = &self->kept; *at != NULL; at = &(*at)->next) {
         if ((*at)->id == id) {
-            kept_logits *done = *at;
+            kept_shown *done = *at;
             if (--done->n_open > 0) {
                 return;
             }
             *at = done->next;
-            PyBuffer_Release(&done->view);
-            PyMem_Free(done);
+            shown_free(done);
             return;
         }
     }
@@ -320,6 +365,9 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
     if (self->stepping) {
         return py_raise_format(state, LA_ERR_STATE, "another thread is inside step()");
     }
+    if (!py_model_enter(self->model)) {
+        return py_raise_format(state, LA_ERR_STATE, "weights of the Model are being set");
+    }
     const la_event *events = NULL;
     int n = 0;
     la_status status;
@@ -328,6 +376,7 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
     Py_BEGIN_ALLOW_THREADS
     status = la_engine_step(self->handle, &events, &n);
     Py_END_ALLOW_THREADS
+    py_model_leave(self->model);
     /* Until the tuples are made the events must stay: nobody else may step or close. */
     PyObject *list = status == LA_OK ? PyList_New(n) : py_raise(state, status);
     for (int i = 0; list != NULL && i < n; i++) {
@@ -338,7 +387,7 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
         }
         PyList_SET_ITEM(list, i, tuple);
         if (events[i].kind == LA_EVENT_FINISH && self->kept != NULL) {
-            release_logits(self, events[i].request);
+            release_shown(self, events[i].request);
         }
     }
     self->stepping = 0;
@@ -414,8 +463,10 @@ static PyObject *engine_expert_load(PyObject *object, PyObject *unused)
 
 static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
-     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None) -> "
-     "int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). Any thread."},
+     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None, "
+     "drawn_logits=None, states=None, drawn_states=None, layers=None, state_from=0, state_to=0) -> "
+     "int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). The last are buffers "
+     "and numbers of la_request. Any thread."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RequestOutputKind, SamplingParams
+    from llmaccel.pooling_params import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingParams,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -35,17 +42,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LLM",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "LLMAccelError",
     "LoadError",
     "Logprob",
     "MemoryPlanError",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RequestError",
     "RequestFuture",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
     "Tensor",
     "UnsupportedError",
     "__version__",
@@ -62,6 +74,11 @@ _HOMES = {
     "RequestOutput": "outputs",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
+    "PoolingParams": "pooling_params",
+    "PoolingRequestOutput": "pooling_params",
+    "EmbeddingRequestOutput": "pooling_params",
+    "ClassificationRequestOutput": "pooling_params",
+    "ScoringRequestOutput": "pooling_params",
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
     "balance_experts": "balance",

@@ -71,6 +71,12 @@ class Engine:
         priority: int = 0,
         timeout: float = 0.0,
         logits: Buffer | None = None,
+        drawn_logits: Buffer | None = None,
+        states: Buffer | None = None,
+        drawn_states: Buffer | None = None,
+        layers: Sequence[int] | Buffer | None = None,
+        state_from: int = 0,
+        state_to: int = 0,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
     def step(

@@ -22,12 +22,13 @@ import numpy as np
 from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
 from llmaccel.config import ModelConfig
 from llmaccel.driver import Driver
-from llmaccel.errors import LoadError, RequestError, shown
+from llmaccel.errors import LoadError, RequestError, UnsupportedError, shown
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import SamplingParams, engine_fields
 from llmaccel.prompts import encode_text, ids_of, parts_of
 from llmaccel.request import Request
+from llmaccel.states import Wanted, show
 from llmaccel.waiting import Chunks, abandon, wait_all
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
@@ -51,6 +52,8 @@ class Calls:
     _own_stop_ids: frozenset[int]
     _counter: itertools.count[int]
     _seed: int
+    _score_head: np.ndarray | None
+    _sleeping: bool
 
     def get_tokenizer(self) -> Any:
         """The tokenizer; LoadError where the model has none."""
@@ -77,6 +80,7 @@ class Calls:
         timeout: float | None,
         stream: bool,
         use_tqdm: bool | None,
+        wanted: Wanted | None = None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
         self._driver.check_wait()
@@ -91,6 +95,7 @@ class Calls:
         for i, (text, ids) in enumerate(encoded):
             where = f"prompts[{i}]" if count > 1 else "prompt"
             made.append(self._make_request(text, ids, all_params[i], i, where))
+        rooms = show(self._config, wanted, made)
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started: list[Request] = []
         try:
@@ -98,7 +103,8 @@ class Calls:
                 request.streaming = stream
                 request.listener = news.put
                 started.append(request)  # first: an interrupt may come right after it is submitted
-                self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
+                options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
+                self._submit(request, fields, count, **options)
             if not stream:
                 wait_all(started, news, use_tqdm)
                 return [request.output() for request in started]
@@ -148,6 +154,7 @@ class Calls:
         index: int,
         where: str,
     ) -> tuple[Request, dict[str, Any]]:
+        self._check_head()
         params = self.get_default_sampling_params() if params is None else params
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params: expected SamplingParams, got {shown(params)}")
@@ -175,6 +182,14 @@ class Calls:
             bad=self._bad_words(params),
         )
         return request, fields
+
+    def _check_head(self) -> None:
+        """UnsupportedError where the model has no head to give tokens a logit."""
+        if self._config.task != "generate":
+            raise UnsupportedError(
+                f"{self._config.architecture} has no head that predicts tokens; this model is for "
+                + ("classify()" if self._config.task == "classify" else "embed()")
+            )
 
     def _next_id(self) -> tuple[int, str]:
         number = next(self._counter)

@@ -36,21 +36,25 @@ from llmaccel.loading import (
     open_tokenizer,
     prepare,
 )
+from llmaccel.models.module import ModuleTensors, module_config, module_generation
+from llmaccel.models.score import load_score
 from llmaccel.options import LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams
+from llmaccel.pooling import Pooling
 from llmaccel.prompts import (
     prompt_list,
     template_variables,
 )
 from llmaccel.reporting import Reporting
-from llmaccel.scoring import Scoring
+from llmaccel.states import wanted_of
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
+from llmaccel.weights import Weights
 
 _LOG = logging.getLogger("llmaccel")
 
 
-class LLM(Scoring, Reporting):
+class LLM(Pooling, Weights, Reporting):
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
@@ -123,13 +127,30 @@ class LLM(Scoring, Reporting):
         names to NumPy arrays, torch tensors or DLPack exporters on the CPU, row-major; read in
         place and free to go afterwards. options: those of LLM; text needs tokenizer=.
         """
+        return cls._from(config, arrays, options)
+
+    @classmethod
+    def from_torch(cls, module: Any, *, release: bool = False, **options: Any) -> LLM:
+        """A model from a transformers module on the CPU: its config, and its parameters packed one
+        matrix at a time, bfloat16 included.
+
+        release: let go of each parameter's storage as soon as it is packed; the module is of no use
+        afterwards. options: those of LLM; text needs tokenizer=. ConfigError where it is no such
+        module, UnsupportedError for an architecture that is not known.
+        """
+        check_switches(release=release)
+        options.setdefault("generation_config", module_generation(module))
+        return cls._from(module_config(module), ModuleTensors(module, release), options)
+
+    @classmethod
+    def _from(cls, config: Any, arrays: Any, options: dict[str, Any]) -> LLM:
         llm = cls.__new__(cls)
         known = set(LoadOptions.__dataclass_fields__) - {"model", "compatible", "load_format"}
         compatible = {name: options.pop(name) for name in list(options) if name not in known}
         llm._load(LoadOptions(config, compatible=compatible, **options), arrays)
         return llm
 
-    def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
+    def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None) -> None:
         configure_log()
         options.check()
         device = open_device(options.backend) if options.backend != "cpu" else None
@@ -139,6 +160,8 @@ class LLM(Scoring, Reporting):
         self._forms = prepared.forms
         self._plan = prepared.plan
         self._path = prepared.path
+        self._slots = prepared.slots
+        self._sleeping = False
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
         prepared = forget_metadata(prepared)
@@ -146,6 +169,7 @@ class LLM(Scoring, Reporting):
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         with naming_file(prepared.path):
             load_weights(model, prepared)
+            self._score_head = load_score(prepared.config, prepared.checkpoint)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
         self._driver = Driver(_core.Engine(model, prepared.plan.limits), model)
         self._close = weakref.finalize(self, self._driver.close)
@@ -174,6 +198,8 @@ class LLM(Scoring, Reporting):
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> Any:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
@@ -185,7 +211,10 @@ class LLM(Scoring, Reporting):
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
         carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
-        in a notebook. Raises RequestError, naming the prompt: all prompts and parameters are
+        in a notebook. output_logits: outputs carry the logits that tokens were drawn from.
+        output_hidden_states: layers of which prompt and outputs carry the states, as
+        hidden_states() counts them; both take memory for max_tokens tokens, MemoryPlanError where
+        it is not there. Raises RequestError, naming the prompt: all prompts and parameters are
         checked before the first is submitted, and where the engine refuses one (an id outside the
         vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
         does. foreign: vLLM's arguments that this version has not: None, or UnsupportedError.
@@ -201,6 +230,7 @@ class LLM(Scoring, Reporting):
             timeout=timeout,
             stream=stream,
             use_tqdm=use_tqdm,
+            wanted=wanted_of(output_logits, output_hidden_states, self._config.n_layers),
         )
 
     def chat(
@@ -217,6 +247,8 @@ class LLM(Scoring, Reporting):
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> Any:
         """Answer a conversation, or a list of conversations; returns what generate returns.
@@ -261,6 +293,7 @@ class LLM(Scoring, Reporting):
             timeout=timeout,
             stream=stream,
             use_tqdm=use_tqdm,
+            wanted=wanted_of(output_logits, output_hidden_states, self._config.n_layers),
         )
 
     def submit(

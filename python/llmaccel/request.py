@@ -23,6 +23,7 @@ import numpy as np
 from llmaccel._core import EVENT_KINDS
 from llmaccel.outputs import CompletionOutput, LogprobList, RequestOutput, Scores, Timings
 from llmaccel.params import RequestOutputKind, SamplingParams
+from llmaccel.states import Shown
 
 EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
@@ -146,6 +147,7 @@ class Request:
         self.scheduled = 0.0
         self.first_token = 0.0
         self.finished = 0.0
+        self.shown: Shown | None = None
         self.prompt_scores = Scores() if params.prompt_logprobs is not None else None
         wanted = params.logprobs is not None
         self.branches = [Branch(i, None, Scores() if wanted else None) for i in range(n_branches)]
@@ -308,6 +310,12 @@ class Request:
             branch.finish_reason if seen.ended else None,
             branch.stop_reason if seen.ended else None,
             values,
+            logits=None
+            if self.shown is None
+            else self.shown.logits(branch.index, start, seen.tokens),
+            hidden_states=None
+            if self.shown is None
+            else self.shown.states(branch.index, start, seen.tokens),
         )
 
     def _wrap(self, parts: list[CompletionOutput], finished: bool) -> RequestOutput:
@@ -331,4 +339,5 @@ class Request:
             prompt_logprobs=prompt_logprobs,
             timings=timings,
             prompt_index=self.prompt_index,
+            hidden_states=None if self.shown is None else self.shown.prompt_states,
         )
