@@ -231,9 +231,9 @@ def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path)
     stories = tiny.stories260k_folder(shared_data.parent, tmp_path / "stories")
     tokenizer = load_tokenizer(stories)
     pair = tokenizer.encode_pair("Once upon", "a time")
-    assert pair == tokenizer.encode("Once upon") + tokenizer.encode(
-        "a time", add_special_tokens=False
-    )
+    # as Llama's tokenizers of transformers do: a BOS before each
+    assert pair == tokenizer.encode("Once upon") + tokenizer.encode("a time")
+    assert pair.count(tokenizer.bos_token_id) == 2
     folder = classifier(
         "llama",
         "LlamaForSequenceClassification",

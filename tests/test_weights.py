@@ -9,8 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from conftest import SAMPLING
 
-from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams, UnsupportedError
+from llmaccel import (
+    LLM,
+    LLMAccelError,
+    RequestError,
+    SamplingParams,
+    UnsupportedError,
+    _core,
+    loading,
+)
+from llmaccel.loading import load_weights, prepare
 
 IDS = [5, 17, 200, 3, 88, 41, 7, 9]
 
@@ -148,6 +158,33 @@ def test_threads_that_submit_and_one_that_updates():
         assert all(tokens in answers for tokens in got)
 
 
+def test_the_core_sets_no_weight_while_a_step_reads_it():
+    config, old, _ = pair("llama")
+    said: list[str] = []
+
+    def during_a_step(*op) -> None:
+        try:
+            model.set("final_norm", 0, [(np.ones(96, np.float32), "F32", 1, 96)])
+        except LLMAccelError as error:
+            said.append(str(error))
+
+    with LLM.from_arrays(config, old) as llm:
+        backend = _core.Backend("cpu", None, 1, trace=during_a_step)
+        model = _core.Model(backend, vars(llm._config), llm._forms.weights)
+        load_weights(model, prepare(llm._options, old))
+        engine = _core.Engine(model, llm.plan().limits)
+        engine.add(IDS, {**SAMPLING, "max_tokens": 1})
+        while engine.has_work():
+            engine.step()
+        assert said
+        assert set(said) == {"this Model is in use by another thread"}
+        count = len(said)
+        during_a_step()  # between steps it may
+        assert len(said) == count
+        engine.close()
+        model.close()
+
+
 def test_a_classifiers_head_is_updated_too():
     config = tiny.config_of("llama", architectures=["LlamaForSequenceClassification"], num_labels=3)
     old, new = tiny.arrays_of(config, 0), tiny.arrays_of(config, 1)
@@ -170,7 +207,7 @@ def test_codes_of_a_file_stay(smollm2_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
 def test_a_module_is_a_model(family, tmp_path):
     import torch
 
@@ -188,15 +225,25 @@ def test_a_module_is_a_model(family, tmp_path):
 
 
 @pytest.mark.torch
-def test_released_parameters_are_let_go(tmp_path):
+def test_released_parameters_are_let_go(tmp_path, monkeypatch):
     folder = tiny.make_checkpoint("llama-llama3", tmp_path)  # tied
     module = tiny.hf_model(folder)
+    left: list[int] = []
+
+    def counting(*args) -> None:
+        left.append(sum(p.numel() for p in module.parameters()))
+        loading_set_slot(*args)
+
+    loading_set_slot = loading.set_slot
+    monkeypatch.setattr(loading, "set_slot", counting)
     with (
         LLM(folder, dtype="float32") as want,
         LLM.from_torch(module, release=True, dtype="float32") as llm,
     ):
         assert logit_bits(llm) == logit_bits(want)
         assert sum(p.numel() for p in module.parameters()) == 0
+        assert left == sorted(left, reverse=True)  # one after another, not all at the end
+        assert len(set(left)) > 8
     with pytest.raises(RequestError, match="release: expected True or False"):
         LLM.from_torch(module, release=1)
     with pytest.raises(LLMAccelError, match="expected a transformers module"):

@@ -52,9 +52,9 @@ class Weights(Calls):
         the CPU, row-major, of the same shapes, floats of any width; packed as the model's own were
         and free to go afterwards. What lies in one matrix comes together: q, k and v of a layer,
         gate and up. All names, shapes and, where they are to be quantized, values are checked
-        before the first is replaced. LLMAccelError where requests are under way; new ones wait meanwhile.
-        RequestError names a tensor that does not fit, UnsupportedError one that the model keeps as
-        codes of its file.
+        before the first is replaced. LLMAccelError where requests are under way; new ones wait
+        meanwhile. RequestError names a tensor that does not fit, UnsupportedError one that the
+        model keeps as codes of its file.
         """
         self._driver.check()
         if self._options.backend != "cpu":
@@ -82,7 +82,7 @@ class Weights(Calls):
         return self._config.task == "classify" and SCORE in given
 
     def _touched(self, table: NameTable) -> list[_Place]:
-        """The slots that the given tensors make; RequestError for one that makes none, or a half."""
+        """The slots that the given tensors make; RequestError for one that makes none or half."""
         given = table.checkpoint
         assert given is not None
         touched, used = [], {SCORE} if self._config.task == "classify" else set()
