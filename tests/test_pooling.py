@@ -110,6 +110,35 @@ def test_modules_json_decides(mode, normalize, tmp_path):
             np.testing.assert_allclose(out.outputs.embedding, want, rtol=1e-6, atol=1e-6)
 
 
+def test_a_gguf_file_decides_too(tmp_path):
+    import gguf
+    import tiny_gguf
+
+    folder = tiny.make_checkpoint("llama", tmp_path / "folder")
+    for kind, want in ((1, "MEAN"), (3, "LAST"), (None, "LAST")):
+        file = tiny_gguf.make_gguf(
+            "llama",
+            folder,
+            tmp_path / f"{kind}.gguf",
+            extend=lambda writer, kind=kind: (
+                kind and writer.add_pooling_type(gguf.PoolingType(kind))
+            ),
+        )
+        with LLM(file, dtype="float32") as llm:
+            states = llm.hidden_states(PROMPTS[1])[0].numpy().astype(np.float64)
+            (out,) = llm.embed([PROMPTS[1]], normalize=False)
+            pooled = states.mean(axis=0) if want == "MEAN" else states[-1]
+            np.testing.assert_allclose(out.outputs.embedding, pooled, rtol=1e-6, atol=1e-6)
+    file = tiny_gguf.make_gguf(
+        "llama",
+        folder,
+        tmp_path / "rank.gguf",
+        extend=lambda writer: writer.add_pooling_type(gguf.PoolingType.RANK),
+    )
+    with LLM(file) as llm, pytest.raises(UnsupportedError, match="pooling_type 4"):
+        llm.embed([PROMPTS[1]])
+
+
 def test_modules_that_are_not_here_are_refused(tmp_path):
     folder = pooling_modules(
         tiny.make_checkpoint("llama", tmp_path), "pooling_mode_max_tokens", False
@@ -294,7 +323,7 @@ def test_truncation(llm):
             RequestError,
             "is_matryoshka",
         ),
-        (lambda m: m.embed([[1], [999]]), RequestError, "outside the vocabulary"),
+        (lambda m: m.embed([[1], [999]]), RequestError, r"prompts\[1\]: .* outside the vocab"),
         (lambda m: m.embed([[1], []]), RequestError, r"prompts\[1\]: empty"),
         (lambda m: m.embed([[1]], nothing=1), TypeError, "'nothing'"),
         (lambda m: m.embed([[1]], lora_request=1), UnsupportedError, "lora_request"),
@@ -309,7 +338,7 @@ def test_truncation(llm):
 def test_what_is_wrong_is_named(llm, call, error, message):
     with pytest.raises(error, match=message):
         call(llm)
-    assert llm.engine.stats()["waiting"] == 0
+    assert len(llm.embed([[1]])) == 1  # the engine is free of what was begun
 
 
 def test_a_head_that_does_not_fit_is_named(tmp_path):

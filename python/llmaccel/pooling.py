@@ -26,6 +26,7 @@ from llmaccel.calls import Prompt
 from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.files import read_json_list, read_json_object
 from llmaccel.memory import check_available
+from llmaccel.models.gguf_config import plain
 from llmaccel.models.score import class_logits
 from llmaccel.params import score_fields
 from llmaccel.pooling_params import (
@@ -56,6 +57,8 @@ _MODES = {
     "pooling_mode_mean_sqrt_len_tokens": None,
     "pooling_mode_weightedmean_tokens": None,
 }
+# llama.cpp's; 0 stands for none, which leaves the choice to us.
+_GGUF_TYPES = {None: "LAST", 0: "LAST", 1: "MEAN", 2: "CLS", 3: "LAST"}
 _Encoded = tuple[str | None, list[int]]
 
 
@@ -74,10 +77,13 @@ class PoolingRule:
         return (0, 1) if self.pooling == "CLS" else (0, n_prompt)
 
 
-def read_rule(folder: Path | None) -> PoolingRule:
-    """What the modules.json of a sentence-transformers folder says; UnsupportedError names a module
-    or a way of pooling that this version has not. Decoders without one take the last token."""
-    path = folder / "modules.json" if folder is not None and folder.is_dir() else None
+def read_rule(model: Path | None) -> PoolingRule:
+    """What the modules.json of a sentence-transformers folder says, or a GGUF file's pooling_type;
+    UnsupportedError names a module or a way of pooling that this version has not. Decoders without
+    one take the last token."""
+    if model is not None and model.is_file():
+        return _gguf_rule(model)
+    path = model / "modules.json" if model is not None else None
     if path is None or not path.is_file():
         return PoolingRule()
     pooling, normalize = "LAST", False
@@ -91,6 +97,16 @@ def read_rule(folder: Path | None) -> PoolingRule:
         elif kind != "Transformer":
             raise UnsupportedError(f"{path}: module {shown(module)} is not supported")
     return PoolingRule(pooling, normalize)
+
+
+def _gguf_rule(file: Path) -> PoolingRule:
+    from llmaccel.models.gguf import open_gguf
+
+    metadata = open_gguf(file).metadata
+    value = plain(metadata.get(f"{metadata.get('general.architecture')}.pooling_type"))
+    if value not in _GGUF_TYPES:
+        raise UnsupportedError(f"{file}: pooling_type {shown(value)} is not supported")
+    return PoolingRule(_GGUF_TYPES[value])
 
 
 def _mode(folder: Path, module: dict[str, Any]) -> str:
@@ -438,9 +454,10 @@ class Pooling(Scoring):
             room, options = prompt_states(
                 self._config, len(ids), (self._config.n_layers,), spans[i]
             )
+            request.prompt_index = i
             request.listener = news.put
             running[request.request_id] = (i, request, room)
-            self._driver.submit(request, score_fields(), **options)
+            self._submit(request, score_fields(), len(encoded), **options)
 
         try:
             with progress(len(encoded), use_tqdm, "Pooling") as tick:
