@@ -275,6 +275,37 @@ def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path)
         assert out.prompt_token_ids == pair
 
 
+def test_a_reranker_that_answers_with_a_token(shared_data, tmp_path):
+    from llmaccel import ConfigError, load_tokenizer
+
+    tokenizer = load_tokenizer(tiny.stories260k_folder(shared_data.parent, tmp_path / "stories"))
+    folder = tiny.make_checkpoint("qwen3", tmp_path / "reranker", vocab_size=512)
+    no, yes = 403, 407
+    tokens = tokenizer.convert_ids_to_tokens([no, yes])
+    made = {
+        "architectures": ["Qwen3ForSequenceClassification"],
+        "classifier_from_token": tokens,
+        "is_original_qwen3_reranker": True,
+    }
+    common = {"dtype": "float32", "tokenizer": tokenizer}
+    with LLM(folder, **common) as whole:
+        logits = whole.logits(PROMPTS[0]).numpy()[-1].astype(np.float64)
+    with LLM(folder, hf_overrides=made, **common) as judge:
+        (out,) = judge.score([PROMPTS[0][:2]], [PROMPTS[0][2:]])
+        want = np.exp(logits[yes]) / (np.exp(logits[yes]) + np.exp(logits[no]))
+        assert out.outputs.score == pytest.approx(want, abs=1e-5)
+    several = {**made, "is_original_qwen3_reranker": False}
+    with LLM(folder, hf_overrides=several, **common) as judge:
+        (out,) = judge.classify([PROMPTS[0]], pooling_params=PoolingParams(use_activation=False))
+        np.testing.assert_allclose(out.outputs.probs, logits[[no, yes]], rtol=1e-4, atol=1e-5)
+    for change, message in (
+        ({"classifier_from_token": ["no such token", "x"]}, "'no such token' is no token"),
+        ({"classifier_from_token": ["x"]}, "must be a list of tokens"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            LLM(folder, hf_overrides={**made, **change}, **common)
+
+
 def test_the_same_bits_in_any_company(llm, folder):
     rng = np.random.default_rng(3)
     prompts = [rng.integers(3, 300, n).tolist() for n in (70, 1, 33, 128, 9, 64, 65, 2)] * 3

@@ -169,7 +169,7 @@ class LLM(Pooling, Weights, Reporting):
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         with naming_file(prepared.path):
             load_weights(model, prepared)
-            self._score_head = load_score(prepared.config, prepared.checkpoint)
+            self._score_head = load_score(prepared.config, prepared.checkpoint, self._tokenizer)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
         self._driver = Driver(_core.Engine(model, prepared.plan.limits), model)
         self._close = weakref.finalize(self, self._driver.close)

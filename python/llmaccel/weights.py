@@ -33,7 +33,7 @@ from llmaccel.loading import (
 )
 from llmaccel.memory import check_available
 from llmaccel.models.checkpoint import FLOATS, RawTensor, is_coded, quoted
-from llmaccel.models.mapping import SCORE, part_of_model, useless_tensors
+from llmaccel.models.mapping import SCORE, class_tokens, part_of_model, useless_tensors
 from llmaccel.models.score import load_score, score_values
 from llmaccel.models.slots import NameTable, fill, places, walk
 
@@ -61,6 +61,8 @@ class Weights(Calls):
             raise UnsupportedError(
                 f"update_weights: not on backend={self._options.backend!r} in this version"
             )
+        if class_tokens(self._config.raw):
+            raise UnsupportedError("update_weights: not where classifier_from_token makes the head")
         try:
             given = arrays_checkpoint(weights, "update_weights")
         except ConfigError as error:
@@ -203,7 +205,7 @@ class Weights(Calls):
         try:
             with naming_file(prepared.path):
                 load_weights(model, prepared)
-                score = load_score(prepared.config, prepared.checkpoint)
+                score = load_score(prepared.config, prepared.checkpoint, self._tokenizer)
             engine = _core.Engine(model, prepared.plan.limits)
         except BaseException:
             model.close()

@@ -168,6 +168,8 @@ _HF_KEYS = frozenset(
         "problem_type",
         "is_matryoshka",
         "matryoshka_dimensions",
+        "classifier_from_token",
+        "is_original_qwen3_reranker",
         "chunk_size_feed_forward",
     )
 )
@@ -263,6 +265,9 @@ def build_config(
 
 def _labels(keys: Keys) -> int:
     """Classes of a sequence classifier, as transformers counts them."""
+    tokens = class_tokens(keys.raw)
+    if tokens:
+        return 1 if keys.raw.get("is_original_qwen3_reranker") else len(tokens)
     names = keys.raw.get("id2label")
     if names is None:
         count = keys.raw.get("num_labels", 2)
@@ -271,6 +276,27 @@ def _labels(keys: Keys) -> int:
     else:
         raise keys.error("id2label", "must be a dict")
     return int(keys.check_integer("num_labels", count, 1, MAX_LABELS))
+
+
+def class_tokens(raw: Mapping[str, Any]) -> list[str]:
+    """The tokens whose logits are a classifier's, where it was made to predict tokens (vLLM's
+    classifier_from_token); else none."""
+    tokens = raw.get("classifier_from_token")
+    if tokens is None:
+        return []
+    texts = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    if not texts or not tokens or (raw.get("is_original_qwen3_reranker") and len(tokens) != 2):
+        raise ConfigError(
+            f"config.json: classifier_from_token must be a list of tokens (two for a reranker's), "
+            f"is {ascii(tokens)[:80]}"
+        )
+    return tokens
+
+
+def head_name(config: ModelConfig, checkpoint: TensorTable) -> str:
+    """The tensor whose rows give tokens their logits, whatever the model is loaded for."""
+    slot = "embed" if config.raw.get("tie_word_embeddings", config.tie_embeddings) else "head"
+    return _name_table(config, checkpoint).names(slot, 0)[0]
 
 
 def _check_override_keys(names: set[str], family: Family) -> None:
@@ -546,7 +572,7 @@ def tensor_specs(
             shapes, count = [(count, *shape) for shape in shapes], 1
         for expert in range(count if experts is None else min(count, experts)):
             yield from zip(table.names(slot, layer, expert), shapes, strict=True)
-    if config.task == "classify":
+    if config.task == "classify" and not class_tokens(config.raw):
         yield SCORE, (config.n_labels, config.d_model)
 
 
