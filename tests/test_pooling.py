@@ -372,6 +372,21 @@ def test_what_is_wrong_is_named(llm, call, error, message):
     assert len(llm.embed([[1]])) == 1  # the engine is free of what was begun
 
 
+def test_every_row_stands_for_its_bare_model_and_its_classifier():
+    from llmaccel.models.families import FAMILIES, find_family, task_of
+
+    for row in FAMILIES:
+        for name in row.architectures:
+            stem = name.replace("ForCausalLM", "").replace("LMHeadModel", "")
+            for end, task in (("Model", "embed"), ("ForSequenceClassification", "classify")):
+                assert find_family({"architectures": [stem + end]}) == (row, stem + end)
+                assert task_of(stem + end) == task
+            assert task_of(name) == "generate"
+    for name in ("BertModel", "XLMRobertaForSequenceClassification", "Model", "T5ForCausalLM"):
+        with pytest.raises(UnsupportedError, match=f"architecture '{name}' is not supported"):
+            find_family({"architectures": [name]})
+
+
 def test_a_head_that_does_not_fit_is_named(tmp_path):
     from llmaccel import LoadError
 
