@@ -417,15 +417,15 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     s->n_rows++;
 }
 
-/* Where the hidden states of positions lo .. hi - 1 go, as far as the planned span of q holds them; the
- * first's are row 0 of n of each layer. */
-static void add_capture(la_engine *e, const la_seq *q, float *out, int lo, int hi, int n)
+/* Where the hidden states of n positions from lo on go, as far as the planned span of q holds them: to row 0
+ * and on of each layer. */
+static void add_capture(la_engine *e, const la_seq *q, float *out, int lo, int n)
 {
     la_assembly *s = &e->step;
     const la_live *live = LA_OWNER(q->group, la_live, group);
     int from = q->n_done > lo ? q->n_done : lo, end = q->n_done + q->n_run;
-    int to = end < hi ? end : hi;
-    if (out != NULL && from < to) {
+    int to = end - lo < n ? end : lo + n;
+    if (from < to) {
         s->captures[s->n_captures++] =
             (la_capture){.first_token = s->n_tokens + from - q->n_done,
                          .n_tokens = to - from,
@@ -439,12 +439,14 @@ static void add_capture(la_engine *e, const la_seq *q, float *out, int lo, int h
 static void add_captures(la_engine *e, const la_seq *q)
 {
     const la_live *live = LA_OWNER(q->group, la_live, group);
-    int n = live->n_drawn, lo = q->n_forced - 1;
-    int64_t branch = (int64_t)q->branch * live->n_states * n * e->door.d_model;
-    float *drawn = live->drawn_states != NULL ? live->drawn_states + branch : NULL;
-    add_capture(e, q, drawn, lo, lo + n, n);
-    add_capture(e, q, q->branch == 0 ? live->states : NULL, live->state_from, live->state_to,
-                live->state_to - live->state_from);
+    if (live->drawn_states != NULL) {
+        int64_t rows = (int64_t)q->branch * live->n_states * live->n_drawn;
+        add_capture(e, q, live->drawn_states + rows * e->door.d_model, q->n_forced - 1,
+                    live->n_drawn);
+    }
+    if (live->states != NULL && q->branch == 0) {
+        add_capture(e, q, live->states, live->state_from, live->state_to - live->state_from);
+    }
 }
 
 static void assemble(la_engine *e)

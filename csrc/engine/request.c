@@ -315,7 +315,8 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
         mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
     }
     to->allowed = mask;
-    to->state_layers = carve_copy(c, r->state_layers, r->n_states);
+    int shows = r->states != NULL || r->drawn_states != NULL;
+    to->state_layers = carve_copy(c, r->state_layers, shows ? r->n_states : 0);
     carve_sampling(c, &r->sampling, t, &to->sampling);
     for (int b = 0; b < r->n_branches; b++) {
         la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;
