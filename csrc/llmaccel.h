@@ -304,10 +304,18 @@ typedef struct la_request {
     int n_branches;        /* continuations that share the prompt's pages (vLLM's n) */
     const int32_t *suffix; /* teacher-forced continuations, one after another, or NULL */
     const int *suffix_len; /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
-    float *logits;         /* KEPT until the request ends: [n_prompt, V], or NULL */
-    la_logits_fn process;  /* KEPT with the two below; or NULL */
+    /* Written while the request runs, KEPT until it ends; NULL: not wanted. State s is of state_layers[s]:
+     * 0 the embeddings, l what layer l - 1 gives, L that of the last after the final norm. */
+    float *logits; /* [n_prompt, V] */
+    float *
+        drawn_logits; /* [n_branches, max_tokens, V] that each token was drawn from; not with logits */
+    float *states;    /* [n_states, state_to - state_from, D] of these prompt positions */
+    float *drawn_states;         /* [n_branches, n_states, max_tokens, D] behind drawn_logits */
+    const int32_t *state_layers; /* [n_states] copied */
+    int n_states, state_from, state_to;
+    la_logits_fn process; /* KEPT with the two below; or NULL */
     void *process_arg;
-    float *process_rows; /* [n_branches, V] where process finds logits */
+    float *process_rows;   /* [n_branches, V] where process finds logits */
     int priority;          /* lower runs first */
     double timeout;        /* seconds from the call; <= 0: none */
     int beam;              /* 1: n_branches beams search for the best; temperature 0. Their tokens

@@ -601,7 +601,7 @@ def test_the_core_guards_itself(folder):
             _core.Engine(llm._backend, llm.plan().limits)
         with pytest.raises(ConfigError, match="slot"):
             model.set("nope", 0, [])
-        with pytest.raises(LLMAccelError, match="in use"):
+        with pytest.raises(LoadError, match="head: expected"):
             model.set("head", 0, [(b"", "F32", 1, 1)])
         fresh = _core.Model(llm._backend, vars(llm._config))
         with pytest.raises(UnsupportedError, match="F8"):

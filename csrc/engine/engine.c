@@ -18,19 +18,21 @@ enum { LA_ENTRIES_PER_TOKEN = 64 };
 
 /* The tokens and rows of the step in the making. */
 typedef struct la_assembly {
-    int32_t *tokens;     /* [max_batch_tokens] */
-    la_span *spans;      /* [max_seqs] */
-    la_sample_row *rows; /* [max_batch_tokens] */
-    la_seq **row_seqs;   /* [max_batch_tokens] whose row it is */
-    int *row_positions;  /* [max_batch_tokens] fed position of the row */
-    int32_t *out_tokens; /* [max_batch_tokens] */
-    float *out_logprobs; /* [max_batch_tokens] */
-    int *out_ranks;      /* [max_batch_tokens] */
-    int32_t *top_ids;    /* [n_entries] */
-    float *top_logprobs; /* [n_entries] */
+    int32_t *tokens;      /* [max_batch_tokens] */
+    la_span *spans;       /* [max_seqs] */
+    la_seq **span_seqs;   /* [max_seqs] whose span it is */
+    la_capture *captures; /* [2 max_seqs] of prompts and of what is drawn */
+    la_sample_row *rows;  /* [max_batch_tokens] */
+    la_seq **row_seqs;    /* [max_batch_tokens] whose row it is */
+    int *row_positions;   /* [max_batch_tokens] fed position of the row */
+    int32_t *out_tokens;  /* [max_batch_tokens] */
+    float *out_logprobs;  /* [max_batch_tokens] */
+    int *out_ranks;       /* [max_batch_tokens] */
+    int32_t *top_ids;     /* [n_entries] */
+    float *top_logprobs;  /* [n_entries] */
     int64_t n_entries;
     int64_t entries_used;
-    int n_tokens, n_spans, n_rows;
+    int n_tokens, n_spans, n_rows, n_captures;
 } la_assembly;
 
 struct la_engine {
@@ -79,6 +81,8 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
     e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
     s->tokens = carve(base, &at, t, sizeof *s->tokens);
     s->spans = carve(base, &at, n_seqs, sizeof *s->spans);
+    s->span_seqs = carve(base, &at, n_seqs, sizeof *s->span_seqs);
+    s->captures = carve(base, &at, 2 * n_seqs, sizeof *s->captures);
     s->rows = carve(base, &at, t, sizeof *s->rows);
     s->row_seqs = carve(base, &at, t, sizeof *s->row_seqs);
     s->row_positions = carve(base, &at, t, sizeof *s->row_positions);
@@ -155,8 +159,14 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     }
     e->model = m;
     e->limits = *limits;
-    e->door = (la_door){la_model_desc_of(m)->n_vocab, limits->max_len, limits->kv_pages,
-                        limits->max_seqs};
+    const la_model_desc *d = la_model_desc_of(m);
+    e->door = (la_door){.n_vocab = d->n_vocab,
+                        .n_layers = d->n_layers,
+                        .d_model = d->d_model,
+                        .shows_states = la_model_shows_states(m),
+                        .max_len = limits->max_len,
+                        .n_pages = limits->kv_pages,
+                        .max_seqs = limits->max_seqs};
     LA_TRY(la_inbox_init(&e->inbox));
     LA_TRY(create_arrays(e));
     LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, max_copies(limits)));
@@ -461,6 +471,10 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
             row->process_arg = live->process_arg;
             row->processed = live->process_rows + (int64_t)q->branch * e->door.n_vocab;
         }
+        if (live->drawn_logits != NULL) {
+            int64_t drawn = (int64_t)q->branch * live->n_drawn + (next - q->n_forced);
+            row->logits = live->drawn_logits + drawn * e->door.n_vocab;
+        }
     }
     if (live->logits != NULL && q->branch == 0 && position < live->n_prompt) {
         row->logits = live->logits + (int64_t)position * e->door.n_vocab;
@@ -471,18 +485,53 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     s->n_rows++;
 }
 
+/* Where the hidden states of n positions from lo on go, as far as the planned span of q holds them: to row 0
+ * and on of each layer. */
+static void add_capture(la_engine *e, const la_seq *q, float *out, int lo, int n)
+{
+    la_assembly *s = &e->step;
+    const la_live *live = LA_OWNER(q->group, la_live, group);
+    int from = q->n_done > lo ? q->n_done : lo, end = q->n_done + q->n_run;
+    int to = end - lo < n ? end : lo + n;
+    if (from < to) {
+        s->captures[s->n_captures++] =
+            (la_capture){.first_token = s->n_tokens + from - q->n_done,
+                         .n_tokens = to - from,
+                         .layers = live->state_layers,
+                         .n_layers = live->n_states,
+                         .out = out + (int64_t)(from - lo) * e->door.d_model,
+                         .stride = (int64_t)n * e->door.d_model};
+    }
+}
+
+static void add_captures(la_engine *e, const la_seq *q)
+{
+    const la_live *live = LA_OWNER(q->group, la_live, group);
+    if (live->drawn_states != NULL) {
+        int64_t rows = (int64_t)q->branch * live->n_states * live->n_drawn;
+        add_capture(e, q, live->drawn_states + rows * e->door.d_model, q->n_forced - 1,
+                    live->n_drawn);
+    }
+    if (live->states != NULL && q->branch == 0) {
+        add_capture(e, q, live->states, live->state_from, live->state_to - live->state_from);
+    }
+}
+
 static void assemble(la_engine *e)
 {
     la_assembly *s = &e->step;
     s->n_tokens = 0;
     s->n_spans = 0;
     s->n_rows = 0;
+    s->n_captures = 0;
     s->entries_used = 0;
     double now = la_now();
     for (int i = 0; i < e->sched.n_planned; i++) {
         la_seq *q = e->sched.planned[i];
         la_live *live = LA_OWNER(q->group, la_live, group);
         live->scheduled = live->scheduled > 0.0 ? live->scheduled : now;
+        add_captures(e, q);
+        s->span_seqs[s->n_spans] = q;
         s->spans[s->n_spans++] = (la_span){.first_token = s->n_tokens,
                                            .n_tokens = q->n_run,
                                            .first_pos = q->n_done,
@@ -611,8 +660,13 @@ static void collect(la_engine *e)
         else if (s->rows[i].target == -1) {
             accept(e, q, i);
         }
-        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo && s->rows[i].target != -1 &&
-            s->row_positions[i] == q->n_done - 1) { /* scored to the end, and nothing to draw */
+    }
+    for (int i = 0; i < s->n_spans; i++) {
+        la_seq *q = s->span_seqs[i];
+        int searches =
+            LA_OWNER(q->group, la_live, group)->beam != NULL; /* waits for its siblings */
+        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo &&
+            !searches) { /* nothing to draw */
             end_seq(e, q, LA_FINISH_LENGTH, -1);
         }
     }
@@ -636,7 +690,8 @@ static la_status run_step(la_engine *e, double begin)
     assemble(e);
     const la_assembly *s = &e->step;
     if (s->n_tokens > 0) {
-        la_batch batch = {s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
+        la_batch batch = {s->n_tokens, s->tokens, s->n_spans,    s->spans,
+                          s->n_rows,   s->rows,   s->n_captures, s->captures};
         double start = la_now();
         LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &batch));
         e->stats.last_plan_seconds = start - begin;

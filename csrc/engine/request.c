@@ -221,8 +221,9 @@ static la_status check_beam(const la_door *door, const la_request *r)
     if (!(fabs(r->length_penalty) <= 100.0)) {
         return REFUSE("length_penalty: %g is not in [-100, 100]", r->length_penalty);
     }
-    if (r->suffix != NULL || r->logits != NULL) {
-        return REFUSE("beam: a search has neither suffixes nor logits");
+    if (r->suffix != NULL || r->logits != NULL || r->drawn_logits != NULL || r->states != NULL ||
+        r->drawn_states != NULL) {
+        return REFUSE("beam: a search has neither suffixes nor logits nor hidden states");
     }
     if (p->temperature != 0.0f || p->n_bias > 0 || p->n_allowed > 0 || p->n_bad > 0 ||
         p->min_tokens > 0 || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
@@ -230,6 +231,37 @@ static la_status check_beam(const la_door *door, const la_request *r)
         p->top_n_sigma != 0.0f || p->mirostat != 0 || p->n_trace > 0 || p->n_score > 0 ||
         p->pattern_count > 0 || p->n_think_start > 0 || r->process != NULL) {
         return REFUSE("beam: a search draws nothing, leave temperature 0 and the rest as it is");
+    }
+done:
+    return st;
+}
+
+/* What is to be shown: hidden states and the logits that tokens are drawn from. */
+static la_status check_shown(const la_door *door, const la_request *r)
+{
+    la_status st = LA_OK;
+    if (r->drawn_logits != NULL && r->logits != NULL) {
+        return REFUSE("drawn_logits: not in a request for logits of the prompt");
+    }
+    if ((r->drawn_logits != NULL || r->drawn_states != NULL) && r->sampling.max_tokens == 0) {
+        return REFUSE("drawn_logits, drawn_states: nothing is drawn");
+    }
+    if (r->states == NULL && r->drawn_states == NULL) {
+        return LA_OK;
+    }
+    if (!door->shows_states) {
+        return la_fail(LA_ERR_UNSUPPORTED, "states: this backend hands out no hidden states");
+    }
+    LA_TRY(check_int("n_states", r->n_states, 1, 2 * door->n_layers + 2));
+    if (r->state_layers == NULL) {
+        return REFUSE("state_layers: missing for %d states", r->n_states);
+    }
+    for (int i = 0; i < r->n_states; i++) {
+        LA_TRY(check_int("state_layers", (int)r->state_layers[i], 0, door->n_layers));
+    }
+    if (r->states != NULL) {
+        LA_TRY(check_int("state_from", r->state_from, 0, r->n_prompt - 1));
+        LA_TRY(check_int("state_to", r->state_to, r->state_from + 1, r->n_prompt));
     }
 done:
     return st;
@@ -260,6 +292,7 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     if (r->process != NULL && r->process_rows == NULL) {
         return REFUSE("process: no rows for it to change");
     }
+    LA_TRY(check_shown(door, r));
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
     }
@@ -315,7 +348,8 @@ static int branch_max(const la_request *r, const la_totals *t, int b)
     if (t->max_tokens > 0) {
         return forced + t->max_tokens - 1;
     }
-    return b == 0 && r->logits != NULL && forced == r->n_prompt ? forced : forced - 1;
+    int shown = r->logits != NULL || r->states != NULL;
+    return b == 0 && shown && forced == r->n_prompt ? forced : forced - 1;
 }
 
 static void carve_set(la_carver *c, int capacity, la_token_set *to)
@@ -391,6 +425,8 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
     const int32_t *suffix = la_carve_copy(c, r->suffix, t->suffix);
     to->allowed = carve_mask(c, r->sampling.allowed, r->sampling.n_allowed, t->n_mask);
     to->breakers = carve_mask(c, r->sampling.dry_breakers, r->sampling.n_dry_breakers, t->n_mask);
+    int shows = r->states != NULL || r->drawn_states != NULL;
+    to->state_layers = la_carve_copy(c, r->state_layers, shows ? r->n_states : 0);
     carve_sampling(c, &r->sampling, t, &to->sampling);
     for (int b = 0; b < r->n_branches; b++) {
         la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;
@@ -423,12 +459,15 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     la_seq *q = &live->group.seqs[b];
     int forced = live->n_prompt + branch->n_suffix;
     int whole = b == 0 && (p->prompt_logprobs >= 0 || r->logits != NULL);
+    int silent = b == 0 && r->states != NULL && !whole && p->max_tokens == 0 && r->suffix == NULL;
     q->group = &live->group;
     q->node.hi = r->priority;
     q->n_max = branch_max(r, t, b);
     q->n_todo = p->max_tokens > 0 ? forced : q->n_max;
     q->n_forced = forced;
-    q->first_row = whole ? first_scored(p, r, live->n_prompt) : live->n_prompt - 1;
+    q->first_row = whole    ? first_scored(p, r, live->n_prompt)
+                   : silent ? forced
+                            : live->n_prompt - 1;
     q->forced_cost = (p->prompt_logprobs > 0 ? p->prompt_logprobs : 0) + p->n_prompt_score;
     q->sample_cost = p->max_tokens > 0 ? (p->logprobs > 0 ? p->logprobs : 0) + p->n_score : 0;
     if (live->beam != NULL) {
@@ -437,7 +476,7 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     }
     branch->live = live;
     branch->stop_token = -1;
-    if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
+    if (q->n_todo <= q->first_row && !silent) { /* nothing to score and nothing to draw */
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;
     }
@@ -524,6 +563,13 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     live->process = r->process;
     live->process_arg = r->process_arg;
     live->process_rows = r->process_rows;
+    live->drawn_logits = r->drawn_logits;
+    live->states = r->states;
+    live->drawn_states = r->drawn_states;
+    live->n_states = r->n_states;
+    live->state_from = r->state_from;
+    live->state_to = r->state_to;
+    live->n_drawn = r->sampling.max_tokens;
     live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
     for (int b = 0; b < r->n_branches; b++) {
         start_branch(live, r, &t, b);

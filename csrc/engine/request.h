@@ -41,8 +41,12 @@ typedef struct la_live {
     la_sampling sampling;     /* arrays point into this allocation; max_tokens fits max_len */
     const uint32_t *allowed;  /* [ceil(V/32)] or NULL */
     const uint32_t *breakers; /* the same, of DRY */
-    float *logits;            /* [n_prompt, V], the caller's, or NULL */
-    la_logits_fn process;     /* with its argument and rows the caller's, or NULL */
+    /* the caller's, as la_request has them */
+    float *logits, *drawn_logits, *states, *drawn_states;
+    const int32_t *state_layers; /* [n_states] */
+    int n_states, state_from, state_to;
+    int n_drawn;          /* rows of a branch in drawn_logits and drawn_states */
+    la_logits_fn process; /* with its argument and rows the caller's, or NULL */
     void *process_arg;
     float *process_rows;        /* [n_branches, V] */
     double deadline;            /* la_now() time; 0: none */
@@ -58,7 +62,8 @@ typedef struct la_live {
 
 /* What a request is checked against. */
 typedef struct la_door {
-    int n_vocab;
+    int n_vocab, n_layers, d_model;
+    int shows_states;
     int max_len;
     int64_t n_pages;
     int max_seqs;

@@ -243,6 +243,8 @@ typedef struct la_backend_ops {
     void (*gather)(la_ctx *c, int first, la_rows x, la_rows out);
     /* results of wanted rows first .. first+logits.n-1 */
     void (*sample)(la_ctx *c, int first, la_rows logits);
+    /* the rows of x that the batch's captures want of this layer; norm.w set: normed. NULL: no captures */
+    void (*capture)(la_ctx *c, int layer, la_rows x, la_norm norm);
 } la_backend_ops;
 
 /* First member of every backend. */
@@ -284,9 +286,10 @@ typedef struct la_host_api {
 enum {
     LA_BACKEND_ABI = (1 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
-          sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_span) + sizeof(la_source) +
-          sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) + sizeof(la_layer_desc) +
-          sizeof(struct la_backend) + sizeof(la_backend_info) + sizeof(la_ctx))
+          sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
+          sizeof(la_source) + sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) +
+          sizeof(la_layer_desc) + sizeof(struct la_backend) + sizeof(la_backend_info) +
+          sizeof(la_ctx))
 };
 
 /* The one symbol that it exports. abi comes first: where it is not the object's own, nothing else is read

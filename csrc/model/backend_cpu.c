@@ -284,6 +284,30 @@ static void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_cpu_barrier(c);
 }
 
+/* A thread's rows of a run lie together: there is nothing in a copy to wait for. */
+static void capture(la_ctx *c, int layer, la_rows x, la_norm norm)
+{
+    int D = c->m->desc.d_model;
+    for (int i = 0; i < c->batch->n_captures; i++) {
+        const la_capture *of = &c->batch->captures[i];
+        int end = la_cpu_border(of->n_tokens, c->tid + 1, c->nth);
+        for (int k = 0; k < of->n_layers; k++) {
+            float *out = of->out + k * of->stride;
+            int t = of->layers[k] == layer ? la_cpu_border(of->n_tokens, c->tid, c->nth) : end;
+            for (; t < end; t++) {
+                const float *row = x.p + (int64_t)(of->first_token + t) * x.ld;
+                if (norm.w != NULL) {
+                    la_cpu_norm(c, norm, row, out + (int64_t)t * D, D);
+                }
+                else {
+                    memcpy(out + (int64_t)t * D, row, (size_t)D * sizeof(float));
+                }
+            }
+        }
+    }
+    la_cpu_barrier(c);
+}
+
 /* ---- runs on the pool ------------------------------------------------------------------------ */
 
 typedef struct step_job {
@@ -521,6 +545,7 @@ static const la_backend_ops cpu_ops = {
     .add_norm = add_norm,
     .gather = gather,
     .sample = la_cpu_sample,
+    .capture = capture,
 };
 
 const la_backend_ops *la_backend_cpu_ops(void)

@@ -62,7 +62,7 @@ static void draw(la_ctx *c)
 void la_drawer_run(la_drawer *own, la_model *m, const la_batch *batch, int first, la_rows logits)
 {
     /* No spans: where tokens stand is the other backend's business. */
-    la_batch tile = {logits.n, NULL, 0, NULL, logits.n, batch->rows + first};
+    la_batch tile = {.n_tokens = logits.n, .n_rows = logits.n, .rows = batch->rows + first};
     la_workspace w = own->w;
     w.logits = logits;
     la_ctx proto = {own->b, m, NULL, &w, &tile, 0, 1};

@@ -166,13 +166,30 @@ static void sample(la_ctx *c)
     }
 }
 
+/* Hidden states of `layer`, as la_request counts them, to whom wants them. */
+static void show(la_ctx *c, int layer, la_rows x, la_norm norm)
+{
+    for (int i = 0; i < c->batch->n_captures; i++) {
+        const la_capture *of = &c->batch->captures[i];
+        for (int k = 0; k < of->n_layers; k++) {
+            if (of->layers[k] == layer) {
+                c->b->ops->capture(c, layer, x, norm);
+                return;
+            }
+        }
+    }
+}
+
 void la_forward(la_ctx *c)
 {
+    int L = c->m->desc.n_layers;
     la_rows x = take(c->w->x, c->batch->n_tokens);
     c->b->ops->embed(c, x);
     trace(c, "embed", -1, x, c->m->desc.d_model);
-    for (int l = 0; l < c->m->desc.n_layers; l++) {
+    for (int l = 0; l < L; l++) {
+        show(c, l, x, (la_norm){NULL, NULL});
         layer(c, l);
     }
+    show(c, L, x, c->m->final_norm);
     sample(c);
 }

@@ -676,6 +676,11 @@ int la_model_ready(const la_model *m)
     return m->ready;
 }
 
+int la_model_shows_states(const la_model *m)
+{
+    return m->b->ops->capture != NULL;
+}
+
 la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch)
 {
     la_ctx proto = {m->b, m, kv, w, batch, 0, 1};

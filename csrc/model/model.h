@@ -16,6 +16,8 @@ typedef struct la_workspace la_workspace;
 
 const la_model_desc *la_model_desc_of(const la_model *m);
 int la_model_ready(const la_model *m);
+/* Can its backend hand out hidden states? */
+int la_model_shows_states(const la_model *m);
 /* The part of limits that concerns a step; kv_pages is la_kv_create's. */
 la_status la_limits_check(const la_model *m, const la_limits *limits);
 
@@ -86,6 +88,15 @@ typedef struct la_sample_row {
 
 /* No token: nothing has a probability, or process failed. */
 enum { LA_DRAW_EMPTY = -1, LA_DRAW_FAILED = -2 };
+/* Hidden states of a run of tokens that are wanted: copied to out after the layers they come from. */
+typedef struct la_capture {
+    int first_token; /* index into la_batch.tokens */
+    int n_tokens;
+    const int32_t *layers; /* [n_layers] as la_request.state_layers */
+    int n_layers;
+    float *out;     /* [n_layers][stride]: n_tokens rows of D */
+    int64_t stride; /* floats from one layer's to the next's */
+} la_capture;
 
 typedef struct la_batch {
     int n_tokens;          /* T <= limits.max_batch_tokens */
@@ -94,6 +105,8 @@ typedef struct la_batch {
     const la_span *spans;
     int n_rows; /* <= T */
     la_sample_row *rows;
+    int n_captures; /* 0 where la_model_shows_states says no */
+    const la_capture *captures;
 } la_batch;
 
 /* Runs the transformer on every thread of the backend and fills the rows' results. LA_ERR_SYSTEM where a device

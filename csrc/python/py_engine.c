@@ -1,7 +1,7 @@
 /* py_engine.c - the Python object Engine: requests in, events out.
  *
- * Owns one la_engine, a reference to its Model, and what requests hold until they finish: the buffer
- * that takes logits of their prompt, the function that changes those of draws and its rows. Invariant: add and cancel may be called from any thread at any time, step from one at a
+ * Owns one la_engine, a reference to its Model, and what requests hold until they finish: the buffers of
+ * logits and hidden states that they write into, the function that changes logits of draws. Invariant: add and cancel may be called from any thread at any time, step from one at a
  * time; close waits for nobody and is refused while a call is inside the core. An event is a plain
  * tuple whose ids and log probabilities stay packed bytes until somebody reads them.
  */
@@ -9,14 +9,34 @@
 
 #include <limits.h>
 
+enum {
+    SHOWN_LOGITS,
+    SHOWN_DRAWN_LOGITS,
+    SHOWN_STATES,
+    SHOWN_DRAWN_STATES,
+    SHOWN_PROCESS, /* the rows that process changes */
+    N_SHOWN
+};
+
 typedef struct kept_request {
     struct kept_request *next;
     int64_t id;
-    int n_open;        /* branches still to finish: any of them may outlive the others */
-    Py_buffer logits;  /* float32 [n_prompt, V]; obj NULL: none */
-    Py_buffer rows;    /* float32 [n_branches, V] that process changes; obj NULL: none */
-    PyObject *process; /* process(branch) -> whether it failed; NULL: none */
+    int n_open;               /* branches still to finish: any of them may outlive the others */
+    Py_buffer views[N_SHOWN]; /* float32, shaped as la_request says; obj is NULL: not wanted */
+    PyObject *process;        /* process(branch) -> whether it failed; NULL: none */
 } kept_request;
+
+static void kept_free(kept_request *kept)
+{
+    if (kept == NULL) {
+        return;
+    }
+    for (int i = 0; i < N_SHOWN; i++) {
+        PyBuffer_Release(&kept->views[i]); /* a no-op where there is none */
+    }
+    Py_XDECREF(kept->process);
+    PyMem_Free(kept);
+}
 
 typedef struct py_engine {
     PyObject_HEAD
@@ -72,16 +92,6 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
-static void kept_free(kept_request *kept)
-{
-    if (kept != NULL) {
-        PyBuffer_Release(&kept->logits); /* nothing where obj is NULL */
-        PyBuffer_Release(&kept->rows);
-        Py_XDECREF(kept->process);
-        PyMem_Free(kept);
-    }
-}
-
 static void engine_free_handle(py_engine *self)
 {
     la_engine *handle = self->handle;
@@ -133,6 +143,7 @@ typedef struct request_holder {
     int32_t *prompt;
     py_params params;
     py_id_lists suffixes;
+    int32_t *layers;
     kept_request *kept; /* NULL: nothing has to stay */
 } request_holder;
 
@@ -141,30 +152,43 @@ static void request_clear(request_holder *holder)
     PyMem_Free(holder->prompt);
     py_params_clear(&holder->params);
     py_id_lists_clear(&holder->suffixes);
+    PyMem_Free(holder->layers);
     kept_free(holder->kept);
 }
 
-/* Writable float32 [n, n_vocab]. */
-static int rows_from(const py_state *state, PyObject *object, const char *what, const int size[2],
-                     Py_buffer *out)
+static const char *const SHOWN_NAMES[N_SHOWN] = {"logits", "drawn_logits", "states", "drawn_states",
+                                                 "process"};
+
+/* Takes hold of the buffer `object` for the values named; `rows` of `cols` are expected, in all. */
+static float *shown_from(const py_state *state, PyObject *object, int which, const int64_t size[2],
+                         request_holder *holder)
 {
-    if (PyObject_GetBuffer(object, out, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
-        return -1;
+    if (holder->kept == NULL) {
+        holder->kept = PyMem_Calloc(1, sizeof *holder->kept);
     }
-    int64_t expected = (int64_t)size[0] * size[1] * (int64_t)sizeof(float);
-    if (out->format == NULL || strcmp(out->format, "f") != 0 || out->len != expected) {
-        py_raise_format(state, LA_ERR_REQUEST, "%s: expected writable float32 [%d, %d]", what,
-                        size[0], size[1]);
-        return -1;
+    if (holder->kept == NULL) {
+        PyErr_NoMemory();
+        return NULL;
     }
-    return 0;
+    Py_buffer *view = &holder->kept->views[which];
+    if (PyObject_GetBuffer(object, view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    int64_t have = view->len / (int64_t)sizeof(float);
+    int fits = size[0] > 0 && have % size[0] == 0 && have / size[0] == size[1];
+    if (view->format == NULL || strcmp(view->format, "f") != 0 || !fits) {
+        py_raise_format(state, LA_ERR_REQUEST, "%s: expected writable float32 [%lld, %lld]",
+                        SHOWN_NAMES[which], (long long)size[0], (long long)size[1]);
+        return NULL;
+    }
+    return view->buf;
 }
 
 /* Runs the request's function on the row that it knows by its branch. The GIL is not held. */
 static int call_process(void *arg, int branch, float *logits)
 {
     kept_request *kept = arg;
-    (void)logits; /* a row of kept->rows, which Python has as an array */
+    (void)logits; /* a row of kept->views[SHOWN_PROCESS], which Python has as an array */
     PyGILState_STATE gil = PyGILState_Ensure();
     PyObject *result = PyObject_CallFunction(kept->process, "i", branch);
     int failed = result == NULL ? -1 : PyObject_IsTrue(result);
@@ -176,59 +200,81 @@ static int call_process(void *arg, int branch, float *logits)
     return failed != 0;
 }
 
-/* What has to stay until the request has finished: objects that are None are not there. */
-static int request_keep(const py_state *state, PyObject *logits, PyObject *process, int n_vocab,
-                        request_holder *holder)
+/* (function, rows): the rows go among the buffers of objects; returns the function, borrowed. */
+static PyObject *process_parts(const py_state *state, PyObject *process, PyObject **rows)
+{
+    PyObject *function;
+    if (!PyTuple_Check(process)) {
+        py_raise_format(state, LA_ERR_REQUEST, "process: expected (function, rows)");
+        return NULL;
+    }
+    return PyArg_ParseTuple(process, "OO:process", &function, rows) ? function : NULL;
+}
+
+/* The buffers that are given, checked against the sizes that follow from the rest of the request. */
+static int request_shown(const py_state *state, PyObject *objects[N_SHOWN], PyObject *layers,
+                         const py_model_sizes *of, request_holder *holder)
 {
     la_request *r = &holder->request;
-    PyObject *function, *rows;
-    if (logits == Py_None && process == Py_None) {
-        return 0;
-    }
-    holder->kept = PyMem_Calloc(1, sizeof *holder->kept);
-    if (holder->kept == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    if (logits != Py_None) {
-        int size[2] = {r->n_prompt, n_vocab};
-        if (rows_from(state, logits, "logits", size, &holder->kept->logits) < 0) {
+    PyObject *function = NULL;
+    if (objects[SHOWN_PROCESS] != Py_None) {
+        function = process_parts(state, objects[SHOWN_PROCESS], &objects[SHOWN_PROCESS]);
+        if (function == NULL) {
             return -1;
         }
-        r->logits = holder->kept->logits.buf;
     }
-    if (process != Py_None) {
-        int size[2] = {r->n_branches, n_vocab};
-        if (!PyTuple_Check(process)) {
-            py_raise_format(state, LA_ERR_REQUEST, "process: expected (function, rows)");
+    if (layers != Py_None) {
+        holder->layers = py_ids_from(state, layers, "layers", &r->n_states);
+        if (holder->layers == NULL) {
             return -1;
         }
-        if (!PyArg_ParseTuple(process, "OO:process", &function, &rows) ||
-            rows_from(state, rows, "process", size, &holder->kept->rows) < 0) {
+        r->state_layers = holder->layers;
+    }
+    int64_t drawn = (int64_t)r->n_branches * r->sampling.max_tokens; /* both of 31 bits */
+    int64_t state_cols = (int64_t)r->n_states * of->d_model;
+    int64_t rows = (int64_t)r->state_to - r->state_from;
+    const int64_t sizes[N_SHOWN][2] = {{r->n_prompt, of->n_vocab},
+                                       {drawn, of->n_vocab},
+                                       {rows, state_cols},
+                                       {drawn, state_cols},
+                                       {r->n_branches, of->n_vocab}};
+    float **const fields[N_SHOWN] = {&r->logits, &r->drawn_logits, &r->states, &r->drawn_states,
+                                     &r->process_rows};
+    for (int i = 0; i < N_SHOWN; i++) {
+        if (objects[i] == Py_None) {
+            continue;
+        }
+        *fields[i] = shown_from(state, objects[i], i, sizes[i], holder);
+        if (*fields[i] == NULL) {
             return -1;
         }
+    }
+    if (function != NULL) {
         holder->kept->process = Py_NewRef(function);
         r->process = call_process;
         r->process_arg = holder->kept;
-        r->process_rows = holder->kept->rows.buf;
     }
     return 0;
 }
 
 /* 0, or -1 with an exception set; request_clear in both cases. */
-static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
-                         request_holder *holder)
+static int request_parse(py_state *state, PyObject *args, PyObject *kwargs,
+                         const py_model_sizes *of, request_holder *holder)
 {
-    static char *names[] = {"prompt",  "params", "branches", "suffixes",       "priority",
-                            "timeout", "logits", "process",  "length_penalty", NULL};
-    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None, *process = Py_None;
-    PyObject *penalty = Py_None;
+    static char *names[] = {"prompt",   "params",       "branches",       "suffixes",
+                            "priority", "timeout",      "logits",         "drawn_logits",
+                            "states",   "drawn_states", "layers",         "state_from",
+                            "state_to", "process",      "length_penalty", NULL};
+    PyObject *prompt, *params, *suffixes = Py_None, *layers = Py_None, *penalty = Py_None;
+    PyObject *shown[N_SHOWN] = {Py_None, Py_None, Py_None, Py_None, Py_None};
     la_request *r = &holder->request;
     memset(holder, 0, sizeof *holder);
     r->n_branches = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidOOO:add", names, &prompt, &params,
-                                     &r->n_branches, &suffixes, &r->priority, &r->timeout, &logits,
-                                     &process, &penalty)) {
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OO|$iOidOOOOOiiOO:add", names, &prompt, &params, &r->n_branches,
+            &suffixes, &r->priority, &r->timeout, &shown[SHOWN_LOGITS], &shown[SHOWN_DRAWN_LOGITS],
+            &shown[SHOWN_STATES], &shown[SHOWN_DRAWN_STATES], &layers, &r->state_from, &r->state_to,
+            &shown[SHOWN_PROCESS], &penalty)) {
         return -1;
     }
     if (penalty != Py_None) {
@@ -256,7 +302,7 @@ static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int 
             return -1;
         }
     }
-    return request_keep(state, logits, process, n_vocab, holder);
+    return request_shown(state, shown, layers, of, holder);
 }
 
 static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -267,7 +313,8 @@ static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     request_holder holder;
-    int failed = request_parse(state, args, kwargs, py_model_vocab(self->model), &holder) < 0;
+    py_model_sizes of = py_model_sizes_of(self->model);
+    int failed = request_parse(state, args, kwargs, &of, &holder) < 0;
     la_status status = LA_OK;
     int64_t id = 0;
     if (!failed && holder.kept != NULL) {
@@ -381,6 +428,9 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
     if (self->stepping) {
         return py_raise_format(state, LA_ERR_STATE, "another thread is inside step()");
     }
+    if (!py_model_enter(self->model)) {
+        return py_raise_format(state, LA_ERR_STATE, "weights of the Model are being set");
+    }
     const la_event *events = NULL;
     int n = 0;
     la_status status;
@@ -389,6 +439,7 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
     Py_BEGIN_ALLOW_THREADS
     status = la_engine_step(self->handle, &events, &n);
     Py_END_ALLOW_THREADS
+    py_model_leave(self->model);
     /* Until the tuples are made the events must stay: nobody else may step or close. */
     PyObject *list = status == LA_OK ? PyList_New(n) : py_raise(state, status);
     for (int i = 0; list != NULL && i < n; i++) {
@@ -477,10 +528,12 @@ static PyObject *engine_expert_load(PyObject *object, PyObject *unused)
 static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
      "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None, "
-     "process=None, length_penalty=None) -> int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). "
-     "process: (function(branch) -> failed, float32 [branches, V]), called by step() with a "
-     "branch's "
-     "logits in its row. length_penalty: of a beam search by the branches. Any thread."},
+     "drawn_logits=None, states=None, drawn_states=None, layers=None, state_from=0, state_to=0, "
+     "process=None, length_penalty=None) -> int\n\nprompt: token ids. params: mapping of exactly "
+     "sampling_fields(). logits to state_to are buffers and numbers of la_request. process: "
+     "(function(branch) -> failed, float32 [branches, V]), called by step() with a branch's logits "
+     "in "
+     "its row. length_penalty: of a beam search by the branches. Any thread."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

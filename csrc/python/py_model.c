@@ -2,7 +2,7 @@
  *
  * Owns one la_model and a reference to its Backend; also the module functions plan and weight_bytes,
  * which need the description alone. Invariant: close() frees the weights at once, and is refused while
- * an Engine lives on them. Checkpoint bytes are borrowed for the call that packs them. C re-checks
+ * an Engine lives on them; set() is refused while one of them steps. Checkpoint bytes are borrowed for the call that packs them. C re-checks
  * every shape; here only Python values become C values.
  */
 #include "py_module.h"
@@ -13,7 +13,8 @@ typedef struct py_model {
     la_model *handle; /* NULL once closed */
     int engines;      /* alive on this model */
     int calls;        /* inside la_ functions with the GIL released */
-    int n_vocab;      /* V */
+    int steps, sets;  /* of engines, of weights, under way: never both */
+    py_model_sizes sizes;
     long pid;
 } py_model;
 
@@ -144,9 +145,24 @@ void py_model_hold(PyObject *object, int change)
     ((py_model *)object)->engines += change;
 }
 
-int py_model_vocab(PyObject *object)
+int py_model_enter(PyObject *object)
 {
-    return ((py_model *)object)->n_vocab;
+    py_model *self = (py_model *)object;
+    if (self->sets > 0) {
+        return 0;
+    }
+    self->steps++;
+    return 1;
+}
+
+void py_model_leave(PyObject *object)
+{
+    ((py_model *)object)->steps--;
+}
+
+py_model_sizes py_model_sizes_of(PyObject *object)
+{
+    return ((py_model *)object)->sizes;
 }
 
 static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
@@ -174,7 +190,7 @@ static PyObject *model_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->pid = py_process();
-    self->n_vocab = holder.desc.n_vocab;
+    self->sizes = (py_model_sizes){holder.desc.n_vocab, holder.desc.d_model};
     self->backend = Py_NewRef(backend);
     la_status status;
     Py_BEGIN_ALLOW_THREADS
@@ -238,17 +254,19 @@ static PyObject *model_set(PyObject *object, PyObject *args)
     if (self == NULL || parse_slot(state, slot_name, &slot) < 0) {
         return NULL;
     }
-    if (self->engines > 0 || self->calls > 0) { /* a step or another call may read the slot */
-        return py_raise_format(state, LA_ERR_STATE, "this Model is in use; close its Engine first");
+    if (self->steps > 0 || self->calls > 0) { /* they may read the slot */
+        return py_raise_format(state, LA_ERR_STATE, "this Model is in use by another thread");
     }
     parts_holder parts;
     int failed = parse_parts(state, list, 1, &parts) < 0;
     la_status status = LA_OK;
     if (!failed) {
         self->calls++;
+        self->sets++;
         Py_BEGIN_ALLOW_THREADS
         status = la_model_set(self->handle, slot, layer, expert, parts.sources, parts.n);
         Py_END_ALLOW_THREADS
+        self->sets--;
         self->calls--;
     }
     parts_clear(&parts);

@@ -46,7 +46,15 @@ la_backend *py_backend_get(py_state *state, PyObject *object);
 la_model *py_model_get(py_state *state, PyObject *object);
 /* Counts the engines of a model: it cannot be closed while one lives. */
 void py_model_hold(PyObject *object, int change);
-int py_model_vocab(PyObject *object); /* V */
+/* A step of one of its engines begins; 0: not now, its weights are being set. Ends with leave. */
+int py_model_enter(PyObject *object);
+void py_model_leave(PyObject *object);
+
+typedef struct py_model_sizes {
+    int n_vocab, d_model;
+} py_model_sizes;
+
+py_model_sizes py_model_sizes_of(PyObject *object);
 
 /* Token ids from an int32 buffer or any sequence of integers: a PyMem array of *n, or NULL with an
  * exception that names `what`. An empty sequence gives a valid pointer and *n == 0. */

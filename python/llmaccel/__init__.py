@@ -31,6 +31,13 @@ if TYPE_CHECKING:
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
     from llmaccel.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
+    from llmaccel.pooling_params import (
+        ClassificationRequestOutput,
+        EmbeddingRequestOutput,
+        PoolingParams,
+        PoolingRequestOutput,
+        ScoringRequestOutput,
+    )
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -43,18 +50,23 @@ __all__ = [
     "BeamSearchOutput",
     "BeamSearchParams",
     "BeamSearchSequence",
+    "ClassificationRequestOutput",
     "CompletionOutput",
     "ConfigError",
+    "EmbeddingRequestOutput",
     "LLMAccelError",
     "LoadError",
     "Logprob",
     "MemoryPlanError",
+    "PoolingParams",
+    "PoolingRequestOutput",
     "RepetitionDetectionParams",
     "RequestError",
     "RequestFuture",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "ScoringRequestOutput",
     "Tensor",
     "UnsupportedCombination",
     "UnsupportedError",
@@ -78,6 +90,11 @@ _HOMES = {
     "RepetitionDetectionParams": "params",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
+    "PoolingParams": "pooling_params",
+    "PoolingRequestOutput": "pooling_params",
+    "EmbeddingRequestOutput": "pooling_params",
+    "ClassificationRequestOutput": "pooling_params",
+    "ScoringRequestOutput": "pooling_params",
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
     "balance_experts": "balance",

@@ -22,13 +22,14 @@ import numpy as np
 from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
 from llmaccel.config import ModelConfig
 from llmaccel.driver import Driver
-from llmaccel.errors import LoadError, RequestError, shown
+from llmaccel.errors import LoadError, RequestError, UnsupportedError, shown
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import DRY_BREAKERS, NO_EFFECT, SamplingParams, engine_fields
 from llmaccel.processors import Processing
 from llmaccel.prompts import encode_text, ids_of, parts_of, template_variables
 from llmaccel.request import Request
+from llmaccel.states import Wanted, show
 from llmaccel.thinking import think_tags
 from llmaccel.waiting import Chunks, abandon, wait_all
 
@@ -59,6 +60,8 @@ class Calls:
     _seed: int
     _idle_params: set[str]  # sampling parameters without effect that requests brought
     _known_breakers: dict[str, list[int]]  # tokens that contain a string
+    _score_head: np.ndarray | None
+    _sleeping: bool
 
     def get_tokenizer(self) -> Any:
         """The tokenizer; LoadError where the model has none."""
@@ -85,13 +88,20 @@ class Calls:
         timeout: float | None,
         stream: bool,
         use_tqdm: bool | None,
+        wanted: Wanted | None = None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
         self._driver.check_wait()
         check_switches(stream=stream, use_tqdm=use_tqdm)
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started = self._start(
-            encoded, params, news, priority=priority, timeout=timeout, stream=stream
+            encoded,
+            params,
+            news,
+            priority=priority,
+            timeout=timeout,
+            stream=stream,
+            wanted=wanted,
         )
         if stream:
             return Chunks(self, started, news)
@@ -111,6 +121,7 @@ class Calls:
         priority: int | Sequence[int],
         timeout: float | None,
         stream: bool = False,
+        wanted: Wanted | None = None,
     ) -> list[Request]:
         """Submit all; `news` is given each as it ends, of a stream also as it goes on."""
         count = len(encoded)
@@ -123,13 +134,15 @@ class Calls:
         for i, (text, ids) in enumerate(encoded):
             where = f"prompts[{i}]" if count > 1 else "prompt"
             made.append(self._make_request(text, ids, all_params[i], i, where))
+        rooms = show(self._config, wanted, made)
         started: list[Request] = []
         try:
             for i, (request, fields) in enumerate(made):
                 request.streaming = stream
                 request.listener = news.put
                 started.append(request)  # first: an interrupt may come right after it is submitted
-                self._submit(request, fields, count, priority=priorities[i], timeout=seconds)
+                options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
+                self._submit(request, fields, count, **options)
         except BaseException:
             abandon(self._driver, started)
             raise
@@ -231,6 +244,7 @@ class Calls:
         index: int,
         where: str,
     ) -> tuple[Request, dict[str, Any]]:
+        self._check_head()
         params = self.get_default_sampling_params() if params is None else params
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params: expected SamplingParams, got {shown(params)}")
@@ -276,6 +290,14 @@ class Calls:
             k = getattr(params, name)
             if k is not None and (k < 0 or k > most):
                 raise RequestError(f"{name}={k}: max_logprobs={most} of this LLM allows no more")
+
+    def _check_head(self) -> None:
+        """UnsupportedError where the model has no head to give tokens a logit."""
+        if self._config.task != "generate":
+            raise UnsupportedError(
+                f"{self._config.architecture} has no head that predicts tokens; this model is for "
+                + ("classify()" if self._config.task == "classify" else "embed()")
+            )
 
     def _next_id(self) -> tuple[int, str]:
         number = next(self._counter)

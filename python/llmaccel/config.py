@@ -31,6 +31,7 @@ MAX_D_FFN = 1 << 24
 MAX_VOCAB = 1 << 24
 MAX_EXPERTS = 1024  # LA_MAX_EXPERTS
 MAX_EXPERTS_USED = 32  # LA_MAX_EXPERTS_USED
+MAX_LABELS = 1 << 20
 MAX_POSITIONS = 1 << 24  # LA_MAX_POSITIONS
 _MAX_JSON_BYTES = 64 << 20
 _MAX_STOP_IDS = 4096
@@ -110,6 +111,8 @@ class ModelConfig:
     latent_eps: float = 0.0
     activation: str = "f32"  # la_act_form: "f32", "bf16", "i8"; the loader replaces it
     kv_form: str = "f32"  # of the KV cache: "f32", "bf16", "i8", "f8"; the loader replaces it
+    task: str = "generate"  # what it is for: "generate", "classify", "embed"
+    n_labels: int = 0  # of "classify"
     raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
 

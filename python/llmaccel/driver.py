@@ -18,8 +18,11 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
+
+import numpy as np
 
 from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.metrics import Recorder
@@ -33,6 +36,17 @@ _LOG = logging.getLogger("llmaccel")
 # Seconds before the next step after one that failed; doubled from failure to failure.
 _FIRST_PAUSE = 0.001
 _LONGEST_PAUSE = 1.0
+
+# Statistics that add up over the engines of one LLM, and those that are a moment's.
+_TOTALS = (
+    *("steps", "prompt_tokens", "output_tokens", "recomputed_tokens", "preemptions"),
+    *("step_allocations", "forward_seconds"),
+)
+_NOW = (
+    *("running", "waiting", "pages_cap", "pages_committed", "pages_used", "kv_bytes"),
+    *("workspace_bytes", "last_step_tokens", "last_step_seconds"),
+    *("last_plan_seconds", "last_forward_seconds"),
+)
 
 
 class Driver:
@@ -51,6 +65,9 @@ class Driver:
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._stepping = False  # the thread is beyond its look at what there is to do
+        self._past = dict.fromkeys(_TOTALS, 0)  # of engines before this one
+        self._past_load: np.ndarray | int = 0
         self._pid = os.getpid()
 
     def check_process(self) -> None:
@@ -83,6 +100,8 @@ class Driver:
             options["process"] = (request.processing, request.processing.rows)
         with self._lock:
             self.check()
+            if self._engine is None:
+                raise LLMAccelError("this LLM sleeps; wake_up() comes first")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="llmaccel", daemon=True)
                 self._thread.start()
@@ -114,14 +133,14 @@ class Driver:
         self.check()
         with self._lock:
             self.check()
-            return self._engine.stats()
+            return self._stats()
 
     def read(self, look: Callable[[dict[str, Any]], _T]) -> _T:
         """look(stats()), while nothing is being recorded."""
         self.check()
         with self._lock:
             self.check()
-            return look(self._engine.stats())
+            return look(self._stats())
 
     def start_profile(self, profile: Profile) -> None:
         """Have `profile` told of steps and requests; LLMAccelError where another one is."""
@@ -144,12 +163,63 @@ class Driver:
         self.check()
         with self._lock:
             self.check()
-            return self._engine.expert_load()
+            return self._load().tobytes()
 
     def preempt(self, n: int) -> None:
         """Force the n youngest running sequences out of the cache; for tests."""
-        self.check()
-        self._engine.preempt(n)
+        with self._lock:
+            self.check()
+            if self._engine is not None:
+                self._engine.preempt(n)
+
+    # ---- while nothing is under way -------------------------------------------------------------
+
+    @contextmanager
+    def exclusive(self, what: str) -> Iterator[Any]:
+        """The model (None while it is away), for a change that no request may see half of; new
+        requests wait meanwhile. LLMAccelError where some are under way."""
+        self.check_wait()
+        while True:
+            with self._lock:
+                self.check()
+                if self._requests or (self._engine is not None and self._engine.has_work()):
+                    raise LLMAccelError(
+                        f"{what}: {len(self._requests)} requests are under way; wait for them or "
+                        "cancel them first"
+                    )
+                if not self._stepping:
+                    yield self._model
+                    return
+            self._wake.put(None)  # its last step has ended, and it will see so in a moment
+            time.sleep(0.0002)
+
+    def put_away(self, with_model: bool) -> None:
+        """Free the engine, cache and workspace with it, and the model as well; within exclusive().
+        Counters go on from where they are."""
+        if self._engine is not None:
+            self._past_load = self._load()
+            stats = self._stats()
+            self._past = {name: stats[name] for name in _TOTALS}
+            self._engine.close()
+            self._engine = None
+        if with_model and self._model is not None:
+            self._model.close()
+            self._model = None
+
+    def take_up(self, engine: Any, model: Any) -> None:
+        """Go on with these; within exclusive()."""
+        self._engine, self._model = engine, model
+
+    def _stats(self) -> dict[str, Any]:
+        if self._engine is None:
+            return {**dict.fromkeys(_NOW, 0), **self._past}
+        stats = self._engine.stats()
+        return {**stats, **{name: stats[name] + self._past[name] for name in _TOTALS}}
+
+    def _load(self) -> np.ndarray:
+        if self._engine is None:
+            return np.asarray(self._past_load)
+        return np.frombuffer(self._engine.expert_load(), np.int64) + self._past_load
 
     def close(self) -> None:
         """Fail what is under way, stop the thread, free engine and model. May be called again."""
@@ -171,8 +241,10 @@ class Driver:
             left = list(self._requests.values())
             self._requests.clear()
         _fail(left, LLMAccelError("the LLM was closed while the request was running"))
-        self._engine.close()
-        self._model.close()
+        if self._engine is not None:
+            self._engine.close()
+        if self._model is not None:
+            self._model.close()
 
     def _run(self) -> None:
         pause = 0.0
@@ -180,9 +252,11 @@ class Driver:
             while not self._wake.empty():  # before the look below, which no later put can escape
                 self._wake.get_nowait()
             with self._lock:
+                self._stepping = False
                 if self._closing:
                     break
-                idle = not self._requests and not self._engine.has_work()
+                idle = self._engine is None or not (self._requests or self._engine.has_work())
+                self._stepping = not idle
             if idle:
                 self._wake.get()
                 pause = 0.0

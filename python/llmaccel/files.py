@@ -51,12 +51,24 @@ def read_text(path: Path, limit: int = MAX_FILE_BYTES) -> str:
         raise LoadError(f"{path}: not UTF-8 text: {error}") from error
 
 
-def read_json_object(path: Path, limit: int = MAX_FILE_BYTES) -> dict[str, Any]:
-    """The same as the JSON object that it holds."""
+def _read_json(path: Path, limit: int) -> Any:
     try:
-        value = json.loads(read_file(path, limit))
+        return json.loads(read_file(path, limit))
     except (ValueError, RecursionError) as error:
         raise LoadError(f"{path}: not valid JSON: {error}") from error
+
+
+def read_json_list(path: Path, limit: int = MAX_FILE_BYTES) -> list[Any]:
+    """The same as the JSON array that it holds."""
+    value = _read_json(path, limit)
+    if not isinstance(value, list):
+        raise LoadError(f"{path}: expected a JSON array, got {type(value).__name__}")
+    return value
+
+
+def read_json_object(path: Path, limit: int = MAX_FILE_BYTES) -> dict[str, Any]:
+    """The same as the JSON object that it holds."""
+    value = _read_json(path, limit)
     if not isinstance(value, dict):
         raise LoadError(f"{path}: expected a JSON object, got {type(value).__name__}")
     return value

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llmaccel import _core
-from llmaccel.arguments import refuse_foreign, seconds_of
+from llmaccel.arguments import check_switches, refuse_foreign, seconds_of
 from llmaccel.beams import Searching
 from llmaccel.calls import Params, Prompt
 from llmaccel.compatible import Compatible
@@ -35,19 +35,23 @@ from llmaccel.loading import (
 )
 from llmaccel.measuring import Measuring
 from llmaccel.metrics import Recorder
+from llmaccel.models.module import ModuleTensors, module_config, module_generation
+from llmaccel.models.score import load_score
 from llmaccel.options import LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams
+from llmaccel.pooling import Pooling
 from llmaccel.prompts import prompt_list
 from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
-from llmaccel.scoring import Scoring
+from llmaccel.states import wanted_of
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
+from llmaccel.weights import Weights
 
 _LOG = logging.getLogger("llmaccel")
 
 
-class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
+class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting):
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
@@ -129,13 +133,30 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         names to NumPy arrays, torch tensors or DLPack exporters on the CPU, row-major; read in
         place and free to go afterwards. options: those of LLM; text needs tokenizer=.
         """
+        return cls._from(config, arrays, options)
+
+    @classmethod
+    def from_torch(cls, module: Any, *, release: bool = False, **options: Any) -> LLM:
+        """A model from a transformers module on the CPU: its config, and its parameters packed one
+        matrix at a time, bfloat16 included.
+
+        release: let go of each parameter's storage as soon as it is packed; the module is of no use
+        afterwards. options: those of LLM; text needs tokenizer=. ConfigError where it is no such
+        module, UnsupportedError for an architecture that is not known.
+        """
+        check_switches(release=release)
+        options.setdefault("generation_config", module_generation(module))
+        return cls._from(module_config(module), ModuleTensors(module, release), options)
+
+    @classmethod
+    def _from(cls, config: Any, arrays: Any, options: dict[str, Any]) -> LLM:
         llm = cls.__new__(cls)
         known = set(LoadOptions.__dataclass_fields__) - {"model", "compatible", "load_format"}
         compatible = {name: options.pop(name) for name in list(options) if name not in known}
         llm._load(LoadOptions(config, compatible=compatible, **options), arrays)
         return llm
 
-    def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | None) -> None:
+    def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None) -> None:
         configure_log()
         options.check()
         device = open_device(options.backend) if options.backend != "cpu" else None
@@ -145,6 +166,8 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         self._forms = prepared.forms
         self._plan = prepared.plan
         self._path = prepared.path
+        self._slots = prepared.slots
+        self._sleeping = False
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
         prepared = forget_metadata(prepared)
@@ -152,6 +175,7 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
         with naming_file(prepared.path):
             load_weights(model, prepared)
+            self._score_head = load_score(prepared.config, prepared.checkpoint, self._tokenizer)
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
         recorder = None if options.disable_log_stats else Recorder(prepared.config.max_len)
         self._driver = Driver(_core.Engine(model, prepared.plan.limits), model, recorder)
@@ -176,6 +200,8 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> Any:
         """Continue prompts; a list of RequestOutput, one per prompt, in order.
@@ -187,7 +213,10 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
         carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
-        in a notebook. Raises RequestError, naming the prompt: all prompts and parameters are
+        in a notebook. output_logits: outputs carry the logits that tokens were drawn from.
+        output_hidden_states: layers of which prompt and outputs carry the states, as
+        hidden_states() counts them; both take memory for max_tokens tokens, MemoryPlanError where
+        it is not there. Raises RequestError, naming the prompt: all prompts and parameters are
         checked before the first is submitted, and where the engine refuses one (an id outside the
         vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
         does. foreign: vLLM's arguments that this version has not: None, or UnsupportedError.
@@ -203,6 +232,7 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
             timeout=timeout,
             stream=stream,
             use_tqdm=use_tqdm,
+            wanted=wanted_of(output_logits, output_hidden_states, self._config.n_layers),
         )
 
     def chat(
@@ -219,6 +249,8 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
         timeout: float | None = None,
         stream: bool = False,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> Any:
         """Answer a conversation, or a list of conversations; returns what generate returns.
@@ -246,6 +278,7 @@ class LLM(Scoring, Searching, Queued, Measuring, Compatible, Reporting):
             timeout=timeout,
             stream=stream,
             use_tqdm=use_tqdm,
+            wanted=wanted_of(output_logits, output_hidden_states, self._config.n_layers),
         )
 
     def submit(

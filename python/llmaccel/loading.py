@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from llmaccel import _core, hub
+from llmaccel import hub
 from llmaccel.config import (
     GenerationConfig,
     ModelConfig,
@@ -48,7 +48,9 @@ from llmaccel.models.mapping import (
     later_tensors,
     slot_forms,
     tensor_specs,
+    tensor_uses,
 )
+from llmaccel.models.module import ModuleTensors, raw_tensor
 from llmaccel.models.quantized import (
     open_blocks,
     open_quantized,
@@ -111,7 +113,9 @@ class Prepared:
     gguf_metadata: Mapping[str, Any] | None
 
 
-def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Prepared:
+def prepare(
+    options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None = None
+) -> Prepared:
     """Resolve, read the headers, plan. Raises before anything large is read."""
     options.check()
     path: Path | None = None
@@ -121,7 +125,7 @@ def prepare(options: LoadOptions, arrays: Mapping[str, Any] | None = None) -> Pr
         if options.revision is not None:
             raise ConfigError(f"revision={options.revision!r:.80}: arrays have no revisions")
         raw = _config_dict(options.model)
-        checkpoint = arrays_checkpoint(arrays)
+        checkpoint = arrays if isinstance(arrays, ModuleTensors) else arrays_checkpoint(arrays)
     else:
         path = find_model(options)
         if path.is_file():
@@ -400,24 +404,21 @@ def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, 
 # ---- weights -------------------------------------------------------------------------------------
 
 
-def arrays_checkpoint(arrays: Mapping[str, Any]) -> Checkpoint:
+def arrays_checkpoint(arrays: Mapping[str, Any], what: str = "from_arrays") -> Checkpoint:
     """A checkpoint over NumPy arrays, torch tensors or any DLPack exporter on the CPU; no copies.
 
-    ConfigError names an entry that cannot be taken.
+    ConfigError names `what`, the caller's, and an entry that cannot be taken.
     """
     if not isinstance(arrays, Mapping):
-        raise ConfigError("from_arrays: the weights must be a mapping of names to arrays")
+        raise ConfigError(f"{what}: the weights must be a mapping of names to arrays")
     tensors = {}
     for name, array in arrays.items():
         if not isinstance(name, str):
-            raise ConfigError(f"from_arrays: {shown(name)}: names must be strings")
-        source = array.detach() if hasattr(array, "detach") else array
+            raise ConfigError(f"{what}: {shown(name)}: names must be strings")
         try:
-            tensor = _core.Tensor(source)
-        except (TypeError, BufferError, ConfigError, UnsupportedError) as error:
-            raise ConfigError(f"from_arrays: {quoted(name)}: {error}") from error
-        data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
-        tensors[name] = RawTensor(name, tensor.dtype, tensor.shape, data)
+            tensors[name] = raw_tensor(name, array)
+        except ConfigError as error:
+            raise ConfigError(f"{what}: {error}") from error
     return Checkpoint(Path("<arrays>"), tensors)
 
 
@@ -488,16 +489,31 @@ def _core_part(part: RawTensor, rounded: bool) -> tuple[Any, ...]:
 def load_weights(model: Any, prepared: Prepared) -> None:
     """Pack every slot, and let go of the file's pages behind it. LoadError names a tensor that is
     missing, has another shape, or holds a value that is not finite where it is to be quantized."""
-    for slot, layer, expert, parts in iter_slots(prepared.config, prepared.checkpoint):
-        try:
-            rows = [_core_part(part, prepared.forms.rounded) for part in parts]
-            model.set(slot, layer, rows, expert)
-        except LoadError as error:
-            names = ", ".join(quoted(part.name) for part in parts)
-            raise LoadError(f"{names}: {error}") from error
+    checkpoint = prepared.checkpoint
+    if isinstance(checkpoint, ModuleTensors):
+        checkpoint.expect(tensor_uses(prepared.config, checkpoint))
+    for slot, layer, expert, parts in iter_slots(prepared.config, checkpoint):
+        set_slot(model, (slot, layer, expert), parts, prepared.forms.rounded)
         for part in parts:
             drop_pages(part.data)
+        if isinstance(checkpoint, ModuleTensors):
+            names = dict.fromkeys(part.name for part in parts)
+            del part
+            parts.clear()  # nothing of them may hold what is let go
+            checkpoint.packed(names)
     model.finish()
+
+
+def set_slot(
+    model: Any, place: tuple[str, int, int], parts: list[RawTensor], rounded: bool
+) -> None:
+    """Pack one slot. LoadError names its tensors."""
+    slot, layer, expert = place
+    try:
+        model.set(slot, layer, [_core_part(part, rounded) for part in parts], expert)
+    except LoadError as error:
+        names = ", ".join(quoted(part.name) for part in parts)
+        raise LoadError(f"{names}: {error}") from error
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------

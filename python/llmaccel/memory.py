@@ -126,6 +126,7 @@ def plan_memory(
     device = open_device(options.backend) if options.backend != "cpu" else None
     available, source = available_memory() if device is None else device_memory(device)
     weight_bytes = _core.weight_bytes(vars(config), weights, slots)
+    weight_bytes += 4 * config.n_labels * config.d_model  # a classifier's head
     threads = thread_count(options.threads)
 
     def sized(max_len: int, max_seqs: int, pages: int = 0) -> MemoryPlan:

@@ -244,6 +244,11 @@ class CompletionOutput:
     """float32 [tokens], of the sampled tokens; None unless logprobs were asked for."""
     lora_request: Any = None
     routed_experts: Any = None
+    logits: Any = None
+    """Tensor float32 [tokens, V] that each token was drawn from, before temperature and rules; None
+    unless output_logits."""
+    hidden_states: list[Any] | None = None
+    """Tensors float32 [tokens, D] behind those logits, one per layer of output_hidden_states."""
 
     @cached_property
     def token_ids(self) -> list[int]:
@@ -286,6 +291,8 @@ class RequestOutput:
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
     kv_transfer_params: dict[str, Any] | None = None
+    hidden_states: list[Any] | None = None
+    """Tensors float32 [T, D] of the prompt, one per layer of output_hidden_states; None without."""
 
     @property
     def metrics(self) -> Timings:

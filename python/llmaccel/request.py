@@ -32,6 +32,7 @@ from llmaccel.outputs import (
 )
 from llmaccel.params import RequestOutputKind, SamplingParams
 from llmaccel.processors import Processing
+from llmaccel.states import Shown
 
 EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
@@ -155,6 +156,7 @@ class Request:
         self.scheduled = 0.0
         self.first_token = 0.0
         self.finished = 0.0
+        self.shown: Shown | None = None
         self.processing: Processing | None = None
         self.prompt_scores = Scores() if params.scores_prompt else None
         wanted = params.scores_output or params.n_drawn > params.n
@@ -343,6 +345,12 @@ class Request:
             branch.finish_reason if seen.ended else None,
             branch.stop_reason if seen.ended else None,
             values,
+            logits=None
+            if self.shown is None
+            else self.shown.logits(branch.index, start, seen.tokens),
+            hidden_states=None
+            if self.shown is None
+            else self.shown.states(branch.index, start, seen.tokens),
         )
 
     def _list_of(self, scores: Scores, n_best: int | None, leading: int) -> LogprobList:
@@ -372,4 +380,5 @@ class Request:
             prompt_logprobs=prompt_logprobs,
             timings=timings,
             prompt_index=self.prompt_index,
+            hidden_states=None if self.shown is None else self.shown.prompt_states,
         )

@@ -1,7 +1,7 @@
 """Scoring: log probabilities and logits of given tokens, without drawing any.
 
-Owns `logits`, `loglikelihood` and `perplexity`. Invariant: equal contexts of one call are computed
-once.
+Owns `logits`, `hidden_states`, `loglikelihood` and `perplexity`. Invariant: equal contexts of one
+call are computed once.
 
 A base of LLM (llm.py).
 """
@@ -20,6 +20,7 @@ from llmaccel.memory import check_available
 from llmaccel.params import SamplingParams, score_fields
 from llmaccel.prompts import encode_text
 from llmaccel.request import Request
+from llmaccel.states import layers_of, prompt_states, states_bytes
 from llmaccel.waiting import abandon, wait_all
 
 # Continuations of one context that go into one request; more become several requests.
@@ -36,6 +37,7 @@ class Scoring(Calls):
         copy. MemoryPlanError where there is no room for it.
         """
         self._driver.check()
+        self._check_head()
         text, ids = self._encode(prompt, "prompt")
         self._check_length(ids, 0, "prompt")
         n_vocab = self._config.n_vocab
@@ -47,6 +49,28 @@ class Scoring(Calls):
         self._score([(request, {"logits": tensor})])
         return tensor
 
+    def hidden_states(self, prompt: Prompt, layers: Sequence[int] = (-1,)) -> list[Any]:
+        """Hidden states of every position of one prompt, of the layers named.
+
+        layers: as transformers' output_hidden_states has them: 0 the embeddings, l what the l-th
+        layer gives, the last (-1) that of the last layer after the final norm. Returns a Tensor
+        float32 [T, D] for each, which NumPy, DLPack and the buffer protocol read without a copy.
+        MemoryPlanError where there is no room for them, UnsupportedError where the backend hands
+        none out.
+        """
+        self._driver.check()
+        text, ids = self._encode(prompt, "prompt")
+        self._check_length(ids, 0, "prompt")
+        wanted = layers_of(layers, self._config.n_layers, "layers")
+        check_available(
+            f"hidden states of {len(ids)} positions and {len(wanted)} layers",
+            states_bytes(self._config, len(ids), len(wanted)),
+        )
+        shown, options = prompt_states(self._config, len(ids), wanted)
+        self._score([(self._score_request(text, ids, 1), options)])
+        assert shown.prompt_states is not None
+        return shown.prompt_states
+
     def loglikelihood(
         self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
     ) -> list[tuple[float, bool]]:
@@ -57,6 +81,7 @@ class Scoring(Calls):
         may cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
         """
         self._driver.check()
+        self._check_head()
         for name, given in (("contexts", contexts), ("continuations", continuations)):
             if isinstance(given, (str, Mapping)) or not isinstance(given, Sequence):
                 kind = type(given).__name__

@@ -21,7 +21,7 @@ from typing import Any
 from . import chat, hub
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
-from .errors import ConfigError, LoadError, RequestError, shown
+from .errors import ConfigError, LoadError, RequestError, UnsupportedError, shown
 from .files import is_there, read_json_object
 
 __all__ = ["Encoding", "StreamDecoder", "Tokenizer", "load_tokenizer"]
@@ -142,6 +142,16 @@ class Tokenizer:
             text = " " + text
         with convert.guarded("this tokenizer cannot encode the text"):
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_pair(self, text: str, pair: str) -> list[int]:
+        """Token ids of two texts that belong together, with the special tokens that the tokenizer
+        puts around a pair. RequestError as encode's; UnsupportedError where it knows no pairs."""
+        for one in (text, pair):
+            self.encode(one)  # raises what is wrong with it
+        if self._segment_encoder is not None:
+            raise UnsupportedError("this tokenizer encodes no pairs of texts")
+        with convert.guarded("this tokenizer cannot encode the pair"):
+            return self._backend.encode(text, pair).ids
 
     def _encode_segments(self, text: str, add_special_tokens: bool, split: bool) -> list[int]:
         """Encode by the segment encoder, between the special tokens that the text writes out."""

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from llmaccel.driver import Driver
@@ -38,24 +39,30 @@ def output_kind(request: Request) -> RequestOutputKind:
     return RequestOutputKind.DELTA if kind is None else kind
 
 
-def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
-    """Until every request has told that it is done."""
+@contextmanager
+def progress(count: int, use_tqdm: bool | None, what: str) -> Iterator[Callable[[], Any]]:
+    """A progress bar over `count` prompts, where one is wanted; what is given moves it on."""
     bar = None
-    if use_tqdm or (use_tqdm is None and requests and wants_bar()):
+    if use_tqdm or (use_tqdm is None and count and wants_bar()):
         if importlib.util.find_spec("ipywidgets") is None:
             from tqdm import tqdm  # the notebook bar needs ipywidgets, and warns without
         else:
             from tqdm.auto import tqdm
 
-        bar = tqdm(total=len(requests), desc="Generating", unit="prompt", file=sys.stderr)
+        bar = tqdm(total=count, desc=what, unit="prompt", file=sys.stderr)
     try:
-        for _ in requests:
-            news.get()
-            if bar is not None:
-                bar.update()
+        yield (lambda: None) if bar is None else bar.update
     finally:
         if bar is not None:
             bar.close()
+
+
+def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
+    """Until every request has told that it is done."""
+    with progress(len(requests), use_tqdm, "Generating") as tick:
+        for _ in requests:
+            news.get()
+            tick()
 
 
 def waker(driver: Driver, loop: Any, news: Any) -> Callable[[Request], None]:

@@ -295,8 +295,29 @@ _RECURRENT = (
 )
 
 
+# What follows a family's name in an architecture: what is made of its hidden states.
+_TASKS = {
+    "ForCausalLM": "generate",
+    "LMHeadModel": "generate",
+    "ForSequenceClassification": "classify",
+    "Model": "embed",
+}
+
+
+def task_of(architecture: str) -> str:
+    """What a model of a known architecture is for: "generate", "classify" or "embed"."""
+    return next(task for end, task in _TASKS.items() if architecture.endswith(end))
+
+
+def _stem(architecture: str) -> str:
+    """The family's part of an architecture's name."""
+    end = next((end for end in _TASKS if architecture.endswith(end)), "")
+    return architecture.removesuffix(end)
+
+
 def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
-    """The row for a config dict, and the architecture; UnsupportedError lists the known ones."""
+    """The row for a config dict, and the architecture; UnsupportedError lists the known ones. Every
+    row stands for the bare model and the sequence classifier of its family too."""
     names = raw.get("architectures")
     if names is not None and not (
         isinstance(names, list) and all(isinstance(n, str) for n in names)
@@ -305,6 +326,10 @@ def find_family(raw: Mapping[str, Any]) -> tuple[Family, str]:
     for name in names or ():
         for family in FAMILIES:
             if name in family.architectures:
+                return family, name
+    for name in names or ():
+        for family in FAMILIES:
+            if name.endswith(tuple(_TASKS)) and _stem(name) in map(_stem, family.architectures):
                 return family, name
     model_type = raw.get("model_type")
     if not names:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import Any
@@ -21,6 +22,7 @@ from llmaccel.config import (
     MAX_D_HEAD,
     MAX_D_MODEL,
     MAX_HEADS,
+    MAX_LABELS,
     MAX_LAYERS,
     MAX_POSITIONS,
     MAX_ROW,
@@ -34,7 +36,7 @@ from llmaccel.config import (
 )
 from llmaccel.errors import ConfigError, UnsupportedError
 from llmaccel.models.checkpoint import RawTensor, quoted
-from llmaccel.models.families import FAMILIES, find_family, gguf_family
+from llmaccel.models.families import FAMILIES, find_family, gguf_family, task_of
 from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
 from llmaccel.models.gguf_config import hf_config_from_gguf
 from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes
@@ -160,11 +162,21 @@ _HF_KEYS = frozenset(
         "output_attentions",
         "output_hidden_states",
         "return_dict",
+        "num_labels",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "is_matryoshka",
+        "matryoshka_dimensions",
+        "classifier_from_token",
+        "is_original_qwen3_reranker",
         "chunk_size_feed_forward",
     )
 )
 
 _MAX_PREDICTION_LAYERS = 16
+# The head of a sequence classifier, which no slot of the core holds (models/score.py).
+SCORE = "score.weight"
 _GGUF_IGNORED = (
     r"rope_freqs\.weight",
     r"rope_factors_(long|short)\.weight",
@@ -225,7 +237,8 @@ def build_config(
     moe = experts.pop("moe", [False] * sizes["n_layers"])
     fields = {k: f32(v) if isinstance(v, float) else v for k, v in {**fields, **experts}.items()}
     tie = keys.flag("tie_word_embeddings")
-    absent = {"head"} if tie else set()
+    task = task_of(architecture)
+    absent = {"head"} if tie or task != "generate" else set()
     if not experts.get("d_shared"):
         absent |= {"shared_gate_up", "shared_down"}
     absent |= set() if not all(moe) else DENSE_SLOTS
@@ -244,8 +257,46 @@ def build_config(
         bos_token_id=keys.integer("bos_token_id", 0, 2**31 - 1, none=True),
         slots=_slots(keys, family, absent, tensors if gguf else None),
         gguf=gguf,
+        task=task,
+        n_labels=_labels(keys) if task == "classify" else 0,
         raw=raw,
     )
+
+
+def _labels(keys: Keys) -> int:
+    """Classes of a sequence classifier, as transformers counts them."""
+    tokens = class_tokens(keys.raw)
+    if tokens:
+        return 1 if keys.raw.get("is_original_qwen3_reranker") else len(tokens)
+    names = keys.raw.get("id2label")
+    if names is None:
+        count = keys.raw.get("num_labels", 2)
+    elif isinstance(names, dict):
+        count = len(names)
+    else:
+        raise keys.error("id2label", "must be a dict")
+    return int(keys.check_integer("num_labels", count, 1, MAX_LABELS))
+
+
+def class_tokens(raw: Mapping[str, Any]) -> list[str]:
+    """The tokens whose logits are a classifier's, where it was made to predict tokens (vLLM's
+    classifier_from_token); else none."""
+    tokens = raw.get("classifier_from_token")
+    if tokens is None:
+        return []
+    texts = isinstance(tokens, list) and all(isinstance(token, str) for token in tokens)
+    if not texts or not tokens or (raw.get("is_original_qwen3_reranker") and len(tokens) != 2):
+        raise ConfigError(
+            f"config.json: classifier_from_token must be a list of tokens (two for a reranker's), "
+            f"is {ascii(tokens)[:80]}"
+        )
+    return tokens
+
+
+def head_name(config: ModelConfig, checkpoint: TensorTable) -> str:
+    """The tensor whose rows give tokens their logits, whatever the model is loaded for."""
+    slot = "embed" if config.raw.get("tie_word_embeddings", config.tie_embeddings) else "head"
+    return _name_table(config, checkpoint).names(slot, 0)[0]
 
 
 def _check_override_keys(names: set[str], family: Family) -> None:
@@ -432,6 +483,18 @@ def _names_of(family: Family, gguf: bool, direct: bool) -> Mapping[str, Source]:
     return {**family.tensors, **family.direct} if direct else family.tensors
 
 
+def part_of_model(config: ModelConfig, checkpoint: TensorTable) -> NameTable:
+    """The names of a model of which `checkpoint` holds some tensors, with the family's prefix where
+    that finds more of them."""
+    tables = [_name_table(config, checkpoint), _name_table(config, checkpoint)]
+    tables[1].prefix = ""
+    known = [
+        sum(name in checkpoint for place in walk(config) for name in table.names(*place))
+        for table in tables
+    ]
+    return tables[known[1] > known[0]]
+
+
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
     family = family_of(config)
     return NameTable(
@@ -509,18 +572,32 @@ def tensor_specs(
             shapes, count = [(count, *shape) for shape in shapes], 1
         for expert in range(count if experts is None else min(count, experts)):
             yield from zip(table.names(slot, layer, expert), shapes, strict=True)
+    if config.task == "classify" and not class_tokens(config.raw):
+        yield SCORE, (config.n_labels, config.d_model)
 
 
 def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names in `checkpoint` that no slot uses and no row knows as useless."""
-    table = _name_table(config, checkpoint)
-    used = {name for place in walk(config) for name in table.names(*place)}
-    patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
-    if config.tie_embeddings:
-        patterns.append(r"lm_head\.weight|embed_out\.weight")
-    useless = re.compile("|".join(f"(?:{p})" for p in patterns))
+    used = set(tensor_uses(config, checkpoint))
+    if config.task == "classify":
+        used.add(SCORE)
     used.update(later_tensors(config, checkpoint))
+    useless = useless_tensors(config)
     return [name for name in checkpoint.names() if name not in used and not useless.fullmatch(name)]
+
+
+def tensor_uses(config: ModelConfig, checkpoint: TensorTable) -> Counter[str]:
+    """How many slots (experts counted one by one) are made of each tensor of `checkpoint`."""
+    table = _name_table(config, checkpoint)
+    return Counter(name for place in walk(config) for name in table.names(*place))
+
+
+def useless_tensors(config: ModelConfig) -> re.Pattern[str]:
+    """Names that checkpoints of this model may have and nobody needs."""
+    patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
+    if config.tie_embeddings or config.task != "generate":
+        patterns.append(r"lm_head\.weight|embed_out\.weight")
+    return re.compile("|".join(f"(?:{p})" for p in patterns))
 
 
 def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:

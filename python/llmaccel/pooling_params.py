@@ -1,0 +1,161 @@
+"""PoolingParams and the outputs of pooling, under vLLM's names.
+
+An output's numbers lie in a Tensor; lists of Python floats are made when somebody looks. Invariant:
+parameters are checked when they are made. Made by users and by pooling.py.
+"""
+
+from __future__ import annotations
+
+import numbers
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from llmaccel.errors import RequestError, UnsupportedError, shown
+
+TASKS = ("embed", "classify", "score", "token_embed", "token_classify")
+_SWITCHES = ("normalize", "use_activation", "softmax", "activation")
+# vLLM's fields for what is not here, and what asks for nothing.
+_ABSENT: dict[str, tuple[Any, ...]] = {
+    "step_tag_id": (None,),
+    "returned_token_ids": (None,),
+    "requires_token_ids": (None, False),
+    "skip_reading_prefix_cache": (None, False, True),
+    "extra_kwargs": (None, {}),
+}
+
+
+@dataclass
+class PoolingParams:
+    """How hidden states become an embedding or scores. RequestError names a bad value,
+    UnsupportedError a field of vLLM's that this version has not, TypeError what nobody has.
+
+    truncate_prompt_tokens: keep the last k tokens of the prompt; -1: as many as the model takes.
+    dimensions: of an embedding the first so many, where the model was made for that.
+    normalize: embeddings have length 1. use_activation: scores become probabilities, embeddings
+    have length 1; None: what the model's files say, else True. softmax, activation: older names.
+    task: of encode: "embed", "classify", "score", "token_embed", "token_classify".
+    """
+
+    truncate_prompt_tokens: int | None = None
+    dimensions: int | None = None
+    normalize: bool | None = None
+    use_activation: bool | None = None
+    softmax: bool | None = None
+    activation: bool | None = None
+    task: str | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: list[int] | None = None
+    requires_token_ids: bool = False
+    skip_reading_prefix_cache: bool | None = None
+    extra_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every value."""
+        for name, nothing in _ABSENT.items():
+            if getattr(self, name) not in nothing:
+                raise UnsupportedError(f"{name}: not supported by this version")
+        for name in _SWITCHES:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, (bool, np.bool_)):
+                raise RequestError(f"{name}: expected True or False, got {shown(value)}")
+        keep = self.truncate_prompt_tokens
+        if keep is not None and (not _whole(keep) or keep < -1 or keep == 0):
+            raise RequestError(
+                f"truncate_prompt_tokens: expected -1 or at least 1, got {shown(keep)}"
+            )
+        if self.dimensions is not None and (not _whole(self.dimensions) or self.dimensions < 1):
+            raise RequestError(f"dimensions: expected at least 1, got {shown(self.dimensions)}")
+        if self.task is not None and self.task not in TASKS:
+            raise RequestError(f"task: expected one of {', '.join(TASKS)}, got {shown(self.task)}")
+
+    def activates(self) -> bool | None:
+        """use_activation under any of its names."""
+        for name in ("use_activation", "softmax", "activation"):
+            if getattr(self, name) is not None:
+                return bool(getattr(self, name))
+        return None
+
+    def clone(self) -> PoolingParams:
+        """A checked copy."""
+        return PoolingParams(**{field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+@dataclass(eq=False)
+class PoolingOutput:
+    """data: Tensor float32; which shape it has says the method that made it."""
+
+    data: Any
+
+
+@dataclass(eq=False)
+class EmbeddingOutput(PoolingOutput):
+    """data: Tensor float32 [dimensions]."""
+
+    @cached_property
+    def embedding(self) -> list[float]:
+        """The same as a list."""
+        return self.data.numpy().tolist()
+
+    @property
+    def hidden_size(self) -> int:
+        """How many numbers."""
+        return len(self.data)
+
+
+@dataclass(eq=False)
+class ClassificationOutput(PoolingOutput):
+    """data: Tensor float32 [classes]."""
+
+    @cached_property
+    def probs(self) -> list[float]:
+        """The same as a list: probabilities, or with use_activation=False logits."""
+        return self.data.numpy().tolist()
+
+    @property
+    def num_classes(self) -> int:
+        """How many."""
+        return len(self.data)
+
+
+@dataclass(eq=False)
+class ScoringOutput(PoolingOutput):
+    """data: Tensor float32 without axes."""
+
+    @property
+    def score(self) -> float:
+        """The same as a float."""
+        return float(self.data.numpy())
+
+
+@dataclass(eq=False)
+class PoolingRequestOutput:
+    """What a prompt became. request_id: unique in its LLM. num_cached_tokens: always 0 in this
+    version."""
+
+    request_id: str
+    outputs: Any
+    prompt_token_ids: list[int]
+    num_cached_tokens: int = 0
+    finished: bool = True
+
+
+class EmbeddingRequestOutput(PoolingRequestOutput):
+    """outputs: an EmbeddingOutput."""
+
+
+class ClassificationRequestOutput(PoolingRequestOutput):
+    """outputs: a ClassificationOutput."""
+
+
+class ScoringRequestOutput(PoolingRequestOutput):
+    """outputs: a ScoringOutput; prompt_token_ids: both texts', or the pair's."""

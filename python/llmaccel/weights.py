@@ -1,0 +1,241 @@
+"""Weights of a loaded model: changed in place, put away and brought back.
+
+Owns update_weights, sleep, wake_up and is_sleeping. Invariant: all of them happen while no request
+is under way, or not at all: no request sees two sets of weights, and no page holds keys of weights
+that are gone. A base of LLM (llm.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from llmaccel import _core
+from llmaccel.calls import Calls
+from llmaccel.errors import (
+    ConfigError,
+    LLMAccelError,
+    LoadError,
+    RequestError,
+    UnsupportedError,
+    shown,
+)
+from llmaccel.loading import (
+    arrays_checkpoint,
+    forget_metadata,
+    load_weights,
+    naming_file,
+    prepare,
+    set_slot,
+)
+from llmaccel.memory import check_available
+from llmaccel.models.checkpoint import FLOATS, RawTensor, is_coded, quoted
+from llmaccel.models.mapping import SCORE, class_tokens, part_of_model, useless_tensors
+from llmaccel.models.score import load_score, score_values
+from llmaccel.models.slots import NameTable, fill, places, walk
+
+_Place = tuple[str, int, int]
+
+
+class Weights(Calls):
+    """The methods of LLM that change where its weights are and what they hold."""
+
+    _slots: list[tuple[str, list[tuple[str, int, int]], int]]
+
+    def update_weights(self, weights: Mapping[str, Any]) -> None:
+        """Replace weights in place.
+
+        weights: names as in the checkpoint to NumPy arrays, torch tensors or DLPack exporters on
+        the CPU, row-major, of the same shapes, floats of any width; packed as the model's own were
+        and free to go afterwards. What lies in one matrix comes together: q, k and v of a layer,
+        gate and up. All names, shapes and, where they are to be quantized, values are checked
+        before the first is replaced. LLMAccelError where requests are under way; new ones wait
+        meanwhile. RequestError names a tensor that does not fit, UnsupportedError one that the
+        model keeps as codes of its file.
+        """
+        self._driver.check()
+        if self._options.backend != "cpu":
+            raise UnsupportedError(
+                f"update_weights: not on backend={self._options.backend!r} in this version"
+            )
+        if class_tokens(self._config.raw):
+            raise UnsupportedError("update_weights: not where classifier_from_token makes the head")
+        try:
+            given = arrays_checkpoint(weights, "update_weights")
+        except ConfigError as error:
+            raise RequestError(str(error)) from error
+        table = part_of_model(self._config, given)
+        touched = self._touched(table)
+        self._check_values(table, touched)
+        score = score_values(self._config, given[SCORE]) if self._has_score(given) else None
+        stored = self._stored()
+        with self._driver.exclusive("update_weights") as model:
+            if model is None:
+                raise LLMAccelError("update_weights: this LLM sleeps; wake_up() comes first")
+            for place in touched:
+                set_slot(model, place, self._parts(table, place, stored), False)
+            if score is not None:
+                self._score_head = score
+
+    def _has_score(self, given: Any) -> bool:
+        return self._config.task == "classify" and SCORE in given
+
+    def _touched(self, table: NameTable) -> list[_Place]:
+        """The slots that the given tensors make; RequestError for one that makes none or half."""
+        given = table.checkpoint
+        assert given is not None
+        touched, used = [], {SCORE} if self._config.task == "classify" else set()
+        for place in walk(self._config):
+            names = table.names(*place)
+            there = [name for name in names if name in given]
+            if not there:
+                continue
+            if len(there) < len(names):
+                lacking = next(name for name in names if name not in given)
+                raise RequestError(
+                    f"update_weights: {quoted(lacking)} is missing: it lies in one matrix with "
+                    f"{quoted(there[0])}, give both"
+                )
+            used.update(names)
+            touched.append(place)
+        useless = useless_tensors(self._config)
+        for name in given.names():
+            if name not in used and not useless.fullmatch(name):
+                raise RequestError(f"update_weights: {quoted(name)} is no weight of this model")
+        return touched
+
+    def _check_values(self, table: NameTable, touched: list[_Place]) -> None:
+        """Shapes and types of all, and that what is to be quantized is finite."""
+        recipe, stored = self._forms.weights, self._stored()
+        for place in touched:
+            slot, layer, _ = place
+            codes = [dtype for dtype in stored[slot, layer] if is_coded(dtype)]
+            if codes and recipe["floats"] != "F32":
+                raise UnsupportedError(
+                    f"update_weights: {quoted(table.names(*place)[0])}: the model keeps it as "
+                    f"{codes[0]}, the codes of its file; load it with dtype='float32' to change it"
+                )
+            try:
+                parts = fill(self._config, table, *place)
+            except LoadError as error:
+                raise RequestError(f"update_weights: {error}") from error
+            for part in parts:
+                if part.dtype not in FLOATS:
+                    raise RequestError(
+                        f"update_weights: {quoted(part.name)}: expected floats, got {part.dtype}"
+                    )
+                quantized = recipe.get(slot, recipe["body"]) != "keep" and len(part.shape) > 1
+                if quantized and not np.isfinite(part.float32()).all():
+                    raise RequestError(
+                        f"update_weights: {quoted(part.name)} holds a value that is not finite"
+                    )
+
+    def _stored(self) -> dict[tuple[str, int], list[str]]:
+        """The dtypes of the parts of every slot as the model was loaded."""
+        found: dict[tuple[str, int], list[str]] = {}
+        forms = iter(self._slots)
+        for slot, layer, count in places(self._config):
+            while count > 0:
+                _, parts, some = next(forms)
+                found.setdefault((slot, layer), [dtype for dtype, _, _ in parts])
+                count -= some
+        return found
+
+    def _parts(
+        self, table: NameTable, place: _Place, stored: Mapping[tuple[str, int], list[str]]
+    ) -> list[RawTensor]:
+        """What the core packs: where each tensor keeps its own form, that which it had."""
+        parts = fill(self._config, table, *place)
+        if self._forms.weights["floats"] != "auto":
+            return parts
+        return [
+            _converted(part, dtype)
+            for part, dtype in zip(parts, stored[place[0], place[1]], strict=True)
+        ]
+
+    # ---- sleep ----------------------------------------------------------------------------------
+
+    def sleep(self, level: int = 1) -> None:
+        """Give memory back until wake_up(): level 1 frees cache and workspace, 2 the weights too.
+
+        Level 2 reads them from the model's files when it wakes, so what update_weights changed is
+        lost; UnsupportedError for a model that has no files. LLMAccelError where requests are under
+        way. A sleeping LLM refuses requests; stats() and report() go on.
+        """
+        self._driver.check()
+        if isinstance(level, bool) or level not in (1, 2):
+            raise RequestError(f"level: expected 1 or 2, got {shown(level)}")
+        if level == 2 and self._path is None:
+            raise UnsupportedError(
+                "level: 2 needs files to read the weights from again, and these came from memory; "
+                "level 1 keeps them"
+            )
+        with self._driver.exclusive("sleep"):
+            self._driver.put_away(with_model=level == 2)
+            self._sleeping = True
+            if level == 2:
+                self._weight_bytes = 0
+
+    def wake_up(self, tags: Sequence[str] | None = None) -> None:
+        """Take up work again after sleep(); nothing to do for one that is awake. tags: vLLM's, for
+        parts of it; None or both of them.
+
+        MemoryPlanError where there is no room any more: it goes on sleeping.
+        """
+        self._driver.check()
+        if tags is not None and set(tags) != {"weights", "kv_cache"}:
+            raise UnsupportedError(f"tags={shown(tags)}: this version wakes up as a whole")
+        with self._driver.exclusive("wake_up") as model:
+            if not self._sleeping:
+                return
+            if model is not None:
+                check_available("workspace", self._plan.workspace)
+                self._driver.take_up(_core.Engine(model, self._plan.limits), model)
+            else:
+                self._reload()
+            self._sleeping = False
+
+    def _reload(self) -> None:
+        options = replace(self._options, model=self._path, revision=None)
+        prepared = forget_metadata(prepare(options))
+        model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
+        try:
+            with naming_file(prepared.path):
+                load_weights(model, prepared)
+                score = load_score(prepared.config, prepared.checkpoint, self._tokenizer)
+            engine = _core.Engine(model, prepared.plan.limits)
+        except BaseException:
+            model.close()
+            raise
+        self._config, self._forms, self._plan = prepared.config, prepared.forms, prepared.plan
+        self._slots, self._score_head = prepared.slots, score
+        self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
+        self._driver.take_up(engine, model)
+
+    def is_sleeping(self) -> bool:
+        """Whether sleep() was called, and wake_up() not since."""
+        self._driver.check()
+        return self._sleeping
+
+
+def _converted(part: RawTensor, dtype: str) -> RawTensor:
+    """A float tensor in another float format, rounded to nearest."""
+    if part.dtype == dtype:
+        return part
+    values = part.float32()
+    if dtype == "F32":
+        data = values
+    elif dtype == "F16":
+        with np.errstate(over="ignore"):
+            data = values.astype(np.float16)
+    else:
+        bits = values.view(np.uint32)
+        even = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
+        # a NaN keeps its upper half, made quiet: rounding could carry it into infinity
+        data = np.where(np.isnan(values), bits >> 16 | 0x40, (bits + even) >> 16).astype(np.uint16)
+    return RawTensor(
+        part.name, dtype, part.shape, np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    )
