@@ -179,6 +179,7 @@ static inline size_t la_mla_scratch(int d, int dv)
     /* row n of a unit as fp32 [K] */                                                                             \
     X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                             \
     X(gemm_f32_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_f32_f64, void, (const la_gemm *g))                                                                     \
     X(gemm_f16_f32, void, (const la_gemm *g))                                                                     \
     X(gemm_bf16_bf16, void, (const la_gemm *g))                                                                   \
     X(gemm_i8_bf16, void, (const la_gemm *g))                                                                     \

@@ -107,8 +107,33 @@ def rows() -> None:
     save_file({name: t.contiguous() for name, t in found.items()}, FOLDER / "rows.safetensors")
 
 
+def forwards() -> None:
+    """Logits of models whose rows the library rounds as it runs them, from transformers in float32:
+    tests/goldens/quantized/forwards.safetensors."""
+    import tempfile
+
+    from transformers import AutoModelForCausalLM
+
+    sys.path.insert(0, str(FOLDER.parents[1]))
+    import tiny
+    import tiny_quantized
+
+    found = {}
+    for scheme in tiny_quantized.FORWARDS:
+        with tempfile.TemporaryDirectory() as path:
+            source = tiny.make_checkpoint("llama", Path(path) / "f", **tiny_quantized.FORWARD_SIZES)
+            tiny_quantized.write(source, Path(path) / "q", scheme)
+            model = AutoModelForCausalLM.from_pretrained(
+                Path(path) / "q", dtype=torch.float32, attn_implementation="eager"
+            )
+            with torch.no_grad():
+                found[scheme] = model(torch.from_numpy(tiny_quantized.forward_prompts())).logits
+    save_file({name: t.contiguous() for name, t in found.items()}, FOLDER / "forwards.safetensors")
+
+
 def make_compressed() -> None:
     rows()
+    forwards()
     four = {"num_bits": 4, "strategy": "group", "group_size": 32}
     compressed("ct-w4", "pack-quantized", **four)
     compressed("ct-w4-asym", "pack-quantized", **four, symmetric=False)
