@@ -202,31 +202,30 @@ def test_rows_rounded_as_the_file_says(folder, tmp_path, scheme):
         assert llm.report()["model"]["activation"] == "checkpoint"
 
 
-@pytest.mark.parametrize("scheme", tiny_quantized.FORWARDS)
-def test_forward_passes_are_those_of_the_library(tmp_path, scheme):
-    """As near to the library's own forward pass as the float64 specification is. What is left are
-    values at ties, which the library's fp32 sums send to the other code: nothing ours adds to."""
-    from safetensors.numpy import load_file
-
-    theirs = load_file(GOLDENS / "forwards.safetensors")[scheme]
-    source = tiny.make_checkpoint("llama", tmp_path / "f", **tiny_quantized.FORWARD_SIZES)
-    values = tiny_quantized.write(source, tmp_path / "q", scheme)
+def rounded_logits(source: Path, values: dict, prompts: list, rule: tuple) -> np.ndarray:
+    """[prompts, T, V] of the float64 specification with rows rounded by the rule."""
     config = build_config(json.loads((source / "config.json").read_text()))
     weights = reference.load_weights(config, arrays_checkpoint(values))
-    prompts = tiny_quantized.forward_prompts().tolist()
-    exact = np.array([
-        reference.forward(config, weights, ids, lambda rows: round_rows(rows, *RULES[ROUNDED[scheme]]))
-        for ids in prompts
-    ])  # fmt: skip
+    rounded = (reference.forward(config, weights, ids, lambda r: round_rows(r, *rule))
+               for ids in prompts)  # fmt: skip
+    return np.array(list(rounded))
+
+
+@pytest.mark.parametrize("scheme", tiny_quantized.FORWARDS)
+def test_forward_passes_are_those_of_the_library(tmp_path, scheme):
+    """As many prompts are answered with the library's own logits as the float64 specification
+    answers so. In the others a value of a row lies at a tie, which one of its fp32 sums decides."""
+    from safetensors.numpy import load_file
+
+    found = load_file(GOLDENS / "forwards.safetensors")
+    source = tiny.make_checkpoint("llama", tmp_path / "f", **tiny_quantized.FORWARD_SIZES)
+    tiny_quantized.write(source, tmp_path / "q", scheme)
     with LLM(tmp_path / "q", max_num_seqs=2, activation="checkpoint") as llm:
+        prompts = tiny_quantized.forward_prompts().tolist()
         ours = np.array([np.asarray(llm.logits(ids)) for ids in prompts])
-    off = {name: np.linalg.norm(logits - theirs) / np.linalg.norm(theirs)
-           for name, logits in (("ours", ours), ("exact", exact))}  # fmt: skip
-    moved = {name: (np.abs(logits - theirs).max((1, 2)) > 1e-4).sum()
-             for name, logits in (("ours", ours), ("exact", exact))}  # fmt: skip
-    assert off["ours"] <= 1.2 * off["exact"], (off, moved)
-    assert moved["ours"] <= 1.2 * moved["exact"], (off, moved)
-    assert moved["ours"] < len(prompts)
+    off = np.abs(ours - found[scheme]).max((1, 2))
+    assert (off > 1e-4).sum() <= 1.2 * found[f"{scheme}.moved"][0] < 0.5 * len(prompts)
+    assert np.median(off) < 1e-5
 
 
 def test_static_scales_of_rows(folder, tmp_path):
