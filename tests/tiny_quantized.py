@@ -619,5 +619,5 @@ FORWARD_SIZES = {
 
 
 def forward_prompts() -> np.ndarray:
-    """int64 [64, 4]: short ones, since a value that falls to another code moves all that follows."""
+    """int64 [64, 4]: short, since a value that falls to another code moves all that follows."""
     return np.random.default_rng(11).integers(3, 48, (64, 4))

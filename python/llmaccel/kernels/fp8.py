@@ -29,7 +29,8 @@ def fp8_encode(
     above 0, also as a float32."""
     t = arguments.floats(x, "x")
     codes = arguments.result(out, t.shape, t, dtype="U8")
-    by = np.full(1, arguments.real(scale, "scale"), np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        by = np.full(1, arguments.real(scale, "scale"), np.float32)
     if not 0 < by[0] < np.inf:
         raise ConfigError(f"scale: {shown(scale)} is not above 0 and finite as a float32")
     if t.nbytes:
