@@ -145,8 +145,8 @@ typedef struct la_model_desc {
     int route_groups_used; /* how many groups */
     int route_group_best;  /* how many of a group's largest make it good, 1 or 2 */
     int route_input;       /* 1: the weight multiplies what enters an expert, not what leaves it */
-    int activation; /* la_act_form of products with grouped weights: LA_ACT_F32 asks for fp32 weights */
-    int kv_form;                                    /* la_kv_form of the KV cache */
+    int activation; /* la_act_form of products with grouped weights: floats ask for fp32 weights */
+    int kv_form;    /* la_kv_form of the KV cache */
     const la_layer_desc *layers;                    /* [L] */
     const float *rope_inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope/2] each, or NULL */
     float rope_scale[LA_MAX_ROPE_TABLES];           /* multiplies cos and sin (yarn, longrope) */

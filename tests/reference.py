@@ -151,8 +151,10 @@ def forward(
     weights: Weights,
     ids: Sequence[int],
     rounding: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
+    latents: bool = False,
 ) -> np.ndarray:
-    """Logits [T, V] of every position of `ids`. rounding: of the rows that layers multiply."""
+    """Logits [T, V] of every position of `ids`. rounding: of the rows that layers multiply, and of
+    latents, kv_b's rows, where the file says it of them too."""
     c = config
 
     def get(slot: str, layer: int = 0) -> list[np.ndarray] | None:
@@ -213,6 +215,7 @@ def forward(
             (made_of,) = linear(made_of, "mla_q", layer)
         q = made_of.reshape(len(x), c.n_heads, c.d_head)
         latent = norm(kv[:, : c.kv_rank], one("mla_kv_norm", layer), None, "rms", c.latent_eps)
+        latent = rounding(latent) if latents else latent
         key = kv[:, None, c.kv_rank :]
         table = c.layers[layer].rope
         if table >= 0:

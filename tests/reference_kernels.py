@@ -40,6 +40,7 @@ ORDER8 = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 # slot -> (pack, activation form)
 PRODUCTS = {
     "gemm_f32_f32": (PACK_F32, "f32"),
+    "gemm_f32_f64": (PACK_F32, "f64"),
     "gemm_f16_f32": (PACK_F16, "f32"),
     "gemm_bf16_bf16": (PACK_BF16, "bf16"),
     "gemm_i8_bf16": (PACK_I8, "bf16"),
@@ -354,7 +355,7 @@ def act_i8(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
 
 def act_values(form: str, x: np.ndarray, group: int) -> np.ndarray:
     """The rows [M, K] float64 that a product sees after conversion."""
-    if form == "f32":
+    if form in ("f32", "f64"):
         return x.astype(np.float64)
     if form == "bf16":
         return bf16_value(bf16_round(x)).astype(np.float64)

@@ -99,6 +99,51 @@ def test_what_does_not_divide_is_refused(args, message):
         balance_experts(given.pop("load"), given.pop("slots"), **given)
 
 
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        (LOAD[:1], r"^load: expected \[2, 12\], got \[1, 12\]"),
+        (LOAD[:, :1], r"^load: expected \[2, 12\], got \[2, 1\]"),
+        (-LOAD, "^load: holds a value that is negative"),
+        (LOAD * np.inf, "^load: holds a value"),
+        ("load", "^load: "),
+    ],
+)
+def test_a_plan_takes_loads_of_its_own_experts(load, message):
+    plan = balance_experts(LOAD, 16, devices=8)
+    for method in (plan.imbalance, plan.device_load):
+        with pytest.raises(ConfigError, match=message):
+            method(load)
+
+
+def plan_by_looking_at_all(load, slots, devices):
+    """The published rule without heaps, of one layer whose experts may go anywhere."""
+    experts, copies = list(range(len(load))), np.ones(len(load), int)
+    while len(experts) < slots:
+        experts.append(int(np.argmax(load / copies.astype(np.float32))))
+        copies[experts[-1]] += 1
+    weight = (load / copies.astype(np.float32))[experts]
+    packs, room = [[] for _ in range(devices)], np.zeros(devices, np.float32)
+    for item in np.argsort(-weight, kind="stable"):
+        best = int(np.argmin(np.where([len(p) * devices < slots for p in packs], room, np.inf)))
+        packs[best].append(experts[item])
+        room[best] += weight[item]
+    return [expert for pack in packs for expert in pack]
+
+
+@pytest.mark.parametrize("top", [1, 5, 1000])  # many equal loads, and few
+def test_heaps_choose_as_a_look_at_all_does(top):
+    load = np.random.default_rng(top).integers(0, top + 1, 96).astype(np.float32)
+    plan = balance_experts(load[None], 144, devices=24)
+    assert plan.experts[0].tolist() == plan_by_looking_at_all(load, 144, 24)
+
+
+def test_as_many_slots_as_there_may_be():
+    load = np.random.default_rng(0).zipf(1.3, (1, 20000)) % 1000
+    plan = balance_experts(load, 65536, devices=16384)
+    assert plan.imbalance(load)[0] < 1.2
+
+
 def test_the_core_checks_before_it_allocates():
     core = pytest.importorskip("llmaccel._core")
     load, top = np.ones((2, 4), np.float32), 2**31 - 1

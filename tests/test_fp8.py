@@ -128,6 +128,10 @@ def test_refused():
     for call, match in [
         (lambda: kernels.fp8_encode(x, "e3m4"), "format"),
         (lambda: kernels.fp8_encode(np.ones(3, np.int32)), "x: expected F32"),
+        *(
+            (lambda s=s: kernels.fp8_encode(np.ones(3, np.float32), scale=s), "scale: ")
+            for s in (0, -1.0, 1e-60, 1e60, np.nan)
+        ),
         (lambda: kernels.fp8_decode(x), "codes: expected U8"),
         (lambda: kernels.fp8_quantize(x, "column"), "layout"),
         (lambda: kernels.fp8_quantize(x[0]), r"x: expected \[M, K\]"),

@@ -109,8 +109,8 @@ def compare(act: str, f: ref.Format, shape: tuple[int, int], isas: list[str]) ->
     data = make_weight(f, 8)[: units * len(make_weight(f, 8)) // 8]
     x = make_rows(40, f.K)[:m]
     want, scale = (y[:m, : units * ref.UNIT] for y in product(f, act, 40, 8))
-    # one fp32 chain over K: the error grows with its length
-    limit = 2e-6 + 2e-7 * np.sqrt(f.K) if act == "f32" else 1e-5
+    # one fp32 chain over K: the error grows with its length; of fp64 the last rounding is left
+    limit = {"f32": 2e-6 + 2e-7 * np.sqrt(f.K), "f64": 4e-7}.get(act, 1e-5)
     for isa in isas:
         error = np.abs(gemm(isa, f, data, x, act) - want) / scale
         assert error.max() < limit, (isa, act, f, m, units, error.max())

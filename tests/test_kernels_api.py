@@ -534,7 +534,8 @@ def test_wrong_weights_are_named() -> None:
     wrong(
         "weight: 33 columns are no multiple", kernels.pack, bytes(34), dtype="Q8_0", shape=(1, 33)
     )
-    wrong(r"weight: \[9, 32\] has 1024 bytes, expected 1152", kernels.pack, w, shape=(9, 32))
+    wrong(r"shape: the weight is \[8, 32\], not \(9, 32\)", kernels.pack, w, shape=(9, 32))
+    wrong(r"shape: the weight is \[8, 32\], not \(4, 64\)", kernels.pack, w, shape=(4, 64))
     wrong("dtype: Q9_0", kernels.pack, w, dtype="Q9_0", shape=(8, 32), error=UnsupportedError)
     for shape in ((2**31, 1), (-1, 32), (1.5, 32), (2**31 - 32, 2**31 - 32)):
         wrong(

@@ -428,3 +428,34 @@ def test_a_token_reads_its_own_experts(tmp_path):
 def test_state_space_and_hybrid_models_are_refused_by_name(name):
     with pytest.raises(UnsupportedError, match=f"{name}: layers with a state"):
         build_config({"architectures": [name]})
+
+
+@pytest.mark.torch
+def test_llama4_without_its_eyes(tmp_path, caplog):
+    """The published class sees as well: its text model is loaded, the rest is left and counted."""
+    import torch
+    from transformers import Llama4Config, Llama4ForConditionalGeneration
+
+    text = tiny.config_of("llama4")
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+              "intermediate_size": 32, "vision_output_dim": 32, "projector_input_dim": 32,
+              "projector_output_dim": 32, "patch_size": 14}  # fmt: skip
+    torch.manual_seed(3)
+    config = Llama4Config(text_config=text, vision_config=vision)
+    config._attn_implementation = "eager"
+    model = Llama4ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, weight in model.language_model.named_parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.1)
+            assert name
+        model.save_pretrained(tmp_path)
+        ids = list(range(3, 40))
+        want = model(torch.tensor([ids])).logits[0].numpy()
+    with LLM(str(tmp_path)) as llm:
+        np.testing.assert_allclose(np.asarray(llm.logits(ids)), want, atol=3e-4)
+        report = llm.report()["model"]
+    assert report["architecture"] == "Llama4ForConditionalGeneration"
+    others = [n for n in model.state_dict() if not n.startswith("language_model.")]
+    assert report["vision_tensors"] == len(others) > 5
+    assert "not used" not in caplog.text

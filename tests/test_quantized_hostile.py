@@ -145,6 +145,10 @@ _ORDER = np.arange(128, dtype=np.int32) // 64
 _CODES = np.zeros((128, 128), np.uint8)
 TENSORS = [
     ("gptq-4", {"scales": None}, "down_proj.scales' is missing"),
+    ("gptq-4", {"qweight": None}, "down_proj.qweight' is missing, but .*down_proj.qzeros' is"),
+    ("awq-gemm", {"qweight": None}, "down_proj.qweight' is missing, but .*down_proj.qzeros' is"),
+    ("ct-w4a16", {"weight_packed": None}, "weight_packed' is missing, but .*weight_shape' is"),
+    ("hqq-4", {"W_q": None}, "down_proj.W_q' is missing, but .*down_proj.zero' is"),
     ("gptq-4", {"scales": stored(_SCALES[:, :64])}, r"down_proj.scales: expected \[1, 128\]"),
     ("gptq-4", {"scales": stored(_NAN)}, "down_proj.*not finite"),
     ("gptq-4", {"qzeros": stored(np.zeros((1, 16), np.float16))}, "qzeros: expected I32"),

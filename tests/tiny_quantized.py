@@ -600,3 +600,24 @@ def write_gpt_oss(source: Path, folder: Path) -> dict[str, np.ndarray]:
     (folder / "config.json").write_text(json.dumps({**raw, "quantization_config": config}))
     write_safetensors(folder / "model.safetensors", tensors)
     return values
+
+
+# ---- forward passes of a reference library -------------------------------------------------------
+
+# Schemes of tests/goldens/quantized/forwards.safetensors, and the Llama that it is about: wide, so
+# that sums over k have something to lose.
+FORWARDS = ("ct-fp8-block", "ct-fp8-dynamic", "ct-w8a8")
+FORWARD_SIZES = {
+    "seed": 7,
+    "hidden_size": 512,
+    "intermediate_size": 1024,
+    "head_dim": 64,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 2,
+    "vocab_size": 48,
+}
+
+
+def forward_prompts() -> np.ndarray:
+    """int64 [64, 4]: short, since a value that falls to another code moves all that follows."""
+    return np.random.default_rng(11).integers(3, 48, (64, 4))

@@ -110,11 +110,18 @@ enum { LA_F16_I8 = LA_DTYPE_COUNT, LA_E8M0, LA_NEST = 256 };
 /* How activation rows enter a product. */
 typedef enum la_act_form {
     LA_ACT_F32 = 0, /* fp32 */
+    LA_ACT_F64,     /* fp32, whose products are added up in fp64 */
     LA_ACT_BF16,    /* bf16 round-to-nearest-even */
     LA_ACT_I8,      /* int8 per group with fp32 scale, k-permuted inside each 8 (see kernels.h) */
     LA_ACT_I8X2,    /* two such rows, lanes, that add up: the second has what the first leaves */
     LA_ACT_FORM_COUNT
 } la_act_form;
+
+/* Are rows fp32 numbers? */
+static inline int la_act_is_float(int form)
+{
+    return form == LA_ACT_F32 || form == LA_ACT_F64;
+}
 
 typedef struct la_format {
     uint8_t pack;       /* la_pack */

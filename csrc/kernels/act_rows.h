@@ -32,7 +32,7 @@ static inline int la_act_rows_group(la_act_form form, la_format f)
 /* All but where they lie. */
 static inline la_act_rows la_act_rows_plan(la_act_form form, int K, int group)
 {
-    size_t width = form == LA_ACT_F32 ? 4 : form == LA_ACT_BF16 ? 2 : 1;
+    size_t width = la_act_is_float(form) ? 4 : form == LA_ACT_BF16 ? 2 : 1;
     return (la_act_rows){.form = form,
                          .K = K,
                          .group = group,

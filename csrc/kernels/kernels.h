@@ -179,6 +179,7 @@ static inline size_t la_mla_scratch(int d, int dv)
     /* row n of a unit as fp32 [K] */                                                                             \
     X(unpack_row, void, (const uint8_t *unit, la_format f, int n, int K, float *out))                             \
     X(gemm_f32_f32, void, (const la_gemm *g))                                                                     \
+    X(gemm_f32_f64, void, (const la_gemm *g))                                                                     \
     X(gemm_f16_f32, void, (const la_gemm *g))                                                                     \
     X(gemm_bf16_bf16, void, (const la_gemm *g))                                                                   \
     X(gemm_i8_bf16, void, (const la_gemm *g))                                                                     \
@@ -211,8 +212,7 @@ typedef struct la_probe_ops {
 
 /* Fills the table for `isa`; which[i] (in slot order, may be NULL) is the level each slot came from. */
 void la_kernels_select(la_isa isa, la_kernels *out, la_isa *which);
-/* The slot for a form of page, for a weight's format and a form of rows (lanes are rows to it); NULL where
- * there is no product. */
+/* The slot for a form of page, or for a weight's format and a form of rows; NULL: there is no product. */
 typedef void (*la_store_fn)(const float *k, const float *v, int d, int tok, void *kp, void *vp);
 typedef void (*la_attend_fn)(const la_attend_args *a);
 typedef void (*la_mla_store_fn)(const float *x, const float *k, int r, int p, int tok, void *page);

@@ -39,6 +39,8 @@ typedef struct la_head_matrix {
     la_weight one;     /* of head 0 */
     int n_heads;       /* 0: not set */
     size_t head_bytes; /* from one to the next */
+    la_rounding
+        rounding; /* of the latent that kv_b multiplies, before it is stored; of both halves */
 } la_head_matrix;
 
 /* Attention over latents (MLA): q_a and kv_a, q_b, and the halves of kv_b. */
@@ -284,7 +286,7 @@ typedef struct la_host_api {
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
  * their sizes, which notice most of what is forgotten. */
 enum {
-    LA_BACKEND_ABI = (1 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
+    LA_BACKEND_ABI = (2 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
           sizeof(la_source) + sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) +

@@ -18,7 +18,7 @@ enum {
 static la_act_form form_of(la_isa isa, la_format f, int activation)
 {
     if (f.pack == LA_PACK_F32 || f.pack == LA_PACK_F16) {
-        return LA_ACT_F32;
+        return f.pack == LA_PACK_F32 && activation == LA_ACT_F64 ? LA_ACT_F64 : LA_ACT_F32;
     }
     if (f.pack == LA_PACK_BF16 || f.pack == LA_PACK_F8 || la_pack_table(f.pack) != NULL ||
         (activation == LA_ACT_I8X2 && isa < LA_ISA_VNNI)) {
@@ -69,7 +69,7 @@ static void convert_rows(la_ctx *c, const la_act_rows *v, la_rows in, la_norm no
         const float *x = in.p + (int64_t)r * in.ld;
         float *place = (float *)(void *)la_act_rows_at(v, r);
         if (norm.w != NULL) {
-            float *y = v->form == LA_ACT_F32 && v->order == NULL ? place : own.row;
+            float *y = la_act_is_float(v->form) && v->order == NULL ? place : own.row;
             la_cpu_norm(c, norm, x, y, v->K);
             x = y;
         }
@@ -99,7 +99,7 @@ static void prepare(la_ctx *c, const la_matrix *m, la_rows in, la_norm norm, la_
             v[p] = v[p - 1];
             continue;
         }
-        if (v[p].form == LA_ACT_F32 && norm.w == NULL && v[p].order == NULL &&
+        if (la_act_is_float(v[p].form) && norm.w == NULL && v[p].order == NULL &&
             v[p].rounding.kind == LA_ROUND_NONE) { /* already what the kernel reads */
             v[p].a = (uint8_t *)in.p;
             v[p].pitch = (size_t)in.ld * sizeof(float);

@@ -19,6 +19,9 @@ static void store_token(la_ctx *c, int layer, int token, float *row, float *u)
         k->rms_norm(row, w->q_norm, d->latent_eps, u, d->q_rank);
     }
     k->rms_norm(latent, w->kv_norm, d->latent_eps, latent, d->kv_rank);
+    if (w->uk.rounding.kind != LA_ROUND_NONE) {
+        la_cpu_round_row(k, w->uk.rounding, latent, d->kv_rank, latent);
+    }
     la_cpu_rotate(c, layer, token, latent + d->kv_rank);
     uint8_t *page = la_cpu_kv_block(c, layer, 0, c->w->page[token]);
     la_kernels_mla_store(k, (la_kv_form)d->kv_form)(latent, latent + d->kv_rank, d->kv_rank,
@@ -47,9 +50,11 @@ typedef struct heads_product {
 } heads_product;
 
 /* Rows of a head's matrix, which is floats. */
-static la_act_rows rows_plan(const la_head_matrix *m)
+static la_act_rows rows_plan(const la_ctx *c, const la_head_matrix *m)
 {
-    return la_act_rows_plan(m->one.f.pack == LA_PACK_BF16 ? LA_ACT_BF16 : LA_ACT_F32, m->one.K, 0);
+    int wide = m->one.f.pack == LA_PACK_F32 && c->m->desc.activation == LA_ACT_F64;
+    la_act_form form = wide ? LA_ACT_F64 : LA_ACT_F32;
+    return la_act_rows_plan(m->one.f.pack == LA_PACK_BF16 ? LA_ACT_BF16 : form, m->one.K, 0);
 }
 
 /* Tokens t0 .. t0+n-1 of head h: its columns of `out` = its columns of `in` times its matrix. */
@@ -59,7 +64,7 @@ static void head_product(la_ctx *c, const heads_product *x, int h, int t0, int n
     const la_weight *w = &x->m->one;
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    la_act_rows v = rows_plan(x->m);
+    la_act_rows v = rows_plan(c, x->m);
     v.a = own.few;
     for (int i = 0; i < n; i++) {
         la_act_rows_convert(k, &v, i, x->in.p + (int64_t)(t0 + i) * x->in.ld + h * x->in_step);
@@ -82,7 +87,7 @@ static void head_product(la_ctx *c, const heads_product *x, int h, int t0, int n
 /* Blocks that T rows of K values are cut into, so that a thread can hold one converted. */
 static int blocks_of(const la_ctx *c, const la_head_matrix *m, int T)
 {
-    int most = (int)(la_cpu_few_bytes(&c->m->desc, c->w->max_tokens) / rows_plan(m).pitch);
+    int most = (int)(la_cpu_few_bytes(&c->m->desc, c->w->max_tokens) / rows_plan(c, m).pitch);
     most = most < LA_CPU_TILE_ROWS ? most : LA_CPU_TILE_ROWS;
     return la_ceil_div(T, most);
 }

@@ -158,7 +158,7 @@ static void enter_tokens(la_ctx *c, const product *x, la_rows in, int first, int
 
 static int is_plain(const la_act_rows *v)
 {
-    return v->form == LA_ACT_F32 && v->order == NULL && v->rounding.kind == LA_ROUND_NONE;
+    return la_act_is_float(v->form) && v->order == NULL && v->rounding.kind == LA_ROUND_NONE;
 }
 
 /* Are rows of one kind already what every product of them reads? */

@@ -21,7 +21,28 @@ typedef struct room {
     int32_t *at;    /* [E] */
     int32_t *of;    /* [slots] place of each copy of a node */
     int32_t *count; /* [E] copies of each place */
+    int32_t *heap;  /* [slots] */
 } room;
+
+/* Smaller key first, equal keys by index. */
+static int comes_first(const float *key, int a, int b)
+{
+    return key[a] < key[b] || (key[a] == key[b] && a < b);
+}
+
+/* Restores a heap of n, of which place i alone may come too early. */
+static void sift(const float *key, int32_t *heap, int n, int i)
+{
+    int item = heap[i];
+    for (int child; (child = 2 * i + 1) < n; i = child) {
+        child += child + 1 < n && comes_first(key, heap[child + 1], heap[child]);
+        if (comes_first(key, item, heap[child])) {
+            break;
+        }
+        heap[i] = heap[child];
+    }
+    heap[i] = item;
+}
 
 /* Heaviest first, equal weights by index: merges runs from order into pack and back. */
 static void sort_weights(const room *r, int n)
@@ -62,17 +83,17 @@ static void pack_items(const room *r, int n, int n_packs)
     for (int p = 0; p < n_packs; p++) {
         r->sum[p] = 0.0f;
         r->items[p] = 0;
+        r->heap[p] = p;
     }
-    for (int i = 0; i < n; i++) {
-        int item = r->order[i], best = -1;
-        for (int p = 0; p < n_packs; p++) {
-            if (r->items[p] < most && (best < 0 || r->sum[p] < r->sum[best])) {
-                best = p;
-            }
-        }
+    for (int i = 0, open = n_packs; i < n; i++) {
+        int item = r->order[i], best = r->heap[0];
         r->pack[item] = best;
         r->rank[item] = r->items[best]++;
         r->sum[best] += r->weight[item];
+        if (r->items[best] == most) {
+            r->heap[0] = r->heap[--open];
+        }
+        sift(r->sum, r->heap, open, 0);
     }
 }
 
@@ -98,20 +119,21 @@ static void place_groups(const la_balance *b, const float *load, const room *r)
 /* Copies of a node's experts, places first .. first + n - 1, until `slots` are taken. */
 static void copy_experts(const float *load, const room *r, int first, int n, int slots)
 {
-    for (int i = 0; i < slots; i++) {
-        int next = i;
-        if (i >= n) {
-            next = 0;
-            for (int e = 1; e < n; e++) {
-                float most = load[r->at[first + next]] / (float)r->count[first + next];
-                next = load[r->at[first + e]] / (float)r->count[first + e] > most ? e : next;
-            }
-            r->count[first + next]++;
-        }
-        else {
-            r->count[first + i] = 1;
-        }
-        r->of[i] = first + next;
+    float *key = r->weight; /* [n] load of a copy, negative: the largest comes first */
+    for (int i = 0; i < n; i++) {
+        r->count[first + i] = 1;
+        r->of[i] = first + i;
+        r->heap[i] = i;
+        key[i] = -load[r->at[first + i]];
+    }
+    for (int i = n / 2 - 1; i >= 0; i--) {
+        sift(key, r->heap, n, i);
+    }
+    for (int i = n; i < slots; i++) {
+        int next = r->heap[0], place = first + next;
+        r->of[i] = place;
+        key[next] = -load[r->at[place]] / (float)++r->count[place];
+        sift(key, r->heap, n, 0);
     }
 }
 
@@ -195,14 +217,14 @@ la_status la_balance_experts(const la_balance *balance, const float *load, int32
         b.n_groups = b.n_nodes = 1;
     }
     size_t n = (size_t)b.n_slots;
-    base = la_alloc(n, 9 * sizeof(int32_t));
+    base = la_alloc(n, 10 * sizeof(int32_t));
     if (base == NULL) {
         st = la_fail(LA_ERR_MEMORY, "balance: no memory for %d slots", b.n_slots);
         goto done;
     }
     float *f = base;
     int32_t *i = (int32_t *)(void *)(f + 2 * n);
-    room r = {f, i, i + n, i + 2 * n, f + n, i + 3 * n, i + 4 * n, i + 5 * n, i + 6 * n};
+    room r = {f, i, i + n, i + 2 * n, f + n, i + 3 * n, i + 4 * n, i + 5 * n, i + 6 * n, i + 7 * n};
     for (int64_t l = 0; l < b.n_layers; l++) {
         balance_layer(&b, load + l * b.n_experts, &r, slots + l * b.n_slots,
                       copies + l * b.n_experts);

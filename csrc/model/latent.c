@@ -72,12 +72,12 @@ la_status la_latent_plan(const la_model_desc *d, la_recipe recipe, const la_sour
     la_source one = rows_of(part, d->n_heads, 0);
     la_dtype form = recipe.floats != LA_DTYPE_COUNT ? recipe.floats : part->dtype;
     if (form != LA_F16 && form != LA_BF16) { /* blocks of codes and fp32 */
-        form = d->activation == LA_ACT_F32 ? LA_F32 : LA_BF16;
+        form = la_act_is_float(d->activation) ? LA_F32 : LA_BF16;
     }
     if (form != LA_F32) {
         f.pack = form == LA_F16 ? LA_PACK_F16 : LA_PACK_BF16;
     }
-    *out = (la_head_matrix){.n_heads = d->n_heads};
+    *out = (la_head_matrix){.n_heads = d->n_heads, .rounding = part->rounding};
     la_status st = la_pack_plan(f, &one, 1, 0, &out->one);
     out->head_bytes = (size_t)out->one.n_units * out->one.unit_bytes;
     return st;

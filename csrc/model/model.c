@@ -20,7 +20,7 @@ static la_status check_recipe(const la_model_desc *d, la_recipe r)
         return la_fail(LA_ERR_ARGUMENT, "floats: %d is no float type", (int)r.floats);
     }
     int quantized = r.body != LA_QUANT_KEEP || r.head != LA_QUANT_KEEP;
-    if (quantized && d->activation == LA_ACT_F32) {
+    if (quantized && la_act_is_float(d->activation)) {
         return la_fail(LA_ERR_ARGUMENT,
                        "activation: products of quantized weights take bf16 or i8");
     }
@@ -130,7 +130,7 @@ static la_status matrix_plan(const la_model_desc *d, la_recipe recipe, la_slot s
     if (slot == LA_ROUTER) { /* a bit decides which expert is read */
         recipe.floats = LA_F32;
     }
-    la_dtype keep = d->activation == LA_ACT_F32 ? LA_F32 : recipe.floats;
+    la_dtype keep = la_act_is_float(d->activation) ? LA_F32 : recipe.floats;
     la_quant quant = quant_of(recipe, slot);
     int wide = d->activation == LA_ACT_I8 && (recipe.wide >> slot & 1u) != 0;
     *out = (la_matrix){.paired = paired, .K = parts[0].cols};
@@ -498,6 +498,10 @@ static la_status need_attention(const la_model *m, int l)
     LA_TRY(need(of->kv_norm != NULL, LA_MLA_KV_NORM, l));
     LA_TRY(need(of->uk.n_heads != 0, LA_MLA_UK, l));
     LA_TRY(need(of->uv.n_heads != 0, LA_MLA_UV, l));
+    if (memcmp(&of->uk.rounding, &of->uv.rounding, sizeof of->uk.rounding) != 0) {
+        return la_fail(LA_ERR_SHAPE, "%s (layer %d): its rows are rounded in other ways than %s's",
+                       la_slot_name(LA_MLA_UK), l, la_slot_name(LA_MLA_UV));
+    }
     if (m->desc.q_rank != 0) {
         LA_TRY(need(of->q_norm != NULL, LA_MLA_Q_NORM, l));
         LA_TRY(need(of->q.n_parts != 0, LA_MLA_Q, l));

@@ -60,7 +60,7 @@ static la_status check_rounding(la_slot slot, const la_source *part, int activat
                        "%s: rows are rounded about an offset with a fixed scale of %g", name,
                        (double)r.scale);
     }
-    if (activation != LA_ACT_F32) {
+    if (!la_act_is_float(activation)) {
         return la_fail(LA_ERR_SHAPE, "%s: rows are rounded before products that are not of fp32",
                        name);
     }
@@ -70,12 +70,10 @@ static la_status check_rounding(la_slot slot, const la_source *part, int activat
 la_status la_part_check_rows(la_slot slot, const la_source *part, int activation)
 {
     la_status st = LA_OK;
-    int special = la_part_is_ordered(part) || part->rounding.kind != LA_ROUND_NONE;
-    if (special && la_slot_is_per_head(slot)) {
-        return la_fail(
-            LA_ERR_UNSUPPORTED,
-            "%s: matrices of heads whose columns are in activation order or whose rows are rounded",
-            la_slot_name(slot));
+    if (la_part_is_ordered(part) && la_slot_is_per_head(slot)) {
+        return la_fail(LA_ERR_UNSUPPORTED,
+                       "%s: matrices of heads whose columns are in activation order",
+                       la_slot_name(slot));
     }
     if (la_part_is_ordered(part)) {
         LA_TRY(check_order(slot, part));

@@ -25,7 +25,7 @@ static const char *const ROUTE_NAMES[] = {
 static const char *const ATTN_NAMES[] = {
     [LA_ATTN_HEADS] = "heads", [LA_ATTN_LATENT] = "latent", NULL};
 static const char *const ACTIVATION_NAMES[] = {
-    [LA_ACT_F32] = "f32", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
+    [LA_ACT_F32] = "f32", [LA_ACT_F64] = "f64", [LA_ACT_BF16] = "bf16", [LA_ACT_I8] = "i8", NULL};
 static const char *const KV_NAMES[] = {[LA_KV_F32] = "f32",
                                        [LA_KV_BF16] = "bf16",
                                        [LA_KV_I8] = "i8",

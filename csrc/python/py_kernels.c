@@ -356,13 +356,13 @@ static void rows_fill(activations *r, const la_kernels *t, const float *x)
 
 int py_kernels_form(const char *name)
 {
-    static const char *const forms[LA_ACT_FORM_COUNT] = {"f32", "bf16", "i8", "i8x2"};
+    static const char *const forms[LA_ACT_FORM_COUNT] = {"f32", "f64", "bf16", "i8", "i8x2"};
     for (int i = 0; i < LA_ACT_FORM_COUNT; i++) {
         if (strcmp(name, forms[i]) == 0) {
             return i;
         }
     }
-    PyErr_Format(PyExc_ValueError, "act: %s is none of f32, bf16, i8, i8x2", name);
+    PyErr_Format(PyExc_ValueError, "act: %s is none of f32, f64, bf16, i8, i8x2", name);
     return -1;
 }
 
@@ -602,7 +602,8 @@ static PyMethodDef methods[] = {
      "act_rows(isa, act, x, K, group) -> (bytes [M][lanes][pitch], pitch, meta bytes)."},
     {"gemm", gemm, METH_VARARGS,
      "gemm(isa, packed, format, x, act, granule=8, fold=0) -> float32 bytes [M, 32 * units]\n\n"
-     "x: float32 [M, K]; act: f32, bf16, i8 or i8x2; granule: units per call of the slot; fold: k\n"
+     "x: float32 [M, K]; act: f32, f64, bf16, i8 or i8x2; granule: units per call of the slot; "
+     "fold: k\n"
      "of an activation group of int8 rows, 0: the weights' group."},
     {"gemm_time", gemm_time, METH_VARARGS,
      "gemm_time(isa, packed, format, x, act, (units, first, last, tid, nth)) -> (begin, end)\n\n"

@@ -50,7 +50,7 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 /* The weight of a Packed, which lives as long as the object; NULL with an exception set. */
 const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name);
 
-/* f32, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
+/* f32, f64, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);
 
 /* Checks a thread count and replaces 0 by what this process may use; -1 with an exception set. */

@@ -201,7 +201,7 @@ static int linear_plan(linear_job *job, int threads, size_t *row_bytes)
     la_act_rows *rows = &job->rows;
     job->tiles = la_map((size_t)threads * PY_TILE_FLOATS * sizeof(float));
     *row_bytes = 0;
-    int right = rows->form == LA_ACT_F32 && rows->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
+    int right = la_act_is_float(rows->form) && rows->K % 16 == 0 && (uintptr_t)job->x % LINE == 0;
     if (right) {
         rows->a = (uint8_t *)(uintptr_t)job->x;
         return job->tiles != NULL;
@@ -386,7 +386,7 @@ static PyObject *packed_get_nbytes(PyObject *object, void *closure)
 static PyMethodDef packed_methods[] = {
     {"linear", packed_linear, METH_VARARGS,
      "linear(isa, activation, x, y, bias, threads): y [M, N] = x [M, K] W^T + bias\n\n"
-     "activation: f32, bf16, i8 or i8x2; bias: float32 [N] or None; threads: 0 takes all "
+     "activation: f32, f64, bf16, i8 or i8x2; bias: float32 [N] or None; threads: 0 takes all "
      "processors."},
     {"unpack", packed_unpack, METH_VARARGS,
      "unpack(isa, ids, out): out [len(ids), K] = those rows as float32."},

@@ -31,14 +31,17 @@ class ExpertPlan:
     devices: int
 
     def device_load(self, load: Any) -> np.ndarray:
-        """float64 [n_layers, devices]: what each gets where copies share their expert's load."""
-        share = np.asarray(load, np.float64) / self.copies
+        """float64 [n_layers, devices]: what each gets where copies share their expert's load.
+
+        load: [n_layers, n_experts] as the plan has, finite and not negative; else ConfigError.
+        """
+        share = _loads(load, np.float64, self.copies.shape) / self.copies
         of_slots = np.take_along_axis(share, self.experts, 1)
         return of_slots.reshape(len(share), self.devices, -1).sum(-1)
 
     def imbalance(self, load: Any) -> np.ndarray:
         """float64 [n_layers]: the busiest device's load over the mean; 1 for a layer without load,
-        such as a dense one.
+        such as a dense one. load: as `device_load` takes it.
         """
         loads = self.device_load(load)
         mean = loads.mean(-1)
@@ -55,12 +58,7 @@ def balance_experts(
     slots is a multiple of devices and at least n_experts, devices one of nodes. ConfigError names
     what does not fit.
     """
-    try:
-        loads = np.ascontiguousarray(load, np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(f"load: {error}") from error
-    if loads.ndim != 2 or 0 in loads.shape:
-        raise ConfigError(f"load: expected [n_layers, n_experts], got {list(loads.shape)}")
+    loads = _loads(load, np.float32)
     given = {"slots": slots, "groups": groups, "nodes": nodes, "devices": devices}
     sizes = [integer(n, name, 1, MOST_SLOTS) for name, n in given.items()]
     experts, copies = _core.balance_experts(loads, *loads.shape, *sizes)
@@ -69,3 +67,18 @@ def balance_experts(
         np.frombuffer(copies, np.int32).reshape(loads.shape),
         sizes[3],
     )
+
+
+def _loads(load: Any, dtype: type, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """load [n_layers, n_experts] as an array. shape: that it must have; its values are then checked
+    here, else by the core."""
+    try:
+        loads = np.ascontiguousarray(load, dtype)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(f"load: {error}") from error
+    if loads.ndim != 2 or 0 in loads.shape or shape not in (None, loads.shape):
+        wanted = "[n_layers, n_experts]" if shape is None else list(shape)
+        raise ConfigError(f"load: expected {wanted}, got {list(loads.shape)}")
+    if shape is not None and not (np.isfinite(loads) & (loads >= 0)).all():
+        raise ConfigError("load: holds a value that is negative or not finite")
+    return loads

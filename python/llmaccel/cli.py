@@ -373,15 +373,19 @@ def _drop_oldest_turn(messages: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from llmaccel.loading import prepare
-    from llmaccel.options import ACTIVATION_NAMES, KV_NAMES, LoadOptions
+    from llmaccel.loading import prepare, without_weights
+    from llmaccel.options import KV_NAMES, LoadOptions
 
-    prepared = prepare(LoadOptions(args.model, **_given(args, _MODEL_OPTIONS)))
+    options = LoadOptions(args.model, **_given(args, _MODEL_OPTIONS))
+    if without_weights(options):
+        options = replace(options, load_format="dummy")
+        print("no files of weights: planned from config.json alone")
+    prepared = prepare(options)
     config, forms = prepared.config, prepared.forms
     print(
         f"{prepared.path}: {config.architecture}, {config.n_layers} layers, "
         f"weights {forms.dtype}, head {forms.head}, "
-        f"activations {ACTIVATION_NAMES[config.activation]}, "
+        f"activations {forms.rows(config.activation, options.backend)}, "
         f"KV cache {KV_NAMES[config.kv_form]}"
     )
     print(prepared.plan)

@@ -109,7 +109,7 @@ class ModelConfig:
     d_nope: int = 0
     d_v: int = 0
     latent_eps: float = 0.0
-    activation: str = "f32"  # la_act_form: "f32", "bf16", "i8"; the loader replaces it
+    activation: str = "f32"  # la_act_form: "f32", "f64", "bf16", "i8"; the loader replaces it
     kv_form: str = "f32"  # of the KV cache: "f32", "bf16", "i8", "f8"; the loader replaces it
     task: str = "generate"  # what it is for: "generate", "classify", "embed"
     n_labels: int = 0  # of "classify"

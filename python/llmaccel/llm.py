@@ -66,7 +66,8 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         keeps what the file has ("gguf" says so).
     activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
         "bfloat16", "float32". Where int8 would cost too much they are finer; report() says where.
-        "checkpoint" computes in float32 and rounds rows as a quantized file says others do.
+        "checkpoint" rounds rows as a quantized file says others do and computes in float32, sums of
+        products in float64: for comparison with others, not for speed.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
@@ -77,7 +78,8 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
         start. isa: the highest instruction set to use; None: LLMACCEL_ISA, else the best there is.
     seed: of requests that have none; None: a fresh one. load_format: "auto", "safetensors", "gguf",
-        "dummy" (seeded random weights, needs config.json alone).
+        "dummy" (seeded random weights, needs config.json alone; of a quantized model it has none,
+        and `llmaccel plan` alone takes it).
     generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm"
         none; or a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to
         replace.

@@ -46,12 +46,15 @@ from llmaccel.models.mapping import (
     build_config,
     iter_slots,
     later_tensors,
+    layer_matrices,
     slot_forms,
     tensor_specs,
     tensor_uses,
+    tower_tensors,
 )
 from llmaccel.models.module import ModuleTensors, raw_tensor
 from llmaccel.models.quantized import (
+    ForetoldTensors,
     open_blocks,
     open_quantized,
     quantization_beside,
@@ -77,7 +80,8 @@ class Forms:
     of the head, as reports name them. wide: slots whose activations are finer than int8 where the
     others have that.
     no_effect: options that change nothing with this file. rounded: rows as the file says.
-    later: tensors of layers that predict further tokens (MTP), which are left in the file.
+    later: tensors of layers that predict further tokens (MTP), towers: of what sees beside the text
+    model; both are left in the file.
     """
 
     weights: Mapping[str, Any]
@@ -88,6 +92,7 @@ class Forms:
     no_effect: tuple[str, ...] = ()
     rounded: bool = False
     later: int = 0
+    towers: int = 0
 
     def rows(self, activation: str, backend: str) -> str:
         """What rows are as products take them, by the config's `activation`."""
@@ -153,7 +158,7 @@ def prepare(
             find_family(apply_overrides(flatten(raw), options.hf_overrides))
         checkpoint = open_safetensors(path)
     with naming_file(path):
-        if stored is not None:
+        if stored is not None and checkpoint is not None:
             checkpoint = open_quantized(stored, checkpoint)
         config = build_config(
             raw,
@@ -162,9 +167,9 @@ def prepare(
             gguf=metadata is not None,
             tensors=checkpoint,
         )
-    if checkpoint is None:
-        checkpoint = DummyTensors(config, options)
     with naming_file(path):
+        if checkpoint is None:
+            checkpoint = _dummies(config, options, stored)
         slots = list(slot_forms(config, checkpoint))
     config, forms = choose_forms(config, slots, options)
     if forms.rounded and not getattr(checkpoint, "rounds_rows", False):
@@ -172,7 +177,8 @@ def prepare(
             "activation='checkpoint': the model does not say how activations are rounded, or in "
             "a way that is not known here"
         )
-    forms = replace(forms, later=len(later_tensors(config, checkpoint)))
+    later, towers = later_tensors(config, checkpoint), tower_tensors(config, checkpoint)
+    forms = replace(forms, later=len(later), towers=len(towers))
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint.draw = True
@@ -223,6 +229,14 @@ def find_model(options: LoadOptions) -> Path:
     return path
 
 
+def without_weights(options: LoadOptions) -> bool:
+    """Whether the model is a local folder that has a config.json and no files of weights."""
+    folder = Path(options.model).expanduser()
+    if options.load_format != "auto" or not is_there(folder / "config.json"):
+        return False
+    return not any(any(folder.glob(f"*.{kind}*")) for kind in ("safetensors", "gguf", "bin"))
+
+
 def _gguf_in(folder: Path, wanted: bool) -> Path:
     """The GGUF file of a folder that has no config.json, or the folder itself."""
     if (folder / "config.json").is_file() and not wanted:
@@ -260,8 +274,6 @@ def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOp
     if "quantization_config" in (options.hf_overrides or {}):
         rest = {k: v for k, v in options.hf_overrides.items() if k != "quantization_config"}
         options = replace(options, hf_overrides=rest)
-    if stored is not None and options.load_format == "dummy":
-        raise UnsupportedError("load_format='dummy': quantization_config needs the model's tensors")
     if named is None:
         return options
     if gguf:
@@ -393,7 +405,7 @@ def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, 
             f"activation={options.activation!r}: dtype={options.dtype!r} has other activations"
         )
     if options.activation == "checkpoint":
-        return "f32"
+        return "f64"
     if options.activation != "auto":
         return ACTIVATION_FORMS[options.activation]
     if quantized:
@@ -437,8 +449,8 @@ class DummyTensors:
         named = options.dtype
         if named == "auto":
             named = config.raw.get("dtype", config.raw.get("torch_dtype", "bfloat16"))
-        self._dtype = WEIGHT_FORMS.get(number_format(named), "auto")
-        if self._dtype == "auto":
+        self.dtype = WEIGHT_FORMS.get(number_format(named), "auto")
+        if self.dtype == "auto":
             raise ConfigError(f"config.json: dtype {shown(named)} is unknown")
 
     @cached_property
@@ -452,22 +464,30 @@ class DummyTensors:
         return name in self._first or name in self._shapes
 
     def dtypes_of(self, names: list[str]) -> list[str]:
-        return [self._dtype] * len(names)
+        return [self.dtype] * len(names)
 
     def __getitem__(self, name: str) -> RawTensor:
         shape = self._shapes[name]
-        n_bytes = tensor_bytes(self._dtype, shape)
+        n_bytes = tensor_bytes(self.dtype, shape)
         if not self.draw:
-            return RawTensor(name, self._dtype, shape, self._blank[:n_bytes])
+            return RawTensor(name, self.dtype, shape, self._blank[:n_bytes])
         rng = np.random.Generator(np.random.SFC64([self._seed, zlib.crc32(name.encode())]))
-        count = n_bytes // (4 if self._dtype == "F32" else 2)
+        count = n_bytes // (4 if self.dtype == "F32" else 2)
         if len(shape) == 1 and name.endswith("weight"):
             bits = np.full(count, 0x3F80, np.uint16)  # a norm: 1.0
         else:
             # Random sign and mantissa, fixed exponent: 0.0156 <= |w| < 0.0313, as trained weights.
             bits = np.frombuffer(rng.bytes(2 * count), np.uint16) & np.uint16(0x807F)
             bits |= np.uint16((127 - 6) << 7)
-        return RawTensor(name, self._dtype, shape, _from_bf16(bits, self._dtype).view(np.uint8))
+        return RawTensor(name, self.dtype, shape, _from_bf16(bits, self.dtype).view(np.uint8))
+
+
+def _dummies(config: ModelConfig, options: LoadOptions, stored: Any) -> Any:
+    """Random weights; for a quantized model headers, which a plan is made of."""
+    if stored is None:
+        return DummyTensors(config, options)
+    plain = DummyTensors(config, replace(options, dtype="auto"))
+    return ForetoldTensors(stored, plain, plain.dtype, layer_matrices(config))
 
 
 def _from_bf16(bits: np.ndarray, dtype: str) -> np.ndarray:

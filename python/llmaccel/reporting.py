@@ -62,6 +62,7 @@ class Reporting(Calls):
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
                 "mtp_tensors": self._forms.later,
+                "vision_tensors": self._forms.towers,
             },
             "backend": self._backend.info,
             "memory": {

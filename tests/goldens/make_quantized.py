@@ -107,8 +107,39 @@ def rows() -> None:
     save_file({name: t.contiguous() for name, t in found.items()}, FOLDER / "rows.safetensors")
 
 
+def forwards() -> None:
+    """Logits of models whose rows the library rounds as it runs them, from transformers in float32:
+    tests/goldens/quantized/forwards.safetensors. Beside them how many prompts the float64
+    specification sends elsewhere by more than 1e-4, "<scheme>.moved" [1]."""
+    import tempfile
+
+    from transformers import AutoModelForCausalLM
+
+    sys.path.insert(0, str(FOLDER.parents[1]))
+    import test_quantized
+    import tiny
+    import tiny_quantized
+
+    found, prompts = {}, tiny_quantized.forward_prompts()
+    for scheme in tiny_quantized.FORWARDS:
+        with tempfile.TemporaryDirectory() as path:
+            source = tiny.make_checkpoint("llama", Path(path) / "f", **tiny_quantized.FORWARD_SIZES)
+            values = tiny_quantized.write(source, Path(path) / "q", scheme)
+            model = AutoModelForCausalLM.from_pretrained(
+                Path(path) / "q", dtype=torch.float32, attn_implementation="eager"
+            )
+            with torch.no_grad():
+                theirs = model(torch.from_numpy(prompts)).logits
+            rule = test_quantized.RULES[test_quantized.ROUNDED[scheme]]
+            exact = test_quantized.rounded_logits(source, values, prompts.tolist(), rule)
+        moved = (torch.from_numpy(exact) - theirs).abs().amax((1, 2)) > 1e-4
+        found |= {scheme: theirs.contiguous(), f"{scheme}.moved": moved.sum().reshape(1)}
+    save_file(found, FOLDER / "forwards.safetensors")
+
+
 def make_compressed() -> None:
     rows()
+    forwards()
     four = {"num_bits": 4, "strategy": "group", "group_size": 32}
     compressed("ct-w4", "pack-quantized", **four)
     compressed("ct-w4-asym", "pack-quantized", **four, symmetric=False)

@@ -9,6 +9,7 @@
 #include "fp8.h"
 #include "gemm.h"
 #include "gemm_q.h"
+#include "gemm_wide.h"
 #include "probe.h"
 #include "rows.h"
 #include "sample.h"
@@ -21,6 +22,7 @@ void la_kernels_fill_avx2(la_kernels *t)
     t->fp8_encode = fp8_encode;
     t->fp8_decode = fp8_decode;
     fill_gemm(t);
+    t->gemm_f32_f64 = gemm_f32_f64;
     fill_gemm_q(t);
     fill_probe(t);
     fill_rows(t);

@@ -7,6 +7,7 @@
 #include "attention_mla_fma.h"
 #include "fp8.h"
 #include "gemm_scalar.h"
+#include "gemm_wide.h"
 #include "rows.h"
 #include "sample.h"
 
@@ -18,6 +19,7 @@ void la_kernels_fill_scalar(la_kernels *t)
     t->fp8_encode = fp8_encode;
     t->fp8_decode = fp8_decode;
     fill_gemm(t);
+    t->gemm_f32_f64 = gemm_f32_f64;
     fill_rows(t);
     fill_attention(t);
     fill_mla(t);

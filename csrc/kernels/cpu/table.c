@@ -104,7 +104,7 @@ la_attend_fn la_kernels_mla_attend(const la_kernels *t, la_kv_form form)
 la_gemm_fn la_kernels_gemm(const la_kernels *t, la_format f, la_act_form form)
 {
     const la_gemm_fn slots[LA_PACK_COUNT][LA_ACT_FORM_COUNT] = {
-        [LA_PACK_F32] = {[LA_ACT_F32] = t->gemm_f32_f32},
+        [LA_PACK_F32] = {[LA_ACT_F32] = t->gemm_f32_f32, [LA_ACT_F64] = t->gemm_f32_f64},
         [LA_PACK_F16] = {[LA_ACT_F32] = t->gemm_f16_f32},
         [LA_PACK_BF16] = {[LA_ACT_BF16] = t->gemm_bf16_bf16},
         [LA_PACK_F8] = {[LA_ACT_BF16] = t->gemm_f8_bf16},

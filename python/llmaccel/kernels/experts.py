@@ -28,6 +28,8 @@ class PackedExperts:
     """Weights of experts, all [N, K] and in one format; made by `pack_experts`."""
 
     def __init__(self, weights: Iterable[PackedWeight]) -> None:
+        if not isinstance(weights, Iterable):
+            raise ConfigError(f"weights: expected PackedWeights, got {type(weights).__name__}")
         self._weights = list(weights)
         if not self._weights or not all(isinstance(w, PackedWeight) for w in self._weights):
             raise ConfigError("weights: expected at least one PackedWeight")
@@ -92,8 +94,8 @@ def route(
     score + correction ([E] or None) are chosen, ties by the lower index; with groups > 1 only from
     the groups_used best of that many groups of neighbours, a group being worth its group_best (1 or
     2) largest together. They count their score, divided by the sum of the chosen ones' if
-    `normalize`, times scale. A token with a NaN logit gets NaN weights. Every instruction set gives
-    the same bits.
+    `normalize`, times scale. A correction is no NaN; -inf leaves an expert out. A token with a NaN
+    logit gets NaN weights. Every instruction set gives the same bits.
 
     Mixtral and Qwen3-MoE: normalize=True. DeepSeek-V3, GLM-4.5: score="sigmoid", normalize=True,
     correction, scale, groups, groups_used, group_best=2.
@@ -113,6 +115,8 @@ def route(
         raise ConfigError(f"groups_used: {groups_used} groups of {size} experts offer no {k}")
     group_best = arguments.integer(group_best, "group_best", 1, min(2, size))
     bias = None if correction is None else arguments.vector(correction, "correction", experts)
+    if bias is not None and np.isnan(bias.numpy()).any():
+        raise ConfigError("correction: holds a NaN")
     rule = (
         experts,
         k,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError
+from llmaccel.errors import ConfigError, shown
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor, run_core
 
@@ -25,10 +25,14 @@ GROUP = 128
 def fp8_encode(
     x: Any, format: str = "e4m3", *, scale: float = 1.0, out: Any = None, isa: str = "auto"
 ) -> Tensor:
-    """Codes of x / scale: U8 of x's shape. x: F32, F16 or BF16, which are widened exactly."""
+    """Codes of x / scale: U8 of x's shape. x: F32, F16 or BF16, which are widened exactly. scale:
+    above 0, also as a float32."""
     t = arguments.floats(x, "x")
     codes = arguments.result(out, t.shape, t, dtype="U8")
-    by = np.full(1, arguments.real(scale, "scale", 0.0), np.float32)
+    with np.errstate(over="ignore", under="ignore"):
+        by = np.full(1, arguments.real(scale, "scale"), np.float32)
+    if not 0 < by[0] < np.inf:
+        raise ConfigError(f"scale: {shown(scale)} is not above 0 and finite as a float32")
     if t.nbytes:
         run_core(_core.fp8_encode, arguments.level(isa), _e5m2(format), t, by, codes)
     return codes

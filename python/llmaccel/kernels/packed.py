@@ -23,6 +23,7 @@ FORMS = {
     "bfloat16": "bf16",
     "int8": "i8",
     "int8x2": "i8x2",
+    "float64": "f64",
 }  # as the core calls them
 ACTIVATIONS = ("auto", *FORMS)
 GROUPS = (16, 32, 64, 128, 256)
@@ -101,6 +102,7 @@ def pack(
 
     weight: F32, F16 or BF16 [N, K]; or blocks of a GGUF tensor as bytes, with dtype "Q4_0", "Q4_1",
     "Q5_0", "Q5_1", "Q8_0", "Q2_K" ... "Q6_K" and shape (N, K), K a multiple of the block (32, 256).
+    Floats without dtype have a shape of their own, and no other is taken.
     format: what floats become: "F32", "F16", "BF16" (or as LLM's dtype is spelled: "bfloat16",
     "bf16", torch.bfloat16); "int8" or "fp8" (E4M3), a scale per row;
     "w4g128" or "w4g32", 4 bits with a scale per group, "w6g16", 6 bits; "auto" keeps their own.
@@ -119,6 +121,8 @@ def pack(
     if dtype is None:
         if t.dtype not in FLOATS:
             raise ConfigError(f"weight: expected F32, F16 or BF16 (or dtype=), got {t.dtype}")
+        if extents != t.shape:
+            raise ConfigError(f"shape: the weight is {list(t.shape)}, not {shown(shape)}")
         dtype = t.dtype
     elif not isinstance(dtype, str) or not dtype.isprintable():
         raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
@@ -155,9 +159,10 @@ def linear(
 
     x: [..., K]; bias: [N] or None. activation: how rows enter the product, "float32", "bfloat16"
     (rounded to nearest even), "int8" (8-bit weights and below: quantized per row and group,
-    integer dots) or "int8x2" (what that rounding leaves is quantized again and multiplied too: 15
-    bits of a group's largest value); "auto" is float32 for F32 and F16 weights and bfloat16 for
-    all others. Sums are fp32, in an order that depends on (N, K) alone; those of int8 and int8x2
+    integer dots), "int8x2" (what that rounding leaves is quantized again and multiplied too: 15
+    bits of a group's largest value) or "float64" (F32 weights: float32 rows, whose products are
+    added up in fp64); "auto" is float32 for F32 and F16 weights and bfloat16 for all others. Sums
+    are fp32 otherwise, in an order that depends on (N, K) alone; those of int8, int8x2 and float64
     have the same bits on every instruction set. threads: 0 takes all processors where the
     product is large enough to gain; bits do not depend on it.
     """
@@ -228,8 +233,9 @@ def _format(format: Any) -> Any:
 def form_of(activation: str, weight: PackedWeight) -> str:
     """How rows enter, for the core, with "auto" decided."""
     codes = weight.format["codes"]
-    floats = {"F32": "float32", "F16": "float32", "BF16": "bfloat16", "fp8": "bfloat16"}
-    allowed = (floats[codes],) if codes in floats else ("bfloat16", "int8", "int8x2")
+    floats = {"F32": ("float32", "float64"), "F16": ("float32",)}
+    floats |= dict.fromkeys(("BF16", "fp8"), ("bfloat16",))
+    allowed = floats.get(codes, ("bfloat16", "int8", "int8x2"))
     activation = number_format(activation)
     arguments.choice(activation, "activation", ACTIVATIONS)
     chosen = allowed[0] if activation == "auto" else activation

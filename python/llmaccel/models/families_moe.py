@@ -562,8 +562,8 @@ MOE_FAMILIES: tuple[Family, ...] = (
     ),
     Family(
         "llama4",
-        ("Llama4ForCausalLM",),
-        ("llama4_text",),
+        ("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
+        ("llama4_text", "llama4"),
         {
             **BASE,
             "vocab_size": 202048,
@@ -608,6 +608,8 @@ MOE_FAMILIES: tuple[Family, ...] = (
         optional=ATTN_BIAS,
         rope=RopeKeys(theta=("rope_theta", 500000.0)),
         interleaved=lambda keys: True,
+        outer="language_model.",
+        towers=(r"vision_model\..*", r"multi_modal_projector\..*"),
     ),
     Family(  # GLM-4.5, 4.5-Air, 4.6, 4.7
         "glm4_moe",

@@ -37,6 +37,8 @@ class Family:
     gguf_values: config values that the architecture implies. latent: attention over latents (MLA);
     direct: tensors in place of those above where its queries are made of x. interleaved: rotation
     of pairs (2i, 2i + 1). inert: keys that the family's class does not read, whatever their value.
+    outer: what stands before all names in checkpoints of a class that sees as well; towers:
+    patterns of its other tensors, which are left in the file.
     """
 
     name: str
@@ -68,6 +70,8 @@ class Family:
     gguf_tells: Mapping[str, Any] = field(default_factory=dict)
     gguf_values: Mapping[str, Any] = field(default_factory=dict)
     inert: tuple[str, ...] = ()
+    outer: str = ""
+    towers: tuple[str, ...] = ()
 
 
 # ---- pieces that rows share ----------------------------------------------------------------------

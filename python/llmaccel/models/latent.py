@@ -87,7 +87,8 @@ def latent_half(tensor: RawTensor, config: ModelConfig, keys: bool) -> RawTensor
     """`mla_uk` [H * r, d_nope] or `mla_uv` [H * d_v, r] of the tensor that holds it.
 
     That is kv_b [H * (d_nope + d_v), r], or in newer GGUF files k_b [H, r, d_nope] and v_b
-    [H, d_v, r], which lie as the slots want them. LoadError for another shape.
+    [H, d_v, r], which lie as the slots want them. A rule for the rows of kv_b is one for latents,
+    which are rounded before they are stored. LoadError for another shape.
     """
     heads, rank, nope = config.n_heads, config.kv_rank, config.d_nope
     own = (heads, rank, nope) if keys else (heads, config.d_v, rank)
@@ -100,7 +101,8 @@ def latent_half(tensor: RawTensor, config: ModelConfig, keys: bool) -> RawTensor
         whole = part.reshape(heads, nope + config.d_v, rank)
         part = whole[:, :nope].transpose(0, 2, 1) if keys else whole[:, nope:]
     flat = np.ascontiguousarray(part).reshape(-1, own[2])
-    return RawTensor(tensor.name, dtype, flat.shape, flat.reshape(-1).view(np.uint8))
+    data = flat.reshape(-1).view(np.uint8)
+    return RawTensor(tensor.name, dtype, flat.shape, data, None, tensor.rounding)
 
 
 def _opened(tensor: RawTensor) -> np.ndarray:

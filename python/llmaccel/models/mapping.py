@@ -501,6 +501,7 @@ def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTabl
         _names_of(family, config.gguf, config.q_rank == 0),
         "" if config.gguf else family.prefix,
         checkpoint,
+        "" if config.gguf else family.outer,
     )
 
 
@@ -576,6 +577,18 @@ def tensor_specs(
         yield SCORE, (config.n_labels, config.d_model)
 
 
+def layer_matrices(config: ModelConfig) -> Iterator[tuple[str, int, bool]]:
+    """(name, K, whether it stacks all experts) of the matrices that schemes of quantization touch:
+    those of layers but routers, of each layer's first expert, and the head."""
+    table = _name_table(config, None)
+    for slot, layer, _ in places(config):
+        shape = slot_shapes(config, slot)[0]
+        if len(shape) == 2 and slot not in ("embed", "pos_embed", "router"):
+            k = config.kv_rank if table.tensors[slot].layout in LATENT_LAYOUTS else shape[1]
+            for name in table.names(slot, layer):
+                yield name, k, is_stacked(table.tensors[slot], slot)
+
+
 def unused_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names in `checkpoint` that no slot uses and no row knows as useless."""
     used = set(tensor_uses(config, checkpoint))
@@ -594,7 +607,8 @@ def tensor_uses(config: ModelConfig, checkpoint: TensorTable) -> Counter[str]:
 
 def useless_tensors(config: ModelConfig) -> re.Pattern[str]:
     """Names that checkpoints of this model may have and nobody needs."""
-    patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family_of(config).ignored]
+    family = family_of(config)
+    patterns = [*(_GGUF_IGNORED if config.gguf else _HF_IGNORED), *family.ignored, *family.towers]
     if config.tie_embeddings or config.task != "generate":
         patterns.append(r"lm_head\.weight|embed_out\.weight")
     return re.compile("|".join(f"(?:{p})" for p in patterns))
@@ -610,6 +624,15 @@ def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     layer = re.compile(r"(?:.*\.)?(?:layers|blk)\.(\d{1,9})\..*")
     found = ((name, layer.fullmatch(name)) for name in checkpoint.names())
     return [name for name, at in found if at and config.n_layers <= int(at[1]) < end]
+
+
+def tower_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
+    """Names of what a class that sees as well has beside its text model; they stay in the file."""
+    towers = family_of(config).towers
+    if config.gguf or not towers:
+        return []
+    tower = re.compile("|".join(towers))
+    return [name for name in checkpoint.names() if tower.fullmatch(name)]
 
 
 def _warn_unused(config: ModelConfig, checkpoint: TensorTable) -> None:

@@ -202,7 +202,11 @@ class NameTable:
     """Resolves a family's name templates against one checkpoint."""
 
     def __init__(
-        self, tensors: Mapping[str, Source], prefix: str, checkpoint: TensorTable | None
+        self,
+        tensors: Mapping[str, Source],
+        prefix: str,
+        checkpoint: TensorTable | None,
+        outer: str = "",
     ) -> None:
         self.tensors = tensors
         self.checkpoint = checkpoint
@@ -214,6 +218,9 @@ class NameTable:
         bare = tensors["embed"].names[0]
         if checkpoint is not None and prefix + bare not in checkpoint and bare in checkpoint:
             self.prefix = ""
+        # One of a class that sees as well has them behind another prefix.
+        seeing = checkpoint is not None and outer + prefix + bare in checkpoint
+        self.outer = outer if seeing else ""
 
     def source(self, slot: str, layer: int) -> Source:
         """The way in which this checkpoint stores a slot; the usual one where none is there."""
@@ -254,11 +261,12 @@ class NameTable:
         return resolved
 
     def _resolve(self, template: str) -> str:
-        if "|" not in template:
-            return template[1:] if template.startswith("/") else self.prefix + template
         spellings = [
-            name[1:] if name.startswith("/") else self.prefix + name for name in template.split("|")
+            self.outer + (name[1:] if name.startswith("/") else self.prefix + name)
+            for name in template.split("|")
         ]
+        if len(spellings) == 1:
+            return spellings[0]
         return next(filter(self._is_there, spellings), spellings[0])
 
 

@@ -10,6 +10,8 @@ Called by loading.py.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +34,28 @@ from llmaccel.models.slots import TensorTable
 
 _WHERE = "quantization_config"
 _MAX_JSON_BYTES = 1 << 24
-# quant_method: the scheme's finder of layers.
+# quant_method: the scheme, whose `find_linears` finds layers and whose `foretell` says their forms.
 _SCHEMES = {
-    "gptq": gptq.find_linears,
-    "awq": awq.find_linears,
-    "compressed-tensors": compressed.find_linears,
-    "fp8": fp8.find_linears,
-    "fbgemm_fp8": fp8.find_linears,
-    "bitsandbytes": bitsandbytes.find_linears,
-    "hqq": hqq.find_linears,
-    "modelopt": modelopt.find_linears,
-    "mxfp4": mx.find_linears,
+    "gptq": gptq,
+    "awq": awq,
+    "compressed-tensors": compressed,
+    "fp8": fp8,
+    "fbgemm_fp8": fp8,
+    "bitsandbytes": bitsandbytes,
+    "hqq": hqq,
+    "modelopt": modelopt,
+    "mxfp4": mx,
 }
 METHODS = tuple(_SCHEMES)
+# The tensor by which a scheme's layers are found, and others that never come without it.
+_PARTS = {
+    "gptq": (".qweight", (".qzeros", ".g_idx")),
+    "awq": (".qweight", (".qzeros",)),
+    "compressed-tensors": (".weight_packed", (".weight_shape", ".weight_global_scale")),
+    "hqq": (".W_q", (".zero",)),
+    "mxfp4": ("_blocks", ("_scales",)),
+}
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 # Scales of a KV cache, which makes its own.
 _CACHE = (
     "k_scale",
@@ -109,18 +120,82 @@ def open_quantized(raw: Any, table: TensorTable) -> QuantizedTensors:
     contradicts it.
     """
     config = Settings(raw, _WHERE)
-    method = config.get("quant_method")
-    if not isinstance(method, str) or method not in _SCHEMES:
-        first = next((name for name in table.names() if _is_packed(table[name])), None)
-        layer = f" (the first layer of it is {quoted(first)})" if first else ""
-        raise UnsupportedError(
-            f"{_WHERE}: quant_method {shown(method)} is not known{layer}; this version has "
-            f"{', '.join(sorted(_SCHEMES))}"
-        )
-    linears = _SCHEMES[method](table, config)
+    first = (name for name in table.names() if _is_packed(table[name]))
+    method = _method(config, first)
+    linears = _SCHEMES[method].find_linears(table, config)
+    _check_parts(table, method)
     if not linears:
         raise LoadError(f"{_WHERE}: quant_method {method!r}, but no layer is quantized by it")
     return QuantizedTensors(table, linears)
+
+
+def _method(config: Settings, layers: Iterator[str]) -> str:
+    """The name of the scheme. UnsupportedError for one that is not known, with the first of its
+    `layers`."""
+    method = config.get("quant_method")
+    if isinstance(method, str) and method in _SCHEMES:
+        return method
+    first = next(layers, None)
+    layer = f" (the first layer of it is {quoted(first)})" if first else ""
+    raise UnsupportedError(
+        f"{_WHERE}: quant_method {shown(method)} is not known{layer}; this version has "
+        f"{', '.join(sorted(_SCHEMES))}"
+    )
+
+
+class ForetoldTensors:
+    """The headers of a quantized checkpoint whose files are not there: what its config.json tells.
+
+    plain: its tensors as floats, those of each layer's first expert for all; dtype: theirs. layers:
+    (name, K, stacked) of the matrices that a scheme may quantize; stacked: all experts in one.
+    """
+
+    rounds_rows = True  # of plans, which are the same whether files say how
+
+    def __init__(
+        self, raw: Any, plain: TensorTable, dtype: str, layers: Iterable[tuple[str, int, bool]]
+    ) -> None:
+        config = Settings(raw, _WHERE)
+        method = _method(config, iter(()))
+        form_of = _SCHEMES[method].foretell(config, dtype == "F16")
+        self._plain, self._dtype = plain, dtype
+        self._forms: dict[str, str] = {}
+        for name, k, stacked in layers:
+            form = form_of(name.removesuffix(".weight"), k)
+            if form is None:
+                continue
+            if stacked and method != "mxfp4":
+                raise UnsupportedError(
+                    f"{_WHERE}: how {method} files hold {quoted(name)}, the experts of a layer, "
+                    "is not known without them"
+                )
+            self._forms[name] = form.name
+
+    def names(self) -> list[str]:
+        return self._plain.names()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._plain
+
+    def dtypes_of(self, names: list[str]) -> list[str]:
+        first = (_EXPERT.sub(".experts.0.", name) for name in names)
+        return [self._forms.get(name, self._dtype) for name in first]
+
+    def __getitem__(self, name: str) -> RawTensor:
+        raise UnsupportedError(
+            "load_format='dummy': a quantized model can be planned from its config.json alone, but "
+            "has no random weights"
+        )
+
+
+def _check_parts(table: TensorTable, method: str) -> None:
+    """LoadError for a layer that lacks its codes: else its weight would seem to be missing."""
+    codes, others = _PARTS.get(method, ("", ()))
+    for name in table.names():
+        for part in others:
+            wanted = name.removesuffix(part) + codes
+            if name.endswith(part) and wanted not in table:
+                raise LoadError(f"tensor {quoted(wanted)} is missing, but {quoted(name)} is there")
 
 
 def open_blocks(table: TensorTable) -> Any:

@@ -13,9 +13,11 @@ from collections.abc import Callable
 import numpy as np
 
 from llmaccel.errors import LoadError
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
+    Foretold,
     Linear,
     Settings,
     fields,
@@ -32,8 +34,8 @@ _NIBBLE = np.array([0, 4, 1, 5, 2, 6, 3, 7])
 _WORDS = ("I32", "U32")
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every layer with a qweight."""
+def _layers(config: Settings) -> tuple[int, bool, ModuleNames]:
+    """(group, gemv order, layers that stay floats)."""
     config.choice("bits" if "bits" in config.raw else "w_bit", (4,))
     group = config.group("group_size" if "group_size" in config.raw else "q_group_size", 128)
     version = config.get("version", "gemm")
@@ -46,6 +48,12 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     config.done(
         "do_fuse", "fuse_max_seq_len", "modules_to_fuse", "exllama_config", "dataset", "lm_head"
     )
+    return group, version.lower() == "gemv", skips
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with a qweight."""
+    group, gemv, skips = _layers(config)
     found = []
     for name in table.names():
         module = name.removesuffix(".qweight")
@@ -53,8 +61,24 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
             continue
         if module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
-        found.append((_gemv if version.lower() == "gemv" else _gemm)(table, module, group))
+        found.append((_gemv if gemv else _gemm)(table, module, group))
     return found
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Of layers but the head, which the library leaves."""
+    group, _, skips = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        if module in skips or module.endswith("lm_head"):
+            return None
+        return _form(module, group if 0 < group < k else k, k)
+
+    return form
+
+
+def _form(name: str, group: int, k: int) -> PlainForm:
+    return make_form(name, "I4", group, k, offset=True)
 
 
 def _columns(words: np.ndarray) -> np.ndarray:
@@ -102,6 +126,6 @@ def _gemv(table: TensorTable, module: str, group: int) -> Linear:
 
 def _made(module: str, shape: tuple[int, int], group: int, read: Callable[[], Codes]) -> Linear:
     name = f"{module}.weight"
-    form = make_form(name, "I4", group, shape[1], offset=True)
+    form = _form(name, group, shape[1])
     sources = tuple(f"{module}.{part}" for part in ("qweight", "qzeros", "scales"))
     return Linear(name, shape, form, 4, group, sources, read)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import LoadError, UnsupportedError
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     Codes,
+    Foretold,
     Linear,
     Settings,
     header,
@@ -42,11 +44,15 @@ _FP4 = (0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4)
 _VALUES = {"nf4": np.float32(_NF4), "fp4": np.float32([*_FP4, *(-value for value in _FP4)])}
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every layer with a quant_state or an SCB."""
+_BLOCK = 64  # what the library takes; only a layer's state says it
+
+
+def _layers(config: Settings) -> tuple[str, ModuleNames]:
+    """(codes of a layer: a key of _KINDS or "int8", layers that stay floats)."""
+    eight = config.flag("load_in_8bit") or config.flag("_load_in_8bit")
     for key in ("load_in_4bit", "_load_in_4bit", "load_in_8bit", "_load_in_8bit"):
         config.flag(key)
-    config.choice("bnb_4bit_quant_type", ("nf4", "fp4", None))
+    kind = config.choice("bnb_4bit_quant_type", ("nf4", "fp4", None)) or "fp4"
     config.flag("bnb_4bit_use_double_quant")
     config.choice("bnb_4bit_quant_storage", ("uint8", None))
     skips = ModuleNames(config.names("llm_int8_skip_modules"), config.where)
@@ -54,6 +60,26 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         "bnb_4bit_compute_dtype", "llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight",
         "llm_int8_threshold",
     )  # fmt: skip
+    return "int8" if eight else kind, skips
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Of layers but the head, which transformers leaves."""
+    kind, skips = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        if module in skips or module.endswith("lm_head"):
+            return None
+        if kind == "int8":
+            return make_form(module, "I8", k, k)
+        return make_form(module, _KINDS[kind][0], _BLOCK, k)
+
+    return form
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with a quant_state or an SCB."""
+    _, skips = _layers(config)
     found = []
     for name in table.names():
         weight, state, kind = name.partition(_STATE)

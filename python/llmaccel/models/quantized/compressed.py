@@ -19,11 +19,13 @@ import numpy as np
 
 from llmaccel.errors import LoadError, UnsupportedError
 from llmaccel.models.checkpoint import quoted
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.fp8 import SCALES, e4m3_linear
 from llmaccel.models.quantized.gptq import sorted_columns
 from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
+    Foretold,
     Linear,
     Rounding,
     Settings,
@@ -78,8 +80,8 @@ class _Scheme:
     weights: _Weights | None
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every layer with packed, I8 or E4M3 weights."""
+def _layers(config: Settings) -> tuple[ModuleNames, list[_Scheme]]:
+    """(layers that stay floats, the schemes of the others)."""
     config.choice("format", (*_FORMATS, None))
     config.choice("quantization_status", ("compressed", "frozen", None))
     for key in ("sparsity_config", "transform_config", "moe_sparsity_config"):
@@ -93,6 +95,12 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
         for name, value in Settings(groups or {}, f"{config.where}: config_groups").raw.items()
     ]
     config.done("kv_cache_scheme", "global_compression_ratio", "version", "run_compressed")
+    return ignored, schemes
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with packed, I8 or E4M3 weights."""
+    ignored, schemes = _layers(config)
     found = []
     for name in table.names():
         module = name.removesuffix(_PACKED)
@@ -107,6 +115,29 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
             raise LoadError(f"{name}: no group of {config.where} has this layer as a target")
         found.append(_linear(table, module, name, weights))
     return found
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """half: scales are fp16, as the model's floats."""
+    ignored, schemes = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        weights = None if module in ignored else _weights_of(module, schemes)
+        if weights is None:
+            return None
+        group = weights.block[1] or k
+        if weights.kind == "float" and weights.bits == 4:
+            return make_form(module, "MX4" if group == 32 else "E2M1", group, k)
+        if weights.kind == "float":
+            return make_form(module, "F8", group, k)
+        return _integer_form(module, weights, k, half=half, ordered=weights.actorder)
+
+    return form
+
+
+def _integer_form(name: str, weights: _Weights, k: int, *, half: bool, ordered: bool) -> PlainForm:
+    codes, group = "I8" if weights.bits == 8 else "I4", weights.block[1] or k
+    return make_form(name, codes, group, k, offset=not weights.sym, half=half, ordered=ordered)
 
 
 def _scheme(raw: Any, where: str) -> _Scheme:
@@ -264,15 +295,7 @@ def _integers(table: TensorTable, module: str, name: str, weights: _Weights) -> 
             q = np.take(q, order, axis=1)
         return Codes(q, spread(), None if zero is None else zero(), order)
 
-    form = make_form(
-        name,
-        "I8" if bits == 8 else "I4",
-        group,
-        k,
-        offset=not weights.sym,
-        half=scale.dtype == "F16",
-        ordered=ordered,
-    )
+    form = _integer_form(name, weights, k, half=scale.dtype == "F16", ordered=ordered)
     rule = _of_layer(weights, module)
     return Linear(f"{module}.weight", (n, k), form, bits, group, tuple(sources), read, rule)
 

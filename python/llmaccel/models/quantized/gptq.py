@@ -11,15 +11,17 @@ GPTQModel.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from llmaccel.errors import LoadError
 from llmaccel.models.checkpoint import quoted
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
+    Foretold,
     Linear,
     Settings,
     fields,
@@ -54,41 +56,73 @@ class _Rule:
     skip: bool = False
 
 
+class _Layers:
+    """What a configuration says about layers. ordered: columns may be in any order; v1: zero points
+    are stored less one."""
+
+    def __init__(self, config: Settings) -> None:
+        self._rule = rule = _Rule(
+            config.choice("bits", _BITS), config.group("group_size", -1), config.flag("sym", False)
+        )
+        self.ordered = config.flag("desc_act")
+        self.v1 = config.choice("checkpoint_format", ("gptq", "gptq_v2", None), "gptq") != "gptq_v2"
+        config.choice("format", ("gptq", "gptq_v2", None))
+        if config.raw.get("checkpoint_format") is None and config.raw.get("format") is not None:
+            self.v1 = config.raw["format"] != "gptq_v2"
+        config.choice("pack_dtype", ("int32", None))
+        self.head = config.choice("lm_head", (True, False, None)) is True
+        self._dynamic = _dynamic(config, rule)
+        self._skips = ModuleNames(
+            config.names("modules_to_not_convert", "modules_in_block_to_quantize_excluded"),
+            config.where,
+        )
+        config.get("modules_in_block_to_quantize")  # the tensors say the same
+        config.choice("is_marlin_format", (False, None))
+        for key in ("adapter", "rotation", "packing", "quant_type"):
+            config.choice(key, (None, ""))
+        config.done(*_INERT)
+        self._clock = Patterns(f"{config.where}: dynamic")
+
+    def rule_of(self, module: str) -> _Rule:
+        rules = (other for pattern, other in self._dynamic if self._clock.match(pattern, module))
+        own = next(rules, self._rule)
+        return replace(own, skip=True) if module in self._skips else own
+
+
 def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
     """Every layer with a qweight."""
-    rule = _Rule(
-        config.choice("bits", _BITS), config.group("group_size", -1), config.flag("sym", False)
-    )
-    ordered = config.flag("desc_act")
-    v1 = config.choice("checkpoint_format", ("gptq", "gptq_v2", None), "gptq") != "gptq_v2"
-    config.choice("format", ("gptq", "gptq_v2", None))
-    if config.raw.get("checkpoint_format") is None and config.raw.get("format") is not None:
-        v1 = config.raw["format"] != "gptq_v2"
-    config.choice("pack_dtype", ("int32", None))
-    config.choice("lm_head", (True, False, None))
-    dynamic = _dynamic(config, rule)
-    skips = ModuleNames(
-        config.names("modules_to_not_convert", "modules_in_block_to_quantize_excluded"),
-        config.where,
-    )
-    config.get("modules_in_block_to_quantize")  # the tensors say the same
-    config.choice("is_marlin_format", (False, None))
-    for key in ("adapter", "rotation", "packing", "quant_type"):
-        config.choice(key, (None, ""))
-    config.done(*_INERT)
-    clock = Patterns(f"{config.where}: dynamic")
+    layers = _Layers(config)
     found = []
     for name in table.names():
         module = name.removesuffix(".qweight")
         if module == name:
             continue
-        own = next((other for pattern, other in dynamic if clock.match(pattern, module)), rule)
-        if own.skip or module in skips:
+        own = layers.rule_of(module)
+        if own.skip:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
-        if ordered and own.group and f"{module}.g_idx" not in table:
+        if layers.ordered and own.group and f"{module}.g_idx" not in table:
             raise LoadError(f"tensor {quoted(f'{module}.g_idx')} is missing; desc_act is set")
-        found.append(_linear(table, module, own, v1))
+        found.append(_linear(table, module, own, layers.v1))
     return found
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Scales are fp16, columns in any order where desc_act is set."""
+    layers = _Layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        own = layers.rule_of(module)
+        if own.skip or (module.endswith("lm_head") and not layers.head):
+            return None
+        group = own.group if 0 < own.group < k else k
+        return _form(module, own, group, k, half=True, ordered=layers.ordered and group < k)
+
+    return form
+
+
+def _form(module: str, rule: _Rule, group: int, k: int, *, half: bool, ordered: bool) -> PlainForm:
+    codes = "I8" if rule.bits == 8 else "I4"
+    return make_form(module, codes, group, k, offset=not rule.sym, half=half, ordered=ordered)
 
 
 def _dynamic(config: Settings, base: _Rule) -> list[tuple[re.Pattern[str], _Rule]]:
@@ -142,15 +176,8 @@ def _linear(table: TensorTable, module: str, rule: _Rule, v1: bool) -> Linear:
             q = np.take(q, order, axis=1)
         return Codes(q, scale, np.ascontiguousarray(zero), order)
 
-    form = make_form(
-        qweight.name,
-        "I8" if bits == 8 else "I4",
-        group,
-        k,
-        offset=not rule.sym,
-        half=scales.dtype == "F16",
-        ordered=ordered,
-    )
+    half = scales.dtype == "F16"
+    form = _form(qweight.name, rule, group, k, half=half, ordered=ordered)
     return Linear(f"{module}.weight", (n, k), form, bits, group, tuple(sources), read)
 
 

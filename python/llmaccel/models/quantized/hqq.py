@@ -11,9 +11,11 @@ from __future__ import annotations
 import numpy as np
 
 from llmaccel.errors import LoadError
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     FLOATS,
     Codes,
+    Foretold,
     Linear,
     Settings,
     header,
@@ -30,11 +32,21 @@ _REPEATED = (
 )
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every layer with a W_q."""
+def _layers(config: Settings) -> tuple[dict[str, tuple[int, int]], ModuleNames]:
+    """(rules, layers that stay floats)."""
     rules = _rules(Settings(config.get("quant_config"), f"{config.where}: quant_config"))
     skips = ModuleNames(config.names("skip_modules"), config.where)
     config.done()
+    return rules, skips
+
+
+def _rule_of(rules: dict[str, tuple[int, int]], module: str) -> tuple[int, int] | None:
+    return next((rule for tag, rule in rules.items() if f".{module}".endswith(tag)), None)
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with a W_q."""
+    rules, skips = _layers(config)
     found = []
     for name in table.names():
         module = name.removesuffix(".W_q")
@@ -42,11 +54,28 @@ def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
             continue
         if module in skips:
             raise LoadError(f"{name}: {config.where} says that this layer is not quantized")
-        own = next((rule for tag, rule in rules.items() if f".{module}".endswith(tag)), None)
+        own = _rule_of(rules, module)
         if own is None:
             raise LoadError(f"{module}: {config.where}: quant_config has no rule for this layer")
         found.append(_linear(table, module, *own))
     return found
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Of layers but the head, which transformers leaves."""
+    rules, skips = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        own = _rule_of(rules, module)
+        if own is None or module in skips or module.endswith("lm_head"):
+            return None
+        return _form(module, own[0], own[1] or k, k)
+
+    return form
+
+
+def _form(name: str, bits: int, group: int, k: int) -> PlainForm:
+    return make_form(name, "I8" if bits == 8 else "I4", group, k, offset=True)
 
 
 def _rules(config: Settings) -> dict[str, tuple[int, int]]:
@@ -99,7 +128,7 @@ def _linear(table: TensorTable, module: str, bits: int, group: int) -> Linear:
         return Codes(q.reshape(n, k), scale, zero)
 
     name = f"{module}.weight"
-    form = make_form(name, "I8" if bits == 8 else "I4", group, k, offset=True)
+    form = _form(name, bits, group, k)
     sources = [packed.name, f"{module}.scale", f"{module}.zero"]
     sources += [f"{module}.{part}" for part in _REPEATED if f"{module}.{part}" in table]
     return Linear(name, (n, k), form, bits, group, tuple(sources), read)

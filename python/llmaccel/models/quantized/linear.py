@@ -109,6 +109,10 @@ class Linear:
             )
 
 
+# Form of a layer by its name and K, None where it stays floats: what a configuration alone tells.
+Foretold = Callable[[str, int], PlainForm | None]
+
+
 class LinearTensor:
     """A `Linear` in the place of a RawTensor: its data is made when it is asked for."""
 

@@ -9,8 +9,18 @@ own, whose inner "quantization" counts.
 from __future__ import annotations
 
 from llmaccel.errors import LoadError
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.fp8 import SCALES, e4m3_linear
-from llmaccel.models.quantized.linear import Linear, Rounding, Settings, count_of, header, matrix
+from llmaccel.models.quantized.linear import (
+    Foretold,
+    Linear,
+    Rounding,
+    Settings,
+    count_of,
+    header,
+    make_form,
+    matrix,
+)
 from llmaccel.models.quantized.mx import nvfp4
 from llmaccel.models.quantized.names import ModuleNames
 from llmaccel.models.slots import TensorTable
@@ -18,19 +28,37 @@ from llmaccel.models.slots import TensorTable
 _ALGORITHMS = ("FP8", "NVFP4", "FP8_PER_CHANNEL_PER_TOKEN")
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every layer with E4M3 or U8 weights and a weight_scale."""
+def _layers(config: Settings) -> tuple[str, ModuleNames]:
+    """(algorithm, layers that stay floats)."""
     inner = config.get("quantization")
     if inner is not None:
         config.done("producer")
         config = Settings(inner, f"{config.where}: quantization")
-    config.choice("quant_algo", _ALGORITHMS)
+    algorithm = config.choice("quant_algo", _ALGORITHMS)
     config.choice("group_size", (16, None))
     config.choice("quant_method", ("modelopt", None))
     skips = ModuleNames(config.names("exclude_modules", "ignore"), config.where)
     config.done(
         "kv_cache_quant_algo", "kv_cache_scheme", "producer", "config_groups", "quant_method"
     )
+    return algorithm, skips
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Of layers but the head, which the library leaves."""
+    algorithm, skips = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        if module in skips or module.endswith("lm_head"):
+            return None
+        return make_form(module, *(("E2M1", 16, k) if algorithm == "NVFP4" else ("F8", k, k)))
+
+    return form
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every layer with E4M3 or U8 weights and a weight_scale."""
+    _, skips = _layers(config)
     found = []
     for name in table.names():
         module = name.removesuffix(".weight")

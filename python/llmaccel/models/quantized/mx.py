@@ -12,8 +12,10 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.errors import LoadError
+from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     Codes,
+    Foretold,
     Linear,
     Settings,
     e8m0,
@@ -31,10 +33,28 @@ E4M3 = np.empty(256, np.float32)  # the value of each code
 _core.fp8_decode("scalar", 0, E4M3, np.ones(1, np.float32), np.arange(256, dtype=np.uint8))
 
 
-def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
-    """Every tensor that comes as blocks and scales (quant_method "mxfp4")."""
+def _layers(config: Settings) -> ModuleNames:
+    """Layers that stay floats."""
     skips = ModuleNames(config.names("modules_to_not_convert"), config.where)
     config.done("dequantize")
+    return skips
+
+
+def foretell(config: Settings, half: bool) -> Foretold:
+    """Of experts, which alone the published files have in blocks."""
+    skips = _layers(config)
+
+    def form(module: str, k: int) -> PlainForm | None:
+        if module in skips or ".experts." not in module:
+            return None
+        return make_form(module, "MX4", 32, k)
+
+    return form
+
+
+def find_linears(table: TensorTable, config: Settings) -> list[Linear]:
+    """Every tensor that comes as blocks and scales (quant_method "mxfp4")."""
+    skips = _layers(config)
     found = []
     for name in table.names():
         whole = name.removesuffix(_BLOCKS)
