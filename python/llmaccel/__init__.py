@@ -24,6 +24,7 @@ from llmaccel.errors import (
 if TYPE_CHECKING:
     from llmaccel import kernels
     from llmaccel._core import Tensor
+    from llmaccel.arrays import read_arrays
     from llmaccel.balance import balance_experts
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
@@ -52,6 +53,7 @@ __all__ = [
     "balance_experts",
     "kernels",
     "load_tokenizer",
+    "read_arrays",
 ]
 
 _HOMES = {
@@ -65,6 +67,7 @@ _HOMES = {
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
     "balance_experts": "balance",
+    "read_arrays": "arrays",
 }
 
 
