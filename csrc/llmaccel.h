@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "sampling.h"
 
 typedef enum la_status {
     LA_OK = 0,
@@ -296,31 +297,6 @@ la_status la_balance_experts(const la_balance *balance, const float *load, int32
 
 /* ---- engine: requests to tokens --------------------------------------------------------------- */
 
-typedef struct la_sampling {
-    float temperature;        /* 0: argmax */
-    float top_p;              /* (0, 1] */
-    float min_p;              /* [0, 1] */
-    int top_k;                /* 0: all */
-    float presence_penalty;   /* generated tokens */
-    float frequency_penalty;  /* generated tokens */
-    float repetition_penalty; /* prompt and generated tokens; 1: off */
-    uint64_t seed;            /* counter RNG key; branch b draws from (seed, b, position) */
-    int min_tokens;
-    int max_tokens;          /* 0 allowed: score only */
-    int logprobs;            /* -1: none; 0: the sampled token; k: k best and the sampled */
-    int prompt_logprobs;     /* the same for prompt tokens */
-    const int32_t *stop_ids; /* [n_stop] end the sequence; masked until min_tokens */
-    int n_stop;
-    const int32_t *bias_ids; /* [n_bias] */
-    const float *bias;       /* [n_bias] */
-    int n_bias;
-    const int32_t *allowed; /* [n_allowed]; 0: all */
-    int n_allowed;
-    const int32_t *bad;     /* bad words: sequences one after another */
-    const int32_t *bad_len; /* [n_bad] length of each */
-    int n_bad;
-} la_sampling;
-
 typedef struct la_request {
     const int32_t *prompt; /* [n_prompt], at least one */
     int n_prompt;
@@ -329,12 +305,17 @@ typedef struct la_request {
     const int32_t *suffix; /* teacher-forced continuations, one after another, or NULL */
     const int *suffix_len; /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
     float *logits;         /* KEPT until the request ends: [n_prompt, V], or NULL */
-    int priority;          /* lower runs first */
-    double timeout;        /* seconds from the call; <= 0: none */
+    la_logits_fn process;  /* KEPT with the two below; or NULL */
+    void *process_arg;
+    float *process_rows; /* [n_branches, V] where process finds logits */
+    int priority;        /* lower runs first */
+    double timeout;      /* seconds from the call; <= 0: none */
 } la_request;
 
 enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
+/* A pattern was repeated; la_request.process failed; nothing was left to draw. */
+enum { LA_FINISH_REPETITION = LA_FINISH_TIMEOUT + 1, LA_FINISH_FAILED, LA_FINISH_EMPTY };
 
 typedef struct la_event {
     int64_t request; /* what la_engine_add gave */
@@ -346,7 +327,7 @@ typedef struct la_event {
     float logprob; /* of token; raw, before temperature. NaN if not asked */
     int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
-    const int32_t *top_ids;    /* [n_top] best first */
+    const int32_t *top_ids;    /* [n_top] best first, then la_sampling.score_ids */
     const float *top_logprobs; /* [n_top] */
     double scheduled; /* CLOCK_MONOTONIC seconds of the step that first fed the request; 0: none */
 } la_event;

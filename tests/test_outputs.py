@@ -39,7 +39,7 @@ def test_logprob_lists_travel():
     lock = threading.Lock()
     scores = Scores()
     scores.add(7, -2.0, 3, packed([5, 7], [-0.5, -2.0]))
-    rows = LogprobList(scores, lambda token: f"<{token}>" if lock else "", leading_none=True)
+    rows = LogprobList(scores, lambda token: f"<{token}>" if lock else "", leading=1)
     for twin in (pickle.loads(pickle.dumps(rows)), copy.deepcopy(rows)):
         assert len(twin) == 2
         assert twin[0] is None
@@ -64,7 +64,7 @@ def test_logprob_lists_are_made_when_looked_at():
     assert list(rows) == [rows[0], rows[1]]
     with pytest.raises(IndexError):
         rows[2]
-    shifted = LogprobList(scores, None, leading_none=True)
+    shifted = LogprobList(scores, None, leading=1)
     assert len(shifted) == 3
     assert shifted[0] is None
     assert shifted[1][7].decoded_token is None

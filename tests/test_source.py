@@ -34,7 +34,8 @@ KERNEL_DOORS = [
 PY_KERNEL_DOORS = ["base/base.h", "base/cpu.h", "base/pool.h", "model/pack.h", *KERNEL_DOORS]
 PY_TEST_DOORS = ["base/base.h", "base/cpu.h", "engine/scheduler.h", "engine/kvcache.h"]
 DOORS: list[tuple[str, list[str]]] = [
-    ("llmaccel.h", ["base/dtype.h"]),
+    ("llmaccel.h", ["base/dtype.h", "sampling.h"]),
+    ("sampling.h", []),
     ("base/*", ["llmaccel.h", "base/*"]),
     ("model/backend_cpu*", ["llmaccel.h", "base/*", "model/*", *KERNEL_DOORS]),
     ("model/*", ["llmaccel.h", "base/*", "model/*", "!base/pool.h"]),

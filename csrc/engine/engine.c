@@ -72,7 +72,8 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
 {
     la_assembly *s = &e->step;
     size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
-    int64_t floor = 2 * (int64_t)d->n_vocab; /* a row asks for V entries at most */
+    int64_t floor =
+        2 * (int64_t)d->n_vocab; /* the best V and V by id: what a row asks for at most */
     s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
     s->n_entries = s->n_entries > floor ? s->n_entries : floor;
     e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
@@ -366,11 +367,23 @@ static void place_results(la_assembly *s, la_sample_row *row, int i)
     row->out_token = &s->out_tokens[i];
     row->out_logprob = &s->out_logprobs[i];
     row->out_rank = &s->out_ranks[i];
-    if (row->n_top > 0) {
+    if (row->n_top >= 0) {
         row->top_ids = s->top_ids + s->entries_used;
         row->top_logprobs = s->top_logprobs + s->entries_used;
-        s->entries_used += row->n_top;
+        s->entries_used += row->n_top + row->n_score;
     }
+}
+
+/* What the branch's next draw, for `position`, looks back on. */
+static la_draw draw_of(const la_live *live, const la_branch *b, int position)
+{
+    return (la_draw){.given = {live->prompt, b->suffix},
+                     .n_given = {live->n_prompt, b->n_suffix},
+                     .output = b->output,
+                     .n_output = b->n_output,
+                     .branch = (int)(b - live->branches),
+                     .position = position,
+                     .allowed = live->allowed};
 }
 
 /* The row of the token fed at `position`, index `token` of the batch. */
@@ -382,17 +395,27 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     const la_sampling *p = &live->sampling;
     la_sample_row *row = &s->rows[s->n_rows];
     int next = position + 1;
-    *row = (la_sample_row){.token = token, .target = -2, .n_top = -1};
+    *row = (la_sample_row){.token = token, .target = -2, .forced = -1, .n_top = -1};
     if (next < q->n_forced) {
-        if (next >= live->n_prompt || p->prompt_logprobs >= 0) {
+        if (next >= live->n_prompt ||
+            (p->prompt_logprobs >= 0 && next >= p->prompt_logprob_start)) {
             row->target = la_request_token(live, q->branch, next);
             row->n_top = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
+            row->score_ids = p->prompt_scores;
+            row->n_score = p->n_prompt_score;
         }
     }
     else if (p->max_tokens > 0) {
-        la_draw d = {b->output, b->n_output, q->branch, next, live->allowed};
+        la_draw d = draw_of(live, b, next);
         la_sampler_fill(&b->sampler, p, &d, row);
         row->n_top = p->logprobs;
+        row->score_ids = p->score_ids;
+        row->n_score = p->n_score;
+        if (live->process != NULL && row->forced < 0) {
+            row->process = live->process;
+            row->process_arg = live->process_arg;
+            row->processed = live->process_rows + (int64_t)q->branch * e->door.n_vocab;
+        }
     }
     if (live->logits != NULL && q->branch == 0 && position < live->n_prompt) {
         row->logits = live->logits + (int64_t)position * e->door.n_vocab;
@@ -447,7 +470,7 @@ static la_event *add_event(la_engine *e, const la_live *live, int branch, int i)
     if (row->n_top >= 0) {
         ev->logprob = s->out_logprobs[i];
         ev->rank = s->out_ranks[i];
-        ev->n_top = row->n_top;
+        ev->n_top = row->n_top + row->n_score;
         ev->top_ids = row->top_ids;
         ev->top_logprobs = row->top_logprobs;
     }
@@ -470,15 +493,23 @@ static void accept(la_engine *e, la_seq *q, int i)
     la_live *live = LA_OWNER(q->group, la_live, group);
     la_branch *b = &live->branches[q->branch];
     int32_t token = e->step.out_tokens[i];
+    if (token < 0) {
+        end_seq(e, q, token == LA_DRAW_FAILED ? LA_FINISH_FAILED : LA_FINISH_EMPTY, -1);
+        return;
+    }
     la_event *ev = add_event(e, live, q->branch, i);
     ev->kind = LA_EVENT_TOKEN;
     ev->position = b->n_output;
     ev->token = token;
     b->output[b->n_output++] = token;
-    la_sampler_accept(&b->sampler, token);
+    la_draw d = draw_of(live, b, -1);
+    la_sampler_accept(&b->sampler, &live->sampling, &d);
     e->stats.output_tokens++;
     if (is_stop(&live->sampling, token)) {
         end_seq(e, q, LA_FINISH_STOP, token);
+    }
+    else if (b->sampler.repeats) {
+        end_seq(e, q, LA_FINISH_REPETITION, -1);
     }
     else if (b->n_output == live->sampling.max_tokens) {
         end_seq(e, q, LA_FINISH_LENGTH, -1);

@@ -66,6 +66,18 @@ static la_status check_numbers(const la_sampling *p, int n_vocab)
     LA_TRY(check_int("min_tokens", p->min_tokens, 0, p->max_tokens));
     LA_TRY(check_int("logprobs", p->logprobs, -1, n_vocab));
     LA_TRY(check_int("prompt_logprobs", p->prompt_logprobs, -1, n_vocab));
+    LA_TRY(check_int("prompt_logprob_start", p->prompt_logprob_start, 0, INT32_MAX));
+    LA_TRY(check_int("repeat_last_n", p->repeat_last_n, -1, INT32_MAX));
+    LA_TRY(check_int("no_repeat_ngram", p->no_repeat_ngram, 0, INT32_MAX));
+    LA_TRY(check_int("repeat_count", p->repeat_count, 0, INT32_MAX));
+    LA_TRY(check_int("think_budget", p->think_budget, -1, INT32_MAX));
+    if (p->repeat_count == 1) {
+        return REFUSE("repeat_count: 1, expected 0 or at least 2");
+    }
+    if (p->repeat_count > 0) {
+        LA_TRY(check_int("repeat_max", p->repeat_max, 1, LA_MAX_PATTERN));
+        LA_TRY(check_int("repeat_min", p->repeat_min, 1, p->repeat_max));
+    }
 done:
     return st;
 }
@@ -95,6 +107,20 @@ static la_status check_lists(const la_sampling *p, int n_vocab)
     LA_TRY(check_ids("stop_ids", p->stop_ids, p->n_stop, n_vocab));
     LA_TRY(check_ids("allowed", p->allowed, p->n_allowed, n_vocab));
     LA_TRY(check_ids("bias_ids", p->bias_ids, p->n_bias, n_vocab));
+    LA_TRY(check_ids("score_ids", p->score_ids, p->n_score, n_vocab));
+    LA_TRY(check_int("score_ids: their number", p->n_score, 0, p->logprobs >= 0 ? n_vocab : 0));
+    LA_TRY(check_ids("prompt_scores", p->prompt_scores, p->n_prompt_score, n_vocab));
+    LA_TRY(check_int("prompt_scores: their number", p->n_prompt_score, 0,
+                     p->prompt_logprobs >= 0 ? n_vocab : 0));
+    LA_TRY(check_ids("trace", p->trace, p->n_trace, n_vocab));
+    LA_TRY(check_ids("think_start", p->think_start, p->n_think_start, n_vocab));
+    LA_TRY(check_ids("think_end", p->think_end, p->n_think_end, n_vocab));
+    if (p->n_trace > 0 && p->n_trace < p->max_tokens) {
+        return REFUSE("trace: %d tokens for max_tokens of %d", p->n_trace, p->max_tokens);
+    }
+    if (p->think_budget >= 0 && (p->n_think_start == 0 || p->n_think_end == 0)) {
+        return REFUSE("think_budget: %d without think_start and think_end", p->think_budget);
+    }
     if (p->n_bias > 0 && p->bias == NULL) {
         return REFUSE("bias: no data for %d values", p->n_bias);
     }
@@ -172,6 +198,9 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     LA_TRY(check_bad(p, door->n_vocab, &t->bad));
     LA_TRY(check_suffix(r, door->n_vocab, &t->suffix, &longest));
     LA_TRY(check_lengths(door, r, longest, &t->max_tokens));
+    if (r->process != NULL && r->process_rows == NULL) {
+        return REFUSE("process: no rows for it to change");
+    }
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
     }
@@ -220,6 +249,11 @@ static void carve_sampling(la_carver *c, const la_sampling *from, const la_total
     to->bad = carve_copy(c, from->bad, t->bad);
     to->bad_len = carve_copy(c, from->bad_len, from->n_bad);
     to->allowed = NULL; /* kept as a bit mask */
+    to->score_ids = carve_copy(c, from->score_ids, from->n_score);
+    to->prompt_scores = carve_copy(c, from->prompt_scores, from->n_prompt_score);
+    to->trace = carve_copy(c, from->trace, from->n_trace);
+    to->think_start = carve_copy(c, from->think_start, from->n_think_start);
+    to->think_end = carve_copy(c, from->think_end, from->n_think_end);
     float *bias = carve(c, (size_t)from->n_bias, sizeof *bias);
     if (bias != NULL) {
         memcpy(bias, from->bias, (size_t)from->n_bias * sizeof *bias);
@@ -251,14 +285,15 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     q->table.cap = cap;
     q->table.pages = carve(c, (size_t)cap, sizeof *q->table.pages);
     branch->output = carve(c, (size_t)t->max_tokens, sizeof *branch->output);
-    int keep =
-        t->max_tokens > 0 ? la_sampler_keep(p, branch_forced(r, b) + t->max_tokens, n_vocab) : 0;
+    int n_tokens = t->max_tokens > 0 ? branch_forced(r, b) + t->max_tokens : 0;
+    int keep = la_sampler_keep(p, n_tokens, n_vocab);
     la_sampler *s = &branch->sampler;
     s->n_slots = la_sampler_slots(keep);
     s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);
     s->seen_counts = carve(c, (size_t)keep, sizeof *s->seen_counts);
     s->slots = carve(c, (size_t)s->n_slots, sizeof *s->slots);
-    s->ban_ids = carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+    s->ban_ids = carve(c, la_sampler_bans(p, n_tokens), sizeof *s->ban_ids);
+    s->runs = carve(c, p->repeat_count > 0 ? (size_t)p->repeat_max : 0, sizeof *s->runs);
 }
 
 /* Lays the request out in the carver's block; with no block only measures. */
@@ -298,6 +333,15 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
 
 /* ---- filling it in ---------------------------------------------------------------------------- */
 
+/* Fed position whose row is the first that a request wants of its whole prompt. */
+static int first_scored(const la_sampling *p, const la_request *r, int n_prompt)
+{
+    if (r->logits != NULL || p->prompt_logprob_start < 1) {
+        return 0;
+    }
+    return p->prompt_logprob_start < n_prompt ? p->prompt_logprob_start - 1 : n_prompt - 1;
+}
+
 /* The scheduler's view of branch b, and the sampler's start. */
 static void start_branch(la_live *live, const la_request *r, const la_totals *t, int b)
 {
@@ -311,17 +355,18 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     q->n_max = branch_max(r, t, b);
     q->n_todo = p->max_tokens > 0 ? forced : q->n_max;
     q->n_forced = forced;
-    q->first_row = whole ? 0 : live->n_prompt - 1;
-    q->forced_cost = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
-    q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
+    q->first_row = whole ? first_scored(p, r, live->n_prompt) : live->n_prompt - 1;
+    q->forced_cost = (p->prompt_logprobs > 0 ? p->prompt_logprobs : 0) + p->n_prompt_score;
+    q->sample_cost = p->max_tokens > 0 ? (p->logprobs > 0 ? p->logprobs : 0) + p->n_score : 0;
     branch->live = live;
     branch->stop_token = -1;
     if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;
     }
-    la_sampler_start(&branch->sampler, p, live->prompt, live->n_prompt);
-    la_sampler_start(&branch->sampler, p, branch->suffix, branch->n_suffix);
+    la_draw d = {.given = {live->prompt, branch->suffix},
+                 .n_given = {live->n_prompt, branch->n_suffix}};
+    la_sampler_start(&branch->sampler, p, &d);
 }
 
 /* Whether some token stays possible in every draw: an allowed one that no bad word ends with and
@@ -395,6 +440,9 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     live->n_open = r->n_branches;
     live->n_prompt = r->n_prompt;
     live->logits = r->logits;
+    live->process = r->process;
+    live->process_arg = r->process_arg;
+    live->process_rows = r->process_rows;
     live->deadline = r->timeout > 0.0 && r->timeout < LA_FOREVER ? la_now() + r->timeout : 0.0;
     for (int b = 0; b < r->n_branches; b++) {
         start_branch(live, r, &t, b);

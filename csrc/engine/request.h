@@ -34,9 +34,12 @@ typedef struct la_live {
     int n_open;            /* branches whose last event is still to come */
     const int32_t *prompt; /* [n_prompt] */
     int n_prompt;
-    la_sampling sampling;       /* arrays point into this allocation; max_tokens fits max_len */
-    const uint32_t *allowed;    /* [ceil(V/32)] or NULL */
-    float *logits;              /* [n_prompt, V], the caller's, or NULL */
+    la_sampling sampling;    /* arrays point into this allocation; max_tokens fits max_len */
+    const uint32_t *allowed; /* [ceil(V/32)] or NULL */
+    float *logits;           /* [n_prompt, V], the caller's, or NULL */
+    la_logits_fn process;    /* with its argument and rows the caller's, or NULL */
+    void *process_arg;
+    float *process_rows;        /* [n_branches, V] */
     double deadline;            /* la_now() time; 0: none */
     la_heap_node deadline_node; /* engine.c's queue; hi in nanoseconds */
     double scheduled;           /* la_now() of the step that first fed it; 0: none yet */

@@ -2,11 +2,46 @@
  * long as the branch: a dense table would be V integers per branch, 600 kB at 152k tokens. */
 #include "sampler.h"
 
+#include <string.h>
+
 #include "../base/base.h"
+
+/* ---- looking back ------------------------------------------------------------------------------- */
+
+static int draw_length(const la_draw *d)
+{
+    return d->n_given[0] + d->n_given[1] + d->n_output;
+}
+
+/* Token i of what was given and generated. */
+static int32_t draw_token(const la_draw *d, int i)
+{
+    if (i < d->n_given[0]) {
+        return d->given[0][i];
+    }
+    i -= d->n_given[0];
+    return i < d->n_given[1] ? d->given[1][i] : d->output[i - d->n_given[1]];
+}
+
+/* Whether the n tokens before `end` are those of `what`. */
+static int draw_ends_with(const la_draw *d, int end, const int32_t *what, int n)
+{
+    for (int i = 0; i < n; i++) {
+        if (end < n || draw_token(d, end - n + i) != what[i]) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* ---- counts ------------------------------------------------------------------------------------- */
 
 /* Whether any penalty needs counts. */
 static int needs_counts(const la_sampling *p)
 {
+    if (p->repeat_last_n == 0) {
+        return 0;
+    }
     return p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
            p->repetition_penalty != 1.0f;
 }
@@ -48,36 +83,114 @@ static int sampler_find(la_sampler *s, int32_t token)
     }
 }
 
-void la_sampler_start(la_sampler *s, const la_sampling *p, const int32_t *given, int n_given)
+/* Counts of a window are made anew for each draw: tokens leave it as others enter. */
+static void sampler_count_last(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
-    if (s->n_slots == 0 || p->repetition_penalty == 1.0f) {
-        return;
-    }
-    for (int i = 0; i < n_given; i++) {
-        (void)sampler_find(s, given[i]);
+    int n = draw_length(d), n_given = n - d->n_output;
+    memset(s->slots, 0, (size_t)s->n_slots * sizeof *s->slots);
+    s->n_seen = 0;
+    for (int i = n > p->repeat_last_n ? n - p->repeat_last_n : 0; i < n; i++) {
+        if (i >= n_given) {
+            s->seen_counts[sampler_find(s, draw_token(d, i))]++;
+        }
+        else if (p->repetition_penalty != 1.0f) {
+            (void)sampler_find(s, draw_token(d, i));
+        }
     }
 }
 
-void la_sampler_accept(la_sampler *s, int32_t token)
+/* ---- thinking ----------------------------------------------------------------------------------- */
+
+/* Notes the token before `end`. */
+static void sampler_think(la_sampler *s, const la_sampling *p, const la_draw *d, int end)
 {
-    if (s->n_slots != 0) {
-        s->seen_counts[sampler_find(s, token)]++;
+    if (!s->thinking) {
+        s->thinking = draw_ends_with(d, end, p->think_start, p->n_think_start);
+        s->n_thought = 0;
+        return;
     }
+    s->n_thought++;
+    s->thinking = !draw_ends_with(d, end, p->think_end, p->n_think_end);
+}
+
+/* The token that closes a thought which is over its budget, or -1. */
+static int32_t sampler_closing(const la_sampler *s, const la_sampling *p, const la_draw *d)
+{
+    if (p->think_budget < 0 || !s->thinking || s->n_thought < p->think_budget) {
+        return -1;
+    }
+    int done = p->n_think_end - 1; /* of the end, as much as stands there already */
+    while (done > 0 && !draw_ends_with(d, draw_length(d), p->think_end, done)) {
+        done--;
+    }
+    return p->think_end[done];
+}
+
+/* ---- repetition --------------------------------------------------------------------------------- */
+
+static void sampler_run(la_sampler *s, const la_sampling *p, const la_draw *d)
+{
+    int last = d->n_output - 1;
+    for (int n = p->repeat_min; n <= p->repeat_max && n <= last; n++) {
+        int same = d->output[last] == d->output[last - n];
+        s->runs[n - 1] = same ? s->runs[n - 1] + 1 : 0;
+        s->repeats |= s->runs[n - 1] >= (int64_t)n * (p->repeat_count - 1);
+    }
+}
+
+/* ---- from draw to draw -------------------------------------------------------------------------- */
+
+void la_sampler_start(la_sampler *s, const la_sampling *p, const la_draw *d)
+{
+    int n = draw_length(d);
+    for (int i = 0; s->n_slots != 0 && p->repetition_penalty != 1.0f && i < n; i++) {
+        (void)sampler_find(s, draw_token(d, i));
+    }
+    for (int i = 0; p->think_budget >= 0 && i < n; i++) {
+        sampler_think(s, p, d, i + 1);
+    }
+}
+
+void la_sampler_accept(la_sampler *s, const la_sampling *p, const la_draw *d)
+{
+    if (s->n_slots != 0 && p->repeat_last_n < 0) {
+        s->seen_counts[sampler_find(s, d->output[d->n_output - 1])]++;
+    }
+    if (p->repeat_count > 0) {
+        sampler_run(s, p, d);
+    }
+    if (p->think_budget >= 0) {
+        sampler_think(s, p, d, draw_length(d));
+    }
+}
+
+size_t la_sampler_bans(const la_sampling *p, int n_tokens)
+{
+    size_t n = (size_t)p->n_stop + (size_t)p->n_bad;
+    return n + (p->no_repeat_ngram > 0 ? (size_t)n_tokens : 0);
+}
+
+/* Bans what would end an n-gram that was there before, of the n_ban bans so far. */
+static int sampler_ban_ngrams(la_sampler *s, const la_sampling *p, const la_draw *d, int n_ban)
+{
+    int n = draw_length(d), head = p->no_repeat_ngram - 1;
+    for (int end = head; end < n; end++) {
+        int same = 1;
+        for (int i = 1; i <= head && same; i++) {
+            same = draw_token(d, end - i) == draw_token(d, n - i);
+        }
+        if (same) {
+            s->ban_ids[n_ban++] = draw_token(d, end);
+        }
+    }
+    return n_ban;
 }
 
 /* Whether the output ends with the first n tokens of a bad word. Generated tokens only: a word
  * that began in the prompt is the prompt's affair (vLLM's rule). */
 static int sampler_ends_with(const la_draw *d, const int32_t *word, int n)
 {
-    if (n > d->n_output) {
-        return 0;
-    }
-    for (int i = 0; i < n; i++) {
-        if (d->output[d->n_output - n + i] != word[i]) {
-            return 0;
-        }
-    }
-    return 1;
+    return n <= d->n_output && draw_ends_with(d, draw_length(d), word, n);
 }
 
 static int sampler_bans(la_sampler *s, const la_sampling *p, const la_draw *d)
@@ -96,12 +209,16 @@ static int sampler_bans(la_sampler *s, const la_sampling *p, const la_draw *d)
         }
         word += p->bad_len[i];
     }
-    return n;
+    return p->no_repeat_ngram > 0 ? sampler_ban_ngrams(s, p, d, n) : n;
 }
 
 void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_sample_row *row)
 {
+    if (s->n_slots != 0 && p->repeat_last_n >= 0) {
+        sampler_count_last(s, p, d);
+    }
     row->target = -1;
+    row->forced = p->n_trace > 0 ? p->trace[d->n_output] : sampler_closing(s, p, d);
     row->temperature = p->temperature;
     row->top_p = p->top_p;
     row->min_p = p->min_p;

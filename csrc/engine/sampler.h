@@ -1,14 +1,18 @@
-/* sampler.h - what sampling has to remember of each branch: counts, bans, the draw's counter.
+/* sampler.h - what sampling has to remember of each branch: counts, bans, what is to be emitted, the
+ * draw's counter.
  *
  * Owns the per-branch state behind la_sample_row: distinct tokens seen with their counts (for
- * penalties) and the list of tokens banned in the next draw (stop ids below min_tokens, bad
- * words). The arithmetic is the model's. Invariant: every array was sized when the request was
- * admitted. Called by request.c (start) and engine.c (fill, accept).
+ * penalties), the list of tokens banned in the next draw (stop ids below min_tokens, bad words,
+ * n-grams that would come again), how long patterns have been repeating and whether the text thinks.
+ * The arithmetic is the model's. Invariant: every array was sized when the request was admitted.
+ * Called by request.c (start) and engine.c (fill, accept).
  */
 #ifndef LA_SAMPLER_H
 #define LA_SAMPLER_H
 
 #include "../model/model.h"
+
+enum { LA_MAX_PATTERN = 4096 }; /* tokens of a pattern that repetition is looked for */
 
 typedef struct la_sampler {
     int32_t *seen_ids;    /* [n_keep] distinct, in order of first sight */
@@ -16,11 +20,17 @@ typedef struct la_sampler {
     int n_seen;
     int32_t *slots;   /* [n_slots] hash table: index into seen + 1, or 0 */
     int n_slots;      /* a power of two, or 0: no penalty asks for counts */
-    int32_t *ban_ids; /* [n_stop + n_bad] */
+    int32_t *ban_ids; /* [la_sampler_bans] */
+    int *runs;        /* [repeat_max] tokens at the end that equal the one L = i + 1 before */
+    int repeats;      /* a pattern has come often enough */
+    int thinking;     /* think_start has come and think_end has not */
+    int n_thought;    /* tokens since then */
 } la_sampler;
 
-/* Where a branch stands when it draws. */
+/* What a branch looks back on when it draws or has drawn: given tokens, then its own. */
 typedef struct la_draw {
+    const int32_t *given[2]; /* [n_given] each: prompt, suffix */
+    int n_given[2];
     const int32_t *output; /* [n_output] generated so far */
     int n_output;
     int branch;
@@ -32,12 +42,14 @@ typedef struct la_draw {
 int la_sampler_keep(const la_sampling *p, int n_tokens, int n_vocab);
 /* Slots for that many tokens: a power of two at least twice as large. */
 int la_sampler_slots(int n_keep);
+/* Most tokens that are banned in one draw. */
+size_t la_sampler_bans(const la_sampling *p, int n_tokens);
 
-/* Given tokens count for the repetition penalty only. */
-void la_sampler_start(la_sampler *s, const la_sampling *p, const int32_t *given, int n_given);
-/* Notes a generated token. */
-void la_sampler_accept(la_sampler *s, int32_t token);
-/* Fills everything of the row that says how to draw; not token, n_top and the results. */
+/* Looks at the given tokens. */
+void la_sampler_start(la_sampler *s, const la_sampling *p, const la_draw *d);
+/* Notes the last token of the output. */
+void la_sampler_accept(la_sampler *s, const la_sampling *p, const la_draw *d);
+/* Fills everything of the row that says how to draw; not token, n_top, scores and the results. */
 void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_sample_row *row);
 
 #endif

@@ -1,7 +1,6 @@
 /* backend_cpu_sample.c - from a row of logits to a token, its logprob and the best alternatives.
  *
- * Order of operations: raw logprobs, then allowed, banned, bias, penalties, temperature, min_p, top_k,
- * top_p, draw. The product left the largest logit of every unit of 32 beside the row: whoever looks for
+ * The order of operations is that of sampling.h. The product left the largest logit of every unit of 32 beside the row: whoever looks for
  * large values reads those and then few units. Sums over the vocabulary are made in slices of fixed
  * size by all threads and added in slice order. Draws come from a counter RNG keyed by the row alone.
  * Invariant: ties go to the lower id and neither batch nor threads can change a result.
@@ -173,7 +172,8 @@ static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
 
 static int changes_logits(const la_sample_row *r)
 {
-    return r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
+    return r->process != NULL || r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 ||
+           r->n_seen != 0;
 }
 
 /* One logit of the ruled row; the best of its unit follows. */
@@ -194,12 +194,17 @@ static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float 
 /* Makes *v the row after the rules, in the thread's own scratch. */
 static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v)
 {
+    const float *x = r->process != NULL ? r->processed : v->x;
     if (r->allowed != NULL) {
-        v->k->mask(r->allowed, v->x, own->ruled, v->V);
+        v->k->mask(r->allowed, x, own->ruled, v->V);
+    }
+    else {
+        memcpy(own->ruled, x, (size_t)v->V * sizeof(float));
+    }
+    if (x != v->x || r->allowed != NULL) {
         v->k->block_max(own->ruled, v->V, own->ruled_best);
     }
     else {
-        memcpy(own->ruled, v->x, (size_t)v->V * sizeof(float));
         memcpy(own->ruled_best, v->best, (size_t)v->units * sizeof(float));
     }
     for (int i = 0; i < r->n_ban; i++) {
@@ -209,12 +214,12 @@ static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v
         set_logit(v, own, r->bias_ids[i], own->ruled[r->bias_ids[i]] + r->bias[i]);
     }
     for (int i = 0; i < r->n_seen; i++) {
-        float x = own->ruled[r->seen_ids[i]];
-        x = x > 0.0f ? x / r->repetition : x * r->repetition;
+        float y = own->ruled[r->seen_ids[i]];
+        y = y > 0.0f ? y / r->repetition : y * r->repetition;
         if (r->seen_counts[i] > 0) {
-            x -= r->frequency * (float)r->seen_counts[i] + r->presence;
+            y -= r->frequency * (float)r->seen_counts[i] + r->presence;
         }
-        set_logit(v, own, r->seen_ids[i], x);
+        set_logit(v, own, r->seen_ids[i], y);
     }
     v->x = own->ruled;
     v->best = own->ruled_best;
@@ -456,7 +461,8 @@ static void sum_row(const view *v, tempered t, la_mass *mass)
 /* Whether a draw needs the mass of the whole vocabulary. */
 static int needs_mass(const la_sample_row *r)
 {
-    return r->target == -1 && r->temperature > 0.0f && r->top_k == 0 && r->min_p == 0.0f;
+    return r->target == -1 && r->forced < 0 && r->temperature > 0.0f && r->top_k == 0 &&
+           r->min_p == 0.0f;
 }
 
 /* summed: whether mass holds the row's tempered sums. */
@@ -515,15 +521,26 @@ static void report_logprobs(const view *v, const la_sample_row *r, const la_mass
             r->top_logprobs[i] = (float)((double)v->x[r->top_ids[i]] - lse);
         }
     }
+    for (int i = 0; i < r->n_score; i++) {
+        r->top_ids[r->n_top + i] = r->score_ids[i];
+        r->top_logprobs[r->n_top + i] = (float)((double)v->x[r->score_ids[i]] - lse);
+    }
 }
 
 static int32_t choose(view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
 {
     int ruled = changes_logits(r);
+    float value;
+    if (r->forced >= 0) {
+        return r->forced;
+    }
     if (ruled) {
         apply_rules(r, own, &v);
+        (void)v.k->argmax(v.best, v.units, &value);
+        if (value == -INFINITY) {
+            return LA_DRAW_EMPTY;
+        }
     }
-    float value;
     return r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own);
 }
 
@@ -584,11 +601,31 @@ static void sum_slices(la_ctx *c, int first, la_rows logits)
     la_cpu_barrier(c);
 }
 
+/* What callers' own functions do to copies of their logits, on the thread that runs the step. */
+static void process_rows(la_ctx *c, int first, la_rows logits)
+{
+    int any = 0;
+    for (int i = 0; i < logits.n; i++) {
+        la_sample_row *r = &c->batch->rows[first + i];
+        any |= r->process != NULL;
+        if (c->tid == 0 && r->process != NULL) {
+            memcpy(r->processed, logits.p + (int64_t)i * logits.ld,
+                   (size_t)c->m->desc.n_vocab * sizeof(float));
+            int failed = r->process(r->process_arg, (int)r->stream, r->processed);
+            *r->out_token = failed ? LA_DRAW_FAILED : 0;
+        }
+    }
+    if (any) {
+        la_cpu_barrier(c);
+    }
+}
+
 void la_cpu_sample(la_ctx *c, int first, la_rows logits)
 {
     int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE);
     la_cpu_local own;
     la_cpu_local_of(c, &own);
+    process_rows(c, first, logits);
     sum_slices(c, first, logits);
     la_share share;
     la_cpu_share_begin(c, &share, logits.n, NULL);
@@ -601,10 +638,11 @@ void la_cpu_sample(la_ctx *c, int first, la_rows logits)
         }
         int32_t token = r->target;
         if (token == -1) {
-            token = choose(v, r, mass, &own);
+            int failed = r->process != NULL && *r->out_token == LA_DRAW_FAILED;
+            token = failed ? LA_DRAW_FAILED : choose(v, r, mass, &own);
             *r->out_token = token;
         }
-        if (wants_logprobs(r)) {
+        if (wants_logprobs(r) && token >= 0) {
             report_logprobs(&v, r, mass, token, &own);
         }
     }

@@ -44,12 +44,12 @@ typedef struct la_span {
     const int32_t *pages; /* [ceil((first_pos + n_tokens) / 64)] */
 } la_span;
 
-/* One row of logits that is wanted, what to do with it and where results go. Order of operations:
- * raw logprobs -> allowed -> banned -> bias -> penalties -> temperature -> min_p -> top_k -> top_p. */
+/* One row of logits that is wanted, what to do with it and where results go, in the order of sampling.h. */
 typedef struct la_sample_row {
     int token; /* index into la_batch.tokens */
     int32_t
         target; /* >= 0: report this token's logprob, draw nothing; -1: draw; -2: neither (logits only) */
+    int32_t forced; /* >= 0: the "draw", whatever the logits; -1 */
     float temperature, top_p, min_p;
     int top_k; /* 0: all */
     float presence, frequency, repetition;
@@ -63,15 +63,23 @@ typedef struct la_sample_row {
     const int32_t *ban_ids;  /* [n_ban] probability 0 */
     int n_ban;
     uint64_t seed, stream, counter; /* counter RNG: key, branch, position */
-    int n_top;                      /* best logprobs wanted; -1: no logprobs at all */
+    la_logits_fn process;           /* changes processed, a copy of the logits; or NULL */
+    void *process_arg;
+    float *processed;         /* [V] */
+    int n_top;                /* best logprobs wanted; -1: no logprobs at all */
+    const int32_t *score_ids; /* [n_score] whose logprobs are wanted beside them */
+    int n_score;
     /* results, written by the step */
-    int32_t *out_token;  /* the draw (target < 0) */
+    int32_t *out_token;  /* the draw (target < 0), or LA_DRAW_* */
     float *out_logprob;  /* raw logprob of target or the draw, when n_top >= 0 */
     int *out_rank;       /* from 1 */
-    int32_t *top_ids;    /* [n_top] best first, ties by lower id */
-    float *top_logprobs; /* [n_top] */
+    int32_t *top_ids;    /* [n_top + n_score] best first, ties by lower id; then score_ids */
+    float *top_logprobs; /* [n_top + n_score] */
     float *logits;       /* [V] raw logits copied here, or NULL */
 } la_sample_row;
+
+/* No token: nothing has a probability, or process failed. */
+enum { LA_DRAW_EMPTY = -1, LA_DRAW_FAILED = -2 };
 
 typedef struct la_batch {
     int n_tokens;          /* T <= limits.max_batch_tokens */

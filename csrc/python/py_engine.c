@@ -1,7 +1,7 @@
 /* py_engine.c - the Python object Engine: requests in, events out.
  *
- * Owns one la_engine, a reference to its Model, and the logits buffers that requests write into until
- * they finish. Invariant: add and cancel may be called from any thread at any time, step from one at a
+ * Owns one la_engine, a reference to its Model, and what requests hold until they finish: the buffer
+ * that takes logits of their prompt, the function that changes those of draws and its rows. Invariant: add and cancel may be called from any thread at any time, step from one at a
  * time; close waits for nobody and is refused while a call is inside the core. An event is a plain
  * tuple whose ids and log probabilities stay packed bytes until somebody reads them.
  */
@@ -9,19 +9,21 @@
 
 #include <limits.h>
 
-typedef struct kept_logits {
-    struct kept_logits *next;
+typedef struct kept_request {
+    struct kept_request *next;
     int64_t id;
-    int n_open;     /* branches still to finish: any of them may outlive the others */
-    Py_buffer view; /* float32 [n_prompt, V] */
-} kept_logits;
+    int n_open;        /* branches still to finish: any of them may outlive the others */
+    Py_buffer logits;  /* float32 [n_prompt, V]; obj NULL: none */
+    Py_buffer rows;    /* float32 [n_branches, V] that process changes; obj NULL: none */
+    PyObject *process; /* process(branch) -> whether it failed; NULL: none */
+} kept_request;
 
 typedef struct py_engine {
     PyObject_HEAD
     PyObject *model;
-    la_engine *handle; /* NULL once closed */
-    kept_logits *kept; /* of requests that have not finished */
-    int calls;         /* inside la_ functions with the GIL released */
+    la_engine *handle;  /* NULL once closed */
+    kept_request *kept; /* of requests that have not finished */
+    int calls;          /* inside la_ functions with the GIL released */
     int stepping;
     long pid;
 } py_engine;
@@ -70,6 +72,16 @@ static PyObject *engine_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     return (PyObject *)self;
 }
 
+static void kept_free(kept_request *kept)
+{
+    if (kept != NULL) {
+        PyBuffer_Release(&kept->logits); /* nothing where obj is NULL */
+        PyBuffer_Release(&kept->rows);
+        Py_XDECREF(kept->process);
+        PyMem_Free(kept);
+    }
+}
+
 static void engine_free_handle(py_engine *self)
 {
     la_engine *handle = self->handle;
@@ -80,9 +92,8 @@ static void engine_free_handle(py_engine *self)
         Py_END_ALLOW_THREADS
     }
     while (self->kept != NULL) { /* after the engine: it may write until then */
-        kept_logits *next = self->kept->next;
-        PyBuffer_Release(&self->kept->view);
-        PyMem_Free(self->kept);
+        kept_request *next = self->kept->next;
+        kept_free(self->kept);
         self->kept = next;
     }
     if (self->model != NULL) {
@@ -122,7 +133,7 @@ typedef struct request_holder {
     int32_t *prompt;
     py_params params;
     py_id_lists suffixes;
-    kept_logits *logits;
+    kept_request *kept; /* NULL: nothing has to stay */
 } request_holder;
 
 static void request_clear(request_holder *holder)
@@ -130,34 +141,73 @@ static void request_clear(request_holder *holder)
     PyMem_Free(holder->prompt);
     py_params_clear(&holder->params);
     py_id_lists_clear(&holder->suffixes);
-    if (holder->logits != NULL) {
-        PyBuffer_Release(&holder->logits->view);
-        PyMem_Free(holder->logits);
-    }
+    kept_free(holder->kept);
 }
 
-static int request_logits(const py_state *state, PyObject *object, int n_vocab,
-                          request_holder *holder)
+/* Writable float32 [n, n_vocab]. */
+static int rows_from(const py_state *state, PyObject *object, const char *what, const int size[2],
+                     Py_buffer *out)
 {
-    kept_logits *logits = PyMem_Calloc(1, sizeof *logits);
-    if (logits == NULL) {
+    if (PyObject_GetBuffer(object, out, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
+        return -1;
+    }
+    int64_t expected = (int64_t)size[0] * size[1] * (int64_t)sizeof(float);
+    if (out->format == NULL || strcmp(out->format, "f") != 0 || out->len != expected) {
+        py_raise_format(state, LA_ERR_REQUEST, "%s: expected writable float32 [%d, %d]", what,
+                        size[0], size[1]);
+        return -1;
+    }
+    return 0;
+}
+
+/* Runs the request's function on the row that it knows by its branch. The GIL is not held. */
+static int call_process(void *arg, int branch, float *logits)
+{
+    kept_request *kept = arg;
+    (void)logits; /* a row of kept->rows, which Python has as an array */
+    PyGILState_STATE gil = PyGILState_Ensure();
+    PyObject *result = PyObject_CallFunction(kept->process, "i", branch);
+    int failed = result == NULL ? -1 : PyObject_IsTrue(result);
+    if (failed < 0) {
+        PyErr_WriteUnraisable(kept->process);
+    }
+    Py_XDECREF(result);
+    PyGILState_Release(gil);
+    return failed != 0;
+}
+
+/* What has to stay until the request has finished: objects that are None are not there. */
+static int request_keep(const py_state *state, PyObject *logits, PyObject *process, int n_vocab,
+                        request_holder *holder)
+{
+    la_request *r = &holder->request;
+    PyObject *function, *rows;
+    if (logits == Py_None && process == Py_None) {
+        return 0;
+    }
+    holder->kept = PyMem_Calloc(1, sizeof *holder->kept);
+    if (holder->kept == NULL) {
         PyErr_NoMemory();
         return -1;
     }
-    if (PyObject_GetBuffer(object, &logits->view,
-                           PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE) < 0) {
-        PyMem_Free(logits);
-        return -1;
+    if (logits != Py_None) {
+        int size[2] = {r->n_prompt, n_vocab};
+        if (rows_from(state, logits, "logits", size, &holder->kept->logits) < 0) {
+            return -1;
+        }
+        r->logits = holder->kept->logits.buf;
     }
-    holder->logits = logits;
-    int64_t expected = (int64_t)holder->request.n_prompt * n_vocab * (int64_t)sizeof(float);
-    if (logits->view.format == NULL || strcmp(logits->view.format, "f") != 0 ||
-        logits->view.len != expected) {
-        py_raise_format(state, LA_ERR_REQUEST, "logits: expected writable float32 [%d, %d]",
-                        holder->request.n_prompt, n_vocab);
-        return -1;
+    if (process != Py_None) {
+        int size[2] = {r->n_branches, n_vocab};
+        if (!PyArg_ParseTuple(process, "OO:process", &function, &rows) ||
+            rows_from(state, rows, "process", size, &holder->kept->rows) < 0) {
+            return -1;
+        }
+        holder->kept->process = Py_NewRef(function);
+        r->process = call_process;
+        r->process_arg = holder->kept;
+        r->process_rows = holder->kept->rows.buf;
     }
-    holder->request.logits = logits->view.buf;
     return 0;
 }
 
@@ -165,15 +215,15 @@ static int request_logits(const py_state *state, PyObject *object, int n_vocab,
 static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int n_vocab,
                          request_holder *holder)
 {
-    static char *names[] = {"prompt",   "params",  "branches", "suffixes",
-                            "priority", "timeout", "logits",   NULL};
-    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None;
+    static char *names[] = {"prompt",  "params", "branches", "suffixes", "priority",
+                            "timeout", "logits", "process",  NULL};
+    PyObject *prompt, *params, *suffixes = Py_None, *logits = Py_None, *process = Py_None;
     la_request *r = &holder->request;
     memset(holder, 0, sizeof *holder);
     r->n_branches = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidO:add", names, &prompt, &params,
-                                     &r->n_branches, &suffixes, &r->priority, &r->timeout,
-                                     &logits)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO|$iOidOO:add", names, &prompt, &params,
+                                     &r->n_branches, &suffixes, &r->priority, &r->timeout, &logits,
+                                     &process)) {
         return -1;
     }
     holder->prompt = py_ids_from(state, prompt, "prompt", &r->n_prompt);
@@ -194,7 +244,7 @@ static int request_parse(py_state *state, PyObject *args, PyObject *kwargs, int 
             return -1;
         }
     }
-    return logits != Py_None ? request_logits(state, logits, n_vocab, holder) : 0;
+    return request_keep(state, logits, process, n_vocab, holder);
 }
 
 static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -208,15 +258,15 @@ static PyObject *engine_add(PyObject *object, PyObject *args, PyObject *kwargs)
     int failed = request_parse(state, args, kwargs, py_model_vocab(self->model), &holder) < 0;
     la_status status = LA_OK;
     int64_t id = 0;
-    if (!failed && holder.logits != NULL) {
-        /* With the GIL: the step's FINISH must not be converted before the buffer is on the list. */
+    if (!failed && holder.kept != NULL) {
+        /* With the GIL: the step's FINISH must not be converted before this is on the list. */
         status = la_engine_add(self->handle, &holder.request, &id);
         if (status == LA_OK) {
-            holder.logits->id = id;
-            holder.logits->n_open = holder.request.n_branches;
-            holder.logits->next = self->kept;
-            self->kept = holder.logits;
-            holder.logits = NULL;
+            holder.kept->id = id;
+            holder.kept->n_open = holder.request.n_branches;
+            holder.kept->next = self->kept;
+            self->kept = holder.kept;
+            holder.kept = NULL;
         }
     }
     else if (!failed) {
@@ -259,18 +309,17 @@ static PyObject *engine_cancel(PyObject *object, PyObject *args)
 
 /* ---- step --------------------------------------------------------------------------------------- */
 
-/* A branch of the request has finished; with the last one nothing writes to the buffer any more. */
-static void release_logits(py_engine *self, int64_t id)
+/* A branch of the request has finished; with the last one nothing uses what was kept any more. */
+static void release_kept(py_engine *self, int64_t id)
 {
-    for (kept_logits **at = &self->kept; *at != NULL; at = &(*at)->next) {
+    for (kept_request **at = &self->kept; *at != NULL; at = &(*at)->next) {
         if ((*at)->id == id) {
-            kept_logits *done = *at;
+            kept_request *done = *at;
             if (--done->n_open > 0) {
                 return;
             }
             *at = done->next;
-            PyBuffer_Release(&done->view);
-            PyMem_Free(done);
+            kept_free(done);
             return;
         }
     }
@@ -338,7 +387,7 @@ static PyObject *engine_step(PyObject *object, PyObject *unused)
         }
         PyList_SET_ITEM(list, i, tuple);
         if (events[i].kind == LA_EVENT_FINISH && self->kept != NULL) {
-            release_logits(self, events[i].request);
+            release_kept(self, events[i].request);
         }
     }
     self->stepping = 0;
@@ -414,8 +463,11 @@ static PyObject *engine_expert_load(PyObject *object, PyObject *unused)
 
 static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
-     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None) -> "
-     "int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). Any thread."},
+     "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None, "
+     "process=None) -> int\n\nprompt: token ids. params: mapping of exactly sampling_fields(). "
+     "process: (function(branch) -> failed, float32 [branches, V]), called by step() with a "
+     "branch's "
+     "logits in its row. Any thread."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

@@ -87,7 +87,7 @@ int py_limits_from(const py_state *state, PyObject *object, la_limits *out);
 /* Sampling parameters and the arrays they point to. Clear also after failure. */
 typedef struct py_params {
     la_sampling sampling;
-    void *arrays[8];
+    void *arrays[16];
     int n_arrays;
 } py_params;
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from llmaccel.balance import balance_experts
     from llmaccel.llm import LLM
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
-    from llmaccel.params import RequestOutputKind, SamplingParams
+    from llmaccel.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -42,6 +42,7 @@ __all__ = [
     "LoadError",
     "Logprob",
     "MemoryPlanError",
+    "RepetitionDetectionParams",
     "RequestError",
     "RequestFuture",
     "RequestOutput",
@@ -62,6 +63,7 @@ _HOMES = {
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
+    "RepetitionDetectionParams": "params",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
     "Tensor": "_core",

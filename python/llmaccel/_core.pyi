@@ -71,6 +71,7 @@ class Engine:
         priority: int = 0,
         timeout: float = 0.0,
         logits: Buffer | None = None,
+        process: tuple[Callable[[int], bool], Buffer] | None = None,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
     def step(

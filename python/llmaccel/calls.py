@@ -25,9 +25,11 @@ from llmaccel.driver import Driver
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
-from llmaccel.params import SamplingParams, engine_fields
+from llmaccel.params import NO_EFFECT, SamplingParams, engine_fields
+from llmaccel.processors import Processing
 from llmaccel.prompts import encode_text, ids_of, parts_of
 from llmaccel.request import Request
+from llmaccel.thinking import think_tags
 from llmaccel.waiting import Chunks, abandon, wait_all
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
@@ -51,6 +53,7 @@ class Calls:
     _own_stop_ids: frozenset[int]
     _counter: itertools.count[int]
     _seed: int
+    _idle_params: set[str]  # sampling parameters without effect that requests brought
 
     def get_tokenizer(self) -> Any:
         """The tokenizer; LoadError where the model has none."""
@@ -157,7 +160,12 @@ class Calls:
             ids = ids[-(keep if keep > 0 else max(1, self._config.max_len - 1)) :]
         self._check_length(ids, 1, where)
         number, name = self._next_id()
-        request = Request(name, text, ids, params, n_branches=params.n, prompt_index=index)
+        request = Request(name, text, ids, params, n_branches=params.n_drawn, prompt_index=index)
+        self._idle_params.update(k for k, off in NO_EFFECT.items() if getattr(params, k) != off)
+        if params.logits_processors is not None:
+            request.processing = Processing(
+                params.logits_processors, request.prompt_ids, request.branches, self._config.n_vocab
+            )
         if not params.ignore_eos:
             request.own_stop_ids = self._own_stop_ids
         if self._tokenizer is not None:
@@ -173,6 +181,9 @@ class Calls:
             seed=_mix(self._seed, number),
             stop_ids=request.own_stop_ids,
             bad=self._bad_words(params),
+            think=think_tags(self.get_tokenizer())
+            if (params.thinking_token_budget or 0) >= 0 and params.thinking_token_budget is not None
+            else ([], []),
         )
         return request, fields
 

@@ -20,7 +20,7 @@ import threading
 import time
 from typing import Any
 
-from llmaccel.errors import LLMAccelError
+from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.request import EVENT_FINISH, Request
 
 _LOG = logging.getLogger("llmaccel")
@@ -71,6 +71,8 @@ class Driver:
         """Hand a request to the engine; options are those of Engine.add. RequestError if it is
         bad."""
         self.check()
+        if request.processing is not None:
+            options["process"] = (request.processing, request.processing.rows)
         with self._lock:
             self.check()
             if self._thread is None:
@@ -228,6 +230,8 @@ class Driver:
 
 def _failure(request: Request, error: BaseException) -> LLMAccelError:
     """An exception that every waiter may be given, whatever kind `error` is."""
+    if isinstance(error, RequestError):
+        return error
     failure = LLMAccelError(f"request {request.request_id}: its text failed: {error!r:.200}")
     failure.__cause__ = error
     return failure

@@ -62,14 +62,18 @@ class Scores:
 class LogprobList(Sequence[dict[int, Logprob] | None]):
     """A list of {token id: Logprob} per position, each dict made when it is first looked at.
 
-    The sampled token comes first, then the others from the best on. With `leading_none` position 0
-    is None: the first token of a prompt has no prediction.
+    The sampled token comes first, then the others from the best on, then those asked for by id,
+    which have no rank. The first `leading` positions are None: the first token of a prompt has no
+    prediction. n_best: of the others so many come by rank; -1: all.
     """
 
-    def __init__(self, scores: Scores, decode: Decode | None, leading_none: bool = False) -> None:
+    def __init__(
+        self, scores: Scores, decode: Decode | None, leading: int = 0, n_best: int = -1
+    ) -> None:
         self._scores = scores
         self._decode = decode
-        self._shift = int(leading_none)
+        self._shift = leading
+        self._n_best = n_best
         self._made: dict[int, dict[int, Logprob]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,12 +120,58 @@ class LogprobList(Sequence[dict[int, Logprob] | None]):
             values = np.frombuffer(packed[1], np.float32).tolist()
             for rank, (token, value) in enumerate(zip(ids, values, strict=True), 1):
                 if token not in made:
-                    made[token] = self._logprob(token, value, rank)
+                    by_rank = self._n_best < 0 or rank <= self._n_best
+                    made[token] = self._logprob(token, value, rank if by_rank else 0)
         return made
 
     def _logprob(self, token: int, value: float, rank: int) -> Logprob:
         text = self._decode(token) if self._decode is not None else None
         return Logprob(value, rank if rank > 0 else None, text)
+
+
+class FlatLogprobs(LogprobList):
+    """The same under flat_logprobs: entries of all positions one after another, as arrays.
+
+    Those of position i are start_indices[i] : end_indices[i]; none where a position is None.
+    """
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        each = [len(self[i] or ()) for i in range(len(self))]
+        return np.array(each, np.int64)
+
+    @cached_property
+    def end_indices(self) -> np.ndarray:
+        """int64 [positions]."""
+        return np.cumsum(self._counts)
+
+    @cached_property
+    def start_indices(self) -> np.ndarray:
+        """int64 [positions]."""
+        return self.end_indices - self._counts
+
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """int32 [entries]."""
+        return np.array([token for one in self for token in one or ()], np.int32)
+
+    @cached_property
+    def logprobs(self) -> np.ndarray:
+        """float32 [entries]."""
+        return np.array([entry.logprob for entry in self._entries()], np.float32)
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """int32 [entries]; 0 for ids that were asked for."""
+        return np.array([entry.rank or 0 for entry in self._entries()], np.int32)
+
+    @cached_property
+    def decoded_tokens(self) -> list[str | None]:
+        """Texts of the entries."""
+        return [entry.decoded_token for entry in self._entries()]
+
+    def _entries(self) -> Iterator[Logprob]:
+        return (entry for one in self for entry in (one or {}).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +226,7 @@ class CompletionOutput:
 
     index: 0 to n - 1. text: the decoded tokens; token_ids: the tokens, a stop token included.
     cumulative_logprob, logprobs: None unless logprobs were asked for.
-    finish_reason: "stop", "length", "abort", "timeout", or None while it runs. stop_reason: the
+    finish_reason: "stop", "length", "abort", "timeout", "repetition", or None while it runs. stop_reason: the
     stop string or the id of stop_token_ids that ended it; None for the model's own end.
     lora_request, routed_experts: vLLM's fields, always None in this version.
     """

@@ -14,7 +14,7 @@ import copy
 import functools
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -25,33 +25,38 @@ from llmaccel.hints import SAMPLING_NAMES, hint
 _T = TypeVar("_T")
 _INT32_MAX = 2**31 - 1
 _MAX_BRANCHES = 16384  # LA_MAX_BRANCHES of csrc/engine/request.h
+_MAX_PATTERN = 4096  # LA_MAX_PATTERN of csrc/engine/sampler.h
 REPETITION_PENALTIES = (1e-4, 1e4)  # least and largest, as csrc/engine/request.c takes them
 # Below this a temperature only multiplies rounding errors; vLLM clamps at the same value.
 _MIN_TEMPERATURE = 0.01
 # Parameters of vLLM and Hugging Face for what this version has not.
 # None, False and empty lists ask for nothing, and of these 1.
-_OFF_AT_ONE = ("beam_width", "best_of", "length_penalty", "num_beams")
+_OFF_AT_ONE = ("beam_width", "length_penalty", "num_beams")
 _ABSENT = {
     "allowed_tokens_mask": "",
     "beam_width": "",
-    "best_of": "; n gives several continuations",
     "do_sample": "; temperature=0 is greedy",
     "early_stopping": "",
-    "extra_args": "",
+    "ebnf": "",
     "guided_choice": "",
     "guided_decoding": "",
     "guided_grammar": "",
     "guided_json": "",
     "guided_regex": "",
     "length_penalty": "",
-    "logits_processor": "; logit_bias adds to the logits of single tokens",
-    "logits_processors": "; logit_bias adds to the logits of single tokens",
+    "logits_processor": "; logits_processors takes functions of one request",
     "num_beams": "",
     "response_format": "",
+    "return_hidden_states": "",
+    "routed_experts_prompt_start": "; LLM.expert_load() counts the tokens of every expert",
     "stopping_criteria": "; stop and stop_token_ids end the text",
     "structured_outputs": "",
+    "t_max_predict_ms": "; timeout= of generate ends a request",
     "use_beam_search": "",
+    "watermark": "",
 }
+# Fields of vLLM that steer what is not here; report() lists those that were set.
+NO_EFFECT = {"extra_args": None, "skip_clone": False, "skip_reading_prefix_cache": None}
 
 
 class RequestOutputKind(IntEnum):
@@ -63,6 +68,22 @@ class RequestOutputKind(IntEnum):
     """What is new since the last chunk."""
     FINAL_ONLY = 2
     """One chunk, at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class RepetitionDetectionParams:
+    """When a text counts as stuck: a pattern of min_pattern_size to max_pattern_size tokens (at
+    most 4096) comes min_count times in a row, 2 at least."""
+
+    max_pattern_size: int
+    min_pattern_size: int = 1
+    min_count: int = 2
+
+    def __post_init__(self) -> None:
+        name = "repetition_detection"
+        _integer(f"{name}.max_pattern_size", self.max_pattern_size, 1, _MAX_PATTERN)
+        _integer(f"{name}.min_pattern_size", self.min_pattern_size, 1, self.max_pattern_size)
+        _integer(f"{name}.min_count", self.min_count, 2, _INT32_MAX)
 
 
 def _refuse_foreign(cls: type[_T]) -> type[_T]:
@@ -119,7 +140,28 @@ class SamplingParams:
     bad_words: strings whose tokens are never completed.
     truncate_prompt_tokens: keep the last k tokens of the prompt; -1: as many as leave room for one
         more.
-    output_kind: what chunks of a stream carry; None: the new part.
+    output_kind: what chunks of a stream carry; None: the new part. stream_interval: tokens between
+        two chunks after the first.
+
+    best_of: draw that many continuations and keep the n of the largest cumulative logprob, best
+        first; a stream of them is one chunk, at the end.
+    logprob_token_ids: ids whose log probabilities are reported at every position, beside those of
+        logprobs; without a rank. prompt_logprob_token_ids: the same for tokens of the prompt.
+    prompt_logprob_start: first token of the prompt that is scored; None stands for those before.
+    flat_logprobs: logprobs and prompt_logprobs are FlatLogprobs, arrays instead of dicts.
+    logits_processors: functions f(output_ids, logits) or f(prompt_ids, output_ids, logits), called
+        in turn before each draw, on the engine's thread, before all other rules. logits: a NumPy
+        array float32 [V] to change in place (torch.from_dlpack shares its memory), valid during the
+        call; what a function returns, if not None, takes its place. An exception is the request's.
+    no_repeat_ngram_size: no run of that many tokens, the prompt's included, comes twice; 0: off.
+    repeat_last_n: penalties look at that many last tokens of prompt and output; -1: at all.
+    repetition_detection: RepetitionDetectionParams, or a dict of its fields: such a text ends with
+        finish_reason "repetition".
+    thinking_token_budget: tokens after the tag that opens a thought, in the prompt or the output,
+        until the tag that closes it is emitted; -1, None: no limit. RequestError where the model
+        has no such tags.
+    trace_decode_token_ids: emitted one after another in place of draws; logprobs are the model's.
+    extra_args, skip_clone, skip_reading_prefix_cache: vLLM's, without effect; report() lists them.
     """
 
     n: int = 1
@@ -147,6 +189,39 @@ class SamplingParams:
     allowed_token_ids: list[int] | None = None
     truncate_prompt_tokens: int | None = None
     output_kind: RequestOutputKind | None = None
+    stream_interval: int = 1
+    best_of: int | None = None
+    logprob_token_ids: list[int] | None = None
+    prompt_logprob_token_ids: list[int] | None = None
+    prompt_logprob_start: int = 0
+    flat_logprobs: bool = False
+    logits_processors: list[Callable[..., Any]] | None = None
+    no_repeat_ngram_size: int = 0
+    repeat_last_n: int = -1
+    repetition_detection: RepetitionDetectionParams | Mapping[str, int] | None = None
+    thinking_token_budget: int | None = None
+    trace_decode_token_ids: list[int] | None = None
+    extra_args: dict[str, Any] | None = None
+    skip_clone: bool = False
+    skip_reading_prefix_cache: bool | None = None
+
+    @classmethod
+    def from_names(cls, **given: Any) -> SamplingParams:
+        """Parameters under the names of other engines: max_new_tokens, random_seed, stop_words,
+        repeat_penalty and the like become what they are called here, do_sample=False
+        temperature=0. RequestError where two names of one parameter are given."""
+        found: dict[str, Any] = {}
+        sample = given.pop("do_sample", None)
+        if not isinstance(sample, bool | None):
+            raise RequestError(f"do_sample must be True or False, got {shown(sample)}")
+        for name, value in given.items():
+            ours = SAMPLING_NAMES.get(name, name)
+            if ours in found:
+                raise RequestError(f"{name}: {ours} was given under another name")
+            found[ours] = value
+        if sample is False:
+            found["temperature"] = 0.0
+        return cls(**found)
 
     def __post_init__(self) -> None:
         self.validate()
@@ -180,12 +255,18 @@ class SamplingParams:
             "detokenize",
             "skip_special_tokens",
             "spaces_between_special_tokens",
+            "flat_logprobs",
+            "skip_clone",
         ):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(
                     f"{name} must be True or False, got {shown(getattr(self, name))}"
                 )
         self._validate_lists()
+        self._validate_output()
+        self._validate_repetition()
+
+    def _validate_output(self) -> None:
         if self.truncate_prompt_tokens is not None:
             self.truncate_prompt_tokens = _integer(
                 "truncate_prompt_tokens", self.truncate_prompt_tokens, -1, _INT32_MAX
@@ -194,6 +275,49 @@ class SamplingParams:
                 raise RequestError("truncate_prompt_tokens must be -1 or at least 1, got 0")
         if self.output_kind is not None:
             self.output_kind = RequestOutputKind(_integer("output_kind", self.output_kind, 0, 2))
+        self.stream_interval = _integer("stream_interval", self.stream_interval, 1, _INT32_MAX)
+        self.best_of = _optional("best_of", self.best_of, self.n, _MAX_BRANCHES)
+        self.logprob_token_ids = _ids("logprob_token_ids", self.logprob_token_ids)
+        self.prompt_logprob_token_ids = _ids(
+            "prompt_logprob_token_ids", self.prompt_logprob_token_ids
+        )
+        self.prompt_logprob_start = _integer(
+            "prompt_logprob_start", self.prompt_logprob_start, 0, _INT32_MAX
+        )
+        if self.prompt_logprob_start > 0 and not self.scores_prompt:
+            raise RequestError("prompt_logprob_start needs prompt_logprobs")
+        if self.extra_args is not None and not isinstance(self.extra_args, dict):
+            raise RequestError(f"extra_args must be a dict, got {shown(self.extra_args)}")
+        if not isinstance(self.skip_reading_prefix_cache, bool | None):
+            raise RequestError(
+                "skip_reading_prefix_cache must be True, False or None, got "
+                f"{shown(self.skip_reading_prefix_cache)}"
+            )
+
+    def _validate_repetition(self) -> None:
+        self.no_repeat_ngram_size = _integer(
+            "no_repeat_ngram_size", self.no_repeat_ngram_size, 0, _INT32_MAX
+        )
+        self.repeat_last_n = _integer("repeat_last_n", self.repeat_last_n, -1, _INT32_MAX)
+        self.repetition_detection = _detection(self.repetition_detection)
+        self.thinking_token_budget = _optional(
+            "thinking_token_budget", self.thinking_token_budget, -1, _INT32_MAX
+        )
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of the prompt are asked for."""
+        return self.prompt_logprobs is not None or self.prompt_logprob_token_ids is not None
+
+    @property
+    def scores_output(self) -> bool:
+        """Whether log probabilities of the output are asked for."""
+        return self.logprobs is not None or self.logprob_token_ids is not None
+
+    @property
+    def n_drawn(self) -> int:
+        """Continuations that are made; n of them are returned."""
+        return self.n if self.best_of is None else self.best_of
 
     def _validate_lists(self) -> None:
         self.stop = _strings("stop", self.stop)
@@ -204,6 +328,10 @@ class SamplingParams:
         self.allowed_token_ids = _ids("allowed_token_ids", self.allowed_token_ids)
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise RequestError("allowed_token_ids must not be empty")
+        self.trace_decode_token_ids = _ids("trace_decode_token_ids", self.trace_decode_token_ids)
+        if self.trace_decode_token_ids is not None and not self.trace_decode_token_ids:
+            raise RequestError("trace_decode_token_ids must not be empty")
+        self.logits_processors = _functions("logits_processors", self.logits_processors)
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping):
@@ -231,23 +359,31 @@ def engine_fields(
     seed: int,
     stop_ids: Iterable[int],
     bad: list[list[int]],
+    think: tuple[list[int], list[int]] = ([], []),
 ) -> dict[str, Any]:
     """The values of `la_sampling` for validated parameters.
 
     max_tokens: as bounded by the context. seed: used where the parameters give none. stop_ids: the
-    model's own, already empty for ignore_eos. bad: the tokens of bad_words. RequestError names a
-    list with an id outside the vocabulary.
+    model's own, already empty for ignore_eos. bad: the tokens of bad_words. think: those of the
+    tags around thoughts. RequestError names a list with an id outside the vocabulary.
     """
     bias = params.logit_bias or {}
     for name, ids in (
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", bias),
         ("allowed_token_ids", params.allowed_token_ids),
+        ("logprob_token_ids", params.logprob_token_ids),
+        ("prompt_logprob_token_ids", params.prompt_logprob_token_ids),
+        ("trace_decode_token_ids", params.trace_decode_token_ids),
     ):
         for token in ids or ():
             if token >= n_vocab:
                 raise RequestError(f"{name}: id {token} is outside the vocabulary of {n_vocab}")
     temperature = params.temperature
+    trace, budget = params.trace_decode_token_ids or [], params.thinking_token_budget
+    max_tokens = min(max_tokens, len(trace)) if trace else max_tokens
+    found = params.repetition_detection
+    assert not isinstance(found, Mapping)  # validate made it one of ours
     return {
         "temperature": max(temperature, _MIN_TEMPERATURE) if temperature > 0.0 else 0.0,
         "top_p": params.top_p,
@@ -256,17 +392,43 @@ def engine_fields(
         "presence_penalty": params.presence_penalty,
         "frequency_penalty": params.frequency_penalty,
         "repetition_penalty": params.repetition_penalty,
+        "repeat_last_n": params.repeat_last_n,
+        "no_repeat_ngram": params.no_repeat_ngram_size,
         "seed": seed if params.seed is None or params.seed < 0 else params.seed,
         "min_tokens": min(params.min_tokens, max_tokens),
         "max_tokens": max_tokens,
-        "logprobs": _top(params.logprobs, n_vocab),
-        "prompt_logprobs": _top(params.prompt_logprobs, n_vocab),
+        "logprobs": best_logprobs(params, n_vocab),
+        "prompt_logprobs": best_prompt_logprobs(params, n_vocab),
+        "prompt_logprob_start": params.prompt_logprob_start,
+        "score_ids": list(dict.fromkeys(params.logprob_token_ids or ())),
+        "prompt_scores": list(dict.fromkeys(params.prompt_logprob_token_ids or ())),
         "stop_ids": sorted({*stop_ids, *(params.stop_token_ids or ())}),
         "bias_ids": list(bias),
         "bias": list(bias.values()),
         "allowed": sorted(set(params.allowed_token_ids or ())),
         "bad": bad,
+        "trace": trace,
+        "repeat_count": found.min_count if found is not None else 0,
+        "repeat_min": found.min_pattern_size if found is not None else 0,
+        "repeat_max": found.max_pattern_size if found is not None else 0,
+        "think_budget": -1 if budget is None or not think[1] else budget,
+        "think_start": think[0],
+        "think_end": think[1],
     }
+
+
+def best_logprobs(params: SamplingParams, n_vocab: int) -> int:
+    """How many best tokens are reported with each of the output; -1: not even that one."""
+    if params.logprobs is None and (params.scores_output or params.n_drawn > params.n):
+        return 0
+    return _top(params.logprobs, n_vocab)
+
+
+def best_prompt_logprobs(params: SamplingParams, n_vocab: int) -> int:
+    """The same for tokens of the prompt."""
+    if params.prompt_logprobs is None and params.scores_prompt:
+        return 0
+    return _top(params.prompt_logprobs, n_vocab)
 
 
 def score_fields() -> dict[str, Any]:
@@ -307,6 +469,29 @@ def _number(name: str, value: Any, lo: float, hi: float) -> float:
     if math.isnan(number) or not lo <= number <= hi:
         raise RequestError(f"{name} must be in [{lo:g}, {hi:g}], got {number}")
     return number
+
+
+def _functions(name: str, value: Any) -> list[Callable[..., Any]] | None:
+    if value is None:
+        return None
+    items = [value] if callable(value) else value
+    if not isinstance(items, (list, tuple)) or not all(callable(item) for item in items):
+        raise RequestError(f"{name} must be a list of functions, got {shown(value)}")
+    return list(items) or None
+
+
+def _detection(value: Any) -> RepetitionDetectionParams | None:
+    if value is None or isinstance(value, RepetitionDetectionParams):
+        return value
+    names = ("max_pattern_size", "min_pattern_size", "min_count")
+    if not isinstance(value, Mapping):  # vLLM's own object
+        value = {name: getattr(value, name) for name in names if hasattr(value, name)}
+    if "max_pattern_size" not in value or not set(value) <= set(names):
+        raise RequestError(
+            f"repetition_detection must have {', '.join(names)} (the first at least), got "
+            f"{shown(dict(value))}"
+        )
+    return RepetitionDetectionParams(**value)
 
 
 def _strings(name: str, value: Any) -> list[str] | None:

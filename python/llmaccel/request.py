@@ -21,12 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmaccel._core import EVENT_KINDS
-from llmaccel.outputs import CompletionOutput, LogprobList, RequestOutput, Scores, Timings
+from llmaccel.errors import RequestError
+from llmaccel.outputs import (
+    CompletionOutput,
+    FlatLogprobs,
+    LogprobList,
+    RequestOutput,
+    Scores,
+    Timings,
+)
 from llmaccel.params import RequestOutputKind, SamplingParams
+from llmaccel.processors import Processing
 
 EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
-_REASONS = ("stop", "length", "abort", "timeout")
+_REASONS = ("stop", "length", "abort", "timeout", "repetition", "failed", "empty")
 
 Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None", float]
 
@@ -146,8 +155,9 @@ class Request:
         self.scheduled = 0.0
         self.first_token = 0.0
         self.finished = 0.0
-        self.prompt_scores = Scores() if params.prompt_logprobs is not None else None
-        wanted = params.logprobs is not None
+        self.processing: Processing | None = None
+        self.prompt_scores = Scores() if params.scores_prompt else None
+        wanted = params.scores_output or params.n_drawn > params.n
         self.branches = [Branch(i, None, Scores() if wanted else None) for i in range(n_branches)]
         # Counted, because a request may have thousands of branches and every event asks.
         self._n_running = n_branches  # without a finish_reason
@@ -194,6 +204,7 @@ class Request:
             self._n_open -= not branch.ended
             branch.ended = True
             if branch.finish_reason is None:
+                self._check_reason(_REASONS[reason])
                 self._finish(branch, _REASONS[reason], token, now)
             return -1
         if branch.finish_reason is not None:
@@ -211,6 +222,15 @@ class Request:
         if self.params.stop and branch.text is not None:
             return self._look_for_stop(branch, now)
         return -1
+
+    def _check_reason(self, reason: str) -> None:
+        """RequestError where a branch ended because there was nothing to draw from."""
+        if reason == "failed" and self.processing is not None and self.processing.error is not None:
+            raise self.processing.error
+        if reason in ("failed", "empty"):
+            raise RequestError(
+                "no token is left to draw: every logit is -inf under this request's rules"
+            )
 
     def _look_for_stop(self, branch: Branch, now: float) -> int:
         """Decode the newest token now: a stop string must end the branch within this step."""
@@ -255,9 +275,21 @@ class Request:
         if self.error is not None:
             raise self.error
         if self._final is None:
-            parts = [self._part(b, self._visible(b), 0, 0) for b in self.branches]
+            parts = [self._part(b, self._visible(b), 0, 0) for b in self._kept()]
+            for index, part in enumerate(parts):
+                part.index = index
             self._final = self._wrap(parts, True)
         return self._final
+
+    def _kept(self) -> list[Branch]:
+        """Of best_of branches the n of the largest cumulative logprob, best first; else all."""
+        if self.params.n_drawn == self.params.n:
+            return self.branches
+
+        def rank(branch: Branch) -> tuple[float, int]:
+            return -sum(branch.scores.logprobs if branch.scores else ()), branch.index
+
+        return sorted(self.branches, key=rank)[: self.params.n]
 
     def snapshot(self, kind: RequestOutputKind) -> RequestOutput | None:
         """The next chunk of a stream; None where nothing is new. Raises the request's error."""
@@ -268,12 +300,13 @@ class Request:
         if self.error is not None:
             raise self.error
         finished = self.done
-        if kind == RequestOutputKind.FINAL_ONLY:
+        if kind == RequestOutputKind.FINAL_ONLY or self.params.n_drawn > self.params.n:
             return self._whole() if finished else None
         parts = []
         for branch in self.branches:
             seen = self._visible(branch)
-            if seen == branch.sent:
+            few = seen.tokens - branch.sent.tokens < self.params.stream_interval
+            if seen == branch.sent or (few and branch.sent.tokens > 0 and not seen.ended):
                 continue
             start = branch.sent if kind == RequestOutputKind.DELTA else _NOTHING
             parts.append(self._part(branch, seen, start.tokens, start.text))
@@ -295,7 +328,9 @@ class Request:
         scores = branch.scores
         logprobs = values = cumulative = None
         if scores is not None:
-            logprobs = LogprobList(scores.part(start, seen.tokens), self.token_text)
+            if self.params.scores_output:
+                part = scores.part(start, seen.tokens)
+                logprobs = self._list_of(part, self.params.logprobs, 0)
             values = np.array(scores.logprobs[start : seen.tokens], np.float32)
             cumulative = float(sum(scores.logprobs[: seen.tokens]))
         text = branch.text.text[start_text : seen.text] if branch.text is not None else ""
@@ -310,10 +345,16 @@ class Request:
             values,
         )
 
+    def _list_of(self, scores: Scores, n_best: int | None, leading: int) -> LogprobList:
+        kind = FlatLogprobs if self.params.flat_logprobs else LogprobList
+        return kind(scores, self.token_text, leading=leading, n_best=n_best or 0)
+
     def _wrap(self, parts: list[CompletionOutput], finished: bool) -> RequestOutput:
         prompt_logprobs = None
         if self.prompt_scores is not None:
-            prompt_logprobs = LogprobList(self.prompt_scores, self.token_text, leading_none=True)
+            skipped = max(1, min(self.params.prompt_logprob_start, len(self.prompt_ids)))
+            n_best = self.params.prompt_logprobs
+            prompt_logprobs = self._list_of(self.prompt_scores, n_best, skipped)
         n_tokens = sum(branch.n for branch in self.branches)
         timings = Timings(
             self.arrival,

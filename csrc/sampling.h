@@ -1,0 +1,60 @@
+/* sampling.h - how the tokens of a request are drawn: la_sampling, a part of llmaccel.h.
+ *
+ * Owns the numbers that a request brings beside its tokens. The order of what they do to a row:
+ * raw logprobs, the caller's function, allowed, bans (stop ids before min_tokens, bad words, n-grams),
+ * bias, penalties, temperature, min_p, top_k, top_p, draw. Invariant: a value that is off is neutral;
+ * ids are checked when a request is added. Python's names for the fields are those of the table in
+ * python/py_params.c, which a test compares with this struct. Included by llmaccel.h.
+ */
+#ifndef LA_SAMPLING_H
+#define LA_SAMPLING_H
+
+#include <stdint.h>
+
+typedef struct la_sampling {
+    float temperature;        /* 0: argmax */
+    float top_p;              /* (0, 1] */
+    float min_p;              /* [0, 1] */
+    int top_k;                /* 0: all */
+    float presence_penalty;   /* generated tokens */
+    float frequency_penalty;  /* generated tokens */
+    float repetition_penalty; /* prompt and generated tokens; 1: off */
+    int repeat_last_n;        /* penalties count these last tokens; -1: all */
+    int no_repeat_ngram;      /* no sequence of that many tokens comes twice; 0: off */
+    uint64_t seed;            /* counter RNG key; branch b draws from (seed, b, position) */
+    int min_tokens;
+    int max_tokens;               /* 0 allowed: score only */
+    int logprobs;                 /* -1: none; 0: the sampled token; k: k best and the sampled */
+    int prompt_logprobs;          /* the same for prompt tokens */
+    int prompt_logprob_start;     /* first prompt token to score */
+    const int32_t *score_ids;     /* [n_score] scored with each sampled token, after the best */
+    int n_score;                  /* at most V; 0 where logprobs is -1 */
+    const int32_t *prompt_scores; /* [n_prompt_score] the same with each prompt token */
+    int n_prompt_score;
+    const int32_t *stop_ids; /* [n_stop] end the sequence; masked until min_tokens */
+    int n_stop;
+    const int32_t *bias_ids; /* [n_bias] */
+    const float *bias;       /* [n_bias] */
+    int n_bias;
+    const int32_t *allowed; /* [n_allowed]; 0: all */
+    int n_allowed;
+    const int32_t *bad;     /* bad words: sequences one after another */
+    const int32_t *bad_len; /* [n_bad] length of each */
+    int n_bad;
+    const int32_t *trace; /* [n_trace] emitted in place of draws; 0: none; at least max_tokens */
+    int n_trace;
+    int repeat_count; /* a pattern that comes so often ends the sequence, at least 2; 0: off */
+    int repeat_min;   /* tokens of such a pattern */
+    int repeat_max;
+    int think_budget; /* tokens after think_start until think_end is emitted; -1: no limit */
+    const int32_t *think_start; /* [n_think_start] */
+    int n_think_start;
+    const int32_t *think_end; /* [n_think_end] */
+    int n_think_end;
+} la_sampling;
+
+/* Changes the logits [V] of a row before anything else of a draw; not 0: it failed, and its branch ends. arg: as
+ * given with the request. Called on the thread that steps. */
+typedef int (*la_logits_fn)(void *arg, int branch, float *logits);
+
+#endif
