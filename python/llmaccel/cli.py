@@ -43,8 +43,8 @@ _CPU_FLAGS = (
 )
 _PROBE_BYTES = 256 << 20  # beyond every cache
 _COMPLETE_TOKENS = 256  # a base model would go on until the context is full
-# Command of a wing -> (module, help). The module's configure(command, parser, add_model, open_model)
-# adds arguments and sets `run`.
+# Command of a wing -> (module, help). The module's configure(command, parser, add_model,
+# open_model) adds arguments and sets `run`.
 _WINGS = {
     "eval": ("llmaccel.eval.command", "perplexity, compression and quantization of a model"),
     "compress": ("llmaccel.eval.command", "a file in the bits that a model needs to predict it"),

@@ -1,5 +1,5 @@
-"""Fake quantization: a forward pass in NumPy whose weights, activations, keys and values are rounded
-to any number of bits.
+"""Fake quantization: a forward pass in NumPy whose weights, activations, keys and values are
+rounded to any number of bits.
 
 Owns the rounding (round-to-nearest, asymmetric groups, as Qllm-Eval does it) and the arithmetic of
 models of the Llama kind in fp32. Invariant: with 16 bits everywhere it computes what LLM does with
@@ -52,9 +52,7 @@ class Rounding:
     kv_group: int = 128
 
 
-def quantize(
-    x: np.ndarray, bits: int, group: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def quantize(x: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(codes, scale, zero) of float32 [..., K] in groups of `group` along the last axis.
 
     scale = (max - min) / (2^bits - 1), zero = round(-min / scale), codes = round(x / scale) + zero
@@ -130,8 +128,7 @@ class FakeModel:
             }
 
     def nll(self, windows: Sequence[Sequence[int]]) -> tuple[float, int]:
-        """(sum of -ln p, number) of the tokens after the first of each window; windows of one length
-        run together."""
+        """(sum of -ln p, number) of the tokens after the first of each window."""
         total, count = 0.0, 0
         by_length: dict[int, list[Sequence[int]]] = {}
         for window in windows:

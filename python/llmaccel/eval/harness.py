@@ -55,7 +55,7 @@ class HarnessLM(TemplateLM):
     ) -> None:
         super().__init__()
         if (pretrained is None) == (model is None):
-            raise RequestError("pretrained: name the model by pretrained= or model=, by one of them")
+            raise RequestError("pretrained: name the model by one of pretrained= and model=")
         for name in _NO_EFFECT:
             options.pop(name, None)
         self.llm = LLM(pretrained or model, max_model_len=max_length, **options)
