@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from llmaccel import LLMAccelError, LoadError
+from llmaccel import LLMAccelError, LoadError, RequestError
 from llmaccel.eval.coder import Decoder, Encoder, Shares
 from llmaccel.eval.compress import _joined
 from llmaccel.eval.container import RAW, TOKENS, Container
@@ -25,9 +25,9 @@ def rows_and_tokens(n: int, n_vocab: int, spread: float, seed: int):
     return rows, tokens, -math.fsum(math.log2(row[t]) for row, t in zip(p, tokens, strict=True))
 
 
-@pytest.mark.parametrize(("n_vocab", "spread"), [(2, 1.0), (300, 3.0), (50000, 6.0)])
+@pytest.mark.parametrize(("n_vocab", "spread"), [(2, 1.0), (300, 3.0), (20000, 6.0)])
 def test_round_trip_in_the_bits_of_the_model(n_vocab, spread):
-    rows, tokens, bits = rows_and_tokens(120, n_vocab, spread, seed=n_vocab)
+    rows, tokens, bits = rows_and_tokens(80, n_vocab, spread, seed=n_vocab)
     encoder, shares = Encoder(), Shares(n_vocab)
     for row, token in zip(rows, tokens, strict=True):
         encoder.put(shares.upper(row), token)
@@ -61,7 +61,7 @@ def test_shares_are_those_of_softmax():
     share = np.diff(upper, prepend=0)
     p = np.exp(row.astype(np.float64) - row.max())
     assert share.min() >= 1
-    # A unit of 2^-30 below, the polynomial's 1.2e-7, and the unit that everyone gets.
+    # A unit of 2^-30 below, the polynomial's 1.7e-7, and the unit that everyone gets.
     assert np.all(np.abs(share / 2**30 - p) <= 2e-7 * p + 2**-29)
 
 
@@ -113,6 +113,8 @@ class Halves:
 
     @staticmethod
     def encode(text: str, **_) -> list[int]:
+        if "\udcff" in text:
+            raise RequestError("no valid Unicode")
         return [ord(c) for c in text]
 
     @staticmethod
@@ -121,7 +123,7 @@ class Halves:
 
 
 def test_what_tokens_do_not_give_back_is_raw():
-    plain = b"line of text\n" * 200
+    plain = b"line of words\n" * 200
     data = plain + b"an x\n" + plain + b"\xff\xfe" + plain + b"y"
     pieces = list(_joined(Halves, data))
     parts = [p if k == RAW else "".join(map(chr, p)).encode() for k, p in pieces]

@@ -29,6 +29,7 @@ FORMAT = 1
 TOKENS, RAW = 0, 1
 _MODEL_BYTES = 16
 _LONGEST_VARINT = 9
+_MOST_CHUNKS = 1 << 16  # of a stream
 
 
 @dataclass
@@ -94,8 +95,8 @@ class Container:
             chunk=reader.varint(),
             chunks_per_stream=reader.varint(),
         )
-        if found.chunk < 1 or found.chunks_per_stream < 1:
-            raise LoadError("damaged: a chunk of no tokens or a stream of no chunks")
+        if found.chunk < 1 or not 1 <= found.chunks_per_stream <= _MOST_CHUNKS:
+            raise LoadError("damaged: chunks or streams of a size that nothing writes")
         for _ in range(reader.varint()):
             value = reader.varint()
             found.pieces.append((value & 1, value >> 1))

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,17 @@ def read_documents(paths: Iterable[str | Path], limit: int | None = None) -> lis
     """Texts of files: a .jsonl file is one document a line (a string, or an object with "text"),
     any other file is one document.
 
-    limit: documents of each file at most. LoadError for a file that cannot be read, is no UTF-8 or
+    limit: documents of each file at most, 1 or more. LoadError for a file that cannot be read, is no UTF-8 or
     holds a line that is neither.
     """
+    if limit is not None and limit < 1:
+        raise RequestError(f"limit: {limit}, expected at least 1")
     found: list[str] = []
     for path in map(Path, paths):
         try:
             with path.open(encoding="utf-8", newline="") as file:
                 lines = _lines(path, file) if path.suffix == ".jsonl" else iter([file.read()])
-                found += [text for text, _ in zip(lines, range(limit or 1 << 62), strict=False)]
+                found += islice(lines, limit)
         except (OSError, UnicodeDecodeError) as error:
             raise LoadError(f"{path}: {error}") from None
     return found

@@ -96,7 +96,7 @@ def run_grid(
     for rounding in roundings:
         fake.round_weights(rounding)
         total, count = fake.nll(windows)
-        real = _kernels(fake, rounding, windows) if kernels else None
+        real = _kernels(config, arrays, rounding, windows) if kernels else None
         found.append(Cell(rounding.w, rounding.a, rounding.kv, exp(total / count), real))
         if progress is not None:
             progress(len(found), len(roundings))
@@ -130,13 +130,18 @@ def _windows(tokenizer: Any, documents: Sequence[str], chunk: int, tokens: int) 
 # ---- the engine's kernels ------------------------------------------------------------------------
 
 
-def _kernels(fake: FakeModel, rounding: Rounding, windows: list[list[int]]) -> float | None:
+def _kernels(
+    config: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+    rounding: Rounding,
+    windows: list[list[int]],
+) -> float | None:
     """Perplexity by the engine, or None where it has no kernels for these bits."""
     if rounding.a not in _ACTIVATIONS or rounding.kv not in _CACHES:
         return None
     if rounding.w not in (FLOAT_BITS, *_PACKED_BITS) or (rounding.w, rounding.a) == (16, 8):
         return None
-    config, arrays = dict(fake.config), dict(fake.arrays)
+    config = dict(config)
     options = {"kv_cache_dtype": _CACHES[rounding.kv], "max_model_len": max(map(len, windows)) - 1}
     if rounding.w == FLOAT_BITS:
         options["dtype"] = "float32"
