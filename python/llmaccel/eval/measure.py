@@ -64,8 +64,8 @@ def read_documents(paths: Iterable[str | Path], limit: int | None = None) -> lis
     """Texts of files: a .jsonl file is one document a line (a string, or an object with "text"),
     any other file is one document.
 
-    limit: documents of each file at most, 1 or more. LoadError for a file that cannot be read, is no UTF-8 or
-    holds a line that is neither.
+    limit: documents of each file at most, 1 or more. LoadError for a file that cannot be read, is
+    no UTF-8 or holds a line that is neither.
     """
     if limit is not None and limit < 1:
         raise RequestError(f"limit: {limit}, expected at least 1")
