@@ -76,6 +76,8 @@ def test_a_window_may_fill_the_context(llm):
     """BOS and 64 tokens, of which the last is only predicted, in a context of 64."""
     text = "abcdefgh" * 8
     assert measure(llm, [text], chunk=64).n_scored == 64
+    with pytest.raises(RequestError, match="max_model_len is 64"):
+        llm.loglikelihood([[1, 1]], [[5] * 64])
     for given in ({"chunk": 65}, {"chunk": 1}, {"chunk": 8, "stride": 9}, {"stride": 0}):
         with pytest.raises(RequestError, match=r"chunk|stride"):
             measure(llm, [text], **given)

@@ -218,7 +218,7 @@ def plot(cells: Sequence[Cell], path: str | Path) -> None:
         drawn = axes.plot(places, [c.perplexity for c in line], "o-", label=f"A{a} KV{kv}")
         real = [(at, c.kernels) for at, c in zip(places, line, strict=True) if c.kernels]
         if real:
-            axes.plot(*zip(*real, strict=True), "kx", color=drawn[0].get_color())
+            axes.plot(*zip(*real, strict=True), "x", color=drawn[0].get_color())
     axes.set_xticks(range(len(bits)), [f"W{b}" for b in bits])
     axes.set_ylabel("perplexity (crosses: kernels)")
     axes.set_yscale("log")
