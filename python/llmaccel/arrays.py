@@ -1,7 +1,7 @@
 """A checkpoint as fp32 arrays: what `LLM.from_arrays` takes, whatever the file's formats are.
 
 Owns the way back from slots to the names and layouts of a Hugging Face checkpoint. Invariant: a
-model from these arrays computes what the file's does at dtype="float32".
+model from these arrays computes what the file's does at dtype="float32", up to the order of sums.
 
 Called by users, by the wings and by benchmarks.
 """
