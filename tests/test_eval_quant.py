@@ -13,7 +13,8 @@ import tiny
 from llmaccel import LLM, RequestError, UnsupportedError, cli, load_tokenizer, read_arrays
 from llmaccel.eval import read_documents
 from llmaccel.eval.fake import FakeModel, Rounding, rounded
-from llmaccel.eval.quant import Cell, Grid, run_grid
+from llmaccel.eval.quant import Cell, Grid, _bit_stream, run_grid
+from llmaccel.models.quantized.linear import fields
 
 GROUP = 64  # does not divide the 172 of stories260K's feed-forward
 
@@ -167,6 +168,15 @@ def test_groups_of_one_value_stay():
     x = np.array([[0.0, 0.0, 3.0, 3.0, -2.0, -2.0, -1.0, 14.0]])
     assert np.array_equal(rounded(x, 4, 2), x)
     assert np.array_equal(rounded(x, 16, 2), x)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_packed_codes_are_read_back(bits):
+    """172 codes: of 3 bits the last word ends inside a code."""
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (5, 172))
+    words = _bit_stream(codes, bits)
+    assert words.shape == (5, -(-172 * bits // 32))
+    assert np.array_equal(fields(words, bits)[:, :172], codes)
 
 
 def test_refusals(tmp_path):
