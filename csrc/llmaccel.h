@@ -327,7 +327,7 @@ typedef struct la_event {
     float logprob; /* of token; raw, before temperature. NaN if not asked */
     int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
-    const int32_t *top_ids;    /* [n_top] best first, then la_sampling.score_ids */
+    const int32_t *top_ids;    /* [n_top] best first, then those scored by id */
     const float *top_logprobs; /* [n_top] */
     double scheduled; /* CLOCK_MONOTONIC seconds of the step that first fed the request; 0: none */
 } la_event;

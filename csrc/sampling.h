@@ -1,10 +1,12 @@
 /* sampling.h - how the tokens of a request are drawn: la_sampling, a part of llmaccel.h.
  *
- * Owns the numbers that a request brings beside its tokens. The order of what they do to a row:
- * raw logprobs, the caller's function, allowed, bans (stop ids before min_tokens, bad words, n-grams),
- * bias, penalties, temperature, min_p, top_k, top_p, draw. Invariant: a value that is off is neutral;
- * ids are checked when a request is added. Python's names for the fields are those of the table in
- * python/py_params.c, which a test compares with this struct. Included by llmaccel.h.
+ * Owns the numbers that a request brings beside its tokens. The order of what they do to a row: raw
+ * logprobs, the caller's function, allowed, bans (stop ids before min_tokens, bad words, n-grams),
+ * bias, penalties, DRY, top-n-sigma, temperature (dynamic or not), min_p, top_k, typical_p, top_p, XTC,
+ * draw. That is vLLM's order, and what vLLM has not stands where llama.cpp has it; mirostat takes the
+ * place of all after temperature. Invariant: a value that is off is neutral; ids are checked when a
+ * request is added. Python's names for the fields are those of the table in python/py_params.c, which
+ * a test compares with this struct. Included by llmaccel.h.
  */
 #ifndef LA_SAMPLING_H
 #define LA_SAMPLING_H
@@ -43,9 +45,24 @@ typedef struct la_sampling {
     int n_bad;
     const int32_t *trace; /* [n_trace] emitted in place of draws; 0: none; at least max_tokens */
     int n_trace;
-    int repeat_count; /* a pattern that comes so often ends the sequence, at least 2; 0: off */
-    int repeat_min;   /* tokens of such a pattern */
-    int repeat_max;
+    float dry_multiplier; /* what would continue a repetition loses this; 0: off */
+    float dry_base;       /* times dry_base^(its length - dry_allowed_length) */
+    int dry_allowed_length;
+    int dry_last_n;              /* looked for in these last tokens; -1: in all */
+    const int32_t *dry_breakers; /* [n_dry_breakers] never part of one */
+    int n_dry_breakers;
+    float top_n_sigma; /* logits so many standard deviations below the best are dropped; 0: off */
+    float dynatemp_range; /* temperature moves so far up and down; 0: off */
+    float dynatemp_exponent;
+    float typical_p;       /* (0, 1]: mass of what is nearest the entropy; 1: off */
+    float xtc_probability; /* of dropping all but the last above the threshold; 0: off */
+    float xtc_threshold;
+    int mirostat; /* 1 or 2 holds the surprise of draws, in bits, near tau; 0: off */
+    float mirostat_tau;
+    float mirostat_eta; /* how fast */
+    int pattern_count;  /* a pattern that comes so often ends the sequence, at least 2; 0: off */
+    int pattern_min;    /* tokens of such a pattern */
+    int pattern_max;
     int think_budget; /* tokens after think_start until think_end is emitted; -1: no limit */
     const int32_t *think_start; /* [n_think_start] */
     int n_think_start;

@@ -30,6 +30,11 @@ def folder(request, tmp_path_factory):
     return path
 
 
+def shifted(output_ids: list[int], logits: np.ndarray) -> None:
+    """A logits processor."""
+    logits += np.roll(logits, 1 + len(output_ids) % 7)
+
+
 def kind_of(i: int) -> dict[str, Any]:
     """What is asked of request i beside the number of tokens."""
     kinds: list[dict[str, Any]] = [
@@ -43,6 +48,12 @@ def kind_of(i: int) -> dict[str, Any]:
         {"temperature": 0.8, "seed": i, "min_p": 0.05, "frequency_penalty": 0.5, "min_tokens": 5,
          "stop_token_ids": list(range(3, 90))},
         {"temperature": 0, "logprobs": 1, "bad_words": ["a", "b"]},
+        {"temperature": 0.9, "seed": i, "mirostat_mode": 2, "mirostat_tau": 3.0, "logprobs": 0,
+         "dry_multiplier": 0.8, "no_repeat_ngram_size": 3, "repetition_penalty": 1.2,
+         "repeat_last_n": 20},
+        {"temperature": 1.1, "seed": i, "typical_p": 0.9, "xtc_probability": 0.5,
+         "dynatemp_range": 0.3, "top_n_sigma": 2.0, "logprob_token_ids": [5, 9],
+         "logits_processors": [shifted]},
     ]  # fmt: skip
     return kinds[i % len(kinds)]
 

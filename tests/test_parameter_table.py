@@ -8,6 +8,7 @@ offline interface has. Exact draws against NumPy are in test_sampling.py.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import letters
 import numpy as np
 import pytest
+import reference_sampling as ref
 from letters import COMMON, LETTERS
 
 from llmaccel import (
@@ -24,12 +26,14 @@ from llmaccel import (
     RequestOutputKind,
     SamplingParams,
     UnsupportedError,
+    load_tokenizer,
 )
 from llmaccel.outputs import FlatLogprobs
 from llmaccel.params import NO_EFFECT
+from llmaccel.thinking import think_tags
 
 A, B = 3 + ord("a"), 3 + ord("b")
-OPEN, CLOSE = 298, 299  # ids of <think> and </think> in this file's tokenizer
+OPEN, CLOSE = 259, 260  # <think> and </think>, behind the byte tokenizer's own
 Check = Callable[[LLM], None]
 RULES: dict[str, Check] = {}
 
@@ -42,8 +46,10 @@ structured_outputs guided_decoding logit_bias allowed_token_ids logits_processor
 truncate_prompt_tokens skip_reading_prefix_cache skip_clone extra_args thinking_token_budget
 repetition_detection routed_experts_prompt_start trace_decode_token_ids logprob_token_ids
 prompt_logprob_token_ids prompt_logprob_start flat_logprobs stream_interval best_of
-no_repeat_ngram_size repeat_last_n
-""".split()
+no_repeat_ngram_size repeat_last_n typical_p top_n_sigma xtc_probability xtc_threshold
+dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers
+dynatemp_range dynatemp_exponent mirostat_mode mirostat_tau mirostat_eta
+"""
 REFUSED = {
     "structured_outputs": {"json": {}},
     "guided_decoding": {"json": {}},
@@ -76,9 +82,6 @@ def llm(tmp_path_factory):
                 "special": False,
             }
         )
-        old = next(k for k, v in vocabulary["model"]["vocab"].items() if v == token)
-        del vocabulary["model"]["vocab"][old]
-        vocabulary["model"]["vocab"][text] = token
     (folder / "tokenizer.json").write_text(json.dumps(vocabulary))
     with LLM(str(folder), max_num_seqs=6, max_num_batched_tokens=32) as llm:
         yield llm
@@ -233,12 +236,12 @@ def check_bad_words(llm):
 
 @rule
 def check_no_repeat_ngram_size(llm):
-    out = run(llm, max_tokens=60, temperature=0, no_repeat_ngram_size=2)
+    out = run(llm, max_tokens=25, temperature=0, no_repeat_ngram_size=2)
     made = out.prompt_token_ids + out.outputs[0].token_ids
-    pairs = list(zip(made, made[1:], strict=False))
+    pairs = list(itertools.pairwise(made))
     assert len(set(pairs)) == len(pairs)
-    plain = out.prompt_token_ids + ids(llm, max_tokens=60, temperature=0)
-    assert len(set(zip(plain, plain[1:], strict=False))) < 60
+    plain = out.prompt_token_ids + ids(llm, max_tokens=25, temperature=0)
+    assert len(set(itertools.pairwise(plain))) < len(pairs)
     with pytest.raises(RequestError, match="no token is left to draw"):
         run(llm, no_repeat_ngram_size=1)
 
@@ -328,10 +331,11 @@ def check_skip_special_tokens(llm):
 
 @rule
 def check_spaces_between_special_tokens(llm):
+    """Where the tokenizer's own decoder puts spaces between tokens; test_detokenize.py has one."""
     forced = {"trace_decode_token_ids": [1, 1, A], "skip_special_tokens": False}
-    assert run(llm, **forced).outputs[0].text == "<s> <s> a"
-    spaced = run(llm, **forced, spaces_between_special_tokens=False)
-    assert spaced.outputs[0].text == "<s><s>a"
+    for spaces in (True, False):
+        out = run(llm, **forced, spaces_between_special_tokens=spaces)
+        assert out.outputs[0].text == "<s><s>a"
 
 
 @rule
@@ -370,7 +374,7 @@ def check_stream_interval(llm):
     want = ids(llm)
     for interval in (1, 5, 100):
         parts = [c.outputs[0].token_ids for c in chunks(llm, stream_interval=interval)]
-        assert sum(parts, []) == want
+        assert [token for part in parts for token in part] == want
         assert all(len(part) >= interval for part in parts[1:-1])
         assert len(parts) <= 2 + 11 // interval
 
@@ -440,6 +444,132 @@ def check_trace_decode_token_ids(llm):
     assert ids(llm, trace_decode_token_ids=forced, max_tokens=2) == forced[:2]
 
 
+def takes(llm: LLM, choose: Callable[[np.ndarray], int], **params: Any) -> None:
+    """Each token is the letter that `choose` takes by their probabilities; it is not greedy."""
+    out = run(llm, logprobs=-1, **params).outputs[0]
+    for token, scores in zip(out.token_ids, out.logprobs, strict=True):
+        q = np.exp([scores[t].logprob for t in LETTERS])
+        assert token == LETTERS[choose(q / q.sum())]
+    assert out.token_ids != ids(llm, temperature=0)
+
+
+@rule
+def check_typical_p(llm):
+    def nearest(q):
+        return int(np.abs(-np.log(q) - ref.entropy(q)).argmin())
+
+    takes(llm, nearest, typical_p=1e-6)
+
+
+@rule
+def check_top_n_sigma(llm):
+    assert ids(llm, top_n_sigma=1e-6, temperature=5.0) == ids(llm, temperature=0)
+    assert ids(llm, top_n_sigma=-1) == ids(llm)
+
+
+@rule
+def check_xtc_probability(llm):
+    takes(llm, lambda q: int(q.argmin()), xtc_probability=1.0, xtc_threshold=0.0)
+    never, some, always = (
+        ids(llm, xtc_probability=p, xtc_threshold=0.0, max_tokens=60) for p in (0.0, 0.5, 1.0)
+    )
+    assert never == ids(llm, max_tokens=60)
+    assert some not in (never, always)
+
+
+@rule
+def check_xtc_threshold(llm):
+    assert ids(llm, xtc_probability=1.0, xtc_threshold=0.6) == ids(llm)
+    assert ids(llm, xtc_probability=1.0, xtc_threshold=0.05) != ids(llm)
+
+
+def is_dry(llm: LLM, **params: Any) -> list[int]:
+    """Greedy tokens under DRY, each of which is the argmax after the reference's penalties."""
+    rules = {"dry_multiplier": 4.0, "dry_base": 1.75, "dry_allowed_length": 2} | params
+    p = {"dry_breakers": [3 + ord(c) for c in '\n:"*'], "dry_last_n": -1, **rules}
+    if "dry_sequence_breakers" in params:
+        breakers = params["dry_sequence_breakers"]
+        p["dry_breakers"] = [t if isinstance(t, int) else 3 + ord(t) for t in breakers]
+    p["dry_last_n"] = params.get("dry_penalty_last_n", -1)
+    out = run(llm, temperature=0, logprobs=-1, max_tokens=40, **rules)
+    tokens = list(out.prompt_token_ids)
+    for token, scores in zip(out.outputs[0].token_ids, out.outputs[0].logprobs, strict=True):
+        x = {t: scores[t].logprob for t in LETTERS}
+        for t, length in ref.repetitions(tokens, p).items():
+            if t in x:
+                x[t] -= p["dry_multiplier"] * p["dry_base"] ** (length - p["dry_allowed_length"])
+        assert x[token] > max(x.values()) - 1e-4
+        tokens.append(token)
+    return out.outputs[0].token_ids
+
+
+@rule
+def check_dry_multiplier(llm):
+    assert is_dry(llm, dry_multiplier=0.0) == ids(llm, temperature=0, max_tokens=40)
+    assert is_dry(llm) != is_dry(llm, dry_multiplier=0.0)
+
+
+@rule
+def check_dry_base(llm):
+    params = {"dry_multiplier": 0.2}
+    assert is_dry(llm, **params, dry_base=1.0) != is_dry(llm, **params, dry_base=9.0)
+
+
+@rule
+def check_dry_allowed_length(llm):
+    assert is_dry(llm, dry_allowed_length=1) != is_dry(llm, dry_allowed_length=5)
+
+
+@rule
+def check_dry_penalty_last_n(llm):
+    plain = ids(llm, temperature=0, max_tokens=40)
+    assert is_dry(llm, dry_penalty_last_n=0) == plain
+    assert is_dry(llm, dry_penalty_last_n=9) != plain
+
+
+@rule
+def check_dry_sequence_breakers(llm):
+    every = [chr(t - 3) for t in LETTERS]
+    assert is_dry(llm, dry_sequence_breakers=every) == ids(llm, temperature=0, max_tokens=40)
+    made = is_dry(llm)
+    assert is_dry(llm, dry_sequence_breakers=[made[3], chr(made[5] - 3)]) != made
+    with pytest.raises(RequestError, match="no token contains 'xyz'"):
+        run(llm, dry_multiplier=1.0, dry_sequence_breakers=["xyz"])
+    with pytest.raises(RequestError, match="dry_sequence_breakers: id 301"):
+        run(llm, dry_multiplier=1.0, dry_sequence_breakers=[letters.VOCAB])
+
+
+@rule
+def check_dynatemp_range(llm):
+    never = {"temperature": 1.0, "dynatemp_range": 1.0, "dynatemp_exponent": 1e6}
+    assert ids(llm, **never) == ids(llm, temperature=0.01)
+
+
+@rule
+def check_dynatemp_exponent(llm):
+    always = {"temperature": 1.0, "dynatemp_range": 0.5, "dynatemp_exponent": 0.0}
+    assert ids(llm, **always) == ids(llm, temperature=1.5)
+
+
+@rule
+def check_mirostat_mode(llm):
+    plain = ids(llm, max_tokens=60)
+    one, two = (ids(llm, max_tokens=60, mirostat_mode=m, mirostat_tau=1.5) for m in (1, 2))
+    assert len({tuple(plain), tuple(one), tuple(two)}) == 3
+
+
+@rule
+def check_mirostat_tau(llm):
+    assert ids(llm, mirostat_mode=2, mirostat_tau=0) == ids(llm, temperature=0)
+    assert ids(llm, mirostat_mode=2, mirostat_tau=1000.0) == ids(llm)
+
+
+@rule
+def check_mirostat_eta(llm):
+    surprised = {"mirostat_mode": 2, "mirostat_tau": 0.5, "temperature": 3.0, "max_tokens": 60}
+    assert ids(llm, **surprised, mirostat_eta=0.0) != ids(llm, **surprised, mirostat_eta=1.0)
+
+
 @pytest.mark.parametrize("name", RULES)
 def test_field(llm, name):
     RULES[name](llm)
@@ -462,9 +592,15 @@ def test_field_that_is_not_here_is_refused(name):
 
 def test_the_tables_name_every_field():
     fields = {field.name for field in dataclasses.fields(SamplingParams)}
-    assert {*RULES, *NO_EFFECT} == fields
+    assert fields == {*RULES, *NO_EFFECT}
     assert not fields & set(REFUSED)
-    assert {*KNOWN} <= {*RULES, *NO_EFFECT, *REFUSED}
+    assert set(KNOWN.split()) <= {*RULES, *NO_EFFECT, *REFUSED}
+
+
+def test_a_model_without_tags_has_no_budget(tmp_path):
+    letters.write_tokenizer(tmp_path)
+    with pytest.raises(RequestError, match="thinking_token_budget: this model has no tokens"):
+        think_tags(load_tokenizer(tmp_path))
 
 
 def test_names_of_others():

@@ -22,10 +22,10 @@ from llmaccel import (
 )
 from llmaccel.errors import shown
 from llmaccel.options import COMPATIBLE, LoadOptions
-from llmaccel.params import engine_fields, score_fields
+from llmaccel.params import NO_EFFECT, engine_fields, score_fields
 from llmaccel.recipes import QUANTIZATIONS
 
-HEADER = Path(__file__).resolve().parents[1] / "csrc" / "llmaccel.h"
+HEADER = Path(__file__).resolve().parents[1] / "csrc" / "sampling.h"
 # Names of la_sampling that are not the dataclass's: what they are made of.
 RENAMED = {
     "stop_ids": "stop_token_ids",
@@ -33,6 +33,19 @@ RENAMED = {
     "bias": "logit_bias",
     "allowed": "allowed_token_ids",
     "bad": "bad_words",
+    "score_ids": "logprob_token_ids",
+    "prompt_scores": "prompt_logprob_token_ids",
+    "trace": "trace_decode_token_ids",
+    "pattern_count": "repetition_detection",
+    "pattern_min": "repetition_detection",
+    "pattern_max": "repetition_detection",
+    "think_budget": "thinking_token_budget",
+    "think_start": "thinking_token_budget",
+    "think_end": "thinking_token_budget",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+    "dry_last_n": "dry_penalty_last_n",
+    "dry_breakers": "dry_sequence_breakers",
+    "mirostat": "mirostat_mode",
 }
 # Fields of the dataclass that never reach the engine.
 TEXT_ONLY = {
@@ -45,6 +58,11 @@ TEXT_ONLY = {
     "spaces_between_special_tokens",
     "truncate_prompt_tokens",
     "output_kind",
+    "stream_interval",
+    "best_of",
+    "flat_logprobs",
+    "logits_processors",
+    *NO_EFFECT,
 }
 
 BAD = [
@@ -110,6 +128,43 @@ BAD = [
     ("allowed_token_ids", [-3]),
     ("truncate_prompt_tokens", 0),
     ("truncate_prompt_tokens", -2),
+    ("stream_interval", 0),
+    ("best_of", 0),
+    ("logprob_token_ids", [-1]),
+    ("prompt_logprob_token_ids", 7),
+    ("prompt_logprob_start", 3),
+    ("flat_logprobs", 1),
+    ("logits_processors", [3]),
+    ("logits_processors", "f"),
+    ("no_repeat_ngram_size", -1),
+    ("repeat_last_n", -2),
+    ("repetition_detection", 3),
+    ("repetition_detection", {"min_count": 2}),
+    ("repetition_detection", {"max_pattern_size": 5000}),
+    ("repetition_detection", {"max_pattern_size": 3, "min_pattern_size": 4}),
+    ("repetition_detection", {"max_pattern_size": 3, "min_count": 1}),
+    ("thinking_token_budget", -2),
+    ("trace_decode_token_ids", []),
+    ("extra_args", [1]),
+    ("skip_clone", None),
+    ("skip_reading_prefix_cache", 1),
+    ("typical_p", 0.0),
+    ("typical_p", 1.5),
+    ("top_n_sigma", -2),
+    ("xtc_probability", 1.1),
+    ("xtc_threshold", -0.1),
+    ("dry_multiplier", -1),
+    ("dry_base", 0.5),
+    ("dry_allowed_length", 0),
+    ("dry_penalty_last_n", -2),
+    ("dry_sequence_breakers", "\n"),
+    ("dry_sequence_breakers", [""]),
+    ("dry_sequence_breakers", [1.5]),
+    ("dynatemp_range", -1),
+    ("dynatemp_exponent", float("nan")),
+    ("mirostat_mode", 3),
+    ("mirostat_tau", -1),
+    ("mirostat_eta", "x"),
     ("output_kind", 7),
     ("output_kind", True),
     ("n", 10**5000),
@@ -147,7 +202,8 @@ def test_bad_value_names_its_field(field, value):
         ("repeat_penalty", "repetition_penalty"),
         ("temprature", "temperature"),
         ("Top_K", "top_k"),
-        ("mirostat", None),
+        ("mirostat", "mirostat_mode"),
+        ("zigzag", None),
     ],
 )
 def test_unknown_name_is_a_type_error(name, meant):
@@ -171,8 +227,8 @@ def test_every_hint_is_a_name_that_is_there():
     [
         ("guided_json", {"type": "object"}),
         ("structured_outputs", object()),
-        ("logits_processors", [print]),
-        ("best_of", 2),
+        ("logits_processor", [print]),
+        ("routed_experts_prompt_start", 0),
         ("guided_decoding", object()),
         ("do_sample", False),
         ("num_beams", np.array([1, 1])),
@@ -184,7 +240,7 @@ def test_what_is_not_here_is_refused_by_name(name, value):
 
 
 def test_what_asks_for_nothing_is_taken():
-    idle = {"guided_json": None, "logits_processors": [], "best_of": 1, "use_beam_search": False}
+    idle = {"guided_json": None, "logits_processors": [], "num_beams": 1, "use_beam_search": False}
     assert SamplingParams(top_k=3, **idle) == SamplingParams(top_k=3)
 
 
@@ -201,6 +257,11 @@ def test_contradictions():
         SamplingParams(min_tokens=5, max_tokens=4)
     with pytest.raises(RequestError, match="detokenize"):
         SamplingParams(stop="x", detokenize=False)
+    with pytest.raises(RequestError, match="best_of"):
+        SamplingParams(n=3, best_of=2)
+    for other in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"typical_p": 0.9}):
+        with pytest.raises(UnsupportedError, match=f"mirostat_mode.*{next(iter(other))}"):
+            SamplingParams(mirostat_mode=2, **other)
 
 
 def test_numpy_scalars_and_strings_are_normalised():
@@ -275,8 +336,8 @@ def test_table_struct_and_dataclass_agree():
     }
     for name, kind, _ in table:
         assert struct[name] == kinds[kind], name
-    lengths = {"n_stop", "n_bias", "n_allowed", "n_bad", "bad_len"}
-    assert {name for name, _, _ in table} == set(struct) - lengths
+    lengths = {name for name in struct if name.startswith("n_")}
+    assert {name for name, _, _ in table} == set(struct) - lengths - {"bad_len"}
     offsets = [offset for _, _, offset in table]
     assert offsets == sorted(set(offsets))
     assert set(fields_of(SamplingParams())) == {name for name, _, _ in table}

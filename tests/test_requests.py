@@ -288,6 +288,15 @@ def random_prompt(rng: random.Random):
     return "abc " * rng.randrange(1, 30)
 
 
+def changes_nothing(output_ids, logits):
+    """A logits processor that changes nothing."""
+
+
+def take_some(output_ids, logits):
+    """One that returns too few logits."""
+    return logits[output_ids]
+
+
 def random_params(rng: random.Random) -> SamplingParams:
     """Mostly in range; about a third somewhere outside."""
     nasty = [float("nan"), -1, None, 2**70, "x", float("inf"), [], {}]
@@ -310,6 +319,21 @@ def random_params(rng: random.Random) -> SamplingParams:
         "stop_token_ids": rng.choice([None, [7], [letters.VOCAB + 5]]),
         "min_tokens": rng.choice([0, 0, 1]),
         "ignore_eos": rng.choice([True, False]),
+        "best_of": rng.choice([None, None, 3]),
+        "logprob_token_ids": rng.choice([None, [5], [letters.VOCAB]]),
+        "prompt_logprob_token_ids": rng.choice([None, [5, 6]]),
+        "flat_logprobs": rng.choice([True, False]),
+        "logits_processors": rng.choice([None, None, None, [changes_nothing], [take_some]]),
+        "no_repeat_ngram_size": rng.choice([0, 0, 1, 2]),
+        "repeat_last_n": rng.choice([-1, 0, 5]),
+        "repetition_detection": rng.choice([None, {"max_pattern_size": 3}]),
+        "trace_decode_token_ids": rng.choice([None, None, [5, 6, 7]]),
+        "stream_interval": rng.choice([1, 4]),
+        "typical_p": rng.choice([1.0, 0.4]),
+        "xtc_probability": rng.choice([0.0, 0.5]),
+        "dry_multiplier": rng.choice([0.0, 2.0]),
+        "dynatemp_range": rng.choice([0.0, 0.4]),
+        "mirostat_mode": rng.choice([0, 0, 0, 1, 2]),
     }
     if rng.random() < 0.3:
         values[rng.choice(list(values))] = rng.choice(nasty)
@@ -337,7 +361,7 @@ def one_request(llm: LLM, rng: random.Random, futures: list) -> int:
             llm.logits(prompt)
         else:
             futures.append(llm.submit(prompt, params, timeout=timeout))
-    except RequestError as error:
+    except (RequestError, UnsupportedError) as error:  # mirostat takes no other truncation
         assert 0 < len(str(error)) < 1000
         return 1
     return 0
@@ -350,7 +374,10 @@ def soak(llm: LLM, count: int, seed: int) -> None:
     refused = sum(one_request(llm, rng, futures) for _ in range(count))
     assert count / 6 < refused < count * 5 / 6
     for future in futures:
-        assert future.result(timeout=60).finished
+        try:
+            assert future.result(timeout=60).finished
+        except RequestError as error:  # nothing was left to draw from
+            assert "logit" in str(error)
     assert signature(llm.generate("abc", GOOD)[0]) == expected
     for _ in range(200):
         stats = llm.engine.stats()

@@ -58,6 +58,61 @@ CASES: dict[str, dict[str, Any]] = {
     "top_k with rules": {"top_k": 9, "top_p": 0.9, **RULES},
     "allowed": {"allowed": [1, 5, 31, 32, 33, 64, 250, 299], **RULES},
     "allowed, top_k": {"allowed": list(range(0, 300, 3)), "top_k": 5},
+    "no n-gram twice": {"temperature": 0.0, "no_repeat_ngram": 2},
+    "no token twice": {"temperature": 0.3, "no_repeat_ngram": 1, **RULES},
+    "no trigram twice": {"temperature": 0.0, "no_repeat_ngram": 3, "allowed": [*range(2, 9)]},
+    "penalties of the last": {"temperature": 0.0, **RULES, "repeat_last_n": 3},
+    "penalties of the last, drawn": {"temperature": 0.3, **RULES, "repeat_last_n": 7},
+    "penalties of none": {"temperature": 0.0, **RULES, "repeat_last_n": 0},
+    "penalties of more than all": {"temperature": 0.0, **RULES, "repeat_last_n": 999},
+    "DRY": {"temperature": 0.0, "dry_multiplier": 0.5},
+    "DRY drawn": {"temperature": 0.7, "dry_multiplier": 1.5, "allowed": [1, 2, 3], "top_k": 2},
+    "DRY broken": {
+        "temperature": 0.5,
+        "dry_multiplier": 2.0,
+        "dry_base": 1.2,
+        "dry_allowed_length": 1,
+        "dry_breakers": [3, 9],
+        "allowed": [1, 2, 3, 5],
+    },
+    "DRY of the last": {
+        "temperature": 0.5,
+        "dry_multiplier": 3.0,
+        "dry_last_n": 9,
+        "allowed": [1, 2, 3, 5],
+    },
+    "typical_p": {"typical_p": 0.6},
+    "typical_p cold, with rules": {"typical_p": 0.9, "temperature": 0.4, **RULES},
+    "typical_p of the best": {"typical_p": 0.5, "top_k": 30, "min_p": 0.01, "top_p": 0.8},
+    "top_n_sigma": {"top_n_sigma": 1.5},
+    "top_n_sigma of allowed": {"top_n_sigma": 1.0, "allowed": list(range(0, 300, 3)), **RULES},
+    "dynatemp": {"dynatemp_range": 0.7, "temperature": 0.9},
+    "dynatemp from nothing": {
+        "dynatemp_range": 2.0,
+        "dynatemp_exponent": 2.5,
+        "temperature": 0.5,
+        "top_n_sigma": 2.0,
+    },
+    "XTC": {"xtc_probability": 0.5, "xtc_threshold": 0.02, "temperature": 0.5},
+    "XTC after top_p": {"xtc_probability": 1.0, "xtc_threshold": 0.1, "top_p": 0.6},
+    "mirostat 1": {"mirostat": 1, "mirostat_tau": 4.0, "mirostat_eta": 0.3},
+    "mirostat 1 low": {"mirostat": 1, "mirostat_tau": 1.5, "temperature": 0.7, **RULES},
+    "mirostat 2": {"mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.2},
+    "mirostat 2 hot": {"mirostat": 2, "temperature": 2.0, "dynatemp_range": 0.5},
+    "mirostat 2 of nothing": {"mirostat": 2, "mirostat_tau": 0.0},
+    "all filters": {
+        "top_n_sigma": 3.0,
+        "dynatemp_range": 0.3,
+        "min_p": 0.001,
+        "top_k": 80,
+        "typical_p": 0.95,
+        "top_p": 0.97,
+        "xtc_probability": 0.7,
+        "xtc_threshold": 0.05,
+        "dry_multiplier": 0.8,
+        "no_repeat_ngram": 2,
+        **RULES,
+    },
     "min_tokens": {"stop_ids": list(range(0, 301, 2)), "min_tokens": TOKENS},
 }
 
@@ -137,17 +192,19 @@ def test_draws_are_those_of_the_definition(models, case, n_vocab):
     logits = logits_of(model, n_vocab)
     np.testing.assert_allclose(logits, table(n_vocab), rtol=1e-5)
     several = 0
-    for seed in range(4):
+    for seed in range(2 if ref.is_filtered({**PARAMS, **CASES[case]}) else 4):
         params = {**PARAMS, **CASES[case], "seed": seed << 40 | 77}
         (events,) = run(model, [params])
         assert len(events) == TOKENS or events[-1][0] in params["stop_ids"]
-        fed, made = [5], []
+        fed, made, mu = [5], [], 2 * params["mirostat_tau"]
         for event in events:
             row = logits[[*fed, *made][-1] % KNOWN]
             x = ref.ruled(row, params, fed, made)
-            u = ref.uniform(params["seed"], 0, len(fed) + len(made))
-            allowed = ref.draws(x, params, u)
+            place = (params["seed"], 0, len(fed) + len(made))
+            u = ref.uniform(*place), ref.uniform(*place, lane=1)
+            allowed = ref.draws(x, params, u, mu)
             assert event[0] in allowed
+            mu = ref.moved(x, params, event[0], mu) if params["mirostat"] else mu
             several += len(allowed) > 1
             made.append(event[0])
     assert several < 16
@@ -171,6 +228,17 @@ def test_scores_are_of_the_logits_before_the_rules(models, case, n_vocab, n_top)
             np.testing.assert_array_equal(np.frombuffer(ids, np.int32), best)
             np.testing.assert_allclose(np.frombuffer(tops, np.float32), row[best], atol=1e-5)
         last = token
+
+
+def test_thoughts_end_with_all_tokens_of_their_tag(models):
+    tags = {"think_budget": 2, "think_start": [1, 2], "think_end": [7, 8, 9], "temperature": 0.0}
+    for prompt, at in (([5, 1, 2, 6], 1), ([5, 1, 2], 2), ([5, 1, 2, 6, 6, 6], 0)):
+        (events,) = run(models[301], [{**tags, "prompt": prompt}])
+        made = [event[0] for event in events]
+        assert made[at : at + 3] == [7, 8, 9]
+        assert made[at + 3 : at + 6] != [7, 8, 9]
+    (events,) = run(models[301], [{**tags, "prompt": [5, 1, 2, 6, 7]}])  # its first is there
+    assert [event[0] for event in events][:2] == [8, 9]
 
 
 def everything(n_vocab: int) -> list[dict[str, Any]]:

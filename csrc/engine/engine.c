@@ -72,8 +72,7 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
 {
     la_assembly *s = &e->step;
     size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
-    int64_t floor =
-        2 * (int64_t)d->n_vocab; /* the best V and V by id: what a row asks for at most */
+    int64_t floor = 2 * (int64_t)d->n_vocab; /* the most a row asks for: V best, V by id */
     s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
     s->n_entries = s->n_entries > floor ? s->n_entries : floor;
     e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
@@ -383,7 +382,8 @@ static la_draw draw_of(const la_live *live, const la_branch *b, int position)
                      .n_output = b->n_output,
                      .branch = (int)(b - live->branches),
                      .position = position,
-                     .allowed = live->allowed};
+                     .allowed = live->allowed,
+                     .breakers = live->breakers};
 }
 
 /* The row of the token fed at `position`, index `token` of the batch. */

@@ -49,6 +49,34 @@ static la_status check_int(const char *field, int value, int lo, int hi)
     return LA_OK;
 }
 
+/* Samplers of sampling.h beyond vLLM's. */
+static la_status check_filters(const la_sampling *p)
+{
+    la_status st = LA_OK;
+    LA_TRY(check_float("dry_multiplier", p->dry_multiplier, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dry_base", p->dry_base, 1.0f, 1.0e6f));
+    LA_TRY(check_int("dry_allowed_length", p->dry_allowed_length, 1, INT32_MAX));
+    LA_TRY(check_int("dry_last_n", p->dry_last_n, -1, INT32_MAX));
+    LA_TRY(check_float("top_n_sigma", p->top_n_sigma, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dynatemp_range", p->dynatemp_range, 0.0f, 1.0e6f));
+    LA_TRY(check_float("dynatemp_exponent", p->dynatemp_exponent, 0.0f, 1.0e6f));
+    LA_TRY(check_float("typical_p", p->typical_p, 0.0f, 1.0f));
+    LA_TRY(check_float("xtc_probability", p->xtc_probability, 0.0f, 1.0f));
+    LA_TRY(check_float("xtc_threshold", p->xtc_threshold, 0.0f, 1.0f));
+    LA_TRY(check_int("mirostat", p->mirostat, 0, 2));
+    LA_TRY(check_float("mirostat_tau", p->mirostat_tau, 0.0f, 1.0e6f));
+    LA_TRY(check_float("mirostat_eta", p->mirostat_eta, 0.0f, 1.0e6f));
+    if (p->typical_p == 0.0f) {
+        return REFUSE("typical_p: 0 is not in (0, 1]");
+    }
+    if (p->mirostat != 0 && (p->min_p > 0.0f || p->top_k > 0 || p->top_p < 1.0f ||
+                             p->typical_p < 1.0f || p->xtc_probability > 0.0f)) {
+        return REFUSE("mirostat: not with min_p, top_k, top_p, typical_p or xtc_probability");
+    }
+done:
+    return st;
+}
+
 static la_status check_numbers(const la_sampling *p, int n_vocab)
 {
     la_status st = LA_OK;
@@ -69,14 +97,15 @@ static la_status check_numbers(const la_sampling *p, int n_vocab)
     LA_TRY(check_int("prompt_logprob_start", p->prompt_logprob_start, 0, INT32_MAX));
     LA_TRY(check_int("repeat_last_n", p->repeat_last_n, -1, INT32_MAX));
     LA_TRY(check_int("no_repeat_ngram", p->no_repeat_ngram, 0, INT32_MAX));
-    LA_TRY(check_int("repeat_count", p->repeat_count, 0, INT32_MAX));
+    LA_TRY(check_int("pattern_count", p->pattern_count, 0, INT32_MAX));
+    LA_TRY(check_filters(p));
     LA_TRY(check_int("think_budget", p->think_budget, -1, INT32_MAX));
-    if (p->repeat_count == 1) {
-        return REFUSE("repeat_count: 1, expected 0 or at least 2");
+    if (p->pattern_count == 1) {
+        return REFUSE("pattern_count: 1, expected 0 or at least 2");
     }
-    if (p->repeat_count > 0) {
-        LA_TRY(check_int("repeat_max", p->repeat_max, 1, LA_MAX_PATTERN));
-        LA_TRY(check_int("repeat_min", p->repeat_min, 1, p->repeat_max));
+    if (p->pattern_count > 0) {
+        LA_TRY(check_int("pattern_max", p->pattern_max, 1, LA_MAX_PATTERN));
+        LA_TRY(check_int("pattern_min", p->pattern_min, 1, p->pattern_max));
     }
 done:
     return st;
@@ -112,6 +141,7 @@ static la_status check_lists(const la_sampling *p, int n_vocab)
     LA_TRY(check_ids("prompt_scores", p->prompt_scores, p->n_prompt_score, n_vocab));
     LA_TRY(check_int("prompt_scores: their number", p->n_prompt_score, 0,
                      p->prompt_logprobs >= 0 ? n_vocab : 0));
+    LA_TRY(check_ids("dry_breakers", p->dry_breakers, p->n_dry_breakers, n_vocab));
     LA_TRY(check_ids("trace", p->trace, p->n_trace, n_vocab));
     LA_TRY(check_ids("think_start", p->think_start, p->n_think_start, n_vocab));
     LA_TRY(check_ids("think_end", p->think_end, p->n_think_end, n_vocab));
@@ -180,7 +210,8 @@ static la_status check_lengths(const la_door *door, const la_request *r, int lon
 
 /* Totals that the checks find out and the copy needs. */
 typedef struct la_totals {
-    int suffix, bad, max_tokens, n_mask;
+    int suffix, bad, max_tokens;
+    int n_mask; /* words of a mask over the vocabulary */
 } la_totals;
 
 static la_status check_request(const la_door *door, const la_request *r, la_totals *t)
@@ -204,7 +235,7 @@ static la_status check_request(const la_door *door, const la_request *r, la_tota
     if (isnan(r->timeout)) {
         return REFUSE("timeout: not a number");
     }
-    t->n_mask = p->n_allowed > 0 ? (door->n_vocab + 31) / 32 : 0;
+    t->n_mask = (door->n_vocab + 31) / 32;
 done:
     return st;
 }
@@ -239,6 +270,16 @@ static int32_t *carve_copy(la_carver *c, const int32_t *from, int n)
     return to;
 }
 
+/* Bits of ids [n], in so many words; NULL where there are none. */
+static uint32_t *carve_mask(la_carver *c, const int32_t *ids, int n, int n_words)
+{
+    uint32_t *mask = carve(c, n > 0 ? (size_t)n_words : 0, sizeof *mask);
+    for (int i = 0; mask != NULL && i < n; i++) {
+        mask[ids[i] / 32] |= 1u << (ids[i] % 32);
+    }
+    return mask;
+}
+
 static void carve_sampling(la_carver *c, const la_sampling *from, const la_totals *t,
                            la_sampling *to)
 {
@@ -248,7 +289,8 @@ static void carve_sampling(la_carver *c, const la_sampling *from, const la_total
     to->bias_ids = carve_copy(c, from->bias_ids, from->n_bias);
     to->bad = carve_copy(c, from->bad, t->bad);
     to->bad_len = carve_copy(c, from->bad_len, from->n_bad);
-    to->allowed = NULL; /* kept as a bit mask */
+    to->allowed = NULL; /* kept as bit masks */
+    to->dry_breakers = NULL;
     to->score_ids = carve_copy(c, from->score_ids, from->n_score);
     to->prompt_scores = carve_copy(c, from->prompt_scores, from->n_prompt_score);
     to->trace = carve_copy(c, from->trace, from->n_trace);
@@ -276,6 +318,23 @@ static int branch_max(const la_request *r, const la_totals *t, int b)
     return b == 0 && r->logits != NULL && forced == r->n_prompt ? forced : forced - 1;
 }
 
+static void carve_set(la_carver *c, int capacity, la_token_set *to)
+{
+    to->n_slots = la_sampler_slots(capacity);
+    to->ids = carve(c, (size_t)capacity, sizeof *to->ids);
+    to->slots = carve(c, (size_t)to->n_slots, sizeof *to->slots);
+}
+
+static void carve_dry(la_carver *c, int window, int n_vocab, la_dry *to)
+{
+    int capacity = window < n_vocab ? window : n_vocab;
+    to->window = window;
+    carve_set(c, capacity, &to->next);
+    to->lengths = carve(c, (size_t)capacity, sizeof *to->lengths);
+    to->penalties = carve(c, (size_t)capacity, sizeof *to->penalties);
+    to->match = carve(c, (size_t)window, sizeof *to->match);
+}
+
 static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, int n_vocab,
                          la_seq *q, la_branch *branch)
 {
@@ -288,12 +347,11 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     int n_tokens = t->max_tokens > 0 ? branch_forced(r, b) + t->max_tokens : 0;
     int keep = la_sampler_keep(p, n_tokens, n_vocab);
     la_sampler *s = &branch->sampler;
-    s->n_slots = la_sampler_slots(keep);
-    s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);
+    carve_set(c, keep, &s->seen);
     s->seen_counts = carve(c, (size_t)keep, sizeof *s->seen_counts);
-    s->slots = carve(c, (size_t)s->n_slots, sizeof *s->slots);
+    carve_dry(c, la_sampler_dry_window(p, n_tokens), n_vocab, &s->dry);
     s->ban_ids = carve(c, la_sampler_bans(p, n_tokens), sizeof *s->ban_ids);
-    s->runs = carve(c, p->repeat_count > 0 ? (size_t)p->repeat_max : 0, sizeof *s->runs);
+    s->runs = carve(c, p->pattern_count > 0 ? (size_t)p->pattern_max : 0, sizeof *s->runs);
 }
 
 /* Lays the request out in the carver's block; with no block only measures. */
@@ -313,11 +371,8 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
     to->cancelled = carve(c, n, 1);
     to->prompt = carve_copy(c, r->prompt, r->n_prompt);
     const int32_t *suffix = carve_copy(c, r->suffix, t->suffix);
-    uint32_t *mask = carve(c, (size_t)t->n_mask, sizeof *mask);
-    for (int i = 0; mask != NULL && i < r->sampling.n_allowed; i++) {
-        mask[r->sampling.allowed[i] / 32] |= 1u << (r->sampling.allowed[i] % 32);
-    }
-    to->allowed = mask;
+    to->allowed = carve_mask(c, r->sampling.allowed, r->sampling.n_allowed, t->n_mask);
+    to->breakers = carve_mask(c, r->sampling.dry_breakers, r->sampling.n_dry_breakers, t->n_mask);
     carve_sampling(c, &r->sampling, t, &to->sampling);
     for (int b = 0; b < r->n_branches; b++) {
         la_seq seq = {.branch = b}, *q = live != NULL ? &live->group.seqs[b] : &seq;

@@ -34,10 +34,11 @@ typedef struct la_live {
     int n_open;            /* branches whose last event is still to come */
     const int32_t *prompt; /* [n_prompt] */
     int n_prompt;
-    la_sampling sampling;    /* arrays point into this allocation; max_tokens fits max_len */
-    const uint32_t *allowed; /* [ceil(V/32)] or NULL */
-    float *logits;           /* [n_prompt, V], the caller's, or NULL */
-    la_logits_fn process;    /* with its argument and rows the caller's, or NULL */
+    la_sampling sampling;     /* arrays point into this allocation; max_tokens fits max_len */
+    const uint32_t *allowed;  /* [ceil(V/32)] or NULL */
+    const uint32_t *breakers; /* the same, of DRY */
+    float *logits;            /* [n_prompt, V], the caller's, or NULL */
+    la_logits_fn process;     /* with its argument and rows the caller's, or NULL */
     void *process_arg;
     float *process_rows;        /* [n_branches, V] */
     double deadline;            /* la_now() time; 0: none */

@@ -2,9 +2,13 @@
  * long as the branch: a dense table would be V integers per branch, 600 kB at 152k tokens. */
 #include "sampler.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "../base/base.h"
+
+/* What no logit can make up for, and is finite all the same. */
+static const double MOST_PENALTY = 1.0e30;
 
 /* ---- looking back ------------------------------------------------------------------------------- */
 
@@ -63,8 +67,8 @@ int la_sampler_slots(int n_keep)
     return n;
 }
 
-/* The index of the token in the seen list, where it is added with count 0 when new. */
-static int sampler_find(la_sampler *s, int32_t token)
+/* The token's index in the set, where it is added when new. */
+static int set_find(la_token_set *s, int32_t token)
 {
     uint32_t mask = (uint32_t)s->n_slots - 1;
     uint32_t h = (uint32_t)token * 2654435769u; /* 2^32 / golden ratio: spreads runs of ids */
@@ -72,29 +76,43 @@ static int sampler_find(la_sampler *s, int32_t token)
     for (uint32_t i = h & mask;; i = (i + 1) & mask) {
         int32_t k = s->slots[i];
         if (k == 0) {
-            s->slots[i] = s->n_seen + 1;
-            s->seen_ids[s->n_seen] = token;
-            s->seen_counts[s->n_seen] = 0;
-            return s->n_seen++;
+            s->slots[i] = s->n + 1;
+            s->ids[s->n] = token;
+            return s->n++;
         }
-        if (s->seen_ids[k - 1] == token) {
+        if (s->ids[k - 1] == token) {
             return k - 1;
         }
     }
+}
+
+static void set_clear(la_token_set *s)
+{
+    memset(s->slots, 0, (size_t)s->n_slots * sizeof *s->slots);
+    s->n = 0;
+}
+
+/* The same with a number for each token, which is 0 when it is new. */
+static int32_t *set_number(la_token_set *s, int32_t *numbers, int32_t token)
+{
+    int n = s->n, i = set_find(s, token);
+    if (i == n) {
+        numbers[i] = 0;
+    }
+    return &numbers[i];
 }
 
 /* Counts of a window are made anew for each draw: tokens leave it as others enter. */
 static void sampler_count_last(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
     int n = draw_length(d), n_given = n - d->n_output;
-    memset(s->slots, 0, (size_t)s->n_slots * sizeof *s->slots);
-    s->n_seen = 0;
+    set_clear(&s->seen);
     for (int i = n > p->repeat_last_n ? n - p->repeat_last_n : 0; i < n; i++) {
         if (i >= n_given) {
-            s->seen_counts[sampler_find(s, draw_token(d, i))]++;
+            ++*set_number(&s->seen, s->seen_counts, draw_token(d, i));
         }
         else if (p->repetition_penalty != 1.0f) {
-            (void)sampler_find(s, draw_token(d, i));
+            (void)set_number(&s->seen, s->seen_counts, draw_token(d, i));
         }
     }
 }
@@ -126,15 +144,76 @@ static int32_t sampler_closing(const la_sampler *s, const la_sampling *p, const 
     return p->think_end[done];
 }
 
+/* ---- DRY ---------------------------------------------------------------------------------------- */
+
+int la_sampler_dry_window(const la_sampling *p, int n_tokens)
+{
+    if (p->dry_multiplier == 0.0f) {
+        return 0;
+    }
+    return p->dry_last_n >= 0 && p->dry_last_n < n_tokens ? p->dry_last_n : n_tokens;
+}
+
+static int draw_breaks(const la_draw *d, int32_t token)
+{
+    return d->breakers != NULL && (d->breakers[token / 32] >> (token % 32) & 1u) != 0;
+}
+
+/* match[i]: how many tokens before the last i equal as many at the end (the Z function of the reversed
+ * window of n), at most `most`, where a breaker stands. */
+static void dry_match(la_dry *y, const la_draw *d, int n, int most)
+{
+    int last = draw_length(d) - 1, from = 0, to = 0; /* match of `from` reaches to `to` */
+    for (int i = 1; i < n; i++) {
+        int m = i < to && y->match[i - from] < to - i ? y->match[i - from] : i < to ? to - i : 0;
+        while (i + m < n && draw_token(d, last - m) == draw_token(d, last - i - m)) {
+            m++;
+        }
+        y->match[i] = m;
+        if (i + m > to) {
+            from = i;
+            to = i + m;
+        }
+    }
+    for (int i = 1; i < n; i++) {
+        y->match[i] = y->match[i] < most ? y->match[i] : most;
+    }
+}
+
+static void sampler_dry(la_dry *y, const la_sampling *p, const la_draw *d)
+{
+    int length = draw_length(d), n = length < y->window ? length : y->window, most = 0;
+    set_clear(&y->next);
+    while (most < n && !draw_breaks(d, draw_token(d, length - 1 - most))) {
+        most++;
+    }
+    if (most < p->dry_allowed_length) {
+        return;
+    }
+    dry_match(y, d, n, most);
+    for (int i = 1; i < n; i++) {
+        int32_t token = draw_token(d, length - i); /* what followed there */
+        if (y->match[i] >= p->dry_allowed_length && !draw_breaks(d, token)) {
+            int32_t *longest = set_number(&y->next, y->lengths, token);
+            *longest = y->match[i] > *longest ? y->match[i] : *longest;
+        }
+    }
+    for (int i = 0; i < y->next.n; i++) {
+        double more = y->lengths[i] - p->dry_allowed_length;
+        double penalty = (double)p->dry_multiplier * pow((double)p->dry_base, more);
+        y->penalties[i] = penalty < MOST_PENALTY ? (float)penalty : (float)MOST_PENALTY;
+    }
+}
+
 /* ---- repetition --------------------------------------------------------------------------------- */
 
 static void sampler_run(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
     int last = d->n_output - 1;
-    for (int n = p->repeat_min; n <= p->repeat_max && n <= last; n++) {
+    for (int n = p->pattern_min; n <= p->pattern_max && n <= last; n++) {
         int same = d->output[last] == d->output[last - n];
         s->runs[n - 1] = same ? s->runs[n - 1] + 1 : 0;
-        s->repeats |= s->runs[n - 1] >= (int64_t)n * (p->repeat_count - 1);
+        s->repeats |= s->runs[n - 1] >= (int64_t)n * (p->pattern_count - 1);
     }
 }
 
@@ -143,8 +222,10 @@ static void sampler_run(la_sampler *s, const la_sampling *p, const la_draw *d)
 void la_sampler_start(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
     int n = draw_length(d);
-    for (int i = 0; s->n_slots != 0 && p->repetition_penalty != 1.0f && i < n; i++) {
-        (void)sampler_find(s, draw_token(d, i));
+    int counts = s->seen.n_slots != 0 && p->repetition_penalty != 1.0f;
+    s->mu = 2.0 * (double)p->mirostat_tau;
+    for (int i = 0; counts && i < n; i++) {
+        (void)set_number(&s->seen, s->seen_counts, draw_token(d, i));
     }
     for (int i = 0; p->think_budget >= 0 && i < n; i++) {
         sampler_think(s, p, d, i + 1);
@@ -153,10 +234,10 @@ void la_sampler_start(la_sampler *s, const la_sampling *p, const la_draw *d)
 
 void la_sampler_accept(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
-    if (s->n_slots != 0 && p->repeat_last_n < 0) {
-        s->seen_counts[sampler_find(s, d->output[d->n_output - 1])]++;
+    if (s->seen.n_slots != 0 && p->repeat_last_n < 0) {
+        ++*set_number(&s->seen, s->seen_counts, d->output[d->n_output - 1]);
     }
-    if (p->repeat_count > 0) {
+    if (p->pattern_count > 0) {
         sampler_run(s, p, d);
     }
     if (p->think_budget >= 0) {
@@ -212,9 +293,16 @@ static int sampler_bans(la_sampler *s, const la_sampling *p, const la_draw *d)
     return p->no_repeat_ngram > 0 ? sampler_ban_ngrams(s, p, d, n) : n;
 }
 
+/* Whether a draw needs more than temperature, min_p, top_k and top_p. */
+static int has_filters(const la_sampling *p)
+{
+    return p->typical_p < 1.0f || p->top_n_sigma > 0.0f || p->xtc_probability > 0.0f ||
+           p->dynatemp_range > 0.0f || p->mirostat != 0;
+}
+
 void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_sample_row *row)
 {
-    if (s->n_slots != 0 && p->repeat_last_n >= 0) {
+    if (s->seen.n_slots != 0 && p->repeat_last_n >= 0) {
         sampler_count_last(s, p, d);
     }
     row->target = -1;
@@ -226,15 +314,23 @@ void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_s
     row->presence = p->presence_penalty;
     row->frequency = p->frequency_penalty;
     row->repetition = p->repetition_penalty;
-    row->seen_ids = s->seen_ids;
+    row->seen_ids = s->seen.ids;
     row->seen_counts = s->seen_counts;
-    row->n_seen = s->n_seen;
+    row->n_seen = s->seen.n;
     row->bias_ids = p->bias_ids;
     row->bias = p->bias;
     row->n_bias = p->n_bias;
     row->allowed = d->allowed;
     row->ban_ids = s->ban_ids;
     row->n_ban = sampler_bans(s, p, d);
+    if (s->dry.window > 0) {
+        sampler_dry(&s->dry, p, d);
+        row->dry_ids = s->dry.next.ids;
+        row->dry = s->dry.penalties;
+        row->n_dry = s->dry.next.n;
+    }
+    row->filters = has_filters(p) ? p : NULL;
+    row->mu = &s->mu;
     row->seed = p->seed;
     row->stream = (uint64_t)d->branch;
     row->counter = (uint64_t)d->position;

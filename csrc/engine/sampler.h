@@ -14,17 +14,33 @@
 
 enum { LA_MAX_PATTERN = 4096 }; /* tokens of a pattern that repetition is looked for */
 
+/* Token ids with a place for each. */
+typedef struct la_token_set {
+    int32_t *ids; /* [capacity] in order of first sight */
+    int n;
+    int32_t *slots; /* [n_slots] hash table: index into ids + 1, or 0 */
+    int n_slots;    /* a power of two, at least twice the capacity; 0: the set is not used */
+} la_token_set;
+
+/* Repetitions that the next token could continue (DRY). */
+typedef struct la_dry {
+    la_token_set next;
+    int32_t *lengths; /* [capacity of next] of the longest that each would continue */
+    float *penalties; /* [capacity of next] */
+    int32_t *match;   /* [window] tokens that end like the whole, by distance from the end */
+    int window;       /* tokens that are looked at; 0: DRY is off */
+} la_dry;
+
 typedef struct la_sampler {
-    int32_t *seen_ids;    /* [n_keep] distinct, in order of first sight */
-    int32_t *seen_counts; /* [n_keep] times generated */
-    int n_seen;
-    int32_t *slots;   /* [n_slots] hash table: index into seen + 1, or 0 */
-    int n_slots;      /* a power of two, or 0: no penalty asks for counts */
-    int32_t *ban_ids; /* [la_sampler_bans] */
-    int *runs;        /* [repeat_max] tokens at the end that equal the one L = i + 1 before */
-    int repeats;      /* a pattern has come often enough */
-    int thinking;     /* think_start has come and think_end has not */
-    int n_thought;    /* tokens since then */
+    la_token_set seen;    /* of prompt and output, for penalties */
+    int32_t *seen_counts; /* [capacity of seen] times generated */
+    int32_t *ban_ids;     /* [la_sampler_bans] */
+    la_dry dry;
+    double mu;     /* mirostat's */
+    int *runs;     /* [pattern_max] tokens at the end that equal the one L = i + 1 before */
+    int repeats;   /* a pattern has come often enough */
+    int thinking;  /* think_start has come and think_end has not */
+    int n_thought; /* tokens since then */
 } la_sampler;
 
 /* What a branch looks back on when it draws or has drawn: given tokens, then its own. */
@@ -34,14 +50,17 @@ typedef struct la_draw {
     const int32_t *output; /* [n_output] generated so far */
     int n_output;
     int branch;
-    int position;            /* of the token to be drawn, in prompt + suffix + output */
-    const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */
+    int position;             /* of the token to be drawn, in prompt + suffix + output */
+    const uint32_t *allowed;  /* [ceil(V/32)] bit mask, or NULL */
+    const uint32_t *breakers; /* the same, of DRY; NULL: none */
 } la_draw;
 
 /* Distinct tokens to make room for, of a branch of n_tokens in all. */
 int la_sampler_keep(const la_sampling *p, int n_tokens, int n_vocab);
 /* Slots for that many tokens: a power of two at least twice as large. */
 int la_sampler_slots(int n_keep);
+/* Tokens that DRY looks at, of as many. */
+int la_sampler_dry_window(const la_sampling *p, int n_tokens);
 /* Most tokens that are banned in one draw. */
 size_t la_sampler_bans(const la_sampling *p, int n_tokens);
 

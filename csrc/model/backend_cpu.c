@@ -137,6 +137,7 @@ static size_t local_layout(const la_model_desc *d, int max_tokens, uint8_t *base
     out->probs = take_floats(base, &at, V);
     out->ids = take_ints(base, &at, V);
     out->units = take_ints(base, &at, units);
+    out->heap = take_ints(base, &at, V);
     return at;
 }
 

@@ -62,6 +62,7 @@ typedef struct la_cpu_local {
     float *probs;      /* [V] of candidates */
     int32_t *ids;      /* [V] candidates */
     int32_t *units;    /* [ceil(V/32)] units that hold some */
+    int32_t *heap;     /* [V] places of candidates, ordered by a filter */
 } la_cpu_local;
 
 static inline la_cpu_backend *la_cpu_of(const la_ctx *c)

@@ -1,11 +1,13 @@
 /* backend_cpu_sample.c - from a row of logits to a token, its logprob and the best alternatives.
  *
- * The order of operations is that of sampling.h. The product left the largest logit of every unit of 32 beside the row: whoever looks for
- * large values reads those and then few units. Sums over the vocabulary are made in slices of fixed
- * size by all threads and added in slice order. Draws come from a counter RNG keyed by the row alone.
- * Invariant: ties go to the lower id and neither batch nor threads can change a result.
+ * The order of operations is that of sampling.h. The product left the largest logit of every unit of
+ * 32 beside the row: whoever looks for large values reads those and then few units. Sums over the
+ * vocabulary are made in slices of fixed size by all threads and added in slice order. Draws come from
+ * a counter RNG keyed by the row alone; those that need more than temperature, min_p, top_k and top_p
+ * are in backend_cpu_filter.c. Invariant: ties go to the lower id and neither batch nor threads can
+ * change a result.
  */
-#include "backend_cpu.h"
+#include "backend_cpu_sample.h"
 
 #include <math.h>
 
@@ -15,8 +17,8 @@ enum {
     BUCKET_SHIFT = 17 /* 64 buckets an octave */
 };
 
-/* Philox 4x32-10 (Salmon et al. 2011): 64 random bits for (key, stream, counter). */
-static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
+/* Philox 4x32-10 (Salmon et al. 2011): 64 random bits for (key, stream, counter), and another 64. */
+static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter, int lane)
 {
     uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream,
                      (uint32_t)(stream >> 32)};
@@ -29,25 +31,16 @@ static uint64_t philox(uint64_t key, uint64_t stream, uint64_t counter)
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
-    return (uint64_t)c[0] << 32 | c[1];
+    return (uint64_t)c[2 * lane] << 32 | c[2 * lane + 1];
 }
 
-/* In [0, 1), 53 bits. */
-static double uniform(const la_sample_row *r)
+double la_cpu_uniform(const la_sample_row *r, int lane)
 {
-    return (double)(philox(r->seed, r->stream, r->counter) >> 11) * 0x1p-53;
+    return (double)(philox(r->seed, r->stream, r->counter, lane) >> 11) * 0x1p-53;
 }
-
-/* A row and the largest value of each of its units. */
-typedef struct view {
-    const la_kernels *k;
-    const float *x;    /* [V] */
-    const float *best; /* [units] */
-    int V, units;
-} view;
 
 /* Lowest id of the largest value; 0 where all are NaN. */
-static int best_id(const view *v, float *value)
+static int best_id(const la_view *v, float *value)
 {
     int u = v->k->argmax(v->best, v->units, value);
     for (int i = u * LA_UNIT; i < v->V; i++) {
@@ -60,7 +53,7 @@ static int best_id(const view *v, float *value)
 }
 
 /* Values above thr: their ids in order where ids [V] is given. Returns how many. */
-static int above(const view *v, float thr, int32_t *units, int32_t *ids)
+static int above(const la_view *v, float thr, int32_t *units, int32_t *ids)
 {
     int n_units = v->k->select_above(v->best, v->units, thr, units, v->units), n = 0;
     for (int i = 0, run; i < n_units; i += run) { /* runs of neighbours, in one call each */
@@ -151,7 +144,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
 
 /* The same by way of the units: the n largest values are in the n units whose largest are largest, or
  * equal the smallest of these. */
-static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
+static void best_n(const la_view *v, int n, const la_cpu_local *own, int32_t *out)
 {
     float least = -INFINITY;
     if (n < v->units) {
@@ -173,11 +166,11 @@ static void best_n(const view *v, int n, const la_cpu_local *own, int32_t *out)
 static int changes_logits(const la_sample_row *r)
 {
     return r->process != NULL || r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 ||
-           r->n_seen != 0;
+           r->n_seen != 0 || r->n_dry != 0;
 }
 
 /* One logit of the ruled row; the best of its unit follows. */
-static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float value)
+static void set_logit(const la_view *v, const la_cpu_local *own, int32_t id, float value)
 {
     float *best = &own->ruled_best[id / LA_UNIT];
     float old = own->ruled[id];
@@ -192,7 +185,7 @@ static void set_logit(const view *v, const la_cpu_local *own, int32_t id, float 
 }
 
 /* Makes *v the row after the rules, in the thread's own scratch. */
-static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v)
+static void apply_rules(const la_sample_row *r, const la_cpu_local *own, la_view *v)
 {
     const float *x = r->process != NULL ? r->processed : v->x;
     if (r->allowed != NULL) {
@@ -221,16 +214,14 @@ static void apply_rules(const la_sample_row *r, const la_cpu_local *own, view *v
         }
         set_logit(v, own, r->seen_ids[i], y);
     }
+    for (int i = 0; i < r->n_dry; i++) {
+        set_logit(v, own, r->dry_ids[i], own->ruled[r->dry_ids[i]] - r->dry[i]);
+    }
     v->x = own->ruled;
     v->best = own->ruled_best;
 }
 
 /* ---- candidates, best first --------------------------------------------------------------------- */
-
-/* A row under its temperature: p = exp(x * scale - top), 1 for the best. */
-typedef struct tempered {
-    float scale, top;
-} tempered;
 
 /* Candidates in id order with their p, never 0, and how much lies in each bucket of p. Few buckets are
  * ever sorted: those in which a set ends or a draw falls. */
@@ -307,8 +298,7 @@ static mark list_walk(const shortlist *l, int limit, double want)
     return at;
 }
 
-/* Everything whose p is at least `least`, with its p, into own->ids and own->probs; returns how many. */
-static int gather(const view *v, tempered t, float least, const la_cpu_local *own)
+int la_cpu_gather(const la_view *v, la_tempered t, float least, const la_cpu_local *own)
 {
     /* A bound on logits that surely lets them pass; exp then decides. */
     double slack = 0.01 + fabs((double)t.top) * 0x1p-20;
@@ -328,13 +318,13 @@ static int gather(const view *v, tempered t, float least, const la_cpu_local *ow
 }
 
 /* Fills the list with what gather finds; returns its mass. */
-static double list_fill(shortlist *l, const view *v, tempered t, float least,
+static double list_fill(shortlist *l, const la_view *v, la_tempered t, float least,
                         const la_cpu_local *own)
 {
     double sum = 0.0;
     memset(l->mass, 0, sizeof l->mass);
     memset(l->count, 0, sizeof l->count);
-    l->n = gather(v, t, least, own);
+    l->n = la_cpu_gather(v, t, least, own);
     for (int i = 0; i < l->n; i++) {
         int b = bucket_of(l->p[i]);
         l->mass[b] += (double)l->p[i];
@@ -346,7 +336,7 @@ static double list_fill(shortlist *l, const view *v, tempered t, float least,
     return sum;
 }
 
-static double mass_of(const float *p, int n)
+double la_cpu_mass_of(const float *p, int n)
 {
     double sum = 0.0;
     for (int i = 0; i < n; i++) {
@@ -356,7 +346,7 @@ static double mass_of(const float *p, int n)
 }
 
 /* A p that the k best reach: that many units have a value as large. */
-static float least_of_best(const view *v, tempered t, int k, const la_cpu_local *own)
+static float least_of_best(const la_view *v, la_tempered t, int k, const la_cpu_local *own)
 {
     int count[BUCKETS] = {0}, n = 0;
     v->k->exp_sub(v->best, t.scale, t.top, own->probs, v->units);
@@ -376,22 +366,21 @@ static float least_of_best(const view *v, tempered t, int k, const la_cpu_local 
 
 /* ---- drawing ----------------------------------------------------------------------------------- */
 
-/* The id at which the running sum passes u of the total, in id order. */
-static int32_t draw_from(const float *p, const int32_t *ids, int n, double u)
+int la_cpu_draw_from(const float *p, int n, double u)
 {
-    double total = mass_of(p, n), sum = 0.0;
+    double total = la_cpu_mass_of(p, n), sum = 0.0;
     for (int i = 0; i < n; i++) {
         sum += (double)p[i];
         if (sum > u * total) {
-            return ids[i];
+            return i;
         }
     }
-    return ids[n - 1];
+    return n - 1;
 }
 
-/* The same over the whole vocabulary: by slices, then inside one. */
-static int32_t draw_any(const view *v, tempered t, const la_mass *mass, double total, double u,
-                        const la_cpu_local *own)
+/* The id of a draw over the whole vocabulary: by slices, then inside one. */
+static int32_t draw_any(const la_view *v, la_tempered t, const la_mass *mass, double total,
+                        double u, const la_cpu_local *own)
 {
     double sum = 0.0;
     int at = 0;
@@ -413,12 +402,12 @@ static int32_t draw_any(const view *v, tempered t, const la_mass *mass, double t
 }
 
 /* The smallest set of best candidates that holds top_p of what min_p leaves, or of the top_k best. */
-static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, double total,
+static int32_t draw_best(const la_view *v, const la_sample_row *r, la_tempered t, double total,
                          const la_cpu_local *own)
 {
     shortlist l = {.p = own->probs, .ids = own->ids, .members = (int32_t *)(void *)own->ruled};
     float floor = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
-    double want = INFINITY, u = uniform(r);
+    double want = INFINITY, u = la_cpu_uniform(r, 0);
     int limit = r->top_k > 0 ? r->top_k : v->V;
     if (r->top_k > 0) {
         float least = least_of_best(v, t, limit, own);
@@ -426,7 +415,7 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
     }
     else {
         if (r->min_p > 0.0f) {
-            total = mass_of(own->probs, gather(v, t, floor, own));
+            total = la_cpu_mass_of(own->probs, la_cpu_gather(v, t, floor, own));
         }
         want = (double)r->top_p * total;
         /* Above falling thresholds, until they hold enough. What lies below `sure` cannot be missed: V
@@ -450,7 +439,7 @@ static int32_t draw_best(const view *v, const la_sample_row *r, tempered t, doub
 }
 
 /* Sums of exp of every slice of a row under its temperature. */
-static void sum_row(const view *v, tempered t, la_mass *mass)
+static void sum_row(const la_view *v, la_tempered t, la_mass *mass)
 {
     for (int at = 0; at < v->V; at += LA_SLICE) {
         int n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
@@ -462,14 +451,14 @@ static void sum_row(const view *v, tempered t, la_mass *mass)
 static int needs_mass(const la_sample_row *r)
 {
     return r->target == -1 && r->forced < 0 && r->temperature > 0.0f && r->top_k == 0 &&
-           r->min_p == 0.0f;
+           r->min_p == 0.0f && r->filters == NULL;
 }
 
 /* summed: whether mass holds the row's tempered sums. */
-static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int summed,
+static int32_t draw(const la_view *v, const la_sample_row *r, la_mass *mass, int summed,
                     const la_cpu_local *own)
 {
-    tempered t = {.scale = 1.0f / r->temperature};
+    la_tempered t = {.scale = 1.0f / r->temperature};
     float best;
     double total = 0.0;
     (void)v->k->argmax(v->best, v->units, &best);
@@ -479,6 +468,9 @@ static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int su
         memcpy(own->probs, v->x, (size_t)v->V * sizeof(float));
         la_cpu_scale(v->k, t.scale, own->probs, v->V);
         return v->k->argmax(own->probs, v->V, &best);
+    }
+    if (r->filters != NULL) {
+        return la_cpu_draw_filtered(v, r, best, own);
     }
     if (needs_mass(r) && !summed) {
         sum_row(v, t, mass);
@@ -490,10 +482,10 @@ static int32_t draw(const view *v, const la_sample_row *r, la_mass *mass, int su
         return draw_best(v, r, t, total, own);
     }
     if (r->min_p > 0.0f) {
-        int n = gather(v, t, r->min_p, own);
-        return draw_from(own->probs, own->ids, n, uniform(r));
+        int n = la_cpu_gather(v, t, r->min_p, own);
+        return own->ids[la_cpu_draw_from(own->probs, n, la_cpu_uniform(r, 0))];
     }
-    return draw_any(v, t, mass, total, uniform(r), own);
+    return draw_any(v, t, mass, total, la_cpu_uniform(r, 0), own);
 }
 
 /* ---- a row -------------------------------------------------------------------------------------- */
@@ -503,7 +495,7 @@ static int wants_logprobs(const la_sample_row *r)
     return r->n_top >= 0 && r->target >= -1;
 }
 
-static void report_logprobs(const view *v, const la_sample_row *r, const la_mass *mass,
+static void report_logprobs(const la_view *v, const la_sample_row *r, const la_mass *mass,
                             int32_t token, const la_cpu_local *own)
 {
     float max;
@@ -527,7 +519,7 @@ static void report_logprobs(const view *v, const la_sample_row *r, const la_mass
     }
 }
 
-static int32_t choose(view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
+static int32_t choose(la_view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
 {
     int ruled = changes_logits(r);
     float value;
@@ -544,11 +536,11 @@ static int32_t choose(view v, const la_sample_row *r, la_mass *mass, const la_cp
     return r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own);
 }
 
-static view view_of(const la_ctx *c, la_rows logits, int i)
+static la_view view_of(const la_ctx *c, la_rows logits, int i)
 {
     int V = c->m->desc.n_vocab;
-    return (view){&la_cpu_of(c)->k, logits.p + (int64_t)i * logits.ld,
-                  c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
+    return (la_view){&la_cpu_of(c)->k, logits.p + (int64_t)i * logits.ld,
+                     c->w->best.p + (int64_t)i * c->w->best.ld, V, la_ceil_div(V, LA_UNIT)};
 }
 
 static int wants_tempered(const la_sample_row *r)
@@ -557,7 +549,7 @@ static int wants_tempered(const la_sample_row *r)
 }
 
 /* The sums of a slice that the row wants. */
-static void sum_slice(const view *v, const la_sample_row *r, int at, float best, la_mass *mass)
+static void sum_slice(const la_view *v, const la_sample_row *r, int at, float best, la_mass *mass)
 {
     int raw = wants_logprobs(r), n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
     if (raw) {
@@ -574,7 +566,7 @@ static void sum_slice(const view *v, const la_sample_row *r, int at, float best,
 static void sum_slices(la_ctx *c, int first, la_rows logits)
 {
     int n_slices = la_ceil_div(c->m->desc.n_vocab, LA_SLICE), any = 0, at_row = -1;
-    view v = {0};
+    la_view v = {0};
     float best = 0.0f;
     for (int i = 0; i < logits.n; i++) {
         const la_sample_row *r = &c->batch->rows[first + i];
@@ -632,7 +624,7 @@ void la_cpu_sample(la_ctx *c, int first, la_rows logits)
     for (int i; la_share_next(&share, 1, &i) != 0;) {
         const la_sample_row *r = &c->batch->rows[first + i];
         la_mass *mass = c->w->mass + (int64_t)i * n_slices;
-        view v = view_of(c, logits, i);
+        la_view v = view_of(c, logits, i);
         if (r->logits != NULL) {
             memcpy(r->logits, v.x, (size_t)v.V * sizeof(float));
         }

@@ -62,6 +62,12 @@ typedef struct la_sample_row {
     const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */
     const int32_t *ban_ids;  /* [n_ban] probability 0 */
     int n_ban;
+    const int32_t *dry_ids; /* [n_dry] continue a repetition */
+    const float *dry;       /* [n_dry] subtracted from their logits */
+    int n_dry;
+    const la_sampling
+        *filters; /* typical_p, top_n_sigma, xtc, dynatemp, mirostat; NULL: none is on */
+    double *mu;   /* mirostat's, moved by the draw */
     uint64_t seed, stream, counter; /* counter RNG: key, branch, position */
     la_logits_fn process;           /* changes processed, a copy of the logits; or NULL */
     void *process_arg;

@@ -199,6 +199,10 @@ static int request_keep(const py_state *state, PyObject *logits, PyObject *proce
     }
     if (process != Py_None) {
         int size[2] = {r->n_branches, n_vocab};
+        if (!PyTuple_Check(process)) {
+            py_raise_format(state, LA_ERR_REQUEST, "process: expected (function, rows)");
+            return -1;
+        }
         if (!PyArg_ParseTuple(process, "OO:process", &function, &rows) ||
             rows_from(state, rows, "process", size, &holder->kept->rows) < 0) {
             return -1;

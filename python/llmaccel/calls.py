@@ -25,7 +25,7 @@ from llmaccel.driver import Driver
 from llmaccel.errors import LoadError, RequestError, shown
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
-from llmaccel.params import NO_EFFECT, SamplingParams, engine_fields
+from llmaccel.params import DRY_BREAKERS, NO_EFFECT, SamplingParams, engine_fields
 from llmaccel.processors import Processing
 from llmaccel.prompts import encode_text, ids_of, parts_of
 from llmaccel.request import Request
@@ -34,6 +34,10 @@ from llmaccel.waiting import Chunks, abandon, wait_all
 
 Prompt = str | Sequence[int] | np.ndarray | Mapping[str, Any]
 Params = SamplingParams | Sequence[SamplingParams] | None
+
+
+# Strings whose tokens are remembered.
+_MOST_BREAKERS = 64
 
 
 class Calls:
@@ -54,6 +58,7 @@ class Calls:
     _counter: itertools.count[int]
     _seed: int
     _idle_params: set[str]  # sampling parameters without effect that requests brought
+    _known_breakers: dict[str, list[int]]  # tokens that contain a string
 
     def get_tokenizer(self) -> Any:
         """The tokenizer; LoadError where the model has none."""
@@ -181,15 +186,45 @@ class Calls:
             seed=_mix(self._seed, number),
             stop_ids=request.own_stop_ids,
             bad=self._bad_words(params),
-            think=think_tags(self.get_tokenizer())
-            if (params.thinking_token_budget or 0) >= 0 and params.thinking_token_budget is not None
-            else ([], []),
+            think=self._think_tags(params),
+            breakers=self._breakers(params),
         )
         return request, fields
 
     def _next_id(self) -> tuple[int, str]:
         number = next(self._counter)
         return number, str(number)
+
+    def _think_tags(self, params: SamplingParams) -> tuple[list[int], list[int]]:
+        """Tokens around thoughts, where they have a budget."""
+        budget = params.thinking_token_budget
+        return ([], []) if budget is None or budget < 0 else think_tags(self.get_tokenizer())
+
+    def _breakers(self, params: SamplingParams) -> list[int]:
+        """Tokens of dry_sequence_breakers; of the default ones none where there is no tokenizer."""
+        given = params.dry_sequence_breakers
+        if params.dry_multiplier == 0.0 or (given is None and self._tokenizer is None):
+            return []
+        found: set[int] = set()
+        for one in DRY_BREAKERS if given is None else given:
+            ids = self._tokens_with(one) if isinstance(one, str) else [one]
+            if given is not None and not ids:
+                raise RequestError(f"dry_sequence_breakers: no token contains {shown(one)}")
+            if max(ids, default=0) >= self._config.n_vocab:
+                raise RequestError(f"dry_sequence_breakers: id {one} is outside the vocabulary")
+            found.update(ids)
+        return sorted(found)
+
+    def _tokens_with(self, text: str) -> list[int]:
+        """All tokens whose bytes contain the text's: a look at the whole vocabulary, remembered."""
+        if text not in self._known_breakers:
+            if len(self._known_breakers) >= _MOST_BREAKERS:
+                self._known_breakers.clear()
+            tokenizer, part = self.get_tokenizer(), text.encode("utf-8", "surrogatepass")
+            known = min(len(tokenizer), self._config.n_vocab)
+            ids = [i for i in range(known) if part in tokenizer.token_bytes(i)]
+            self._known_breakers[text] = ids
+        return self._known_breakers[text]
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]]:
         """Token sequences of bad_words, at the start of a text and inside it."""

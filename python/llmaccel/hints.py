@@ -39,12 +39,17 @@ SAMPLING_NAMES = {
     "num_predict": "max_tokens",
     "repeat_penalty": "repetition_penalty",
     "num_return_sequences": "n",
+    "dry_range": "dry_penalty_last_n",
+    "mirostat": "mirostat_mode",
+    "penalty_last_n": "repeat_last_n",
     "random_seed": "seed",
     "stop_strings": "stop",
     "stop_strs": "stop",
     "stop_words": "stop",
     "eos_token_id": "stop_token_ids",
     "temp": "temperature",
+    "typ_p": "typical_p",
+    "typical": "typical_p",
     "top_logprobs": "logprobs",
 }
 QUANTIZATION_NAMES = {

@@ -151,7 +151,7 @@ class LLM(Scoring, Reporting):
         self._close = weakref.finalize(self, self._driver.close)
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
-        self._idle_params = set()
+        self._idle_params, self._known_breakers = set(), {}
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
         known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
         if known > n_vocab:

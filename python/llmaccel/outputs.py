@@ -225,9 +225,10 @@ class CompletionOutput:
     """One continuation of a prompt.
 
     index: 0 to n - 1. text: the decoded tokens; token_ids: the tokens, a stop token included.
-    cumulative_logprob, logprobs: None unless logprobs were asked for.
-    finish_reason: "stop", "length", "abort", "timeout", "repetition", or None while it runs. stop_reason: the
-    stop string or the id of stop_token_ids that ended it; None for the model's own end.
+    cumulative_logprob, logprobs: None unless logprobs were asked for; best_of gives the first too.
+    finish_reason: "stop", "length", "abort", "timeout", "repetition", or None while it runs.
+    stop_reason: the stop string or the id of stop_token_ids that ended it; None for the model's own
+    end.
     lora_request, routed_experts: vLLM's fields, always None in this version.
     """
 

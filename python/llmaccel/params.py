@@ -14,7 +14,7 @@ import copy
 import functools
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -55,6 +55,7 @@ _ABSENT = {
     "use_beam_search": "",
     "watermark": "",
 }
+DRY_BREAKERS = ("\n", ":", '"', "*")
 # Fields of vLLM that steer what is not here; report() lists those that were set.
 NO_EFFECT = {"extra_args": None, "skip_clone": False, "skip_reading_prefix_cache": None}
 
@@ -155,6 +156,21 @@ class SamplingParams:
         call; what a function returns, if not None, takes its place. An exception is the request's.
     no_repeat_ngram_size: no run of that many tokens, the prompt's included, comes twice; 0: off.
     repeat_last_n: penalties look at that many last tokens of prompt and output; -1: at all.
+    typical_p: (0, 1]; the tokens whose surprise is nearest the entropy, up to that mass.
+    top_n_sigma: drops logits that many standard deviations below the best; 0 or -1: off.
+    xtc_probability, xtc_threshold: with that probability all tokens of at least xtc_threshold but
+        the least likely of them are dropped.
+    dry_multiplier: repetitions of dry_allowed_length tokens and more cost the token that would
+        continue one dry_multiplier * dry_base ** (length - dry_allowed_length); 0: off.
+        dry_penalty_last_n: looked for in that many last tokens; -1: in all.
+        dry_sequence_breakers: token ids, or strings, each token with one of them, that no
+        repetition contains; None: newline, colon, quotation mark and asterisk.
+    dynatemp_range: temperature moves so far below and above with how flat the distribution is,
+        (entropy / its most) ** dynatemp_exponent.
+    mirostat_mode: 1 or 2 holds the surprise of draws, in bits, near mirostat_tau, at the rate
+        mirostat_eta; it stands in place of min_p and what follows.
+    The order: logits_processors, masks and bans, logit_bias, penalties, DRY, top_n_sigma,
+        temperature, min_p, top_k, typical_p, top_p, XTC; mirostat follows temperature.
     repetition_detection: RepetitionDetectionParams, or a dict of its fields: such a text ends with
         finish_reason "repetition".
     thinking_token_budget: tokens after the tag that opens a thought, in the prompt or the output,
@@ -198,6 +214,20 @@ class SamplingParams:
     logits_processors: list[Callable[..., Any]] | None = None
     no_repeat_ngram_size: int = 0
     repeat_last_n: int = -1
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: list[str | int] | None = None
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat_mode: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     repetition_detection: RepetitionDetectionParams | Mapping[str, int] | None = None
     thinking_token_budget: int | None = None
     trace_decode_token_ids: list[int] | None = None
@@ -265,6 +295,7 @@ class SamplingParams:
         self._validate_lists()
         self._validate_output()
         self._validate_repetition()
+        self._validate_filters()
 
     def _validate_output(self) -> None:
         if self.truncate_prompt_tokens is not None:
@@ -303,6 +334,42 @@ class SamplingParams:
         self.thinking_token_budget = _optional(
             "thinking_token_budget", self.thinking_token_budget, -1, _INT32_MAX
         )
+
+    def _validate_filters(self) -> None:
+        for name, hi in (
+            ("typical_p", 1.0),
+            ("xtc_probability", 1.0),
+            ("xtc_threshold", 1.0),
+            ("dry_multiplier", 1e6),
+            ("dynatemp_range", 1e6),
+            ("dynatemp_exponent", 1e6),
+            ("mirostat_tau", 1e6),
+            ("mirostat_eta", 1e6),
+        ):
+            setattr(self, name, _number(name, getattr(self, name), 0.0, hi))
+        if self.typical_p == 0.0:
+            raise RequestError("typical_p must be in (0, 1], got 0.0")
+        self.top_n_sigma = _number("top_n_sigma", self.top_n_sigma, -1.0, 1e6)
+        self.dry_base = _number("dry_base", self.dry_base, 1.0, 1e6)
+        self.dry_allowed_length = _integer(
+            "dry_allowed_length", self.dry_allowed_length, 1, _INT32_MAX
+        )
+        self.dry_penalty_last_n = _integer(
+            "dry_penalty_last_n", self.dry_penalty_last_n, -1, _INT32_MAX
+        )
+        self.dry_sequence_breakers = _breakers(self.dry_sequence_breakers)
+        self.mirostat_mode = _integer("mirostat_mode", self.mirostat_mode, 0, 2)
+        if self.mirostat_mode == 0:
+            return
+        for name, off in (
+            ("min_p", self.min_p == 0.0),
+            ("top_k", self.top_k <= 0),
+            ("top_p", self.top_p == 1.0),
+            ("typical_p", self.typical_p == 1.0),
+            ("xtc_probability", self.xtc_probability == 0.0),
+        ):
+            if not off:
+                raise UnsupportedError(f"mirostat_mode: not together with {name}")
 
     @property
     def scores_prompt(self) -> bool:
@@ -360,12 +427,14 @@ def engine_fields(
     stop_ids: Iterable[int],
     bad: list[list[int]],
     think: tuple[list[int], list[int]] = ([], []),
+    breakers: Sequence[int] = (),
 ) -> dict[str, Any]:
     """The values of `la_sampling` for validated parameters.
 
     max_tokens: as bounded by the context. seed: used where the parameters give none. stop_ids: the
     model's own, already empty for ignore_eos. bad: the tokens of bad_words. think: those of the
-    tags around thoughts. RequestError names a list with an id outside the vocabulary.
+    tags around thoughts. breakers: those of dry_sequence_breakers. RequestError names a list with
+    an id outside the vocabulary.
     """
     bias = params.logit_bias or {}
     for name, ids in (
@@ -408,9 +477,23 @@ def engine_fields(
         "allowed": sorted(set(params.allowed_token_ids or ())),
         "bad": bad,
         "trace": trace,
-        "repeat_count": found.min_count if found is not None else 0,
-        "repeat_min": found.min_pattern_size if found is not None else 0,
-        "repeat_max": found.max_pattern_size if found is not None else 0,
+        "dry_multiplier": params.dry_multiplier,
+        "dry_base": params.dry_base,
+        "dry_allowed_length": params.dry_allowed_length,
+        "dry_last_n": params.dry_penalty_last_n,
+        "dry_breakers": breakers,
+        "top_n_sigma": max(params.top_n_sigma, 0.0),
+        "dynatemp_range": params.dynatemp_range,
+        "dynatemp_exponent": params.dynatemp_exponent,
+        "typical_p": params.typical_p,
+        "xtc_probability": params.xtc_probability,
+        "xtc_threshold": params.xtc_threshold,
+        "mirostat": params.mirostat_mode,
+        "mirostat_tau": params.mirostat_tau,
+        "mirostat_eta": params.mirostat_eta,
+        "pattern_count": found.min_count if found is not None else 0,
+        "pattern_min": found.min_pattern_size if found is not None else 0,
+        "pattern_max": found.max_pattern_size if found is not None else 0,
         "think_budget": -1 if budget is None or not think[1] else budget,
         "think_start": think[0],
         "think_end": think[1],
@@ -478,6 +561,21 @@ def _functions(name: str, value: Any) -> list[Callable[..., Any]] | None:
     if not isinstance(items, (list, tuple)) or not all(callable(item) for item in items):
         raise RequestError(f"{name} must be a list of functions, got {shown(value)}")
     return list(items) or None
+
+
+def _breakers(value: Any) -> list[str | int] | None:
+    name = "dry_sequence_breakers"
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise RequestError(f"{name} must be a list of strings or token ids, got {shown(value)}")
+    items = list(value)
+    for i, item in enumerate(items):
+        if item == "":
+            raise RequestError(f"{name}[{i}] must not be empty")
+        if not isinstance(item, str):
+            items[i] = _integer(f"{name}[{i}]", item, 0, _INT32_MAX)
+    return items
 
 
 def _detection(value: Any) -> RepetitionDetectionParams | None:

@@ -217,7 +217,8 @@ static void set_random(la_model *m, rng *r, la_slot slot, int layer, int expert,
             data[n][i] = ((float)rng_below(r, 2001) - 1000.0f) * 1.0e-4f;
         }
         parts[n] = (la_source){
-            data[n], (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1], NULL, {0, 0, 0.0f}};
+            data[n],     (size_t)cells * sizeof(float), LA_F32, shapes[n][0], shapes[n][1], NULL,
+            {0, 0, 0.0f}};
     }
     check(la_model_set(m, slot, layer, expert, parts, n) == LA_OK, la_slot_name(slot));
 }
@@ -348,6 +349,16 @@ static la_status add_random(rig *g, rng *r, int64_t *id)
     q.sampling = (la_sampling){.temperature = 1.0f,
                                .top_p = 0.9f,
                                .repetition_penalty = 1.1f,
+                               .repeat_last_n = rng_below(r, 3) - 1,
+                               .no_repeat_ngram = rng_below(r, 4) == 0 ? 4 : 0,
+                               .dry_multiplier = rng_below(r, 2) == 0 ? 0.8f : 0.0f,
+                               .dry_base = 1.75f,
+                               .dry_allowed_length = 2,
+                               .dry_last_n = -1,
+                               .typical_p = rng_below(r, 2) == 0 ? 0.9f : 1.0f,
+                               .xtc_probability = 0.3f,
+                               .xtc_threshold = 0.1f,
+                               .think_budget = -1,
                                .seed = rng_next(r),
                                .max_tokens = 1 + rng_below(r, MAX_NEW),
                                .logprobs = rng_below(r, 5) - 1,

@@ -423,7 +423,8 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
 /* Does the row want its largest logit's id and nothing else? */
 int is_greedy(const la_sample_row *r)
 {
-    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
+    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0 ||
+                r->n_dry != 0;
     int own = r->forced >= 0 || r->process != NULL;
     return r->target == -1 && r->temperature <= 0.0f && r->n_top < 0 && r->logits == NULL &&
            !ruled && !own;
