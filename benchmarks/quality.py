@@ -31,8 +31,7 @@ from pathlib import Path
 import numpy as np
 import results
 
-from llmaccel import LLM, _core
-from llmaccel.models.gguf import open_gguf
+from llmaccel import LLM, _core, read_arrays
 from llmaccel.recipes import make_recipe
 
 WINDOW = 512
@@ -40,72 +39,21 @@ FORMATS = ("int8", "w4g128", "w4g32", "w6g16", "fp8")
 # What _core.pack, a door for tests, takes as numbers.
 _TYPES = _core.DTYPES
 _F32, _STORED = _TYPES.index("F32"), len(_TYPES)
-# GGUF name -> checkpoint name, of one layer
-_LAYER = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+# Weights of one layer
+_LAYER = (
+    "input_layernorm",
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "post_attention_layernorm",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
 
 
 # ---- the float source ----------------------------------------------------------------------------
-
-
-def float_source(gguf: str | Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """(config.json, fp32 arrays by checkpoint name) of a llama GGUF file with tied embeddings."""
-    file = open_gguf(Path(gguf))
-    meta = {k.removeprefix("llama."): v for k, v in file.metadata.items() if "llama." in k}
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": meta["embedding_length"],
-        "intermediate_size": meta["feed_forward_length"],
-        "num_hidden_layers": meta["block_count"],
-        "num_attention_heads": meta["attention.head_count"],
-        "num_key_value_heads": meta["attention.head_count_kv"],
-        "rms_norm_eps": float(meta["attention.layer_norm_rms_epsilon"]),
-        "rope_theta": float(meta["rope.freq_base"]),
-        "max_position_embeddings": meta["context_length"],
-        "vocab_size": file["token_embd.weight"].shape[0],
-        "tie_word_embeddings": True,
-    }
-    arrays = {}
-    for name in file.names():
-        tensor = file[name]
-        w = _dequantized(tensor) if len(tensor.shape) == 2 else tensor.float32()
-        if ".attn_q." in name or ".attn_k." in name:
-            heads = "num_attention_heads" if ".attn_q." in name else "num_key_value_heads"
-            w = _unrotated(w, config[heads])
-        arrays[_checkpoint_name(name)] = w
-    return config, arrays
-
-
-def _checkpoint_name(name: str) -> str:
-    parts = name.removesuffix(".weight").split(".")
-    if parts[0] == "blk":
-        return f"model.layers.{parts[1]}.{_LAYER[parts[2]]}.weight"
-    return f"{_MODEL[parts[0]]}.weight"
-
-
-def _dequantized(tensor) -> np.ndarray:
-    rows, cols = tensor.shape
-    part = (tensor.data, _TYPES.index(tensor.dtype), rows, cols)
-    packed, _ = _core.pack([part], _F32, False)
-    units = np.frombuffer(packed, np.float32).reshape(-1, cols, 32)  # [units, K, 32 columns]
-    return np.ascontiguousarray(units.transpose(0, 2, 1)).reshape(-1, cols)[:rows]
-
-
-def _unrotated(w: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of a head from GGUF's interleaved pairs to halves."""
-    half = w.shape[0] // heads // 2
-    return np.ascontiguousarray(w.reshape(heads, half, 2, -1).swapaxes(1, 2)).reshape(w.shape)
 
 
 def shuffled(config: dict, arrays: dict[str, np.ndarray], seed: int = 1) -> dict[str, np.ndarray]:
@@ -126,7 +74,7 @@ def shuffled(config: dict, arrays: dict[str, np.ndarray], seed: int = 1) -> dict
         rows = {"self_attn.v_proj": value, "mlp.gate_proj": wide, "mlp.up_proj": wide}
         rows |= {"self_attn.o_proj": stream, "mlp.down_proj": stream}
         columns = {"self_attn.o_proj": merged, "mlp.down_proj": wide}
-        for short in _LAYER.values():
+        for short in _LAYER:
             name = f"model.layers.{layer}.{short}.weight"
             w = arrays[name][..., columns.get(short, stream)]
             out[name] = w[rows[short]] if short in rows else w
@@ -263,7 +211,7 @@ def main() -> None:
     if args.gguf is None:
         raise SystemExit("needs --gguf FILE or LLMACCEL_SMOLLM2")
     windows = token_windows(args.shared, args.gguf, args.windows)
-    config, arrays = float_source(args.gguf)
+    config, arrays = read_arrays(args.gguf)
     source, _ = array_losses(config, arrays, windows, dtype="float32")
     kept, arrays = arrays, arrays if args.kept else shuffled(config, arrays)
     print(f"float source: perplexity {perplexity(source):.4f}")

@@ -16,6 +16,17 @@ from conftest import ROOT
 import llmaccel
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+QUICK = ("01_path_of_a_token", "03_number_formats")
+# What a notebook imports that an installation for tests may lack.
+NEEDS = {
+    "02_paged_attention": ("matplotlib",),
+    "04_pytorch_evaluation": ("torch", "transformers", "matplotlib"),
+    "05_lm_evaluation_harness": ("lm_eval", "safetensors"),
+    "06_speed_ladder": ("matplotlib",),
+}
+TO_RUN = [
+    path if path.stem in QUICK else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS
+]
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
@@ -37,6 +48,8 @@ def run(path: Path, folder: Path) -> None:
     """Execute every cell; CellExecutionError shows the one that failed."""
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
     pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    for name in NEEDS.get(path.stem, ()):
+        pytest.importorskip(name, reason=f"{name} is not installed")
     notebook = nbformat.read(path, as_version=4)
     # How long it may take is pytest's to say.
     nbclient.NotebookClient(
@@ -73,13 +86,13 @@ def test_is_valid_and_stripped(path):
     assert stored_state(notebook) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TO_RUN, ids=lambda path: path.stem)
 def test_runs_on_its_own_model(path, own_jupyter, monkeypatch):
     monkeypatch.delenv("LLMACCEL_SMOLLM2", raising=False)
     run(path, own_jupyter)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TO_RUN, ids=lambda path: path.stem)
 def test_runs_on_smollm2(path, smollm2_path, own_jupyter, monkeypatch):
     monkeypatch.setenv("LLMACCEL_SMOLLM2", str(smollm2_path.resolve()))
     run(path, own_jupyter)

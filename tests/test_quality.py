@@ -18,6 +18,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import quality
 
+from llmaccel import read_arrays
+
 pytestmark = pytest.mark.slow
 WEIGHT_ONLY = 0.001
 INT8 = 0.005
@@ -35,7 +37,7 @@ def windows(smollm2_path, shared_data):
 @pytest.fixture(scope="module")
 def source(smollm2_path, windows):
     """(config, fp32 arrays, the same shuffled, losses of the fp32 forward)."""
-    config, kept = quality.float_source(smollm2_path)
+    config, kept = read_arrays(smollm2_path)
     arrays = quality.shuffled(config, kept)
     base, _ = quality.array_losses(config, arrays, windows, dtype="float32")
     return config, kept, arrays, base

@@ -190,6 +190,7 @@ static la_status check_lengths(const la_door *door, const la_request *r, int lon
 {
     int64_t given = (int64_t)r->n_prompt + longest;
     int room = r->sampling.max_tokens > 0 ? 1 : 0;
+    given -= longest > 0 && room == 0; /* a suffix's last token is only predicted */
     if (given + room > door->max_len) {
         return REFUSE("prompt: %d tokens%s leave no room in a context of %d%s", r->n_prompt,
                       longest > 0 ? " and the longest suffix" : "", door->max_len,

@@ -25,6 +25,7 @@ from llmaccel.errors import (
 if TYPE_CHECKING:
     from llmaccel import kernels
     from llmaccel._core import Tensor
+    from llmaccel.arrays import read_arrays
     from llmaccel.balance import balance_experts
     from llmaccel.beams import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
     from llmaccel.engines import AsyncEngineArgs, AsyncLLM
@@ -74,6 +75,7 @@ __all__ = [
     "balance_experts",
     "kernels",
     "load_tokenizer",
+    "read_arrays",
 ]
 
 _HOMES = {
@@ -98,6 +100,7 @@ _HOMES = {
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
     "balance_experts": "balance",
+    "read_arrays": "arrays",
 }
 
 

@@ -233,7 +233,7 @@ class Calls:
         if len(ids) + room > limit:
             raise RequestError(
                 f"{where}: {len(ids)} tokens, but max_model_len is {limit}"
-                + (" and one must be left to generate" if room else "")
+                + (" and one must be left to generate" if room > 0 else "")
             )
 
     def _make_request(

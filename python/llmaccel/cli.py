@@ -1,9 +1,11 @@
-"""The command line: llmaccel complete | chat | plan | doctor.
+"""The command line: llmaccel complete | chat | plan | doctor, and the commands of wings.
 
 Owns argument parsing, what a terminal shows, and which turns of a conversation are dropped when the
 context is full; everything else is LLM's. Invariant: answers go to stdout and nothing else does, so
 output can be piped; speed and notices go to stderr; errors of llmaccel are one line there and exit
-status 1. `python -m llmaccel.cli` is the same program.
+status 1. A wing's command is a line of _WINGS; the wing is imported when its command is the one
+that was asked for, and is given what it needs of this file. `python -m llmaccel.cli` is the same
+program.
 """
 
 from __future__ import annotations
@@ -41,6 +43,13 @@ _CPU_FLAGS = (
 )
 _PROBE_BYTES = 256 << 20  # beyond every cache
 _COMPLETE_TOKENS = 256  # a base model would go on until the context is full
+# Command of a wing -> (module, help). The module's configure(command, parser, add_model,
+# open_model) adds arguments and sets `run`.
+_WINGS = {
+    "eval": ("llmaccel.eval.command", "perplexity, compression and quantization of a model"),
+    "compress": ("llmaccel.eval.command", "a file in the bits that a model needs to predict it"),
+    "decompress": ("llmaccel.eval.command", "what was compressed"),
+}
 _UNITS = {"k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
 
@@ -68,7 +77,8 @@ def _print_error(error: LLMAccelError) -> None:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
+    given = sys.argv[1:] if argv is None else argv
+    parser = _parser(next((word for word in given if not word.startswith("-")), None))
     args, left = parser.parse_known_args(argv)
     # Of `complete MODEL --top-k 5 PROMPT` argparse leaves the prompt: it settled it after MODEL.
     if (
@@ -83,7 +93,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: str | None) -> argparse.ArgumentParser:
+    """asked: the command, whose wing is imported if it is one's."""
+    from importlib import import_module
+
     from llmaccel import __version__
 
     parser = argparse.ArgumentParser(prog="llmaccel", description="LLM inference.")
@@ -113,11 +126,19 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--threads", type=int, help="threads of the pool")
     doctor.add_argument("--isa", help="highest instruction set to use")
     doctor.set_defaults(run=_doctor)
+
+    for name, (module, text) in _WINGS.items():
+        command = commands.add_parser(name, help=text)
+        if name == asked:
+            import_module(module).configure(name, command, _add_model, _open)
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder, .gguf file, or name on the Hugging Face hub")
+def _add_model(parser: argparse.ArgumentParser, **how: Any) -> None:
+    """The model and the options of LLM. how: flag="--model" where it is no argument by place."""
+    flag = {"required": True} if how else {}
+    text = "folder, .gguf file, or name on the Hugging Face hub"
+    parser.add_argument(how.get("flag", "model"), help=text, **flag)
     for name in (
         "tokenizer",
         "revision",

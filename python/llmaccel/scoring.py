@@ -94,7 +94,8 @@ class Scoring(Calls):
         groups: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
         for i, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
             head, tail = self._encode_pair(context, continuation, i)
-            self._check_length(head + tail, 0, f"contexts[{i}] with continuations[{i}]")
+            # The last token is only predicted, so it takes no place in the context.
+            self._check_length(head + tail, -1, f"contexts[{i}] with continuations[{i}]")
             groups.setdefault(tuple(head), []).append((i, tail))
         work = []
         places: list[list[int]] = []

@@ -220,7 +220,8 @@ def fields(words: np.ndarray, bits: int) -> np.ndarray:
         return data
     if bits == 3:  # 32 codes in three words
         ones = np.unpackbits(data, axis=-1, bitorder="little")
-        ones = ones.reshape(*data.shape[:-1], -1, 3)
+        whole = ones.shape[-1] // 3 * 3  # the last word may end inside a code
+        ones = ones[..., :whole].reshape(*data.shape[:-1], -1, 3)
         return ones[..., 0] | ones[..., 1] << 1 | ones[..., 2] << 2
     per = 8 // bits
     out = np.empty((*data.shape[:-1], data.shape[-1] * per), np.uint8)
