@@ -118,6 +118,10 @@ def test_a_row_does_not_depend_on_its_batch(ours: Any) -> None:
     alone = ours(batch["input_ids"][1:2, 4:]).logits
     assert torch.equal(together[1, 4:], alone[0])
     assert torch.equal(ours(ids(1, 11), logits_to_keep=2).logits, ours(ids(1, 11)).logits[:, -2:])
+    some = torch.tensor([0, 7])
+    assert torch.equal(
+        ours(ids(1, 11), logits_to_keep=some).logits, ours(ids(1, 11)).logits[:, some]
+    )
     positions = batch["attention_mask"].cumsum(1) - 1
     assert torch.equal(ours(**batch, position_ids=positions).logits, together)
     with torch.no_grad():

@@ -72,7 +72,7 @@ class CausalLM(nn.Module):
         labels: Tensor | None = None,
         *,
         position_ids: Tensor | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         use_cache: bool | None = None,
@@ -85,9 +85,9 @@ class CausalLM(nn.Module):
         first token; position_ids, where given, must say the same. labels: [B, T], as input_ids: the
         token at t is predicted by the logits at t - 1, and the loss is the mean cross entropy of
         all that are not -100; those whose prediction would come from padding are left out too, with
-        a warning. num_items_in_batch: divides the sum instead. logits_to_keep: of the last
-        positions; 0: all. return_dict=False: a tuple. absent: transformers' other arguments, None
-        or False, else UnsupportedError.
+        a warning. num_items_in_batch: divides the sum instead. logits_to_keep: how many of the last
+        positions, or which; 0: all. return_dict=False: a tuple. absent: transformers' other
+        arguments, None or False, else UnsupportedError.
         """
         _refuse(absent, use_cache)
         if input_ids is None:
@@ -105,7 +105,8 @@ class CausalLM(nn.Module):
         out = CausalLMOutput()
         if labels is not None:
             out["loss"] = _loss(logits, integers(labels, "labels"), mask, num_items_in_batch)
-        out["logits"] = logits[:, -logits_to_keep:] if logits_to_keep else logits
+        some = isinstance(logits_to_keep, Tensor)
+        out["logits"] = logits[:, logits_to_keep if some else slice(-logits_to_keep, None)]
         return out.to_tuple() if return_dict is False else out
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **given: Any):
