@@ -8,6 +8,7 @@ from __future__ import annotations
 import array as arrays
 import ctypes
 import gc
+import itertools
 import sys
 import weakref
 
@@ -514,11 +515,46 @@ def test_memory_of_many_is_given_back():
     assert sys.getrefcount(base) == before
 
 
+def test_any_order_of_deletion():
+    """Every way to drop a Tensor and what was made of it: the memory goes with the last."""
+
+    class Array(np.ndarray):
+        pass
+
+    for order in itertools.permutations(range(6)):
+        array = np.arange(7, dtype=np.float32).view(Array)
+        gone = weakref.ref(array)
+        tensor = Tensor(array)
+        held = [
+            *(array, tensor, np.from_dlpack(tensor), tensor.numpy(), memoryview(tensor)),
+            Tensor(tensor),
+        ]
+        del array, tensor
+        for i in order:
+            assert gone() is not None
+            assert all(one is None or one[6] == 6 for one in held)
+            held[i] = None
+        assert gone() is None
+
+
+@pytest.mark.torch
+def test_read_only_memory_crosses_to_torch_where_it_lies():
+    torch = pytest.importorskip("torch")
+    tensor = Tensor(b"weights!")
+    there = torch.from_dlpack(tensor)  # torch knows no read-only tensors
+    assert there.data_ptr() == tensor.data_ptr()
+    del tensor
+    assert bytes(there.numpy()) == b"weights!"
+    mine = torch.from_dlpack(Tensor(b"weights!"), copy=True)
+    mine[0] = 0
+
+
 @pytest.mark.torch
 def test_eight_bit_floats_cross_to_torch():
     torch = pytest.importorskip("torch")
-    for name, dtype in (("float8_e4m3fn", "F8_E4M3"), ("float8_e5m2", "F8_E5M2")):
-        values = torch.linspace(-2, 2, 9).to(getattr(torch, name))
+    names = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0"}
+    for name, dtype in names.items():
+        values = torch.linspace(0.5, 2, 9).to(getattr(torch, name))
         tensor = Tensor(values)
         assert (tensor.dtype, tensor.data_ptr()) == (dtype, values.data_ptr())
         again = torch.from_dlpack(tensor)

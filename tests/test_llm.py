@@ -538,6 +538,30 @@ def test_logits_are_zero_copy(llm):
     assert again.tobytes() == np.asarray(tensor).tobytes()
 
 
+def test_logits_of_many_prompts(llm):
+    prompts = ["hello", [1, 50, 60], "a longer one"]
+    many = llm.logits(prompts)
+    for got, prompt in zip(many, prompts, strict=True):
+        assert bytes(memoryview(got)) == bytes(memoryview(llm.logits(prompt)))
+    assert [one.shape for one in llm.logits([[1, 50]])] == [(2, letters.VOCAB)]
+    room = np.zeros((5, 3, letters.VOCAB), np.float32)
+    given = llm.logits([[1, 50, 60], [7, 8, 9]], out=[room[1], room[3]])
+    assert given[0].data_ptr() == room[1].__array_interface__["data"][0]
+    assert room[1].tobytes() == bytes(memoryview(many[1]))
+    assert not room[[0, 2, 4]].any()
+    assert llm.logits([1, 50, 60], out=room[0]).data_ptr() == room.ctypes.data
+    for prompt, out, match in (
+        ([[1, 2, 3]], room, "out: expected a list of 1"),
+        ([1, 2], room[0], r"out: expected a writable F32 \[2, 301\]"),
+        ([[1, 2, 3], [4]], [room[0], room[1]], r"out\[1\]: expected"),
+        ([1, 2, 3], room[0].astype(np.float64), "got F64"),
+        ([[1, 2], []], None, r"prompts\[1\]: empty"),
+        ([[1, 301]], None, "301"),
+    ):
+        with pytest.raises(RequestError, match=match):
+            llm.logits(prompt, out=out)
+
+
 def test_loglikelihood(llm):
     contexts = ["the same context", "the same context", "another one", "the same context", ""]
     continuations = [" ends", " goes on", "", " x", "start"]

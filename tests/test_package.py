@@ -55,6 +55,16 @@ def test_import_of_the_cli_leaves_torch_alone() -> None:
     assert not modules_after("import llmaccel.cli") & {"torch", "transformers"}
 
 
+def test_the_torch_wing_says_which_extra_it_needs() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "try:\n    import llmaccel.torch\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "pip install 'llmaccel[torch]'" in run.stdout, run.stderr
+
+
 def test_the_probe_sees_an_import() -> None:
     """The two tests above can fail: the same probe finds a module that is imported."""
     assert "tqdm" in modules_after("import tqdm") & SLOW_MODULES

@@ -302,8 +302,9 @@ def test_golden_layer(case, tmp_path):
     expected = table["expected"].float32()
     tensor = open_quantized(CASES[case], table)["layer.weight"]
     assert tensor.shape == expected.shape
+    dtype = tensor.dtype.removesuffix("_P")
     packed = kernels.PackedWeight(
-        _core.Packed(tensor.data, tensor.dtype.removesuffix("_P"), *tensor.shape, "F32", "keep", 1)
+        _core.Packed(tensor.data, dtype, *tensor.shape, "F32", "keep", 1), "F32"
     )
     values = np.asarray(packed.dequantize())
     if tensor.order is not None:

@@ -36,6 +36,7 @@ int py_kernels_register(PyObject *module);
 /* The parts of the files beside py_kernels.c. */
 int py_kernels_rows_register(PyObject *module);
 int py_kernels_packed_register(PyObject *module);
+int py_kernels_cache_register(PyObject *module);
 int py_kernels_pages_register(PyObject *module);
 int py_kernels_latent_register(PyObject *module);
 int py_kernels_moe_register(PyObject *module);

@@ -1,7 +1,7 @@
 /* py_kernels_attend.c - one call of attention over a user's pages: arguments, buffers, threads.
  *
  * Invariant: everything that `share` reads was checked here against what the pages hold, with the
- * GIL; it runs without. Called by py_kernels_pages.c and py_kernels_latent.c.
+ * GIL; it runs without. Called by py_kernels_cache.c, py_kernels_pages.c and py_kernels_latent.c.
  */
 #include "py_kernels_attend.h"
 
@@ -69,7 +69,7 @@ static int check(const py_state *state, const py_attend_job *job, const Py_buffe
             return -1;
         }
     }
-    return 0;
+    return job->check != NULL ? job->check(state, job) : 0;
 }
 
 /* The float buffers of a call that are open. */

@@ -21,6 +21,8 @@ typedef struct py_attend_job {
     float *out;          /* [T][H][la_attend_out(&walk)] */
     uint8_t *scratch;    /* [threads] pieces of `pitch` bytes, a room of PY_ATTEND_ROWS rows each */
     size_t pitch;
+    /* what concerns the pages alone, after T and pos are known: 0, or -1 with an exception set; or NULL */
+    int (*check)(const py_state *state, const struct py_attend_job *job);
 } py_attend_job;
 
 /* What a caller of Python gave. */

@@ -1,9 +1,9 @@
 /* py_kernels_packed.c - the Python object Packed: one weight matrix in units, and what reads it.
  *
- * Owns the packed bytes. Invariant: they are written once, when the object is made, so products on
- * several threads may read them together; sizes, types and ranges are checked here before a kernel
- * sees them. A row's bits depend on that row and the weight: threads take whole units. Wrapped by
- * python/llmaccel/kernels/packed.py.
+ * Owns the packed bytes, or holds the buffer that they lie in. Invariant: they are written once, when
+ * the object is made, so products on several threads may read them together; sizes, types and ranges
+ * are checked here before a kernel sees them. A row's bits depend on that row and the weight: threads
+ * take whole units. Wrapped by python/llmaccel/kernels/packed.py.
  */
 #include "py_module.h"
 
@@ -23,6 +23,8 @@ typedef struct packed {
     PyObject_HEAD
     la_weight w;
     size_t bytes;
+    Py_buffer held;        /* of somebody else's bytes; held.obj is NULL where they are ours */
+    Py_ssize_t extents[3]; /* [units, bytes of a unit], as the buffer protocol shows them */
 } packed;
 
 const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name)
@@ -85,56 +87,170 @@ done:
     return st;
 }
 
+/* What decides a format: the source's type and shape, and what becomes of it. */
+typedef struct packed_recipe {
+    la_source source; /* data and bytes are the caller's to set */
+    la_dtype weights; /* LA_DTYPE_COUNT ("auto"): as stored */
+    la_quant quant;
+} packed_recipe;
+
+static int recipe_from(py_state *state, const char *dtype, const char *format, const char *quantize,
+                       packed_recipe *out)
+{
+    out->weights = LA_DTYPE_COUNT;
+    if (py_quant_from(state, quantize, &out->quant) < 0 ||
+        py_dtype_from(state, dtype, &out->source.dtype) < 0 ||
+        (strcmp(format, "auto") != 0 && py_dtype_from(state, format, &out->weights) < 0)) {
+        return -1;
+    }
+    if (la_plain_of((int)out->source.dtype).ordered) {
+        py_raise_format(state, LA_ERR_UNSUPPORTED, "dtype: %s is for models", dtype);
+        return -1;
+    }
+    return 0;
+}
+
+/* Shapes are an argument here, not a file's. */
+static PyObject *raise_argument(const py_state *state, la_status st)
+{
+    return py_raise(state, st == LA_ERR_SHAPE ? LA_ERR_ARGUMENT : st);
+}
+
+static void set_extents(packed *self)
+{
+    self->extents[0] = self->w.n_units;
+    self->extents[1] = (Py_ssize_t)self->w.unit_bytes;
+    self->extents[2] = 1; /* and both strides: [bytes of a unit, 1] */
+}
+
 static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"data", "dtype", "rows", "cols", "format", "quantize", "threads", NULL};
     py_state *state = PyType_GetModuleState(type);
     PyObject *data;
-    const char *dtype_name, *format, *quantize;
+    const char *dtype, *format, *quantize;
     int threads;
     la_format f;
-    la_quant quant;
-    la_dtype weights = LA_DTYPE_COUNT; /* "auto": as stored */
-    la_source source = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiissi:Packed", names, &data, &dtype_name,
-                                     &source.rows, &source.cols, &format, &quantize, &threads) ||
-        py_quant_from(state, quantize, &quant) < 0 ||
-        py_dtype_from(state, dtype_name, &source.dtype) < 0 ||
-        (strcmp(format, "auto") != 0 && py_dtype_from(state, format, &weights) < 0) ||
-        py_kernels_threads(&threads) < 0) {
+    packed_recipe r = {.source = {0}};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiissi:Packed", names, &data, &dtype,
+                                     &r.source.rows, &r.source.cols, &format, &quantize,
+                                     &threads) ||
+        recipe_from(state, dtype, format, quantize, &r) < 0 || py_kernels_threads(&threads) < 0) {
         return NULL;
     }
     Py_buffer view;
     if (PyObject_GetBuffer(data, &view, PyBUF_C_CONTIGUOUS) < 0) {
         return NULL;
     }
-    source.data = view.buf;
-    source.bytes = (size_t)view.len;
-    if (la_plain_of((int)source.dtype).ordered) {
-        PyBuffer_Release(&view);
-        return py_raise_format(state, LA_ERR_UNSUPPORTED, "dtype: %s is for models", dtype_name);
-    }
-    la_status st = la_pack_format(weights, quant, &source, 1, &f);
+    r.source.data = view.buf;
+    r.source.bytes = (size_t)view.len;
+    la_status st = la_pack_format(r.weights, r.quant, &r.source, 1, &f);
     packed *self = (packed *)type->tp_alloc(type, 0);
     if (self != NULL && st == LA_OK) {
         Py_BEGIN_ALLOW_THREADS
-        st = pack_source(self, &source, f, threads);
+        st = pack_source(self, &r.source, f, threads);
         Py_END_ALLOW_THREADS
+        set_extents(self);
     }
     PyBuffer_Release(&view);
     if (st != LA_OK) {
         Py_CLEAR(self);
-        /* shapes are an argument here, not a file's */
-        return py_raise(state, st == LA_ERR_SHAPE ? LA_ERR_ARGUMENT : st);
+        return raise_argument(state, st);
     }
     return (PyObject *)self;
+}
+
+/* The weight that a source would become, without its bytes; 0, or -1 with an exception set. */
+static int plan_from(py_state *state, packed_recipe *r, la_weight *w)
+{
+    la_format f;
+    la_status st =
+        la_source_bytes(r->source.dtype, r->source.rows, r->source.cols, &r->source.bytes);
+    if (st == LA_OK) {
+        st = la_pack_format(r->weights, r->quant, &r->source, 1, &f);
+    }
+    if (st == LA_OK) {
+        st = la_pack_plan(f, &r->source, 1, 0, w);
+    }
+    if (st != LA_OK) {
+        raise_argument(state, st);
+    }
+    return st == LA_OK ? 0 : -1;
+}
+
+static PyObject *packed_extents(PyObject *type, PyObject *args)
+{
+    py_state *state = PyType_GetModuleState((PyTypeObject *)type);
+    const char *dtype, *format, *quantize;
+    packed_recipe r = {.source = {0}};
+    la_weight w;
+    if (!PyArg_ParseTuple(args, "siiss:extents", &dtype, &r.source.rows, &r.source.cols, &format,
+                          &quantize) ||
+        recipe_from(state, dtype, format, quantize, &r) < 0 || plan_from(state, &r, &w) < 0) {
+        return NULL;
+    }
+    return Py_BuildValue("(in)", w.n_units, (Py_ssize_t)w.unit_bytes);
+}
+
+static PyObject *packed_over(PyObject *type_object, PyObject *args)
+{
+    PyTypeObject *type = (PyTypeObject *)type_object;
+    py_state *state = PyType_GetModuleState(type);
+    PyObject *data;
+    const char *dtype, *format, *quantize;
+    packed_recipe r = {.source = {0}};
+    la_weight w;
+    if (!PyArg_ParseTuple(args, "Osiiss:over", &data, &dtype, &r.source.rows, &r.source.cols,
+                          &format, &quantize) ||
+        recipe_from(state, dtype, format, quantize, &r) < 0 || plan_from(state, &r, &w) < 0) {
+        return NULL;
+    }
+    packed *self = (packed *)type->tp_alloc(type, 0);
+    if (self == NULL || PyObject_GetBuffer(data, &self->held, PyBUF_C_CONTIGUOUS) < 0) {
+        Py_XDECREF(self);
+        return NULL;
+    }
+    self->bytes = (size_t)w.n_units * w.unit_bytes;
+    if ((size_t)self->held.len != self->bytes || (uintptr_t)self->held.buf % LINE != 0) {
+        py_raise_format(state, LA_ERR_ARGUMENT,
+                        "data: expected %zu bytes at a multiple of %d, got %zd at %p", self->bytes,
+                        (int)LINE, self->held.len, self->held.buf);
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->w = w;
+    self->w.data = self->held.buf;
+    set_extents(self);
+    return (PyObject *)self;
+}
+
+/* Units and their bytes; what writes there changes the weight. */
+static int packed_get_buffer(PyObject *object, Py_buffer *view, int flags)
+{
+    packed *self = (packed *)object;
+    int read_only = self->held.obj != NULL && self->held.readonly;
+    if (PyBuffer_FillInfo(view, object, self->w.data, (Py_ssize_t)self->bytes, read_only, flags) <
+        0) {
+        return -1;
+    }
+    if (flags & PyBUF_ND) {
+        view->ndim = 2;
+        view->shape = self->extents;
+        view->strides = (flags & PyBUF_STRIDES) == PyBUF_STRIDES ? self->extents + 1 : NULL;
+    }
+    return 0;
 }
 
 static void packed_dealloc(PyObject *object)
 {
     packed *self = (packed *)object;
     PyTypeObject *type = Py_TYPE(object);
-    la_unmap(self->w.data, self->bytes);
+    if (self->held.obj != NULL) {
+        PyBuffer_Release(&self->held);
+    }
+    else {
+        la_unmap(self->w.data, self->bytes);
+    }
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -390,6 +506,12 @@ static PyMethodDef packed_methods[] = {
      "processors."},
     {"unpack", packed_unpack, METH_VARARGS,
      "unpack(isa, ids, out): out [len(ids), K] = those rows as float32."},
+    {"extents", packed_extents, METH_VARARGS | METH_CLASS,
+     "extents(dtype, rows, cols, format, quantize): (units, bytes of a unit) that they would "
+     "take."},
+    {"over", packed_over, METH_VARARGS | METH_CLASS,
+     "over(data, dtype, rows, cols, format, quantize): on packed bytes [units, bytes of a unit] of "
+     "somebody else, which it holds."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -407,6 +529,7 @@ static PyType_Slot packed_slots[] = {
     {Py_tp_dealloc, packed_dealloc},
     {Py_tp_methods, packed_methods},
     {Py_tp_getset, packed_getset},
+    {Py_bf_getbuffer, packed_get_buffer},
     {0, NULL},
 };
 

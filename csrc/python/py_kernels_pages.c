@@ -10,68 +10,43 @@
 #include "../base/base.h"
 #include "../kernels/kernels.h"
 
-#include "py_kernels_attend.h"
+#include "py_kernels_cache.h"
 
-enum { MAX_D = 256, MAX_TOKENS = 1 << 24 };
+enum { MAX_TOKENS = 1 << 24 };
 
 typedef struct pages {
     PyObject_HEAD
-    la_kv_form form;
-    int n_heads, d;
+    py_cache_layout at;
     int length, capacity; /* tokens */
-    size_t k_bytes;       /* of one head's K in a page; V follows */
-    size_t head_bytes;    /* of both, a multiple of 64 */
     size_t bytes;
-    uint8_t *data; /* [pages][n_heads] blocks of head_bytes */
+    uint8_t *data; /* pages of at.page_bytes */
 } pages;
-
-/* In the order of la_kv_form. */
-static const char *const form_names[LA_KV_FORM_COUNT] = {
-    [LA_KV_F32] = "F32", [LA_KV_BF16] = "BF16", [LA_KV_I8] = "int8", [LA_KV_F8] = "fp8"};
-
-static uint8_t *page_block(const pages *p, int page, int head)
-{
-    return p->data + ((size_t)page * (size_t)p->n_heads + (size_t)head) * p->head_bytes;
-}
 
 static PyObject *pages_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"n_heads", "d", "max_tokens", "dtype", NULL};
     py_state *state = PyType_GetModuleState(type);
-    int n_heads, d, capacity, form = 0;
+    int n_heads, d, capacity;
     const char *dtype;
+    py_cache_layout at;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "iiis:Pages", names, &n_heads, &d, &capacity,
-                                     &dtype)) {
+                                     &dtype) ||
+        py_cache_layout_of(state, dtype, n_heads, d, &at) < 0) {
         return NULL;
     }
-    while (form < LA_KV_FORM_COUNT && strcmp(form_names[form], dtype) != 0) {
-        form++;
-    }
-    if (form == LA_KV_FORM_COUNT) {
-        return py_raise_format(
-            state, LA_ERR_UNSUPPORTED,
-            "dtype: pages of %.40s are not supported, only F32, BF16, int8 and fp8", dtype);
-    }
-    if (n_heads < 1 || n_heads > PY_ATTEND_HEADS || d < 1 || d > MAX_D || capacity < 1 ||
-        capacity > MAX_TOKENS) {
-        return py_raise_format(state, LA_ERR_ARGUMENT,
-                               "n_heads, d, max_tokens: %d, %d, %d; expected 1..%d, 1..%d, 1..%d",
-                               n_heads, d, capacity, (int)PY_ATTEND_HEADS, (int)MAX_D,
+    if (capacity < 1 || capacity > MAX_TOKENS) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "max_tokens: %d is not in 1..%d", capacity,
                                (int)MAX_TOKENS);
     }
     pages *self = (pages *)type->tp_alloc(type, 0);
     if (self == NULL) {
         return NULL;
     }
-    self->form = (la_kv_form)form;
-    self->n_heads = n_heads;
-    self->d = d;
+    self->at = at;
     self->capacity = capacity;
-    self->k_bytes = la_round_up(la_kv_k_bytes(self->form, d), 64);
-    self->head_bytes = self->k_bytes + la_round_up(la_kv_v_bytes(self->form, d), 64);
     size_t n = (size_t)la_ceil_div(capacity, LA_PAGE);
-    if (!la_size_mul(self->head_bytes, (size_t)n_heads, &self->bytes) ||
-        !la_size_mul(self->bytes, n, &self->bytes) || (self->data = la_map(self->bytes)) == NULL) {
+    if (!la_size_mul(at.page_bytes, n, &self->bytes) ||
+        (self->data = la_map(self->bytes)) == NULL) {
         self->bytes = 0;
         Py_DECREF(self);
         return py_raise_format(state, LA_ERR_MEMORY, "max_tokens: no memory for %d tokens",
@@ -107,22 +82,18 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
         PyBuffer_Release(&k);
         return NULL;
     }
-    Py_ssize_t row = (Py_ssize_t)self->n_heads * self->d, n = k.len / 4 / row;
+    Py_ssize_t row = (Py_ssize_t)self->at.n_heads * self->at.d, n = k.len / 4 / row;
     int bad = k.len != v.len || k.len != n * row * 4 || n > self->capacity - self->length;
     if (bad) {
         py_raise_format(py_state_of_object(object), LA_ERR_ARGUMENT,
                         "k, v: %zd and %zd values; room for at most %d tokens of %zd", k.len / 4,
                         v.len / 4, self->capacity - self->length, row);
     }
-    la_store_fn store = la_kernels_store(&t, self->form);
     for (int64_t i = 0; !bad && i < n; i++) {
         int at = self->length + (int)i;
-        for (int h = 0; h < self->n_heads; h++) {
-            uint8_t *block = page_block(self, at / LA_PAGE, h);
-            const float *from_k = (const float *)k.buf + i * row + h * self->d;
-            const float *from_v = (const float *)v.buf + i * row + h * self->d;
-            store(from_k, from_v, self->d, at % LA_PAGE, block, block + self->k_bytes);
-        }
+        uint8_t *page = self->data + (size_t)(at / LA_PAGE) * self->at.page_bytes;
+        py_cache_store(&t, &self->at, page, at % LA_PAGE, (const float *)k.buf + i * row,
+                       (const float *)v.buf + i * row);
     }
     self->length += bad ? 0 : (int)n;
     PyBuffer_Release(&k);
@@ -133,70 +104,13 @@ static PyObject *pages_store(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* ---- attend ------------------------------------------------------------------------------------ */
-
-/* Rows of one kernel call: `tokens` tokens from t0 on, `heads` query heads from h0 on. */
-typedef struct attend_tile {
-    int t0, tokens, h0, heads;
-} attend_tile;
-
-static int64_t tile_row(const py_attend_job *job, const attend_tile *tile, int r)
-{
-    int64_t token = tile->t0 + r / tile->heads;
-    return (token * job->H + tile->h0 + r % tile->heads) * job->walk.d;
-}
-
-static void attend_rows(const py_attend_job *job, const la_attend_room *own,
-                        const attend_tile *tile)
-{
-    const pages *p = job->pages;
-    la_attend_walk walk = job->walk;
-    int R = tile->tokens * tile->heads, wide = la_attend_wide(p->d);
-    for (int r = 0; r < R; r++) {
-        own->pos[r] = job->pos[tile->t0 + r / tile->heads];
-        memcpy(own->q + r * wide, job->q + tile_row(job, tile, r), (size_t)p->d * sizeof(float));
-    }
-    if (walk.sinks != NULL) { /* of the tile's heads */
-        walk.sinks += tile->h0;
-        walk.heads = tile->heads;
-    }
-    int head = tile->h0 / (job->H / p->n_heads);
-    la_attend_pages at = {.base = page_block(p, 0, head),
-                          .pitch = p->head_bytes * (size_t)p->n_heads,
-                          .k_bytes = p->k_bytes};
-    la_attend_rows(&walk, &at, own, R);
-    for (int r = 0; r < R; r++) {
-        float *out = job->out + tile_row(job, tile, r);
-        walk.k->attend_finish(own->o + r * wide, own->l[r], out, p->d);
-    }
-}
-
-/* Tiles in a fixed order; thread tid takes every nth. */
-static void attend_share(void *arg, int tid, int nth)
-{
-    const py_attend_job *job = arg;
-    const pages *p = job->pages;
-    int group = job->H / p->n_heads, most = group < PY_ATTEND_ROWS ? group : PY_ATTEND_ROWS;
-    int step = PY_ATTEND_ROWS / most, turn = 0;
-    la_attend_room own = py_attend_room(job, tid);
-    for (int kv = 0; kv < p->n_heads; kv++) {
-        for (int h = 0; h < group; h += most) {
-            for (int t = 0; t < job->T; t += step, turn = (turn + 1) % nth) {
-                attend_tile tile = {t, job->T - t < step ? job->T - t : step, kv * group + h,
-                                    group - h < most ? group - h : most};
-                if (turn == tid) {
-                    attend_rows(job, &own, &tile);
-                }
-            }
-        }
-    }
-}
-
 static PyObject *pages_attend(PyObject *object, PyObject *args)
 {
     const pages *p = (pages *)object;
     py_attend_call call;
-    py_attend_job job = {.pages = p, .length = p->length, .walk = {.form = p->form, .d = p->d}};
+    py_cache_view view = {.at = p->at, .data = p->data};
+    py_attend_job job = {
+        .pages = &view, .length = p->length, .walk = {.form = p->at.form, .d = p->at.d}};
     la_attend_walk *walk = &job.walk;
     py_state *state = py_state_of_object(object);
     if (!PyArg_ParseTuple(args, "sOOOOiffii:attend", &call.isa, &call.q, &call.positions, &call.out,
@@ -207,11 +121,12 @@ static PyObject *pages_attend(PyObject *object, PyObject *args)
     if (walk->window < 0) {
         return py_raise_format(state, LA_ERR_ARGUMENT, "window: %d is negative", walk->window);
     }
-    if (job.H % p->n_heads != 0) {
+    if (job.H % p->at.n_heads != 0) {
         return py_raise_format(state, LA_ERR_ARGUMENT,
-                               "q: %d heads are no multiple of the pages' %d", job.H, p->n_heads);
+                               "q: %d heads are no multiple of the pages' %d", job.H,
+                               p->at.n_heads);
     }
-    return py_attend(state, &call, &job, attend_share);
+    return py_attend(state, &call, &job, py_cache_attend);
 }
 
 static Py_ssize_t pages_length(PyObject *object)

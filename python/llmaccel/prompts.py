@@ -34,19 +34,24 @@ BYTES = (bytes, bytearray, memoryview)
 
 def prompt_list(prompts: Any) -> list[Any]:
     """One prompt or many, as a list of prompts."""
+    return one_or_many(prompts)[1]
+
+
+def one_or_many(prompts: Any) -> tuple[bool, list[Any]]:
+    """Whether it is one prompt, and the list of prompts."""
     if isinstance(prompts, (str, Mapping)):
-        return [prompts]
+        return True, [prompts]
     prompts = _as_array(prompts, "prompts")
     if isinstance(prompts, np.ndarray):
         if prompts.ndim == 0:
             raise RequestError("prompts: expected token ids, got an array without axes")
-        return [prompts] if prompts.ndim == 1 else list(prompts)
+        return prompts.ndim == 1, [prompts] if prompts.ndim == 1 else list(prompts)
     if not isinstance(prompts, Sequence) or isinstance(prompts, BYTES):
         kind = type(prompts).__name__
         raise RequestError(f"prompts: expected text, token ids or a list of these, got {kind}")
     if prompts and all(isinstance(item, numbers.Integral) for item in prompts):
-        return [prompts]
-    return list(prompts)
+        return True, [prompts]
+    return False, list(prompts)
 
 
 def parts_of(prompt: Mapping[str, Any], where: str) -> tuple[str | None, Any]:

@@ -18,7 +18,7 @@ from llmaccel.calls import Calls, Prompt
 from llmaccel.errors import RequestError, shown
 from llmaccel.memory import check_available
 from llmaccel.params import SamplingParams, score_fields
-from llmaccel.prompts import encode_text
+from llmaccel.prompts import encode_text, one_or_many
 from llmaccel.request import Request
 from llmaccel.states import layers_of, prompt_states, states_bytes
 from llmaccel.waiting import abandon, wait_all
@@ -30,24 +30,38 @@ _SUFFIXES_PER_REQUEST = 1024
 class Scoring(Calls):
     """The methods of LLM that score given tokens."""
 
-    def logits(self, prompt: Prompt) -> Any:
-        """Logits of every position of one prompt, before temperature.
+    def logits(self, prompts: Prompt | Sequence[Prompt], *, out: Any = None) -> Any:
+        """Logits of every position of one prompt, or of many at once, before temperature.
 
-        Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer protocol read without a
-        copy. MemoryPlanError where there is no room for it.
+        prompts: as in generate. Returns a Tensor float32 [T, V] that NumPy, DLPack and the buffer
+        protocol read without a copy; of a list of prompts a list of them. out: where to write them
+        instead, such a tensor of yours (or a list): anything with DLPack, row-major. A position's
+        logits depend on the tokens up to it alone. MemoryPlanError where there is no room.
         """
         self._driver.check()
         self._check_head()
-        text, ids = self._encode(prompt, "prompt")
-        self._check_length(ids, 0, "prompt")
-        n_vocab = self._config.n_vocab
-        check_available(
-            f"logits of {len(ids)} positions and {n_vocab} tokens", 4 * len(ids) * n_vocab
-        )
-        tensor = _core.Tensor.zeros((len(ids), n_vocab), "F32")
-        request = self._score_request(text, ids, 1)
-        self._score([(request, {"logits": tensor})])
-        return tensor
+        one, items = one_or_many(prompts)
+        if not items:
+            raise RequestError("prompts: empty")
+        rooms = [out] if one else [None] * len(items) if out is None else out
+        if not isinstance(rooms, Sequence) or len(rooms) != len(items):
+            raise RequestError(f"out: expected a list of {len(items)} tensors, one for each prompt")
+        encoded, n_vocab = [], self._config.n_vocab
+        for i, item in enumerate(items):
+            where = "prompt" if one else f"prompts[{i}]"
+            encoded.append(self._encode(item, where))
+            self._check_length(encoded[i][1], 0, where)
+        fresh = sum(len(ids) for (_, ids), room in zip(encoded, rooms, strict=True) if room is None)
+        if fresh:
+            what = f"logits of {fresh} positions and {n_vocab} tokens"
+            check_available(what, 4 * fresh * n_vocab)
+        work, results = [], []
+        for i, (text, ids) in enumerate(encoded):
+            where = "out" if one else f"out[{i}]"
+            results.append(_logits_room(rooms[i], (len(ids), n_vocab), where))
+            work.append((self._score_request(text, ids, 1), {"logits": results[i]}))
+        self._score(work)
+        return results[0] if one else results
 
     def hidden_states(self, prompt: Prompt, layers: Sequence[int] = (-1,)) -> list[Any]:
         """Hidden states of every position of one prompt, of the layers named.
@@ -205,3 +219,16 @@ class Scoring(Calls):
         for request in started:
             if request.error is not None:
                 raise request.error
+
+
+def _logits_room(out: Any, shape: tuple[int, int], where: str) -> _core.Tensor:
+    """A new Tensor, or the caller's."""
+    if out is None:
+        return _core.Tensor.zeros(shape, "F32")
+    tensor = out if isinstance(out, _core.Tensor) else _core.Tensor(out, name=where)
+    if tensor.dtype != "F32" or tensor.shape != shape or memoryview(tensor).readonly:
+        raise RequestError(
+            f"{where}: expected a writable F32 {list(shape)}, got {tensor.dtype} "
+            f"{list(tensor.shape)}"
+        )
+    return tensor

@@ -20,10 +20,10 @@ What every function keeps to:
 | family | functions |
 |---|---|
 | rows | rms_norm, layer_norm, add, act, act_mul, rope, softcap |
-| formats | pack, PackedWeight, linear, quantize_rows, round_bf16 |
+| formats | pack, packed_shape, PackedWeight, linear, quantize_rows, round_bf16 |
 | experts | route, pack_experts, PackedExperts, grouped_linear_contiguous, grouped_linear_masked |
 | 8-bit floats | fp8_encode, fp8_decode, fp8_quantize, fp8_dequantize, fp8_linear |
-| attention | KVPages, LatentPages |
+| attention | KVPages, LatentPages, kv_cache, kv_cache_shape, kv_store, paged_attention |
 | sampling | argmax, logsumexp, softmax, select_above, top_k |
 """
 
@@ -45,8 +45,15 @@ from llmaccel.kernels.fp8 import (
     fp8_quantize,
 )
 from llmaccel.kernels.latent import LatentPages
-from llmaccel.kernels.packed import PackedWeight, linear, pack, quantize_rows, round_bf16
-from llmaccel.kernels.pages import KVPages
+from llmaccel.kernels.packed import (
+    PackedWeight,
+    linear,
+    pack,
+    packed_shape,
+    quantize_rows,
+    round_bf16,
+)
+from llmaccel.kernels.pages import KVPages, kv_cache, kv_cache_shape, kv_store, paged_attention
 from llmaccel.kernels.rows import act, act_mul, add, layer_norm, rms_norm, rope, softcap
 from llmaccel.kernels.sampling import argmax, logsumexp, select_above, softmax, top_k
 
@@ -67,11 +74,16 @@ __all__ = [
     "grouped_linear_contiguous",
     "grouped_linear_masked",
     "isas",
+    "kv_cache",
+    "kv_cache_shape",
+    "kv_store",
     "layer_norm",
     "linear",
     "logsumexp",
     "pack",
     "pack_experts",
+    "packed_shape",
+    "paged_attention",
     "quantize_rows",
     "rms_norm",
     "rope",

@@ -85,7 +85,9 @@ def tensor(x: Any, name: str) -> Tensor:
         return x
     try:
         return Tensor(x, name=name)
-    except (TypeError, BufferError) as error:
+    except LLMAccelError:
+        raise
+    except (TypeError, BufferError, ValueError, RuntimeError) as error:  # exporters' own ones too
         text = str(error)
         raise ConfigError(text if text.startswith(f"{name}:") else f"{name}: {text}") from error
 

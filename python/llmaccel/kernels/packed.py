@@ -37,11 +37,38 @@ META = np.dtype([("scale", "f4"), ("sum", "f4"), ("isum", "i4"), ("pad", "i4")])
 class PackedWeight:
     """A weight matrix [N, K] (rows are outputs, as torch.nn.Linear keeps them); made by `pack`.
 
-    Its bytes are written once, so several threads may use it at a time.
+    Its bytes are written once, so several threads may use it at a time. layout: what, with shape,
+    says how they lie: "F32", "F16", "BF16", a quantization ("int8", "w4g128", ...) or the GGUF
+    type of the blocks that were packed.
     """
 
-    def __init__(self, core: _core.Packed) -> None:
+    def __init__(self, core: _core.Packed, layout: str) -> None:
         self.core = core
+        self.layout = layout
+
+    @classmethod
+    def over(cls, data: Any, shape: tuple[int, int], layout: str) -> PackedWeight:
+        """A weight on bytes that another one's `data` had, without a copy, whoever owns them now.
+
+        data: U8 of packed_shape(shape, layout), row-major, at a multiple of 64 bytes; read where
+        it lies and kept alive. shape: (N, K). ConfigError where it does not fit.
+        """
+        t = arguments.tensor(data, "data")
+        wanted = packed_shape(shape, layout)
+        if t.dtype != "U8":
+            raise ConfigError(f"data: expected U8, got {t.dtype}")
+        arguments.expect(t, "data", wanted)
+        return cls(run_core(_core.Packed.over, t, *_plan_of(shape, layout)), layout)
+
+    @property
+    def data(self) -> Tensor:
+        """Its bytes, not a copy: U8 [units, bytes of a unit], a unit being 32 rows of all K.
+
+        What writes there changes the weight. csrc/kernels/kernels.h draws a unit; that of F32 is
+        [K, 32], so data.numpy().view(np.float32).reshape(-1, K, 32).transpose(0, 2, 1) is the
+        matrix, 32 rows at a time.
+        """
+        return Tensor(self.core)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,6 +117,19 @@ class PackedWeight:
         return f"PackedWeight(shape={self.shape}, {f['codes']}{group})"
 
 
+def _plan_of(shape: Any, layout: Any) -> tuple[str, int, int, str, str]:
+    """(dtype, N, K, format, quantize) that the core packs a layout by."""
+    n, k = _extents(shape)
+    arguments.choice(layout, "layout", (*FLOATS, *QUANTIZATIONS, *_core.DTYPES))
+    quantize = layout if layout in QUANTIZATIONS else "keep"
+    return ("F32" if layout in QUANTIZATIONS else layout, n, k, "auto", quantize)
+
+
+def packed_shape(shape: tuple[int, int], layout: str) -> tuple[int, int]:
+    """(units, bytes of a unit) of a packed weight's data, from its (N, K) and its layout."""
+    return run_core(_core.Packed.extents, *_plan_of(shape, layout))
+
+
 def pack(
     weight: Any,
     format: str = "auto",
@@ -114,23 +154,17 @@ def pack(
     MemoryPlanError: no memory for it.
     """
     t = arguments.tensor(weight, "weight")
-    try:
-        extents = t.shape if shape is None else tuple(shape)
-    except TypeError:
-        raise ConfigError(f"shape: expected (N, K), got {shown(shape)}") from None
     if dtype is None:
         if t.dtype not in FLOATS:
             raise ConfigError(f"weight: expected F32, F16 or BF16 (or dtype=), got {t.dtype}")
-        if extents != t.shape:
+        if shape is not None and _extents(shape) != t.shape:
             raise ConfigError(f"shape: the weight is {list(t.shape)}, not {shown(shape)}")
         dtype = t.dtype
     elif not isinstance(dtype, str) or not dtype.isprintable():
         raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
     elif shape is None:
         raise ConfigError("shape: blocks of a GGUF tensor need (N, K)")
-    if len(extents) != 2:
-        raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
-    n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
+    n, k = _extents(t.shape if shape is None else shape)
     threads = arguments.count_threads(threads, t.nbytes)
     format = _format(format)
     arguments.choice(format, "format", ("auto", *FLOATS, *QUANTIZATIONS))
@@ -138,8 +172,10 @@ def pack(
     if quantize != "keep" and dtype not in FLOATS:
         raise ConfigError(f"format: {dtype} blocks are quantized already and stay exact")
     floats = "auto" if format in QUANTIZATIONS else format
+    layout = dtype if format == "auto" else format
     try:
-        return PackedWeight(run_core(_core.Packed, t, dtype, n, k, floats, quantize, threads))
+        core = run_core(_core.Packed, t, dtype, n, k, floats, quantize, threads)
+        return PackedWeight(core, layout)
     except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
         text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
         raise ConfigError(f"weight: {text}") from error
@@ -222,6 +258,18 @@ def round_bf16(x: Any, *, isa: str = "auto") -> Tensor:
         raw, _, _ = _core.act_rows(level, "bf16", piece, len(piece), 0)
         target[at // 2 : at // 2 + 2 * len(piece)] = raw[: 2 * len(piece)]
     return y
+
+
+def _extents(shape: Any) -> tuple[int, int]:
+    """(N, K) of what a caller gave as one."""
+    try:
+        extents = tuple(shape)
+    except TypeError:
+        raise ConfigError(f"shape: expected (N, K), got {shown(shape)}") from None
+    if len(extents) != 2:
+        raise ConfigError(f"shape: expected [N, K], got {list(extents)}")
+    n, k = (arguments.integer(extent, "shape", 1, MOST_EXTENT) for extent in extents)
+    return n, k
 
 
 def _format(format: Any) -> Any:

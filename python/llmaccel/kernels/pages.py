@@ -1,5 +1,8 @@
 """Paged attention on user tensors. Sources: csrc/kernels/cpu/attention*.h.
 
+KVPages keeps one sequence and owns its memory. kv_cache, kv_store and paged_attention work on pages
+in memory of yours, which any number of sequences share by tables of page numbers.
+
 Keys and values lie in pages of 64 tokens in the order the dot instructions want. A row takes whole
 pages in 256-token chunks at absolute positions, so prefill and decode give a token the same bits.
 """
@@ -13,7 +16,7 @@ import numpy as np
 from llmaccel import _core
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor
+from llmaccel.kernels.arguments import Tensor, run_core
 from llmaccel.recipes import number_format
 
 MOST_TOKENS = 2**24
@@ -35,6 +38,16 @@ def positions_of(positions: Any, tokens: int, stored: int) -> np.ndarray:
     return np.ascontiguousarray(at, np.int32)
 
 
+def _form(dtype: Any) -> tuple[str, str]:
+    """(LLM's name, the core's name) of what a page stores."""
+    name = number_format(dtype)
+    if not isinstance(name, str):
+        raise ConfigError(f"dtype: expected a name, got {shown(name)}")
+    if name not in FORMS:
+        raise UnsupportedError(f"dtype: {shown(name)} is none of {', '.join(FORMS)}")
+    return name, FORMS[name]
+
+
 class KVPages:
     """Keys and values of one sequence, appended as they come, and attention over them.
 
@@ -51,13 +64,8 @@ class KVPages:
         self.n_kv_heads = arguments.integer(n_kv_heads, "n_kv_heads", 1, 65536)
         self.d = arguments.integer(d, "d", 1, 256)
         self.max_tokens = arguments.integer(max_tokens, "max_tokens", 1, MOST_TOKENS)
-        dtype = number_format(dtype)
-        if not isinstance(dtype, str):
-            raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
-        if dtype not in FORMS:
-            raise UnsupportedError(f"dtype: {shown(dtype)} is none of {', '.join(FORMS)}")
-        self.dtype = dtype
-        self._core = _core.Pages(self.n_kv_heads, self.d, self.max_tokens, FORMS[dtype])
+        self.dtype, form = _form(dtype)
+        self._core = _core.Pages(self.n_kv_heads, self.d, self.max_tokens, form)
 
     def __len__(self) -> int:
         return len(self._core)
@@ -129,3 +137,115 @@ class KVPages:
             f"KVPages({len(self)} of {self.max_tokens} tokens, "
             f"{self.n_kv_heads} heads of {self.d}, {self.dtype})"
         )
+
+
+def kv_cache_shape(
+    n_pages: int, n_kv_heads: int, d: int, dtype: str = "bfloat16"
+) -> tuple[int, int, int]:
+    """(n_pages, n_kv_heads, bytes): of a cache of that many pages of 64 tokens, as U8.
+
+    bytes: of a head's keys and values in a page. dtype: as KVPages.
+    """
+    pages = arguments.integer(n_pages, "n_pages", 1, MOST_TOKENS)
+    heads = arguments.integer(n_kv_heads, "n_kv_heads", 1, 65536)
+    size = arguments.integer(d, "d", 1, 256)
+    return pages, heads, run_core(_core.kv_bytes, _form(dtype)[1], heads, size)
+
+
+def kv_cache(n_pages: int, n_kv_heads: int, d: int, dtype: str = "bfloat16") -> Tensor:
+    """A new, cleared cache: U8 of kv_cache_shape. Zeros of your own serve as well."""
+    return Tensor.zeros(kv_cache_shape(n_pages, n_kv_heads, d, dtype), "U8")
+
+
+def _cache(cache: Any, d: int, dtype: Any) -> tuple[Tensor, int, str]:
+    """(cache, kv heads, the core's name of the form), checked against a head's size."""
+    t, (_, form) = arguments.tensor(cache, "cache"), _form(dtype)
+    if t.dtype != "U8" or len(t.shape) != 3 or 0 in t.shape:
+        raise ConfigError(f"cache: expected U8 [pages, K, bytes], got {t.dtype} {list(t.shape)}")
+    arguments.expect(t, "cache", kv_cache_shape(*t.shape[:2], d, dtype))
+    return t, t.shape[1], form
+
+
+def _numbers(value: Any, name: str, n_dims: int) -> np.ndarray:
+    """int32 of so many axes. The core looks at the values."""
+    array = np.asarray(value)
+    if array.ndim != n_dims or (array.dtype.kind not in "iu" and array.size):
+        raise ConfigError(
+            f"{name}: expected integers of {n_dims} axes, got {array.dtype} {list(array.shape)}"
+        )
+    limit = np.iinfo(np.int32)
+    if array.size and not limit.min <= int(array.min()) <= int(array.max()) <= limit.max:
+        raise ConfigError(f"{name}: {int(array.min())}..{int(array.max())} is not of 32 bits")
+    return np.ascontiguousarray(array, np.int32)
+
+
+def kv_store(
+    cache: Any, slots: Any, k: Any, v: Any, *, dtype: str = "bfloat16", isa: str = "auto"
+) -> None:
+    """Puts T tokens into a cache, in place.
+
+    cache: of kv_cache_shape, of any owner, writable. k and v: [T, K, d], after rotation, finite.
+    slots: integers [T], page * 64 + place in the page, or -1 for nowhere. Places of a page are
+    filled from 0 on, which clears it. dtype: the cache's. ConfigError for other shapes and slots.
+    """
+    keys, values = arguments.floats(k, "k"), arguments.floats(v, "v")
+    if len(keys.shape) != 3:
+        raise ConfigError(f"k: expected [T, K, d], got {list(keys.shape)}")
+    room, heads, form = _cache(cache, keys.shape[2], dtype)
+    at = _numbers(slots, "slots", 1)
+    arguments.expect(keys, "k", (len(at), heads, keys.shape[2]))
+    arguments.expect(values, "v", keys.shape)
+    if memoryview(room).readonly:
+        raise ConfigError("cache: is read-only")
+    level = arguments.level(isa)
+    run_core(_core.kv_store, level, form, room, at, keys, values, heads, keys.shape[2])
+
+
+def paged_attention(
+    q: Any,
+    cache: Any,
+    tables: Any,
+    sequences: Any,
+    positions: Any,
+    *,
+    dtype: str = "bfloat16",
+    scale: float | None = None,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Any = None,
+    out: Any = None,
+    isa: str = "auto",
+    threads: int = 0,
+) -> Tensor:
+    """Attention of T queries of any sequences over pages of a cache. F32 [T, H, d].
+
+    q: [T, H, d]; cache: as in kv_store; tables: integers [S, P], row s has the pages of sequence s
+    in order (those that no query reads may hold anything); sequences, positions: integers [T],
+    whose token a query is, and where in it: it reads what is stored from there backwards. Queries
+    of a sequence best lie side by side. The rest: as KVPages.attend, whose bits these are.
+    """
+    rows = arguments.floats(q, "q")
+    if len(rows.shape) != 3 or 0 in rows.shape[1:]:
+        raise ConfigError(f"q: expected [T, H, d], got {list(rows.shape)}")
+    tokens, heads, d = rows.shape
+    pages, n_heads, form = _cache(cache, d, dtype)
+    if heads % n_heads or heads > 65536:
+        raise ConfigError(f"q: {heads} heads are no multiple of {n_heads} kv heads")
+    index, owner = _numbers(tables, "tables", 2), _numbers(sequences, "sequences", 1)
+    at = _numbers(positions, "positions", 1)
+    if not len(at) == len(owner) == tokens:
+        raise ConfigError(
+            f"sequences, positions: expected {tokens} of each, got {len(owner)} and {len(at)}"
+        )
+    extra = None if sinks is None else arguments.vector(sinks, "sinks", heads)
+    y = arguments.result(out, rows.shape, *(rows,) if extra is None else (rows, extra))
+    level, most = arguments.level(isa), int(at.max()) if tokens else 0
+    threads = arguments.count_threads(threads, rows.nbytes * (1 + most // 16))
+    factor = d**-0.5 if scale is None else arguments.real(scale, "scale")
+    cap = arguments.real(softcap, "softcap", 0.0)
+    width = arguments.integer(window, "window", 0, MOST_TOKENS)
+    sizes = (n_heads, heads, d, index.shape[1])
+    if tokens:
+        given = (pages, index.reshape(-1), owner, at, rows, y, extra)
+        run_core(_core.kv_attend, level, form, *given, sizes, factor, cap, width, threads)
+    return y

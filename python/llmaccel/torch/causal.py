@@ -1,0 +1,253 @@
+"""CausalLM: an LLM where PyTorch code expects a transformers model of class AutoModelForCausalLM.
+
+Owns the module and its forward. Invariant: what a batch gives does not depend on its padding or its
+other rows; a row's logits are those of llm.logits, written by the engine where the caller reads
+them. What has no meaning for an LLM of ours (gradients, caches passed around, other devices) is
+refused by name. generate is in generation.py, config in settings.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llmaccel import LLM, RequestError, UnsupportedError
+from llmaccel.torch.batches import integers, mask_of, span_of
+from llmaccel.torch.generation import generate
+from llmaccel.torch.outputs import CausalLMOutput
+from llmaccel.torch.settings import Settings, model_settings, sampling_settings
+
+IGNORED = -100  # a label that counts for nothing, as in torch's cross_entropy
+
+
+class CausalLM(nn.Module):
+    """A loaded LLM as a module of PyTorch, called as transformers' causal models are.
+
+        model = CausalLM(LLM("model.gguf"))
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+
+    forward and generate take CPU tensors. Weights stay the LLM's: there are no parameters to train,
+    load or convert, moving to another device or dtype is refused, and so is train(). `llm` is the
+    LLM, `config` and `generation_config` hold what its files say under transformers' names; dtype
+    is float32, that of logits and loss, and device the CPU.
+    """
+
+    def __init__(self, llm: LLM) -> None:
+        super().__init__()
+        if not isinstance(llm, LLM):
+            raise TypeError(f"llm: expected an LLM, got {type(llm).__name__}")
+        self.llm = llm
+        self.config: Settings = model_settings(llm)
+        self.generation_config: Settings = sampling_settings(llm)
+        # code that asks a model's first parameter for its device finds one, without values
+        self.placement = nn.Parameter(torch.empty(0), requires_grad=False)
+        self.training = False
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        dtype: Any = None,
+        torch_dtype: Any = None,
+        device_map: Any = None,
+        **options: Any,
+    ) -> CausalLM:
+        """CausalLM(LLM(model, ...)). dtype (or torch_dtype, its older name): LLM's, None is "auto".
+        device_map: None, "cpu" or "auto". options: those of LLM."""
+        if device_map not in (None, "cpu", "auto", torch.device("cpu")):
+            raise UnsupportedError(f"device_map: {device_map!r}; tensors here are on the CPU")
+        wanted = torch_dtype if dtype is None else dtype
+        return cls(LLM(model, dtype="auto" if wanted is None else wanted, **options))
+
+    # ---- forward --------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Any = None,
+        return_dict: bool | None = None,
+        use_cache: bool | None = None,
+        **absent: Any,
+    ) -> Any:
+        """Logits of every position and, with labels, the loss: CausalLMOutput.
+
+        input_ids: integers [B, T], or [T]. attention_mask: [B, T], 0 where a row is padded, on the
+        left or on the right; None: nowhere. Logits of padding are 0. Positions count from a row's
+        first token; position_ids, where given, must say the same. labels: [B, T], as input_ids: the
+        token at t is predicted by the logits at t - 1, and the loss is the mean cross entropy of
+        all that are not -100; those whose prediction would come from padding are left out too, with
+        a warning. num_items_in_batch: divides the sum instead. logits_to_keep: how many of the last
+        positions, or which; 0: all. return_dict=False: a tuple. absent: transformers' other
+        arguments, None or False, else UnsupportedError.
+        """
+        _refuse(absent, use_cache)
+        if input_ids is None:
+            raise RequestError("input_ids: expected token ids [B, T]")
+        ids = integers(input_ids, "input_ids")
+        mask = mask_of(attention_mask, ids)
+        spans = [span_of(row, i) for i, row in enumerate(mask)]
+        if position_ids is not None:
+            _check_positions(position_ids, mask)
+        logits = torch.zeros(*ids.shape, self.config.vocab_size)
+        rows = [(i, begin, end) for i, (begin, end) in enumerate(spans) if end > begin]
+        if rows:
+            prompts = [ids[i, begin:end].tolist() for i, begin, end in rows]
+            self.llm.logits(prompts, out=[logits[i, begin:end] for i, begin, end in rows])
+        out = CausalLMOutput()
+        if labels is not None:
+            out["loss"] = _loss(logits, integers(labels, "labels"), mask, num_items_in_batch)
+        some = isinstance(logits_to_keep, Tensor)
+        out["logits"] = logits[:, logits_to_keep if some else slice(-logits_to_keep, None)]
+        return out.to_tuple() if return_dict is False else out
+
+    def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **given: Any):
+        """Continues prompts: int64 [B * num_return_sequences, T + new], or a dict of results.
+
+        inputs or input_ids: [B, T], padded on the left (or the right) where attention_mask is 0.
+        generation_config: transformers' GenerationConfig or a dict; its fields may be arguments
+        too, and win. Understood: max_new_tokens, max_length, min_new_tokens, min_length, do_sample,
+        temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
+        num_return_sequences, eos_token_id, pad_token_id, suppress_tokens, stop_strings, max_time,
+        return_dict_in_generate, output_scores, output_logits; use_cache and what only concerns
+        speed have no effect; the rest is refused if it asks for anything. Defaults are
+        transformers': greedy, 20 new tokens, top_k 50 where it samples. Draws follow
+        torch.manual_seed, but are not transformers' draws.
+
+        Rows are filled up with pad_token_id (else the first end token). return_dict_in_generate:
+        GenerateOutput with sequences and, if asked for, scores and logits, a tuple of float32 [B *
+        num_return_sequences, V] for each new token.
+        """
+        return generate(self, inputs, generation_config, given)
+
+    # ---- what modules are asked for -------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """The CPU, where tensors go in and come out."""
+        return torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float32, of logits and loss, whatever weights are stored as."""
+        return torch.float32
+
+    def can_generate(self) -> bool:
+        """True."""
+        return True
+
+    def train(self, mode: bool = True) -> CausalLM:
+        """UnsupportedError for True: there are no gradients."""
+        if mode:
+            raise UnsupportedError(
+                "train: llmaccel computes no gradients; the model evaluates only"
+            )
+        return super().train(False)
+
+    def requires_grad_(self, requires_grad: bool = True) -> CausalLM:
+        """UnsupportedError for True: there are no gradients."""
+        if requires_grad:
+            raise UnsupportedError("requires_grad_: llmaccel computes no gradients")
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CausalLM:
+        """What to(), half(), cuda() and their like end in."""
+        probe = fn(torch.empty(0))
+        if probe.device != self.device:
+            raise UnsupportedError(
+                f"to: tensors of a CausalLM stay on the CPU, not {probe.device}; where the model "
+                "computes is chosen by LLM(backend=)"
+            )
+        if probe.dtype != self.dtype:
+            raise UnsupportedError(
+                f"to: {probe.dtype}; what weights are stored as is chosen by LLM(dtype=, "
+                "quantization=), and logits are float32"
+            )
+        return self
+
+    def extra_repr(self) -> str:
+        """The LLM's own."""
+        return repr(self.llm)
+
+
+# ---- arguments ----------------------------------------------------------------------------------
+
+
+def _refuse(absent: dict[str, Any], use_cache: bool | None) -> None:
+    known = (
+        "past_key_values",
+        "inputs_embeds",
+        "output_attentions",
+        "output_hidden_states",
+        "cache_position",
+        "token_type_ids",
+    )
+    if use_cache:
+        absent["use_cache"] = use_cache
+    for name, value in absent.items():
+        if name not in known and name != "use_cache":
+            raise TypeError(f"CausalLM.forward() got an unexpected keyword argument {name!r}")
+        if value is not None and value is not False:
+            raise UnsupportedError(f"{name}: not supported by CausalLM; generate keeps the cache")
+
+
+def _check_positions(position_ids: Any, mask: Tensor) -> None:
+    expected = mask.long().cumsum(1) - 1
+    given = torch.as_tensor(position_ids).expand_as(expected)
+    if not torch.equal(given[mask], expected[mask]):
+        raise UnsupportedError("position_ids: rows are counted from their first token on, from 0")
+
+
+# ---- loss ---------------------------------------------------------------------------------------
+
+
+class _NoGradient(torch.autograd.Function):
+    """Says what torch would not: that the loss has a model behind it, but no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, loss: Tensor) -> Tensor:
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise UnsupportedError("backward: llmaccel computes no gradients; CausalLM evaluates only")
+
+
+def _loss(logits: Tensor, labels: Tensor, mask: Tensor, n_items: Any) -> Tensor:
+    """Mean cross entropy of every label but -100 under the logits before it."""
+    if labels.shape != mask.shape:
+        raise RequestError(
+            f"labels: expected {list(mask.shape)}, as input_ids, got {list(labels.shape)}"
+        )
+    wanted = labels[:, 1:] != IGNORED
+    blind = wanted & ~mask[:, :-1]
+    if blind.any():
+        warnings.warn(
+            f"labels: {int(blind.sum())} would be predicted from padding and are left out; "
+            "make them -100",
+            stacklevel=5,
+        )
+    keep = wanted & ~blind
+    targets = labels[:, 1:][keep]
+    if targets.numel() and not 0 <= int(targets.min()) <= int(targets.max()) < logits.shape[-1]:
+        raise RequestError(f"labels: expected -100 or ids below {logits.shape[-1]}")
+    # row by row: a selection of all logits would be as large again
+    sums = [
+        nn.functional.cross_entropy(
+            logits[i, :-1][keep[i]], labels[i, 1:][keep[i]], reduction="sum"
+        )
+        for i in range(len(keep))
+    ]
+    count = len(targets) if n_items is None else n_items
+    loss = torch.stack(sums).sum() / count
+    if not torch.is_grad_enabled():
+        return loss
+    return _NoGradient.apply(torch.zeros((), requires_grad=True), loss)
