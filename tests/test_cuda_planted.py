@@ -218,7 +218,13 @@ PLANTED = [
         attend,
         "",
     ),
-    Planted("attention.cu", "end of a chunk", "u.pos < stop ? u.pos : stop", "u.pos", attend),
+    Planted(
+        "attention.cu",
+        "end of a chunk",
+        "u.pos < stop ? u.pos : stop",
+        "u.pos < stop ? u.pos : stop - 1",
+        attend,
+    ),
     Planted(
         "attention.cu",
         "partial of another head",
@@ -228,7 +234,11 @@ PLANTED = [
         "",
     ),
     Planted(
-        "attention.cu", "merged from the first", "of + chunk * step", "of + first * step", attend
+        "attention.cu",
+        "merged from the first",
+        "? chunk + j : last) * step",
+        "? chunk : last) * step",
+        attend,
     ),
     Planted(
         "attention.cu", "one item a token", "/ LA_CHUNK + 1) : 0u", "/ LA_CHUNK) : 0u", attend, ""

@@ -20,7 +20,7 @@ extern "C" {
 #include "../../model/backend.h"
 }
 
-enum { THREADS = 128, LOG2E_BITS = 0x3fb8aa3b };
+enum { THREADS = 128, LOG2E_BITS = 0x3fb8aa3b, AT_ONCE = 8 /* chunks that a merge reads */ };
 
 /* Where things lie in shared memory; rows of K are a word longer, so that neighbouring tokens lie in
  * different banks. */
@@ -63,9 +63,11 @@ LA_DEV void load_page(const la_attend_paged_args &a, const la_room &r, const uin
     const uint32_t *v = (const uint32_t *)(const void *)(block + a.pages.k_bytes) + first * words;
     for (int i = la_thread(); i < n; i += THREADS) {
         uint32_t token = (uint32_t)(first + i / words), at = (uint32_t)(i % words) * 4;
-        la_sts(r.k + token * r.k_pitch + at, la_ldg(k + i));
-        la_sts(r.v + token * (uint32_t)words * 4 + at, la_ldg(v + i));
+        la_cp_async_4(r.k + token * r.k_pitch + at, k + i);
+        la_cp_async_4(r.v + token * (uint32_t)words * 4 + at, v + i);
     }
+    la_cp_async_commit();
+    la_cp_async_wait<0>(); /* all of the page is asked for at once */
 }
 
 /* Scores of tokens first .. last; a thread takes a head and a token. */
@@ -355,12 +357,24 @@ LA_KERNEL(la_attend_merge, la_attend_paged_args)
         int head = u.head + i / a.d;
         const float *of = from + (int64_t)head * (a.d + 2);
         float most = -INFINITY, sum = 0.0f, o = 0.0f;
-        for (int chunk = first; chunk <= last; chunk++) {
-            const float *p = of + chunk * step;
-            la_fold f = fold_of(most, la_ldg(p + a.d));
-            o = la_fma(la_ldg(p + i % a.d), f.fresh, o * f.old);
-            sum = la_fma(la_ldg(p + a.d + 1), f.fresh, sum * f.old);
-            most = f.most;
+        for (int chunk = first; chunk <= last; chunk += AT_ONCE) {
+            float value[AT_ONCE], top[AT_ONCE], weight[AT_ONCE];
+            LA_UNROLL
+            for (int j = 0; j < AT_ONCE; j++) { /* those beyond the last are read and not used */
+                const float *p = of + (chunk + j < last ? chunk + j : last) * step;
+                value[j] = la_ldg(p + i % a.d);
+                top[j] = la_ldg(p + a.d);
+                weight[j] = la_ldg(p + a.d + 1);
+            }
+            LA_UNROLL
+            for (int j = 0; j < AT_ONCE; j++) {
+                if (chunk + j <= last) {
+                    la_fold f = fold_of(most, top[j]);
+                    o = la_fma(value[j], f.fresh, o * f.old);
+                    sum = la_fma(weight[j], f.fresh, sum * f.old);
+                    most = f.most;
+                }
+            }
         }
         la_stg(out + i, settle(a, head, o, most, sum));
     }
