@@ -229,8 +229,8 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
     shared = 3 * head + group * (PAGE * 4 + 2 * 12) + PAGE * (HEAD * 4 + 4)
     items = batch * KV_HEADS * (chunks if dealt else 1)
     blocks = min(items, -(-4 * SMS // KV_HEADS) * KV_HEADS) if dealt else items
-    # of a page: three words read for two sums of a head and token, three for two of a value
-    page = group * PAGE * HEAD / 2 * 3 / 32 + group * HEAD / 2 * PAGE * 2 / 32
+    # of a page: three reads for four steps of scores, three for four of values, a warp's a cycle
+    page = group * PAGE * HEAD * 3 / 4 / 32 * 2
     moved = batch * KV_HEADS * pages * PAGE * HEAD * 2 * 2
     partial = batch * chunks * HEADS * (HEAD + 2) * 4 if dealt else 0
     reused = 1 if not prefill else 1 / 8  # by blocks that run side by side, in L2

@@ -127,14 +127,21 @@ PLANTED = [
         "weigh_page(r, u.group, first, last);\n        " + SYNC,
         "weigh_page(r, u.group, first, last);\n",
         attend,
-        "which nobody has written",
+        "nothing orders the two",
     ),
     Planted("attention.cu", "sums do not fade", "fade, sum);", "1.0f, sum);", attend),
-    Planted(
-        "attention.cu", "values do not fade", "la_lds_f32(at) * fade", "la_lds_f32(at)", attend
-    ),
+    Planted("attention.cu", "values do not fade", "(from + 4) * fade", "(from + 4)", attend),
     Planted("attention.cu", "pages of the first", "la_ldg(a.first + t)", "la_ldg(a.first)", attend),
     Planted("attention.cu", "window too wide", "pos - a.window + 1", "pos - a.window", attend),
+    Planted(
+        *("attention.cu", "keys of the other head"),
+        "sum[1] = la_fma(la_float(y.x)",
+        "sum[1] = la_fma(la_float(x.x)",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "weights of the first head", "(p + row + (", "(p + row % 4 + (", attend
+    ),
     Planted("attention.cu", "no sink", "sum += la_exp2", "sum += 0.0f * la_exp2", attend),
     Planted("attention.cu", "no cap", "a.softcap != 0.0f ?", "a.softcap > 9.0f ?", attend),
     Planted(

@@ -70,25 +70,31 @@ LA_DEV void load_page(const la_attend_paged_args &a, const la_room &r, const uin
     la_cp_async_wait<0>(); /* all of the page is asked for at once */
 }
 
-/* Scores of tokens first .. last; a thread takes a head and a token. */
+/* Scores of tokens first .. last; a thread takes two heads and a token, whose keys it reads once. */
 LA_DEV void score_page(const la_attend_paged_args &a, const la_room &r, int group, int first,
                        int last)
 {
-    for (int i = la_thread(); i < group * LA_PAGE; i += THREADS) {
-        uint32_t g = (uint32_t)(i / LA_PAGE), t = (uint32_t)(i % LA_PAGE);
-        if ((int)t < first || (int)t > last) {
+    for (int i = la_thread(); i < (group + 1) / 2 * LA_PAGE; i += THREADS) {
+        const int g = i / LA_PAGE * 2, t = i % LA_PAGE, heads = group - g < 2 ? 1 : 2;
+        if (t < first || t > last) {
             continue;
         }
-        float sum = 0.0f;
+        const uint32_t k = r.k + (uint32_t)t * r.k_pitch, q = r.q + (uint32_t)(g * a.d) * 4;
+        const uint32_t other = q + (uint32_t)((heads - 1) * a.d) * 4;
+        float sum[2] = {0.0f, 0.0f};
         for (uint32_t j = 0; j < (uint32_t)a.d; j += 2) {
-            uint32_t k = la_lds(r.k + t * r.k_pitch + j * 2);
-            uint32_t q = r.q + (g * (uint32_t)a.d + j) * 4;
-            sum = la_fma(la_lds_f32(q), la_bf16_lo(k), sum);
-            sum = la_fma(la_lds_f32(q + 4), la_bf16_hi(k), sum);
+            const uint32_t pair = la_lds(k + j * 2);
+            const la_u32x2 x = la_lds_x2(q + j * 4), y = la_lds_x2(other + j * 4);
+            sum[0] = la_fma(la_float(x.x), la_bf16_lo(pair), sum[0]);
+            sum[1] = la_fma(la_float(y.x), la_bf16_lo(pair), sum[1]);
+            sum[0] = la_fma(la_float(x.y), la_bf16_hi(pair), sum[0]);
+            sum[1] = la_fma(la_float(y.y), la_bf16_hi(pair), sum[1]);
         }
-        sum *= a.scale;
-        sum = a.softcap != 0.0f ? a.softcap * tanhf(sum / a.softcap) : sum;
-        la_sts_f32(r.p + (g * LA_PAGE + t) * 4, sum);
+        for (int h = 0; h < heads; h++) {
+            float s = (h == 0 ? sum[0] : sum[1]) * a.scale;
+            s = a.softcap != 0.0f ? a.softcap * tanhf(s / a.softcap) : s;
+            la_sts_f32(r.p + (uint32_t)((g + h) * LA_PAGE + t) * 4, s);
+        }
     }
 }
 
@@ -127,23 +133,42 @@ LA_DEV void weigh_page(const la_room &r, int group, int first, int last)
     }
 }
 
-/* o = fade * o + p V; a thread takes two neighbouring values of a head. */
+/* o = fade * o + p V; a thread takes two neighbouring values of two heads, and reads V once. */
 LA_DEV void add_page(const la_attend_paged_args &a, const la_room &r, int group, int first,
                      int last)
 {
-    int words = a.d / 2;
-    for (int i = la_thread(); i < group * words; i += THREADS) {
-        uint32_t g = (uint32_t)(i / words), at = r.o + (uint32_t)i * 8;
-        float fade = la_lds_f32(r.state + g * 12 + 8);
-        float lo = la_lds_f32(at) * fade, hi = la_lds_f32(at + 4) * fade;
-        for (int t = first; t <= last; t++) {
-            float p = la_lds_f32(r.p + (g * LA_PAGE + (uint32_t)t) * 4);
-            uint32_t v = la_lds(r.v + (uint32_t)(t * words + i % words) * 4);
-            lo = la_fma(p, la_bf16_lo(v), lo);
-            hi = la_fma(p, la_bf16_hi(v), hi);
+    const int words = a.d / 2;
+    for (int i = la_thread(); i < (group + 1) / 2 * words; i += THREADS) {
+        const int g = i / words * 2, heads = group - g < 2 ? 1 : 2;
+        const uint32_t at = r.o + (uint32_t)(g * words + i % words) * 8;
+        const uint32_t p = r.p + (uint32_t)(g * LA_PAGE) * 4;
+        const uint32_t next = (uint32_t)((heads - 1) * words) * 8; /* to the other head */
+        const uint32_t row = (uint32_t)((heads - 1) * LA_PAGE) * 4;
+        float o[2][2];
+        LA_UNROLL
+        for (int h = 0; h < 2; h++) {
+            const uint32_t from = at + (h != 0 ? next : 0u);
+            const int head = h < heads ? g + h : g;
+            const float fade = la_lds_f32(r.state + (uint32_t)head * 12 + 8);
+            o[h][0] = la_lds_f32(from) * fade;
+            o[h][1] = la_lds_f32(from + 4) * fade;
         }
-        la_sts_f32(at, lo);
-        la_sts_f32(at + 4, hi);
+        for (int t = first; t <= last; t++) {
+            const uint32_t v = la_lds(r.v + (uint32_t)(t * words + i % words) * 4);
+            const float x = la_lds_f32(p + (uint32_t)t * 4);
+            const float y = la_lds_f32(p + row + (uint32_t)t * 4);
+            o[0][0] = la_fma(x, la_bf16_lo(v), o[0][0]);
+            o[0][1] = la_fma(x, la_bf16_hi(v), o[0][1]);
+            o[1][0] = la_fma(y, la_bf16_lo(v), o[1][0]);
+            o[1][1] = la_fma(y, la_bf16_hi(v), o[1][1]);
+        }
+        LA_UNROLL
+        for (int h = 0; h < 2; h++) {
+            if (h < heads) {
+                la_sts_f32(at + (h != 0 ? next : 0u), o[h][0]);
+                la_sts_f32(at + (h != 0 ? next : 0u) + 4, o[h][1]);
+            }
+        }
     }
 }
 
