@@ -7,9 +7,10 @@ those that are in (never for scalar, which always is). Object files live in buil
 compiler and the flags that decide the code>/ and are remade when a source or a header it includes
 (the compiler's -MMD list) is newer, so a second build compiles only what changed.
 
-_cuda.so is made of csrc/kernels/cuda/*.cu, but for what nothing launches yet (APART): the runtime
-linked in whole, one symbol exported, so it loads on machines without a driver and says so. Its
-objects lie in the user's cache folder by the hash of all that decides them, because they take long.
+_cuda.so is made of csrc/kernels/cuda/*.cu, but for a program of its own (APART), *_sm90.cu for
+Hopper alone: the runtime linked in whole, one symbol exported, so it loads on machines without a
+driver and says so. Its objects lie in the user's cache folder by the hash of all that decides them,
+because they take long.
 
 Environment: LLMACCEL_WERROR=1, LLMACCEL_SANITIZE=address|undefined|thread, LLMACCEL_CUDA=auto|0|1,
 LLMACCEL_CUDA_ARCHS, LLMACCEL_NVCC, what nvcc reads itself (NVCC_CCBIN, ...), CC, CFLAGS, LDFLAGS.
@@ -254,7 +255,7 @@ OLDEST_NVCC = (13, 0)
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "--compress-mode=size", "-Icsrc"]
 NVCC_FLAGS += ["-Xcompiler", "-fPIC,-fvisibility=hidden,-fno-exceptions,-fno-rtti"]
 NVCC_FLAGS += ["-Xptxas", "-warn-spills,-warn-lmem-usage"]
-APART = {"conformance", "gemm_bf16_sm90"}  # a program of its own; what nothing launches yet
+APART = {"conformance"}  # a program of its own
 CUDA_EXPORTS = "{ global: la_backend_entry_open; local: *; };\n"
 
 
@@ -321,7 +322,8 @@ class CudaBuilder:
 
     def compile_one(self, source: Path) -> tuple[Path, str]:
         """The object, from the cache where it is there; and what went wrong."""
-        flags = [*NVCC_FLAGS, *gencode(self.archs)]
+        archs = "90a" if source.stem.endswith("_sm90") else self.archs
+        flags = [*NVCC_FLAGS, *gencode(archs)]
         digest = hashlib.sha256("\0".join([*self.tools, *flags]).encode())
         for path in with_headers(source):
             digest.update(path.name.encode() + b"\0" + path.read_bytes())

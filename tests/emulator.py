@@ -105,9 +105,14 @@ def library(name: str, sources: list[Path], extra: list[str] | None = None) -> c
 
 
 def backend() -> ctypes.CDLL:
-    """The CUDA backend on the emulated runtime; its file is what LLMACCEL_CUDA_LIBRARY wants."""
+    """The CUDA backend on the emulated runtime; its file is what LLMACCEL_CUDA_LIBRARY wants.
+
+    LLMACCEL_DEVICE_KERNELS: a library of the same names for a GPU instead (benchmarks/h200.py).
+    """
+    if real := os.environ.get("LLMACCEL_DEVICE_KERNELS"):
+        return ctypes.CDLL(real)
     # the other runtime, and what is no part of the backend
-    apart = {"rt_cuda.cu", "conformance.cu", "gemm_bf16_sm90.cu"}
+    apart = {"rt_cuda.cu", "conformance.cu"}
     kernels = [p for p in sorted(KERNELS.glob("*.cu")) if p.name not in apart]
     return library("backend", [*kernels, EMULATOR / "rt_host.cpp"])
 

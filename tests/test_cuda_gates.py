@@ -27,7 +27,7 @@ FLAGS = ["-O3", "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas", "-v,-warn-spills,
 HOPPER = re.compile(r"(_sm90|^conformance)$")
 # Instructions that must be in the machine code of a source for sm_90a.
 WANTED = {
-    "gemm_bf16_sm90": ["HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG", "SYNCS", "STSM"],
+    "gemm_sm90": ["HGMMA", "UTMALDG", "USETMAXREG", "SYNCS"],
     "conformance": ["HGMMA", "QGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG.5D", "UBLKCP", "LDGSTS"],
 }
 # Targets of the quick tests; the others, and conformance.cu, are for the slow ones.
@@ -172,7 +172,7 @@ def test_machine_code(source: Path, arch: str) -> None:
 @pytest.mark.slow
 def test_checked_build_compiles(tmp_path: Path) -> None:
     """LA_CHECK, for runs that look for a hang."""
-    source = KERNELS / "gemm_bf16_sm90.cu"
+    source = KERNELS / "gemm_sm90.cu"
     command = [nvcc(), *FLAGS[:3], "-DLA_CHECK", "-arch=sm_90a", "-ptx", "-o", "a.ptx", str(source)]
     done = run(command, tmp_path)
     assert done.returncode == 0, done.stderr[-4000:]

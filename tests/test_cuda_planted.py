@@ -14,6 +14,7 @@ from functools import cache
 
 import emulator
 import pytest
+import test_cuda_products as products
 import test_cuda_rows as rows
 from cuda_mutants import NUMBERS
 from emulator import EMULATOR, KERNELS
@@ -56,6 +57,16 @@ def product(device: rows.Device) -> None:
     rows.test_product(device, 5, 72, 456, 0)
     rows.test_products_gate(device, 40, "silu")
     rows.test_products_finish(device)
+
+
+def four_bits(device: rows.Device) -> None:
+    products.test_four_bits_follow_what_makes_their_rows(device)
+    products.test_four_bits(device, 0, {}, group=128, has_offset=0, wide=0)
+    products.test_four_bits(device, 0, {}, group=32, has_offset=1, wide=1)
+
+
+def many_rows(device: rows.Device) -> None:
+    products.test_four_bits_of_any_number_of_rows(device)
 
 
 SYNC = "la_sync_block();\n"
@@ -106,25 +117,32 @@ PLANTED = [
     ),
     Planted(
         *("attention.cu", "scores read early"),
-        "score_page(a, r, group, first, last);\n        " + SYNC,
-        "score_page(a, r, group, first, last);\n",
+        "score_page(a, r, u.group, first, last);\n        " + SYNC,
+        "score_page(a, r, u.group, first, last);\n",
         attend,
         "which nobody has written",
     ),
     Planted(
         *("attention.cu", "weights read early"),
-        "weigh_page(r, group, first, last);\n        " + SYNC,
-        "weigh_page(r, group, first, last);\n",
+        "weigh_page(r, u.group, first, last);\n        " + SYNC,
+        "weigh_page(r, u.group, first, last);\n",
         attend,
-        "which nobody has written",
+        "nothing orders the two",
     ),
     Planted("attention.cu", "sums do not fade", "fade, sum);", "1.0f, sum);", attend),
-    Planted(
-        "attention.cu", "values do not fade", "la_lds_f32(at) * fade", "la_lds_f32(at)", attend
-    ),
+    Planted("attention.cu", "values do not fade", "(from + 4) * fade", "(from + 4)", attend),
     Planted("attention.cu", "pages of the first", "la_ldg(a.first + t)", "la_ldg(a.first)", attend),
     Planted("attention.cu", "window too wide", "pos - a.window + 1", "pos - a.window", attend),
-    Planted("attention.cu", "no sink", "all += la_exp2", "all = 0.0f * la_exp2", attend),
+    Planted(
+        *("attention.cu", "keys of the other head"),
+        "sum[1] = la_fma(la_float(y.x)",
+        "sum[1] = la_fma(la_float(x.x)",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "weights of the first head", "(p + row + (", "(p + row % 4 + (", attend
+    ),
+    Planted("attention.cu", "no sink", "sum += la_exp2", "sum += 0.0f * la_exp2", attend),
     Planted("attention.cu", "no cap", "a.softcap != 0.0f ?", "a.softcap > 9.0f ?", attend),
     Planted(
         *("gemm_mma.cu", "rows before the wait for them"),
@@ -177,24 +195,183 @@ PLANTED = [
         "gemm_mma.cu", "halves of k swapped", "k + lane / 8 % 2", "k + 1 - lane / 8 % 2", product
     ),
     Planted(
-        "gemm_mma.cu",
+        *("attention.cu", "chunks not folded"),
+        "f.fresh, la_lds_f32(at) * f.old",
+        "f.fresh, 0.0f * f.old",
+        attend,
+    ),
+    Planted(
+        *("attention.cu", "maxima moved before all have seen them"),
+        "    la_sync_block(); /* all have seen the maxima */\n",
+        "",
+        attend,
+        "nothing orders the two",
+    ),
+    Planted(
+        "attention.cu", "sum of the last chunk", "f.fresh, sum * f.old", "f.fresh, 0.0f", attend
+    ),
+    Planted(
+        "attention.cu",
+        "one chunk too few",
+        "chunk < u.from / LA_CHUNK)",
+        "chunk <= u.from / LA_CHUNK)",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "items of the token before",
+        "la_ldg(a.items + half) <= item",
+        "la_ldg(a.items + half) < item",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "end of a chunk",
+        "u.pos < stop ? u.pos : stop",
+        "u.pos < stop ? u.pos : stop - 1",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "partial of another head",
+        "a.n_heads + u.head) * (a.d + 2)",
+        "a.n_heads) * (a.d + 2)",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "merged from the first",
+        "? chunk + j : last) * step",
+        "? chunk : last) * step",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "one item a token", "/ LA_CHUNK + 1) : 0u", "/ LA_CHUNK) : 0u", attend, ""
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "rows before the wait for them",
+        "    la_grid_wait();\n    la_grid_release();\n    for",
+        "    for",
+        four_bits,
+        "la_grid_wait",
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "zero of codes with offsets",
+        "OFFSET ? 0xc300c300u",
+        "OFFSET ? 0xc308c308u",
+        four_bits,
+    ),
+    Planted("gemm_w4.cu", "zero of codes without", ": 0xc308c308u", ": 0xc300c300u", four_bits),
+    Planted(
+        "gemm_w4.cu",
+        "pairs swapped",
+        "codes_of<1, OFFSET>(w.x), codes_of<1, OFFSET>(w.y)},",
+        "codes_of<2, OFFSET>(w.x), codes_of<1, OFFSET>(w.y)},",
+        four_bits,
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "rows of the other half",
+        "la_mma_bf16(acc[h][i], hi[h], back)",
+        "la_mma_bf16(acc[h][i], hi[1 - h], back)",
+        four_bits,
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "half of the sums of x",
+        "            la_mma_bf16(acc[1 + OFFSET][i], ones, back);\n",
+        "",
+        four_bits,
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "scale of the group before",
+        "unit, b >> a.log, acc",
+        "unit, b >> (a.log + 1), acc",
+        four_bits,
+    ),
+    Planted(
+        "gemm_w4.cu", "a group's sum kept", "                acc[h][i][e] = 0.0f;\n", "", four_bits
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "sums of x kept",
+        "                acc[1 + OFFSET][i][e] = 0.0f;\n",
+        "",
+        four_bits,
+    ),
+    Planted("gemm_w4.cu", "last group not folded", " || b + 1 == blocks", "", four_bits),
+    Planted(
+        "gemm_w4.cu",
+        "beyond K",
+        "b * 32 < a.p.K",
+        "b * 32 <= a.p.K",
+        four_bits,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "rows that are not",
+        "m < a.p.M ? la_ldg",
+        "m <= a.p.M ? la_ldg",
+        four_bits,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "no meeting before sums are added",
+        "    la_sync_block();\n    for (int token",
+        "    for (int token",
+        four_bits,
+        "which nobody has written",
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "sums of one warp too few",
+        "i < WARPS; i++) {\n            y",
+        "i < WARPS - 1; i++) {\n            y",
+        many_rows,
+    ),
+    Planted(
+        "gemm_w4.cu", "the next run twice", "run += WARPS) {", "run += WARPS / 2) {", many_rows
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "token of another block",
+        "m0 + token, la_block_x()",
+        "token, la_block_x()",
+        many_rows,
+    ),
+    Planted(
+        "gemm_w4.cu",
+        "scales of other rows",
+        "la_lane() / 4 + 8 * j;\n        to",
+        "la_lane() / 8 + 8 * j;\n        to",
+        four_bits,
+    ),
+    Planted(
+        "product_finish.h",
         "a row too many",
         "m >= a.M",
         "m > a.M",
         product,
         "a store of 4 bytes",
     ),
-    Planted("gemm_mma.cu", "a column too many", "n >= a.N", "n > a.N", product),
+    Planted("product_finish.h", "a column too many", "n >= a.N", "n > a.N", product),
     Planted(
-        "gemm_mma.cu",
+        "product_finish.h",
         "ups of the next unit",
         "h < a.N / 2",
         "h < a.N",
         product,
         "a store of 4 bytes",
     ),
-    Planted("gemm_mma.cu", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
-    Planted("gemm_mma.cu", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
+    Planted("product_finish.h", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
+    Planted("product_finish.h", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
 ]
 
 
@@ -206,11 +383,16 @@ def library(planted: Planted) -> ctypes.CDLL:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{planted.name.replace(' ', '_')}.cu"
     changed = text.replace(planted.text, planted.changed)
+    if planted.file.endswith(
+        ".h"
+    ):  # in front of what includes it, whose own include finds it there
+        changed += (KERNELS / "gemm_mma.cu").read_text()
     changed = changed.replace('"../../model/', f'"{emulator.CORE}/model/')
     if not path.exists() or path.read_text() != changed:
         path.write_text(changed)
-    kernels = [KERNELS / name for name in ("rows.cu", "attention.cu", "gemm_mma.cu")]
-    sources = [path if p.name == planted.file else p for p in kernels]
+    kernels = [KERNELS / name for name in ("rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu")]
+    file = "gemm_mma.cu" if planted.file.endswith(".h") else planted.file
+    sources = [path if p.name == file else p for p in kernels]
     return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
 
 
@@ -242,7 +424,9 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(planted.reason in reason for reason in seen), seen
 
 
-@pytest.mark.parametrize("check", [enter, heads, attend, product], ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [enter, heads, attend, product, four_bits, many_rows], ids=lambda check: check.__name__
+)
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 3):
         monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(seed))

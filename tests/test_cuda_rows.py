@@ -8,47 +8,19 @@ does.
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_void_p
 
 import numpy as np
 import pytest
 import reference_rows as reference
 from emulator import bf16, from_bf16
+from launches import AddNorm, Argmax, Attend, Chunks, Embed, Enter, Gather, Heads, Product
 from test_cuda_runtime import Runtime
 
 SEEDS = [0, 3]
 RMS, LAYER = 0, 1
 STORE, ADD, ACT, LOGITS = range(4)
 PAGE = 64
-
-
-def struct(name: str, fields: str) -> type[ctypes.Structure]:
-    """A struct of launch.h from its members: `p` pointer, `i` int, `l` int64, `f` float."""
-    kinds = {"p": c_void_p, "i": c_int, "l": c_int64, "f": c_float}
-    members = [word.split(":") for word in fields.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": [(n, kinds[k]) for n, k in members]})
-
-
-Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f")
-Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
-AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
-Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
-Argmax = struct("Argmax", "x:p ldx:l out:p n:i V:i")
-Heads = struct(
-    "Heads",
-    "y:p ldy:l q:p ldq:l pos:p page:p q_norm:p k_norm:p cos:p sin:p base:p page_bytes:l "
-    "head_bytes:l k_bytes:l n:i n_heads:i n_kv_heads:i d:i d_rope:i interleaved:i norm:i turned:i "
-    "eps:f grow:f grow_every:i",
-)
-Attend = struct(
-    "Attend",
-    "q:p ldq:l out:p ldo:l pos:p table:p first:p sinks:p base:p page_bytes:l head_bytes:l "
-    "k_bytes:l n:i n_heads:i n_kv_heads:i d:i window:i scale:f softcap:f",
-)
-Product = struct(
-    "Product",
-    "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f",
-)
 
 
 class Device:
@@ -294,27 +266,38 @@ def attention(q, k, v, *, scale, window, softcap, sink):
 
 @pytest.mark.parametrize(
     ("H", "K", "d", "window", "softcap", "sinks"),
-    [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1)],
+    [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1), (4, 2, 8, 300, 0.0, 1)],
 )
 def test_attend(device: Device, *, H, K, d, window, softcap, sinks) -> None:
+    """Two tokens of one chunk, one of three; a block a token, and chunks dealt out: equal bits."""
     rng = np.random.default_rng(13)
-    lengths, tables = [1, 65, 200], [[3], [1, 5], [0, 4, 2, 6]]
-    codes = np.full((7, 2, K, 2, PAGE, d), 0x7FC0, np.uint16)  # NaN where nothing was stored
+    lengths, tables = [1, 65, 590], [[3], [1, 5], [0, 4, 2, 6, 7, 8, 9, 12, 11, 10]]
+    codes = np.full((13, 2, K, 2, PAGE, d), 0x7FC0, np.uint16)  # NaN where nothing was stored
     for length, table in zip(lengths, tables, strict=True):
         for t in range(length):
             codes[table[t // PAGE], 1, :, :, t % PAGE] = bf16(rng.normal(size=(K, 2, d)))
     base, one = device.put(codes), PAGE * d * 2
     q, out = rows(3, H * d, H * d + 4, 14), device.put(rows(3, H * d, H * d, 0, np.nan))
+    again, items = (
+        device.put(rows(3, H * d, H * d, 0, np.nan)),
+        device.put(np.full(4, -1, np.int32)),
+    )
     sink = rng.normal(size=H).astype(np.float32)
     flat = np.array([page for table in tables for page in table], np.int32)
-    first = np.array([0, 1, 3], np.int32)
+    first, pos = np.array([0, 1, 3], np.int32), device.put(np.array(lengths, np.int32) - 1)
     args = Attend(
-        *(device.put(q), H * d + 4, out, H * d, device.put(np.array(lengths, np.int32) - 1)),
-        *(device.put(flat), device.put(first), device.put(sink) if sinks else None),
+        *(device.put(q), H * d + 4, out, H * d, pos),
+        *(device.put(flat), device.put(first), device.put(sink) if sinks else None, None, None),
         *(base + K * 2 * one, 4 * K * one, 2 * one, one, 3, H, K, d, window, 0.3, softcap),
     )
-    device.launch("attend_paged", args)
+    device.launch("attend_paged", args, 4)
+    device.launch("chunks", Chunks(pos, items, 3))
+    assert device.get(items).tolist() == [0, 1, 2, 5]
+    args.out, args.items = again, items
+    args.partial = device.put(np.full((5, H, d + 2), np.nan, np.float32))
+    device.launch("attend_paged", args, 4)
     found, kv = device.get(out), from_bf16(codes)
+    assert np.array_equal(device.get(again), found)
     for t, (length, table) in enumerate(zip(lengths, tables, strict=True)):
         for h in range(H):
             k, v = np.concatenate([kv[p, 1, h // (H // K)] for p in table], axis=1)[:, :length]

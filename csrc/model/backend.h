@@ -278,6 +278,9 @@ typedef struct la_host_api {
     la_kv_layout (*kv_layout_of)(const la_model_desc *d);
     /* k0 .. k0 + n of row `row` of a part, n at most 256, k0 a multiple of 256 */
     void (*source_values)(const la_source *part, int row, int k0, int n, float *out);
+    /* la_pack_unit to `unit`, its error said */
+    la_status (*pack_unit)(const la_weight *w, const la_source *parts, int n_parts, int paired,
+                           int u, uint8_t *unit);
     la_status (*drawer_open)(const la_model_desc *d, int max_rows, la_drawer **out);
     void (*drawer_close)(la_drawer *w);
     void (*drawer_run)(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);

@@ -401,11 +401,7 @@ static la_status pack(la_backend *b, const la_weight *w, const la_source *parts,
         memcpy(&bad, own + each * (size_t)i, sizeof bad);
     }
     la_unmap(own, total);
-    if (bad != 0) {
-        return la_fail(LA_ERR_SHAPE, "tensor %d of %d holds a value that is %s", abs(bad), n_parts,
-                       bad < 0 ? "too large for fp16 scales" : "not finite");
-    }
-    return LA_OK;
+    return bad != 0 ? la_pack_failed(bad, n_parts) : LA_OK;
 }
 
 /* ---- memory: the process's own --------------------------------------------------------------- */

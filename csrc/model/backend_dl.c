@@ -19,12 +19,28 @@ static void source_values(const la_source *part, int row, int k0, int n, float *
     la_dequant_f32(part->dtype, at, k0, n, out);
 }
 
+static la_status pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired,
+                           int u, uint8_t *unit)
+{
+    la_weight one = *w;
+    void *scratch = la_alloc(1, la_pack_scratch());
+    if (scratch == NULL) {
+        return la_fail(LA_ERR_MEMORY, "weights: no memory to pack rows of %d", w->K);
+    }
+    /* where the weight would begin if the unit lay in it */
+    one.data = (uint8_t *)((uintptr_t)unit - (uintptr_t)u * w->unit_bytes);
+    int bad = la_pack_unit(&one, parts, n_parts, paired, u, scratch);
+    la_free(scratch);
+    return bad != 0 ? la_pack_failed(bad, n_parts) : LA_OK;
+}
+
 static const la_host_api host_api = {
     .fail = la_fail,
     .alloc = la_alloc,
     .free = la_free,
     .kv_layout_of = la_kv_layout_of,
     .source_values = source_values,
+    .pack_unit = pack_unit,
     .drawer_open = la_drawer_open,
     .drawer_close = la_drawer_close,
     .drawer_run = la_drawer_run,

@@ -570,6 +570,12 @@ int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int pa
     return bad;
 }
 
+la_status la_pack_failed(int bad, int n_parts)
+{
+    return la_fail(LA_ERR_SHAPE, "tensor %d of %d holds a value that is %s", bad < 0 ? -bad : bad,
+                   n_parts, bad < 0 ? "too large for fp16 scales" : "not finite");
+}
+
 void la_pack_vector(const la_source *src, float *out)
 {
     for (int k0 = 0; k0 < src->cols; k0 += LA_DEQUANT_SPAN) {

@@ -38,6 +38,8 @@ la_status la_source_bytes(la_dtype t, int rows, int cols, size_t *bytes);
 int la_pack_unit(const la_weight *w, const la_source *parts, int n_parts, int paired, int u,
                  void *scratch);
 size_t la_pack_scratch(void);
+/* The error that stands for what la_pack_unit returned, not 0. */
+la_status la_pack_failed(int bad, int n_parts);
 /* A vector of any float type as fp32 [n]. */
 void la_pack_vector(const la_source *src, float *out);
 

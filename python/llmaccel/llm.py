@@ -62,12 +62,12 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         "bfloat16", "float16" convert float tensors.
     quantization: what float tensors become as they are packed: "int8" and "fp8" (E4M3), one scale
         per output row, "w4g128" and "w4g32", 4 bits with a scale per group of 128 or 32, "w6g16", 6
-        bits; the head becomes int8, with w4g32 and w6g16 w6g16; norms and biases stay fp32. None
-        keeps what the file has ("gguf" says so).
-    activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8), "int8",
-        "bfloat16", "float32". Where int8 would cost too much they are finer; report() says where.
-        "checkpoint" rounds rows as a quantized file says others do and computes in float32, sums of
-        products in float64: for comparison with others, not for speed.
+        bits; the head becomes int8, with w4g32 and w6g16 w6g16, on backend="cuda" it stays as it
+        is; norms and biases stay fp32. None keeps what the file has ("gguf" says so).
+    activation: of products with 4- to 8-bit weights: "auto" (int8; bfloat16 with fp8 and on
+        backend="cuda"), "int8", "bfloat16", "float32". Where int8 would cost too much they are
+        finer; report() says where. "checkpoint" rounds rows as a quantized file says others do and
+        computes in float32, sums of products in float64: for comparison with others, not for speed.
     kv_cache_dtype: "auto", "float32", "bfloat16"; "int8" and "fp8" (E4M3) take half of bfloat16's
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.

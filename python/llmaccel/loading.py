@@ -96,7 +96,7 @@ class Forms:
 
     def rows(self, activation: str, backend: str) -> str:
         """What rows are as products take them, by the config's `activation`."""
-        if backend == "cuda":
+        if backend == "cuda" and not self.quantized:
             return self.dtype  # that of their weights
         return "checkpoint" if self.rounded else ACTIVATION_NAMES[activation]
 
@@ -356,10 +356,11 @@ def choose_forms(
             "kv_cache_dtype='int8': latents (MLA) are kept as float32, bfloat16 or fp8"
         )
     tied = all(slot != "head" for slot, *_ in slots)
-    recipe = make_recipe(weights, quantization, tied)
+    recipe = make_recipe(weights, quantization, tied, options.backend)
     dtype = head = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[main]
     if quantization is not None:
-        dtype, head = quantization, recipe["head"]
+        dtype = quantization
+        head = recipe["head"] if recipe["head"] != "keep" else head
     elif blocks:
         dtype = max((n for n in stored if is_coded(n)), key=lambda name: stored[name])
         forms = {slot: parts for slot, parts, _ in slots}
@@ -409,7 +410,7 @@ def _activation(options: LoadOptions, main: str, weights: str, quantized: bool, 
     if options.activation != "auto":
         return ACTIVATION_FORMS[options.activation]
     if quantized:
-        return "bf16" if fp8 else _AUTO_ACTIVATION
+        return "bf16" if fp8 or options.backend != "cpu" else _AUTO_ACTIVATION
     return "bf16" if main == "BF16" else "f32"
 
 

@@ -55,11 +55,13 @@ def number_format(value: Any) -> Any:
     return _SPELLINGS.get(value, value) if isinstance(value, str) else value
 
 
-def make_recipe(floats: str, quantization: str | None, tied: bool) -> dict[str, Any]:
+def make_recipe(
+    floats: str, quantization: str | None, tied: bool, backend: str = "cpu"
+) -> dict[str, Any]:
     """What `_core.Model` takes as weights. floats: the core's name of a float form, or "auto".
-    tied: the embedding serves as the head."""
+    tied: the embedding serves as the head. The CUDA backend leaves the head as it is stored."""
     body = quantization or "keep"
-    head = _HEAD[quantization] if quantization else "keep"
+    head = _HEAD[quantization] if quantization and backend == "cpu" else "keep"
     wide = list(_WIDE[quantization])
     if tied and "head" in wide:
         wide.append("embed")

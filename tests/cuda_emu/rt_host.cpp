@@ -9,7 +9,7 @@
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
  * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
- * memory).
+ * memory), LLMACCEL_EMU_CC (the compute capability, 90).
  */
 #include "la_rt.h"
 
@@ -29,6 +29,11 @@ namespace {
 
 constexpr size_t GRANULE = (size_t)1 << 20;
 
+/* Of arguments, which may hold a tensor map. */
+struct alignas(64) line {
+    uint64_t words[8];
+};
+
 enum kind { COPY, FILL, LAUNCH, REPLAY };
 
 struct op {
@@ -39,7 +44,7 @@ struct op {
     int byte;
     la_rt_way way;
     la_entry entry;
-    std::vector<uint64_t> args; /* aligned for any argument */
+    std::vector<line> args;
     la_rt_shape shape;
     const std::vector<op> *list;
 };
@@ -69,7 +74,7 @@ struct la_rt {
     uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
     int64_t fault = 0, graphs = 0, graph_without_memory = 0;
-    int maps = 1;
+    int maps = 1, cc = 90;
     std::string error;
 };
 
@@ -292,7 +297,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     const char *missing = getenv("LLMACCEL_EMU_MISSING"), *seed = getenv("LLMACCEL_EMU_SEED");
     const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
-    const char *graph = getenv("LLMACCEL_EMU_GRAPH");
+    const char *graph = getenv("LLMACCEL_EMU_GRAPH"), *cc = getenv("LLMACCEL_EMU_CC");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
         snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
@@ -305,6 +310,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->capacity = memory != nullptr ? strtoull(memory, nullptr, 10) : (size_t)1 << 30;
     rt->maps = plain == nullptr;
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
+    rt->cc = cc != nullptr ? (int)strtol(cc, nullptr, 10) : 90;
     rt->graph_without_memory = graph != nullptr ? strtoll(graph, nullptr, 10) : 0;
     *out = rt;
     newest = rt;
@@ -353,7 +359,7 @@ void la_rt_describe(la_rt *rt, la_rt_info *out)
 {
     *out = {};
     snprintf(out->name, sizeof out->name, "emulator");
-    out->cc = 90;
+    out->cc = rt->cc;
     out->n_sms = 4;
     out->driver = 13000;
     out->runtime = 13000;
@@ -556,13 +562,22 @@ void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes)
 
 /* ---- launches and graphs --------------------------------------------------------------------- */
 
+int la_rt_tensor_map(la_rt_stream *s, la_tensor_map *map, const la_tensor_shape *shape)
+{
+    char why[512] = "";
+    if (la_emu_tensor_map(map, shape, why, sizeof why) != 0) {
+        fail(s->rt, why);
+    }
+    return s->rt->error.empty() ? 0 : -1;
+}
+
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape)
 {
     op o = {};
     o.what = LAUNCH;
     o.entry = entry;
-    o.args.resize((args_bytes + 7) / 8);
+    o.args.resize((args_bytes + sizeof(line) - 1) / sizeof(line));
     memcpy(o.args.data(), args, args_bytes);
     o.shape = *shape;
     put(s, std::move(o));

@@ -19,11 +19,13 @@ enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
     size_t tokens, pos, page, first, rows, ids, tables, bytes;
+    size_t linear, attend; /* rooms behind them, of the device alone */
 };
 
 /* la_workspace.own */
 struct step_room {
     step_layout at;
+    la_cuda_attend_room attend;
     uint8_t *pinned; /* [at.bytes] */
     float *logits;   /* [logit_rows] rows as the device's, pinned */
     la_drawer *drawer;
@@ -64,7 +66,7 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-step_layout layout_of(const la_limits *limits)
+step_layout layout_of(const la_model_desc *d, const la_limits *limits)
 {
     step_layout at;
     size_t T = (size_t)limits->max_batch_tokens, one = round_up(T * 4, 256);
@@ -78,6 +80,8 @@ step_layout layout_of(const la_limits *limits)
     at.ids = 5 * one;
     at.tables = 6 * one;
     at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
+    at.linear = at.bytes;
+    at.attend = at.linear + round_up(la_cuda_linear_bytes(d, limits->max_batch_tokens), 256);
     return at;
 }
 
@@ -88,8 +92,8 @@ la_status check(const la_model_desc *, const la_limits *)
 
 void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
 {
-    *shared = layout_of(limits).bytes +
-              (size_t)limits->max_batch_tokens * (size_t)la_cuda_widest(d) * sizeof(uint16_t);
+    int T = limits->max_batch_tokens;
+    *shared = layout_of(d, limits).attend + la_cuda_attend_room_of(d, T, limits->max_len).bytes;
     *local = 0;
 }
 
@@ -129,7 +133,8 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
         strip(w);
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
-    own->at = layout_of(limits);
+    own->at = layout_of(&m->desc, limits);
+    own->attend = la_cuda_attend_room_of(&m->desc, limits->max_batch_tokens, limits->max_len);
     size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);
     own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
     own->logits = static_cast<float *>(la_rt_pin(cuda->rt, logits));
@@ -267,6 +272,8 @@ void lookup(la_ctx *c, const la_matrix *m, size_t ids, float scale, int add, la_
 void embed(la_ctx *c, la_rows x)
 {
     const step_layout *at = &room_of(c)->at;
+    la_cuda_attend_begin(la_cuda_of(c->b), &room_of(c)->attend, c->w->shared + at->attend,
+                         on_device(c, at->pos), c->batch->n_tokens);
     lookup(c, &c->m->embed, at->tokens, c->m->desc.embed_scale, 0, x);
     if (c->m->pos_embed.n_parts != 0) {
         lookup(c, &c->m->pos_embed, at->pos, 1.0f, 1, x);
@@ -275,55 +282,17 @@ void embed(la_ctx *c, la_rows x)
 
 void heads(la_ctx *c, int layer, la_rows qkv, la_rows q);
 
-/* Rows to 16 bits, behind the step's arrays. */
-const uint16_t *enter(la_ctx *c, int half, la_rows in, la_norm norm, int K)
-{
-    la_enter_args a = {};
-    a.x = in.p;
-    a.ldx = in.ld;
-    a.w = norm.w;
-    a.b = norm.b;
-    a.out = reinterpret_cast<uint16_t *>(c->w->shared + room_of(c)->at.bytes);
-    a.n = in.n;
-    a.D = K;
-    a.half = half;
-    a.norm = norm.w != NULL ? c->m->desc.norm : -1;
-    a.eps = c->m->desc.norm_eps;
-    la_launch_enter(la_cuda_of(c->b)->s, &a);
-    return a.out;
-}
-
 void linear(la_ctx *c, const la_matrix *m, la_rows in, la_rows out, la_norm norm,
             const la_epilogue *epi)
 {
-    const la_model_desc *d = &c->m->desc;
-    la_rows to = out;
+    la_cuda_linear_args a = {c->w->shared + room_of(c)->at.linear, m, in, out, norm, epi};
     if (epi->kind == LA_HEADS) { /* whole rows first: heads need other columns of theirs */
-        to = c->w->y;
-        to.n = in.n;
+        a.out = c->w->y;
+        a.out.n = in.n;
     }
-    int half = -1, col = 0;
-    la_product_args a = {};
-    for (int p = 0; p < m->n_parts; p++) {
-        const la_weight *w = &m->part[p];
-        if (half != (w->f.pack == LA_PACK_F16)) {
-            half = w->f.pack == LA_PACK_F16;
-            a.a = enter(c, half, in, norm, m->K);
-        }
-        a.w = reinterpret_cast<const uint16_t *>(w->data);
-        a.bias = m->bias != NULL ? m->bias + col : NULL;
-        a.out = to.p + col;
-        a.ldo = to.ld;
-        a.M = in.n;
-        a.N = w->N;
-        a.K = m->K;
-        a.finish = {epi->kind == LA_HEADS ? LA_STORE : epi->kind, d->act, m->paired, epi->scale,
-                    epi->softcap};
-        la_launch_product(la_cuda_of(c->b)->s, &a, half);
-        col += w->N;
-    }
+    la_cuda_linear(c, &a);
     if (epi->kind == LA_HEADS) {
-        heads(c, epi->layer, to, out);
+        heads(c, epi->layer, a.out, out);
     }
 }
 
@@ -387,7 +356,7 @@ void attend(la_ctx *c, int layer, la_rows q, la_rows out)
     a.window = c->m->layer_desc[layer].window;
     a.scale = d->attn_scale;
     a.softcap = d->attn_softcap;
-    la_launch_attend_paged(la_cuda_of(c->b)->s, &a);
+    la_cuda_attend(la_cuda_of(c->b), &room_of(c)->attend, c->w->shared + at->attend, &a);
 }
 
 void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)

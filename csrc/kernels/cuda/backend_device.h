@@ -62,6 +62,31 @@ struct la_cuda_turn {
 /* Widest K of any product. */
 int la_cuda_widest(const la_model_desc *d);
 
+/* Attention of a step (backend_attend.cu): where chunks of few tokens leave their results. */
+typedef struct la_cuda_attend_room {
+    int tokens;   /* of steps whose chunks are dealt out; 0: of none */
+    size_t bytes; /* items, then partial results */
+} la_cuda_attend_room;
+la_cuda_attend_room la_cuda_attend_room_of(const la_model_desc *d, int T, int max_len);
+/* Once a step, before its layers; then for each. pos, table, first of a->... are set. */
+void la_cuda_attend_begin(la_cuda *cuda, const la_cuda_attend_room *room, uint8_t *at,
+                          const int32_t *pos, int n);
+void la_cuda_attend(la_cuda *cuda, const la_cuda_attend_room *room, uint8_t *at,
+                    la_attend_paged_args *a);
+
+/* A linear layer of a step, heads left as raw rows. */
+typedef struct la_cuda_linear_args {
+    uint8_t *room; /* la_cuda_linear_bytes of the step's most rows, 256-byte aligned */
+    const la_matrix *m;
+    la_rows in, out;
+    la_norm norm;
+    const la_epilogue *epi;
+} la_cuda_linear_args;
+/* 4-bit codes that la_launch_product_w4 takes? */
+int la_cuda_is_w4(const la_weight *w);
+size_t la_cuda_linear_bytes(const la_model_desc *d, int T);
+void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l);
+
 /* Of la_backend_ops. */
 void *la_cuda_map(la_backend *b, size_t bytes);
 void la_cuda_unmap(la_backend *b, void *p, size_t bytes);

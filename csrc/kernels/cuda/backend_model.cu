@@ -1,7 +1,7 @@
 /* backend_model.cu - the device's memory and the models in it.
  *
  * Owns what a model may be (`la_cuda_accept` names what there are no kernels for), how weights lie (rows of 16 bits,
- * as many as whole units have, gates and ups in turns of 16) and the uploads. Invariant: an upload has
+ * as many as whole units have, gates and ups in turns of 16; 4-bit codes as gemm_w4.cu draws them) and the uploads. Invariant: an upload has
  * happened when its call returns, so the one staging buffer is free again. In the table of backend.cu.
  */
 #include "backend_device.h"
@@ -115,9 +115,13 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     else if (d->kv_form != LA_KV_BF16) {
         what = "a KV cache other than kv_cache_dtype='bfloat16'";
     }
-    else if (recipe.body != LA_QUANT_KEEP || recipe.head != LA_QUANT_KEEP ||
-             recipe.embed != LA_QUANT_KEEP) {
-        what = "quantization";
+    else if ((recipe.body != LA_QUANT_KEEP && recipe.body != LA_QUANT_W4G128 &&
+              recipe.body != LA_QUANT_W4G32) ||
+             recipe.head != LA_QUANT_KEEP || recipe.embed != LA_QUANT_KEEP) {
+        what = "quantization other than 'w4g128' and 'w4g32'";
+    }
+    else if (d->activation == LA_ACT_I8) {
+        what = "activation='int8'";
     }
     else if (recipe.floats == LA_F32) {
         what = "dtype='float32'";
@@ -181,23 +185,12 @@ static void pack_row(const la_cuda *cuda, const la_source *parts, int n_parts, i
     }
 }
 
-la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
-                       int paired)
+/* Rows of 16 bits, as many as fit into an upload at a time. */
+static la_status pack_rows(la_cuda *cuda, const la_weight *w, const la_source *parts, int n_parts,
+                           int paired)
 {
-    la_cuda *cuda = la_cuda_of(b);
     int rows = w->n_units * LA_UNIT, half = w->f.pack == LA_PACK_F16;
     size_t pitch = (size_t)w->K * 2; /* accept saw to it that an upload holds it */
-    if ((!half && w->f.pack != LA_PACK_BF16) || w->K % 8 != 0) {
-        return cuda->host->fail(LA_ERR_UNSUPPORTED,
-                                "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
-                                "multiple of 8, not this one of K %d; 'cpu' does",
-                                w->K);
-    }
-    la_cuda_turn turn(b);
-    cuda->changes++;
-    if (!turn.ok) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
-    }
     int at_once = (int)(LA_CUDA_STAGING / pitch);
     for (int n = 0; n < rows; n += at_once) {
         int end = rows - n < at_once ? rows : n + at_once;
@@ -210,4 +203,77 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
         }
     }
     return LA_OK;
+}
+
+/* The codes of 32 k of a unit, from the CPU's four steps of [32 rows] words to lanes of four words. */
+static void turn_block(uint8_t *block)
+{
+    uint32_t from[4][LA_UNIT], to[32][4];
+    memcpy(from, block, sizeof from);
+    for (int lane = 0; lane < 32; lane++) {
+        for (int j = 0; j < 4; j++) {
+            to[lane][j] = from[lane % 4][lane / 4 + 8 * j];
+        }
+    }
+    memcpy(block, to, sizeof to);
+}
+
+static la_status pack_w4(la_cuda *cuda, const la_weight *w, const la_source *parts, int n_parts,
+                         int paired)
+{
+    size_t head = la_format_scales(w->f);
+    int at_once = (int)(LA_CUDA_STAGING / w->unit_bytes);
+    for (int first = 0; first < w->n_units; first += at_once) {
+        int end = w->n_units - first < at_once ? w->n_units : first + at_once;
+        for (int u = first; u < end; u++) {
+            uint8_t *unit = cuda->staging + (size_t)(u - first) * w->unit_bytes;
+            la_status st = cuda->host->pack_unit(w, parts, n_parts, paired, u, unit);
+            if (st != LA_OK) {
+                return st;
+            }
+            for (int k = 0; k < w->K; k += 32, unit += 512) {
+                unit += k == 0 || (!w->f.row_scale && k % w->f.group == 0) ? head : 0;
+                turn_block(unit);
+            }
+        }
+        if (upload(cuda, w->data + (size_t)first * w->unit_bytes,
+                   (size_t)(end - first) * w->unit_bytes) != 0) {
+            return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        }
+    }
+    return LA_OK;
+}
+
+int la_cuda_is_w4(const la_weight *w)
+{
+    return w->f.pack == LA_PACK_I4 && w->f.group >= 32 &&
+           (w->f.scale_type == LA_F16 || w->f.scale_type == LA_F32) && w->K % 32 == 0;
+}
+
+la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
+                       int paired)
+{
+    la_cuda *cuda = la_cuda_of(b);
+    int w4 = la_cuda_is_w4(w), rows = w->f.pack == LA_PACK_F16 || w->f.pack == LA_PACK_BF16;
+    for (int i = 0; i < n_parts; i++) {
+        if (parts[i].order != NULL) {
+            return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                    "backend: 'cuda' has no columns in activation order yet; 'cpu' "
+                                    "has");
+        }
+    }
+    if (!w4 && (!rows || w->K % 8 != 0)) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
+                                "multiple of 8, and 4-bit codes with scales for 32 or more of a K "
+                                "that is a multiple of 32, not this one of K %d; 'cpu' does",
+                                w->K);
+    }
+    la_cuda_turn turn(b);
+    cuda->changes++;
+    if (!turn.ok) {
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+    }
+    return w4 ? pack_w4(cuda, w, parts, n_parts, paired)
+              : pack_rows(cuda, w, parts, n_parts, paired);
 }

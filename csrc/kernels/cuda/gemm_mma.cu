@@ -12,14 +12,7 @@
  * which finishes them in registers. Weights are asked for before the wait for what makes the rows.
  * Launched by backend.cu.
  */
-#include "la_ptx.h"
-#include "launch.h"
-
-#include <math.h>
-
-extern "C" {
-#include "../../model/backend.h"
-}
+#include "product_finish.h"
 
 enum { BN = 64, BK = 64, STAGES = 4, THREADS = 64, ROW = 128 /* bytes of a row of a stage */ };
 
@@ -39,86 +32,6 @@ LA_DEV void load_tile(uint32_t to, const uint16_t *src, int first, int n, int ro
         int there = first + row < rows && k < K;
         const uint16_t *p = there ? src + (int64_t)(first + row) * K + k : src;
         la_cp_async_16(chunk_at(to, row, c), p, there ? 16 : 0);
-    }
-}
-
-/* ---- the way out ---- */
-
-LA_DEV float sigmoid(float x)
-{
-    return 1.0f / (1.0f + la_exp2(x * -1.44269504f));
-}
-
-LA_DEV float gate(int act, float x)
-{
-    switch (act) {
-    case LA_GATE_SILU: return x * sigmoid(x);
-    case LA_GATE_GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    case LA_GATE_GELU_TANH:
-        return 0.5f * x * (1.0f + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    default: return fmaxf(x, 0.0f);
-    }
-}
-
-LA_DEV float gate_up(int act, float g, float up)
-{
-    if (act == LA_GATE_CLIP) {
-        g = fminf(g, 7.0f);
-        return (fmaxf(fminf(up, 7.0f), -7.0f) + 1.0f) * g * sigmoid(1.702f * g);
-    }
-    return gate(act, g) * up;
-}
-
-/* One finished element of column n. */
-LA_DEV void put(const la_product_args &a, float *row, int n, float y)
-{
-    const la_finish &f = a.finish;
-    if (n >= a.N) {
-        return;
-    }
-    switch (f.kind) {
-    case LA_ADD: y = la_fma(f.scale, y, la_ldg(row + n)); break;
-    case LA_ACT: y = gate(f.act, y); break;
-    case LA_LOGITS:
-        y *= f.scale;
-        y = f.softcap != 0.0f ? f.softcap * tanhf(y / f.softcap) : y;
-        break;
-    default: break;
-    }
-    la_stg(row + n, y);
-}
-
-/* A warp's 32 columns from n0 on of 16 rows from m0 on. */
-LA_DEV void finish(const la_product_args &a, int m0, int n0, const float (&acc)[4][4])
-{
-    int g = la_lane() / 4, t = la_lane() % 4, gated = a.finish.kind == LA_ACT && a.finish.paired;
-    LA_UNROLL
-    for (int i = 0; i < 4; i++) {
-        int m = m0 + g + (i / 2) * 8;
-        if (m >= a.M) {
-            continue;
-        }
-        float *row = a.out + (int64_t)m * a.ldo;
-        float y[4];
-        LA_UNROLL
-        for (int j = 0; j < 4; j++) {
-            int n = n0 + j * 8 + 2 * t + i % 2;
-            y[j] = acc[j][i] + (a.bias != NULL && n0 < a.N ? la_ldg(a.bias + n) : 0.0f);
-        }
-        LA_UNROLL
-        for (int j = 0; j < 4; j++) {
-            int n = n0 + j * 8 + 2 * t + i % 2;
-            if (!gated) {
-                put(a, row, n, y[j]);
-            }
-            else if (j <
-                     2) { /* its up is 16 columns on; a last unit may hold fewer than 16 pairs */
-                int h = n0 / 2 + j * 8 + 2 * t + i % 2;
-                if (h < a.N / 2) {
-                    la_stg(row + h, gate_up(a.finish.act, y[j], y[j + 2]));
-                }
-            }
-        }
     }
 }
 
@@ -182,7 +95,7 @@ template <int BM, int HALF> LA_KERNEL(la_product, la_product_args)
     la_cp_async_wait<0>();
     LA_UNROLL
     for (int i = 0; i < TILES; i++) {
-        finish(a, m0 + i * 16, n0 + warp * 32, acc[i]);
+        la_finish_unit(a, m0 + i * 16, n0 + warp * 32, acc[i]);
     }
 }
 

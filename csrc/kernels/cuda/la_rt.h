@@ -95,6 +95,8 @@ typedef struct la_rt_shape {
     int dependent; /* 1: may start beside its predecessor, up to la_grid_wait */
 } la_rt_shape;
 
+/* Writes the map of a tensor, by the rules of cuTensorMapEncodeTiled. 0, or -1 if the device has failed. */
+int la_rt_tensor_map(la_rt_stream *s, la_tensor_map *map, const la_tensor_shape *shape);
 /* args are copied. */
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape);

@@ -95,6 +95,14 @@ typedef struct la_heads_args {
 } la_heads_args;
 void la_launch_heads(la_rt_stream *s, const la_heads_args *a);
 
+/* items[t] = chunks of LA_CHUNK of all tokens before t, up to their positions; items[n] of all. */
+typedef struct la_chunks_args {
+    const int32_t *pos; /* [n] */
+    int32_t *items;     /* [n + 1] */
+    int n;              /* up to 32 */
+} la_chunks_args;
+void la_launch_chunks(la_rt_stream *s, const la_chunks_args *a);
+
 /* Attention of every token over the pages of its sequence, in page order. */
 typedef struct la_attend_paged_args {
     const float *q; /* [n] rows of ldq: [H][d] */
@@ -105,6 +113,8 @@ typedef struct la_attend_paged_args {
     const int32_t *table; /* page tables of all sequences */
     const int32_t *first; /* [n] where in it the token's sequence begins */
     const float *sinks;   /* [H] or NULL */
+    const int32_t *items; /* [n + 1] of la_launch_chunks: chunks are dealt out; NULL: tokens are */
+    float *partial;       /* [items][H][d + 2]: values, maximum, sum of chunks */
     la_pages pages;
     int n, n_heads, n_kv_heads, d;
     int window; /* 0: all tokens */
@@ -112,7 +122,8 @@ typedef struct la_attend_paged_args {
 } la_attend_paged_args;
 /* Shared memory that a block takes, for a group of H / K heads of size d. */
 uint32_t la_attend_paged_smem(int group, int d);
-void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a);
+/* blocks: about as many chunks are worked at */
+void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a, int blocks);
 
 /* What happens to a finished product, after the bias: la_epilogue's kinds but LA_HEADS. */
 typedef struct la_finish {
@@ -132,6 +143,22 @@ typedef struct la_product_args {
     la_finish finish;
 } la_product_args;
 void la_launch_product(la_rt_stream *s, const la_product_args *a, int half);
+
+/* The same by wgmma, on Hopper. partial: la_product_room(M) bytes; K is cut into la_product_pieces. */
+void la_launch_product_sm90(la_rt_stream *s, const la_product_args *a, int half, float *partial,
+                            int n_sms);
+int la_product_pieces(int N, int K);
+
+/* How 4-bit weights lie (gemm_w4.cu draws it): w = scale * (q - 8), or scale * q + offset. */
+typedef struct la_w4_form {
+    int group;          /* k of a scale, 32, 64, 128 or 256; the last may be shorter; 0: all */
+    int has_offset;     /* 1: and offsets */
+    int wide;           /* scales and offsets are fp32, else fp16 */
+    int64_t unit_bytes; /* of 32 weight rows, a multiple of 64 */
+} la_w4_form;
+/* The same with such weights at a->w, rows bf16, K a multiple of 32. */
+void la_launch_product_w4(la_rt_stream *s, const la_product_args *a, const la_w4_form *f);
+size_t la_product_room(int M);
 
 #ifdef __cplusplus
 }

@@ -26,6 +26,7 @@ struct driver_calls {
     decltype(&cuMemUnmap) unmap;
     decltype(&cuMemSetAccess) access;
     decltype(&cuMemGetAllocationGranularity) granularity;
+    decltype(&cuTensorMapEncodeTiled) tensor_map;
 };
 
 /* A reservation and what is mapped of it. */
@@ -141,6 +142,8 @@ void find_driver(la_rt *rt)
     else {
         maps = 0;
     }
+    (void)find(&d->tensor_map,
+               "cuTensorMapEncodeTiled"); /* la_rt_tensor_map says so if it is not there */
     rt->info.maps = maps;
     rt->info.granule = maps ? granule : (size_t)2 << 20;
 }
@@ -472,6 +475,37 @@ void la_rt_fill(la_rt_stream *s, void *dst, int byte, size_t bytes)
 }
 
 /* ---- launches and graphs --------------------------------------------------------------------- */
+
+int la_rt_tensor_map(la_rt_stream *s, la_tensor_map *map, const la_tensor_shape *shape)
+{
+    static const CUtensorMapSwizzle swizzles[] = {
+        CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
+        CU_TENSOR_MAP_SWIZZLE_128B};
+    const CUtensorMapDataType type = shape->element_bytes == 1   ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                     : shape->element_bytes == 2 ? CU_TENSOR_MAP_DATA_TYPE_UINT16
+                                     : shape->element_bytes == 4 ? CU_TENSOR_MAP_DATA_TYPE_UINT32
+                                                                 : CU_TENSOR_MAP_DATA_TYPE_UINT64;
+    static_assert(sizeof(CUtensorMap) == sizeof *map, "a tensor map is 128 bytes");
+    const cuuint32_t steps[5] = {1, 1, 1, 1, 1};
+    cuuint64_t dims[5], strides[4];
+    cuuint32_t box[5];
+    la_rt *rt = s->rt;
+    for (int i = 0; i < shape->rank; i++) {
+        dims[i] = shape->dims[i];
+        box[i] = shape->box[i];
+        if (i > 0) {
+            strides[i - 1] = shape->stride[i - 1];
+        }
+    }
+    CUresult st = rt->driver.tensor_map == nullptr
+                      ? CUDA_ERROR_NOT_FOUND
+                      : rt->driver.tensor_map(
+                            reinterpret_cast<CUtensorMap *>(map), type, (cuuint32_t)shape->rank,
+                            const_cast<void *>(shape->base), dims, strides, box, steps,
+                            CU_TENSOR_MAP_INTERLEAVE_NONE, swizzles[shape->swizzle],
+                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return mapped(rt, st, "tensor map") && !failed(rt) ? 0 : -1;
+}
 
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape)
