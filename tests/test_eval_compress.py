@@ -44,7 +44,8 @@ def test_round_trip_with_another_batch(llm, folder, text, packed):
         assert decompress(other, packed) == data
         assert compress(other, data) == packed
     bound = measure(llm, [text], chunk=511).bits / 8
-    assert bound <= len(packed) <= 1.005 * bound + 64
+    # It may be below the bound: no token costs more than some 30 bits, however unlikely.
+    assert len(packed) <= 1.005 * bound + 64
     assert len(packed) < len(lzma.compress(data, preset=9))
 
 
