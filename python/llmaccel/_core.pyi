@@ -71,14 +71,14 @@ class Engine:
         priority: int = 0,
         timeout: float = 0.0,
         logits: Buffer | None = None,
-        process: tuple[Callable[[int], bool], Buffer] | None = None,
-        length_penalty: float | None = None,
         drawn_logits: Buffer | None = None,
         states: Buffer | None = None,
         drawn_states: Buffer | None = None,
         layers: Sequence[int] | Buffer | None = None,
         state_from: int = 0,
         state_to: int = 0,
+        process: tuple[Callable[[int], bool], Buffer] | None = None,
+        length_penalty: float | None = None,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
     def step(
