@@ -33,7 +33,6 @@ Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f"
 Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
 AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
 Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
-Argmax = struct("Argmax", "x:p ldx:l out:p n:i V:i")
 Heads = struct(
     "Heads",
     "y:p ldy:l q:p ldq:l pos:p page:p q_norm:p k_norm:p cos:p sin:p base:p page_bytes:l "
@@ -192,19 +191,6 @@ def test_gather(device: Device) -> None:
     args = Gather(device.put(x), 80, device.put(np.array([3, 3, 0], np.int32)), out, 75, 3, 72)
     device.launch("gather", args)
     assert np.array_equal(device.get(out)[:, :72], x[[3, 3, 0], :72])
-
-
-@pytest.mark.parametrize("V", [1, 300, 1031])
-def test_argmax(device: Device, V: int) -> None:
-    """The lowest id of the largest; NaN never; 0 where nothing else is there."""
-    x = rows(5, V, V + 3, 19)
-    x[0, [V // 3, V // 2, V - 1]] = 9.0  # ties, maybe in different warps
-    x[1, :V:2] = np.nan
-    x[2, :V], x[3, :V], x[4, :V] = np.nan, -np.inf, -1.0
-    out = device.put(np.full(5, -1, np.int32))
-    device.launch("argmax", Argmax(device.put(x), V + 3, out, 5, V))
-    want = [0 if np.isnan(row[:V]).all() else int(np.nanargmax(row[:V])) for row in x]
-    assert device.get(out).tolist() == want
 
 
 # ---- heads and attention -------------------------------------------------------------------------

@@ -3,11 +3,11 @@
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
  * are fp32 as on the CPU; into a product they go as 16 bits (those of its weights, fp16 saturated), weights are rows of 16 bits, pages bf16.
  * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
- * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
+ * a graph of them, made when it is first wanted), and waits for what was drawn (backend_draws.cu). Invariant: what is not computed
  * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
-#include "backend_device.h"
+#include "backend_draws.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -18,20 +18,19 @@ enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run 
 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
-    size_t tokens, pos, page, first, rows, ids, tables, bytes;
+    size_t tokens, pos, page, first, rows, tables, bytes;
+    la_draws_layout draws; /* behind them */
 };
 
 /* la_workspace.own */
 struct step_room {
     step_layout at;
     uint8_t *pinned; /* [at.bytes] */
-    float *logits;   /* [logit_rows] rows as the device's, pinned */
-    la_drawer *drawer;
-    la_rt_graph
-        *graphs[GRAPH_TOKENS + 1]; /* up to the logits of as many tokens; NULL: not wanted yet */
-    const la_kv *kv;               /* that they read */
-    int64_t changes;               /* la_cuda.changes when they were made */
-    int noting;                    /* one is being made */
+    la_draws *draws;
+    la_rt_graph *graphs[GRAPH_TOKENS + 1]; /* steps of as many tokens; NULL: not wanted yet */
+    const la_kv *kv;                       /* that they read */
+    int64_t changes;                       /* la_cuda.changes when they were made */
+    int noting;                            /* one is being made */
 };
 
 size_t round_up(size_t n, size_t to)
@@ -64,7 +63,7 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-step_layout layout_of(const la_limits *limits)
+step_layout layout_of(const la_model_desc *d, const la_limits *limits)
 {
     step_layout at;
     size_t T = (size_t)limits->max_batch_tokens, one = round_up(T * 4, 256);
@@ -75,9 +74,9 @@ step_layout layout_of(const la_limits *limits)
     at.page = 2 * one;
     at.first = 3 * one;
     at.rows = 4 * one;
-    at.ids = 5 * one;
-    at.tables = 6 * one;
+    at.tables = 5 * one;
     at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
+    at.draws = la_draws_layout_of(d, limits, at.bytes);
     return at;
 }
 
@@ -88,8 +87,12 @@ la_status check(const la_model_desc *, const la_limits *)
 
 void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local)
 {
-    *shared = layout_of(limits).bytes +
-              (size_t)limits->max_batch_tokens * (size_t)la_cuda_widest(d) * sizeof(uint16_t);
+    step_layout at = layout_of(d, limits);
+    size_t T = (size_t)limits->max_batch_tokens, entered = T * (size_t)la_cuda_widest(d) * 2;
+    size_t rows = T < LA_LOGIT_ROWS ? T : LA_LOGIT_ROWS;
+    size_t ruled = rows * round_up((size_t)d->n_vocab, 16) * sizeof(float);
+    /* rows on their way into a product, or logits after the rules of sampling */
+    *shared = at.bytes + at.draws.bytes + (entered > ruled ? entered : ruled);
     *local = 0;
 }
 
@@ -109,8 +112,7 @@ void strip(la_workspace *w)
     if (own != NULL) {
         drop_graphs(own);
         la_rt_unpin(cuda->rt, own->pinned);
-        la_rt_unpin(cuda->rt, own->logits);
-        cuda->host->drawer_close(own->drawer);
+        la_draws_close(cuda, own->draws);
         cuda->host->free(own);
         w->own = NULL;
     }
@@ -129,16 +131,12 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
         strip(w);
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
-    own->at = layout_of(limits);
-    size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);
+    own->at = layout_of(&m->desc, limits);
     own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
-    own->logits = static_cast<float *>(la_rt_pin(cuda->rt, logits));
-    if (own->pinned == NULL || own->logits == NULL) {
-        strip(w);
-        return cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes",
-                                own->at.bytes + logits);
-    }
-    la_status st = cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    la_status st =
+        own->pinned != NULL
+            ? la_draws_open(cuda, m, w, limits, own->at.bytes, &own->draws)
+            : cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes", own->at.bytes);
     if (st != LA_OK) {
         strip(w);
     }
@@ -159,6 +157,13 @@ step_room *room_of(const la_ctx *c)
 const int32_t *on_device(const la_ctx *c, size_t at)
 {
     return array_at(c->w->shared, at);
+}
+
+/* Scratch of an op, behind the arrays. */
+uint8_t *behind_arrays(const la_ctx *c)
+{
+    const step_layout *at = &room_of(c)->at;
+    return c->w->shared + at->bytes + at->draws.bytes;
 }
 
 /* What kernels read of the batch, to the device. */
@@ -189,15 +194,13 @@ void upload_batch(la_cuda *cuda, const la_ctx *c)
     la_rt_copy(cuda->s, c->w->shared, own->pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
 }
 
-void sample(la_ctx *c, int first, la_rows logits);
-
-/* The graph of a step like this one, up to its logits; NULL where there is none. All that differs between
- * such steps lies in arrays on the device. */
-la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, void (*fn)(la_ctx *c))
+/* The graph of a step like this one; NULL where there is none. All that differs between such steps lies in
+ * arrays on the device. */
+la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, int packed, void (*fn)(la_ctx *c))
 {
     step_room *own = room_of(c);
     int n = c->batch->n_tokens;
-    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n) {
+    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n || packed != n) {
         return NULL;
     }
     if (own->changes != cuda->changes || own->kv != c->kv) {
@@ -221,21 +224,24 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
     la_cuda *cuda = turn.cuda;
     la_ctx c = *proto;
     if (turn.ok) {
+        la_draws *draws = room_of(&c)->draws;
         upload_batch(cuda, &c);
-        la_rt_graph *graph = graph_of(cuda, &c, fn);
+        la_rt_graph *graph = graph_of(cuda, &c, la_draws_pack(draws, &c, 0), fn);
         if (graph != NULL) {
             la_rows logits = c.w->logits;
             logits.n = c.batch->n_rows;
             la_rt_graph_run(graph, cuda->s);
-            sample(&c, 0, logits);
+            la_draws_host(draws, &c, 0, logits);
         }
         else {
             fn(&c);
         }
+        la_draws_fetch(draws, &c);
     }
     if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
+    la_draws_give(room_of(&c)->draws, &c);
     return LA_OK;
 }
 
@@ -283,7 +289,7 @@ const uint16_t *enter(la_ctx *c, int half, la_rows in, la_norm norm, int K)
     a.ldx = in.ld;
     a.w = norm.w;
     a.b = norm.b;
-    a.out = reinterpret_cast<uint16_t *>(c->w->shared + room_of(c)->at.bytes);
+    a.out = reinterpret_cast<uint16_t *>(behind_arrays(c));
     a.n = in.n;
     a.D = K;
     a.half = half;
@@ -420,55 +426,14 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
-/* Does the row want its largest logit's id and nothing else? */
-int is_greedy(const la_sample_row *r)
-{
-    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0;
-    return r->target == -1 && r->temperature <= 0.0f && r->n_top < 0 && r->logits == NULL && !ruled;
-}
-
-/* Draws of rows that are all greedy, without their logits. */
-void sample_greedy(la_ctx *c, int first, la_rows logits)
-{
-    la_cuda *cuda = la_cuda_of(c->b);
-    step_room *own = room_of(c);
-    int32_t *ids = array_at(own->pinned, own->at.ids);
-    la_argmax_args a = {};
-    a.x = logits.p;
-    a.ldx = logits.ld;
-    a.out = array_at(c->w->shared, own->at.ids);
-    a.n = logits.n;
-    a.V = c->m->desc.n_vocab;
-    la_launch_argmax(cuda->s, &a);
-    la_rt_copy(cuda->s, ids, a.out, (size_t)logits.n * sizeof *ids, LA_RT_OUT);
-    if (la_rt_stream_wait(cuda->s) == 0) {
-        for (int i = 0; i < logits.n; i++) {
-            *c->batch->rows[first + i].out_token = ids[i];
-        }
-    }
-}
-
-/* Else the host draws, so that every rule of sampling is there. */
+/* Logits after the rules go where rows on their way into a product were. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
-    la_cuda *cuda = la_cuda_of(c->b);
     step_room *own = room_of(c);
-    int greedy = 1;
-    if (own->noting) {
-        return; /* behind the graph */
-    }
-    for (int i = 0; i < logits.n; i++) {
-        greedy = greedy && is_greedy(&c->batch->rows[first + i]);
-    }
-    if (greedy) {
-        sample_greedy(c, first, logits);
-        return;
-    }
-    size_t bytes = (size_t)logits.n * (size_t)logits.ld * sizeof(float);
-    la_rt_copy(cuda->s, own->logits, logits.p, bytes, LA_RT_OUT);
-    if (la_rt_stream_wait(cuda->s) == 0) {
-        logits.p = own->logits;
-        cuda->host->drawer_run(own->drawer, c->m, c->batch, first, logits);
+    float *scratch = reinterpret_cast<float *>(behind_arrays(c));
+    la_draws_launch(own->draws, c, first, logits, scratch);
+    if (!own->noting) { /* a graph holds what the device does */
+        la_draws_host(own->draws, c, first, logits);
     }
 }
 
