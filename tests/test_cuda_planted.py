@@ -15,6 +15,7 @@ from functools import cache
 import emulator
 import pytest
 import test_cuda_rows as rows
+import test_cuda_sample as sample
 from cuda_mutants import NUMBERS
 from emulator import EMULATOR, KERNELS
 
@@ -58,6 +59,21 @@ def product(device: rows.Device) -> None:
     rows.test_products_finish(device)
 
 
+def draws(device: rows.Device) -> None:
+    sample.check_draws(device, 301, list(sample.sampling.CASES))
+    for made in ([17, 300, 17], [17, 300, 4], [300]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sample, "MADE", made)
+            names = ["greedy with rules", "plain with rules"]
+            sample.check_draws(device, 301, names, ahead=1)
+    sample.check_flat(device, 9001)
+    sample.test_best_are_in_order(device)
+
+
+def resume(device: rows.Device) -> None:
+    sample.test_a_step_takes_over_what_the_one_before_drew(device)
+
+
 SYNC = "la_sync_block();\n"
 PLANTED = [
     Planted(
@@ -76,13 +92,6 @@ PLANTED = [
         "for (int i = la_thread(); i < a.D; i += BLOCK) {\n        la_stg(out + i, narrow",
         "for (int i = la_thread(); i < a.D - 1; i += BLOCK) {\n        la_stg(out + i, narrow",
         enter,
-    ),
-    Planted(
-        "rows.cu",
-        "a tie's later id",
-        "y.id < x.id",
-        "y.id > x.id",
-        lambda d: rows.test_argmax(d, 300),
     ),
     Planted(
         *("rows.cu", "no wait for the predecessor"),
@@ -195,7 +204,58 @@ PLANTED = [
     ),
     Planted("gemm_mma.cu", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
     Planted("gemm_mma.cu", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
+    Planted("sample.cu", "banned whatever came", "after < 0 || after == newest", "1", draws),
+    Planted("sample.cu", "newest is not counted", "count + (id == newest)", "count", draws),
+    Planted("sample.cu", "newest is forgotten", "&& la_lds(mark) == 0", "&& mark == 0", draws),
+    Planted("sample.cu", "biased by another", "list + 2 * i + 1)));", "list + 1)));", draws),
+    Planted("sample.cu", "a tie's later id", "- 1 - id);", "- 1 & id);", draws),
+    Planted("sample.cu", "no carry", "+ mantissa < mantissa", "< 0u", draws),
+    Planted("sample.cu", "a level too few", "level < 5;", "level < 4;", draws),
+    Planted("sample.cu", "one lane too much", "mine.n += sum - n", "mine.n += sum", draws),
+    Planted("sample.cu", "min_p itself", "p >= floor", "p > floor", draws),
+    Planted("sample.cu", "other numbers", "0xBB67AE85u", "0xBB67AE86u", draws),
+    Planted("sample.cu", "equals in the rank", "v > value", "v >= value", draws),
+    Planted("sample.cu", "sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", draws),
+    Planted("sample.cu", "all of the set", "(double)top_p * total", "total", draws),
+    Planted("sample.cu", "a slice too far", "sum + slice_sum(s) > want", "sum > want", draws),
+    Planted(
+        "sample.cu",
+        "beyond the row",
+        "v[j] = first + j < V ?",
+        "v[j] = first >= 0 ?",
+        draws,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "sample.cu",
+        "bins read early",
+        SYNC[:-1] + " /* all is counted",
+        "/* all is counted",
+        draws,
+        "nothing orders the two",
+    ),
+    Planted(
+        "sample.cu",
+        "list refilled early",
+        SYNC[:-1] + " /* bins and list",
+        "/* bins and list",
+        draws,
+        "nothing orders the two",
+    ),
+    Planted("step.cu", "the row behind", "-1 - token", "-token", resume),
+    Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
+    Planted(
+        "step.cu",
+        "no wait for what is drawn",
+        "    la_grid_wait();\n",
+        "",
+        resume,
+        "before la_grid_wait",
+    ),
 ]
+
+
+FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "sample.cu", "step.cu"]
 
 
 @cache
@@ -209,7 +269,7 @@ def library(planted: Planted) -> ctypes.CDLL:
     changed = changed.replace('"../../model/', f'"{emulator.CORE}/model/')
     if not path.exists() or path.read_text() != changed:
         path.write_text(changed)
-    kernels = [KERNELS / name for name in ("rows.cu", "attention.cu", "gemm_mma.cu")]
+    kernels = [KERNELS / name for name in FILES]
     sources = [path if p.name == planted.file else p for p in kernels]
     return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
 
@@ -242,7 +302,9 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     assert any(planted.reason in reason for reason in seen), seen
 
 
-@pytest.mark.parametrize("check", [enter, heads, attend, product], ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [enter, heads, attend, product, draws, resume], ids=lambda check: check.__name__
+)
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 3):
         monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(seed))

@@ -32,6 +32,8 @@ class Counts(ctypes.Structure):
             "replays",
             "copied_in",
             "copied_out",
+            "graphs",
+            "event_waits",
         )
     ]
 
@@ -41,7 +43,7 @@ class Runtime:
 
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.lib = library or emulator.backend()
-        for name in ("alloc", "reserve", "pin", "stream_open", "graph_end", "error"):
+        for name in ("alloc", "reserve", "pin", "stream_open", "event_open", "graph_end", "error"):
             getattr(self.lib, f"la_rt_{name}").restype = ctypes.c_void_p
         self.rt = ctypes.c_void_p()
         why = ctypes.create_string_buffer(256)

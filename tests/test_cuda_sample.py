@@ -14,8 +14,8 @@ import reference_sampling as ref
 import test_sampling as sampling
 from test_cuda_rows import Device, struct
 
-FIELDS = "seed stream counter".split(), "temperature top_p min_p presence frequency repetition"
-INTS = "top_k target n_top top_at allowed_at ban_at n_ban bias_at n_bias seen_at n_seen"
+FIELDS = ["seed", "stream", "counter"], "temperature top_p min_p presence frequency repetition"
+INTS = "top_k target n_top top_at allowed_at ban_at n_ban bias_at n_bias seen_at n_seen newest"
 RULE = np.dtype(
     [(name, "u8") for name in FIELDS[0]]
     + [(name, "f4") for name in FIELDS[1].split()]
@@ -25,19 +25,26 @@ RULE = np.dtype(
 DRAWN = np.dtype([("id", "i4"), ("logprob", "f4"), ("rank", "i4")])
 TOP = np.dtype([("id", "i4"), ("logprob", "f4")])
 Sample = struct("Sample", "logits:p ldl:l ruled:p ldr:l rules:p words:p drawn:p tops:p n:i V:i")
+Resume = struct("Resume", "tokens:p rules:p drawn:p n_tokens:i n_rules:i")
 MOST_TOPS = 32
 GIVEN, MADE = [5, 9], [17, 300, 17]
 
 
 def case(**params: Any) -> dict[str, Any]:
-    return {**sampling.PARAMS, "n_top": -1, "target": -1, **params}
+    """ahead: 1 where the lists do not know the last of MADE yet."""
+    return {**sampling.PARAMS, "n_top": -1, "target": -1, "ahead": 0, **params}
 
 
-def bans(p: dict[str, Any]) -> list[int]:
-    found = list(p["stop_ids"]) if len(MADE) < p["min_tokens"] else []
+def bans(p: dict[str, Any]) -> list[tuple[int, int]]:
+    """(id, the newest token after which it is banned; -1: any)"""
+    found = [(token, -1) for token in p["stop_ids"] if len(MADE) < p["min_tokens"]]
+    made = MADE[: len(MADE) - p["ahead"]]
     for word in p["bad"]:
-        if MADE[len(MADE) - len(word) + 1 :] == word[:-1] or len(word) == 1:
-            found.append(word[-1])
+        known, after = word[:-1], -1
+        if p["ahead"] and known:
+            *known, after = known
+        if made[len(made) - len(known) :] == known:
+            found.append((word[-1], after))
     return found
 
 
@@ -46,7 +53,8 @@ def seen(p: dict[str, Any]) -> dict[int, int]:
     if p["repetition_penalty"] == 1 and not p["presence_penalty"] and not p["frequency_penalty"]:
         return {}
     given = GIVEN if p["repetition_penalty"] != 1 else []
-    return {token: MADE.count(token) for token in [*given, *MADE]}
+    made = MADE[: len(MADE) - p["ahead"]]
+    return {token: made.count(token) for token in [*given, *made]}
 
 
 def rule(p: dict[str, Any], V: int, words: list[int], top_at: int) -> tuple:
@@ -60,13 +68,15 @@ def rule(p: dict[str, Any], V: int, words: list[int], top_at: int) -> tuple:
     pairs = sorted(zip(p["bias_ids"], p["bias"], strict=True))
     biases = [word for i, b in pairs for word in (i, int(np.float32(b).view(np.uint32)))]
     counts = [word for pair in seen(p).items() for word in pair]
-    for each, size in ((bans(p), 1), (biases, 2), (counts, 2)):
-        places += [len(words), len(each) // size]
+    banned = [word & 0xFFFFFFFF for pair in bans(p) for word in pair]
+    for each in (banned, biases, counts):
+        places += [len(words), len(each) // 2]
         words += each
     numbers = [p[n] for n in ("temperature", "top_p", "min_p", "presence_penalty")]
     numbers += [p["frequency_penalty"], p["repetition_penalty"], p["top_k"], p["target"]]
     position = len(GIVEN) + len(MADE)
-    return (p["seed"], 0, position, *numbers, p["n_top"], top_at, *places)
+    newest = MADE[-1] if p["ahead"] else -1
+    return (p["seed"], 0, position, *numbers, p["n_top"], top_at, *places, newest)
 
 
 def draw(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
@@ -81,7 +91,9 @@ def draw(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
     tops = device.put(np.full((n, MOST_TOPS, 2), -7, np.int32).view(TOP)[..., 0])
     scratch = device.put(np.full((n, ld), np.nan, np.float32))
     lists = device.put(np.array(words, np.uint32))
-    device.launch("sample", Sample(at, ld, scratch, ld, device.put(rules), lists, drawn, tops, n, V))
+    device.launch(
+        "sample", Sample(at, ld, scratch, ld, device.put(rules), lists, drawn, tops, n, V)
+    )
     assert np.array_equal(device.get(at), x, equal_nan=True)  # raw logits stay
     return device.get(drawn), device.get(tops)
 
@@ -94,10 +106,10 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     made.rt.lib.la_rt_close(made.rt.rt)
 
 
-def check_draws(device: Device, V: int, names: list[str], seed: int = 0) -> None:
+def check_draws(device: Device, V: int, names: list[str], *, seed: int = 0, ahead: int = 0) -> None:
     """The cases' draws, each from a row of its own; some report logprobs."""
     cases = [
-        case(**sampling.CASES[name], seed=seed << 40 | i, n_top=[-1, 0, 5][i % 3])
+        case(**sampling.CASES[name], seed=seed << 40 | i, n_top=[-1, 0, 5][i % 3], ahead=ahead)
         for i, name in enumerate(names)
     ]
     logits = sampling.table(V)[np.arange(len(cases)) % sampling.KNOWN]
@@ -122,9 +134,18 @@ def check_scores(row: np.ndarray, n: int, drawn: np.ndarray, tops: np.ndarray) -
     assert (tops["id"][n:] == -7).all()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_draws_are_those_of_the_definition(device: Device, seed: int) -> None:
-    check_draws(device, 301, list(sampling.CASES), seed)
+def test_draws_are_those_of_the_definition(device: Device) -> None:
+    check_draws(device, 301, list(sampling.CASES))
+
+
+def test_the_newest_token_counts_before_the_host_knows_it(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be in the lists already (17, two of three) or not (9 by penalties of output, 4)."""
+    names = ["greedy with rules", "plain with rules", "top_p with rules", "allowed", "min_tokens"]
+    for made in (MADE, [17, 300, 4], [300, 300], [300]):
+        monkeypatch.setattr("test_cuda_sample.MADE", made)
+        check_draws(device, 301, names, seed=len(made), ahead=1)
 
 
 def test_draws_from_several_slices(device: Device) -> None:
@@ -208,10 +229,27 @@ def test_a_row_does_not_know_its_company(device: Device) -> None:
     for i in range(4):
         alone = draw(device, logits[i : i + 1], cases[i : i + 1])
         assert alone[0][0] == together[0][i]
-        assert (alone[1][0] == together[1][i]).all()
+        assert (alone[1][0, :4] == together[1][i, :4]).all()
 
 
 def test_a_row_that_is_not_the_devices_is_left(device: Device) -> None:
     drawn, _ = draw(device, sampling.table(301)[:2], [case(target=-2), case(temperature=0.0)])
     assert (drawn["id"][0], drawn["rank"][0]) == (-7, -7)
     assert drawn["id"][1] == int(sampling.table(301)[1].argmax())
+
+
+def test_a_step_takes_over_what_the_one_before_drew(device: Device) -> None:
+    """Tokens and rules of 300 rows, more than a block's threads; what is known stays."""
+    drawn = np.zeros(40, DRAWN)
+    drawn["id"] = np.arange(40) + 1000
+    tokens = np.arange(300, dtype=np.int32)
+    tokens[[0, 7, 280]] = -1, -40, -3
+    rules = np.zeros(290, RULE)
+    rules["newest"], rules["target"] = -1, -2
+    rules["newest"][[5, 6, 289]] = -2, -41, 17
+    at, where = device.put(tokens), device.put(rules)
+    device.launch("resume", Resume(at, where, device.put(drawn), 300, 290))
+    tokens[[0, 7, 280]] = 1000, 1039, 1002
+    rules["newest"][[5, 6]] = 1000, 1039
+    assert np.array_equal(device.get(at), tokens)
+    assert np.array_equal(device.get(where), rules)

@@ -2,9 +2,9 @@
  *
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
  * are fp32 as on the CPU; into a product they go as 16 bits (those of its weights, fp16 saturated), weights are rows of 16 bits, pages bf16.
- * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
- * a graph of them, made when it is first wanted), and waits for what was drawn (backend_draws.cu). Invariant: what is not computed
- * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
+ * A step uploads what the batch brings from pinned memory and asks for every kernel (steps of a token a sequence: for
+ * a graph of them, made when it is first wanted) and for what was drawn (backend_draws.cu); `results` waits for
+ * that, if the engine likes after the next step was asked for. Invariant: what is not computed here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
 #include "backend_draws.h"
@@ -25,7 +25,10 @@ struct step_layout {
 /* la_workspace.own */
 struct step_room {
     step_layout at;
-    uint8_t *pinned; /* [at.bytes] */
+    uint8_t *pinned[2];       /* [at.bytes], of steps in turns */
+    la_rt_event *done[2];     /* their results are on the host */
+    const la_batch *batch[2]; /* of those under way */
+    int turn, n_under_way;
     la_draws *draws;
     la_rt_graph *graphs[GRAPH_TOKENS + 1]; /* steps of as many tokens; NULL: not wanted yet */
     const la_kv *kv;                       /* that they read */
@@ -89,7 +92,7 @@ void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, si
 {
     step_layout at = layout_of(d, limits);
     size_t T = (size_t)limits->max_batch_tokens, entered = T * (size_t)la_cuda_widest(d) * 2;
-    size_t rows = T < LA_LOGIT_ROWS ? T : LA_LOGIT_ROWS;
+    size_t tile = LA_LOGIT_ROWS, rows = T < tile ? T : tile;
     size_t ruled = rows * round_up((size_t)d->n_vocab, 16) * sizeof(float);
     /* rows on their way into a product, or logits after the rules of sampling */
     *shared = at.bytes + at.draws.bytes + (entered > ruled ? entered : ruled);
@@ -110,8 +113,14 @@ void strip(la_workspace *w)
     la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(w->own);
     if (own != NULL) {
+        if (own->n_under_way > 0) {
+            (void)la_rt_stream_wait(cuda->s);
+        }
         drop_graphs(own);
-        la_rt_unpin(cuda->rt, own->pinned);
+        for (int i = 0; i < 2; i++) {
+            la_rt_unpin(cuda->rt, own->pinned[i]);
+            la_rt_event_close(own->done[i]);
+        }
         la_draws_close(cuda, own->draws);
         cuda->host->free(own);
         w->own = NULL;
@@ -132,11 +141,15 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
     own->at = layout_of(&m->desc, limits);
-    own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+    int bad = 0;
+    for (int i = 0; i < 2; i++) {
+        own->pinned[i] = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+        own->done[i] = la_rt_event_open(cuda->rt);
+        bad |= own->pinned[i] == NULL || own->done[i] == NULL;
+    }
     la_status st =
-        own->pinned != NULL
-            ? la_draws_open(cuda, m, w, limits, own->at.bytes, &own->draws)
-            : cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes", own->at.bytes);
+        bad ? cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes", 2 * own->at.bytes)
+            : la_draws_open(cuda, m, w, limits, own->at.bytes, &own->draws);
     if (st != LA_OK) {
         strip(w);
     }
@@ -170,12 +183,13 @@ uint8_t *behind_arrays(const la_ctx *c)
 void upload_batch(la_cuda *cuda, const la_ctx *c)
 {
     step_room *own = room_of(c);
+    uint8_t *pinned = own->pinned[own->turn];
     const la_batch *batch = c->batch;
-    int32_t *pos = array_at(own->pinned, own->at.pos), *page = array_at(own->pinned, own->at.page);
-    int32_t *first = array_at(own->pinned, own->at.first);
-    int32_t *rows = array_at(own->pinned, own->at.rows);
-    int32_t *tables = array_at(own->pinned, own->at.tables), n = 0;
-    memcpy(own->pinned + own->at.tokens, batch->tokens, (size_t)batch->n_tokens * 4);
+    int32_t *pos = array_at(pinned, own->at.pos), *page = array_at(pinned, own->at.page);
+    int32_t *first = array_at(pinned, own->at.first);
+    int32_t *rows = array_at(pinned, own->at.rows);
+    int32_t *tables = array_at(pinned, own->at.tables), n = 0;
+    memcpy(pinned + own->at.tokens, batch->tokens, (size_t)batch->n_tokens * 4);
     for (int s = 0; s < batch->n_spans; s++) {
         const la_span *span = &batch->spans[s];
         for (int i = 0; i < span->n_tokens; i++) {
@@ -191,7 +205,7 @@ void upload_batch(la_cuda *cuda, const la_ctx *c)
     for (int i = 0; i < batch->n_rows; i++) {
         rows[i] = batch->rows[i].token;
     }
-    la_rt_copy(cuda->s, c->w->shared, own->pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
+    la_rt_copy(cuda->s, c->w->shared, pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
 }
 
 /* The graph of a step like this one; NULL where there is none. All that differs between such steps lies in
@@ -224,9 +238,10 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
     la_cuda *cuda = turn.cuda;
     la_ctx c = *proto;
     if (turn.ok) {
-        la_draws *draws = room_of(&c)->draws;
+        step_room *own = room_of(&c);
+        la_draws *draws = own->draws;
         upload_batch(cuda, &c);
-        la_rt_graph *graph = graph_of(cuda, &c, la_draws_pack(draws, &c, 0), fn);
+        la_rt_graph *graph = graph_of(cuda, &c, la_draws_pack(draws, &c, own->turn), fn);
         if (graph != NULL) {
             la_rows logits = c.w->logits;
             logits.n = c.batch->n_rows;
@@ -237,11 +252,28 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
             fn(&c);
         }
         la_draws_fetch(draws, &c);
+        la_rt_event_record(own->done[own->turn], cuda->s);
+        own->batch[own->turn] = c.batch;
+        own->turn = !own->turn;
+        own->n_under_way++;
     }
-    if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
+    if (!turn.ok) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
-    la_draws_give(room_of(&c)->draws, &c);
+    return LA_OK;
+}
+
+la_status results(la_workspace *w)
+{
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
+    step_room *own = static_cast<step_room *>(w->own);
+    int oldest = own->n_under_way == 2 ? own->turn : !own->turn;
+    own->n_under_way--;
+    if (!turn.ok || la_rt_event_wait(own->done[oldest]) != 0) {
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+    }
+    la_draws_give(own->draws, own->batch[oldest], oldest);
     return LA_OK;
 }
 
@@ -273,6 +305,7 @@ void lookup(la_ctx *c, const la_matrix *m, size_t ids, float scale, int add, la_
 void embed(la_ctx *c, la_rows x)
 {
     const step_layout *at = &room_of(c)->at;
+    la_draws_resume(room_of(c)->draws, c, array_at(c->w->shared, at->tokens));
     lookup(c, &c->m->embed, at->tokens, c->m->desc.embed_scale, 0, x);
     if (c->m->pos_embed.n_parts != 0) {
         lookup(c, &c->m->pos_embed, at->pos, 1.0f, 1, x);
@@ -489,6 +522,8 @@ la_backend_ops make_ops()
     o.accept = la_cuda_accept;
     o.pack = la_cuda_pack;
     o.run = run;
+    o.results = results;
+    o.draws_ahead = la_draws_ahead;
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;

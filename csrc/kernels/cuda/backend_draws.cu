@@ -6,20 +6,22 @@
  * between. Invariant: results are in the rows when la_draws_give returns. Called by backend.cu.
  */
 #include "backend_draws.h"
+#include "step.h"
 
 #include <string.h>
 
 struct la_draws {
     la_draws_layout at;
-    uint8_t *pinned;          /* [at.bytes] */
+    uint8_t *pinned[2];       /* [at.bytes], of each turn */
+    int turn;                 /* of the step that is asked for */
     float *logits;            /* [logit_rows] rows as the device's, pinned */
     la_sample_row *host_rows; /* [logit_rows] */
     la_drawer *drawer;
-    int packed, packed_end; /* rows whose wishes are on the device */
+    int packed_end; /* rows before it have their wishes on the device, or had them there */
 };
 
-/* A field that is new here must be drawn by the device, or by the host: say so in `on_device`. */
-static_assert(sizeof(la_sample_row) == 184, "la_sample_row has changed");
+/* A field that is new here must be drawn by the device, or by the host: say so in `device_draws`. */
+static_assert(sizeof(la_sample_row) == 200, "la_sample_row has changed");
 
 namespace {
 
@@ -35,7 +37,7 @@ int words_of_mask(int V)
 
 template <class T> T *array_at(const la_draws *own, size_t at)
 {
-    return reinterpret_cast<T *>(own->pinned + at);
+    return reinterpret_cast<T *>(own->pinned[own->turn] + at);
 }
 
 uint8_t *on_device(const la_draws *own, const la_ctx *c, size_t at)
@@ -91,11 +93,11 @@ int pack_row(la_draws *own, const la_sample_row *r, int V, la_draw_rule *out, in
     int mask = draws && r->allowed != NULL ? words_of_mask(V) : 0;
     int n_ban = draws ? r->n_ban : 0, n_bias = draws ? r->n_bias : 0,
         n_seen = draws ? r->n_seen : 0;
-    if (*used + mask + n_ban + 2 * n_bias + 2 * n_seen > own->at.n_words) {
+    if (*used + mask + 2 * (n_ban + n_bias + n_seen) > own->at.n_words) {
         return 0;
     }
     out->allowed_at = mask != 0 ? take(used, mask) : -1;
-    out->ban_at = take(used, n_ban);
+    out->ban_at = take(used, 2 * n_ban);
     out->bias_at = take(used, 2 * n_bias);
     out->seen_at = take(used, 2 * n_seen);
     out->n_ban = n_ban;
@@ -104,9 +106,7 @@ int pack_row(la_draws *own, const la_sample_row *r, int V, la_draw_rule *out, in
     if (mask != 0) {
         memcpy(words + out->allowed_at, r->allowed, (size_t)mask * 4);
     }
-    if (n_ban != 0) {
-        memcpy(words + out->ban_at, r->ban_ids, (size_t)n_ban * 4);
-    }
+    pack_pairs(words + out->ban_at, r->ban_ids, r->ban_after, n_ban);
     pack_pairs(words + out->bias_at, r->bias_ids, r->bias, n_bias);
     pack_pairs(words + out->seen_at, r->seen_ids, r->seen_counts, n_seen);
     return 1;
@@ -146,7 +146,7 @@ la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limi
     int seen = limits->max_len < V ? limits->max_len : V, usual = seen < 2048 ? seen : 2048;
     /* what each sequence may usually want, and what one may want at most */
     int64_t words = (int64_t)seqs * (words_of_mask(V) + 2 * usual + 64) + words_of_mask(V) +
-                    2 * (int64_t)seen + 3 * LA_SAMPLE_LISTED;
+                    2 * (int64_t)seen + 4 * LA_SAMPLE_LISTED;
     at.n_words = words < INT32_MAX ? (int)words : INT32_MAX;
     at.n_tops = limits->max_batch_tokens * LA_SAMPLE_TOPS;
     at.begin = begin;
@@ -154,14 +154,16 @@ la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limi
     at.words = round_up(T * sizeof(la_draw_rule));
     at.drawn = at.words + round_up((size_t)at.n_words * 4);
     at.tops = at.drawn + round_up(T * sizeof(la_drawn));
-    at.bytes = at.tops + round_up((size_t)at.n_tops * sizeof(la_top));
+    at.host = at.tops + round_up((size_t)at.n_tops * sizeof(la_top));
+    at.bytes = at.host + round_up(LA_LOGIT_ROWS * sizeof(int32_t));
     return at;
 }
 
 void la_draws_close(la_cuda *cuda, la_draws *own)
 {
     if (own != NULL) {
-        la_rt_unpin(cuda->rt, own->pinned);
+        la_rt_unpin(cuda->rt, own->pinned[0]);
+        la_rt_unpin(cuda->rt, own->pinned[1]);
         la_rt_unpin(cuda->rt, own->logits);
         cuda->host->drawer_close(own->drawer);
         cuda->host->free(own->host_rows);
@@ -179,19 +181,24 @@ la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,
         return cuda->host->fail(LA_ERR_MEMORY, "sampling: out of memory");
     }
     own->at = la_draws_layout_of(&m->desc, limits, begin);
-    own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+    own->pinned[0] = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+    own->pinned[1] = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
     own->logits = static_cast<float *>(la_rt_pin(cuda->rt, logits));
     own->host_rows = static_cast<la_sample_row *>(cuda->host->alloc(rows, sizeof *own->host_rows));
-    if (own->pinned == NULL || own->logits == NULL || own->host_rows == NULL) {
+    if (own->pinned[0] == NULL || own->pinned[1] == NULL || own->logits == NULL ||
+        own->host_rows == NULL) {
         return cuda->host->fail(LA_ERR_MEMORY, "sampling: cannot pin %zu bytes",
-                                own->at.bytes + logits);
+                                2 * own->at.bytes + logits);
     }
     return cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
 }
 
-int la_draws_pack(la_draws *own, const la_ctx *c, int first)
+/* Rows from `first` on; behind 0 there was a wait, and what the step before drew is on the host. */
+static int pack(la_draws *own, const la_ctx *c, int first)
 {
     la_cuda *cuda = la_cuda_of(c->b);
+    const uint8_t *other = own->pinned[!own->turn] + own->at.drawn;
+    const la_drawn *before = reinterpret_cast<const la_drawn *>(other);
     la_draw_rule *rules = array_at<la_draw_rule>(own, own->at.rules);
     int V = c->m->desc.n_vocab, used = 0, top_at = 0, end = first;
     for (int i = 0; i < first; i++) {
@@ -209,16 +216,33 @@ int la_draws_pack(la_draws *own, const la_ctx *c, int first)
             break;
         }
         pack_numbers(r, rule);
+        rule->newest = r->newest < 0 ? -1 : first == 0 ? -2 - r->newest : before[r->newest].id;
         rule->top_at = top_at;
         top_at += tops_of(r);
     }
     la_rt_copy(cuda->s, on_device(own, c, own->at.rules) + (size_t)first * sizeof *rules,
                rules + first, (size_t)(end - first) * sizeof *rules, LA_RT_IN);
-    la_rt_copy(cuda->s, on_device(own, c, own->at.words), own->pinned + own->at.words,
+    la_rt_copy(cuda->s, on_device(own, c, own->at.words), array_at<uint8_t>(own, own->at.words),
                (size_t)used * 4, LA_RT_IN);
-    own->packed = first;
     own->packed_end = end;
     return end;
+}
+
+int la_draws_pack(la_draws *own, const la_ctx *c, int turn)
+{
+    own->turn = turn;
+    return pack(own, c, 0);
+}
+
+void la_draws_resume(la_draws *own, const la_ctx *c, int32_t *tokens)
+{
+    la_resume_args a = {};
+    a.tokens = tokens;
+    a.rules = reinterpret_cast<la_draw_rule *>(on_device(own, c, own->at.rules));
+    a.drawn = reinterpret_cast<la_drawn *>(on_device(own, c, own->at.drawn));
+    a.n_tokens = c->batch->n_tokens;
+    a.n_rules = own->packed_end;
+    la_launch_resume(la_cuda_of(c->b)->s, &a);
 }
 
 void la_draws_launch(la_draws *own, la_ctx *c, int first, la_rows logits, float *scratch)
@@ -230,7 +254,7 @@ void la_draws_launch(la_draws *own, la_ctx *c, int first, la_rows logits, float 
             if (la_rt_stream_wait(cuda->s) != 0) { /* what was packed before is read until then */
                 return;
             }
-            la_draws_pack(own, c, i);
+            (void)pack(own, c, i);
         }
         int stop = own->packed_end < end ? own->packed_end : end;
         la_sample_args a = {};
@@ -246,6 +270,20 @@ void la_draws_launch(la_draws *own, la_ctx *c, int first, la_rows logits, float 
         a.V = c->m->desc.n_vocab;
         la_launch_sample(cuda->s, &a);
         i = stop;
+    }
+}
+
+/* What the host drew for rows of a tile: the next step may feed it. */
+static void tell_device(la_draws *own, const la_ctx *c, int first, int n)
+{
+    la_drawn *drawn = reinterpret_cast<la_drawn *>(on_device(own, c, own->at.drawn));
+    int32_t *ids = array_at<int32_t>(own, own->at.host);
+    for (int i = 0; i < n; i++) {
+        const la_sample_row *r = &c->batch->rows[first + i];
+        if (r->target == -1 && !device_draws(r)) {
+            ids[i] = *r->out_token;
+            la_rt_copy(la_cuda_of(c->b)->s, &drawn[first + i].id, &ids[i], sizeof ids[i], LA_RT_IN);
+        }
     }
 }
 
@@ -268,6 +306,7 @@ void la_draws_host(la_draws *own, la_ctx *c, int first, la_rows logits)
         rows.rows = own->host_rows;
         la_rows here = {own->logits, n, logits.ld};
         cuda->host->drawer_run(own->drawer, c->m, &rows, 0, here);
+        tell_device(own, c, first, logits.n);
     }
 }
 
@@ -279,18 +318,19 @@ void la_draws_fetch(la_draws *own, const la_ctx *c)
         any |= device_draws(&c->batch->rows[i]);
         tops += tops_of(&c->batch->rows[i]);
     }
-    la_rt_copy(cuda->s, own->pinned + own->at.drawn, on_device(own, c, own->at.drawn),
+    la_rt_copy(cuda->s, array_at<uint8_t>(own, own->at.drawn), on_device(own, c, own->at.drawn),
                any ? (size_t)c->batch->n_rows * sizeof(la_drawn) : 0, LA_RT_OUT);
-    la_rt_copy(cuda->s, own->pinned + own->at.tops, on_device(own, c, own->at.tops),
+    la_rt_copy(cuda->s, array_at<uint8_t>(own, own->at.tops), on_device(own, c, own->at.tops),
                (size_t)tops * sizeof(la_top), LA_RT_OUT);
 }
 
-void la_draws_give(const la_draws *own, const la_ctx *c)
+void la_draws_give(const la_draws *own, const la_batch *batch, int turn)
 {
-    const la_drawn *drawn = array_at<la_drawn>(own, own->at.drawn);
-    const la_top *tops = array_at<la_top>(own, own->at.tops);
-    for (int i = 0; i < c->batch->n_rows; i++) {
-        const la_sample_row *r = &c->batch->rows[i];
+    const uint8_t *pinned = own->pinned[turn];
+    const la_drawn *drawn = reinterpret_cast<const la_drawn *>(pinned + own->at.drawn);
+    const la_top *tops = reinterpret_cast<const la_top *>(pinned + own->at.tops);
+    for (int i = 0; i < batch->n_rows; i++) {
+        const la_sample_row *r = &batch->rows[i];
         if (!device_draws(r)) {
             continue;
         }
@@ -307,4 +347,11 @@ void la_draws_give(const la_draws *own, const la_ctx *c)
         }
         tops += tops_of(r);
     }
+}
+
+int la_draws_ahead(const la_sampling *p)
+{
+    return p->logprobs <= LA_SAMPLE_TOPS && p->n_stop <= LA_SAMPLE_LISTED &&
+           p->n_bad <= LA_SAMPLE_LISTED - p->n_stop && p->n_bias <= LA_SAMPLE_LISTED &&
+           ascending(p->bias_ids, p->n_bias);
 }

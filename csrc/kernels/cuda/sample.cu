@@ -18,6 +18,21 @@
 
 /* ---- rules ---- */
 
+LA_DEV int penalizes(const la_draw_rule *r)
+{
+    return la_ldg(&r->repetition) != 1.0f || la_ldg(&r->frequency) != 0.0f ||
+           la_ldg(&r->presence) != 0.0f;
+}
+
+/* A token that was seen, and generated `count` times. */
+LA_DEV void penalize(const la_draw_rule *r, float *at, int count)
+{
+    float v = la_ldg(at), repetition = la_ldg(&r->repetition);
+    v = v > 0.0f ? v / repetition : v * repetition;
+    float by = la_ldg(&r->frequency) * (float)count + la_ldg(&r->presence);
+    la_stg(at, count > 0 ? v - by : v);
+}
+
 /* The row after allowed, banned, biases and penalties, in that order. */
 LA_DEV void apply_rules(const la_sample_args &a, const la_draw_rule *r, const float *x,
                         float *ruled)
@@ -31,8 +46,12 @@ LA_DEV void apply_rules(const la_sample_args &a, const la_draw_rule *r, const fl
     });
     la_sync_block();
     const uint32_t *list = a.words + la_ldg(&r->ban_at);
+    int newest = la_ldg(&r->newest);
     for (int i = la_thread(); i < n_ban; i += BLOCK) {
-        la_stg(ruled + la_ldg(list + i), -INFINITY);
+        int after = (int)la_ldg(list + 2 * i + 1);
+        if (after < 0 || after == newest) {
+            la_stg(ruled + la_ldg(list + 2 * i), -INFINITY);
+        }
     }
     la_sync_block();
     list = a.words + la_ldg(&r->bias_at);
@@ -40,15 +59,22 @@ LA_DEV void apply_rules(const la_sample_args &a, const la_draw_rule *r, const fl
         float *at = ruled + la_ldg(list + 2 * i);
         la_stg(at, la_ldg(at) + la_float(la_ldg(list + 2 * i + 1)));
     }
-    la_sync_block();
     list = a.words + la_ldg(&r->seen_at);
-    float repetition = la_ldg(&r->repetition), frequency = la_ldg(&r->frequency);
-    float presence = la_ldg(&r->presence);
+    uint32_t mark = la_smem() + COUNTER_AT; /* has the newest token been found in the list? */
+    if (la_thread() == 0) {
+        la_sts(mark, newest < 0);
+    }
+    la_sync_block();
     for (int i = la_thread(); i < n_seen; i += BLOCK) {
-        float *at = ruled + la_ldg(list + 2 * i), v = la_ldg(at);
-        int count = (int)la_ldg(list + 2 * i + 1);
-        v = v > 0.0f ? v / repetition : v * repetition;
-        la_stg(at, count > 0 ? v - (frequency * (float)count + presence) : v);
+        int id = (int)la_ldg(list + 2 * i), count = (int)la_ldg(list + 2 * i + 1);
+        if (id == newest) {
+            la_sts(mark, 1);
+        }
+        penalize(r, ruled + id, count + (id == newest));
+    }
+    la_sync_block();
+    if (la_thread() == 0 && penalizes(r) && la_lds(mark) == 0) {
+        penalize(r, ruled + newest, 1);
     }
     la_sync_block();
 }
@@ -56,7 +82,7 @@ LA_DEV void apply_rules(const la_sample_args &a, const la_draw_rule *r, const fl
 LA_DEV int has_rules(const la_draw_rule *r)
 {
     return la_ldg(&r->allowed_at) >= 0 || la_ldg(&r->n_ban) != 0 || la_ldg(&r->n_bias) != 0 ||
-           la_ldg(&r->n_seen) != 0;
+           la_ldg(&r->n_seen) != 0 || (la_ldg(&r->newest) >= 0 && penalizes(r));
 }
 
 /* ---- walks down a row, best first ---- */

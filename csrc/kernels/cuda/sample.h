@@ -30,9 +30,10 @@ typedef struct la_draw_rule {
     int32_t n_top;           /* best logprobs; -1: no logprobs at all */
     int32_t top_at;          /* where in `tops` they go */
     int32_t allowed_at;      /* [ceil(V/32)] bits; -1: all are */
-    int32_t ban_at, n_ban;   /* ids */
+    int32_t ban_at, n_ban;   /* (id, the newest token after which it is banned; -1: any) */
     int32_t bias_at, n_bias; /* (id, bits of a float), ids ascending, each once */
     int32_t seen_at, n_seen; /* (id, times generated), each once */
+    int32_t newest; /* generated and not in the list; -1: none; <= -2: see la_launch_resume */
 } la_draw_rule;
 
 typedef struct la_drawn {
