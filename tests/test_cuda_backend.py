@@ -299,23 +299,73 @@ def test_a_graph_without_memory_is_done_without(
     assert replays == [8, 7]
 
 
-def test_draws_are_the_cpus_from_the_same_logits(emulated: str) -> None:
-    """Every rule of sampling: the rows of test_sampling's model are the same on both."""
+def draws_of(asked: list[dict]) -> tuple[list, int]:
+    """Events of the requests on the CPU and on the device, and waits of the host for the latter.
+
+    The model is test_sampling's, whose rows of logits are the same on both.
+    """
     config, arrays = sampling.arrays_for(301, intermediate_size=104)
     arrays = {name: from_bf16(bf16(values)) for name, values in arrays.items()}
-    cases = [case for name, case in sampling.CASES.items() if name != "min_tokens"]
-    asked = [{**case, "max_tokens": 12, "logprobs": 3, "seed": i} for i, case in enumerate(cases)]
     logits, events = [], []
     for name, backend in (("cpu", _core.Backend("cpu", None, 1)), ("cuda", open_device("cuda"))):
         prepared = prepare(LoadOptions(config, dtype="bfloat16", backend=name), arrays)
         model = _core.Model(backend, vars(prepared.config), prepared.forms.weights)
         load_weights(model, prepared)
         logits.append(sampling.logits_of(model, 301))
+        before = counts().waits if name == "cuda" else 0
         made = sampling.run(model, asked)
-        events.append([[(token, rank) for token, _, rank, _, _ in each] for each in made])
+        waits = counts().waits - before - 1 if name == "cuda" else 0  # one: the pages go back
+        events.append([[(token, rank, tops) for token, _, rank, tops, _ in each] for each in made])
     np.testing.assert_allclose(*logits, rtol=1e-6)
-    assert events[0] == events[1]
-    assert len({token for made in events[1] for token, _ in made}) > 50
+    return events, waits
+
+
+def test_draws_are_the_cpus_from_the_same_logits(emulated: str) -> None:
+    """Every rule of sampling, without the host: it waits for no stream."""
+    cases = [case for name, case in sampling.CASES.items() if name != "min_tokens"]
+    asked = [{**case, "max_tokens": 12, "logprobs": 3, "seed": i} for i, case in enumerate(cases)]
+    asked.append({"stop_ids": list(range(0, 301, 2)), "min_tokens": 9, "max_tokens": 12})
+    (theirs, ours), waits = draws_of(asked)
+    assert ours == theirs
+    assert len({token for made in ours for token, _, _ in made}) > 50
+    assert waits == 0
+
+
+def test_what_is_too_much_for_the_device_is_drawn_on_the_host(emulated: str) -> None:
+    """Beside rows that are not; the tokens are fed on the device all the same."""
+    many, twice = {"logprobs": 40}, {"bias_ids": [9, 3, 3], "bias": [2.0, 3.0, 3.0]}
+    asked = [{**case, "max_tokens": 7, "seed": i} for i, case in enumerate([many, twice, {}, {}])]
+    (theirs, ours), waits = draws_of(asked)
+    assert ours == theirs
+    assert waits > 0
+
+
+def test_lists_that_do_not_fit_beside_each_other_go_up_in_turns(emulated: str) -> None:
+    """8 rows of 300 biases, 250 bans and what was generated; conditions as the host knows them."""
+    long = {"bias_ids": list(range(300)), "bias": [i % 7 / 4 for i in range(300)]}
+    long |= {"stop_ids": list(range(50, 300)), "min_tokens": 9, "bad": [[17], [8, 9], [9, 8, 7]]}
+    long |= {"presence_penalty": 1.5, "repetition_penalty": 1.2, "max_tokens": 9}
+    (theirs, ours), waits = draws_of([{**long, "seed": i} for i in range(8)])
+    assert ours == theirs
+    assert waits > 0
+
+
+def test_logits_of_a_prompt_come_with_draws_behind_it(emulated: str) -> None:
+    """The first draw is the host's, as its logits are wanted there; the device feeds it next."""
+    config, arrays = sampling.arrays_for(301, intermediate_size=104)
+    prepared = prepare(LoadOptions(config, dtype="bfloat16", backend="cuda"), arrays)
+    model = _core.Model(open_device("cuda"), vars(prepared.config), prepared.forms.weights)
+    load_weights(model, prepared)
+    params = {**sampling.PARAMS, "max_tokens": 6}
+    (want,) = sampling.run(model, [{**params, "prompt": [5, 7]}])
+    out, sizes = np.zeros((2, 301), np.float32), {"max_seqs": 8, "max_batch_tokens": 64}
+    engine = _core.Engine(model, {**sizes, "max_len": 100, "kv_pages": 32})
+    engine.add([5, 7], params, logits=out)
+    found = []
+    while engine.has_work():
+        found += [event[4] for event in engine.step() if event[2] == sampling.TOKEN]
+    assert found == [event[0] for event in want]
+    np.testing.assert_array_equal(out, sampling.logits_of(model, 301)[[5, 7]])
 
 
 def test_engines_take_turns_on_the_device(tmp_path: Path, emulated: str) -> None:

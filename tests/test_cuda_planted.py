@@ -61,11 +61,8 @@ def product(device: rows.Device) -> None:
 
 def draws(device: rows.Device) -> None:
     sample.check_draws(device, 301, list(sample.sampling.CASES))
-    for made in ([17, 300, 17], [17, 300, 4], [300]):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sample, "MADE", made)
-            names = ["greedy with rules", "plain with rules"]
-            sample.check_draws(device, 301, names, ahead=1)
+    with pytest.MonkeyPatch.context() as patch:
+        sample.check_newest(device, patch)
     sample.check_flat(device, 9001)
     sample.test_best_are_in_order(device)
 
@@ -204,15 +201,37 @@ PLANTED = [
     ),
     Planted("gemm_mma.cu", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
     Planted("gemm_mma.cu", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
-    Planted("sample.cu", "banned whatever came", "after < 0 || after == newest", "1", draws),
+    Planted("sample.cu", "banned whatever came", "|| after == newest", "|| after < 99", draws),
     Planted("sample.cu", "newest is not counted", "count + (id == newest)", "count", draws),
     Planted("sample.cu", "newest is forgotten", "&& la_lds(mark) == 0", "&& mark == 0", draws),
     Planted("sample.cu", "biased by another", "list + 2 * i + 1)));", "list + 1)));", draws),
-    Planted("sample.cu", "a tie's later id", "- 1 - id);", "- 1 & id);", draws),
-    Planted("sample.cu", "no carry", "+ mantissa < mantissa", "< 0u", draws),
-    Planted("sample.cu", "a level too few", "level < 5;", "level < 4;", draws),
-    Planted("sample.cu", "one lane too much", "mine.n += sum - n", "mine.n += sum", draws),
-    Planted("sample.cu", "min_p itself", "p >= floor", "p > floor", draws),
+    Planted(
+        "sample.cu",
+        "a tie's later id",
+        "(uint32_t)((1 << ID_BITS) - 1 - id)",
+        "(uint32_t)id",
+        draws,
+    ),
+    Planted("sample.cu", "no carry", "+ mantissa < mantissa", "== 7u", draws),
+    Planted(
+        "sample.cu",
+        "a level too few",
+        "level < 5;",
+        "level < 4;",
+        draws,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "sample.cu",
+        "one lane too much",
+        "mine.n += sum - n",
+        "mine.n += sum",
+        draws,
+        "which nobody has written",
+    ),
+    Planted(
+        "sample.cu", "min_p itself", "p >= floor", "p > floor", draws, "which nobody has written"
+    ),
     Planted("sample.cu", "other numbers", "0xBB67AE85u", "0xBB67AE86u", draws),
     Planted("sample.cu", "equals in the rank", "v > value", "v >= value", draws),
     Planted("sample.cu", "sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", draws),

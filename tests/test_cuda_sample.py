@@ -148,6 +148,30 @@ def test_the_newest_token_counts_before_the_host_knows_it(
         check_draws(device, 301, names, seed=len(made), ahead=1)
 
 
+def check_newest(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy rows of two candidates, 17 before 4, where the newest token decides."""
+    row = np.zeros((1, 40), np.float32)
+    row[0, [17, 4]] = 2.0, 1.0
+    for made, params, want in [
+        ([17, 17], {"frequency_penalty": 0.6}, 4),  # 17 is in the list once already
+        ([3, 17], {"frequency_penalty": 0.6}, 17),
+        ([3, 17], {"presence_penalty": 1.5}, 4),
+        ([17, 3], {"presence_penalty": 0.5}, 17),
+        ([17], {"repetition_penalty": 2.5}, 4),  # in no list; the prompt's tokens are
+        ([8], {"bad": [[8, 17]]}, 4),
+        ([9], {"bad": [[8, 17]]}, 17),
+        ([5, 8], {"bad": [[5, 8, 17]]}, 4),
+        ([8], {"bad": [[17]], "frequency_penalty": 0.1}, 4),
+    ]:
+        monkeypatch.setattr("test_cuda_sample.MADE", made)
+        drawn, _ = draw(device, row, [case(temperature=0.0, ahead=1, **params)])
+        assert drawn["id"][0] == want, (made, params)
+
+
+def test_the_newest_token_decides(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_newest(device, monkeypatch)
+
+
 def test_draws_from_several_slices(device: Device) -> None:
     names = ["plain", "top_p hot", "min_p", "top_k beyond the units", "all of them", "greedy"]
     check_draws(device, 9001, names)
