@@ -211,6 +211,7 @@ PLANTED = [
         "(uint32_t)((1 << ID_BITS) - 1 - id)",
         "(uint32_t)id",
         draws,
+        "is in no registered allocation",
     ),
     Planted("sample.cu", "no carry", "+ mantissa < mantissa", "== 7u", draws),
     Planted(
@@ -236,7 +237,7 @@ PLANTED = [
     Planted("sample.cu", "equals in the rank", "v > value", "v >= value", draws),
     Planted("sample.cu", "sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", draws),
     Planted("sample.cu", "all of the set", "(double)top_p * total", "total", draws),
-    Planted("sample.cu", "a slice too far", "sum + slice_sum(s) > want", "sum > want", draws),
+    Planted("sample.cu", "a slice too far", "sum + la_row_slice(s) > want", "sum > want", draws),
     Planted(
         "sample.cu",
         "beyond the row",
@@ -254,14 +255,13 @@ PLANTED = [
         "nothing orders the two",
     ),
     Planted(
-        "sample.cu",
-        "list refilled early",
-        SYNC[:-1] + " /* bins and list",
-        "/* bins and list",
-        draws,
-        "nothing orders the two",
+        "step.cu",
+        "the row behind",
+        "-1 - token",
+        "-token",
+        resume,
+        "is in no registered allocation",
     ),
-    Planted("step.cu", "the row behind", "-1 - token", "-token", resume),
     Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
     Planted(
         "step.cu",

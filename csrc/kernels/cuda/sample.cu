@@ -40,7 +40,7 @@ LA_DEV void apply_rules(const la_sample_args &a, const la_draw_rule *r, const fl
     int allowed = la_ldg(&r->allowed_at), n_ban = la_ldg(&r->n_ban), n_bias = la_ldg(&r->n_bias);
     int n_seen = la_ldg(&r->n_seen);
     const uint32_t *bits = a.words + (allowed < 0 ? 0 : allowed);
-    each(x, a.V, [&](float v, int i) {
+    la_row_each(x, a.V, [&](float v, int i) {
         int may = allowed < 0 || (la_ldg(bits + i / 32) >> (i % 32) & 1u) != 0;
         la_stg(ruled + i, may ? v : -INFINITY);
     });
@@ -171,10 +171,10 @@ typedef struct la_mark {
 template <class F> LA_DEV void each_place(const la_path *path, int listed, F f)
 {
     for (int i = la_thread(); i < listed; i += BLOCK) {
-        f(get64(la_smem() + LIST_AT + 8 * (uint32_t)i));
+        f(la_row_get(la_smem() + LIST_AT + 8 * (uint32_t)i));
     }
     if (listed < 0) {
-        each(path->x, path->V, [&](float x, int i) {
+        la_row_each(path->x, path->V, [&](float x, int i) {
             if (!path->weighs) {
                 f(place_of_logit(x, i));
             }
@@ -205,7 +205,7 @@ LA_DEV void search_bins(uint32_t hist, int level, la_mark at, int limit, double 
         }
     }
     uint32_t found = la_smem() + FOUND_AT;
-    put64(found, bits_of(at.mass));
+    la_row_put(found, la_row_bits(at.mass));
     la_sts(found + 8, (uint32_t)bin);
     la_sts(found + 12, (uint32_t)bin_count(hist, bin));
     la_sts(found + 16, (uint32_t)at.n);
@@ -224,11 +224,11 @@ LA_DEV int descend(uint32_t hist, int level, int bits, int limit, double want, l
             mass += count == 0 ? 0.0
                                : bin_mass(hist, b, level == 0 ? b >> BINS_EXPONENT : at->exponent);
         }
-        int sum = scan_warp(n);
-        double weight = scan_warp(mass);
+        int sum = la_row_scan_warp(n);
+        double weight = la_row_scan_warp(mass);
         int here = n > 0 && (at->n + sum >= limit || at->mass + weight >= want);
         uint32_t ends = la_ballot(here), some = la_ballot(n > 0);
-        double before = shuffle_up(weight, 1);
+        double before = la_row_shuffle_up(weight, 1);
         la_mark mine = *at;
         mine.n += sum - n;
         mine.mass += la_lane() == 0 ? 0.0 : before;
@@ -241,7 +241,7 @@ LA_DEV int descend(uint32_t hist, int level, int bits, int limit, double want, l
     la_sync_block();
     uint32_t found = la_smem() + FOUND_AT;
     int bin = (int)la_lds(found + 8);
-    at->mass = double_of(get64(found));
+    at->mass = la_row_double(la_row_get(found));
     at->n = (int)la_lds(found + 16);
     at->place = at->place << bits | (uint32_t)bin;
     at->exponent = level == 0 ? bin >> BINS_EXPONENT : at->exponent;
@@ -258,7 +258,7 @@ template <class F> LA_DEV void fill_list(const la_path *path, F wanted)
     la_sync_block();
     each_place(path, -1, [&](uint64_t place) {
         if (wanted(place)) {
-            put64(la_smem() + LIST_AT + 8 * la_atomic_add_shared(counter, 1), place);
+            la_row_put(la_smem() + LIST_AT + 8 * la_atomic_add_shared(counter, 1), place);
         }
     });
     la_sync_block();
@@ -292,7 +292,6 @@ LA_DEV la_mark walk(const la_path *path, int limit, double want)
     }
     at.n += 1;
     at.mass += path->weighs ? (double)mantissa_of(at.place) * unit_of(at.exponent) : 0.0;
-    la_sync_block(); /* bins and list have been read */
     return at;
 }
 
@@ -325,8 +324,8 @@ LA_DEV int draw_in_order(const float *p, int V, double want, int best)
 {
     double sum = 0.0;
     int s = 0;
-    for (; (s + 1) * LA_SLICE < V && !(sum + slice_sum(s) > want); s++) {
-        sum += slice_sum(s);
+    for (; (s + 1) * LA_SLICE < V && !(sum + la_row_slice(s) > want); s++) {
+        sum += la_row_slice(s);
     }
     int first = s * LA_SLICE + 8 * la_thread();
     float v[8];
@@ -336,17 +335,17 @@ LA_DEV int draw_in_order(const float *p, int V, double want, int best)
         v[j] = first + j < V ? la_ldg(p + first + j) : 0.0f;
         mine += (double)v[j];
     }
-    double to_here = scan_warp(mine);
+    double to_here = la_row_scan_warp(mine);
     uint32_t at = la_smem() + WARP_AT;
     la_sync_block();
     if (la_lane() == 31) {
-        put64(at + 8 * (uint32_t)(la_thread() / 32), bits_of(to_here));
+        la_row_put(at + 8 * (uint32_t)(la_thread() / 32), la_row_bits(to_here));
     }
     la_sync_block();
     for (int w = 0; w < la_thread() / 32; w++) {
-        sum += double_of(get64(at + 8 * (uint32_t)w));
+        sum += la_row_double(la_row_get(at + 8 * (uint32_t)w));
     }
-    double before = shuffle_up(to_here, 1);
+    double before = la_row_shuffle_up(to_here, 1);
     sum += la_lane() == 0 ? 0.0 : before;
     uint32_t found = UINT32_MAX, last = 0; /* last + 1, 0: none */
     LA_UNROLL
@@ -361,10 +360,10 @@ LA_DEV int draw_in_order(const float *p, int V, double want, int best)
     last = la_redux_max(last);
     la_sync_block();
     if (la_lane() == 0) {
-        put64(at + 8 * (uint32_t)(la_thread() / 32), (uint64_t)last << 32 | found);
+        la_row_put(at + 8 * (uint32_t)(la_thread() / 32), (uint64_t)last << 32 | found);
     }
     la_sync_block();
-    uint64_t other = get64(at + 8 * (uint32_t)(la_lane() % WARPS));
+    uint64_t other = la_row_get(at + 8 * (uint32_t)(la_lane() % WARPS));
     found = la_redux_min((uint32_t)other);
     last = la_redux_max((uint32_t)(other >> 32));
     return found != UINT32_MAX ? (int)found : last != 0 ? (int)last - 1 : best;
@@ -376,17 +375,17 @@ LA_DEV int draw(const la_draw_rule *r, const float *x, float *out, int V)
     float scale = 1.0f / la_ldg(&r->temperature), top_p = la_ldg(&r->top_p);
     float floor = la_ldg(&r->min_p);
     int top_k = la_ldg(&r->top_k), filtered = top_k > 0 || top_p < 1.0f;
-    la_best best = best_of(x, V, 1.0f);
+    la_best best = la_row_best(x, V, 1.0f);
     float top = best.value * scale;
     if (!(top > -INFINITY) || top == INFINITY) { /* nothing to choose from, or one infinite logit */
-        return best_of(x, V, scale).id;
+        return la_row_best(x, V, scale).id;
     }
     uint32_t hist = la_smem() + WHOLE_AT;
     if (filtered) {
         clear_bins(hist);
     }
     auto p_of = [&](float v, int i) {
-        float p = exp_of(v * scale - top);
+        float p = la_row_exp(v * scale - top);
         p = p > 0.0f && p >= floor ? p : 0.0f; /* NaN counts for nothing */
         la_stg(out + i, p);
         if (filtered && p > 0.0f) {
@@ -396,12 +395,12 @@ LA_DEV int draw(const la_draw_rule *r, const float *x, float *out, int V)
         return p;
     };
     if (floor > 0.0f) {
-        sum_slices<double>(x, V, p_of);
+        la_row_sum_slices<double>(x, V, p_of);
     }
     else {
-        sum_slices<float>(x, V, p_of);
+        la_row_sum_slices<float>(x, V, p_of);
     }
-    double total = all_slices(V), u = uniform(r);
+    double total = la_row_all_slices(V), u = uniform(r);
     if (!filtered) {
         return draw_in_order(out, V, u * total, best.id);
     }
@@ -428,10 +427,10 @@ LA_DEV void report_best(const float *x, int V, int n, double lse, la_top *tops)
     uint64_t least = walk(&path, n, (double)INFINITY).place;
     fill_list(&path, [&](uint64_t place) { return place >= least; });
     if (la_thread() < n) {
-        uint64_t mine = get64(la_smem() + LIST_AT + 8 * (uint32_t)la_thread());
+        uint64_t mine = la_row_get(la_smem() + LIST_AT + 8 * (uint32_t)la_thread());
         int before = 0, id = id_of(mine);
         for (int i = 0; i < n; i++) {
-            before += get64(la_smem() + LIST_AT + 8 * (uint32_t)i) > mine;
+            before += la_row_get(la_smem() + LIST_AT + 8 * (uint32_t)i) > mine;
         }
         la_stg(&tops[before].id, id);
         la_stg(&tops[before].logprob, (float)((double)la_ldg(x + id) - lse));
@@ -443,7 +442,7 @@ LA_DEV void report_best(const float *x, int V, int n, double lse, la_top *tops)
 LA_DEV int rank_of(const float *x, int V, float value)
 {
     uint32_t larger = 0;
-    each(x, V, [&](float v, int) { larger += v > value; });
+    la_row_each(x, V, [&](float v, int) { larger += v > value; });
     larger = la_redux_add(larger);
     uint32_t at = la_smem() + WARP_AT;
     la_sync_block();
@@ -468,9 +467,9 @@ LA_KERNEL_BOUNDS(la_sample, la_sample_args, BLOCK, 1)
     }
     double lse = 0.0;
     if (n_top >= 0) {
-        float best = best_of(x, a.V, 1.0f).value;
-        sum_slices<float>(x, a.V, [&](float v, int) { return exp_of(v * 1.0f - best); });
-        lse = (double)best + log(all_slices(a.V));
+        float best = la_row_best(x, a.V, 1.0f).value;
+        la_row_sum_slices<float>(x, a.V, [&](float v, int) { return la_row_exp(v * 1.0f - best); });
+        lse = (double)best + log(la_row_all_slices(a.V));
     }
     if (token == -1) {
         const float *from = x;
@@ -478,7 +477,7 @@ LA_KERNEL_BOUNDS(la_sample, la_sample_args, BLOCK, 1)
             apply_rules(a, r, x, ruled);
             from = ruled;
         }
-        token = la_ldg(&r->temperature) <= 0.0f ? best_of(from, a.V, 1.0f).id
+        token = la_ldg(&r->temperature) <= 0.0f ? la_row_best(from, a.V, 1.0f).id
                                                 : draw(r, from, ruled, a.V);
     }
     if (la_thread() == 0) {

@@ -46,62 +46,62 @@ static_assert(LA_SAMPLE_VOCABULARY <= 1 << ID_BITS, "ids find room");
 
 /* ---- doubles between threads ---- */
 
-LA_DEV uint64_t bits_of(double x)
+LA_DEV uint64_t la_row_bits(double x)
 {
     uint64_t bits;
     memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
-LA_DEV double double_of(uint64_t bits)
+LA_DEV double la_row_double(uint64_t bits)
 {
     double x;
     memcpy(&x, &bits, sizeof x);
     return x;
 }
 
-LA_DEV void put64(uint32_t at, uint64_t x)
+LA_DEV void la_row_put(uint32_t at, uint64_t x)
 {
     la_u32x2 v = {(uint32_t)x, (uint32_t)(x >> 32)};
     la_sts_x2(at, v);
 }
 
-LA_DEV uint64_t get64(uint32_t at)
+LA_DEV uint64_t la_row_get(uint32_t at)
 {
     la_u32x2 v = la_lds_x2(at);
     return (uint64_t)v.y << 32 | v.x;
 }
 
-LA_DEV double shuffle_up(double x, int by)
+LA_DEV double la_row_shuffle_up(double x, int by)
 {
-    uint64_t b = bits_of(x);
+    uint64_t b = la_row_bits(x);
     uint32_t lo = la_shfl_up((uint32_t)b, by), hi = la_shfl_up((uint32_t)(b >> 32), by);
-    return double_of((uint64_t)hi << 32 | lo);
+    return la_row_double((uint64_t)hi << 32 | lo);
 }
 
-LA_DEV double shuffle_xor(double x, int bits)
+LA_DEV double la_row_shuffle_xor(double x, int bits)
 {
-    uint64_t b = bits_of(x);
+    uint64_t b = la_row_bits(x);
     uint32_t lo = la_shfl_xor((uint32_t)b, bits), hi = la_shfl_xor((uint32_t)(b >> 32), bits);
-    return double_of((uint64_t)hi << 32 | lo);
+    return la_row_double((uint64_t)hi << 32 | lo);
 }
 
-LA_DEV float shuffle_xor(float x, int bits)
+LA_DEV float la_row_shuffle_xor(float x, int bits)
 {
     return la_shfl_xor_f32(x, bits);
 }
 
 /* Sum over the lanes up to this one. */
-LA_DEV double scan_warp(double x)
+LA_DEV double la_row_scan_warp(double x)
 {
     for (int by = 1; by < 32; by *= 2) {
-        double y = shuffle_up(x, by);
+        double y = la_row_shuffle_up(x, by);
         x = la_lane() >= by ? x + y : x;
     }
     return x;
 }
 
-LA_DEV int scan_warp(int x)
+LA_DEV int la_row_scan_warp(int x)
 {
     for (int by = 1; by < 32; by *= 2) {
         int y = (int)la_shfl_up((uint32_t)x, by);
@@ -113,7 +113,7 @@ LA_DEV int scan_warp(int x)
 /* ---- passes over a row ---- */
 
 /* f(x[i], i) for the thread's share of the row. */
-template <class F> LA_DEV void each(const float *x, int V, F f)
+template <class F> LA_DEV void la_row_each(const float *x, int V, F f)
 {
     for (int first = la_thread(); first < V; first += AHEAD * BLOCK) {
         float v[AHEAD];
@@ -131,7 +131,7 @@ template <class F> LA_DEV void each(const float *x, int V, F f)
 }
 
 /* Sums of f(x[i], i) over each slice, as the CPU's: 16 chains, then halves of halves. They lie in PART. */
-template <class T, class F> LA_DEV void sum_slices(const float *x, int V, F f)
+template <class T, class F> LA_DEV void la_row_sum_slices(const float *x, int V, F f)
 {
     int chain = la_thread() % CHAINS;
     la_sync_block(); /* what lay there has been read */
@@ -153,31 +153,31 @@ template <class T, class F> LA_DEV void sum_slices(const float *x, int V, F f)
             }
         }
         for (int bits = CHAINS / 2; bits > 0; bits /= 2) {
-            sum += shuffle_xor(sum, bits);
+            sum += la_row_shuffle_xor(sum, bits);
         }
         if (chain == 0 && s * LA_SLICE < V) {
-            put64(la_smem() + PART_AT + 8 * (uint32_t)s, bits_of((double)sum));
+            la_row_put(la_smem() + PART_AT + 8 * (uint32_t)s, la_row_bits((double)sum));
         }
     }
     la_sync_block();
 }
 
-LA_DEV double slice_sum(int s)
+LA_DEV double la_row_slice(int s)
 {
-    return double_of(get64(la_smem() + PART_AT + 8 * (uint32_t)s));
+    return la_row_double(la_row_get(la_smem() + PART_AT + 8 * (uint32_t)s));
 }
 
-LA_DEV double all_slices(int V)
+LA_DEV double la_row_all_slices(int V)
 {
     double sum = 0.0;
     for (int s = 0; s * LA_SLICE < V; s++) {
-        sum += slice_sum(s);
+        sum += la_row_slice(s);
     }
     return sum;
 }
 
 /* exp by the CPU's operations (v_exp of vec_math.h). */
-LA_DEV float exp_of(float x)
+LA_DEV float la_row_exp(float x)
 {
     x = -88.0f > x ? -88.0f : x;
     x = 89.0f < x ? 89.0f : x;
@@ -199,30 +199,30 @@ typedef struct la_best {
     int id;
 } la_best;
 
-LA_DEV la_best better(la_best x, la_best y)
+LA_DEV la_best la_row_better(la_best x, la_best y)
 {
     return y.value > x.value || (y.value == x.value && y.id < x.id) ? y : x;
 }
 
 /* The best of `lanes` lanes, a power of two, in all of them. */
-LA_DEV la_best best_lane(la_best x, int lanes)
+LA_DEV la_best la_row_best_lane(la_best x, int lanes)
 {
     for (int bits = lanes / 2; bits > 0; bits /= 2) {
         la_best y = {la_shfl_xor_f32(x.value, bits), (int)la_shfl_xor((uint32_t)x.id, bits)};
-        x = better(x, y);
+        x = la_row_better(x, y);
     }
     return x;
 }
 
 /* The largest of scale * x, the lowest id of equal ones; NaN counts for nothing, id 0 where nothing counts. */
-LA_DEV la_best best_of(const float *x, int V, float scale)
+LA_DEV la_best la_row_best(const float *x, int V, float scale)
 {
     la_best best = {-INFINITY, INT32_MAX};
-    each(x, V, [&](float v, int i) {
+    la_row_each(x, V, [&](float v, int i) {
         la_best one = {v * scale, i};
-        best = better(best, one);
+        best = la_row_better(best, one);
     });
-    best = best_lane(best, 32);
+    best = la_row_best_lane(best, 32);
     la_sync_block(); /* what lay there has been read */
     uint32_t at = la_smem() + WARP_AT;
     if (la_lane() == 0) {
@@ -233,7 +233,7 @@ LA_DEV la_best best_of(const float *x, int V, float scale)
     at += 8 * (uint32_t)(la_lane() % WARPS);
     best.value = la_lds_f32(at);
     best.id = (int)la_lds(at + 4);
-    best = best_lane(best, WARPS);
+    best = la_row_best_lane(best, WARPS);
     best.id = best.id == INT32_MAX ? 0 : best.id;
     return best;
 }

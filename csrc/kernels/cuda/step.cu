@@ -1,4 +1,8 @@
-/* step.cu - the kernel behind step.h: a thread a token, and a thread a rule. Launched by backend.cu. */
+/* step.cu - what a step takes over from the one before it: a thread a token, and a thread a rule.
+ *
+ * Owns the kernel behind step.h. Invariant: a token and a rule that are known stay as they are. Launched by
+ * backend_draws.cu, before anything of the step reads tokens or draws.
+ */
 #include "step.h"
 
 #include "la_ptx.h"
