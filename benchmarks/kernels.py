@@ -34,7 +34,7 @@ WEIGHT_BYTES = 256 << 20
 READ_BYTES = 256 << 20
 # streams, bytes prefetched ahead (negative: past caches)
 PATTERNS = ((1, 0), (1, 1024), (2, -1024), (2, 0), (4, 0))
-F32, F16, F16_I8 = 0, 1, 13
+F32, F16, F16_I8 = 0, 1, len(_core.DTYPES)  # the last: LA_F16_I8 of dtype.h
 
 # name: pack, scale type, group, one scale per row, rows
 FORMATS = {
