@@ -473,18 +473,14 @@ def attend_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[[
 
 
 def row_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[[], None]], float]]:
-    from launches import Argmax, Enter
+    from launches import Enter
 
-    M, D, V = (2, 64, 300) if DRY else (2048, 4096, 131072)
+    M, D = (2, 64) if DRY else (2048, 4096)
     x, out = gpu.put(block, M * D * 4), gpu.alloc(M * D * 2)
     norm = gpu.put(block, D * 4)
     args = Enter(x, D, norm, None, out, M, D, 0, 0, 1e-5)
     calls = [lambda: gpu.launch("enter", args)] * 4
     yield {"kernel": "enter", "M": M}, calls, M * D * 6.0
-    rows = 2 if DRY else 128
-    logits, ids = gpu.put(block, rows * V * 4), gpu.alloc(rows * 4)
-    most = Argmax(logits, V, ids, rows, V)
-    yield {"kernel": "argmax", "M": rows}, [lambda: gpu.launch("argmax", most)] * 4, rows * V * 4.0
 
 
 def kernels(report: Report) -> None:

@@ -45,7 +45,7 @@ MATRICES = {
     "down": (4096, 14336),
     "head": (128256, 4096),
 }
-LAYERS, WIDTH, VOCABULARY = 32, 4096, 128256
+WIDTH = 4096
 HEADS, KV_HEADS, HEAD = 32, 8, 128
 PAGE, CHUNK = 64, 256
 
@@ -268,11 +268,8 @@ def row_wise(M: int) -> Iterator[Work]:
         "heads": ("la_heads", (HEADS + 2 * KV_HEADS) * HEAD * (4 + 3), 128, M * 12),
         "embed": ("la_embed", WIDTH * (2 + 4), 256, M),
         "gather": ("la_gather", WIDTH * 8, 256, M),
-        "argmax": ("la_argmax", VOCABULARY * 4, 256, M),
     }
     for kernel, (name, row, threads, blocks) in sizes.items():
-        if kernel == "argmax" and M > 256:
-            continue
         shared = 2048 * 2 if kernel == "heads" else 64
         name = f"{len(name)}{name}"
         yield Work(kernel, name, {"M": M}, blocks, threads, shared, M * row, 0, threads * 4 * 4)

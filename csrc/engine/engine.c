@@ -3,6 +3,8 @@
  * Owns the page pool, the workspace and every array a step needs, all sized by the limits when the
  * engine is made: a step allocates nothing. Invariants: one thread steps at a time; a request's
  * events come in order, FINISH last for each branch, and the request is freed after its last.
+ * Where a backend goes on by itself, the step before is what is collected: its tokens were fed before they were
+ * known, and one that proves to be a stop has cost a token, whose result is passed over.
  * Other threads reach the engine through inbox.c only. Called by python/py_engine.c.
  */
 #include <math.h>
@@ -16,7 +18,7 @@ enum { LA_SPARE_EVENTS = 256 };
 /* Result entries (id and logprob) for each token of a step. */
 enum { LA_ENTRIES_PER_TOKEN = 64 };
 
-/* The tokens and rows of the step in the making. */
+/* The tokens and rows of a step. */
 typedef struct la_assembly {
     int32_t *tokens;     /* [max_batch_tokens] */
     la_span *spans;      /* [max_seqs] */
@@ -31,6 +33,7 @@ typedef struct la_assembly {
     int64_t n_entries;
     int64_t entries_used;
     int n_tokens, n_spans, n_rows;
+    la_batch batch; /* these arrays */
 } la_assembly;
 
 struct la_engine {
@@ -42,8 +45,10 @@ struct la_engine {
     la_kvcache cache;
     la_sched sched;
     la_inbox inbox;
-    la_assembly step;
-    la_event *events; /* [max_events] */
+    la_assembly steps[2]; /* taken in turns */
+    la_assembly *step;    /* in the making, or collected */
+    la_assembly *flying;  /* under way, to be collected by the next step; NULL: none */
+    la_event *events;     /* [max_events] */
     int n_events;
     int max_events;
     la_heap deadlines;
@@ -66,16 +71,14 @@ static void *carve(uint8_t *base, size_t *at, size_t n, size_t size)
     return p;
 }
 
-/* Lays the step's arrays out from base (NULL: only measures); returns the bytes. */
-static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limits *limits,
-                             uint8_t *base)
+/* Lays a step's arrays out from base + *end (NULL: only measures). */
+static void lay_out_step(la_assembly *s, const la_model_desc *d, const la_limits *limits,
+                         uint8_t *base, size_t *end)
 {
-    la_assembly *s = &e->step;
-    size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
+    size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = *end;
     int64_t floor = 2 * (int64_t)d->n_vocab; /* a row asks for V entries at most */
     s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
     s->n_entries = s->n_entries > floor ? s->n_entries : floor;
-    e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
     s->tokens = carve(base, &at, t, sizeof *s->tokens);
     s->spans = carve(base, &at, n_seqs, sizeof *s->spans);
     s->rows = carve(base, &at, t, sizeof *s->rows);
@@ -86,6 +89,17 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
     s->out_ranks = carve(base, &at, t, sizeof *s->out_ranks);
     s->top_ids = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_ids);
     s->top_logprobs = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_logprobs);
+    *end = at;
+}
+
+static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limits *limits,
+                             uint8_t *base)
+{
+    size_t at = 0;
+    lay_out_step(&e->steps[0], d, limits, base, &at);
+    lay_out_step(&e->steps[1], d, limits, base, &at);
+    e->step = &e->steps[0];
+    e->max_events = limits->max_batch_tokens + limits->max_seqs + LA_SPARE_EVENTS;
     e->events = carve(base, &at, (size_t)e->max_events, sizeof *e->events);
     e->n_loads = (size_t)d->n_layers * (size_t)d->n_experts;
     e->expert_load = carve(base, &at, e->n_loads, sizeof *e->expert_load);
@@ -159,7 +173,7 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     LA_TRY(create_arrays(e));
     LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, max_copies(limits)));
     LA_TRY(la_sched_init(&e->sched, &e->cache, limits->max_seqs, limits->max_batch_tokens,
-                         e->step.n_entries));
+                         e->step->n_entries));
     e->array_bytes = la_engine_bytes(la_model_desc_of(m), limits);
     LA_TRY(la_kv_create(m, limits->kv_pages, &e->kv));
     LA_TRY(la_workspace_create(m, limits, &e->workspace));
@@ -294,7 +308,7 @@ static void emit_finishes(la_engine *e)
                                               .reason = b->reason,
                                               .logprob = NAN,
                                               .scheduled = live->scheduled};
-        if (--live->n_open == 0) {
+        if (--live->n_open == 0 && live->n_rows == 0) {
             forget_live(e, live);
         }
     }
@@ -305,6 +319,7 @@ static void emit_finishes(la_engine *e)
 /* A request new to this thread: into the queues. */
 static void take_new(la_engine *e, la_live *live)
 {
+    live->ahead = la_model_draws_ahead(e->model, &live->sampling);
     la_sched_add(&e->sched, &live->group);
     if (live->deadline > 0.0) {
         live->deadline_node.hi = (int64_t)(live->deadline * 1.0e9);
@@ -376,13 +391,13 @@ static void place_results(la_assembly *s, la_sample_row *row, int i)
 /* The row of the token fed at `position`, index `token` of the batch. */
 static void add_row(la_engine *e, la_seq *q, int position, int token)
 {
-    la_assembly *s = &e->step;
+    la_assembly *s = e->step;
     la_live *live = LA_OWNER(q->group, la_live, group);
     la_branch *b = &live->branches[q->branch];
     const la_sampling *p = &live->sampling;
     la_sample_row *row = &s->rows[s->n_rows];
     int next = position + 1;
-    *row = (la_sample_row){.token = token, .target = -2, .n_top = -1};
+    *row = (la_sample_row){.token = token, .target = -2, .n_top = -1, .newest = -1};
     if (next < q->n_forced) {
         if (next >= live->n_prompt || p->prompt_logprobs >= 0) {
             row->target = la_request_token(live, q->branch, next);
@@ -390,7 +405,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
         }
     }
     else if (p->max_tokens > 0) {
-        la_draw d = {b->output, b->n_output, q->branch, next, live->allowed};
+        la_draw d = {b->output, b->n_output, b->under_way, q->branch, next, live->allowed};
         la_sampler_fill(&b->sampler, p, &d, row);
         row->n_top = p->logprobs;
     }
@@ -403,9 +418,17 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     s->n_rows++;
 }
 
+/* Token at a position that is to be fed: known, or drawn by the step under way. */
+static int32_t token_at(const la_live *live, int branch, int position)
+{
+    const la_branch *b = &live->branches[branch];
+    int known = live->n_prompt + b->n_suffix + b->n_output;
+    return position < known ? la_request_token(live, branch, position) : -1 - b->under_way;
+}
+
 static void assemble(la_engine *e)
 {
-    la_assembly *s = &e->step;
+    la_assembly *s = e->step;
     s->n_tokens = 0;
     s->n_spans = 0;
     s->n_rows = 0;
@@ -420,7 +443,7 @@ static void assemble(la_engine *e)
                                            .first_pos = q->n_done,
                                            .pages = q->table.pages};
         for (int pos = q->n_done; pos < q->n_done + q->n_run; pos++) {
-            s->tokens[s->n_tokens] = la_request_token(live, q->branch, pos);
+            s->tokens[s->n_tokens] = token_at(live, q->branch, pos);
             if (pos >= q->first_row) {
                 add_row(e, q, pos, s->n_tokens);
             }
@@ -433,17 +456,18 @@ static void assemble(la_engine *e)
             e->stats.prompt_tokens += to > from ? to - from : 0;
         }
     }
+    s->batch = (la_batch){s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
 }
 
 /* ---- collecting results ----------------------------------------------------------------------- */
 
-static la_event *add_event(la_engine *e, const la_live *live, int branch, int i)
+static la_event *add_event(la_engine *e, const la_assembly *s, const la_seq *q, int i)
 {
-    const la_assembly *s = &e->step;
+    const la_live *live = LA_OWNER(q->group, la_live, group);
     const la_sample_row *row = &s->rows[i];
     la_event *ev = &e->events[e->n_events++];
     *ev = (la_event){
-        .request = live->id, .branch = branch, .logprob = NAN, .scheduled = live->scheduled};
+        .request = live->id, .branch = q->branch, .logprob = NAN, .scheduled = live->scheduled};
     if (row->n_top >= 0) {
         ev->logprob = s->out_logprobs[i];
         ev->rank = s->out_ranks[i];
@@ -465,12 +489,12 @@ static int is_stop(const la_sampling *p, int32_t token)
 }
 
 /* A drawn token: noted, reported, and the end of its branch or one more token to feed. */
-static void accept(la_engine *e, la_seq *q, int i)
+static void accept(la_engine *e, const la_assembly *s, la_seq *q, int i)
 {
-    la_live *live = LA_OWNER(q->group, la_live, group);
-    la_branch *b = &live->branches[q->branch];
-    int32_t token = e->step.out_tokens[i];
-    la_event *ev = add_event(e, live, q->branch, i);
+    const la_live *live = LA_OWNER(q->group, la_live, group);
+    la_branch *b = branch_of(q);
+    int32_t token = s->out_tokens[i];
+    la_event *ev = add_event(e, s, q, i);
     ev->kind = LA_EVENT_TOKEN;
     ev->position = b->n_output;
     ev->token = token;
@@ -483,30 +507,84 @@ static void accept(la_engine *e, la_seq *q, int i)
     else if (b->n_output == live->sampling.max_tokens) {
         end_seq(e, q, LA_FINISH_LENGTH, -1);
     }
-    else {
+    else if (!b->foreseen) {
         la_sched_extend(q);
     }
 }
 
-static void collect(la_engine *e)
+static void collect_row(la_engine *e, const la_assembly *s, la_seq *q, int i)
 {
-    const la_assembly *s = &e->step;
-    for (int i = 0; i < s->n_rows; i++) {
+    const la_live *live = LA_OWNER(q->group, la_live, group);
+    if (s->rows[i].target >= 0) {
+        la_event *ev = add_event(e, s, q, i);
+        ev->kind = LA_EVENT_PROMPT;
+        ev->position = s->row_positions[i] + 1;
+        ev->token = s->rows[i].target;
+    }
+    else if (s->rows[i].target == -1) {
+        accept(e, s, q, i);
+    }
+    if (live->sampling.max_tokens == 0 && q->state != LA_SEQ_DONE &&
+        s->row_positions[i] == q->n_todo - 1) { /* scored to the end, and nothing to draw */
+        end_seq(e, q, LA_FINISH_LENGTH, -1);
+    }
+}
+
+/* Results of a step; rows of sequences that ended while it was under way are passed over. */
+static la_status collect(la_engine *e, const la_assembly *s)
+{
+    double start = la_now();
+    la_status st = la_model_results(e->model, e->workspace);
+    e->stats.forward_seconds += la_now() - start;
+    for (int i = 0; i < s->n_rows && st == LA_OK; i++) {
         la_seq *q = s->row_seqs[i];
-        if (s->rows[i].target >= 0) {
-            la_event *ev = add_event(e, LA_OWNER(q->group, la_live, group), q->branch, i);
-            ev->kind = LA_EVENT_PROMPT;
-            ev->position = s->row_positions[i] + 1;
-            ev->token = s->rows[i].target;
-        }
-        else if (s->rows[i].target == -1) {
-            accept(e, q, i);
-        }
-        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo &&
-            s->row_positions[i] == q->n_done - 1) { /* scored to the end, and nothing to draw */
-            end_seq(e, q, LA_FINISH_LENGTH, -1);
+        if (q->state != LA_SEQ_DONE) {
+            collect_row(e, s, q, i);
         }
     }
+    return st;
+}
+
+/* ---- steps under way -------------------------------------------------------------------------- */
+
+/* The rows' requests stay, and what they draw is fed before it is known, by the next step. */
+static void take_off(la_engine *e)
+{
+    const la_assembly *s = e->step;
+    for (int i = 0; i < s->n_rows; i++) {
+        la_seq *q = s->row_seqs[i];
+        la_live *live = LA_OWNER(q->group, la_live, group);
+        la_branch *b = branch_of(q);
+        live->n_rows++;
+        if (s->rows[i].target != -1 || q->state == LA_SEQ_DONE) {
+            continue;
+        }
+        b->under_way = i;
+        b->foreseen = live->ahead && b->n_output + 1 < live->sampling.max_tokens;
+        if (b->foreseen) {
+            la_sched_extend(q);
+        }
+    }
+    e->flying = e->step;
+    e->step = &e->steps[e->step == &e->steps[0]];
+}
+
+/* The step under way is collected; requests that waited for it alone go. */
+static la_status land(la_engine *e)
+{
+    const la_assembly *s = e->flying;
+    e->flying = NULL;
+    la_status st = collect(e, s);
+    for (int i = 0; i < s->n_rows; i++) {
+        la_live *live = LA_OWNER(s->row_seqs[i]->group, la_live, group);
+        la_branch *b = branch_of(s->row_seqs[i]);
+        b->under_way = -1;
+        b->foreseen = 0;
+        if (--live->n_rows == 0 && live->n_open == 0) {
+            forget_live(e, live);
+        }
+    }
+    return st;
 }
 
 /* ---- the step --------------------------------------------------------------------------------- */
@@ -524,18 +602,26 @@ static la_status run_step(la_engine *e)
     }
     c->n_copies = 0;
     assemble(e);
-    const la_assembly *s = &e->step;
-    if (s->n_tokens > 0) {
-        la_batch batch = {s->n_tokens, s->tokens, s->n_spans, s->spans, s->n_rows, s->rows};
+    int runs = e->step->n_tokens > 0, ahead = la_model_ahead(e->model);
+    if (runs) {
         double start = la_now();
-        LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &batch));
+        LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &e->step->batch));
         e->stats.forward_seconds += la_now() - start;
         la_sched_commit(&e->sched);
-        collect(e);
         e->stats.steps++;
     }
+    e->stats.last_step_tokens = e->step->n_tokens;
+    if (e->flying != NULL) {
+        LA_TRY(land(e));
+    }
+    if (runs && ahead) {
+        take_off(e);
+    }
+    else if (runs) {
+        LA_TRY(collect(e, e->step));
+    }
     emit_finishes(e);
-    if (e->cache.n_used == 0) { /* idle: keep one slab for the next request */
+    if (e->cache.n_used == 0 && e->flying == NULL) { /* idle: keep one slab for the next request */
         (void)la_kvcache_settle(c);
         la_kv_trim(e->kv, 1);
     }
@@ -555,7 +641,7 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
     e->n_events = 0;
     la_status st = run_step(e);
     e->stats.step_allocations += la_alloc_count() - allocations;
-    e->stats.last_step_tokens = st == LA_OK ? e->step.n_tokens : 0;
+    e->stats.last_step_tokens = st == LA_OK ? e->stats.last_step_tokens : 0;
     e->stats.last_step_seconds = la_now() - start;
     publish_stats(e);
     if (st == LA_OK) {

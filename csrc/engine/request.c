@@ -257,7 +257,9 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     s->seen_ids = carve(c, (size_t)keep, sizeof *s->seen_ids);
     s->seen_counts = carve(c, (size_t)keep, sizeof *s->seen_counts);
     s->slots = carve(c, (size_t)s->n_slots, sizeof *s->slots);
-    s->ban_ids = carve(c, (size_t)p->n_stop + (size_t)p->n_bad, sizeof *s->ban_ids);
+    size_t bans = (size_t)p->n_stop + (size_t)p->n_bad;
+    s->ban_ids = carve(c, bans, sizeof *s->ban_ids);
+    s->ban_after = carve(c, bans, sizeof *s->ban_after);
 }
 
 /* Lays the request out in the carver's block; with no block only measures. */
@@ -315,6 +317,7 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     q->sample_cost = p->max_tokens > 0 && p->logprobs > 0 ? p->logprobs : 0;
     branch->live = live;
     branch->stop_token = -1;
+    branch->under_way = -1;
     if (q->n_todo <= q->first_row) { /* nothing to score and nothing to draw */
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;

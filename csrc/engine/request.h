@@ -19,6 +19,8 @@ typedef struct la_branch {
     int n_suffix;
     int32_t *output; /* [max_tokens] */
     int n_output;
+    int under_way; /* row of the step under way that draws one more; -1: none */
+    int foreseen;  /* 1: that one is among the tokens to feed */
     la_sampler sampler;
     int reason; /* LA_FINISH_*, once the sequence is done */
     int32_t stop_token;
@@ -32,6 +34,8 @@ typedef struct la_live {
     int n_branches;
     la_branch *branches;   /* [n_branches] */
     int n_open;            /* branches whose last event is still to come */
+    int n_rows;            /* of the step under way */
+    int ahead;             /* 1: what it draws may be fed before it is known */
     const int32_t *prompt; /* [n_prompt] */
     int n_prompt;
     la_sampling sampling;       /* arrays point into this allocation; max_tokens fits max_len */

@@ -14,15 +14,17 @@ typedef struct la_sampler {
     int32_t *seen_ids;    /* [n_keep] distinct, in order of first sight */
     int32_t *seen_counts; /* [n_keep] times generated */
     int n_seen;
-    int32_t *slots;   /* [n_slots] hash table: index into seen + 1, or 0 */
-    int n_slots;      /* a power of two, or 0: no penalty asks for counts */
-    int32_t *ban_ids; /* [n_stop + n_bad] */
+    int32_t *slots;     /* [n_slots] hash table: index into seen + 1, or 0 */
+    int n_slots;        /* a power of two, or 0: no penalty asks for counts */
+    int32_t *ban_ids;   /* [n_stop + n_bad] */
+    int32_t *ban_after; /* [n_stop + n_bad] */
 } la_sampler;
 
 /* Where a branch stands when it draws. */
 typedef struct la_draw {
     const int32_t *output; /* [n_output] generated so far */
     int n_output;
+    int newest; /* row of the step under way that draws one more; -1: none */
     int branch;
     int position;            /* of the token to be drawn, in prompt + suffix + output */
     const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */

@@ -681,3 +681,18 @@ la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_bat
     la_ctx proto = {m->b, m, kv, w, batch, 0, 1};
     return m->b->ops->run(m->b, la_forward, &proto);
 }
+
+la_status la_model_results(la_model *m, la_workspace *w)
+{
+    return m->b->ops->results != NULL ? m->b->ops->results(w) : LA_OK;
+}
+
+int la_model_ahead(const la_model *m)
+{
+    return m->b->ops->results != NULL;
+}
+
+int la_model_draws_ahead(const la_model *m, const la_sampling *p)
+{
+    return m->b->ops->results != NULL && m->b->ops->draws_ahead(p);
+}

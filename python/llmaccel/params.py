@@ -262,8 +262,8 @@ def engine_fields(
         "logprobs": _top(params.logprobs, n_vocab),
         "prompt_logprobs": _top(params.prompt_logprobs, n_vocab),
         "stop_ids": sorted({*stop_ids, *(params.stop_token_ids or ())}),
-        "bias_ids": list(bias),
-        "bias": list(bias.values()),
+        "bias_ids": sorted(bias),  # a device adds ids in order side by side
+        "bias": [bias[token] for token in sorted(bias)],
         "allowed": sorted(set(params.allowed_token_ids or ())),
         "bad": bad,
     }
