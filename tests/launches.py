@@ -21,7 +21,6 @@ Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f"
 Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
 AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
 Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
-Argmax = struct("Argmax", "x:p ldx:l out:p n:i V:i")
 Heads = struct(
     "Heads",
     "y:p ldy:l q:p ldq:l pos:p page:p q_norm:p k_norm:p cos:p sin:p base:p page_bytes:l "

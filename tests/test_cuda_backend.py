@@ -114,20 +114,6 @@ def agree(ours, theirs) -> int:
     return compared
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_tokens_are_those_of_the_cpu(family: str, tmp_path: Path, emulated: str) -> None:
-    """16 requests of mixed lengths, prompts cut into steps of 24 tokens."""
-    folder, asked = checkpoint(family, tmp_path), prompts(16, 40)
-    options = {"max_num_seqs": 16, "max_num_batched_tokens": 24}
-    with open_on(folder, "cpu", **options) as cpu, open_on(folder, "cuda", **options) as cuda:
-        theirs, ours = greedy(cpu, asked, 6), greedy(cuda, asked, 6)
-        assert agree(ours, theirs) >= 0.6 * 16 * 6
-        assert cuda.report()["backend"]["name"] == "cuda"
-        before = counts().allocations
-        greedy(cuda, asked[:2], 2)
-        assert counts().allocations == before
-
-
 @pytest.mark.parametrize("family", [*FAMILIES, *MORE])
 def test_logits_are_as_near_as_the_cpus(family: str, tmp_path: Path, emulated: str) -> None:
     """Against the CPU's fp32 with the same weights; 70 tokens are more than a page."""
@@ -201,14 +187,80 @@ def test_preemption_recomputes_the_same_tokens(tmp_path: Path, emulated: str) ->
     assert found == [want for want, _ in free]
 
 
-def test_greedy_rows_need_no_logits_on_the_host(tmp_path: Path, emulated: str) -> None:
-    """The device finds the largest where rows ask for nothing else; the tokens are the same."""
-    folder, asked = checkpoint("qwen3", tmp_path), prompts(4, 20, seed=3)
-    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
-    with open_on(folder, "cuda") as llm:
-        want = [ids for ids, _ in greedy(llm, asked, 6)]
-        outputs = llm.generate(asked, params, use_tqdm=False)
-    assert [list(output.outputs[0].token_ids) for output in outputs] == want
+def mixture(stops: list[list[int]]) -> list[SamplingParams]:
+    """16 requests of four kinds; stops[i]: what may end request i, if it is of such a kind."""
+    rules = {"repetition_penalty": 1.3, "logit_bias": {7: 2.0, 3: -1.0}}
+    more: dict[int, dict] = {10: rules, 14: rules, 11: {"min_tokens": 2}}
+    more[15] = {"allowed_token_ids": [*range(9, 99)], **rules}
+    made = []
+    for i in range(16):
+        kind = [
+            {"temperature": 0, "logprobs": 2},
+            {"temperature": 0, "logprobs": 2, "stop_token_ids": stops[i]},
+            {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.4, "logprobs": 1},
+            {"temperature": 1.5, "top_k": 20, "min_p": 0.01, "stop_token_ids": stops[i]},
+        ][i % 4]
+        kind = {**kind, **more.get(i, {}), "max_tokens": 3 + i % 5 * 2, "seed": i}
+        made.append(SamplingParams(**kind, ignore_eos=True))
+    return made
+
+
+def told(output) -> tuple:
+    """All that a request was told."""
+    one = output.outputs[0]
+    scores = [] if one.logprobs is None else one.logprobs
+    best = [[(t, p.logprob, p.rank) for t, p in step.items()] for step in scores]
+    return list(one.token_ids), one.finish_reason, one.stop_reason, best
+
+
+def scored(one: tuple) -> tuple[list[int], np.ndarray]:
+    """What `agree` compares."""
+    best = [sorted((p for _, p, _ in step), reverse=True)[:2] for step in one[3]]
+    return one[0], np.array(best)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_mixed_requests_are_told_the_same_whatever_happens(
+    family: str, tmp_path: Path, emulated: str
+) -> None:
+    """Together with prompts cut, preempted, beside one that is cancelled, or one by one; greedy
+    ones are told what the CPU tells. Tokens that end a request are found a step late."""
+    folder, asked = checkpoint(family, tmp_path), prompts(16, 40, seed=8)
+    options = {"max_num_seqs": 16, "max_num_batched_tokens": 24}
+    with open_on(folder, "cpu", **options) as cpu:
+        free = greedy(cpu, asked, 8)
+        stops = [ids[2:3] for ids, _ in free]
+        params = mixture(stops)
+        theirs = [told(o) for o in cpu.generate(asked, params, use_tqdm=False)]
+    with open_on(folder, "cuda", **options) as cuda:
+        before = counts()
+        futures = [cuda.submit(ids, each) for ids, each in zip(asked, params, strict=True)]
+        dropped = cuda.submit(asked[0], SamplingParams(max_tokens=90, ignore_eos=True))
+        for i in range(6):
+            cuda.engine.preempt(1)
+            time.sleep(0.05)
+            if i == 3:
+                dropped.cancel()
+        together = [told(future.result()) for future in futures]
+        stats = cuda.report()["stats"]
+        assert stats["preemptions"] > 0
+        assert counts().replays > before.replays
+        assert counts().waits == before.waits
+        alone = [
+            told(cuda.generate([ids], each, use_tqdm=False)[0])
+            for ids, each in zip(asked[::5], params[::5], strict=True)
+        ]
+        assert cuda.report()["backend"]["name"] == "cuda"
+        assert cuda.report()["stats"]["pages_used"] == 0
+    assert together[::5] == alone
+    sure = [i for i in range(16) if i % 4 < 2]
+    pairs = [[scored(side[i]) for i in sure] for side in (together, theirs)]
+    assert agree(*pairs) >= 0.6 * sum(len(ids) for ids, _ in pairs[1])
+    same = [i for i in sure if together[i][0] == theirs[i][0]]
+    assert [together[i][1:3] for i in same] == [theirs[i][1:3] for i in same]
+    assert len(same) >= 4
+    assert {one[1] for one in together} == {"stop", "length"}
+    assert len({tuple(one[0]) for one in together}) > 8
 
 
 def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated: str) -> None:
@@ -224,8 +276,10 @@ def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated:
     assert after.allocations == before.allocations
     assert after.alive == before.alive
     assert after.replays - before.replays >= 8  # first tokens come with the prompts
-    assert after.waits - before.waits == 2 * steps  # for the ids, and at the end
-    assert after.copied_out - before.copied_out == 4 * 3 * 9  # ids alone
+    assert after.waits == before.waits  # nobody waits for the device to have nothing to do
+    assert after.event_waits - before.event_waits == steps
+    assert after.graphs == before.graphs
+    assert after.copied_out - before.copied_out == 12 * 3 * 9  # id, logprob, rank
 
 
 def test_a_graph_without_memory_is_done_without(
@@ -246,23 +300,73 @@ def test_a_graph_without_memory_is_done_without(
     assert replays == [8, 7]
 
 
-def test_draws_are_the_cpus_from_the_same_logits(emulated: str) -> None:
-    """Every rule of sampling: the rows of test_sampling's model are the same on both."""
+def draws_of(asked: list[dict]) -> tuple[list, int]:
+    """Events of the requests on the CPU and on the device, and waits of the host for the latter.
+
+    The model is test_sampling's, whose rows of logits are the same on both.
+    """
     config, arrays = sampling.arrays_for(301, intermediate_size=104)
     arrays = {name: from_bf16(bf16(values)) for name, values in arrays.items()}
-    cases = [case for name, case in sampling.CASES.items() if name != "min_tokens"]
-    asked = [{**case, "max_tokens": 12, "logprobs": 3, "seed": i} for i, case in enumerate(cases)]
     logits, events = [], []
     for name, backend in (("cpu", _core.Backend("cpu", None, 1)), ("cuda", open_device("cuda"))):
         prepared = prepare(LoadOptions(config, dtype="bfloat16", backend=name), arrays)
         model = _core.Model(backend, vars(prepared.config), prepared.forms.weights)
         load_weights(model, prepared)
         logits.append(sampling.logits_of(model, 301))
+        before = counts().waits if name == "cuda" else 0
         made = sampling.run(model, asked)
-        events.append([[(token, rank) for token, _, rank, _, _ in each] for each in made])
+        waits = counts().waits - before - 1 if name == "cuda" else 0  # one: the pages go back
+        events.append([[(token, rank, tops) for token, _, rank, tops, _ in each] for each in made])
     np.testing.assert_allclose(*logits, rtol=1e-6)
-    assert events[0] == events[1]
-    assert len({token for made in events[1] for token, _ in made}) > 50
+    return events, waits
+
+
+def test_draws_are_the_cpus_from_the_same_logits(emulated: str) -> None:
+    """Every rule of sampling, without the host: it waits for no stream."""
+    cases = [case for name, case in sampling.CASES.items() if name != "min_tokens"]
+    asked = [{**case, "max_tokens": 12, "logprobs": 3, "seed": i} for i, case in enumerate(cases)]
+    asked.append({"stop_ids": list(range(0, 301, 2)), "min_tokens": 9, "max_tokens": 12})
+    (theirs, ours), waits = draws_of(asked)
+    assert ours == theirs
+    assert len({token for made in ours for token, _, _ in made}) > 50
+    assert waits == 0
+
+
+def test_what_is_too_much_for_the_device_is_drawn_on_the_host(emulated: str) -> None:
+    """Beside rows that are not; the tokens are fed on the device all the same."""
+    many, twice = {"logprobs": 40}, {"bias_ids": [9, 3, 3], "bias": [2.0, 3.0, 3.0]}
+    asked = [{**case, "max_tokens": 7, "seed": i} for i, case in enumerate([many, twice, {}, {}])]
+    (theirs, ours), waits = draws_of(asked)
+    assert ours == theirs
+    assert waits > 0
+
+
+def test_lists_that_do_not_fit_beside_each_other_go_up_in_turns(emulated: str) -> None:
+    """8 rows of 300 biases, 250 bans and what was generated; conditions as the host knows them."""
+    long = {"bias_ids": list(range(300)), "bias": [i % 7 / 4 for i in range(300)]}
+    long |= {"stop_ids": list(range(50, 300)), "min_tokens": 9, "bad": [[17], [8, 9], [9, 8, 7]]}
+    long |= {"presence_penalty": 1.5, "repetition_penalty": 1.2, "max_tokens": 9}
+    (theirs, ours), waits = draws_of([{**long, "seed": i} for i in range(8)])
+    assert ours == theirs
+    assert waits > 0
+
+
+def test_logits_of_a_prompt_come_with_draws_behind_it(emulated: str) -> None:
+    """The first draw is the host's, as its logits are wanted there; the device feeds it next."""
+    config, arrays = sampling.arrays_for(301, intermediate_size=104)
+    prepared = prepare(LoadOptions(config, dtype="bfloat16", backend="cuda"), arrays)
+    model = _core.Model(open_device("cuda"), vars(prepared.config), prepared.forms.weights)
+    load_weights(model, prepared)
+    params = {**sampling.PARAMS, "max_tokens": 6}
+    (want,) = sampling.run(model, [{**params, "prompt": [5, 7]}])
+    out, sizes = np.zeros((2, 301), np.float32), {"max_seqs": 8, "max_batch_tokens": 64}
+    engine = _core.Engine(model, {**sizes, "max_len": 100, "kv_pages": 32})
+    engine.add([5, 7], params, logits=out)
+    found = []
+    while engine.has_work():
+        found += [event[4] for event in engine.step() if event[2] == sampling.TOKEN]
+    assert found == [event[0] for event in want]
+    np.testing.assert_array_equal(out, sampling.logits_of(model, 301)[[5, 7]])
 
 
 def test_engines_take_turns_on_the_device(tmp_path: Path, emulated: str) -> None:

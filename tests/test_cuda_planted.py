@@ -16,6 +16,7 @@ import emulator
 import pytest
 import test_cuda_products as products
 import test_cuda_rows as rows
+import test_cuda_sample as sample
 from cuda_mutants import NUMBERS
 from emulator import EMULATOR, KERNELS
 
@@ -69,6 +70,18 @@ def many_rows(device: rows.Device) -> None:
     products.test_four_bits_of_any_number_of_rows(device)
 
 
+def draws(device: rows.Device) -> None:
+    sample.check_draws(device, 301, list(sample.sampling.CASES))
+    with pytest.MonkeyPatch.context() as patch:
+        sample.check_newest(device, patch)
+    sample.check_flat(device, 9001)
+    sample.test_best_are_in_order(device)
+
+
+def resume(device: rows.Device) -> None:
+    sample.test_a_step_takes_over_what_the_one_before_drew(device)
+
+
 SYNC = "la_sync_block();\n"
 PLANTED = [
     Planted(
@@ -87,13 +100,6 @@ PLANTED = [
         "for (int i = la_thread(); i < a.D; i += BLOCK) {\n        la_stg(out + i, narrow",
         "for (int i = la_thread(); i < a.D - 1; i += BLOCK) {\n        la_stg(out + i, narrow",
         enter,
-    ),
-    Planted(
-        "rows.cu",
-        "a tie's later id",
-        "y.id < x.id",
-        "y.id > x.id",
-        lambda d: rows.test_argmax(d, 300),
     ),
     Planted(
         *("rows.cu", "no wait for the predecessor"),
@@ -372,7 +378,80 @@ PLANTED = [
     ),
     Planted("product_finish.h", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
     Planted("product_finish.h", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
+    Planted("sample.cu", "banned whatever came", "|| after == newest", "|| after < 99", draws),
+    Planted("sample.cu", "newest is not counted", "count + (id == newest)", "count", draws),
+    Planted("sample.cu", "newest is forgotten", "&& la_lds(mark) == 0", "&& mark == 0", draws),
+    Planted("sample.cu", "biased by another", "list + 2 * i + 1)));", "list + 1)));", draws),
+    Planted(
+        "sample.cu",
+        "a tie's later id",
+        "(uint32_t)((1 << ID_BITS) - 1 - id)",
+        "(uint32_t)id",
+        draws,
+        "is in no registered allocation",
+    ),
+    Planted("sample.cu", "no carry", "+ mantissa < mantissa", "== 7u", draws),
+    Planted(
+        "sample.cu",
+        "a level too few",
+        "level < 5;",
+        "level < 4;",
+        draws,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "sample.cu",
+        "one lane too much",
+        "mine.n += sum - n",
+        "mine.n += sum",
+        draws,
+        "which nobody has written",
+    ),
+    Planted(
+        "sample.cu", "min_p itself", "p >= floor", "p > floor", draws, "which nobody has written"
+    ),
+    Planted("sample.cu", "other numbers", "0xBB67AE85u", "0xBB67AE86u", draws),
+    Planted("sample.cu", "equals in the rank", "v > value", "v >= value", draws),
+    Planted("sample.cu", "sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", draws),
+    Planted("sample.cu", "all of the set", "(double)top_p * total", "total", draws),
+    Planted("sample.cu", "a slice too far", "sum + la_row_slice(s) > want", "sum > want", draws),
+    Planted(
+        "sample.cu",
+        "beyond the row",
+        "v[j] = first + j < V ?",
+        "v[j] = first >= 0 ?",
+        draws,
+        "is in no registered allocation",
+    ),
+    Planted(
+        "sample.cu",
+        "bins read early",
+        SYNC[:-1] + " /* all is counted",
+        "/* all is counted",
+        draws,
+        "nothing orders the two",
+    ),
+    Planted(
+        "step.cu",
+        "the row behind",
+        "-1 - token",
+        "-token",
+        resume,
+        "is in no registered allocation",
+    ),
+    Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
+    Planted(
+        "step.cu",
+        "no wait for what is drawn",
+        "    la_grid_wait();\n",
+        "",
+        resume,
+        "before la_grid_wait",
+    ),
 ]
+
+
+FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
 
 
 @cache
@@ -390,7 +469,7 @@ def library(planted: Planted) -> ctypes.CDLL:
     changed = changed.replace('"../../model/', f'"{emulator.CORE}/model/')
     if not path.exists() or path.read_text() != changed:
         path.write_text(changed)
-    kernels = [KERNELS / name for name in ("rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu")]
+    kernels = [KERNELS / name for name in FILES]
     file = "gemm_mma.cu" if planted.file.endswith(".h") else planted.file
     sources = [path if p.name == file else p for p in kernels]
     return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
@@ -425,7 +504,9 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "check", [enter, heads, attend, product, four_bits, many_rows], ids=lambda check: check.__name__
+    "check",
+    [enter, heads, attend, product, four_bits, many_rows, draws, resume],
+    ids=lambda check: check.__name__,
 )
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (0, 3):

@@ -32,6 +32,8 @@ class Counts(ctypes.Structure):
             "replays",
             "copied_in",
             "copied_out",
+            "graphs",
+            "event_waits",
         )
     ]
 
@@ -41,7 +43,7 @@ class Runtime:
 
     def __init__(self, library: ctypes.CDLL | None = None) -> None:
         self.lib = library or emulator.backend()
-        for name in ("alloc", "reserve", "pin", "stream_open", "graph_end", "error"):
+        for name in ("alloc", "reserve", "pin", "stream_open", "event_open", "graph_end", "error"):
             getattr(self.lib, f"la_rt_{name}").restype = ctypes.c_void_p
         self.rt = ctypes.c_void_p()
         why = ctypes.create_string_buffer(256)
@@ -151,6 +153,37 @@ def test_pinned_memory_that_is_written_too_early_is_seen(monkeypatch: pytest.Mon
     assert found == {1, 2}
 
 
+def test_an_event_is_reached_when_what_came_before_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What comes behind it may be done or not; a second record moves it."""
+    later = set()
+    for seed in SEEDS:
+        with runtime(monkeypatch, seed) as rt:
+            stream, device, event = rt.new("stream_open"), rt.new("alloc", 8), rt.new("event_open")
+            back = [rt.new("pin", 8) for _ in range(2)]
+            view(back[1], 8)[:] = 0
+            assert rt.event_wait(event) == 0  # never recorded: reached
+            rt.fill(stream, device, 7, 8)
+            rt.copy(stream, back[0], device, 8, OUT)
+            rt.event_record(event, stream)
+            rt.copy(stream, back[1], device, 8, OUT)
+            assert rt.event_wait(event) == 0
+            assert view(back[0], 8)[0] == 7
+            later.add(int(view(back[1], 8)[0]))
+            rt.event_record(event, stream)
+            assert rt.event_wait(event) == 0
+            assert view(back[1], 8)[0] == 7
+            assert (rt.counts.waits, rt.counts.event_waits) == (0, 3)
+            for place in back:
+                rt.new("unpin", place)
+            rt.new("free", device)
+            rt.event_close(event)
+            rt.stream_close(stream)
+            assert rt.counts.alive == 0
+    assert later == {0, 7}
+
+
 def test_a_graph_does_what_was_noted_each_time_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     with runtime(monkeypatch) as rt:
         stream, device, host = rt.new("stream_open"), rt.new("alloc", 32), rt.new("pin", 32)
@@ -198,6 +231,7 @@ def test_a_graph_without_memory_is_no_failure_of_the_device(
     ("breach", "message"),
     [
         (lambda rt, s, d, h: rt.stream_wait(s), "stream wait: a graph is being noted"),
+        (lambda rt, s, d, h: rt.event_wait(rt.new("event_open")), "event wait: a graph is"),
         (lambda rt, s, d, h: rt.new("alloc", 8), "alloc: a graph is being noted"),
         (lambda rt, s, d, h: rt.copy(s, d, h, 8, IN), "a graph takes"),
     ],

@@ -3,61 +3,13 @@
  * Owns the page pool, the workspace and every array a step needs, all sized by the limits when the
  * engine is made: a step allocates nothing. Invariants: one thread steps at a time; a request's
  * events come in order, FINISH last for each branch, and the request is freed after its last.
+ * Where a backend goes on by itself, the step before is what is collected: its tokens were fed before they were
+ * known, and one that proves to be a stop has cost a token, whose result is passed over.
  * Other threads reach the engine through inbox.c only. Called by python/py_engine.c.
  */
-#include <math.h>
 #include <string.h>
 
-#include "inbox.h"
-
-/* FINISH events of a step beyond one for each sequence (many waiting requests cancelled at once);
- * more than that wait for the next step. */
-enum { LA_SPARE_EVENTS = 256 };
-/* Result entries (id and logprob) for each token of a step. */
-enum { LA_ENTRIES_PER_TOKEN = 64 };
-
-/* The tokens and rows of the step in the making. */
-typedef struct la_assembly {
-    int32_t *tokens;      /* [max_batch_tokens] */
-    la_span *spans;       /* [max_seqs] */
-    la_seq **span_seqs;   /* [max_seqs] whose span it is */
-    la_capture *captures; /* [2 max_seqs] of prompts and of what is drawn */
-    la_sample_row *rows;  /* [max_batch_tokens] */
-    la_seq **row_seqs;    /* [max_batch_tokens] whose row it is */
-    int *row_positions;   /* [max_batch_tokens] fed position of the row */
-    int32_t *out_tokens;  /* [max_batch_tokens] */
-    float *out_logprobs;  /* [max_batch_tokens] */
-    int *out_ranks;       /* [max_batch_tokens] */
-    int32_t *top_ids;     /* [n_entries] */
-    float *top_logprobs;  /* [n_entries] */
-    int64_t n_entries;
-    int64_t entries_used;
-    int n_tokens, n_spans, n_rows, n_captures;
-} la_assembly;
-
-struct la_engine {
-    la_model *model;
-    la_kv *kv;
-    la_workspace *workspace;
-    la_limits limits;
-    la_door door;
-    la_kvcache cache;
-    la_sched sched;
-    la_inbox inbox;
-    la_assembly step;
-    la_event *events; /* [max_events] */
-    int n_events;
-    int max_events;
-    la_heap deadlines;
-    la_live *first_ready;      /* searches whose beams all have their tokens, this step's */
-    la_branch *first_finished; /* branches whose FINISH event is still to come, in order */
-    la_branch *last_finished;
-    la_engine_stats stats; /* the stepping thread's; published after each step */
-    int64_t *expert_load;  /* [n_loads] as published; under the inbox's mutex */
-    size_t n_loads;
-    uint8_t *arrays;    /* one block; the arrays above lie in it */
-    size_t array_bytes; /* of it and of the page tables */
-};
+#include "engine.h"
 
 /* ---- create and free -------------------------------------------------------------------------- */
 
@@ -69,16 +21,14 @@ static void *carve(uint8_t *base, size_t *at, size_t n, size_t size)
     return p;
 }
 
-/* Lays the step's arrays out from base (NULL: only measures); returns the bytes. */
-static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limits *limits,
-                             uint8_t *base)
+/* Lays a step's arrays out from base + *end (NULL: only measures). */
+static void lay_out_step(la_assembly *s, const la_model_desc *d, const la_limits *limits,
+                         uint8_t *base, size_t *end)
 {
-    la_assembly *s = &e->step;
-    size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = 0;
+    size_t t = (size_t)limits->max_batch_tokens, n_seqs = (size_t)limits->max_seqs, at = *end;
     int64_t floor = 2 * (int64_t)d->n_vocab; /* the most a row asks for: V best, V by id */
     s->n_entries = (int64_t)t * LA_ENTRIES_PER_TOKEN;
     s->n_entries = s->n_entries > floor ? s->n_entries : floor;
-    e->max_events = (int)(t + n_seqs) + LA_SPARE_EVENTS;
     s->tokens = carve(base, &at, t, sizeof *s->tokens);
     s->spans = carve(base, &at, n_seqs, sizeof *s->spans);
     s->span_seqs = carve(base, &at, n_seqs, sizeof *s->span_seqs);
@@ -91,6 +41,17 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
     s->out_ranks = carve(base, &at, t, sizeof *s->out_ranks);
     s->top_ids = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_ids);
     s->top_logprobs = carve(base, &at, (size_t)s->n_entries, sizeof *s->top_logprobs);
+    *end = at;
+}
+
+static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limits *limits,
+                             uint8_t *base)
+{
+    size_t at = 0;
+    lay_out_step(&e->steps[0], d, limits, base, &at);
+    lay_out_step(&e->steps[1], d, limits, base, &at);
+    e->step = &e->steps[0];
+    e->max_events = limits->max_batch_tokens + limits->max_seqs + LA_SPARE_EVENTS;
     e->events = carve(base, &at, (size_t)e->max_events, sizeof *e->events);
     e->n_loads = (size_t)d->n_layers * (size_t)d->n_experts;
     e->expert_load = carve(base, &at, e->n_loads, sizeof *e->expert_load);
@@ -171,7 +132,7 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     LA_TRY(create_arrays(e));
     LA_TRY(la_kvcache_init(&e->cache, limits->kv_pages, max_copies(limits)));
     LA_TRY(la_sched_init(&e->sched, &e->cache, limits->max_seqs, limits->max_batch_tokens,
-                         e->step.n_entries));
+                         e->step->n_entries));
     e->array_bytes = la_engine_bytes(la_model_desc_of(m), limits);
     LA_TRY(la_kv_create(m, limits->kv_pages, &e->kv));
     LA_TRY(la_workspace_create(m, limits, &e->workspace));
@@ -252,108 +213,13 @@ la_status la_engine_preempt(la_engine *e, int n)
     return LA_OK;
 }
 
-/* ---- ends of sequences ------------------------------------------------------------------------ */
-
-/* Queues the FINISH event of a branch whose sequence is done. */
-static void queue_finish(la_engine *e, la_branch *b)
-{
-    b->next_finished = NULL;
-    if (e->first_finished == NULL) {
-        e->first_finished = b;
-    }
-    else {
-        e->last_finished->next_finished = b;
-    }
-    e->last_finished = b;
-}
-
-static la_branch *branch_of(const la_seq *q)
-{
-    return &LA_OWNER(q->group, la_live, group)->branches[q->branch];
-}
-
-/* Ends a sequence that has not ended yet; its pages are free from here on. */
-static void end_seq(la_engine *e, la_seq *q, int reason, int32_t stop_token)
-{
-    la_branch *b = branch_of(q);
-    b->reason = reason;
-    b->stop_token = stop_token;
-    la_sched_finish(&e->sched, q);
-    queue_finish(e, b);
-}
-
-/* Ends a search: branch b is its b-th best result. */
-static void end_search(la_engine *e, la_live *live, int reason)
-{
-    la_beam_close(live->beam);
-    for (int b = 0; b < live->n_branches; b++) {
-        const la_path *path = &live->beam->ended[b];
-        la_branch *branch = &live->branches[b];
-        int found = b < live->beam->n_ended, stopped = found && path->end >= 0;
-        branch->output = path->ids;
-        branch->n_output = found ? path->n : 0;
-        end_seq(e, &live->group.seqs[b], stopped ? LA_FINISH_STOP : reason,
-                stopped ? path->end : -1);
-    }
-}
-
-static void forget_live(la_engine *e, la_live *live)
-{
-    if (live->deadline > 0.0) {
-        la_heap_remove(&e->deadlines, &live->deadline_node);
-    }
-    la_inbox_forget(&e->inbox, live);
-    la_free(live);
-}
-
-/* Tokens of a result of a search, as many as there is room for; 1: there was for all. */
-static int emit_path(la_engine *e, la_branch *b)
-{
-    const la_live *live = b->live;
-    int branch = (int)(b - live->branches);
-    const la_path *path = &live->beam->ended[branch];
-    for (; b->n_told < b->n_output && e->n_events < e->max_events; b->n_told++) {
-        e->events[e->n_events++] = (la_event){.request = live->id,
-                                              .branch = branch,
-                                              .kind = LA_EVENT_TOKEN,
-                                              .position = b->n_told,
-                                              .token = path->ids[b->n_told],
-                                              .logprob = path->logprobs[b->n_told],
-                                              .rank = path->ranks[b->n_told],
-                                              .scheduled = live->scheduled};
-    }
-    return b->n_told == b->n_output;
-}
-
-/* FINISH events, as many as there is room for. */
-static void emit_finishes(la_engine *e)
-{
-    while (e->first_finished != NULL && e->n_events < e->max_events) {
-        la_branch *b = e->first_finished;
-        la_live *live = b->live;
-        if (live->beam != NULL && (!emit_path(e, b) || e->n_events == e->max_events)) {
-            break;
-        }
-        e->first_finished = b->next_finished;
-        e->events[e->n_events++] = (la_event){.request = live->id,
-                                              .branch = (int)(b - live->branches),
-                                              .kind = LA_EVENT_FINISH,
-                                              .position = b->n_output,
-                                              .token = b->stop_token,
-                                              .reason = b->reason,
-                                              .logprob = NAN,
-                                              .scheduled = live->scheduled};
-        if (--live->n_open == 0) {
-            forget_live(e, live);
-        }
-    }
-}
-
 /* ---- before the plan -------------------------------------------------------------------------- */
 
 /* A request new to this thread: into the queues. */
 static void take_new(la_engine *e, la_live *live)
 {
+    live->ahead = live->beam == NULL && live->process == NULL && live->drawn_logits == NULL &&
+                  la_model_draws_ahead(e->model, &live->sampling);
     la_sched_add(&e->sched, &live->group);
     if (live->deadline > 0.0) {
         live->deadline_node.hi = (int64_t)(live->deadline * 1.0e9);
@@ -362,7 +228,7 @@ static void take_new(la_engine *e, la_live *live)
     }
     for (int b = 0; b < live->n_branches; b++) {
         if (live->group.seqs[b].state == LA_SEQ_DONE) { /* asked for nothing: ends at once */
-            queue_finish(e, &live->branches[b]);
+            la_queue_finish(e, &live->branches[b]);
         }
     }
 }
@@ -371,14 +237,14 @@ static void end_branches(la_engine *e, la_live *live, const unsigned char *which
 {
     if (live->beam != NULL) { /* the beams of a search end together */
         if (live->group.seqs[0].state != LA_SEQ_DONE) {
-            end_search(e, live, reason);
+            la_end_search(e, live, reason);
         }
         return;
     }
     for (int b = 0; b < live->n_branches; b++) {
         la_seq *q = &live->group.seqs[b];
         if ((which == NULL || which[b]) && q->state != LA_SEQ_DONE) {
-            end_seq(e, q, reason, -1);
+            la_end_seq(e, q, reason, -1);
         }
     }
 }
@@ -413,264 +279,46 @@ static void drain(la_engine *e)
     la_sched_preempt(&e->sched, n_preempt);
 }
 
-/* ---- assembling the batch --------------------------------------------------------------------- */
+/* ---- steps under way -------------------------------------------------------------------------- */
 
-/* Room for the row's results. */
-static void place_results(la_assembly *s, la_sample_row *row, int i)
+/* The rows' requests stay, and what they draw is fed before it is known, by the next step. */
+static void take_off(la_engine *e)
 {
-    row->out_token = &s->out_tokens[i];
-    row->out_logprob = &s->out_logprobs[i];
-    row->out_rank = &s->out_ranks[i];
-    if (row->n_top >= 0) {
-        row->top_ids = s->top_ids + s->entries_used;
-        row->top_logprobs = s->top_logprobs + s->entries_used;
-        s->entries_used += row->n_top + row->n_score;
-    }
-}
-
-/* What the branch's next draw, for `position`, looks back on. */
-static la_draw draw_of(const la_live *live, const la_branch *b, int position)
-{
-    return (la_draw){.given = {live->prompt, b->suffix},
-                     .n_given = {live->n_prompt, b->n_suffix},
-                     .output = b->output,
-                     .n_output = b->n_output,
-                     .branch = (int)(b - live->branches),
-                     .position = position,
-                     .allowed = live->allowed,
-                     .breakers = live->breakers};
-}
-
-/* The row of the token fed at `position`, index `token` of the batch. */
-static void add_row(la_engine *e, la_seq *q, int position, int token)
-{
-    la_assembly *s = &e->step;
-    la_live *live = LA_OWNER(q->group, la_live, group);
-    la_branch *b = &live->branches[q->branch];
-    const la_sampling *p = &live->sampling;
-    la_sample_row *row = &s->rows[s->n_rows];
-    int next = position + 1;
-    *row = (la_sample_row){.token = token, .target = -2, .forced = -1, .n_top = -1};
-    if (next < q->n_forced) {
-        if (next >= live->n_prompt ||
-            (p->prompt_logprobs >= 0 && next >= p->prompt_logprob_start)) {
-            row->target = la_request_token(live, q->branch, next);
-            row->n_top = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
-            row->score_ids = p->prompt_scores;
-            row->n_score = p->n_prompt_score;
-        }
-    }
-    else if (p->max_tokens > 0) {
-        la_draw d = draw_of(live, b, next);
-        la_sampler_fill(&b->sampler, p, &d, row);
-        row->n_top = live->beam != NULL ? live->beam->n_looked : p->logprobs;
-        row->score_ids = p->score_ids;
-        row->n_score = p->n_score;
-        if (live->process != NULL && row->forced < 0) {
-            row->process = live->process;
-            row->process_arg = live->process_arg;
-            row->processed = live->process_rows + (int64_t)q->branch * e->door.n_vocab;
-        }
-        if (live->drawn_logits != NULL) {
-            int64_t drawn = (int64_t)q->branch * live->n_drawn + (next - q->n_forced);
-            row->logits = live->drawn_logits + drawn * e->door.n_vocab;
-        }
-    }
-    if (live->logits != NULL && q->branch == 0 && position < live->n_prompt) {
-        row->logits = live->logits + (int64_t)position * e->door.n_vocab;
-    }
-    place_results(s, row, s->n_rows);
-    s->row_seqs[s->n_rows] = q;
-    s->row_positions[s->n_rows] = position;
-    s->n_rows++;
-}
-
-/* Where the hidden states of n positions from lo on go, as far as the planned span of q holds them: to row 0
- * and on of each layer. */
-static void add_capture(la_engine *e, const la_seq *q, float *out, int lo, int n)
-{
-    la_assembly *s = &e->step;
-    const la_live *live = LA_OWNER(q->group, la_live, group);
-    int from = q->n_done > lo ? q->n_done : lo, end = q->n_done + q->n_run;
-    int to = end - lo < n ? end : lo + n;
-    if (from < to) {
-        s->captures[s->n_captures++] =
-            (la_capture){.first_token = s->n_tokens + from - q->n_done,
-                         .n_tokens = to - from,
-                         .layers = live->state_layers,
-                         .n_layers = live->n_states,
-                         .out = out + (int64_t)(from - lo) * e->door.d_model,
-                         .stride = (int64_t)n * e->door.d_model};
-    }
-}
-
-static void add_captures(la_engine *e, const la_seq *q)
-{
-    const la_live *live = LA_OWNER(q->group, la_live, group);
-    if (live->drawn_states != NULL) {
-        int64_t rows = (int64_t)q->branch * live->n_states * live->n_drawn;
-        add_capture(e, q, live->drawn_states + rows * e->door.d_model, q->n_forced - 1,
-                    live->n_drawn);
-    }
-    if (live->states != NULL && q->branch == 0) {
-        add_capture(e, q, live->states, live->state_from, live->state_to - live->state_from);
-    }
-}
-
-static void assemble(la_engine *e)
-{
-    la_assembly *s = &e->step;
-    s->n_tokens = 0;
-    s->n_spans = 0;
-    s->n_rows = 0;
-    s->n_captures = 0;
-    s->entries_used = 0;
-    double now = la_now();
-    for (int i = 0; i < e->sched.n_planned; i++) {
-        la_seq *q = e->sched.planned[i];
-        la_live *live = LA_OWNER(q->group, la_live, group);
-        live->scheduled = live->scheduled > 0.0 ? live->scheduled : now;
-        add_captures(e, q);
-        s->span_seqs[s->n_spans] = q;
-        s->spans[s->n_spans++] = (la_span){.first_token = s->n_tokens,
-                                           .n_tokens = q->n_run,
-                                           .first_pos = q->n_done,
-                                           .pages = q->table.pages};
-        for (int pos = q->n_done; pos < q->n_done + q->n_run; pos++) {
-            s->tokens[s->n_tokens] = la_request_token(live, q->branch, pos);
-            if (pos >= q->first_row) {
-                add_row(e, q, pos, s->n_tokens);
-            }
-            s->n_tokens++;
-        }
-        if (q->n_high <
-            q->n_forced) { /* first feeding of given tokens; drawn ones count as output */
-            int from = q->n_done > q->n_high ? q->n_done : q->n_high;
-            int to = q->n_done + q->n_run < q->n_forced ? q->n_done + q->n_run : q->n_forced;
-            e->stats.prompt_tokens += to > from ? to - from : 0;
-        }
-    }
-}
-
-/* ---- collecting results ----------------------------------------------------------------------- */
-
-static la_event *add_event(la_engine *e, const la_live *live, int branch, int i)
-{
-    const la_assembly *s = &e->step;
-    const la_sample_row *row = &s->rows[i];
-    la_event *ev = &e->events[e->n_events++];
-    *ev = (la_event){
-        .request = live->id, .branch = branch, .logprob = NAN, .scheduled = live->scheduled};
-    if (row->n_top >= 0) {
-        ev->logprob = s->out_logprobs[i];
-        ev->rank = s->out_ranks[i];
-        ev->n_top = row->n_top + row->n_score;
-        ev->top_ids = row->top_ids;
-        ev->top_logprobs = row->top_logprobs;
-    }
-    return ev;
-}
-
-static int is_stop(const la_sampling *p, int32_t token)
-{
-    for (int i = 0; i < p->n_stop; i++) {
-        if (p->stop_ids[i] == token) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* A drawn token: noted, reported, and the end of its branch or one more token to feed. */
-static void accept(la_engine *e, la_seq *q, int i)
-{
-    la_live *live = LA_OWNER(q->group, la_live, group);
-    la_branch *b = &live->branches[q->branch];
-    int32_t token = e->step.out_tokens[i];
-    if (token < 0) {
-        end_seq(e, q, token == LA_DRAW_FAILED ? LA_FINISH_FAILED : LA_FINISH_EMPTY, -1);
-        return;
-    }
-    la_event *ev = add_event(e, live, q->branch, i);
-    ev->kind = LA_EVENT_TOKEN;
-    ev->position = b->n_output;
-    ev->token = token;
-    b->output[b->n_output++] = token;
-    la_draw d = draw_of(live, b, -1);
-    la_sampler_accept(&b->sampler, &live->sampling, &d);
-    e->stats.output_tokens++;
-    if (is_stop(&live->sampling, token)) {
-        end_seq(e, q, LA_FINISH_STOP, token);
-    }
-    else if (b->sampler.repeats) {
-        end_seq(e, q, LA_FINISH_REPETITION, -1);
-    }
-    else if (b->n_output == live->sampling.max_tokens) {
-        end_seq(e, q, LA_FINISH_LENGTH, -1);
-    }
-    else {
-        la_sched_extend(q);
-    }
-}
-
-/* The tokens after one beam; with the last of its search the search is ready for its next. */
-static void take_row(la_engine *e, const la_seq *q, const la_sample_row *row)
-{
-    la_live *live = LA_OWNER(q->group, la_live, group);
-    if (la_beam_take(live->beam, q->branch, row->top_ids, row->top_logprobs)) {
-        live->next_ready = e->first_ready;
-        e->first_ready = live;
-    }
-}
-
-/* Searches that are ready go one token further. */
-static void advance_searches(la_engine *e)
-{
-    for (la_live *live = e->first_ready; live != NULL; live = live->next_ready) {
-        la_beam *m = live->beam;
-        int n = la_beam_advance(m, live->sampling.stop_ids, live->sampling.n_stop);
-        e->stats.output_tokens += m->n_live;
-        if (n == 0) {
-            end_search(e, live, LA_FINISH_LENGTH);
-            continue;
-        }
-        for (int b = 0; b < n; b++) {
-            live->branches[b].output = m->live[b].ids;
-            live->branches[b].n_output = m->live[b].n;
-        }
-        la_sched_reform(&e->sched, &live->group, m->parents, n);
-    }
-    e->first_ready = NULL;
-}
-
-static void collect(la_engine *e)
-{
-    const la_assembly *s = &e->step;
+    const la_assembly *s = e->step;
     for (int i = 0; i < s->n_rows; i++) {
         la_seq *q = s->row_seqs[i];
-        if (s->rows[i].target >= 0) {
-            la_event *ev = add_event(e, LA_OWNER(q->group, la_live, group), q->branch, i);
-            ev->kind = LA_EVENT_PROMPT;
-            ev->position = s->row_positions[i] + 1;
-            ev->token = s->rows[i].target;
+        la_live *live = LA_OWNER(q->group, la_live, group);
+        la_branch *b = la_branch_of(q);
+        live->n_rows++;
+        if (s->rows[i].target != -1 || q->state == LA_SEQ_DONE) {
+            continue;
         }
-        else if (s->rows[i].target == -1 && LA_OWNER(q->group, la_live, group)->beam != NULL) {
-            take_row(e, q, &s->rows[i]);
-        }
-        else if (s->rows[i].target == -1) {
-            accept(e, q, i);
-        }
-    }
-    for (int i = 0; i < s->n_spans; i++) {
-        la_seq *q = s->span_seqs[i];
-        int searches =
-            LA_OWNER(q->group, la_live, group)->beam != NULL; /* waits for its siblings */
-        if (q->state == LA_SEQ_RUNNING && q->n_done == q->n_todo &&
-            !searches) { /* nothing to draw */
-            end_seq(e, q, LA_FINISH_LENGTH, -1);
+        b->under_way = i;
+        b->foreseen = live->ahead && b->n_output + 1 < live->sampling.max_tokens;
+        if (b->foreseen) {
+            la_sched_extend(q);
         }
     }
-    advance_searches(e);
+    e->flying = e->step;
+    e->step = &e->steps[e->step == &e->steps[0]];
+}
+
+/* The step under way is collected; requests that waited for it alone go. */
+static la_status land(la_engine *e)
+{
+    const la_assembly *s = e->flying;
+    e->flying = NULL;
+    la_status st = la_collect(e, s);
+    for (int i = 0; i < s->n_rows; i++) {
+        la_live *live = LA_OWNER(s->row_seqs[i]->group, la_live, group);
+        la_branch *b = la_branch_of(s->row_seqs[i]);
+        b->under_way = -1;
+        b->foreseen = 0;
+        if (--live->n_rows == 0 && live->n_open == 0) {
+            la_forget_live(e, live);
+        }
+    }
+    return st;
 }
 
 /* ---- the step --------------------------------------------------------------------------------- */
@@ -680,6 +328,7 @@ static la_status run_step(la_engine *e, double begin)
     la_status st = LA_OK;
     la_kvcache *c = &e->cache;
     drain(e);
+    e->sched.under_way = e->flying != NULL;
     la_sched_plan(&e->sched);
     /* On failure the same plan is made again next time, with fewer pages once some were given up. */
     LA_TRY(la_kv_commit(e->kv, la_kvcache_settle(c)));
@@ -687,22 +336,29 @@ static la_status run_step(la_engine *e, double begin)
         la_kv_copy(e->kv, c->copies[i].src, c->copies[i].dst);
     }
     c->n_copies = 0;
-    assemble(e);
-    const la_assembly *s = &e->step;
-    if (s->n_tokens > 0) {
-        la_batch batch = {s->n_tokens, s->tokens, s->n_spans,    s->spans,
-                          s->n_rows,   s->rows,   s->n_captures, s->captures};
+    la_assemble(e);
+    int runs = e->step->n_tokens > 0, ahead = la_model_ahead(e->model);
+    if (runs) {
         double start = la_now();
-        LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &batch));
+        LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &e->step->batch));
         e->stats.last_plan_seconds = start - begin;
         e->stats.last_forward_seconds = la_now() - start;
         e->stats.forward_seconds += e->stats.last_forward_seconds;
         la_sched_commit(&e->sched);
-        collect(e);
         e->stats.steps++;
     }
-    emit_finishes(e);
-    if (e->cache.n_used == 0) { /* idle: keep one slab for the next request */
+    e->stats.last_step_tokens = e->step->n_tokens;
+    if (e->flying != NULL) {
+        LA_TRY(land(e));
+    }
+    if (runs && ahead) {
+        take_off(e);
+    }
+    else if (runs) {
+        LA_TRY(la_collect(e, e->step));
+    }
+    la_emit_finishes(e);
+    if (e->cache.n_used == 0 && e->flying == NULL) { /* idle: keep one slab for the next request */
         (void)la_kvcache_settle(c);
         la_kv_trim(e->kv, 1);
     }
@@ -722,7 +378,7 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
     e->n_events = 0;
     la_status st = run_step(e, start);
     e->stats.step_allocations += la_alloc_count() - allocations;
-    e->stats.last_step_tokens = st == LA_OK ? e->step.n_tokens : 0;
+    e->stats.last_step_tokens = st == LA_OK ? e->stats.last_step_tokens : 0;
     e->stats.last_step_seconds = la_now() - start;
     publish_stats(e);
     if (st == LA_OK) {

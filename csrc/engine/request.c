@@ -387,7 +387,9 @@ static void carve_branch(la_carver *c, const la_request *r, const la_totals *t, 
     carve_set(c, keep, &s->seen);
     s->seen_counts = la_carve(c, (size_t)keep, sizeof *s->seen_counts);
     carve_dry(c, la_sampler_dry_window(p, n_tokens), n_vocab, &s->dry);
-    s->ban_ids = la_carve(c, la_sampler_bans(p, n_tokens), sizeof *s->ban_ids);
+    size_t bans = la_sampler_bans(p, n_tokens);
+    s->ban_ids = la_carve(c, bans, sizeof *s->ban_ids);
+    s->ban_after = la_carve(c, bans, sizeof *s->ban_after);
     s->runs = la_carve(c, p->pattern_count > 0 ? (size_t)p->pattern_max : 0, sizeof *s->runs);
 }
 
@@ -477,6 +479,7 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     }
     branch->live = live;
     branch->stop_token = -1;
+    branch->under_way = -1;
     if (q->n_todo <= q->first_row && !silent) { /* nothing to score and nothing to draw */
         q->state = LA_SEQ_DONE;
         branch->reason = LA_FINISH_LENGTH;
@@ -591,4 +594,17 @@ int32_t la_request_token(const la_live *live, int branch, int position)
     }
     position -= live->n_prompt;
     return position < b->n_suffix ? b->suffix[position] : b->output[position - b->n_suffix];
+}
+
+la_draw la_request_draw(const la_live *live, const la_branch *b, int position)
+{
+    return (la_draw){.given = {live->prompt, b->suffix},
+                     .n_given = {live->n_prompt, b->n_suffix},
+                     .output = b->output,
+                     .n_output = b->n_output,
+                     .newest = b->under_way,
+                     .branch = (int)(b - live->branches),
+                     .position = position,
+                     .allowed = live->allowed,
+                     .breakers = live->breakers};
 }

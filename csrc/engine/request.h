@@ -20,7 +20,9 @@ typedef struct la_branch {
     int n_suffix;
     int32_t *output; /* [max_tokens]; beams: of its path */
     int n_output;
-    int n_told; /* beams: tokens of its result that events have told of */
+    int n_told;    /* beams: tokens of its result that events have told of */
+    int under_way; /* row of the step under way that draws one more; -1: none */
+    int foreseen;  /* 1: that one is among the tokens to feed */
     la_sampler sampler;
     int reason; /* LA_FINISH_*, once the sequence is done */
     int32_t stop_token;
@@ -36,6 +38,8 @@ typedef struct la_live {
     la_beam *beam;              /* NULL: no search */
     struct la_live *next_ready; /* engine.c's: whose beams all have their tokens */
     int n_open;                 /* branches whose last event is still to come */
+    int n_rows;                 /* of the step under way */
+    int ahead;                  /* 1: what it draws may be fed before it is known */
     const int32_t *prompt;      /* [n_prompt] */
     int n_prompt;
     la_sampling sampling;     /* arrays point into this allocation; max_tokens fits max_len */
@@ -74,5 +78,8 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
 
 /* Token at a position that is already known. */
 int32_t la_request_token(const la_live *live, int branch, int position);
+
+/* What a branch looks back on before the draw of the token at `position`. */
+la_draw la_request_draw(const la_live *live, const la_branch *b, int position);
 
 #endif

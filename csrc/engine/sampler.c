@@ -274,19 +274,27 @@ static int sampler_ends_with(const la_draw *d, const int32_t *word, int n)
     return n <= d->n_output && draw_ends_with(d, draw_length(d), word, n);
 }
 
+static int sampler_ban(la_sampler *s, int n, int32_t id, int32_t after)
+{
+    s->ban_ids[n] = id;
+    s->ban_after[n] = after;
+    return n + 1;
+}
+
+/* Where a token is under way, the last but one of a word is for it to be. */
 static int sampler_bans(la_sampler *s, const la_sampling *p, const la_draw *d)
 {
-    int n = 0;
-    if (d->n_output < p->min_tokens) {
+    int n = 0, ahead = d->newest >= 0;
+    if (d->n_output + ahead < p->min_tokens) {
         for (int i = 0; i < p->n_stop; i++) {
-            s->ban_ids[n++] = p->stop_ids[i];
+            n = sampler_ban(s, n, p->stop_ids[i], -1);
         }
     }
     const int32_t *word = p->bad;
     for (int i = 0; i < p->n_bad; i++) {
-        int last = p->bad_len[i] - 1;
-        if (sampler_ends_with(d, word, last)) {
-            s->ban_ids[n++] = word[last];
+        int last = p->bad_len[i] - 1, open = ahead && last > 0;
+        if (sampler_ends_with(d, word, last - open)) {
+            n = sampler_ban(s, n, word[last], open ? word[last - 1] : -1);
         }
         word += p->bad_len[i];
     }
@@ -321,7 +329,9 @@ void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_s
     row->bias = p->bias;
     row->n_bias = p->n_bias;
     row->allowed = d->allowed;
+    row->newest = d->newest;
     row->ban_ids = s->ban_ids;
+    row->ban_after = s->ban_after;
     row->n_ban = sampler_bans(s, p, d);
     if (s->dry.window > 0) {
         sampler_dry(&s->dry, p, d);

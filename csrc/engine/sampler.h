@@ -35,6 +35,7 @@ typedef struct la_sampler {
     la_token_set seen;    /* of prompt and output, for penalties */
     int32_t *seen_counts; /* [capacity of seen] times generated */
     int32_t *ban_ids;     /* [la_sampler_bans] */
+    int32_t *ban_after;   /* [la_sampler_bans] */
     la_dry dry;
     double mu;     /* mirostat's */
     int *runs;     /* [pattern_max] tokens at the end that equal the one L = i + 1 before */
@@ -49,6 +50,7 @@ typedef struct la_draw {
     int n_given[2];
     const int32_t *output; /* [n_output] generated so far */
     int n_output;
+    int newest; /* row of the step under way that draws one more; -1: none */
     int branch;
     int position;             /* of the token to be drawn, in prompt + suffix + output */
     const uint32_t *allowed;  /* [ceil(V/32)] bit mask, or NULL */

@@ -386,6 +386,17 @@ static void sched_fill(la_sched *s)
     }
 }
 
+/* Does a running sequence know a token that it has not fed? */
+static int sched_hungry(const la_sched *s)
+{
+    for (int i = 0; i < s->n_running; i++) {
+        if (s->running[i]->n_done < s->running[i]->n_todo) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 void la_sched_plan(la_sched *s)
 {
     for (int tries = 0; tries <= s->max_seqs; tries++) {
@@ -400,8 +411,8 @@ void la_sched_plan(la_sched *s)
             }
         }
         sched_fill(s);
-        if (s->room < s->budget || s->n_running == 0) {
-            break;
+        if (s->room < s->budget || s->n_running == 0 || (s->under_way && !sched_hungry(s))) {
+            break; /* those that run wait for what the step under way draws */
         }
         la_sched_preempt(s, 1);
     }

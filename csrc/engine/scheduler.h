@@ -65,6 +65,7 @@ typedef struct la_sched {
     int64_t n_parked;
     la_seq **running; /* [max_seqs] in order */
     int n_running;
+    int under_way; /* 1: a step is, whose draws are still to come; set by the engine before each plan */
     la_group *holders;
     int room;         /* tokens left in the plan */
     int64_t entries;  /* result entries left in the plan */

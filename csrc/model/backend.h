@@ -121,7 +121,8 @@ typedef struct la_mass {
     double raw, tempered;
 } la_mass;
 
-enum { LA_SLICE = 4096 }; /* logits of one la_mass */
+enum { LA_SLICE = 4096 };    /* logits of one la_mass */
+enum { LA_LOGIT_ROWS = 32 }; /* most rows of the tile of logits: x 152k vocabulary x 4 B = 19 MB */
 
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {
@@ -208,8 +209,12 @@ typedef struct la_backend_ops {
      * to be quantized is not finite, LA_ERR_UNSUPPORTED where there are no products of the format. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired);
-    /* fn on every thread that takes part in a step. Afterwards the rows' results are there. */
+    /* fn on every thread that takes part in a step. Afterwards the rows' results are there, or they are after
+     * `results`, which a backend has that works on while the host goes on: at most two steps are then
+     * under way, and the second may feed what the first draws. */
     la_status (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
+    la_status (*results)(la_workspace *w);    /* of the oldest step; NULL: run waits */
+    int (*draws_ahead)(const la_sampling *p); /* may rows of such draws have a `newest`? */
     void (*step_threads)(la_backend *b, int n);
     /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
     la_status (*check)(const la_model_desc *d, const la_limits *limits);

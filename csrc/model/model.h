@@ -61,8 +61,9 @@ typedef struct la_sample_row {
     const int32_t *bias_ids;
     const float *bias;
     int n_bias;
-    const uint32_t *allowed; /* [ceil(V/32)] bit mask, or NULL */
-    const int32_t *ban_ids;  /* [n_ban] probability 0 */
+    const uint32_t *allowed;  /* [ceil(V/32)] bit mask, or NULL */
+    const int32_t *ban_ids;   /* [n_ban] probability 0 */
+    const int32_t *ban_after; /* [n_ban] if the newest token is this one; -1: whatever it is */
     int n_ban;
     const int32_t *dry_ids; /* [n_dry] continue a repetition */
     const float *dry;       /* [n_dry] subtracted from their logits */
@@ -70,6 +71,8 @@ typedef struct la_sample_row {
     const la_sampling
         *filters; /* typical_p, top_n_sigma, xtc, dynatemp, mirostat; NULL: none is on */
     double *mu;   /* mirostat's, moved by the draw */
+    int newest; /* row of the step before that draws the sequence's newest token, which the lists above do
+                   not know of yet; -1: they know all */
     uint64_t seed, stream, counter; /* counter RNG: key, branch, position */
     la_logits_fn process;           /* changes processed, a copy of the logits; or NULL */
     void *process_arg;
@@ -100,7 +103,7 @@ typedef struct la_capture {
 
 typedef struct la_batch {
     int n_tokens;          /* T <= limits.max_batch_tokens */
-    const int32_t *tokens; /* [T] */
+    const int32_t *tokens; /* [T]; -1 - i: what row i of the step before drew (la_model_ahead) */
     int n_spans;           /* <= limits.max_seqs */
     const la_span *spans;
     int n_rows; /* <= T */
@@ -109,8 +112,15 @@ typedef struct la_batch {
     const la_capture *captures;
 } la_batch;
 
-/* Runs the transformer on every thread of the backend and fills the rows' results. LA_ERR_SYSTEM where a device
- * failed: results are not there, and no later step of this backend will do better. */
+/* Runs the transformer on every thread of the backend. The rows' results are there after la_model_results, up to
+ * which the batch is KEPT. LA_ERR_SYSTEM where a device failed: results are not there, and no later step of
+ * this backend will do better. */
 la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
+/* Waits for the oldest step of the workspace whose results were not asked for, and fills its rows'. */
+la_status la_model_results(la_model *m, la_workspace *w);
+/* Steps that may be asked for before the results of the first: 0 or 1. */
+int la_model_ahead(const la_model *m);
+/* May draws of such a request depend on one that is still under way? */
+int la_model_draws_ahead(const la_model *m, const la_sampling *p);
 
 #endif

@@ -6,8 +6,6 @@
  */
 #include "backend.h"
 
-enum { LOGIT_ROWS = 32 }; /* x 152k vocabulary x 4 B = 19 MB */
-
 int la_head_granule(int d_head)
 {
     int a = d_head, b = LA_UNIT;
@@ -95,7 +93,7 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     }
     w->bytes = 0;
     w->max_tokens = T;
-    w->logit_rows = T < LOGIT_ROWS ? T : LOGIT_ROWS;
+    w->logit_rows = T < LA_LOGIT_ROWS ? T : LA_LOGIT_ROWS;
     w->x = carve_rows(w, T, d->d_model);
     w->y = carve_rows(w, T, d->d_model > raw ? d->d_model : raw);
     w->q = carve_rows(w, T, latent && d->q_rank == 0 ? 0 : hd); /* 0: they lie in y */

@@ -472,8 +472,8 @@ def engine_fields(
         "score_ids": list(dict.fromkeys(params.logprob_token_ids or ())),
         "prompt_scores": list(dict.fromkeys(params.prompt_logprob_token_ids or ())),
         "stop_ids": sorted({*stop_ids, *(params.stop_token_ids or ())}),
-        "bias_ids": list(bias),
-        "bias": list(bias.values()),
+        "bias_ids": sorted(bias),  # a device adds ids in order side by side
+        "bias": [bias[token] for token in sorted(bias)],
         "allowed": sorted(set(params.allowed_token_ids or ())),
         "bad": bad,
         "trace": trace,

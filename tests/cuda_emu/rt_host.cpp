@@ -34,7 +34,7 @@ struct alignas(64) line {
     uint64_t words[8];
 };
 
-enum kind { COPY, FILL, LAUNCH, REPLAY };
+enum kind { COPY, FILL, LAUNCH, REPLAY, EVENT };
 
 struct op {
     kind what;
@@ -47,6 +47,7 @@ struct op {
     std::vector<line> args;
     la_rt_shape shape;
     const std::vector<op> *list;
+    la_rt_event *event;
 };
 
 struct piece {
@@ -88,6 +89,11 @@ struct la_rt_stream {
 struct la_rt_graph {
     la_rt *rt;
     std::vector<op> list;
+};
+
+struct la_rt_event {
+    la_rt *rt;
+    int64_t recorded, reached;
 };
 
 namespace {
@@ -232,6 +238,7 @@ void run_op(la_rt_stream *s, const op &o)
         }
         break;
     case LAUNCH: run_launch(s, o); break;
+    case EVENT: o.event->reached++; break;
     case REPLAY:
         for (const op &each : *o.list) {
             if (rt->error.empty()) {
@@ -257,7 +264,7 @@ bool advance(la_rt *rt)
     la_rt_stream *s = ready[rt->seed != 0 ? draw(rt) % ready.size() : 0];
     op o = std::move(s->queue.front());
     s->queue.pop_front();
-    if (rt->error.empty()) { /* a failed device does nothing any more */
+    if (rt->error.empty() || o.what == EVENT) { /* a failed device does nothing any more */
         run_op(s, o);
     }
     return true;
@@ -276,7 +283,7 @@ void put(la_rt_stream *s, op &&o)
         return;
     }
     if (rt->noting == s) {
-        if (o.what == REPLAY || (o.what == COPY && o.way != LA_RT_WITHIN)) {
+        if (o.what == REPLAY || o.what == EVENT || (o.what == COPY && o.way != LA_RT_WITHIN)) {
             fail(rt, "a graph takes launches, fills and copies within the device");
         }
         s->noted.push_back(std::move(o));
@@ -539,6 +546,51 @@ int la_rt_stream_wait(la_rt_stream *s)
     return rt->error.empty() ? 0 : -1;
 }
 
+la_rt_event *la_rt_event_open(la_rt *rt)
+{
+    if (!rt->error.empty()) {
+        return nullptr;
+    }
+    rt->counts.alive++;
+    return new la_rt_event{rt, 0, 0};
+}
+
+void la_rt_event_close(la_rt_event *e)
+{
+    if (e != nullptr) {
+        finish_all(e->rt);
+        e->rt->counts.alive--;
+        delete e;
+    }
+}
+
+void la_rt_event_record(la_rt_event *e, la_rt_stream *s)
+{
+    if (!e->rt->error.empty()) {
+        return;
+    }
+    op o = {};
+    o.what = EVENT;
+    o.event = e;
+    e->recorded++;
+    put(s, std::move(o));
+}
+
+int la_rt_event_wait(la_rt_event *e)
+{
+    la_rt *rt = e->rt;
+    rt->counts.event_waits++;
+    if (rt->noting != nullptr) {
+        fail(rt, "event wait: a graph is being noted");
+        return -1;
+    }
+    while (e->reached < e->recorded && advance(rt)) {
+    }
+    while (rt->seed != 0 && draw(rt) % 2 == 0 && advance(rt)) { /* a device does not stop there */
+    }
+    return rt->error.empty() ? 0 : -1;
+}
+
 void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way)
 {
     op o = {};
@@ -606,6 +658,7 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
         return nullptr;
     }
     rt->counts.alive++;
+    rt->counts.graphs++;
     return new la_rt_graph{rt, std::move(s->noted)};
 }
 

@@ -2,12 +2,12 @@
  *
  * Owns opening, the table and the order of launches of an op; memory and models are in backend_model.cu. Rows
  * are fp32 as on the CPU; into a product they go as 16 bits (those of its weights, fp16 saturated), weights are rows of 16 bits, pages bf16.
- * A step uploads what the batch brings from pinned memory, asks for every kernel (steps of a token a sequence: for
- * a graph of them, made when it is first wanted), and waits where logits are drawn from: on the host, by the code that draws for the CPU backend. Invariant: what is not computed
- * here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
+ * A step uploads what the batch brings from pinned memory and asks for every kernel (steps of a token a sequence: for
+ * a graph of them, made when it is first wanted) and for what was drawn (backend_draws.cu); `results` waits for
+ * that, if the engine likes after the next step was asked for. Invariant: what is not computed here is refused by name before a weight is read (`accept`) or when it is set (`pack`). Compiled by nvcc,
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
-#include "backend_device.h"
+#include "backend_draws.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -18,22 +18,24 @@ enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run 
 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
-    size_t tokens, pos, page, first, rows, ids, tables, bytes;
-    size_t linear, attend; /* rooms behind them, of the device alone */
+    size_t tokens, pos, page, first, rows, tables, bytes;
+    la_draws_layout draws; /* behind them */
+    size_t linear, attend; /* rooms behind those, of the device alone */
 };
 
 /* la_workspace.own */
 struct step_room {
     step_layout at;
     la_cuda_attend_room attend;
-    uint8_t *pinned; /* [at.bytes] */
-    float *logits;   /* [logit_rows] rows as the device's, pinned */
-    la_drawer *drawer;
-    la_rt_graph
-        *graphs[GRAPH_TOKENS + 1]; /* up to the logits of as many tokens; NULL: not wanted yet */
-    const la_kv *kv;               /* that they read */
-    int64_t changes;               /* la_cuda.changes when they were made */
-    int noting;                    /* one is being made */
+    uint8_t *pinned[2];       /* [at.bytes], of steps in turns */
+    la_rt_event *done[2];     /* their results are on the host */
+    const la_batch *batch[2]; /* of those under way */
+    int turn, n_under_way;
+    la_draws *draws;
+    la_rt_graph *graphs[GRAPH_TOKENS + 1]; /* steps of as many tokens; NULL: not wanted yet */
+    const la_kv *kv;                       /* that they read */
+    int64_t changes;                       /* la_cuda.changes when they were made */
+    int noting;                            /* one is being made */
 };
 
 size_t round_up(size_t n, size_t to)
@@ -77,11 +79,15 @@ step_layout layout_of(const la_model_desc *d, const la_limits *limits)
     at.page = 2 * one;
     at.first = 3 * one;
     at.rows = 4 * one;
-    at.ids = 5 * one;
-    at.tables = 6 * one;
+    at.tables = 5 * one;
     at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
-    at.linear = at.bytes;
-    at.attend = at.linear + round_up(la_cuda_linear_bytes(d, limits->max_batch_tokens), 256);
+    at.draws = la_draws_layout_of(d, limits, at.bytes);
+    size_t tile = LA_LOGIT_ROWS, rows = T < tile ? T : tile;
+    size_t linear = la_cuda_linear_bytes(d, limits->max_batch_tokens);
+    size_t ruled = rows * round_up((size_t)d->n_vocab, 16) * sizeof(float);
+    /* rows on their way into a product, or logits after the rules of sampling */
+    at.linear = at.bytes + at.draws.bytes;
+    at.attend = at.linear + round_up(linear > ruled ? linear : ruled, 256);
     return at;
 }
 
@@ -111,10 +117,15 @@ void strip(la_workspace *w)
     la_cuda *cuda = turn.cuda;
     step_room *own = static_cast<step_room *>(w->own);
     if (own != NULL) {
+        if (own->n_under_way > 0) {
+            (void)la_rt_stream_wait(cuda->s);
+        }
         drop_graphs(own);
-        la_rt_unpin(cuda->rt, own->pinned);
-        la_rt_unpin(cuda->rt, own->logits);
-        cuda->host->drawer_close(own->drawer);
+        for (int i = 0; i < 2; i++) {
+            la_rt_unpin(cuda->rt, own->pinned[i]);
+            la_rt_event_close(own->done[i]);
+        }
+        la_draws_close(cuda, own->draws);
         cuda->host->free(own);
         w->own = NULL;
     }
@@ -135,15 +146,15 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
     }
     own->at = layout_of(&m->desc, limits);
     own->attend = la_cuda_attend_room_of(&m->desc, limits->max_batch_tokens, limits->max_len);
-    size_t logits = (size_t)w->logit_rows * (size_t)w->logits.ld * sizeof(float);
-    own->pinned = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
-    own->logits = static_cast<float *>(la_rt_pin(cuda->rt, logits));
-    if (own->pinned == NULL || own->logits == NULL) {
-        strip(w);
-        return cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes",
-                                own->at.bytes + logits);
+    int bad = 0;
+    for (int i = 0; i < 2; i++) {
+        own->pinned[i] = static_cast<uint8_t *>(la_rt_pin(cuda->rt, own->at.bytes));
+        own->done[i] = la_rt_event_open(cuda->rt);
+        bad |= own->pinned[i] == NULL || own->done[i] == NULL;
     }
-    la_status st = cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    la_status st =
+        bad ? cuda->host->fail(LA_ERR_MEMORY, "workspace: cannot pin %zu bytes", 2 * own->at.bytes)
+            : la_draws_open(cuda, m, w, limits, own->at.bytes, &own->draws);
     if (st != LA_OK) {
         strip(w);
     }
@@ -170,12 +181,13 @@ const int32_t *on_device(const la_ctx *c, size_t at)
 void upload_batch(la_cuda *cuda, const la_ctx *c)
 {
     step_room *own = room_of(c);
+    uint8_t *pinned = own->pinned[own->turn];
     const la_batch *batch = c->batch;
-    int32_t *pos = array_at(own->pinned, own->at.pos), *page = array_at(own->pinned, own->at.page);
-    int32_t *first = array_at(own->pinned, own->at.first);
-    int32_t *rows = array_at(own->pinned, own->at.rows);
-    int32_t *tables = array_at(own->pinned, own->at.tables), n = 0;
-    memcpy(own->pinned + own->at.tokens, batch->tokens, (size_t)batch->n_tokens * 4);
+    int32_t *pos = array_at(pinned, own->at.pos), *page = array_at(pinned, own->at.page);
+    int32_t *first = array_at(pinned, own->at.first);
+    int32_t *rows = array_at(pinned, own->at.rows);
+    int32_t *tables = array_at(pinned, own->at.tables), n = 0;
+    memcpy(pinned + own->at.tokens, batch->tokens, (size_t)batch->n_tokens * 4);
     for (int s = 0; s < batch->n_spans; s++) {
         const la_span *span = &batch->spans[s];
         for (int i = 0; i < span->n_tokens; i++) {
@@ -191,18 +203,16 @@ void upload_batch(la_cuda *cuda, const la_ctx *c)
     for (int i = 0; i < batch->n_rows; i++) {
         rows[i] = batch->rows[i].token;
     }
-    la_rt_copy(cuda->s, c->w->shared, own->pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
+    la_rt_copy(cuda->s, c->w->shared, pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
 }
 
-void sample(la_ctx *c, int first, la_rows logits);
-
-/* The graph of a step like this one, up to its logits; NULL where there is none. All that differs between
- * such steps lies in arrays on the device. */
-la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, void (*fn)(la_ctx *c))
+/* The graph of a step like this one; NULL where there is none. All that differs between such steps lies in
+ * arrays on the device. */
+la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, int packed, void (*fn)(la_ctx *c))
 {
     step_room *own = room_of(c);
     int n = c->batch->n_tokens;
-    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n) {
+    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n || packed != n) {
         return NULL;
     }
     if (own->changes != cuda->changes || own->kv != c->kv) {
@@ -226,21 +236,42 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
     la_cuda *cuda = turn.cuda;
     la_ctx c = *proto;
     if (turn.ok) {
+        step_room *own = room_of(&c);
+        la_draws *draws = own->draws;
         upload_batch(cuda, &c);
-        la_rt_graph *graph = graph_of(cuda, &c, fn);
+        la_rt_graph *graph = graph_of(cuda, &c, la_draws_pack(draws, &c, own->turn), fn);
         if (graph != NULL) {
             la_rows logits = c.w->logits;
             logits.n = c.batch->n_rows;
             la_rt_graph_run(graph, cuda->s);
-            sample(&c, 0, logits);
+            la_draws_host(draws, &c, 0, logits);
         }
         else {
             fn(&c);
         }
+        la_draws_fetch(draws, &c);
+        la_rt_event_record(own->done[own->turn], cuda->s);
+        own->batch[own->turn] = c.batch;
+        own->turn = !own->turn;
+        own->n_under_way++;
     }
-    if (!turn.ok || la_rt_stream_wait(cuda->s) != 0) {
+    if (!turn.ok) {
         return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
     }
+    return LA_OK;
+}
+
+la_status results(la_workspace *w)
+{
+    la_cuda_turn turn(w->b);
+    la_cuda *cuda = turn.cuda;
+    step_room *own = static_cast<step_room *>(w->own);
+    int oldest = own->n_under_way == 2 ? own->turn : !own->turn;
+    own->n_under_way--;
+    if (!turn.ok || la_rt_event_wait(own->done[oldest]) != 0) {
+        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+    }
+    la_draws_give(own->draws, own->batch[oldest], oldest);
     return LA_OK;
 }
 
@@ -272,6 +303,7 @@ void lookup(la_ctx *c, const la_matrix *m, size_t ids, float scale, int add, la_
 void embed(la_ctx *c, la_rows x)
 {
     const step_layout *at = &room_of(c)->at;
+    la_draws_resume(room_of(c)->draws, c, array_at(c->w->shared, at->tokens));
     la_cuda_attend_begin(la_cuda_of(c->b), &room_of(c)->attend, c->w->shared + at->attend,
                          on_device(c, at->pos), c->batch->n_tokens);
     lookup(c, &c->m->embed, at->tokens, c->m->desc.embed_scale, 0, x);
@@ -389,58 +421,14 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
-/* Does the row want its largest logit's id and nothing else? */
-int is_greedy(const la_sample_row *r)
-{
-    int ruled = r->allowed != NULL || r->n_ban != 0 || r->n_bias != 0 || r->n_seen != 0 ||
-                r->n_dry != 0;
-    int own = r->forced >= 0 || r->process != NULL;
-    return r->target == -1 && r->temperature <= 0.0f && r->n_top < 0 && r->logits == NULL &&
-           !ruled && !own;
-}
-
-/* Draws of rows that are all greedy, without their logits. */
-void sample_greedy(la_ctx *c, int first, la_rows logits)
-{
-    la_cuda *cuda = la_cuda_of(c->b);
-    step_room *own = room_of(c);
-    int32_t *ids = array_at(own->pinned, own->at.ids);
-    la_argmax_args a = {};
-    a.x = logits.p;
-    a.ldx = logits.ld;
-    a.out = array_at(c->w->shared, own->at.ids);
-    a.n = logits.n;
-    a.V = c->m->desc.n_vocab;
-    la_launch_argmax(cuda->s, &a);
-    la_rt_copy(cuda->s, ids, a.out, (size_t)logits.n * sizeof *ids, LA_RT_OUT);
-    if (la_rt_stream_wait(cuda->s) == 0) {
-        for (int i = 0; i < logits.n; i++) {
-            *c->batch->rows[first + i].out_token = ids[i];
-        }
-    }
-}
-
-/* Else the host draws, so that every rule of sampling is there. */
+/* Logits after the rules go where rows on their way into a product were. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
-    la_cuda *cuda = la_cuda_of(c->b);
     step_room *own = room_of(c);
-    int greedy = 1;
-    if (own->noting) {
-        return; /* behind the graph */
-    }
-    for (int i = 0; i < logits.n; i++) {
-        greedy = greedy && is_greedy(&c->batch->rows[first + i]);
-    }
-    if (greedy) {
-        sample_greedy(c, first, logits);
-        return;
-    }
-    size_t bytes = (size_t)logits.n * (size_t)logits.ld * sizeof(float);
-    la_rt_copy(cuda->s, own->logits, logits.p, bytes, LA_RT_OUT);
-    if (la_rt_stream_wait(cuda->s) == 0) {
-        logits.p = own->logits;
-        cuda->host->drawer_run(own->drawer, c->m, c->batch, first, logits);
+    float *scratch = reinterpret_cast<float *>(c->w->shared + own->at.linear);
+    la_draws_launch(own->draws, c, first, logits, scratch);
+    if (!own->noting) { /* a graph holds what the device does */
+        la_draws_host(own->draws, c, first, logits);
     }
 }
 
@@ -496,6 +484,8 @@ la_backend_ops make_ops()
     o.accept = la_cuda_accept;
     o.pack = la_cuda_pack;
     o.run = run;
+    o.results = results;
+    o.draws_ahead = la_draws_ahead;
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;

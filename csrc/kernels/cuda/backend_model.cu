@@ -5,6 +5,7 @@
  * happened when its call returns, so the one staging buffer is free again. In the table of backend.cu.
  */
 #include "backend_device.h"
+#include "sample.h"
 
 #include <string.h>
 
@@ -131,6 +132,9 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     }
     else if ((size_t)la_cuda_widest(d) * 2 > LA_CUDA_STAGING) {
         what = "matrices of rows as wide";
+    }
+    else if (d->n_vocab > LA_SAMPLE_VOCABULARY) {
+        what = "as large a vocabulary";
     }
     else if (d->d_head % 2 != 0) {
         what = "heads of an odd size";

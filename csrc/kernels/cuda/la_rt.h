@@ -19,6 +19,7 @@ extern "C" {
 typedef struct la_rt la_rt; /* a device that is in use */
 typedef struct la_rt_stream la_rt_stream;
 typedef struct la_rt_graph la_rt_graph;
+typedef struct la_rt_event la_rt_event;
 
 typedef struct la_rt_info {
     char name[96];
@@ -35,11 +36,13 @@ typedef struct la_rt_info {
 /* What was done so far: tests hold the loop over steps to it. */
 typedef struct la_rt_counts {
     int64_t allocations;           /* of device and pinned memory, reservations and commits */
-    int64_t alive;                 /* of them, streams and graphs: not given back yet */
-    int64_t waits;                 /* of the host for the device */
+    int64_t alive;                 /* of them, streams, events and graphs: not given back yet */
+    int64_t waits;                 /* of the host for all work of a stream or of the device */
     int64_t launches;              /* of kernels, those of replayed graphs included */
     int64_t replays;               /* of graphs */
     int64_t copied_in, copied_out; /* bytes to the device and from it */
+    int64_t graphs;                /* made */
+    int64_t event_waits;           /* of the host for an event, behind which a stream may go on */
 } la_rt_counts;
 
 /* Opens device `device`. 0, or -1 with what stands in the way in why[n]: no driver, one that is older than
@@ -77,6 +80,13 @@ la_rt_stream *la_rt_stream_open(la_rt *rt);
 void la_rt_stream_close(la_rt_stream *s);
 /* Until all that the stream was asked for is done. 0, or -1 if the device has failed. */
 int la_rt_stream_wait(la_rt_stream *s);
+
+/* A place in a stream's work: record moves it behind all that the stream was asked for so far. */
+la_rt_event *la_rt_event_open(la_rt *rt);
+void la_rt_event_close(la_rt_event *e);
+void la_rt_event_record(la_rt_event *e, la_rt_stream *s);
+/* Until that place is reached. 0, or -1 if the device has failed. */
+int la_rt_event_wait(la_rt_event *e);
 
 typedef enum la_rt_way { LA_RT_IN = 0, LA_RT_OUT, LA_RT_WITHIN } la_rt_way;
 /* Host memory is pinned; it is read, or written, until a wait. */

@@ -61,15 +61,6 @@ typedef struct la_gather_args {
 } la_gather_args;
 void la_launch_gather(la_rt_stream *s, const la_gather_args *a);
 
-/* Where a row is largest: the lowest id; NaN counts for nothing, and 0 is the answer where nothing counts. */
-typedef struct la_argmax_args {
-    const float *x; /* [n] rows of ldx */
-    int64_t ldx;
-    int32_t *out; /* [n] */
-    int n, V;
-} la_argmax_args;
-void la_launch_argmax(la_rt_stream *s, const la_argmax_args *a);
-
 /* A layer's pages of KV in bf16: of each kv head K [64][d], then V [64][d]. */
 typedef struct la_pages {
     uint8_t *base; /* of the layer in page 0 */

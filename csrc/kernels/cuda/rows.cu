@@ -149,54 +149,6 @@ LA_KERNEL(la_gather, la_gather_args)
     }
 }
 
-/* ---- the largest ---- */
-
-typedef struct la_best {
-    float value;
-    int id;
-} la_best;
-
-LA_DEV la_best better(la_best x, la_best y)
-{
-    return y.value > x.value || (y.value == x.value && y.id < x.id) ? y : x;
-}
-
-/* The best of `lanes` lanes, a power of two, in all of them. */
-LA_DEV la_best best_lane(la_best x, int lanes)
-{
-    for (int bits = lanes / 2; bits > 0; bits /= 2) {
-        la_best y = {la_shfl_xor_f32(x.value, bits), (int)la_shfl_xor((uint32_t)x.id, bits)};
-        x = better(x, y);
-    }
-    return x;
-}
-
-LA_KERNEL(la_argmax, la_argmax_args)
-{
-    la_grid_wait();
-    la_grid_release();
-    const float *x = a.x + la_block_x() * a.ldx;
-    la_best best = {-INFINITY, INT32_MAX};
-    for (int i = la_thread(); i < a.V; i += BLOCK) {
-        la_best one = {la_ldg(x + i), i};
-        best = better(best, one);
-    }
-    best = best_lane(best, 32);
-    uint32_t at = la_smem();
-    if (la_lane() == 0) {
-        la_sts_f32(at + 8 * (uint32_t)(la_thread() / 32), best.value);
-        la_sts(at + 8 * (uint32_t)(la_thread() / 32) + 4, (uint32_t)best.id);
-    }
-    la_sync_block();
-    uint32_t mine = at + 8 * (uint32_t)(la_lane() % WARPS);
-    best.value = la_lds_f32(mine);
-    best.id = (int)la_lds(mine + 4);
-    best = best_lane(best, WARPS);
-    if (la_thread() == 0) {
-        la_stg(a.out + la_block_x(), best.id == INT32_MAX ? 0 : best.id);
-    }
-}
-
 /* ---- heads ---- */
 
 /* Norms over all q heads and over all k heads of a row, in place. */
@@ -293,12 +245,6 @@ void la_launch_add_norm(la_rt_stream *s, const la_add_norm_args *a)
 {
     la_rt_shape shape = {{a->n, 1, 1}, BLOCK, 0, WARPS * 4, 1};
     la_rt_launch(s, LA_ENTRY(la_add_norm), a, sizeof *a, &shape);
-}
-
-void la_launch_argmax(la_rt_stream *s, const la_argmax_args *a)
-{
-    la_rt_shape shape = {{a->n, 1, 1}, BLOCK, 0, WARPS * 8, 1};
-    la_rt_launch(s, LA_ENTRY(la_argmax), a, sizeof *a, &shape);
 }
 
 void la_launch_embed(la_rt_stream *s, const la_embed_args *a)

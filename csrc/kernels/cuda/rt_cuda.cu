@@ -56,6 +56,11 @@ struct la_rt_stream {
     int launches; /* of the graph that is being noted */
 };
 
+struct la_rt_event {
+    la_rt *rt;
+    cudaEvent_t e;
+};
+
 struct la_rt_graph {
     la_rt *rt;
     cudaGraph_t graph;
@@ -455,6 +460,41 @@ int la_rt_stream_wait(la_rt_stream *s)
     return ok(s->rt, cudaStreamSynchronize(s->s), "wait") ? 0 : -1;
 }
 
+la_rt_event *la_rt_event_open(la_rt *rt)
+{
+    la_rt_event *e = static_cast<la_rt_event *>(calloc(1, sizeof *e));
+    if (e == nullptr || failed(rt) ||
+        !ok(rt, cudaEventCreateWithFlags(&e->e, cudaEventDisableTiming), "event")) {
+        free(e);
+        return nullptr;
+    }
+    e->rt = rt;
+    rt->counts.alive++;
+    return e;
+}
+
+void la_rt_event_close(la_rt_event *e)
+{
+    if (e != nullptr) {
+        (void)cudaEventDestroy(e->e);
+        e->rt->counts.alive--;
+        free(e);
+    }
+}
+
+void la_rt_event_record(la_rt_event *e, la_rt_stream *s)
+{
+    if (!failed(e->rt)) {
+        (void)ok(e->rt, cudaEventRecord(e->e, s->s), "record event");
+    }
+}
+
+int la_rt_event_wait(la_rt_event *e)
+{
+    e->rt->counts.event_waits++;
+    return ok(e->rt, cudaEventSynchronize(e->e), "wait for event") ? 0 : -1;
+}
+
 void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way)
 {
     static const cudaMemcpyKind kinds[] = {cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost,
@@ -588,6 +628,7 @@ la_rt_graph *la_rt_graph_end(la_rt_stream *s)
     g->graph = graph;
     g->launches = s->launches;
     rt->counts.alive++;
+    rt->counts.graphs++;
     return g;
 }
 
