@@ -141,7 +141,7 @@ def forwards() -> None:
 
 
 def rows_of_latents(model: torch.nn.Module) -> None:
-    """Gives kv_b_proj rows [B, T, r], as transformers did before 5. It has [B, 1, T, r] now, and
+    """Gives kv_b_proj rows [B, T, r], as transformers 4.57 does. 5.23 gives it [B, 1, T, r], and
     compressed-tensors takes a scale "token" over all but two axes: there one of a prompt."""
     for name, module in model.named_modules():
         if name.endswith("kv_b_proj"):
