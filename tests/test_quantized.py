@@ -203,28 +203,30 @@ def test_rows_rounded_as_the_file_says(folder, tmp_path, scheme):
 
 
 def rounded_logits(source: Path, values: dict, prompts: list, rule: tuple) -> np.ndarray:
-    """[prompts, T, V] of the float64 specification with rows rounded by the rule."""
+    """[prompts, T, V] of the float64 specification with rows rounded by the rule, latents too."""
     config = build_config(json.loads((source / "config.json").read_text()))
     weights = reference.load_weights(config, arrays_checkpoint(values))
-    rounded = (reference.forward(config, weights, ids, lambda r: round_rows(r, *rule))
+    rounded = (reference.forward(config, weights, ids, lambda r: round_rows(r, *rule), latents=True)
                for ids in prompts)  # fmt: skip
     return np.array(list(rounded))
 
 
-@pytest.mark.parametrize("scheme", tiny_quantized.FORWARDS)
-def test_forward_passes_are_those_of_the_library(tmp_path, scheme):
-    """As many prompts are answered with the library's own logits as the float64 specification
-    answers so. In the others a value of a row lies at a tie, which one of its fp32 sums decides."""
+@pytest.mark.parametrize(("family", "scheme"), tiny_quantized.FORWARDS)
+def test_forward_passes_are_those_of_the_library(tmp_path, family, scheme):
+    """About as many prompts are answered with the library's own logits as the float64 specification
+    answers so. In the others a value of a row lies at a tie, which one of its fp32 sums decides.
+    With latents of kv_b left in floats no prompt of deepseek_v3 would be."""
     from safetensors.numpy import load_file
 
     found = load_file(GOLDENS / "forwards.safetensors")
-    source = tiny.make_checkpoint("llama", tmp_path / "f", **tiny_quantized.FORWARD_SIZES)
+    source = tiny.make_checkpoint(family, tmp_path / "f", **tiny_quantized.FORWARD_SIZES[family])
     tiny_quantized.write(source, tmp_path / "q", scheme)
     with LLM(tmp_path / "q", max_num_seqs=2, activation="checkpoint") as llm:
         prompts = tiny_quantized.forward_prompts().tolist()
         ours = np.array([np.asarray(llm.logits(ids)) for ids in prompts])
-    off = np.abs(ours - found[scheme]).max((1, 2))
-    assert (off > 1e-4).sum() <= 1.2 * found[f"{scheme}.moved"][0] < 0.5 * len(prompts)
+    off = np.abs(ours - found[f"{family} {scheme}"]).max((1, 2))
+    moved = found[f"{family} {scheme}.moved"][0]
+    assert (off > 1e-4).sum() <= 1.2 * moved + 1 < 0.5 * len(prompts)
     assert np.median(off) < 1e-5
 
 

@@ -604,17 +604,40 @@ def write_gpt_oss(source: Path, folder: Path) -> dict[str, np.ndarray]:
 
 # ---- forward passes of a reference library -------------------------------------------------------
 
-# Schemes of tests/goldens/quantized/forwards.safetensors, and the Llama that it is about: wide, so
-# that sums over k have something to lose.
-FORWARDS = ("ct-fp8-block", "ct-fp8-dynamic", "ct-w8a8")
-FORWARD_SIZES = {
-    "seed": 7,
-    "hidden_size": 512,
-    "intermediate_size": 1024,
-    "head_dim": 64,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 2,
-    "vocab_size": 48,
+# Cases of tests/goldens/quantized/forwards.safetensors, family and scheme, and the models that they
+# are about: wide, so that sums over k have something to lose.
+FORWARDS = (
+    ("llama", "ct-fp8-block"),
+    ("llama", "ct-fp8-dynamic"),
+    ("llama", "ct-w8a8"),
+    ("deepseek_v3", "ct-fp8-block"),
+    ("deepseek_v3", "ct-fp8-dynamic"),
+)
+FORWARD_SIZES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "seed": 7,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "head_dim": 64,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 2,
+        "vocab_size": 48,
+    },
+    "deepseek_v3": {
+        "seed": 7,
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 128,
+        "q_lora_rank": 128,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 64,
+        "num_hidden_layers": 1,
+        "first_k_dense_replace": 1,
+        "vocab_size": 48,
+    },
 }
 
 
