@@ -115,6 +115,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "min_tokens": {"stop_ids": list(range(0, 301, 2)), "min_tokens": TOKENS},
 }
+# What a backend without a filter of its own has the host draw.
+_HOSTED = (
+    *("no_repeat_ngram", "repeat_last_n", "dry_multiplier", "typical_p", "top_n_sigma"),
+    *("dynatemp_range", "xtc_probability", "mirostat"),
+)
+PLAIN_CASES = [name for name, case in CASES.items() if not any(k in case for k in _HOSTED)]
 
 
 def table(n_vocab: int) -> np.ndarray:

@@ -281,6 +281,19 @@ static void drain(la_engine *e)
 
 /* ---- steps under way -------------------------------------------------------------------------- */
 
+/* Has every draw of the step a token that may be fed before it is known? Else its sequence, with nothing to feed,
+ * could be preempted and drawn for again. */
+static int may_take_off(const la_engine *e)
+{
+    const la_assembly *s = e->step;
+    for (int i = 0; i < s->n_rows; i++) {
+        if (s->rows[i].target == -1 && !LA_OWNER(s->row_seqs[i]->group, la_live, group)->ahead) {
+            return 0;
+        }
+    }
+    return la_model_ahead(e->model);
+}
+
 /* The rows' requests stay, and what they draw is fed before it is known, by the next step. */
 static void take_off(la_engine *e)
 {
@@ -337,7 +350,7 @@ static la_status run_step(la_engine *e, double begin)
     }
     c->n_copies = 0;
     la_assemble(e);
-    int runs = e->step->n_tokens > 0, ahead = la_model_ahead(e->model);
+    int runs = e->step->n_tokens > 0;
     if (runs) {
         double start = la_now();
         LA_TRY(la_model_forward(e->model, e->kv, e->workspace, &e->step->batch));
@@ -351,7 +364,7 @@ static la_status run_step(la_engine *e, double begin)
     if (e->flying != NULL) {
         LA_TRY(land(e));
     }
-    if (runs && ahead) {
+    if (runs && may_take_off(e)) {
         take_off(e);
     }
     else if (runs) {

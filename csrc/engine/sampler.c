@@ -251,6 +251,13 @@ size_t la_sampler_bans(const la_sampling *p, int n_tokens)
     return n + (p->no_repeat_ngram > 0 ? (size_t)n_tokens : 0);
 }
 
+static int sampler_ban(la_sampler *s, int n, int32_t id, int32_t after)
+{
+    s->ban_ids[n] = id;
+    s->ban_after[n] = after;
+    return n + 1;
+}
+
 /* Bans what would end an n-gram that was there before, of the n_ban bans so far. */
 static int sampler_ban_ngrams(la_sampler *s, const la_sampling *p, const la_draw *d, int n_ban)
 {
@@ -261,7 +268,7 @@ static int sampler_ban_ngrams(la_sampler *s, const la_sampling *p, const la_draw
             same = draw_token(d, end - i) == draw_token(d, n - i);
         }
         if (same) {
-            s->ban_ids[n_ban++] = draw_token(d, end);
+            n_ban = sampler_ban(s, n_ban, draw_token(d, end), -1);
         }
     }
     return n_ban;
@@ -272,13 +279,6 @@ static int sampler_ban_ngrams(la_sampler *s, const la_sampling *p, const la_draw
 static int sampler_ends_with(const la_draw *d, const int32_t *word, int n)
 {
     return n <= d->n_output && draw_ends_with(d, draw_length(d), word, n);
-}
-
-static int sampler_ban(la_sampler *s, int n, int32_t id, int32_t after)
-{
-    s->ban_ids[n] = id;
-    s->ban_after[n] = after;
-    return n + 1;
 }
 
 /* Where a token is under way, the last but one of a word is for it to be. */

@@ -21,7 +21,7 @@ struct la_draws {
 };
 
 /* A field that is new here must be drawn by the device, or by the host: say so in `device_draws`. */
-static_assert(sizeof(la_sample_row) == 200, "la_sample_row has changed");
+static_assert(sizeof(la_sample_row) == 288, "la_sample_row has changed");
 
 namespace {
 
