@@ -187,9 +187,7 @@ def test_greedy_tokens_equal_transformers(fields: dict[str, Any], ours: Any, the
 
 
 @pytest.mark.parametrize("fields", BEAMS, ids=lambda fields: str([*fields.values()][-2:]))
-def test_beams_equal_those_of_transformers(
-    fields: dict[str, Any], ours: Any, theirs: Any
-) -> None:
+def test_beams_equal_those_of_transformers(fields: dict[str, Any], ours: Any, theirs: Any) -> None:
     batch = padded("left")
     del batch["labels"]
     keywords = {"pad_token_id": 2, "return_dict_in_generate": True, **fields}

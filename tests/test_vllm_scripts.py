@@ -182,7 +182,7 @@ def test_embed(folder):
     assert len(lines) == 3
     for line, prompt in zip(lines, eval(PROMPTS), strict=True):
         assert line.startswith(f"Prompt: {prompt!r} Embeddings: [")
-        assert line.endswith(f"(size=96)")
+        assert line.endswith("(size=96)")
 
 
 def test_score(folder):

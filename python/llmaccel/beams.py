@@ -1,8 +1,9 @@
 """Beam search: the most likely continuations, found by keeping the best few at every token.
 
 Owns `BeamSearchParams` and what a search gives back, under vLLM's names and rules, or transformers'
-rules where early_stopping is given. Invariant: a search draws nothing; the engine (csrc/engine/beam.c) keeps the beams, which share pages, and its
-result does not depend on what else runs.
+rules where early_stopping is given. Invariant: a search draws nothing; the engine
+(csrc/engine/beam.c) keeps the beams, which share pages, and its result does not depend on what else
+runs.
 
 A base of LLM (llm.py).
 """

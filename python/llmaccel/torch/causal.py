@@ -87,9 +87,9 @@ class CausalLM(nn.Module):
         token at t is predicted by the logits at t - 1, and the loss is the mean cross entropy of
         all that are not -100; those whose prediction would come from padding are left out too, with
         a warning. num_items_in_batch: divides the sum instead. logits_to_keep: how many of the last
-        positions, or which; 0: all. output_hidden_states: those of the embeddings and of every layer, the last
-        after the final norm, 0 in padding. return_dict=False: a tuple. absent: transformers' other
-        arguments, None or False, else UnsupportedError.
+        positions, or which; 0: all. output_hidden_states: of the embeddings and of every layer, the
+        last after the final norm, 0 in padding. return_dict=False: a tuple. absent: transformers'
+        other arguments, None or False, else UnsupportedError.
         """
         _refuse(absent, use_cache)
         if input_ids is None:
