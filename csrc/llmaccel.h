@@ -318,10 +318,13 @@ typedef struct la_request {
     float *process_rows;   /* [n_branches, V] where process finds logits */
     int priority;          /* lower runs first */
     double timeout;        /* seconds from the call; <= 0: none */
-    int beam;              /* 1: n_branches beams search for the best; temperature 0. Their tokens
-                            * come as LA_EVENT_TOKEN when the search ends, branch 0 the best */
+    int beam;              /* LA_BEAM_*: n_branches beams search for the best; temperature 0. Their
+                            * tokens come as LA_EVENT_TOKEN when the search ends, branch 0 the best */
     double length_penalty; /* beam: scores are sums of log probabilities / length^this */
 } la_request;
+
+/* vLLM's rule, and transformers' with its three ways to stop early (csrc/engine/beam.h); 0: none. */
+enum { LA_BEAM_VLLM = 1, LA_BEAM_SOON, LA_BEAM_FIRST, LA_BEAM_NEVER };
 
 enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };

@@ -82,6 +82,32 @@ def search(
     return sorted(ended + beams, key=score, reverse=True)[:width]
 
 
+def search_first(
+    table: Table, prompt: list[int], width: int, max_tokens: int, *, stops=(), penalty=1.0, early
+) -> list[Found]:
+    """The best `width`, by transformers' definition; early: its early_stopping."""
+    beams: list[Found] = [([], 0.0, False)]
+    ended: list[Found] = []
+
+    def score(found: Found, length: int = 0) -> float:
+        return found[1] / (length or len(found[0])) ** penalty
+
+    for n in range(1, max_tokens + 1):
+        further = []
+        for ids, total, _ in beams:
+            for token, value in zip(*table.after(prompt + ids), strict=True):
+                further.append(([*ids, token], total + value, token in stops))
+        further.sort(key=lambda found: found[1], reverse=True)
+        ended += [one for one in further[:width] if one[2] or n == max_tokens]
+        ended = sorted(ended, key=score, reverse=True)[:width]
+        beams = [one for one in further if not one[2]][:width]
+        longest = max_tokens if early == "never" and penalty > 0 else n
+        full = len(ended) == width
+        if not beams or (full and (early is True or score(beams[0], longest) <= score(ended[-1]))):
+            break
+    return ended
+
+
 def found_by(engine: Stepper, request: int, width: int) -> list[Found]:
     results = []
     for b in range(width):
@@ -133,6 +159,39 @@ def test_the_search_finds_what_its_definition_finds(model, case):
     assert stats["recomputed_tokens"] == stats["preemptions"] == 0
 
 
+FIRST_CASES = [
+    (early, length, width, new, stops, penalty)
+    for early in (False, True, "never")
+    for length, width, new, stops, penalty in (
+        (70, 4, 9, (), 1.0),
+        (5, 4, 12, stop_ids(1), 1.0),
+        (5, 4, 12, stop_ids(2), 0.0),
+        (63, 8, 6, stop_ids(3, 150), 2.0),
+        (5, 3, 12, stop_ids(4), -1.0),
+        (5, 2, 10, tuple(range(VOCAB)), 1.0),
+    )
+]
+
+
+@pytest.mark.parametrize("case", FIRST_CASES, ids=str)
+def test_the_other_rule_finds_what_its_definition_finds(model, case):
+    early, length, width, new, stops, penalty = case
+    prompt = some_ids(length, seed=length)
+    engine = Stepper(model, max_seqs=max(width, 8), kv_pages=1000)
+    request = engine.core.add(
+        prompt,
+        {**PARAMS, **SEARCH, "max_tokens": new, "stop_ids": list(stops)},
+        branches=width,
+        length_penalty=penalty,
+        beam={False: 2, True: 3, "never": 4}[early],
+    )
+    engine.run()
+    wanted = search_first(
+        Table(model), prompt, width, new, stops=stops, penalty=penalty, early=early
+    )
+    assert found_by(engine, request, width) == wanted
+
+
 # ---- company and room ----------------------------------------------------------------------------
 
 
@@ -148,7 +207,8 @@ def random_job(rng: random.Random) -> dict[str, Any]:
     stops = stop_ids(rng.randrange(99), rng.choice([0, 3, 40]))
     params = {**SEARCH, "max_tokens": rng.choice([1, 5, 70]), "stop_ids": stops}
     width, penalty = rng.choice([1, 2, 3]), rng.choice([0.0, 1.0, 2.0])
-    return {**job, "params": params, "branches": width, "length_penalty": penalty}
+    job |= {"params": params, "branches": width, "length_penalty": penalty}
+    return {**job, "beam": rng.choice([1, 2, 3, 4])}
 
 
 def add(engine: Stepper, job: dict[str, Any]) -> int:
@@ -265,6 +325,7 @@ def test_a_search_that_is_cut_short_gives_what_it_has(model, reason):
         ("beam_width: 9, but max_num_seqs is 8", {"branches": 9}),
         ("length_penalty: nan", {"length_penalty": float("nan")}),
         ("length_penalty: 101", {"length_penalty": 101.0}),
+        ("beam: 5 is not in", {"beam": 5}),
         ("max_tokens: 0", {"params": {**SEARCH, "max_tokens": 0}}),
         ("draws nothing", {"params": {"temperature": 1.0}}),
         ("draws nothing", {"params": {**SEARCH, "bias_ids": [1], "bias": [1.0]}}),
@@ -344,6 +405,8 @@ def test_stop_ids_end_a_sequence(folder):
         (RequestError, "max_tokens", {"max_tokens": None}),
         (RequestError, "length_penalty", {"length_penalty": 101}),
         (RequestError, "ignore_eos", {"ignore_eos": 1}),
+        (RequestError, "early_stopping", {"early_stopping": 1}),
+        (RequestError, r"stop_token_ids\[0\]", {"stop_token_ids": [-1]}),
         (UnsupportedError, "^temperature=0.5", {"temperature": 0.5}),
         (UnsupportedError, "^structured_outputs", {"structured_outputs": {"json": {}}}),
         (UnsupportedCombination, "^n: not with beam search", {"n": 2}),

@@ -5,6 +5,7 @@ What is not in this version at all is refused where it is asked for, whatever it
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -37,6 +38,9 @@ REQUEST = {
     "logprobs": {"logprobs": 2},
     "prompt_logprobs": {"prompt_logprobs": 2},
 }
+# of a request too, beside those of the list:
+IDLE_PROCESSOR = {"logits_processors": [lambda output_ids, logits: None]}
+MORE = {"processor": IDLE_PROCESSOR, "best_of": {"best_of": 3}}
 # of the call:
 CALL = ("beam", "streaming")
 ABSENT = {"prefix cache", "LoRA", "grammar", "n-gram speculation", "Medusa", "KV tier"}
@@ -75,8 +79,9 @@ def tokens(models: Any, features: set[str]) -> list[list[int]]:
     """Tokens of every continuation, with what the features ask for looked at."""
     llm = models(frozenset(features & set(MODEL)))
     asked: dict[str, Any] = {}
-    for name in sorted(features & set(REQUEST)):
-        asked.update(REQUEST[name])
+    for name, fields_ in (REQUEST | MORE).items():
+        if name in features:
+            asked.update(fields_)
     if "beam" in features:
         asked.pop("logprobs", None)  # a search gives those of its tokens
         params = BeamSearchParams(beam_width=3, max_tokens=6, ignore_eos=True, **asked)
@@ -119,3 +124,27 @@ def test_a_pair_gives_the_tokens_of_one(models, one, two):
     alone = {name for name in pair if name in (*NUMBERS, "n>1", "beam")}
     assert got == tokens(models, alone)
     assert got[0] == tokens(models, alone - {"n>1"})[0]
+
+
+@pytest.mark.parametrize("more", MORE)
+@pytest.mark.parametrize("other", [name for name in (*FEATURES, *MORE) if name not in ABSENT])
+def test_more_of_a_request(models, more, other):
+    if other == "beam":
+        with pytest.raises(UnsupportedCombination):
+            tokens(models, {more, other})
+        return
+    got = tokens(models, {more, other})
+    if more == "best_of" and other == "n>1":  # all that were drawn, in another order
+        assert sorted(got) == sorted(tokens(models, {other}))
+        return
+    decides = {name for name in (more, other) if name in (*NUMBERS, "n>1", "best_of")}
+    assert got == tokens(models, decides)
+
+
+def test_what_says_how_to_draw_does_not_go_with_beams():
+    search = {one.name for one in dataclasses.fields(BeamSearchParams)}
+    names = {one.name for one in dataclasses.fields(SamplingParams)} - search
+    assert {"logits_processors", "n", "best_of", "seed", "min_tokens"} <= names
+    for name in names:
+        with pytest.raises(UnsupportedCombination, match=f"^{name}: not with beam search"):
+            BeamSearchParams(2, 3, **{name: 1})

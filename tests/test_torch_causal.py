@@ -150,7 +150,25 @@ GREEDY: list[dict[str, Any]] = [
     {"max_new_tokens": 8, "eos_token_id": list(range(3, 100)), "pad_token_id": 0},
     {"max_new_tokens": 8, "min_length": 16, "eos_token_id": list(range(3, 290))},
     {"max_new_tokens": 4, "suppress_tokens": list(range(100, 301))},
+    {"max_new_tokens": 12, "no_repeat_ngram_size": 1},
     {},
+]
+SOME_ENDS = list(range(3, 301, 7))
+BEAMS: list[dict[str, Any]] = [
+    {"num_beams": 4, "max_new_tokens": 6, "num_return_sequences": 2},
+    *(
+        {"num_beams": 3, "max_new_tokens": 8, "num_return_sequences": 3, "eos_token_id": SOME_ENDS}
+        | {"early_stopping": early, "length_penalty": penalty}
+        for early, penalty in (
+            (False, 1.0),
+            (False, 0.0),
+            (True, 1.0),
+            (True, 2.0),
+            ("never", 1.0),
+            ("never", 3.0),
+            ("never", -1.0),
+        )
+    ),
 ]
 
 
@@ -158,13 +176,40 @@ GREEDY: list[dict[str, Any]] = [
 def test_greedy_tokens_equal_transformers(fields: dict[str, Any], ours: Any, theirs: Any) -> None:
     batch = padded("left")
     del batch["labels"]
-    if "repetition_penalty" in fields:  # transformers' falls on what padding is written with, too
+    # transformers' fall on what padding is written with, too
+    if "repetition_penalty" in fields or "no_repeat_ngram_size" in fields:
         batch = {"input_ids": ids(3, 11)}
     keywords = {"pad_token_id": 2, **fields}
     want = theirs.generate(**batch, **keywords)
     got = ours.generate(**batch, **keywords)
     assert got.dtype == torch.int64
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("fields", BEAMS, ids=lambda fields: str([*fields.values()][-2:]))
+def test_beams_equal_those_of_transformers(fields: dict[str, Any], ours: Any, theirs: Any) -> None:
+    batch = padded("left")
+    del batch["labels"]
+    keywords = {"pad_token_id": 2, "return_dict_in_generate": True, **fields}
+    want = theirs.generate(**batch, **keywords, output_scores=True)
+    got = ours.generate(**batch, **keywords)
+    assert torch.equal(got.sequences, want.sequences)
+    assert (got.sequences_scores - want.sequences_scores).abs().max() < LOSS
+    assert got.scores is None
+
+
+def test_hidden_states_equal_transformers(ours: Any, theirs: Any) -> None:
+    batch = padded("left")
+    with torch.no_grad():
+        want = theirs(**batch, output_hidden_states=True)
+    got = ours(**batch, output_hidden_states=True)
+    real = batch["attention_mask"].bool()
+    assert len(got.hidden_states) == len(want.hidden_states)
+    for a, b in zip(got.hidden_states, want.hidden_states, strict=True):
+        assert a.shape == b.shape
+        assert (a - b)[real].abs().max() < 2e-4
+        assert not a[~real].any()
+    assert ours(**batch).hidden_states is None
 
 
 def test_scores_and_logits_equal_transformers(ours: Any, theirs: Any) -> None:
@@ -210,6 +255,10 @@ def test_sampling_is_seeded_by_torch_and_stays_among_the_likely(ours: Any) -> No
     assert torch.equal(
         draw(top_k=1).sequences, ours.generate(ids(2, 4), max_new_tokens=6, eos_token_id=-1)
     )
+
+
+def beams(model: Any, **fields: Any) -> Any:
+    return model.generate(ids(1, 3), num_beams=3, **fields)
 
 
 # ---- the module ---------------------------------------------------------------------------------
@@ -260,7 +309,17 @@ def test_gradients_are_refused(ours: Any) -> None:
         (lambda m: m.half(), UnsupportedError, "to: torch.float16"),
         (lambda m: m.to("meta"), UnsupportedError, "to: .*meta"),
         (lambda m: m.generate(), RequestError, "input_ids"),
-        (lambda m: m.generate(ids(1, 3), num_beams=3), UnsupportedError, "num_beams"),
+        (lambda m: beams(m, num_return_sequences=4), RequestError, "num_return_sequences: 4"),
+        (lambda m: m.generate(ids(1, 3), num_beams=0), RequestError, "num_beams"),
+        (lambda m: m.generate(ids(1, 3), num_beams=5), RequestError, "beam_width: 5"),
+        (lambda m: beams(m, early_stopping="soon"), RequestError, "early_stopping"),
+        (lambda m: beams(m, do_sample=True), UnsupportedError, "do_sample"),
+        (lambda m: beams(m, repetition_penalty=1.1), UnsupportedError, "repetition_penalty"),
+        (lambda m: beams(m, no_repeat_ngram_size=2), UnsupportedError, "no_repeat_ngram_size"),
+        (lambda m: beams(m, suppress_tokens=[5]), UnsupportedError, "suppress_tokens"),
+        (lambda m: beams(m, stop_strings=["a"]), UnsupportedError, "stop_strings"),
+        (lambda m: beams(m, min_new_tokens=2), UnsupportedError, "min_new_tokens"),
+        (lambda m: beams(m, output_scores=True), UnsupportedError, "output_scores"),
         (lambda m: m.generate(ids(1, 3), {"guidance_scale": 2.0}), UnsupportedError, "guidance"),
         (lambda m: m.generate(ids(1, 3), streamer=print), UnsupportedError, "streamer"),
         (lambda m: m.generate(ids(1, 3), colour=1), TypeError, "colour"),

@@ -114,6 +114,29 @@ for metric in llm.get_metrics():
 """
 
 
+EMBED = f"""
+from vllm import LLM
+
+prompts = {PROMPTS}
+llm = LLM(model="{MODEL}", runner="pooling", enforce_eager=True)
+outputs = llm.embed(prompts)
+for prompt, output in zip(prompts, outputs):
+    embeds = output.outputs.embedding
+    print(f"Prompt: {{prompt!r}} Embeddings: {{embeds[:4]}} (size={{len(embeds)}})")
+"""
+
+SCORE = f"""
+from vllm import LLM
+
+llm = LLM(model="{MODEL}", runner="pooling", enforce_eager=True)
+text_1 = "What is the capital of France?"
+texts_2 = ["The capital of Brazil is Brasilia.", "The capital of France is Paris."]
+outputs = llm.score(text_1, texts_2)
+for text_2, output in zip(texts_2, outputs):
+    print(f"Pair: {{[text_1, text_2]!r}} Score: {{output.outputs.score}}")
+"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return letters.write_model(tmp_path_factory.mktemp("letters"), max_position_embeddings=256)
@@ -152,6 +175,20 @@ def test_beam_search(folder):
     for line, prompt in zip(lines, eval(PROMPTS), strict=True):
         assert line.startswith(f"3 '{prompt}")
         assert -100.0 < float(line.split()[-1]) < 0.0
+
+
+def test_embed(folder):
+    lines = run(EMBED, folder)
+    assert len(lines) == 3
+    for line, prompt in zip(lines, eval(PROMPTS), strict=True):
+        assert line.startswith(f"Prompt: {prompt!r} Embeddings: [")
+        assert line.endswith("(size=96)")
+
+
+def test_score(folder):
+    lines = run(SCORE, folder)
+    assert [line.split(" Score: ")[0].count("France") for line in lines] == [1, 2]
+    assert all(-1.0 <= float(line.split()[-1]) <= 1.0 for line in lines)
 
 
 def test_metrics(folder):

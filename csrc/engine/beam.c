@@ -20,11 +20,16 @@ static la_path *carve_paths(la_carver *c, int width, int max_tokens)
     return paths;
 }
 
-la_beam *la_beam_carve(la_carver *c, int width, int max_tokens, int n_vocab)
+int la_beam_looked(int rule, int width, int n_stop, int n_vocab)
+{
+    int more = rule == LA_BEAM_VLLM ? width : n_stop;
+    return more < n_vocab - width ? width + more : n_vocab;
+}
+
+la_beam *la_beam_carve(la_carver *c, int width, int max_tokens, int n_looked)
 {
     la_beam measured, *m = la_carve(c, 1, sizeof *m);
     la_beam *to = m != NULL ? m : &measured;
-    int n_looked = 2 * width < n_vocab ? 2 * width : n_vocab;
     size_t n = (size_t)width;
     *to = (la_beam){.width = width,
                     .n_looked = n_looked,
@@ -106,19 +111,24 @@ static int is_stop(const int32_t *stop_ids, int n_stop, int32_t token)
     return 0;
 }
 
+/* Beam b's token at place j ends it, at this length. */
+static void end_path(la_beam *m, int b, int j, int length)
+{
+    int at = b * m->n_looked + j;
+    la_path *room = make_room(m, score_of(m, m->live[b].sum + (double)m->logprobs[at], length));
+    if (room != NULL) {
+        extend_path(m, b, j, room);
+        room->end = m->ids[at];
+    }
+}
+
 /* Stop ids among the tokens looked at end their beams. */
 static void end_paths(la_beam *m, const int32_t *stop_ids, int n_stop)
 {
     for (int b = 0; n_stop > 0 && b < m->n_live; b++) {
         for (int j = 0; j < m->n_looked; j++) {
-            int at = b * m->n_looked + j;
-            if (is_stop(stop_ids, n_stop, m->ids[at])) {
-                double sum = m->live[b].sum + (double)m->logprobs[at];
-                la_path *room = make_room(m, score_of(m, sum, m->live[b].n));
-                if (room != NULL) {
-                    extend_path(m, b, j, room);
-                    room->end = m->ids[at];
-                }
+            if (is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + j])) {
+                end_path(m, b, j, m->live[b].n);
             }
         }
     }
@@ -152,24 +162,12 @@ static void skip_stops(la_beam *m, int b, const int32_t *stop_ids, int n_stop)
     }
 }
 
-/* Whether no beam can come before the worst that has ended, whatever it draws: sums only fall. */
-static int is_decided(const la_beam *m)
-{
-    if (m->n_ended < m->width) {
-        return 0;
-    }
-    const la_path *best = &m->live[0];
-    double most = best->sum + SLACK * (m->max_tokens - best->n);
-    int length = m->penalty >= 0.0 ? m->max_tokens : best->n;
-    return most < 0.0 && score_of(m, most, length) < m->ended[m->width - 1].score;
-}
-
-int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop)
+/* Heirs by vLLM's rule; how many. */
+static int choose_all_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
 {
     int n = 0;
     end_paths(m, stop_ids, n_stop);
     for (int b = 0; b < m->n_live; b++) {
-        m->cursors[b] = 0;
         skip_stops(m, b, stop_ids, n_stop);
     }
     for (; n < m->width; n++) {
@@ -181,12 +179,66 @@ int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop)
         m->parents[n] = b;
         skip_stops(m, b, stop_ids, n_stop);
     }
+    return n;
+}
+
+/* Heirs by transformers' rule; how many. With its last token every beam ends, among the first B. */
+static int choose_first_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
+{
+    int n = 0, longest = m->live[0].n + 1;
+    int last = longest == m->max_tokens;
+    for (int place = 0; n < m->width && (place < m->width || !last); place++) {
+        int b = best_head(m);
+        if (b < 0) {
+            break;
+        }
+        int j = m->cursors[b]++;
+        if (!is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + j])) {
+            extend_path(m, b, j, &m->next[n]);
+            m->parents[n++] = b;
+        }
+        else if (place < m->width) {
+            end_path(m, b, j, longest);
+        }
+    }
+    return n;
+}
+
+/* Whether the search ends with those that have ended. By vLLM's rule where no beam can come before
+ * the worst of them, whatever it draws: sums only fall. */
+static int is_decided(const la_beam *m)
+{
+    if (m->n_ended < m->width) {
+        return 0;
+    }
+    const la_path *best = &m->live[0];
+    if (m->rule != LA_BEAM_VLLM) {
+        int at = m->rule == LA_BEAM_NEVER && m->penalty > 0.0 ? m->max_tokens : best->n;
+        return m->rule == LA_BEAM_FIRST ||
+               score_of(m, best->sum, at) <= m->ended[m->width - 1].score;
+    }
+    double most = best->sum + SLACK * (m->max_tokens - best->n);
+    int length = m->penalty >= 0.0 ? m->max_tokens : best->n;
+    return most < 0.0 && score_of(m, most, length) < m->ended[m->width - 1].score;
+}
+
+int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop)
+{
+    memset(m->cursors, 0, (size_t)m->n_live * sizeof *m->cursors);
+    int n = m->rule == LA_BEAM_VLLM ? choose_all_ends(m, stop_ids, n_stop)
+                                    : choose_first_ends(m, stop_ids, n_stop);
     la_path *was = m->live;
     m->live = m->next;
     m->next = was;
     m->n_live = n;
     m->n_awaited = n;
-    return n == 0 || m->live[0].n == m->max_tokens || is_decided(m) ? 0 : n;
+    if (n == 0 || m->live[0].n == m->max_tokens) {
+        return 0;
+    }
+    if (is_decided(m)) {
+        m->n_live = 0;
+    }
+    return m->n_live;
 }
 
 void la_beam_close(la_beam *m)

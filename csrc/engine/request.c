@@ -218,6 +218,7 @@ static la_status check_beam(const la_door *door, const la_request *r)
         return REFUSE("beam_width: %d, but max_num_seqs is %d and a search takes %d at most",
                       r->n_branches, door->max_seqs, LA_MAX_BEAMS);
     }
+    LA_TRY(check_int("beam", r->beam, LA_BEAM_VLLM, LA_BEAM_NEVER));
     LA_TRY(check_int("max_tokens", p->max_tokens, 1, INT32_MAX));
     if (!(fabs(r->length_penalty) <= 100.0)) {
         return REFUSE("length_penalty: %g is not in [-100, 100]", r->length_penalty);
@@ -399,7 +400,8 @@ static void carve_beams(la_carver *c, const la_request *r, const la_totals *t, i
     if (!r->beam) {
         return;
     }
-    to->beam = la_beam_carve(c, r->n_branches, t->max_tokens, n_vocab);
+    int n_looked = la_beam_looked(r->beam, r->n_branches, r->sampling.n_stop, n_vocab);
+    to->beam = la_beam_carve(c, r->n_branches, t->max_tokens, n_looked);
     to->group.spare = la_carve(c, (size_t)r->n_branches, sizeof *to->group.spare);
     int cap = la_kvcache_span(branch_max(r, t, 0));
     for (int b = 0; b < r->n_branches; b++) {
@@ -561,7 +563,8 @@ la_status la_request_admit(const la_door *door, const la_request *r, la_live **o
     live->n_prompt = r->n_prompt;
     live->logits = r->logits;
     if (live->beam != NULL) {
-        live->beam->n_prompt = r->n_prompt;
+        live->beam->rule = r->beam;
+        live->beam->n_prompt = r->beam == LA_BEAM_VLLM ? r->n_prompt : 0;
         live->beam->penalty = r->length_penalty;
     }
     live->process = r->process;

@@ -79,6 +79,7 @@ class Engine:
         state_to: int = 0,
         process: tuple[Callable[[int], bool], Buffer] | None = None,
         length_penalty: float | None = None,
+        beam: int = 1,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
     def step(

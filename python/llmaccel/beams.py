@@ -1,8 +1,9 @@
 """Beam search: the most likely continuations, found by keeping the best few at every token.
 
-Owns `BeamSearchParams` and what a search gives back, under vLLM's names and rules. Invariant: a
-search draws nothing; the engine (csrc/engine/beam.c) keeps the beams, which share pages, and its
-result does not depend on what else runs.
+Owns `BeamSearchParams` and what a search gives back, under vLLM's names and rules, or transformers'
+rules where early_stopping is given. Invariant: a search draws nothing; the engine
+(csrc/engine/beam.c) keeps the beams, which share pages, and its result does not depend on what else
+runs.
 
 A base of LLM (llm.py).
 """
@@ -20,13 +21,15 @@ from llmaccel.calls import Calls, Prompt
 from llmaccel.errors import RequestError, UnsupportedCombination, UnsupportedError, shown
 from llmaccel.hints import SAMPLING_NAMES, hint
 from llmaccel.outputs import LogprobList
-from llmaccel.params import SamplingParams, _integer, _number, engine_fields
+from llmaccel.params import SamplingParams, _ids, _integer, _number, engine_fields
 from llmaccel.prompts import prompt_list
 from llmaccel.request import Request
 from llmaccel.waiting import abandon, wait_all
 
 _INT32_MAX = 2**31 - 1
 _LENGTH_PENALTIES = (-100.0, 100.0)  # as csrc/engine/request.c takes them
+# LA_BEAM_* of csrc/llmaccel.h by early_stopping
+_RULES = {None: 1, False: 2, True: 3, "never": 4}
 
 
 def _refuse_sampling(cls: type) -> type:
@@ -62,6 +65,13 @@ class BeamSearchParams:
     include_stop_str_in_output: whether text shows the stop id (where it is no special token that
         skip_special_tokens leaves out).
     temperature: must be 0; a search draws nothing. structured_outputs: must be None.
+    stop_token_ids: end a continuation beside the model's own stop ids.
+    early_stopping: None searches by vLLM's rule: every stop id among the 2 * beam_width best tokens
+        of a beam gives a result, until no beam can do better. Others by transformers': a stop id
+        gives one only among the beam_width best of all beams' tokens, length is that of the new
+        tokens with the stop id, and once there are beam_width results the search ends at once
+        (True), or when the best beam scores no better than the worst of them, as long as it is
+        (False) or as long as it may become ("never").
     """
 
     beam_width: int
@@ -72,6 +82,8 @@ class BeamSearchParams:
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
     structured_outputs: Any = None
+    stop_token_ids: list[int] | None = None
+    early_stopping: bool | str | None = None
 
     def __post_init__(self) -> None:
         self.validate()
@@ -87,6 +99,13 @@ class BeamSearchParams:
                 raise RequestError(
                     f"{name} must be True or False, got {shown(getattr(self, name))}"
                 )
+        self.stop_token_ids = _ids("stop_token_ids", self.stop_token_ids)
+        known = self.early_stopping is None or isinstance(self.early_stopping, bool)
+        if not known and self.early_stopping != "never":
+            raise RequestError(
+                'early_stopping must be True, False, "never" or None, got '
+                f"{shown(self.early_stopping)}"
+            )
         if self.temperature != 0.0:
             raise UnsupportedError(
                 f"temperature={self.temperature:g}: beam search draws nothing; leave it 0"
@@ -151,7 +170,12 @@ class Searching(Calls):
         if not isinstance(params, BeamSearchParams):
             raise RequestError(f"params: expected BeamSearchParams, got {shown(params)}")
         params.validate()
-        options = {"priority": self._priority(priority), "timeout": seconds_of(timeout)}
+        options = {
+            "priority": self._priority(priority),
+            "timeout": seconds_of(timeout),
+            "length_penalty": params.length_penalty,
+            "beam": _RULES[params.early_stopping],
+        }
         made = []
         for i, item in enumerate(prompt_list(prompts)):
             text, ids = self._encode(item, f"prompts[{i}]")
@@ -160,7 +184,7 @@ class Searching(Calls):
         if concurrency_limit is not None:
             at_once = _integer("concurrency_limit", concurrency_limit, 1, _INT32_MAX)
         for start in range(0, len(made), at_once):
-            self._search(made[start : start + at_once], params, options, use_tqdm, len(made))
+            self._search(made[start : start + at_once], options, use_tqdm, len(made))
         return [
             BeamSearchOutput(self._sequences(request, params))  # of those that have a token
             for request, _ in made
@@ -179,12 +203,13 @@ class Searching(Calls):
             n_branches=params.beam_width,
             prompt_index=index,
         )
+        own = () if params.ignore_eos else self._own_stop_ids
         fields_ = engine_fields(
             sampling,
             n_vocab=self._config.n_vocab,
             max_tokens=min(params.max_tokens, self._config.max_len - len(ids)),
             seed=0,
-            stop_ids=() if params.ignore_eos else self._own_stop_ids,
+            stop_ids={*own, *(params.stop_token_ids or ())},
             bad=[],
         )
         return request, fields_
@@ -192,7 +217,6 @@ class Searching(Calls):
     def _search(
         self,
         made: list[tuple[Request, dict[str, Any]]],
-        params: BeamSearchParams,
         options: dict[str, Any],
         use_tqdm: bool | None,
         count: int,
@@ -204,9 +228,7 @@ class Searching(Calls):
             for request, values in made:
                 request.listener = news.put
                 started.append(request)
-                self._submit(
-                    request, values, count, length_penalty=params.length_penalty, **options
-                )
+                self._submit(request, values, count, **options)
             wait_all(started, news, use_tqdm)
         except BaseException:
             abandon(self._driver, started)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llmaccel.request import Request
+from llmaccel.request import REASONS, Request
 
 # Bounds of vLLM's histograms, so that dashboards made for them fit.
 _TTFT = (
@@ -31,7 +31,6 @@ _REQUEST = (
 )
 _STEP_TOKENS = tuple(float(n) for n in (1, *(2**i for i in range(3, 15))))
 _BRANCHES = (1.0, 2.0, 5.0, 10.0, 20.0)
-_REASONS = ("stop", "length", "abort", "timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +104,7 @@ class Recorder:
 
     def __init__(self, max_len: int) -> None:
         lengths = _one_two_five(max_len)
-        self.finished = dict.fromkeys(_REASONS, 0)
+        self.finished = dict.fromkeys(REASONS, 0)
         self._last_token: dict[int, float] = {}
         self._first = Tally(_TTFT)
         self._between = Tally(_PER_TOKEN)

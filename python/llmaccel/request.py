@@ -36,7 +36,7 @@ from llmaccel.states import Shown
 
 EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
-_REASONS = ("stop", "length", "abort", "timeout", "repetition", "failed", "empty")
+REASONS = ("stop", "length", "abort", "timeout", "repetition", "failed", "empty")
 
 Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None", float]
 
@@ -206,8 +206,8 @@ class Request:
             self._n_open -= not branch.ended
             branch.ended = True
             if branch.finish_reason is None:
-                self._check_reason(_REASONS[reason])
-                self._finish(branch, _REASONS[reason], token, now)
+                self._check_reason(REASONS[reason])
+                self._finish(branch, REASONS[reason], token, now)
             return -1
         if branch.finish_reason is not None:
             return -1

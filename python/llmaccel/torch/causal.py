@@ -73,6 +73,7 @@ class CausalLM(nn.Module):
         *,
         position_ids: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
         num_items_in_batch: Any = None,
         return_dict: bool | None = None,
         use_cache: bool | None = None,
@@ -86,8 +87,9 @@ class CausalLM(nn.Module):
         token at t is predicted by the logits at t - 1, and the loss is the mean cross entropy of
         all that are not -100; those whose prediction would come from padding are left out too, with
         a warning. num_items_in_batch: divides the sum instead. logits_to_keep: how many of the last
-        positions, or which; 0: all. return_dict=False: a tuple. absent: transformers' other
-        arguments, None or False, else UnsupportedError.
+        positions, or which; 0: all. output_hidden_states: of the embeddings and of every layer, the
+        last after the final norm, 0 in padding. return_dict=False: a tuple. absent: transformers'
+        other arguments, None or False, else UnsupportedError.
         """
         _refuse(absent, use_cache)
         if input_ids is None:
@@ -107,7 +109,20 @@ class CausalLM(nn.Module):
             out["loss"] = _loss(logits, integers(labels, "labels"), mask, num_items_in_batch)
         some = isinstance(logits_to_keep, Tensor)
         out["logits"] = logits[:, logits_to_keep if some else slice(-logits_to_keep, None)]
+        if output_hidden_states:
+            out["hidden_states"] = self._hidden_states(ids, spans)
         return out.to_tuple() if return_dict is False else out
+
+    def _hidden_states(self, ids: Tensor, spans: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """[B, T, D] of each layer, from the embeddings on."""
+        layers = range(self.config.num_hidden_layers + 1)
+        states = torch.zeros(len(layers), *ids.shape, self.config.hidden_size)
+        for i, (begin, end) in enumerate(spans):
+            if end > begin:
+                found = self.llm.hidden_states(ids[i, begin:end].tolist(), layers)
+                for layer, one in enumerate(found):
+                    states[layer, i, begin:end] = torch.from_dlpack(one)
+        return states.unbind()
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **given: Any):
         """Continues prompts: int64 [B * num_return_sequences, T + new], or a dict of results.
@@ -116,15 +131,17 @@ class CausalLM(nn.Module):
         generation_config: transformers' GenerationConfig or a dict; its fields may be arguments
         too, and win. Understood: max_new_tokens, max_length, min_new_tokens, min_length, do_sample,
         temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
-        num_return_sequences, eos_token_id, pad_token_id, suppress_tokens, stop_strings, max_time,
-        return_dict_in_generate, output_scores, output_logits; use_cache and what only concerns
-        speed have no effect; the rest is refused if it asks for anything. Defaults are
-        transformers': greedy, 20 new tokens, top_k 50 where it samples. Draws follow
-        torch.manual_seed, but are not transformers' draws.
+        num_return_sequences, num_beams, length_penalty, early_stopping, eos_token_id, pad_token_id,
+        suppress_tokens, stop_strings, max_time, return_dict_in_generate, output_scores,
+        output_logits; use_cache and what only concerns speed have no effect; the rest is refused if
+        it asks for anything. Defaults are transformers': greedy, 20 new tokens, top_k 50 where it
+        samples. Draws follow torch.manual_seed, but are not transformers' draws. Beams (num_beams
+        above 1) are searched by transformers' rule; with do_sample, penalties, bans,
+        min_new_tokens, stop_strings, scores or logits they are refused.
 
         Rows are filled up with pad_token_id (else the first end token). return_dict_in_generate:
-        GenerateOutput with sequences and, if asked for, scores and logits, a tuple of float32 [B *
-        num_return_sequences, V] for each new token.
+        GenerateOutput with sequences, of beams sequences_scores and, if asked for, scores and
+        logits, a tuple of float32 [B * num_return_sequences, V] for each new token.
         """
         return generate(self, inputs, generation_config, given)
 
@@ -186,7 +203,6 @@ def _refuse(absent: dict[str, Any], use_cache: bool | None) -> None:
         "past_key_values",
         "inputs_embeds",
         "output_attentions",
-        "output_hidden_states",
         "cache_position",
         "token_type_ids",
     )

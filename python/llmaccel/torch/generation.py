@@ -1,4 +1,5 @@
-"""generate under transformers' names: GenerationConfig's fields become SamplingParams.
+"""generate under transformers' names: GenerationConfig's fields become SamplingParams, or
+BeamSearchParams where there is more than one beam.
 
 Owns the meaning of every field that CausalLM.generate takes. Invariant: a field is used, or asks
 for nothing, or is refused by name; defaults are transformers'. scores and logits are computed after
@@ -8,6 +9,7 @@ Called by causal.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmaccel import RequestError, SamplingParams, UnsupportedError
+from llmaccel import BeamSearchParams, RequestError, SamplingParams, UnsupportedError
 from llmaccel.torch.batches import integers, mask_of, span_of
 from llmaccel.torch.outputs import GenerateOutput
 
@@ -39,6 +41,9 @@ _USED = {
     "no_repeat_ngram_size",
     "suppress_tokens",
     "num_return_sequences",
+    "num_beams",
+    "early_stopping",
+    "length_penalty",
     "eos_token_id",
     "pad_token_id",
     "output_scores",
@@ -52,9 +57,7 @@ _IDLE = {
     "cache_implementation",
     "compile_config",
     "disable_compile",
-    "early_stopping",
     "is_assistant",
-    "length_penalty",
     "max_matching_ngram_size",
     "remove_invalid_values",
     "renormalize_logits",
@@ -66,7 +69,6 @@ _IDLE = {
 }
 # Of the rest, values that ask for nothing, beside None, False and empty ones.
 _OFF = {
-    "num_beams": 1,
     "num_beam_groups": 1,
     "typical_p": 1.0,
     "top_h": 1.0,
@@ -77,14 +79,28 @@ _OFF = {
     "encoder_repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
 }
+# Asks for nothing where beams are searched; other values are refused there.
+_OFF_IN_SEARCH = {
+    "do_sample": False,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "suppress_tokens": [],
+    "stop_strings": [],
+    "output_scores": False,
+    "output_logits": False,
+}
 _ASSISTANTS = ("num_assistant", "assistant_", "target_lookbehind")  # of a model that is not there
+
+
+# (prompt, new tokens) of each row, and its score where beams were searched
+Made = tuple[list[tuple[list[int], list[int]]], list[float]]
 
 
 @dataclass(frozen=True)
 class Draw:
     """One call of generate, decided."""
 
-    params: SamplingParams
+    params: SamplingParams | BeamSearchParams
     ends: list[int]
     pad: int
     n: int
@@ -92,6 +108,11 @@ class Draw:
     scores: bool
     logits: bool
     max_time: float | None
+
+    @property
+    def searches(self) -> bool:
+        """Whether nothing is drawn: beams are searched."""
+        return isinstance(self.params, BeamSearchParams)
 
 
 def generate(model: Any, inputs: Any, generation_config: Any, given: dict[str, Any]) -> Any:
@@ -107,16 +128,13 @@ def generate(model: Any, inputs: Any, generation_config: Any, given: dict[str, A
     for i, row in enumerate(mask):
         begin, end = span_of(row, i)
         prompts.append(table[i, begin:end].tolist())
-    answers = model.llm.generate(prompts, draw.params, timeout=draw.max_time, use_tqdm=False)
-    made = [
-        (prompt, answer.token_ids)
-        for prompt, output in zip(prompts, answers, strict=True)
-        for answer in output.outputs
-    ]
+    made, sums = _search(model, prompts, draw) if draw.searches else _drawn(model, prompts, draw)
     sequences = _sequences(table, [new for _, new in made], draw)
     if not draw.as_dict:
         return sequences
     out = GenerateOutput(sequences=sequences)
+    if draw.searches:
+        out["sequences_scores"] = torch.tensor(sums, dtype=torch.float32)
     if draw.scores or draw.logits:
         raw = _raw_logits(model, made)
         if draw.scores:
@@ -189,7 +207,8 @@ def _draw(model: Any, fields: dict[str, Any], width: int) -> Draw:
     pad = fields.get("pad_token_id")
     n = fields.get("num_return_sequences", 1)
     sample = fields.get("do_sample", False)
-    if n != 1 and not sample:
+    beams = fields.get("num_beams", 1)
+    if beams == 1 and n != 1 and not sample:
         raise RequestError(f"num_return_sequences: {n} with do_sample=False would be one {n} times")
     new = fields.get("max_new_tokens")
     if new is None:
@@ -199,17 +218,31 @@ def _draw(model: Any, fields: dict[str, Any], width: int) -> Draw:
     least = fields.get("min_new_tokens")
     if least is None:
         least = max(0, fields.get("min_length", 0) - width)
+    least = min(least, new)
+    return Draw(
+        _sampling(fields, ends, new, least) if beams == 1 else _beams(fields, ends, new, least),
+        ends,
+        int(pad) if pad is not None else ends[0] if ends else 0,
+        n,
+        bool(fields.get("return_dict_in_generate")),
+        bool(fields.get("output_scores")),
+        bool(fields.get("output_logits")),
+        fields.get("max_time"),
+    )
+
+
+def _sampling(fields: dict[str, Any], ends: list[int], new: int, least: int) -> SamplingParams:
     values: dict[str, Any] = {
-        "n": n,
+        "n": fields.get("num_return_sequences", 1),
         "temperature": 0.0,
         "max_tokens": new,
-        "min_tokens": min(least, new),
+        "min_tokens": least,
         "repetition_penalty": fields.get("repetition_penalty", 1.0),
         "ignore_eos": True,  # the ends are those that the fields say
         "stop_token_ids": ends,
         "detokenize": False,
     }
-    if sample:
+    if fields.get("do_sample", False):
         temperature = fields.get("temperature", 1.0)
         if not temperature > 0:
             raise RequestError(f"temperature: {temperature} is not above 0; or do_sample=False")
@@ -226,15 +259,30 @@ def _draw(model: Any, fields: dict[str, Any], width: int) -> Draw:
         values["logit_bias"] = dict.fromkeys(fields["suppress_tokens"], -1e30)
     if fields.get("stop_strings"):
         values |= {"stop": fields["stop_strings"], "detokenize": True}
-    return Draw(
-        SamplingParams(**values),
-        ends,
-        int(pad) if pad is not None else ends[0] if ends else 0,
-        n,
-        bool(fields.get("return_dict_in_generate")),
-        bool(fields.get("output_scores")),
-        bool(fields.get("output_logits")),
-        fields.get("max_time"),
+    return SamplingParams(**values)
+
+
+def _beams(fields: dict[str, Any], ends: list[int], new: int, least: int) -> BeamSearchParams:
+    beams, n = fields["num_beams"], fields.get("num_return_sequences", 1)
+    if isinstance(beams, bool) or not isinstance(beams, int) or beams < 1:
+        raise RequestError(f"num_beams: expected at least 1, got {beams!r}")
+    if not 1 <= n <= beams:
+        raise RequestError(f"num_return_sequences: {n} is not in [1, num_beams={beams}]")
+    for name, off in _OFF_IN_SEARCH.items():
+        value = fields.get(name)
+        if value is not None and value != off:
+            raise UnsupportedError(f"{name}: {value!r} is not supported with num_beams={beams}")
+    if least:
+        raise UnsupportedError(
+            f"min_new_tokens: {least} (or min_length) is not supported with num_beams={beams}"
+        )
+    return BeamSearchParams(
+        beams,
+        new,
+        ignore_eos=True,  # the ends are those that the fields say
+        stop_token_ids=ends,
+        length_penalty=fields.get("length_penalty", 1.0),
+        early_stopping=fields.get("early_stopping", False),
     )
 
 
@@ -246,6 +294,36 @@ def _ids(value: Any, name: str) -> list[int]:
     if found.is_floating_point():
         raise RequestError(f"{name}: expected token ids, got {value!r}")
     return [int(i) for i in found if i >= 0]
+
+
+# ---- tokens -------------------------------------------------------------------------------------
+
+
+def _drawn(model: Any, prompts: list[list[int]], draw: Draw) -> Made:
+    answers = model.llm.generate(prompts, draw.params, timeout=draw.max_time, use_tqdm=False)
+    made = [
+        (prompt, answer.token_ids)
+        for prompt, output in zip(prompts, answers, strict=True)
+        for answer in output.outputs
+    ]
+    return made, []
+
+
+def _search(model: Any, prompts: list[list[int]], draw: Draw) -> Made:
+    """The best n of each prompt; rows that max_time, or a small vocabulary, left none for are empty
+    and score -inf."""
+    found = model.llm.beam_search(prompts, draw.params, timeout=draw.max_time)
+    made, sums = [], []
+    for prompt, output in zip(prompts, found, strict=True):
+        best = output.sequences[: draw.n]
+        news = [one.tokens[len(prompt) :] for one in best]
+        made += [(prompt, new) for new in news] + [(prompt, [])] * (draw.n - len(news))
+        sums += [
+            one.cum_logprob / len(new) ** draw.params.length_penalty
+            for one, new in zip(best, news, strict=True)
+        ]
+        sums += [-math.inf] * (draw.n - len(news))
+    return made, sums
 
 
 # ---- results ------------------------------------------------------------------------------------

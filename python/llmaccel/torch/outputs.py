@@ -29,13 +29,22 @@ class Output(OrderedDict[str, Any]):
 
 
 class CausalLMOutput(Output):
-    """Of forward. loss: float32 [], where labels were given; logits: float32 [B, T, V]."""
+    """Of forward. loss: float32 [], where labels were given; logits: float32 [B, T, V];
+    hidden_states: float32 [B, T, D] of the embeddings and of each layer, where asked for."""
 
     fields = ("loss", "logits", "past_key_values", "hidden_states", "attentions")
 
 
 class GenerateOutput(Output):
-    """Of generate. sequences: int64 [rows, T + new]; scores, logits: a float32 [rows, V] for each
-    new token, where asked for."""
+    """Of generate. sequences: int64 [rows, T + new]; sequences_scores: float32 [rows], of beams;
+    scores, logits: a float32 [rows, V] for each new token, where asked for."""
 
-    fields = ("sequences", "scores", "logits", "past_key_values", "hidden_states", "attentions")
+    fields = (
+        "sequences",
+        "sequences_scores",
+        "scores",
+        "logits",
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+    )
