@@ -102,11 +102,11 @@ def test_the_command_plans_what_has_no_files(folder, tmp_path, capsys):
         LLM(bare, load_format="dummy")
 
 
-@pytest.mark.parametrize(("backend", "rows"), [("cpu", "int8"), ("cuda", "QI4_G128_H")])
+@pytest.mark.parametrize(("backend", "rows"), [("cpu", "int8"), ("cuda", "bfloat16")])
 def test_the_command_names_the_rows_of_the_backend(
-    folder, tmp_path, capsys, monkeypatch, backend, rows
+    folder, tmp_path, capsys, monkeypatch, *, backend, rows
 ):
-    """A device's rows are in the form of their weights."""
+    """A device takes rows of 16 bits."""
     tiny_quantized.write(folder, tmp_path, "gptq-4")
     monkeypatch.setattr(loading, "plan_memory", lambda *args: "")  # asks the device for its memory
     assert cli.main(["plan", str(tmp_path), "--backend", backend]) == 0

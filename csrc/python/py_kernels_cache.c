@@ -164,7 +164,7 @@ static PyObject *kv_bytes(PyObject *module, PyObject *args)
     return PyLong_FromSize_t(at.head_bytes);
 }
 
-static PyObject *kv_store(PyObject *module, PyObject *args)
+static PyObject *kv_cache_store(PyObject *module, PyObject *args)
 {
     const char *isa, *dtype;
     PyObject *cache, *slots_object, *k_object, *v_object;
@@ -172,7 +172,7 @@ static PyObject *kv_store(PyObject *module, PyObject *args)
     py_cache_layout at;
     py_call c;
     py_state *state = py_state_of(module);
-    if (!PyArg_ParseTuple(args, "ssOOOOii:kv_store", &isa, &dtype, &cache, &slots_object, &k_object,
+    if (!PyArg_ParseTuple(args, "ssOOOOii:kv_cache_store", &isa, &dtype, &cache, &slots_object, &k_object,
                           &v_object, &n_heads, &d) ||
         py_cache_layout_of(state, dtype, n_heads, d, &at) < 0) {
         return NULL;
@@ -292,8 +292,9 @@ static PyObject *kv_attend(PyObject *module, PyObject *args)
 static PyMethodDef methods[] = {
     {"kv_bytes", kv_bytes, METH_VARARGS,
      "kv_bytes(dtype, n_heads, d): bytes of one kv head's keys and values in a page of 64 tokens"},
-    {"kv_store", kv_store, METH_VARARGS,
-     "kv_store(isa, dtype, cache, slots, k, v, n_heads, d): k, v float32 [T, n_heads, d] into "
+    {"kv_cache_store", kv_cache_store, METH_VARARGS,
+     "kv_cache_store(isa, dtype, cache, slots, k, v, n_heads, d): k, v float32 [T, n_heads, d] "
+     "into "
      "slots "
      "int32 [T] (page * 64 + token of the page; -1: nowhere) of cache [pages, n_heads, kv_bytes]"},
     {"kv_attend", kv_attend, METH_VARARGS,

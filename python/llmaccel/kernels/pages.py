@@ -198,7 +198,7 @@ def kv_store(
     if memoryview(room).readonly:
         raise ConfigError("cache: is read-only")
     level = arguments.level(isa)
-    run_core(_core.kv_store, level, form, room, at, keys, values, heads, keys.shape[2])
+    run_core(_core.kv_cache_store, level, form, room, at, keys, values, heads, keys.shape[2])
 
 
 def paged_attention(
