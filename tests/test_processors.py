@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 
 import letters
@@ -157,6 +158,46 @@ def test_a_function_may_submit_and_must_not_wait(llm):
     with pytest.raises(RequestError, match="cannot wait"):
         llm.generate("abc", params(ask))
     assert len(only([later[0].result(30)]).token_ids) == 3
+
+
+def test_no_model_can_be_waited_for(folder, llm):
+    """Models share a backend, whose processors the step holds while it calls."""
+    again = params(max_tokens=3)
+    with LLM(str(folder)) as other:
+        stream = other.generate("cab", again, stream=True)
+        waits = {
+            "generate": lambda: other.generate("cab", again),
+            "next": lambda: next(stream),
+            "result": lambda: other.submit("cab", again).result(),
+            "logits": lambda: other.logits([1, 5]),
+            "sleep": other.sleep,
+            "load": lambda: LLM(str(folder)),
+            "loop": lambda: asyncio.run(anext(other.agenerate("cab", again))),
+        }
+        for wait in waits.values():
+            running = llm.submit("abc", params(lambda *_, wait=wait: wait()))
+            with pytest.raises(RequestError, match="a logits processor cannot wait for a model"):
+                running.result(30)
+        assert sum(len(only([chunk]).token_ids) for chunk in stream) == 3
+        later = []
+        ask = params(lambda ids, logits: later.append(other.submit("cab", again)), max_tokens=1)
+        llm.submit("abc", ask).result(30)
+        assert len(only([later[0].result(30)]).token_ids) == 3
+        closing = params(lambda ids, logits: other.close(), max_tokens=1)
+        assert only([llm.submit("abc", closing).result(30)]).finish_reason == "length"
+    assert bits(llm.generate("abc", again)[0]) == bits(llm.generate("abc", again)[0])
+
+
+def test_an_error_that_cannot_be_shown(llm):
+    class Mute(Exception):
+        def __repr__(self):
+            raise ValueError("no words")
+
+    def mute(output_ids, logits):
+        raise Mute
+
+    with pytest.raises(RequestError, match=r"logits_processors\[0\]: an exception of type Mute"):
+        llm.submit("abc", params(mute)).result(30)
 
 
 @pytest.mark.torch

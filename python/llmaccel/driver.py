@@ -26,6 +26,7 @@ import numpy as np
 
 from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.metrics import Recorder
+from llmaccel.processors import calls_user, refuse_wait
 from llmaccel.profile import Profile
 from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
 
@@ -85,12 +86,14 @@ class Driver:
             raise LLMAccelError("this LLM is closed")
 
     def check_wait(self) -> None:
-        """The same, and LLMAccelError on the engine's own thread, where waiting would never end."""
+        """The same, and LLMAccelError where waiting would never end: on the engine's own thread, in
+        a logits processor of any model."""
         self.check()
         if threading.current_thread() is self._thread:
             raise LLMAccelError(
                 "a callback runs on the engine's thread and cannot wait for it; use submit() there"
             )
+        refuse_wait()
 
     def submit(self, request: Request, fields: dict[str, Any], **options: Any) -> None:
         """Hand a request to the engine; options are those of Engine.add. RequestError if it is
@@ -222,7 +225,10 @@ class Driver:
         return np.frombuffer(self._engine.expert_load(), np.int64) + self._past_load
 
     def close(self) -> None:
-        """Fail what is under way, stop the thread, free engine and model. May be called again."""
+        """Fail what is under way, stop the thread, free engine and model. May be called again.
+
+        In a callback or a logits processor the thread ends in its own time.
+        """
         if os.getpid() != self._pid:
             return
         with self._lock:
@@ -233,7 +239,7 @@ class Driver:
         if thread is None:
             if first:
                 self._release()
-        elif thread is not threading.current_thread():
+        elif thread is not threading.current_thread() and not calls_user():
             thread.join()
 
     def _release(self) -> None:

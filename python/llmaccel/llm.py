@@ -41,6 +41,7 @@ from llmaccel.options import LoadOptions
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams
 from llmaccel.pooling import Pooling
+from llmaccel.processors import refuse_wait
 from llmaccel.prompts import prompt_list
 from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
@@ -159,6 +160,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         return llm
 
     def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None) -> None:
+        refuse_wait()
         configure_log()
         options.check()
         device = open_device(options.backend) if options.backend != "cpu" else None
@@ -323,7 +325,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         """
         import asyncio  # here: a third of what importing this module would cost
 
-        self._driver.check()
+        self._driver.check_wait()
         refuse_foreign("agenerate", foreign)
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")

@@ -154,6 +154,7 @@ class SamplingParams:
         in turn before each draw, on the engine's thread, before all other rules. logits: a NumPy
         array float32 [V] to change in place (torch.from_dlpack shares its memory), valid during the
         call; what a function returns, if not None, takes its place. An exception is the request's.
+        No function can wait for a model, this one or another, or load one (LLMAccelError).
     no_repeat_ngram_size: no run of that many tokens, the prompt's included, comes twice; 0: off.
     repeat_last_n: penalties look at that many last tokens of prompt and output; -1: at all.
     typical_p: (0, 1]; the tokens whose surprise is nearest the entropy, up to that mass.
@@ -176,7 +177,8 @@ class SamplingParams:
     thinking_token_budget: tokens after the tag that opens a thought, in the prompt or the output,
         until the tag that closes it is emitted; -1, None: no limit. RequestError where the model
         has no such tags.
-    trace_decode_token_ids: emitted one after another in place of draws; logprobs are the model's.
+    trace_decode_token_ids: emitted one after another in place of draws; logprobs are the model's,
+        and logits_processors are not called for them.
     extra_args, skip_clone, skip_reading_prefix_cache: vLLM's, without effect; report() lists them.
     """
 

@@ -2,25 +2,45 @@
 
 Owns the rows that they change and the order in which they are called. Invariant: whatever a
 function raises becomes the error of its own request; what the engine reads afterwards is its row.
+A step has the processors of its backend while it calls, and models share a backend, so a function
+that waited for any model could wait for ever: `refuse_wait` is for whoever waits.
 
-Made by calls.py; called by the engine's step, on its thread.
+Made by calls.py; called by the engine's step, on its thread; `refuse_wait` by driver.py, llm.py and
+waiting.py.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmaccel.errors import RequestError
+from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.memory import check_available
 
 if TYPE_CHECKING:
     from llmaccel.request import Branch
 
 Function = Callable[..., Any]
+
+_HERE = threading.local()  # calling: this thread runs a user's function
+
+
+def calls_user() -> bool:
+    """Whether this thread is inside a logits processor."""
+    return getattr(_HERE, "calling", False)
+
+
+def refuse_wait() -> None:
+    """LLMAccelError inside a logits processor."""
+    if calls_user():
+        raise LLMAccelError(
+            "a logits processor cannot wait for a model, nor load one: the step that calls it has "
+            "the processors that models share; use submit() there"
+        )
 
 
 class Processing:
@@ -48,6 +68,13 @@ class Processing:
         ]
 
     def __call__(self, branch: int) -> bool:
+        _HERE.calling = True
+        try:
+            return self._fails(branch)
+        finally:
+            _HERE.calling = False
+
+    def _fails(self, branch: int) -> bool:
         row, made = self.rows[branch], self._branches[branch].ids
         for i, (function, with_prompt) in enumerate(self._functions):
             try:
@@ -55,10 +82,18 @@ class Processing:
                 past = (self._prompt_ids.copy(), made.tolist()) if with_prompt else (made.tolist(),)
                 _replace(row, function(*past, row))
             except BaseException as error:  # on the engine's thread, which serves others too
-                self.error = RequestError(f"logits_processors[{i}]: {error!r:.200}")
+                self.error = RequestError(f"logits_processors[{i}]: {_said(error)}")
                 self.error.__cause__ = error
                 return True
         return False
+
+
+def _said(error: BaseException) -> str:
+    """The start of its repr, which may raise as well, whatever it likes."""
+    try:
+        return f"{error!r:.200}"
+    except BaseException:
+        return f"an exception of type {type(error).__name__}"
 
 
 def _replace(row: np.ndarray, result: Any) -> None:

@@ -18,6 +18,7 @@ from llmaccel.driver import Driver
 from llmaccel.errors import LLMAccelError
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import RequestOutputKind
+from llmaccel.processors import refuse_wait
 from llmaccel.request import Request
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ class Chunks(Iterator[RequestOutput]):
         self._left = {request.request_id for request in requests}
 
     def __next__(self) -> RequestOutput:
+        refuse_wait()
         try:
             while self._left:
                 self._llm.engine.check_process()
