@@ -269,6 +269,62 @@ def test_close_without_a_thread_and_twice(engine):
         run(driver)
 
 
+def test_a_change_waits_for_what_the_engine_is_not_rid_of(driver, engine):
+    """Requests that are done for their caller or cancelled; not those that somebody waits for."""
+    gate = threading.Event()
+    step, own = engine.step, engine.has_work
+
+    def slow_step():
+        live, events = list(engine.live), step()
+        if not gate.is_set():
+            engine.live = live  # the row ahead: it was told of, and is still there
+            time.sleep(0.002)
+        return [event for event in events if gate.is_set() or event[2] != EVENT_FINISH]
+
+    engine.step = slow_step
+    request = with_text(Decoder(), stop=["x"])
+    assert run(driver, request).output().outputs[0].stop_reason == "x"
+    waiting = Request("w", None, [1], SamplingParams())
+    driver.submit(waiting, score_fields())
+    with (
+        pytest.raises(LLMAccelError, match="sleep: 1 requests are under way"),
+        driver.exclusive("sleep"),
+    ):
+        pass
+    assert driver.cancel(waiting)
+    threading.Timer(0.1, gate.set).start()
+    with driver.exclusive("sleep"):
+        assert gate.is_set()
+        assert not own()
+        assert request.ended
+        assert waiting.ended
+
+
+def test_a_change_does_not_wait_for_an_engine_that_fails(driver, engine, monkeypatch):
+    monkeypatch.setattr("llmaccel.driver._LONGEST_PAUSE", 0.02)
+    engine.live.append(99)
+    engine.fail = 10**9
+    with pytest.raises(LLMAccelError, match="out of pages"):
+        run(driver).output()
+    with pytest.raises(LLMAccelError, match="steps keep failing"), driver.exclusive("sleep"):
+        pass
+    engine.fail = 0
+    assert run(driver).output().finished
+
+
+def test_sleep_right_after_the_answer(tmp_path):
+    stops = SamplingParams(max_tokens=200, ignore_eos=True, stop=list("abcdefghij"), temperature=1)
+    with LLM(str(letters.write_model(tmp_path))) as llm:
+        for i in range(20):
+            if i % 2:
+                llm.generate("abc", stops)
+            else:
+                stream = llm.generate("abc", stops, stream=True)
+                stream.close()
+            llm.sleep()
+            llm.wake_up()
+
+
 def test_callbacks_may_submit_but_not_wait(tmp_path):
     params = SamplingParams(max_tokens=2, ignore_eos=True)
     with LLM(str(letters.write_model(tmp_path))) as llm:

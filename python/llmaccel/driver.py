@@ -67,6 +67,7 @@ class Driver:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._stepping = False  # the thread is beyond its look at what there is to do
+        self._pause = 0.0  # seconds after the last step, which failed
         self._past = dict.fromkeys(_TOTALS, 0)  # of engines before this one
         self._past_load: np.ndarray | int = 0
         self._pid = os.getpid()
@@ -123,6 +124,7 @@ class Driver:
             if self._closing or request.engine_id not in self._requests or request.done:
                 return False
             self._engine.cancel(request.engine_id)
+            request.cancelled = True
             return True
 
     def find(self, request_ids: Collection[str]) -> list[Request]:
@@ -180,20 +182,26 @@ class Driver:
     @contextmanager
     def exclusive(self, what: str) -> Iterator[Any]:
         """The model (None while it is away), for a change that no request may see half of; new
-        requests wait meanwhile. LLMAccelError where some are under way."""
+        requests wait meanwhile. LLMAccelError where some are under way; those that are done for
+        their caller or cancelled are waited for, since the engine is rid of them in a moment."""
         self.check_wait()
         while True:
             with self._lock:
                 self.check()
-                if self._requests or (self._engine is not None and self._engine.has_work()):
+                left = [one for one in self._requests.values() if not (one.done or one.cancelled)]
+                if left:
                     raise LLMAccelError(
-                        f"{what}: {len(self._requests)} requests are under way; wait for them or "
-                        "cancel them first"
+                        f"{what}: {len(left)} requests are under way; wait for them or cancel them "
+                        "first"
                     )
-                if not self._stepping:
+                busy = self._engine is not None and self._engine.has_work()
+                if busy and self._pause >= _LONGEST_PAUSE:
+                    raise LLMAccelError(f"{what}: the engine has work and its steps keep failing")
+                if not (self._requests or busy or self._stepping):
                     yield self._model
                     return
-            self._wake.put(None)  # its last step has ended, and it will see so in a moment
+            if not busy:
+                self._wake.put(None)  # its last step has ended, and it will see so in a moment
             time.sleep(0.0002)
 
     def put_away(self, with_model: bool) -> None:
@@ -253,7 +261,6 @@ class Driver:
             self._model.close()
 
     def _run(self) -> None:
-        pause = 0.0
         while True:
             while not self._wake.empty():  # before the look below, which no later put can escape
                 self._wake.get_nowait()
@@ -265,12 +272,12 @@ class Driver:
                 self._stepping = not idle
             if idle:
                 self._wake.get()
-                pause = 0.0
+                self._pause = 0.0
             elif self._step():
-                pause = 0.0
+                self._pause = 0.0
             else:
-                pause = min(max(2.0 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-                self._rest(pause)
+                self._pause = min(max(2.0 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+                self._rest(self._pause)
         self._release()
 
     def _rest(self, seconds: float) -> None:

@@ -128,7 +128,7 @@ class Request:
 
     listener: called on the driver's thread, outside its lock, after a step that touched the
     request: after every such step if `streaming`, else only when all is done. own_stop_ids: ids
-    that end the text without being a stop_reason.
+    that end the text without being a stop_reason. cancelled: whether it ends within a step.
     """
 
     def __init__(
@@ -150,6 +150,7 @@ class Request:
         self.error: BaseException | None = None
         self.listener: Callable[[Request], None] | None = None
         self.streaming = False
+        self.cancelled = False
         self.own_stop_ids: frozenset[int] = frozenset()
         self.token_text: Callable[[int], str] | None = None
         self.arrival = time.monotonic()
