@@ -76,6 +76,15 @@ def test_metrics_of_requests(folder):
         assert 0.0 <= histogram.sum <= m["e2e_request_latency_seconds"].sum
 
 
+def test_metrics_of_a_sleeping_model(folder):
+    with LLM(folder) as llm:
+        llm.generate("abc", GREEDY)
+        llm.sleep()
+        m = table(llm)
+        assert m["kv_cache_usage_perc"].value == 0.0
+        assert m["generation_tokens"].value == 20
+
+
 def test_a_tally_counts_up_to_its_bounds():
     tally = Tally((1.0, 2.0))
     for value in (0.5, 1.0, 1.5, 3.0):

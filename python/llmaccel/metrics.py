@@ -188,7 +188,7 @@ def collect(
     cache: Mapping[str, str],
 ) -> list[Metric]:
     """Every metric of an engine with these statistics. cache: labels of cache_config_info."""
-    used = stats["pages_used"] / stats["pages_cap"]
+    used = stats["pages_used"] / (stats["pages_cap"] or 1)  # no page: it sleeps
     found: list[Metric] = [
         Gauge("vllm:num_requests_running", labels, stats["running"]),
         Gauge("vllm:num_requests_waiting", labels, stats["waiting"]),
