@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import queue
+from concurrent.futures import ThreadPoolExecutor
 
 import letters
 import pytest
@@ -48,6 +50,24 @@ def test_enqueue_and_wait(llm):
     with pytest.raises(RequestError, match=r"prompts\[1\]"):
         llm.enqueue(["a", []], GREEDY)
     assert llm.wait_for_completion() == []
+
+
+def test_two_threads_that_collect(llm):
+    """What one of them saw, the other has taken."""
+
+    class Contested(queue.SimpleQueue):
+        def empty(self):
+            return False
+
+    own, llm._enqueued = llm._enqueued, Contested()
+    try:
+        ids = llm.enqueue("abc", GREEDY)
+        with ThreadPoolExecutor(2) as pool:
+            both = [pool.submit(llm.wait_for_completion) for _ in range(2)]
+            taken = [out.request_id for one in both for out in one.result(30)]
+        assert taken == ids
+    finally:
+        llm._enqueued = own
 
 
 def test_abort(llm):

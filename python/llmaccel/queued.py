@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from llmaccel.arguments import check_switches, refuse_foreign
@@ -85,8 +86,9 @@ class Queued(Calls):
         self._driver.check_wait()
         check_switches(use_tqdm=use_tqdm)
         batches: list[Batch] = []
-        while not self._enqueued.empty():
-            batches.append(self._enqueued.get())
+        with suppress(queue.Empty):  # which others may be taking from as well
+            while True:
+                batches.append(self._enqueued.get_nowait())
         try:
             for started, news in batches:
                 wait_all(started, news, use_tqdm)
