@@ -16,6 +16,7 @@ from llmaccel import (
     RequestError,
     SamplingParams,
     UnsupportedError,
+    load_tokenizer,
 )
 from llmaccel.options import COMPATIBLE, LoadOptions
 
@@ -120,6 +121,13 @@ def test_skip_tokenizer_init(folder):
         assert again.text
         with pytest.raises(ConfigError, match="tokenizer=7"):
             llm.set_tokenizer(7)
+        breaks = SamplingParams(dry_multiplier=1.0, dry_sequence_breakers=["a"], max_tokens=1)
+        llm.generate([5, 6], breaks)
+        other = load_tokenizer(folder)
+        other.token_bytes = lambda token: b""
+        llm.set_tokenizer(other)
+        with pytest.raises(RequestError, match="dry_sequence_breakers: no token contains 'a'"):
+            llm.generate([5, 6], breaks)
     for name in ("tokenizer", "tokenizer_revision", "chat_template"):
         with pytest.raises(ConfigError, match=f"^{name}: skip_tokenizer_init"):
             LLM(folder, skip_tokenizer_init=True, **{name: "x"})

@@ -325,14 +325,15 @@ class Calls:
 
     def _tokens_with(self, text: str) -> list[int]:
         """All tokens whose bytes contain the text's: a look at the whole vocabulary, remembered."""
-        if text not in self._known_breakers:
-            if len(self._known_breakers) >= _MOST_BREAKERS:
-                self._known_breakers.clear()
+        known = self._known_breakers  # before the tokenizer: another one comes with another dict
+        ids = known.get(text)
+        if ids is None:
+            if len(known) >= _MOST_BREAKERS:
+                known.clear()
             tokenizer, part = self.get_tokenizer(), text.encode("utf-8", "surrogatepass")
-            known = min(len(tokenizer), self._config.n_vocab)
-            ids = [i for i in range(known) if part in tokenizer.token_bytes(i)]
-            self._known_breakers[text] = ids
-        return self._known_breakers[text]
+            count = min(len(tokenizer), self._config.n_vocab)
+            ids = known[text] = [i for i in range(count) if part in tokenizer.token_bytes(i)]
+        return ids
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]]:
         """Token sequences of bad_words, at the start of a text and inside it."""

@@ -60,6 +60,7 @@ class Compatible(Calls):
         if not isinstance(tokenizer, Tokenizer):
             raise ConfigError(f"tokenizer={shown(tokenizer)}: expected a path or a Tokenizer")
         self._tokenizer = tokenizer
+        self._known_breakers = {}  # after the tokenizer: whoever sees this one sees that
         self._own_stop_ids = self._find_stop_ids()
 
     def reset_prefix_cache(self, *args: Any, **given: Any) -> NoReturn:
