@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
+import zlib
 from itertools import pairwise
 
 import numpy as np
@@ -82,10 +84,42 @@ def make_container(**changes) -> Container:
 
 def test_container_round_trip():
     container = make_container()
-    assert container.chunk_counts() == [[300, 300], [101]]
+    assert list(container.stream_tokens()) == [600, 101]
     assert Container.from_bytes(container.to_bytes()) == container
     empty = make_container(pieces=[], raw=b"", streams=[])
     assert Container.from_bytes(empty.to_bytes()) == empty
+
+
+def test_files_that_promise_too_much(monkeypatch):
+    """What a small file says of its size takes no memory."""
+    bomb = zlib.compress(bytes(50_000_000), 9)
+    honest = make_container(pieces=[(RAW, 50_000_000)], raw=bytes(50_000_000), streams=[])
+    assert Container.from_bytes(honest.to_bytes()).raw == honest.raw
+    damaged = [
+        ([(RAW, 3)], bomb, "raw pieces"),
+        ([(RAW, 1 << 61)], bomb, "raw pieces"),
+        ([(RAW, 3)], b"", "raw pieces"),
+        ([(RAW, 3)], zlib.compress(b"abc")[:-1], "raw pieces"),
+        ([(RAW, 3)], zlib.compress(b"abc") + b"x", "raw pieces"),
+        ([(RAW, 3)], b"abc", "damaged: "),
+    ]
+    for pieces, packed, match in damaged:
+        monkeypatch.setattr(zlib, "compress", lambda raw, level, packed=packed: packed)
+        data = make_container(pieces=pieces, raw=b"raw", streams=[]).to_bytes()
+        monkeypatch.undo()
+        tracemalloc.start()
+        with pytest.raises(LoadError, match=match):
+            Container.from_bytes(data)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        tracemalloc.stop()
+    with pytest.raises(LoadError, match="of a size that nothing writes"):
+        Container.from_bytes(make_container(chunks_per_stream=1537).to_bytes())
+    many = make_container(chunk=1, chunks_per_stream=1536, streams=[b""] * 50_000)
+    many.pieces, many.raw = [(TOKENS, 1536 * 50_000)], b""
+    tracemalloc.start()
+    assert sum(Container.from_bytes(many.to_bytes()).stream_tokens()) == 1536 * 50_000
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
 
 
 def test_damaged_containers_are_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import sys
 
 import pytest
 import tiny
@@ -47,6 +48,19 @@ def test_round_trip_with_another_batch(llm, folder, text, packed):
     # It may be below the bound: no token costs more than some 30 bits, however unlikely.
     assert len(packed) <= 1.005 * bound + 64
     assert len(packed) < len(lzma.compress(data, preset=9))
+
+
+def test_streams_are_decoded_some_at_a_time(llm, text, monkeypatch):
+    data = text.encode()
+    module = sys.modules[compress.__module__]  # its name is the function's too
+    monkeypatch.setattr(module, "_STREAM_BYTES", 100)
+    packed = compress(llm, data, chunk=100)
+    assert len(Container.from_bytes(packed).streams) > 7
+    told = []
+    monkeypatch.setattr(module, "_STREAMS_AT_ONCE", 3)
+    assert decompress(llm, packed, progress=lambda done, all: told.append((done, all))) == data
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1]
 
 
 def test_any_bytes(llm, text):

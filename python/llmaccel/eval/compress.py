@@ -16,6 +16,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from llmaccel.eval.measure import start_token
 
 # A stream's end and length cost about 3 bytes: 0.2 % of this.
 _STREAM_BYTES = 1536
+_STREAMS_AT_ONCE = 256  # decoded together: each has a row of logits
 _PROBE_TOKENS = 64
 _SMALLEST_PIECE = 64  # characters; a shorter one that tokens do not give back stays raw
 
@@ -211,31 +213,41 @@ class _Follower:
 
 
 def _decode_streams(llm: LLM, container: Container, progress: Progress | None) -> list[int]:
-    """Tokens in order. Chunk i of all streams is one batch, since a code is read in order."""
-    counts = container.chunk_counts()
+    """Tokens in order. A file says how many there are: only what was drawn takes memory."""
     shares = Shares(llm.report()["model"]["n_vocab"])
-    followers = [_Follower(Decoder(stream), shares) for stream in container.streams]
-    chunks: list[list[list[int]]] = [[] for _ in counts]
-    start, done = start_token(llm), 0
-    for i in range(max(map(len, counts))):
-        having = [s for s, sizes in enumerate(counts) if i < len(sizes)]
-        params = [
-            SamplingParams(
-                temperature=0.0,
-                max_tokens=counts[s][i],
-                ignore_eos=True,
-                detokenize=False,
-                logits_processors=[followers[s]],
-            )
-            for s in having
-        ]
-        prompts = [{"prompt_token_ids": [start]}] * len(having)
-        for s, out in zip(having, llm.generate(prompts, params, use_tqdm=False), strict=True):
-            chunks[s].append(out.outputs[0].token_ids)
-            done += counts[s][i]
-        if progress is not None:
-            progress(done, container.n_tokens)
-    return [token for stream in chunks for part in stream for token in part]
+    sizes, ids, total = container.stream_tokens(), [], container.n_tokens
+    for begin in range(0, len(container.streams), _STREAMS_AT_ONCE):
+        codes = container.streams[begin : begin + _STREAMS_AT_ONCE]
+        followers = [_Follower(Decoder(code), shares) for code in codes]
+        left = list(islice(sizes, len(codes)))
+        texts: list[list[int]] = [[] for _ in codes]
+        while any(left):
+            _decode_chunks(llm, container.chunk, followers, left, texts)
+            if progress is not None:
+                progress(len(ids) + sum(map(len, texts)), total)
+        ids += [token for text in texts for token in text]
+    return ids
+
+
+def _decode_chunks(
+    llm: LLM, chunk: int, followers: list[_Follower], left: list[int], texts: list[list[int]]
+) -> None:
+    """The next chunk of every stream that has one, in one batch: a code is read in order."""
+    having = [s for s, count in enumerate(left) if count > 0]
+    params = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=min(chunk, left[s]),
+            ignore_eos=True,
+            detokenize=False,
+            logits_processors=[followers[s]],
+        )
+        for s in having
+    ]
+    prompts = [{"prompt_token_ids": [start_token(llm)]}] * len(having)
+    for s, out in zip(having, llm.generate(prompts, params, use_tqdm=False), strict=True):
+        texts[s] += out.outputs[0].token_ids
+        left[s] -= min(chunk, left[s])
 
 
 def _assemble(tokenizer: Any, container: Container, ids: list[int]) -> bytes:

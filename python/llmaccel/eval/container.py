@@ -20,6 +20,7 @@ A varint is seven bits a byte, lowest first, the top bit set where more follow.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from llmaccel import LoadError
@@ -29,7 +30,8 @@ FORMAT = 1
 TOKENS, RAW = 0, 1
 _MODEL_BYTES = 16
 _LONGEST_VARINT = 9
-_MOST_CHUNKS = 1 << 16  # of a stream
+_MOST_CHUNKS = 1536  # of a stream: compress ends one after as many bytes, a chunk is one or more
+_ZLIB_RATIO = 1032  # no byte of zlib's gives more
 
 
 @dataclass
@@ -51,14 +53,12 @@ class Container:
         """Tokens of all pieces."""
         return sum(count for kind, count in self.pieces if kind == TOKENS)
 
-    def chunk_counts(self) -> list[list[int]]:
-        """Tokens of every chunk of every stream."""
-        left, sizes = self.n_tokens, []
-        while left > 0:
-            sizes.append(min(left, self.chunk))
-            left -= sizes[-1]
-        step = self.chunks_per_stream
-        return [sizes[i : i + step] for i in range(0, len(sizes), step)]
+    def stream_tokens(self) -> Iterator[int]:
+        """Tokens of every stream, in chunks of `chunk` and a last one of what is left."""
+        left, most = self.n_tokens, self.chunk * self.chunks_per_stream
+        for _ in self.streams:
+            yield min(left, most)
+            left -= most
 
     def to_bytes(self) -> bytes:
         """The file."""
@@ -100,13 +100,8 @@ class Container:
         for _ in range(reader.varint()):
             value = reader.varint()
             found.pieces.append((value & 1, value >> 1))
-        try:
-            packed = reader.take(reader.varint())
-            found.raw = zlib.decompress(packed) if packed else b""
-        except zlib.error as error:
-            raise LoadError(f"damaged: {error}") from None
-        if len(found.raw) != sum(count for kind, count in found.pieces if kind == RAW):
-            raise LoadError("damaged: its raw pieces have another length than they should")
+        expected = sum(count for kind, count in found.pieces if kind == RAW)
+        found.raw = _unpacked(reader.take(reader.varint()), expected)
         per_stream = found.chunk * found.chunks_per_stream
         n_streams = -(-found.n_tokens // per_stream)
         if n_streams > len(data):
@@ -116,6 +111,23 @@ class Container:
         if reader.at != len(data):
             raise LoadError(f"damaged: {len(data) - reader.at} bytes after the end")
         return found
+
+
+def _unpacked(packed: bytes, expected: int) -> bytes:
+    """What zlib packed; LoadError, before it takes memory, where that is not `expected` bytes."""
+    wrong = "damaged: its raw pieces have another length than they should"
+    if expected > _ZLIB_RATIO * len(packed):
+        raise LoadError(wrong)
+    if not packed:
+        return b""
+    reader = zlib.decompressobj()
+    try:
+        raw = reader.decompress(packed, expected + 1)
+    except zlib.error as error:
+        raise LoadError(f"damaged: {error}") from None
+    if len(raw) != expected or not reader.eof or reader.unused_data:
+        raise LoadError(wrong)
+    return raw
 
 
 def _varint(value: int) -> bytes:
