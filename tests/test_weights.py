@@ -193,6 +193,38 @@ def test_a_classifiers_head_is_updated_too():
         assert llm.classify([IDS])[0].outputs.probs == want.classify([IDS])[0].outputs.probs
 
 
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (np.zeros((3, 4), np.float32), r"score.weight: expected \[3, 96\]"),
+        (np.zeros((3, 96), np.int64), "score.weight"),
+    ],
+)
+def test_a_head_that_does_not_fit(head, message):
+    config = tiny.config_of("llama", architectures=["LlamaForSequenceClassification"], num_labels=3)
+    arrays = tiny.arrays_of(config, 0)
+    with LLM.from_arrays(config, arrays) as llm:
+        before = llm.classify([IDS])[0].outputs.probs
+        with pytest.raises(RequestError, match=f"update_weights: .*{message}"):
+            llm.update_weights({**tiny.arrays_of(config, 1), "score.weight": head})
+        assert llm.classify([IDS])[0].outputs.probs == before
+
+
+def test_values_that_float16_has_not():
+    config, old, new = pair("llama", dtype="float16")
+    name = "model.layers.1.mlp.down_proj.weight"
+    wide = new[name].copy()
+    with LLM.from_arrays(config, {key: a.astype(np.float16) for key, a in old.items()}) as llm:
+        before = logit_bits(llm)
+        wide[3, 5] = 65520.0
+        with pytest.raises(RequestError, match=f"{name}' holds a value beyond float16's 65504"):
+            llm.update_weights({**new, name: wide})
+        assert logit_bits(llm) == before
+        wide[3, 5] = 65519.0
+        llm.update_weights({name: wide})
+        assert np.isfinite(llm.logits(IDS).numpy()).all()
+
+
 def test_codes_of_a_file_stay(smollm2_path):
     with (
         LLM(smollm2_path, max_model_len=256, max_num_seqs=2) as llm,

@@ -37,6 +37,8 @@ from llmaccel.models.mapping import SCORE, class_tokens, part_of_model, useless_
 from llmaccel.models.score import load_score, score_values
 from llmaccel.models.slots import NameTable, fill, places, walk
 
+_F16_INFINITY = 65520.0  # what rounds to it
+
 _Place = tuple[str, int, int]
 
 
@@ -70,7 +72,7 @@ class Weights(Calls):
         table = part_of_model(self._config, given)
         touched = self._touched(table)
         self._check_values(table, touched)
-        score = score_values(self._config, given[SCORE]) if self._has_score(given) else None
+        score = self._score_of(given)
         stored = self._stored()
         with self._driver.exclusive("update_weights") as model:
             if model is None:
@@ -80,8 +82,14 @@ class Weights(Calls):
             if score is not None:
                 self._score_head = score
 
-    def _has_score(self, given: Any) -> bool:
-        return self._config.task == "classify" and SCORE in given
+    def _score_of(self, given: Any) -> np.ndarray | None:
+        """The head of a classifier, where it is among the given; RequestError where it is none."""
+        if self._config.task != "classify" or SCORE not in given:
+            return None
+        try:
+            return score_values(self._config, given[SCORE])
+        except (LoadError, UnsupportedError) as error:
+            raise RequestError(f"update_weights: {error}") from error
 
     def _touched(self, table: NameTable) -> list[_Place]:
         """The slots that the given tensors make; RequestError for one that makes none or half."""
@@ -122,10 +130,15 @@ class Weights(Calls):
                 parts = fill(self._config, table, *place)
             except LoadError as error:
                 raise RequestError(f"update_weights: {error}") from error
-            for part in parts:
+            for part, kept in zip(parts, stored[slot, layer], strict=True):
                 if part.dtype not in FLOATS:
                     raise RequestError(
                         f"update_weights: {quoted(part.name)}: expected floats, got {part.dtype}"
+                    )
+                if recipe["floats"] == "auto" and kept == "F16" and _overflows(part):
+                    raise RequestError(
+                        f"update_weights: {quoted(part.name)} holds a value beyond float16's "
+                        "65504, in which the model keeps it"
                     )
                 quantized = recipe.get(slot, recipe["body"]) != "keep" and len(part.shape) > 1
                 if quantized and not np.isfinite(part.float32()).all():
@@ -221,6 +234,14 @@ class Weights(Calls):
         return self._sleeping
 
 
+def _overflows(part: RawTensor) -> bool:
+    """Whether a finite value would be none in float16."""
+    if part.dtype == "F16":
+        return False
+    values = np.abs(part.float32())
+    return bool((np.isfinite(values) & (values >= _F16_INFINITY)).any())
+
+
 def _converted(part: RawTensor, dtype: str) -> RawTensor:
     """A float tensor in another float format, rounded to nearest."""
     if part.dtype == dtype:
@@ -229,8 +250,7 @@ def _converted(part: RawTensor, dtype: str) -> RawTensor:
     if dtype == "F32":
         data = values
     elif dtype == "F16":
-        with np.errstate(over="ignore"):
-            data = values.astype(np.float16)
+        data = values.astype(np.float16)
     else:
         bits = values.view(np.uint32)
         even = np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
