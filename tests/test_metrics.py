@@ -8,7 +8,7 @@ import letters
 import pytest
 from letters import COMMON, GREEDY
 
-from llmaccel import LLM, ConfigError, LLMAccelError, SamplingParams
+from llmaccel import LLM, BeamSearchParams, ConfigError, LLMAccelError, RequestError, SamplingParams
 from llmaccel.metrics import Counter, Gauge, Histogram, Recorder, Tally, Vector
 from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
 
@@ -83,6 +83,34 @@ def test_metrics_of_a_sleeping_model(folder):
         m = table(llm)
         assert m["kv_cache_usage_perc"].value == 0.0
         assert m["generation_tokens"].value == 20
+
+
+def test_what_draws_nothing_and_what_fails(folder):
+    def fail(output_ids, logits):
+        raise ValueError
+
+    def nothing_left(output_ids, logits):
+        logits[:] = -float("inf")
+
+    with LLM(folder) as llm:
+        llm.embed("abc")
+        llm.loglikelihood(["ab", "ab"], ["c", "d"])
+        m = table(llm)
+        assert m["request_params_n"].count == m["request_params_max_tokens"].count == 0
+        assert m["request_prompt_tokens"].count == 2
+        llm.beam_search("abc", BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True))
+        m = table(llm)
+        assert (m["request_params_n"].sum, m["request_params_max_tokens"].sum) == (2, 3)
+        for params in (
+            SamplingParams(max_tokens=3, logits_processors=[fail]),
+            SamplingParams(max_tokens=3, logits_processors=[nothing_left]),
+        ):
+            with pytest.raises(RequestError):
+                llm.generate("abc", params)
+        m = table(llm)
+        assert m["request_successfailed"].value == 1
+        assert m["request_successempty"].value == 1
+        assert m["num_requests_running"].value == 0
 
 
 def test_a_tally_counts_up_to_its_bounds():

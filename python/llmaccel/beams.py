@@ -194,7 +194,9 @@ class Searching(Calls):
         self, text: str | None, ids: list[int], params: BeamSearchParams, index: int
     ) -> tuple[Request, dict[str, Any]]:
         self._check_length(ids, 1, f"prompts[{index}]")
-        sampling = SamplingParams(temperature=0.0, logprobs=0, detokenize=False)
+        sampling = SamplingParams(
+            temperature=0.0, logprobs=0, detokenize=False, max_tokens=params.max_tokens
+        )
         request = Request(
             self._next_id()[1],
             text,

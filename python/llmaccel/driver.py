@@ -28,7 +28,7 @@ from llmaccel.errors import LLMAccelError, RequestError
 from llmaccel.metrics import Recorder
 from llmaccel.processors import calls_user, refuse_wait
 from llmaccel.profile import Profile
-from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, Request
+from llmaccel.request import EVENT_FINISH, EVENT_TOKEN, REASONS, Request
 
 _T = TypeVar("_T")
 
@@ -341,6 +341,9 @@ class Driver:
                 branch = request.on_event(event, now)
             except BaseException as error:  # a decoder may raise anything, Rust's panics included
                 request.error = _failure(request, error)
+                if recorder is not None and not was_done:
+                    empty = event[2] == EVENT_FINISH and REASONS[event[5]] == "empty"
+                    recorder.on_failed("empty" if empty else "failed")
                 self._stop(number)
                 self._forget(number)
                 touched[number] = request
@@ -369,6 +372,8 @@ class Driver:
         with self._lock:
             failed = list(self._requests.values())
             for request in failed:
+                if self.recorder is not None and not request.done:
+                    self.recorder.on_failed("failed")
                 self._forget(request.engine_id)
                 self._stop(request.engine_id)
         _fail(failed, error)

@@ -143,9 +143,10 @@ class Recorder:
         n_output = sum(branch.n for branch in request.branches)
         self._prompt.add(len(request.prompt_ids))
         self._output.add(n_output)
-        self._n.add(len(request.branches))
-        if request.params.max_tokens is not None:
-            self._max_tokens.add(request.params.max_tokens)
+        if request.draws:
+            self._n.add(len(request.branches))
+            if request.params.max_tokens is not None:
+                self._max_tokens.add(request.params.max_tokens)
         self._whole.add(request.finished - request.arrival)
         if request.scheduled > 0.0:
             self._queue.add(max(0.0, request.scheduled - request.arrival))
@@ -156,6 +157,10 @@ class Recorder:
             self._decode.add(decode)
             if n_output > 1:
                 self._mean_between.add(decode / (n_output - 1))
+
+    def on_failed(self, reason: str) -> None:
+        """A request ended by an error; reason: of REASONS."""
+        self.finished[reason] += 1
 
     def on_gone(self, number: int) -> None:
         """Nothing more will be heard of the request with this engine_id."""

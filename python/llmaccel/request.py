@@ -129,6 +129,7 @@ class Request:
     listener: called on the driver's thread, outside its lock, after a step that touched the
     request: after every such step if `streaming`, else only when all is done. own_stop_ids: ids
     that end the text without being a stop_reason. cancelled: whether it ends within a step.
+    draws: whether it makes tokens; else it scores or pools, and params say nothing of it.
     """
 
     def __init__(
@@ -140,12 +141,14 @@ class Request:
         *,
         n_branches: int = 1,
         prompt_index: int = 0,
+        draws: bool = True,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_ids = list(prompt_ids)
         self.params = params
         self.prompt_index = prompt_index
+        self.draws = draws
         self.engine_id = 0
         self.error: BaseException | None = None
         self.listener: Callable[[Request], None] | None = None

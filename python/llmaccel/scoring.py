@@ -200,7 +200,7 @@ class Scoring(Calls):
 
     def _score_request(self, text: str | None, ids: list[int], n_branches: int) -> Request:
         params = SamplingParams(temperature=0.0, logprobs=0, detokenize=False)
-        return Request(self._next_id()[1], text, ids, params, n_branches=n_branches)
+        return Request(self._next_id()[1], text, ids, params, n_branches=n_branches, draws=False)
 
     def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
         """Run requests that draw nothing, and wait."""
