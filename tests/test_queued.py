@@ -107,6 +107,31 @@ def test_async_llm(folder, llm):
     asyncio.run(main())
 
 
+def test_ids_of_callers_are_no_others(llm):
+    """abort takes ids of callers and those that the LLM gives: none stands for two requests."""
+
+    async def main():
+        first = int(llm.enqueue("abc", LONG)[0])
+        free = str(first + 3)
+        stream = llm.agenerate("de", LONG, request_id=free)
+        await anext(stream)
+        with pytest.raises(RequestError, match=f"request_id='{first}': expected a string not"):
+            await anext(llm.agenerate("de", LONG, request_id=str(first)))
+        with pytest.raises(RequestError, match="request_id=3: expected a string"):
+            await anext(llm.agenerate("de", LONG, request_id=3))
+        ids = [str(first), *llm.enqueue(["fg", "hi", "jk"], LONG)]
+        assert len({*ids, free}) == 5
+        assert llm.abort(free) == 1
+        chunks = [chunk async for chunk in stream]
+        assert chunks[-1].outputs[0].finish_reason == "abort"
+        again = llm.agenerate("de", GREEDY, request_id=free)  # free once more
+        assert [chunk async for chunk in again][-1].request_id == free
+        assert llm.abort(ids) == 4
+        assert [out.request_id for out in llm.wait_for_completion()] == ids
+
+    asyncio.run(main())
+
+
 def test_names_of_vllm(llm, folder):
     config = llm.llm_engine.model_config
     assert (config.max_model_len, config.get_vocab_size()) == (32768, letters.VOCAB)

@@ -4,7 +4,7 @@ Owns the state of a loaded model that calls read, and how one call becomes reque
 all of a call is checked before its first request is submitted, and a call that is interrupted
 cancels what it submitted.
 
-Base of scoring.py, reporting.py and llm.py, which sets the state.
+A base of what LLM (llm.py), which sets the state, is made of.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ class Calls:
     _own_stop_ids: frozenset[int]
     _counter: itertools.count[int]
     _seed: int
+    _given_ids: set[str]  # that callers chose for requests under way
     _idle_params: set[str]  # sampling parameters without effect that requests brought
     _known_breakers: dict[str, list[int]]  # tokens that contain a string
     _score_head: np.ndarray | None
@@ -300,8 +301,12 @@ class Calls:
             )
 
     def _next_id(self) -> tuple[int, str]:
+        """A number, and a name that no caller has given: abort takes either."""
         number = next(self._counter)
-        return number, str(number)
+        name = str(number)
+        while name in self._given_ids:
+            name = f"_{name}"
+        return number, name
 
     def _think_tags(self, params: SamplingParams) -> tuple[list[int], list[int]]:
         """Tokens around thoughts, where they have a budget."""

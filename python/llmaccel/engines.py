@@ -1,6 +1,6 @@
 """AsyncLLM and its arguments: vLLM's class for event loops, over the same LLM.
 
-Owns nothing but the ids of requests under way. Invariant: everything here is a method of LLM under
+Owns nothing. Invariant: everything here is a method of LLM under
 another name; new code takes `LLM.agenerate`.
 
 Called by users.
@@ -9,6 +9,7 @@ Called by users.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from llmaccel.calls import Prompt
@@ -31,7 +32,6 @@ class AsyncLLM:
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
-        self._running: set[str] = set()
 
     @classmethod
     def from_engine_args(cls, engine_args: AsyncEngineArgs) -> AsyncLLM:
@@ -53,7 +53,7 @@ class AsyncLLM:
         Where output_kind is None each chunk holds everything so far, which is vLLM's default.
         RequestError where the id is in use.
         """
-        if not isinstance(request_id, str) or request_id in self._running:
+        if not isinstance(request_id, str):
             raise RequestError(f"request_id={shown(request_id)}: expected a string not in use")
         params = sampling_params
         if params is None:
@@ -61,19 +61,10 @@ class AsyncLLM:
         if isinstance(params, SamplingParams) and params.output_kind is None:
             params = params.clone()
             params.output_kind = RequestOutputKind.CUMULATIVE
-        self._running.add(request_id)
-        try:
-            async for chunk in self.llm.agenerate(
-                prompt,
-                params,
-                priority=priority,
-                timeout=timeout,
-                request_id=request_id,
-                **foreign,
-            ):
+        options = {"priority": priority, "timeout": timeout, "request_id": request_id, **foreign}
+        async with aclosing(self.llm.agenerate(prompt, params, **options)) as chunks:
+            async for chunk in chunks:
                 yield chunk
-        finally:
-            self._running.remove(request_id)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests within one step; their last chunk has finish_reason "abort"."""

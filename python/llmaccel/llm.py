@@ -187,6 +187,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
         self._enqueued = queue.SimpleQueue()
+        self._given_ids = set()
         self._idle_params, self._known_breakers = set(), {}
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
         known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
@@ -321,34 +322,40 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
 
         Leaving the loop early, or cancelling its task, cancels the request. request_id: of its
-        outputs, for abort; None: a number.
+        outputs, for abort; None: a number. RequestError where it is in use.
         """
         import asyncio  # here: a third of what importing this module would cost
 
         self._driver.check_wait()
         refuse_foreign("agenerate", foreign)
-        text, ids = self._encode(prompt, "prompt")
-        request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
         if request_id is not None:
-            request.request_id = request_id
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
-        request.streaming = True
-        request.listener = waker(self._driver, loop, news)
-        kind = output_kind(request)
-        self._driver.submit(
-            request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
-        )
+            self._take_id(request_id)
         try:
-            finished = False
-            while not finished:
-                await news.wait()
-                news.clear()
-                chunk = request.snapshot(kind)
-                if chunk is not None:
-                    finished = chunk.finished
-                    yield chunk
+            text, ids = self._encode(prompt, "prompt")
+            request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
+            if request_id is not None:
+                request.request_id = request_id
+            loop, news = asyncio.get_running_loop(), asyncio.Event()
+            request.streaming = True
+            request.listener = waker(self._driver, loop, news)
+            kind = output_kind(request)
+            self._driver.submit(
+                request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
+            )
+            try:
+                finished = False
+                while not finished:
+                    await news.wait()
+                    news.clear()
+                    chunk = request.snapshot(kind)
+                    if chunk is not None:
+                        finished = chunk.finished
+                        yield chunk
+            finally:
+                abandon(self._driver, [request])
         finally:
-            abandon(self._driver, [request])
+            if request_id is not None:
+                self._given_ids.discard(request_id)
 
     def close(self) -> None:
         """Cancel what runs and free weights and cache. May be called again."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from llmaccel.arguments import check_switches, refuse_foreign
 from llmaccel.calls import Calls, Params, Prompt
+from llmaccel.errors import RequestError, shown
 from llmaccel.outputs import RequestOutput
 from llmaccel.prompts import prompt_list
 from llmaccel.request import Request
@@ -105,6 +106,16 @@ class Queued(Calls):
         """
         ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
         return sum(self._driver.cancel(request) for request in self._driver.find(ids))
+
+    def _take_id(self, request_id: Any) -> None:
+        """Keep a caller's id from others; RequestError where a request under way has it."""
+        if (
+            not isinstance(request_id, str)
+            or request_id in self._given_ids
+            or any(not (one.done or one.cancelled) for one in self._driver.find({request_id}))
+        ):
+            raise RequestError(f"request_id={shown(request_id)}: expected a string not in use")
+        self._given_ids.add(request_id)
 
     def _enqueue(
         self,

@@ -7,7 +7,8 @@ branch publishes its count of tokens last and its finish_reason after that, and 
 them in the opposite order. Text is decoded by the driver only where stop strings need it at once,
 else by whoever looks.
 
-Called by driver.py (events) and llm.py (snapshots).
+Made by those that submit (calls.py, scoring.py, beams.py); called by driver.py (events), waiting.py
+and llm.py (snapshots).
 """
 
 from __future__ import annotations

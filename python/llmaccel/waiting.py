@@ -1,8 +1,9 @@
 """How a caller waits for requests: all of them, chunk by chunk, or as a future.
 
 Owns the ways to take results from the engine's thread. Invariant: whoever stops waiting (an
-exception, a dropped stream, a cancelled future, a closed loop) cancels what still runs. Called by
-llm.py.
+exception, a dropped stream, a cancelled future, a closed loop) cancels what still runs.
+
+Called by llm.py and its bases that submit.
 """
 
 from __future__ import annotations
