@@ -178,3 +178,20 @@ def test_a_profile_is_a_chrome_trace_of_steps_and_requests(folder, tmp_path):
     counts = [e["args"] for e in events if e["ph"] == "C"]
     assert max(count["pages_used"] for count in counts) == 1
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"engine", "requests"}
+
+
+def test_a_profile_that_cannot_be_written_goes_on(folder, tmp_path):
+    (tmp_path / "runs").mkdir()
+    with LLM(folder) as llm:
+        llm.start_profile(tmp_path / "runs" / "a.json")
+        llm.generate("abc", GREEDY)
+        (tmp_path / "runs").rename(tmp_path / "away")
+        with pytest.raises(FileNotFoundError):
+            llm.stop_profile()
+        (tmp_path / "away").rename(tmp_path / "runs")
+        events = json.loads(llm.stop_profile().read_text())["traceEvents"]
+    assert [e["name"] for e in events if e.get("pid") == 2 and e["ph"] == "X"] == [
+        "queue",
+        "prefill",
+        "decode",
+    ]

@@ -55,5 +55,11 @@ class Measuring(Calls):
 
     def stop_profile(self) -> Path:
         """Write what was recorded as a Chrome trace (chrome://tracing, ui.perfetto.dev) and return
-        its path. LLMAccelError where no profile runs."""
-        return self._driver.stop_profile().write()
+        its path. LLMAccelError where no profile runs; where the file cannot be written (OSError) it
+        goes on, with what it has."""
+        profile = self._driver.stop_profile()
+        try:
+            return profile.write()
+        except OSError:
+            self._driver.start_profile(profile)
+            raise
