@@ -179,6 +179,20 @@ def test_packed_codes_are_read_back(bits):
     assert np.array_equal(fields(words, bits)[:, :172], codes)
 
 
+def test_weights_that_the_format_cannot_say(shared_data, tmp_path, documents):
+    """A group on one side of zero has a zero point beyond the codes: no kernels for that cell."""
+    folder = tiny.stories260k_folder(shared_data.parent, tmp_path / "hf")
+    config, arrays = read_arrays(folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    arrays[name] = np.abs(arrays[name]) + 1
+    grid = Grid(w_bits=(16, 4), a_bits=(16,), kv_bits=(16,), w_group=GROUP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmaccel.eval.quant.read_arrays", lambda model: (config, arrays))
+        cells = run_grid(folder, documents, grid, chunk=16, tokens=16)
+    assert cells[0].difference == pytest.approx(0, abs=1e-2)
+    assert cells[1].kernels is None
+
+
 def test_refusals(tmp_path):
     with pytest.raises(RequestError, match="a_bits"):
         list(Grid(a_bits=(1,)).cells())

@@ -148,7 +148,10 @@ def _kernels(
     else:
         options["activation"] = _ACTIVATIONS[rounding.a]
         config["quantization_config"] = _packed_config(rounding)
-        arrays = packed_arrays(arrays, rounding.w, rounding.w_group)
+        try:
+            arrays = packed_arrays(arrays, rounding.w, rounding.w_group)
+        except UnsupportedError:  # the format has no code for these weights' zero points
+            return None
     with LLM.from_arrays(config, arrays, **options) as llm:
         scores = llm.loglikelihood([w[:1] for w in windows], [w[1:] for w in windows])
     return exp(-sum(score for score, _ in scores) / sum(len(w) - 1 for w in windows))
