@@ -16,6 +16,7 @@ from llmaccel import (
     RequestError,
     RequestOutputKind,
     SamplingParams,
+    UnsupportedCombination,
     UnsupportedError,
     _core,
     hints,
@@ -260,7 +261,7 @@ def test_contradictions():
     with pytest.raises(RequestError, match="best_of"):
         SamplingParams(n=3, best_of=2)
     for other in ({"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}, {"typical_p": 0.9}):
-        with pytest.raises(UnsupportedError, match=f"mirostat_mode.*{next(iter(other))}"):
+        with pytest.raises(UnsupportedCombination, match=f"mirostat_mode.*{next(iter(other))}"):
             SamplingParams(mirostat_mode=2, **other)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any, TypeVar
 
-from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.errors import RequestError, UnsupportedCombination, UnsupportedError, shown
 from llmaccel.hints import SAMPLING_NAMES, hint
 
 _T = TypeVar("_T")
@@ -371,7 +371,7 @@ class SamplingParams:
             ("xtc_probability", self.xtc_probability == 0.0),
         ):
             if not off:
-                raise UnsupportedError(f"mirostat_mode: not together with {name}")
+                raise UnsupportedCombination(f"mirostat_mode: not together with {name}")
 
     @property
     def scores_prompt(self) -> bool:
