@@ -235,6 +235,14 @@ def test_scores_and_logits_equal_transformers(ours: Any, theirs: Any) -> None:
             assert torch.nan_to_num(a - b, nan=0.0).abs().max() < 2e-4
 
 
+def test_no_rows_give_no_steps(ours: Any) -> None:
+    given = {"max_new_tokens": 3, "output_scores": True, "output_logits": True}
+    none = torch.zeros((0, 4), dtype=torch.int64)
+    out = ours.generate(none, return_dict_in_generate=True, **given)
+    assert out.sequences.shape[0] == 0
+    assert out.scores == out.logits == ()
+
+
 def test_sampling_is_seeded_by_torch_and_stays_among_the_likely(ours: Any) -> None:
     def draw(**fields: Any) -> Any:
         torch.manual_seed(5)

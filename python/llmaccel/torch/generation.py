@@ -341,7 +341,7 @@ def _sequences(table: Tensor, made: list[list[int]], draw: Draw) -> Tensor:
 
 def _raw_logits(model: Any, made: list[tuple[list[int], list[int]]]) -> list[Tensor]:
     """[new, V] for each row: what each of its new tokens was chosen from."""
-    tensors = model.llm.logits([prompt + new[:-1] for prompt, new in made])
+    tensors = model.llm.logits([prompt + new[:-1] for prompt, new in made]) if made else []
     return [
         torch.from_dlpack(one)[len(prompt) - 1 :]
         for one, (prompt, _) in zip(tensors, made, strict=True)
@@ -351,7 +351,7 @@ def _raw_logits(model: Any, made: list[tuple[list[int], list[int]]]) -> list[Ten
 def _steps(rows: list[Tensor]) -> tuple[Tensor, ...]:
     """[rows, V] for each step; rows that have ended give zeros."""
     steps = []
-    for i in range(max(len(one) for one in rows)):
+    for i in range(max(map(len, rows), default=0)):
         steps.append(
             torch.stack([one[i] if i < len(one) else one.new_zeros(one.shape[1:]) for one in rows])
         )
