@@ -303,6 +303,7 @@ class Driver:
             # Nothing to do and nothing said: no event will come for what is in the table.
             lost = list(self._requests.values()) if stuck and not self._engine.has_work() else []
             for request in lost:
+                self._record_failed(request, "failed")
                 self._forget(request.engine_id)
         _fail(lost, LLMAccelError("the engine has no work but the request has not ended"))
         for request in touched:
@@ -324,6 +325,10 @@ class Driver:
         if self._profile is not None:
             self._profile.on_done(request)
 
+    def _record_failed(self, request: Request, reason: str) -> None:
+        if self.recorder is not None and not request.done:
+            self.recorder.on_failed(reason)
+
     def _dispatch(self, events: list[Any], now: float) -> list[Request]:
         """Give events to their requests; those that shall hear of it."""
         touched: dict[int, Request] = {}
@@ -340,10 +345,9 @@ class Driver:
             try:
                 branch = request.on_event(event, now)
             except BaseException as error:  # a decoder may raise anything, Rust's panics included
+                empty = event[2] == EVENT_FINISH and REASONS[event[5]] == "empty"
+                self._record_failed(request, "empty" if empty else "failed")
                 request.error = _failure(request, error)
-                if recorder is not None and not was_done:
-                    empty = event[2] == EVENT_FINISH and REASONS[event[5]] == "empty"
-                    recorder.on_failed("empty" if empty else "failed")
                 self._stop(number)
                 self._forget(number)
                 touched[number] = request
@@ -372,8 +376,7 @@ class Driver:
         with self._lock:
             failed = list(self._requests.values())
             for request in failed:
-                if self.recorder is not None and not request.done:
-                    self.recorder.on_failed("failed")
+                self._record_failed(request, "failed")
                 self._forget(request.engine_id)
                 self._stop(request.engine_id)
         _fail(failed, error)

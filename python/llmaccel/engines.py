@@ -1,7 +1,7 @@
 """AsyncLLM and its arguments: vLLM's class for event loops, over the same LLM.
 
-Owns nothing. Invariant: everything here is a method of LLM under
-another name; new code takes `LLM.agenerate`.
+Owns nothing. Invariant: everything here is a method of LLM under another name; new code takes
+`LLM.agenerate`.
 
 Called by users.
 """

@@ -87,10 +87,10 @@ class Queued(Calls):
         self._driver.check_wait()
         check_switches(use_tqdm=use_tqdm)
         batches: list[Batch] = []
-        with suppress(queue.Empty):  # which others may be taking from as well
-            while True:
-                batches.append(self._enqueued.get_nowait())
         try:
+            with suppress(queue.Empty):  # which others may be taking from as well
+                while True:
+                    batches.append(self._enqueued.get_nowait())
             for started, news in batches:
                 wait_all(started, news, use_tqdm)
         except BaseException:
