@@ -83,3 +83,25 @@ def test_events_are_the_cpus(emulated: str, seed: int) -> None:
             n = min(len(events), len(want)) - 1
             events, want = events[:n], want[:n]
         assert events == want
+
+
+def test_two_full_steps_are_told_of_at_once(emulated: str) -> None:
+    """A step of a prompt's scores is under way when one comes that cannot be: all rows of both."""
+    sizes = {"max_seqs": 4, "max_batch_tokens": 300, "max_len": 155, "kv_pages": 12}
+    prompt = np.random.default_rng(5).integers(0, 301, 150).tolist()
+    kinds = [{}, {}, {"typical_p": 0.5}, {"typical_p": 0.5}]
+    scored = {**sampling.PARAMS, "prompt_logprobs": 0, "max_tokens": 2}
+    found = []
+    for name, backend in (("cpu", _core.Backend("cpu", None, 1)), ("cuda", open_device("cuda"))):
+        engine = _core.Engine(model_on(name, backend), sizes)
+        numbers = [engine.add(prompt, {**scored, **more}) for more in kinds]
+        events: dict[int, list[tuple]] = {}
+        steps = []
+        while engine.has_work():
+            told = engine.step()
+            steps.append(len(told))
+            for number, _, kind, position, token, *_ in told:
+                events.setdefault(numbers.index(number), []).append((kind, position, token))
+        found.append(events)
+    assert found[0] == found[1]
+    assert max(steps) > 570

@@ -1,6 +1,7 @@
 /* beam.c - see beam.h. Paths are copied from step to step, B times a few kilobytes, rather than kept
  * as a tree: a preempted beam is fed again from its own ids, which must lie in a row. */
 #include "beam.h"
+#include "sampler.h"
 
 #include <math.h>
 
@@ -101,16 +102,6 @@ static la_path *make_room(la_beam *m, double score)
     return &m->ended[at];
 }
 
-static int is_stop(const int32_t *stop_ids, int n_stop, int32_t token)
-{
-    for (int i = 0; i < n_stop; i++) {
-        if (stop_ids[i] == token) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
 /* Beam b's token at place j ends it, at this length. */
 static void end_path(la_beam *m, int b, int j, int length)
 {
@@ -123,11 +114,11 @@ static void end_path(la_beam *m, int b, int j, int length)
 }
 
 /* Stop ids among the tokens looked at end their beams. */
-static void end_paths(la_beam *m, const int32_t *stop_ids, int n_stop)
+static void end_paths(la_beam *m, const la_sampling *p)
 {
-    for (int b = 0; n_stop > 0 && b < m->n_live; b++) {
+    for (int b = 0; p->n_stop > 0 && b < m->n_live; b++) {
         for (int j = 0; j < m->n_looked; j++) {
-            if (is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + j])) {
+            if (la_sampling_stops(p, m->ids[b * m->n_looked + j])) {
                 end_path(m, b, j, m->live[b].n);
             }
         }
@@ -154,21 +145,21 @@ static int best_head(const la_beam *m)
 }
 
 /* Past what has ended. */
-static void skip_stops(la_beam *m, int b, const int32_t *stop_ids, int n_stop)
+static void skip_stops(la_beam *m, int b, const la_sampling *p)
 {
     int *j = &m->cursors[b];
-    while (*j < m->n_looked && is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + *j])) {
+    while (*j < m->n_looked && la_sampling_stops(p, m->ids[b * m->n_looked + *j])) {
         ++*j;
     }
 }
 
 /* Heirs by vLLM's rule; how many. */
-static int choose_all_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
+static int choose_all_ends(la_beam *m, const la_sampling *p)
 {
     int n = 0;
-    end_paths(m, stop_ids, n_stop);
+    end_paths(m, p);
     for (int b = 0; b < m->n_live; b++) {
-        skip_stops(m, b, stop_ids, n_stop);
+        skip_stops(m, b, p);
     }
     for (; n < m->width; n++) {
         int b = best_head(m);
@@ -177,13 +168,13 @@ static int choose_all_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
         }
         extend_path(m, b, m->cursors[b]++, &m->next[n]);
         m->parents[n] = b;
-        skip_stops(m, b, stop_ids, n_stop);
+        skip_stops(m, b, p);
     }
     return n;
 }
 
 /* Heirs by transformers' rule; how many. With its last token every beam ends, among the first B. */
-static int choose_first_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
+static int choose_first_ends(la_beam *m, const la_sampling *p)
 {
     int n = 0, longest = m->live[0].n + 1;
     int last = longest == m->max_tokens;
@@ -193,7 +184,7 @@ static int choose_first_ends(la_beam *m, const int32_t *stop_ids, int n_stop)
             break;
         }
         int j = m->cursors[b]++;
-        if (!is_stop(stop_ids, n_stop, m->ids[b * m->n_looked + j])) {
+        if (!la_sampling_stops(p, m->ids[b * m->n_looked + j])) {
             extend_path(m, b, j, &m->next[n]);
             m->parents[n++] = b;
         }
@@ -222,11 +213,10 @@ static int is_decided(const la_beam *m)
     return most < 0.0 && score_of(m, most, length) < m->ended[m->width - 1].score;
 }
 
-int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop)
+int la_beam_advance(la_beam *m, const la_sampling *p)
 {
     memset(m->cursors, 0, (size_t)m->n_live * sizeof *m->cursors);
-    int n = m->rule == LA_BEAM_VLLM ? choose_all_ends(m, stop_ids, n_stop)
-                                    : choose_first_ends(m, stop_ids, n_stop);
+    int n = m->rule == LA_BEAM_VLLM ? choose_all_ends(m, p) : choose_first_ends(m, p);
     la_path *was = m->live;
     m->live = m->next;
     m->next = was;

@@ -56,7 +56,7 @@ la_beam *la_beam_carve(la_carver *c, int width, int max_tokens, int n_looked);
 /* The tokens of one beam, best first. 1: they were the last awaited, and la_beam_advance follows. */
 int la_beam_take(la_beam *m, int b, const int32_t *ids, const float *logprobs);
 /* One token further. Returns the beams that go on; 0: the search is over. */
-int la_beam_advance(la_beam *m, const int32_t *stop_ids, int n_stop);
+int la_beam_advance(la_beam *m, const la_sampling *p);
 /* Moves beams that go on into `ended`, which then holds the results. */
 void la_beam_close(la_beam *m);
 

@@ -119,16 +119,6 @@ static la_event *add_event(la_engine *e, const la_assembly *s, const la_seq *q, 
     return ev;
 }
 
-static int is_stop(const la_sampling *p, int32_t token)
-{
-    for (int i = 0; i < p->n_stop; i++) {
-        if (p->stop_ids[i] == token) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
 /* A drawn token: noted, reported, and the end of its branch or one more token to feed. */
 static void accept(la_engine *e, const la_assembly *s, la_seq *q, int i)
 {
@@ -147,7 +137,7 @@ static void accept(la_engine *e, const la_assembly *s, la_seq *q, int i)
     la_draw d = la_request_draw(live, b, -1);
     la_sampler_accept(&b->sampler, &live->sampling, &d);
     e->stats.output_tokens++;
-    if (is_stop(&live->sampling, token)) {
+    if (la_sampling_stops(&live->sampling, token)) {
         la_end_seq(e, q, LA_FINISH_STOP, token);
     }
     else if (b->sampler.repeats) {
@@ -176,7 +166,7 @@ static void advance_searches(la_engine *e)
 {
     for (la_live *live = e->first_ready; live != NULL; live = live->next_ready) {
         la_beam *m = live->beam;
-        int n = la_beam_advance(m, live->sampling.stop_ids, live->sampling.n_stop);
+        int n = la_beam_advance(m, &live->sampling);
         e->stats.output_tokens += m->n_live;
         if (n == 0) {
             la_end_search(e, live, LA_FINISH_LENGTH);

@@ -51,7 +51,8 @@ static size_t lay_out_arrays(la_engine *e, const la_model_desc *d, const la_limi
     lay_out_step(&e->steps[0], d, limits, base, &at);
     lay_out_step(&e->steps[1], d, limits, base, &at);
     e->step = &e->steps[0];
-    e->max_events = limits->max_batch_tokens + limits->max_seqs + LA_SPARE_EVENTS;
+    /* of two steps where one was under way */
+    e->max_events = 2 * limits->max_batch_tokens + limits->max_seqs + LA_SPARE_EVENTS;
     e->events = carve(base, &at, (size_t)e->max_events, sizeof *e->events);
     e->n_loads = (size_t)d->n_layers * (size_t)d->n_experts;
     e->expert_load = carve(base, &at, e->n_loads, sizeof *e->expert_load);

@@ -3,6 +3,7 @@
 #include "request.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 /* Seconds (30 years) that are as good as no deadline and still count in nanoseconds. */
@@ -220,8 +221,8 @@ static la_status check_beam(const la_door *door, const la_request *r)
     }
     LA_TRY(check_int("beam", r->beam, LA_BEAM_VLLM, LA_BEAM_NEVER));
     LA_TRY(check_int("max_tokens", p->max_tokens, 1, INT32_MAX));
-    if (!(fabs(r->length_penalty) <= 100.0)) {
-        return REFUSE("length_penalty: %g is not in [-100, 100]", r->length_penalty);
+    if (!(fabs(r->length_penalty) <= 10.0)) { /* 2^31 to the 10th is a number */
+        return REFUSE("length_penalty: %g is not in [-10, 10]", r->length_penalty);
     }
     if (r->suffix != NULL || r->logits != NULL || r->drawn_logits != NULL || r->states != NULL ||
         r->drawn_states != NULL) {
@@ -315,12 +316,28 @@ static uint32_t *carve_mask(la_carver *c, const int32_t *ids, int n, int n_words
     return mask;
 }
 
+static int compare_ids(const void *a, const void *b)
+{
+    int32_t x = *(const int32_t *)a, y = *(const int32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* A copy in ascending order. */
+static int32_t *carve_sorted(la_carver *c, const int32_t *ids, int n)
+{
+    int32_t *to = la_carve_copy(c, ids, n);
+    if (to != NULL) {
+        qsort(to, (size_t)n, sizeof *to, compare_ids);
+    }
+    return to;
+}
+
 static void carve_sampling(la_carver *c, const la_sampling *from, const la_totals *t,
                            la_sampling *to)
 {
     *to = *from;
     to->max_tokens = t->max_tokens;
-    to->stop_ids = la_carve_copy(c, from->stop_ids, from->n_stop);
+    to->stop_ids = carve_sorted(c, from->stop_ids, from->n_stop);
     to->bias_ids = la_carve_copy(c, from->bias_ids, from->n_bias);
     to->bad = la_carve_copy(c, from->bad, t->bad);
     to->bad_len = la_carve_copy(c, from->bad_len, from->n_bad);

@@ -345,3 +345,18 @@ void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_s
     row->stream = (uint64_t)d->branch;
     row->counter = (uint64_t)d->position;
 }
+
+int la_sampling_stops(const la_sampling *p, int32_t token)
+{
+    int lo = 0, hi = p->n_stop;
+    while (lo < hi) {
+        int mid = lo + (hi - lo) / 2;
+        if (p->stop_ids[mid] < token) {
+            lo = mid + 1;
+        }
+        else {
+            hi = mid;
+        }
+    }
+    return lo < p->n_stop && p->stop_ids[lo] == token;
+}

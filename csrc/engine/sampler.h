@@ -73,4 +73,7 @@ void la_sampler_accept(la_sampler *s, const la_sampling *p, const la_draw *d);
 /* Fills everything of the row that says how to draw; not token, n_top, scores and the results. */
 void la_sampler_fill(la_sampler *s, const la_sampling *p, const la_draw *d, la_sample_row *row);
 
+/* Does the token end a sequence? By the copy that a request keeps, whose stop_ids are ascending. */
+int la_sampling_stops(const la_sampling *p, int32_t token);
+
 #endif

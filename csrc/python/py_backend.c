@@ -110,7 +110,9 @@ static PyObject *backend_info(PyObject *object, void *closure)
         return NULL;
     }
     la_backend_info info;
+    Py_BEGIN_ALLOW_THREADS /* a device may be at a step, which may want the GIL */
     la_backend_describe(handle, &info);
+    Py_END_ALLOW_THREADS
     PyObject *slots = PyDict_New();
     if (slots == NULL) {
         return NULL;

@@ -27,7 +27,7 @@ from llmaccel.request import Request
 from llmaccel.waiting import abandon, wait_all
 
 _INT32_MAX = 2**31 - 1
-_LENGTH_PENALTIES = (-100.0, 100.0)  # as csrc/engine/request.c takes them
+_LENGTH_PENALTIES = (-10.0, 10.0)  # as csrc/engine/request.c takes them
 # LA_BEAM_* of csrc/llmaccel.h by early_stopping
 _RULES = {None: 1, False: 2, True: 3, "never": 4}
 
