@@ -306,7 +306,8 @@ _TASKS = {
 
 def task_of(architecture: str) -> str:
     """What a model of a known architecture is for: "generate", "classify" or "embed"."""
-    return next(task for end, task in _TASKS.items() if architecture.endswith(end))
+    found = (task for end, task in _TASKS.items() if architecture.endswith(end))
+    return next(found, "generate")  # a row's own name may end otherwise
 
 
 def _stem(architecture: str) -> str:
