@@ -11,7 +11,6 @@ A base of LLM (llm.py).
 from __future__ import annotations
 
 import functools
-import queue
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -24,7 +23,6 @@ from llmaccel.outputs import LogprobList
 from llmaccel.params import SamplingParams, _ids, _integer, _number, engine_fields
 from llmaccel.prompts import prompt_list
 from llmaccel.request import Request
-from llmaccel.waiting import abandon, wait_all
 
 _INT32_MAX = 2**31 - 1
 _LENGTH_PENALTIES = (-10.0, 10.0)  # as csrc/engine/request.c takes them
@@ -179,15 +177,15 @@ class Searching(Calls):
         made = []
         for i, item in enumerate(prompt_list(prompts)):
             text, ids = self._encode(item, f"prompts[{i}]")
-            made.append(self._search_request(text, ids, params, i))
+            made.append((*self._search_request(text, ids, params, i), options))
         at_once = len(made) or 1
         if concurrency_limit is not None:
             at_once = _integer("concurrency_limit", concurrency_limit, 1, _INT32_MAX)
         for start in range(0, len(made), at_once):
-            self._search(made[start : start + at_once], options, use_tqdm, len(made))
+            self._run_all(made[start : start + at_once], len(made), use_tqdm)
         return [
             BeamSearchOutput(self._sequences(request, params))  # of those that have a token
-            for request, _ in made
+            for request, *_ in made
         ]
 
     def _search_request(
@@ -215,29 +213,6 @@ class Searching(Calls):
             bad=[],
         )
         return request, fields_
-
-    def _search(
-        self,
-        made: list[tuple[Request, dict[str, Any]]],
-        options: dict[str, Any],
-        use_tqdm: bool | None,
-        count: int,
-    ) -> None:
-        """Submit all and wait."""
-        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        started: list[Request] = []
-        try:
-            for request, values in made:
-                request.listener = news.put
-                started.append(request)
-                self._submit(request, values, count, **options)
-            wait_all(started, news, use_tqdm)
-        except BaseException:
-            abandon(self._driver, started)
-            raise
-        for request in started:
-            if request.error is not None:
-                raise request.error
 
     def _sequences(self, request: Request, params: BeamSearchParams) -> list[BeamSearchSequence]:
         found = []

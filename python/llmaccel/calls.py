@@ -159,6 +159,28 @@ class Calls:
             )
         return number
 
+    def _run_all(
+        self,
+        work: list[tuple[Request, dict[str, Any], dict[str, Any]]],
+        count: int,
+        use_tqdm: bool | None,
+    ) -> None:
+        """Submit requests with their fields and options, wait, and raise the first one's error."""
+        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        started: list[Request] = []
+        try:
+            for request, fields, options in work:
+                request.listener = news.put
+                started.append(request)
+                self._submit(request, fields, count, **options)
+            wait_all(started, news, use_tqdm)
+        except BaseException:
+            abandon(self._driver, started)
+            raise
+        for request in started:
+            if request.error is not None:
+                raise request.error
+
     def _submit(self, request: Request, fields: dict[str, Any], count: int, **options: Any) -> None:
         try:
             self._driver.submit(request, fields, **options)

@@ -9,7 +9,6 @@ A base of LLM (llm.py).
 from __future__ import annotations
 
 import math
-import queue
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +20,6 @@ from llmaccel.params import SamplingParams, score_fields
 from llmaccel.prompts import encode_text, one_or_many
 from llmaccel.request import Request
 from llmaccel.states import layers_of, prompt_states, states_bytes
-from llmaccel.waiting import abandon, wait_all
 
 # Continuations of one context that go into one request; more become several requests.
 _SUFFIXES_PER_REQUEST = 1024
@@ -205,20 +203,7 @@ class Scoring(Calls):
     def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
         """Run requests that draw nothing, and wait."""
         self._driver.check_wait()
-        news: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        started: list[Request] = []
-        try:
-            for request, options in work:
-                request.listener = news.put
-                started.append(request)
-                self._driver.submit(request, score_fields(), **options)
-            wait_all(started, news, False)
-        except BaseException:
-            abandon(self._driver, started)
-            raise
-        for request in started:
-            if request.error is not None:
-                raise request.error
+        self._run_all([(request, score_fields(), options) for request, options in work], 1, False)
 
 
 def _logits_room(out: Any, shape: tuple[int, int], where: str) -> _core.Tensor:
