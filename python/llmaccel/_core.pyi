@@ -80,6 +80,7 @@ class Engine:
         process: tuple[Callable[[int], bool], Buffer] | None = None,
         length_penalty: float | None = None,
         beam: int = 1,
+        skip_first: bool = False,
     ) -> int: ...
     def cancel(self, id: int, branch: int = -1, /) -> None: ...
     def step(
