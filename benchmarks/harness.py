@@ -2,7 +2,7 @@
 
     python benchmarks/harness.py [--gguf SmolLM2.gguf] [--shared ../shared] [--questions 200]
                                  [--batch-sizes 1,2,4,8,16,32,64] [--probe 24] [--threads 2]
-                                 [--hellaswag hellaswag_val_full.txt]
+                                 [--hellaswag hellaswag_val_full.txt] [--tasks NAME,NAME]
     python benchmarks/harness.py --write FOLDER      # tasks and weights only, for the harness' CLI
 
 Multiple-choice tasks in local files: ARC-challenge; the next sentence among four, which has
@@ -13,11 +13,13 @@ folder.
 
 For each task hf runs the first --probe questions at every batch size, then all of them at the two
 that were fastest, each between two runs of llmaccel: such a turn gives the largest difference of a
-choice's log likelihood, both accuracies, and the seconds of the harness' whole runs: hf's over the
-mean of its neighbours' is the turn's ratio, and the smaller of two turns counts. Probes and turns
-are kept in benchmarks/.cache/harness, by commit, and not measured again, so a run that was cut
-short goes on. Prints a line each and appends a JSON line a task to harness.jsonl (results.py).
-Needs the extra `eval`, torch, transformers, safetensors, and accelerate for hf.
+choice's log likelihood, both accuracies, and the seconds that the model takes to answer (texts to
+scores; beside them those of the whole run, in which the harness also reads tasks and asks pip for
+versions). hf's over the mean of its neighbours' is the turn's ratio; the smaller of two turns
+counts. Probes and turns are kept in benchmarks/.cache/harness, by commit, and not measured again,
+so a run that was cut short goes on. Prints a line each and appends a JSON line a task to
+harness.jsonl (results.py). Needs the extra `eval`, torch, transformers, safetensors, and
+accelerate for hf.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import results
 from peers.setup import CACHE
@@ -139,27 +141,47 @@ def write_folder(gguf: str | Path, folder: Path) -> Path:
 # ---- runs ----------------------------------------------------------------------------------------
 
 
-def evaluate(
-    lm: Any, tasks: Path, name: str, limit: int | None = None
-) -> tuple[float, float, list[list[float]]]:
-    """(seconds, accuracy, log likelihoods by question and choice)."""
+class Run(NamedTuple):
+    """seconds: of the harness' whole run; answering: of them those that the model took."""
+
+    seconds: float
+    answering: float
+    acc: float
+    scores: list[list[float]]  # log likelihoods by question and choice
+
+
+def evaluate(lm: Any, tasks: Path, name: str, limit: int | None = None) -> Run:
+    """The harness on one task."""
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    answer, answering = lm.loglikelihood, []
+
+    def timed(requests: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return answer(requests, **kwargs)
+        finally:
+            answering.append(time.perf_counter() - start)
+
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    lm.loglikelihood = timed
     start = time.perf_counter()
-    found = lm_eval.simple_evaluate(
-        model=lm,
-        tasks=[name],
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    try:
+        found = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=[name],
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    finally:
+        del lm.loglikelihood
     seconds = time.perf_counter() - start
     samples = sorted(found["samples"][name], key=lambda sample: sample["doc_id"])
     scores = [[float(choice[0]) for choice in sample["filtered_resps"]] for sample in samples]
-    return seconds, found["results"][name]["acc,none"], scores
+    return Run(seconds, sum(answering), found["results"][name]["acc,none"], scores)
 
 
 def largest_difference(ours: list[list[float]], theirs: list[list[float]]) -> float:
@@ -194,19 +216,27 @@ class Pair:
     def probe(self, name: str, size: int, limit: int) -> dict[str, Any]:
         """hf alone on the first `limit` questions."""
         self.theirs.batch_size_per_gpu = size
-        return {"seconds": evaluate(self.theirs, self.tasks, name, limit)[0]}
+        return {"answering": evaluate(self.theirs, self.tasks, name, limit).answering}
 
     def turn(self, name: str, size: int) -> dict[str, Any]:
         """hf on all questions, between two runs of llmaccel."""
         self.theirs.batch_size_per_gpu = size
-        before, acc, scores = evaluate(self.ours, self.tasks, name)
-        seconds, hf_acc, expected = evaluate(self.theirs, self.tasks, name)
-        after, _, again = evaluate(self.ours, self.tasks, name)
-        if again != scores:
+        before = evaluate(self.ours, self.tasks, name)
+        theirs = evaluate(self.theirs, self.tasks, name)
+        after = evaluate(self.ours, self.tasks, name)
+        if after.scores != before.scores:
             raise SystemExit(f"{name}: two runs of llmaccel differ")
-        found = {"batch": size, "seconds": [before, after], "hf_seconds": seconds, "acc": acc}
-        found |= {"hf_acc": hf_acc, "worst": largest_difference(scores, expected)}
-        return {**found, "ratio": 2 * seconds / (before + after)}
+        return {
+            "batch": size,
+            "answering": [before.answering, after.answering],
+            "hf_answering": theirs.answering,
+            "ratio": 2 * theirs.answering / (before.answering + after.answering),
+            "seconds": [before.seconds, after.seconds],
+            "hf_seconds": theirs.seconds,
+            "acc": before.acc,
+            "hf_acc": theirs.acc,
+            "worst": largest_difference(before.scores, theirs.scores),
+        }
 
 
 def measure(pair: Pair, cache: Path, name: str, args: argparse.Namespace) -> None:
@@ -217,7 +247,7 @@ def measure(pair: Pair, cache: Path, name: str, args: argparse.Namespace) -> Non
     for size in (int(size) for size in args.batch_sizes.split(",")):
         path = cache / f"{name}-probe{args.probe}-batch{size}.json"
         done = kept(path, lambda size=size: pair.probe(name, size, args.probe))
-        probes[size] = done["seconds"]
+        probes[size] = done["answering"]
         print(
             f"{name}: {args.probe} questions, batch {size:2d}: hf {probes[size]:.2f} s", flush=True
         )
@@ -227,14 +257,16 @@ def measure(pair: Pair, cache: Path, name: str, args: argparse.Namespace) -> Non
         turn = kept(path, lambda size=size: pair.turn(name, size))
         turns.append(turn)
         print(
-            f"{name}: {args.questions} questions, batch {size:2d}: hf {turn['hf_seconds']:.2f} s, "
-            f"llmaccel {turn['seconds'][0]:.2f} and {turn['seconds'][1]:.2f} s, "
+            f"{name}: {args.questions} questions, batch {size:2d}: "
+            f"hf {turn['hf_answering']:.2f} s of {turn['hf_seconds']:.2f}, llmaccel "
+            f"{turn['answering'][0]:.2f} of {turn['seconds'][0]:.2f} and "
+            f"{turn['answering'][1]:.2f} of {turn['seconds'][1]:.2f}, "
             f"{turn['ratio']:.2f} times; acc {turn['hf_acc']:.4f} {turn['acc']:.4f}, "
             f"largest difference {turn['worst']:.2e}",
             flush=True,
         )
     record = {"benchmark": "harness", "task": name, "questions": args.questions}
-    record |= {"threads": args.threads, "probe_questions": args.probe, "probe_hf_seconds": probes}
+    record |= {"threads": args.threads, "probe_questions": args.probe, "probe_hf_answering": probes}
     record |= {"turns": turns, "ratio": min(turn["ratio"] for turn in turns)}
     results.append("harness", record)
 
@@ -250,10 +282,12 @@ def main() -> None:
     parser.add_argument("--batch-sizes", default="1,2,4,8,16,32,64")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--hellaswag", type=Path, help="HellaSwag's questions, six lines each")
+    parser.add_argument("--tasks", help="those to run; all that there are, if not given")
     parser.add_argument("--write", type=Path, help="write tasks and weights there, run nothing")
     args = parser.parse_args()
     if args.gguf is None:
         raise SystemExit("needs --gguf FILE or LLMACCEL_SMOLLM2")
+    args.tasks = args.tasks or ",".join((*TASKS, *([HELLASWAG] if args.hellaswag else [])))
     folder = args.write or CACHE / "harness" / Path(args.gguf).stem
     write_tasks(args.shared, folder / "tasks", args.questions, args.hellaswag)
     if args.write or not (folder / "weights" / "model.safetensors").exists():
@@ -261,7 +295,7 @@ def main() -> None:
     if args.write is None:
         pair = Pair(args.gguf, folder, args.threads)
         cache = folder / f"{results.commit()}-{args.threads}"
-        for name in (*TASKS, *([HELLASWAG] if args.hellaswag else [])):
+        for name in args.tasks.split(","):
             measure(pair, cache, name, args)
 
 
