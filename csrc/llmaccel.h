@@ -259,8 +259,8 @@ la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_
 la_status la_model_create(la_backend *b, const la_model_desc *desc, la_recipe recipe,
                           la_model **out);
 /* Packs parts into the slot, by all threads; replaces what the slot held. expert: of LA_EXPERT_* slots, whose
- * experts must agree in format; else ignored. LA_ERR_SHAPE names a part that is to be quantized and holds a value
- * that is not finite. */
+ * experts must agree in format; else ignored. Parts without a rule of rounding take over the slot's, if it had one.
+ * LA_ERR_SHAPE names a part that is to be quantized and holds a value that is not finite. */
 la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
                        int n_parts);
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */

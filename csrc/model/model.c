@@ -281,6 +281,14 @@ done:
     return st;
 }
 
+/* The part that takes the place of one whose rows were rounded: they go on being so. */
+static la_source rounded_as(const la_source *part, la_rounding before)
+{
+    la_source own = *part;
+    own.rounding = own.rounding.kind == LA_ROUND_NONE ? before : own.rounding;
+    return own;
+}
+
 la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
                        int n_parts)
 {
@@ -300,11 +308,17 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
     la_matrix *dst = matrix_of(m, slot, layer, expert);
     if (la_slot_is_per_head(slot)) {
         la_latent *l = &m->layers[layer].latent;
-        LA_TRY(la_part_check_rows(slot, &parts[0], m->desc.activation));
-        LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
+        la_head_matrix *heads = slot == LA_MLA_UK ? &l->uk : &l->uv;
+        la_source own = rounded_as(&parts[0], heads->rounding);
+        LA_TRY(la_part_check_rows(slot, &own, m->desc.activation));
+        LA_TRY(la_latent_set(m, heads, &own));
     }
     else if (!shape.is_vector) {
-        LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
+        la_source own[3];
+        for (int i = 0; i < n_parts; i++) {
+            own[i] = rounded_as(&parts[i], dst->rounding[i]);
+        }
+        LA_TRY(matrix_set(m, slot, dst, own, n_parts));
     }
     else if (dst != NULL) {
         int gate_up = slot == LA_GATE_UP_BIAS || slot == LA_EXPERT_GATE_UP_BIAS;
