@@ -216,12 +216,14 @@ typedef struct la_limits {
     int max_batch_tokens; /* tokens in a step */
     int max_len;          /* tokens of a sequence, prompt and output; <= desc max_len */
     int64_t kv_pages;     /* cap of the page pool */
+    int host_threads; /* that draw what a device leaves to the host; 0: one per usable processor */
 } la_limits;
 
 typedef struct la_plan {
     size_t kv_page_bytes;   /* one 64-token page, all layers */
     size_t workspace_bytes; /* activations, logits tile, scratch of every thread */
     size_t rope_bytes;
+    size_t host_bytes; /* of the host, where the rest is a device's: pinned arrays, draws */
 } la_plan;
 
 /* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per

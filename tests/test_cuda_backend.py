@@ -24,7 +24,7 @@ from conftest import ROOT
 from emulator import bf16, from_bf16
 from test_cuda_runtime import Counts
 
-from llmaccel import LLM, SamplingParams, UnsupportedError, _core
+from llmaccel import LLM, SamplingParams, UnsupportedError, _core, cli, memory
 from llmaccel.cli import _cuda
 from llmaccel.environment import open_device
 from llmaccel.errors import ConfigError, LLMAccelError, MemoryPlanError
@@ -488,11 +488,63 @@ def test_a_model_that_does_not_fit_the_device_is_refused(
         open_on(checkpoint("llama", tmp_path), "cuda")
 
 
+def test_the_plan_counts_what_the_host_gives(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Pinned arrays of steps and what draws on the host take, with as many threads as are asked
+    for, or as there are processors."""
+    folder = checkpoint("llama", tmp_path)
+    monkeypatch.delenv("LLMACCEL_NUM_THREADS", raising=False)
+    device = open_device("cuda")  # what it starts itself is not counted below
+
+    def started(threads: int | None) -> tuple[int, int]:
+        gc.collect()
+        before = len(list(Path("/proc/self/task").iterdir()))
+        with open_on(folder, "cuda", threads=threads) as llm:
+            assert llm._backend is device
+            report = llm.report()["memory"]
+            assert report["host_bytes"] == llm.plan().host
+            return len(list(Path("/proc/self/task").iterdir())) - before, llm.plan().host
+
+    cpus = _core.Backend("cpu").info["n_cpus"]
+    one, every = started(1), started(None)
+    assert (one[0], every[0]) == (0, cpus - 1)
+    assert one[1] > 0
+    assert (every[1] > one[1]) == (cpus > 1)
+    with open_on(folder, "cpu", threads=1) as llm:
+        assert llm.plan().host == 0
+    assert cli.main(["plan", str(folder), "--backend", "cuda", "--dtype", "bf16"]) == 0
+    assert "memory of this machine" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "available_memory", lambda: (one[1] // 2, "of a test"))
+    with pytest.raises(MemoryPlanError, match=r"draws beside the device: .* available \(of a test"):
+        open_on(folder, "cuda", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--dtype", "bfloat16"], "bfloat16"),
+        (["--dtype", "float16"], "float16"),  # float32 on the CPU
+        (["--quantization", "w4g128"], "bfloat16"),  # int8 on the CPU
+    ],
+)
+def test_a_plan_names_the_rows_of_the_device(
+    options: list[str], rows: str, tmp_path: Path, emulated: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = str(checkpoint("llama", tmp_path))
+    found = []
+    for backend in ("cuda", "cpu"):
+        given = [*options, *(["--dtype", "bfloat16"] if "--dtype" not in options else [])]
+        assert cli.main(["plan", folder, "--backend", backend, *given]) == 0
+        found.append(capsys.readouterr().out.partition("activations ")[2].partition(",")[0])
+    assert found[0] == rows
+    assert (found[1] == rows) == (options[-1] == "bfloat16")
+
+
 def test_choices_of_the_cpu_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = checkpoint("llama", tmp_path)
-    for options in ({"isa": "avx2"}, {"threads": 1}):
-        with pytest.raises(ConfigError, match="backend='cuda' has no such choice"):
-            open_on(folder, "cuda", **options)
+    with pytest.raises(ConfigError, match="backend='cuda' has no such choice"):
+        open_on(folder, "cuda", isa="avx2")
     with pytest.raises(ConfigError, match="backend='tpu': expected one of cpu, cuda"):
         open_on(folder, "tpu")
 

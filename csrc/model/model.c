@@ -34,6 +34,7 @@ static la_status check_limits(const la_backend_ops *ops, const la_model_desc *d,
     LA_TRY(la_check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
     LA_TRY(la_check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
     LA_TRY(la_check_int("max_model_len", l->max_len, 1, d->max_len));
+    LA_TRY(la_check_int("host_threads", l->host_threads, 0, 1 << 16));
     LA_TRY(ops->check(d, l));
 done:
     return st;
@@ -49,13 +50,14 @@ la_status la_model_plan(const la_backend *b, const la_model_desc *d, const la_li
 {
     la_status st;
     const la_backend_ops *ops = b != NULL ? b->ops : la_backend_cpu_ops();
-    *out = (la_plan){0, 0, 0};
+    *out = (la_plan){0, 0, 0, 0};
     n_threads = b != NULL ? b->n_threads : la_cpu_threads(n_threads);
     LA_TRY(la_desc_check(d));
     LA_TRY(check_limits(ops, d, limits));
     la_workspace w = {0};
     la_workspace_layout(ops, d, limits, n_threads, &w);
     out->workspace_bytes = w.bytes;
+    out->host_bytes = ops->host_bytes != NULL ? ops->host_bytes(b, d, limits) : 0;
     out->kv_page_bytes = la_kv_layout_of(d).page_bytes;
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
         if (d->rope_inv_freq[i] != NULL) {

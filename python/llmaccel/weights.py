@@ -36,6 +36,7 @@ from llmaccel.models.checkpoint import FLOATS, RawTensor, is_coded, quoted
 from llmaccel.models.mapping import SCORE, class_tokens, part_of_model, useless_tensors
 from llmaccel.models.score import load_score, score_values
 from llmaccel.models.slots import NameTable, fill, places, walk
+from llmaccel.whole import is_whole
 
 _F16_LARGEST, _F16_INFINITY = 65504.0, 65520.0  # and what rounds to infinity
 # Slots that are floats whatever the rest is quantized to.
@@ -193,7 +194,7 @@ class Weights(Calls):
         way. A sleeping LLM refuses requests; stats() and report() go on.
         """
         self._driver.check()
-        if isinstance(level, bool) or level not in (1, 2):
+        if not is_whole(level, 1, 2):
             raise RequestError(f"level: expected 1 or 2, got {shown(level)}")
         if level == 2 and self._path is None:
             raise UnsupportedError(

@@ -103,6 +103,11 @@ void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, si
     *local = 0;
 }
 
+size_t host_bytes(const la_backend *b, const la_model_desc *d, const la_limits *limits)
+{
+    return 2 * layout_of(d, limits).bytes + la_draws_host_bytes(la_cuda_of(b), d, limits);
+}
+
 void drop_graphs(step_room *own)
 {
     for (int n = 0; n <= GRAPH_TOKENS; n++) {
@@ -489,6 +494,7 @@ la_backend_ops make_ops()
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;
+    o.host_bytes = host_bytes;
     o.equip = equip;
     o.strip = strip;
     o.meet = meet;

@@ -160,6 +160,20 @@ la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limi
     return at;
 }
 
+/* A tile's logits and rows; as in the workspace. */
+static size_t tile_bytes(int rows, int64_t ld)
+{
+    return (size_t)rows * ((size_t)ld * sizeof(float) + sizeof(la_sample_row));
+}
+
+size_t la_draws_host_bytes(const la_cuda *cuda, const la_model_desc *d, const la_limits *limits)
+{
+    int rows = limits->max_batch_tokens < LA_LOGIT_ROWS ? limits->max_batch_tokens : LA_LOGIT_ROWS;
+    return 2 * la_draws_layout_of(d, limits, 0).bytes +
+           tile_bytes(rows, (d->n_vocab + 15) / 16 * 16) +
+           cuda->host->drawer_bytes(d, rows, limits->host_threads);
+}
+
 void la_draws_close(la_cuda *cuda, la_draws *own)
 {
     if (own != NULL) {
@@ -191,7 +205,7 @@ la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,
         return cuda->host->fail(LA_ERR_MEMORY, "sampling: cannot pin %zu bytes",
                                 2 * own->at.bytes + logits);
     }
-    return cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    return cuda->host->drawer_open(&m->desc, w->logit_rows, limits->host_threads, &own->drawer);
 }
 
 /* Rows from `first` on; behind 0 there was a wait, and what the step before drew is on the host. */
