@@ -340,7 +340,7 @@ typedef struct la_event {
     int position;  /* index of the token in prompt + suffix or output */
     int32_t token; /* FINISH: the stop id that ended it, or -1 */
     int reason;    /* FINISH: LA_FINISH_* */
-    float logprob; /* of token; raw, before temperature. NaN if not asked */
+    float logprob; /* of token, as la_sampling.report says. NaN if not asked */
     int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
     const int32_t *top_ids;    /* [n_top] best first, then those scored by id */

@@ -336,7 +336,8 @@ def test_what_is_too_much_for_the_device_is_drawn_on_the_host(emulated: str) -> 
     """Beside rows that are not; the tokens are fed on the device all the same."""
     many, twice = {"logprobs": 40}, {"bias_ids": [9, 3, 3], "bias": [2.0, 3.0, 3.0]}
     hosted = [case for name, case in sampling.CASES.items() if name not in sampling.PLAIN_CASES]
-    cases = [many, twice, {}, {}, *hosted]
+    reports = [{"logprobs": 3, "report": kind, "top_k": 20} for kind in (1, 2, 3)]
+    cases = [many, twice, {}, {}, *reports, *hosted]
     asked = [{**case, "max_tokens": 7, "seed": i} for i, case in enumerate(cases)]
     (theirs, ours), waits = draws_of(asked)
     assert ours == theirs

@@ -78,11 +78,12 @@ typedef struct la_sample_row {
     void *process_arg;
     float *processed;         /* [V] */
     int n_top;                /* best logprobs wanted; -1: no logprobs at all */
+    int report;               /* LA_REPORT_*, of a target the raw one */
     const int32_t *score_ids; /* [n_score] whose logprobs are wanted beside them */
     int n_score;
     /* results, written by the step */
     int32_t *out_token;  /* the draw (target < 0), or LA_DRAW_* */
-    float *out_logprob;  /* raw logprob of target or the draw, when n_top >= 0 */
+    float *out_logprob;  /* of target or the draw, when n_top >= 0 */
     int *out_rank;       /* from 1 */
     int32_t *top_ids;    /* [n_top + n_score] best first, ties by lower id; then score_ids */
     float *top_logprobs; /* [n_top + n_score] */

@@ -64,7 +64,8 @@ int wants_anything(const la_sample_row *r)
 /* Is the row the device's? */
 int device_draws(const la_sample_row *r)
 {
-    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL;
+    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL ||
+              (r->n_top >= 0 && r->report != LA_REPORT_LOGPROBS);
     return r->target >= -1 && !own && r->logits == NULL && r->n_top <= LA_SAMPLE_TOPS &&
            r->n_score == 0 && r->n_ban <= LA_SAMPLE_LISTED && r->n_bias <= LA_SAMPLE_LISTED &&
            ascending(r->bias_ids, r->n_bias);
@@ -369,8 +370,9 @@ int la_draws_ahead(const la_sampling *p)
     /* What the host draws, or has to see before the next draw. */
     int host = p->n_trace > 0 || p->n_think_start > 0 || p->no_repeat_ngram > 0 ||
                p->repeat_last_n >= 0 || p->dry_multiplier != 0.0f || p->n_score > 0 ||
-               p->top_n_sigma != 0.0f || p->dynatemp_range != 0.0f || p->typical_p != 1.0f ||
-               p->xtc_probability != 0.0f || p->mirostat != 0;
+               (p->logprobs >= 0 && p->report != LA_REPORT_LOGPROBS) || p->top_n_sigma != 0.0f ||
+               p->dynatemp_range != 0.0f || p->typical_p != 1.0f || p->xtc_probability != 0.0f ||
+               p->mirostat != 0;
     return !host && p->logprobs <= LA_SAMPLE_TOPS && p->n_stop <= LA_SAMPLE_LISTED &&
            p->n_bad <= LA_SAMPLE_LISTED - p->n_stop && p->n_bias <= LA_SAMPLE_LISTED &&
            ascending(p->bias_ids, p->n_bias);
