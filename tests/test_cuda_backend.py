@@ -428,24 +428,6 @@ def test_what_is_not_there_is_refused_by_name(
         open_on(checkpoint(family, tmp_path), "cuda", **options)
 
 
-def test_states_and_updates_are_refused_and_logits_of_draws_are_there(
-    tmp_path: Path, emulated: str
-) -> None:
-    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
-        for call in (lambda: llm.hidden_states([1, 2]), lambda: llm.embed([[1, 2]])):
-            with pytest.raises(UnsupportedError, match="this backend hands out no hidden states"):
-                call()
-        with pytest.raises(UnsupportedError, match="update_weights: not on backend='cuda'"):
-            llm.update_weights({})
-        greedy = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-        (out,) = llm.generate([[1, 2, 3]], greedy, output_logits=True)
-        one = out.outputs[0]
-        assert one.logits.numpy().argmax(axis=1).tolist() == one.token_ids
-        llm.sleep()
-        llm.wake_up()
-        assert llm.generate([[1, 2, 3]], greedy)[0].outputs[0].token_ids == one.token_ids
-
-
 def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = tiny.make_checkpoint("llama", tmp_path, intermediate_size=100)
     with pytest.raises(UnsupportedError, match="multiples of 8"):
