@@ -8,6 +8,7 @@
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
 #include "backend_draws.h"
+#include "backend_states.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -32,6 +33,7 @@ struct step_room {
     const la_batch *batch[2]; /* of those under way */
     int turn, n_under_way;
     la_draws *draws;
+    la_cuda_states states;
     la_rt_graph *graphs[GRAPH_TOKENS + 1]; /* steps of as many tokens; NULL: not wanted yet */
     const la_kv *kv;                       /* that they read */
     int64_t changes;                       /* la_cuda.changes when they were made */
@@ -64,6 +66,14 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 {
     *gb_per_s = 0.0;
     return no_probe(la_cuda_of(m->b));
+}
+
+la_status alive(la_backend *b)
+{
+    la_cuda_turn turn(b);
+    return turn.ok ? LA_OK
+                   : turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
+                                           la_rt_error(turn.cuda->rt));
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -217,7 +227,8 @@ la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, int packed, void (*fn)(la_ctx *c
 {
     step_room *own = room_of(c);
     int n = c->batch->n_tokens;
-    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n || packed != n) {
+    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n || packed != n ||
+        c->batch->n_captures != 0) {
         return NULL;
     }
     if (own->changes != cuda->changes || own->kv != c->kv) {
@@ -253,6 +264,7 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
         }
         else {
             fn(&c);
+            la_cuda_states_end(&own->states, cuda);
         }
         la_draws_fetch(draws, &c);
         la_rt_event_record(own->done[own->turn], cuda->s);
@@ -426,6 +438,11 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
+void capture(la_ctx *c, int layer, la_rows x, la_norm norm)
+{
+    la_cuda_states_take(&room_of(c)->states, c, layer, x, norm);
+}
+
 /* Logits after the rules go where rows on their way into a product were. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
@@ -491,6 +508,7 @@ la_backend_ops make_ops()
     o.run = run;
     o.results = results;
     o.draws_ahead = la_draws_ahead;
+    o.alive = alive;
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;
@@ -505,6 +523,7 @@ la_backend_ops make_ops()
     o.add_norm = add_norm;
     o.gather = gather;
     o.sample = sample;
+    o.capture = capture;
     return o;
 }
 
