@@ -44,6 +44,7 @@ typedef struct la_backend_info {
     const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16"; cuda: "sm_90", ... */
     const char *device; /* its name; NULL: the processor */
     size_t memory_free, memory_total; /* of a device, now; 0: the process's own */
+    int64_t graphs, replays;          /* of steps, on a device: made, and run since it was opened */
     int n_asked;                      /* threads asked for, 0: one per usable processor */
     int n_threads;                    /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
