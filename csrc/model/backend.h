@@ -215,6 +215,8 @@ typedef struct la_backend_ops {
     la_status (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
     la_status (*results)(la_workspace *w);    /* of the oldest step; NULL: run waits */
     int (*draws_ahead)(const la_sampling *p); /* may rows of such draws have a `newest`? */
+    /* LA_ERR_SYSTEM with the reason once the device has failed, for good; NULL: there is nothing to fail */
+    la_status (*alive)(la_backend *b);
     void (*step_threads)(la_backend *b, int n);
     /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
     la_status (*check)(const la_model_desc *d, const la_limits *limits);

@@ -235,7 +235,7 @@ static void fill(filtered *l, const la_view *v, la_tempered t, double floor, flo
 }
 
 int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float best,
-                             const la_cpu_local *own)
+                             const la_cpu_local *own, la_kept *kept)
 {
     const la_sampling *f = r->filters;
     filtered l = {.p = own->probs, .ids = own->ids, .key = own->ruled, .heap = own->heap};
@@ -251,7 +251,9 @@ int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float bes
     t.top = best * t.scale;
     fill(&l, v, t, floor, r->min_p, own);
     if (f->mirostat != 0) {
-        return l.ids[mirostat(&l, r, v->V)];
+        int at = mirostat(&l, r, v->V);
+        *kept = (la_kept){t.scale, l.n};
+        return l.ids[at];
     }
     if (r->top_k > 0 && r->top_k < l.n) {
         keep_best(&l, r->top_k, INFINITY);
@@ -265,5 +267,6 @@ int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float bes
     if (f->xtc_probability > 0.0f) {
         exclude_top(&l, r);
     }
+    *kept = (la_kept){t.scale, l.n};
     return l.ids[la_cpu_draw_from(l.p, l.n, la_cpu_uniform(r, 0))];
 }

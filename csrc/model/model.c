@@ -295,6 +295,7 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
                        int n_parts)
 {
     la_status st;
+    LA_TRY(la_model_alive(m));
     LA_TRY(la_slot_check_layer(&m->desc, slot, layer));
     LA_TRY(la_slot_check(&m->desc, slot, layer, parts, n_parts));
     if (la_slot_is_per_expert(slot)) {
@@ -425,6 +426,9 @@ la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recip
     *out = NULL;
     LA_TRY(la_desc_check(d));
     LA_TRY(check_recipe(d, recipe));
+    if (b->ops->alive != NULL) {
+        LA_TRY(b->ops->alive(b));
+    }
     LA_TRY(b->ops->accept(b, d, recipe));
     m = la_alloc(1, sizeof *m);
     if (m == NULL) {

@@ -22,7 +22,13 @@ import numpy as np
 from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
 from llmaccel.config import ModelConfig
 from llmaccel.driver import Driver
-from llmaccel.errors import LoadError, RequestError, UnsupportedError, shown
+from llmaccel.errors import (
+    LoadError,
+    RequestError,
+    UnsupportedCombination,
+    UnsupportedError,
+    shown,
+)
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import DRY_BREAKERS, NO_EFFECT, SamplingParams, engine_fields
@@ -303,11 +309,16 @@ class Calls:
             bad=self._bad_words(params),
             think=self._think_tags(params),
             breakers=self._breakers(params),
+            logprobs_mode=self._options.logprobs_mode,
         )
         return request, fields
 
     def _check_logprobs(self, params: SamplingParams) -> None:
-        """RequestError where more log probabilities are asked for than max_logprobs allows."""
+        """RequestError where more log probabilities are asked for than max_logprobs allows;
+        UnsupportedCombination where best_of would add up logits."""
+        mode = self._options.logprobs_mode
+        if params.n_drawn > params.n and mode.endswith("logits"):
+            raise UnsupportedCombination(f"best_of: not together with logprobs_mode={mode!r}")
         most = self._options.max_logprobs
         if most is None or most < 0:
             return

@@ -18,6 +18,7 @@ from typing import Any
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
+from llmaccel.params import LOGPROBS_MODES
 from llmaccel.recipes import QUANTIZATIONS, number_format
 from llmaccel.whole import is_whole
 
@@ -74,7 +75,6 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "long_prefill_token_threshold": (None, 0),
     "max_num_partial_prefills": (None, 1),
     "max_long_partial_prefills": (None, 1),
-    "logprobs_mode": (None, "raw_logprobs"),
     "enable_chunked_prefill": (None, True),
     **dict.fromkeys(
         (
@@ -147,6 +147,7 @@ class LoadOptions:
     skip_tokenizer_init: bool = False
     tokenizer_revision: str | None = None
     max_logprobs: int | None = None
+    logprobs_mode: str = LOGPROBS_MODES[0]
     scheduling_policy: str | None = None
     disable_log_stats: bool = False
     fast_math: bool = False
@@ -169,6 +170,7 @@ class LoadOptions:
             ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
             ("backend", BACKENDS),
+            ("logprobs_mode", LOGPROBS_MODES),
         )
         for name, known in choices:
             value = getattr(self, name)

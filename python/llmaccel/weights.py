@@ -65,10 +65,6 @@ class Weights(Calls):
         UnsupportedError one that the model keeps as codes of its file.
         """
         self._driver.check()
-        if self._options.backend != "cpu":
-            raise UnsupportedError(
-                f"update_weights: not on backend={self._options.backend!r} in this version"
-            )
         if class_tokens(self._config.raw):
             raise UnsupportedError("update_weights: not where classifier_from_token makes the head")
         try:
