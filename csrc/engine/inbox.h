@@ -33,6 +33,8 @@ void la_inbox_free(la_inbox *box); /* and every live request */
 /* Takes the request over and returns its id. */
 int64_t la_inbox_put(la_inbox *box, la_live *live);
 la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch);
+/* The request of that id; NULL: none is alive. Under the mutex or on the stepping thread. */
+la_live *la_inbox_find(la_inbox *box, int64_t id);
 /* Removes a request from the table; the caller frees it. */
 void la_inbox_forget(la_inbox *box, la_live *live);
 /* The stepping thread's: 0 if another is in. */

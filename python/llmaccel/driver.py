@@ -19,6 +19,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -63,6 +64,8 @@ class Driver:
         # thread that makes objects while it holds the lock.
         self._lock = threading.RLock()
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._looks: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]]
+        self._looks = queue.SimpleQueue()  # at the engine, between two steps
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -104,8 +107,7 @@ class Driver:
             options["process"] = (request.processing, request.processing.rows)
         with self._lock:
             self.check()
-            if self._engine is None:
-                raise LLMAccelError("this LLM sleeps; wake_up() comes first")
+            self._check_awake("submit")
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="llmaccel", daemon=True)
                 self._thread.start()
@@ -126,6 +128,44 @@ class Driver:
             self._engine.cancel(request.engine_id)
             request.cancelled = True
             return True
+
+    def _check_awake(self, what: str) -> None:
+        if self._engine is None:
+            raise LLMAccelError(f"{what}: this LLM sleeps; wake_up() comes first")
+
+    @contextmanager
+    def weights(self, what: str) -> Iterator[Any]:
+        """The model, which is neither changed nor closed meanwhile, while steps go on.
+        LLMAccelError where it sleeps."""
+        with self._lock:
+            self.check()
+            self._check_awake(what)
+            yield self._model
+
+    def between_steps(self, what: str, look: Callable[[Any], _T]) -> _T:
+        """look(engine) where no step runs and none begins; what it returns or raises. LLMAccelError
+        where the engine sleeps or is closed, or where this is its thread."""
+        self.check_wait()
+        done: Future[_T] = Future()
+        with self._lock:
+            self.check()
+            self._check_awake(what)
+            if self._thread is None:  # no request was ever made, and the lock keeps it so
+                return look(self._engine)
+            self._looks.put((look, done))
+            self._wake.put(None)
+        return done.result()
+
+    def _serve_looks(self, engine: Any) -> None:
+        """engine: None where there is none any more."""
+        while not self._looks.empty():
+            look, done = self._looks.get_nowait()
+            try:
+                if engine is None:
+                    raise LLMAccelError("the LLM was closed or put to sleep meanwhile")
+                done.set_result(look(engine))
+            except BaseException as error:  # the caller's, who waits for it
+                done.set_exception(error)
 
     def find(self, request_ids: Collection[str]) -> list[Request]:
         """The requests under way with these ids."""
@@ -254,6 +294,7 @@ class Driver:
         with self._lock:
             left = list(self._requests.values())
             self._requests.clear()
+        self._serve_looks(None)
         _fail(left, LLMAccelError("the LLM was closed while the request was running"))
         if self._engine is not None:
             self._engine.close()
@@ -264,6 +305,7 @@ class Driver:
         while True:
             while not self._wake.empty():  # before the look below, which no later put can escape
                 self._wake.get_nowait()
+            self._serve_looks(self._engine)
             with self._lock:
                 self._stepping = False
                 if self._closing:
