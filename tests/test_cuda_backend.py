@@ -438,6 +438,10 @@ def test_states_and_updates_are_refused_and_logits_of_draws_are_there(
                 call()
         with pytest.raises(UnsupportedError, match="update_weights: not on backend='cuda'"):
             llm.update_weights({})
+        with pytest.raises(UnsupportedError, match="weight: not on backend='cuda'"):
+            llm.weight(llm.weight_names()[0])
+        with pytest.raises(UnsupportedError, match="kv_pages: not on backend='cuda'"):
+            llm.kv_pages("0")
         greedy = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
         (out,) = llm.generate([[1, 2, 3]], greedy, output_logits=True)
         one = out.outputs[0]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.integers import is_integer
 from llmaccel.prompts import BYTES
 
 # Arguments of vLLM's generate and chat, and what to do instead where there is something.
@@ -75,7 +76,6 @@ def seconds_of(timeout: float | None) -> float:
 
 
 def priority_of(value: Any) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not -(2**31) <= value < 2**31:
+    if not is_integer(value) or not -(2**31) <= value < 2**31:
         raise RequestError(f"priority: expected an integer of 32 bits, got {shown(value)}")
     return int(value)

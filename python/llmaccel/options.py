@@ -18,6 +18,7 @@ from typing import Any
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
+from llmaccel.integers import is_integer
 from llmaccel.params import LOGPROBS_MODES
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
@@ -159,7 +160,7 @@ class LoadOptions:
             object.__setattr__(self, "quantization", self.quantization.lower())
         for name, *_ in _COUNTS:
             value = getattr(self, name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if is_integer(value):
                 object.__setattr__(self, name, int(value))  # NumPy's integers are as good
 
     def check(self) -> None:
@@ -229,7 +230,7 @@ class LoadOptions:
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+    if not is_integer(value) or not lo <= value <= hi:
         raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 

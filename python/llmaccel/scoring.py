@@ -15,6 +15,7 @@ from typing import Any
 from llmaccel import _core
 from llmaccel.calls import Calls, Prompt
 from llmaccel.errors import RequestError, shown
+from llmaccel.integers import is_integer
 from llmaccel.memory import check_available
 from llmaccel.params import SamplingParams, score_fields
 from llmaccel.prompts import encode_text, one_or_many
@@ -143,7 +144,7 @@ class Scoring(Calls):
         window = self._config.max_len
         if stride is None:
             stride = max(1, window // 2)
-        if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride < window:
+        if not is_integer(stride) or not 1 <= stride < window:
             raise RequestError(f"stride: expected 1 to {window - 1}, got {shown(stride)}")
         work = []
         scored, end = 1, min(len(ids), window)

@@ -16,6 +16,7 @@ from llmaccel import _core
 from llmaccel.calls import Calls
 from llmaccel.config import ModelConfig
 from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.integers import is_integer
 from llmaccel.memory import PAGE_TOKENS, check_available
 from llmaccel.options import KV_NAMES
 
@@ -55,8 +56,7 @@ class StoredKV:
 
     def _checked(self, layer: Any) -> int:
         n_layers = self.config.n_layers
-        whole = isinstance(layer, (int, np.integer)) and not isinstance(layer, bool)
-        if not whole or not -n_layers <= layer < n_layers:
+        if not is_integer(layer) or not -n_layers <= layer < n_layers:
             raise RequestError(
                 f"layer: expected one from {-n_layers} to {n_layers - 1}, got {shown(layer)}"
             )
@@ -91,6 +91,10 @@ class Stored(Calls):
         UnsupportedError on backend="cuda".
         """
         self._driver.check()
+        if self._options.backend != "cpu":
+            raise UnsupportedError(
+                f"kv_pages: not on backend={self._options.backend!r} in this version"
+            )
         name = request if isinstance(request, str) else getattr(request, "request_id", None)
         if not isinstance(name, str):
             raise RequestError(f"request: expected a request_id, got {shown(request)}")
@@ -98,8 +102,7 @@ class Stored(Calls):
         if not found:
             raise RequestError(f"request: none under way has the id {shown(name)}")
         branches = len(found[0].branches)
-        whole = isinstance(branch, (int, np.integer)) and not isinstance(branch, bool)
-        if not whole or not 0 <= branch < branches:
+        if not is_integer(branch) or not 0 <= branch < branches:
             raise RequestError(
                 f"branch: expected one from 0 to {branches - 1}, got {shown(branch)}"
             )

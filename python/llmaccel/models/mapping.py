@@ -35,6 +35,7 @@ from llmaccel.config import (
     flatten,
 )
 from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.integers import is_integer
 from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, find_family, gguf_family, task_of
 from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
@@ -393,7 +394,7 @@ def _require(keys: Keys, family: Family, values: dict[str, int]) -> None:
 def _max_len(family: Family, positions: int, max_model_len: int | None) -> int:
     if max_model_len is None:
         return positions
-    if not isinstance(max_model_len, int) or isinstance(max_model_len, bool):
+    if not is_integer(max_model_len):
         raise ConfigError(f"max_model_len must be an integer, is {ascii(max_model_len)[:80]}")
     if not 1 <= max_model_len <= MAX_POSITIONS:
         raise ConfigError(f"max_model_len must be in 1..{MAX_POSITIONS}, is {max_model_len}")
@@ -624,7 +625,7 @@ def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names of layers that predict further tokens (MTP), which this version does not run. They
     follow the others."""
     count = config.raw.get("num_nextn_predict_layers")
-    if not isinstance(count, int) or isinstance(count, bool):
+    if not is_integer(count):
         return []
     end = config.n_layers + min(max(count, 0), _MAX_PREDICTION_LAYERS)
     layer = re.compile(r"(?:.*\.)?(?:layers|blk)\.(\d{1,9})\..*")

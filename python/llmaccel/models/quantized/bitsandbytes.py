@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import LoadError, UnsupportedError
+from llmaccel.integers import is_integer
 from llmaccel.models.plain import PlainForm
 from llmaccel.models.quantized.linear import (
     Codes,
@@ -172,7 +173,7 @@ def _read_state(table: TensorTable, name: str, kind: str) -> _State:
 
 
 def _is_extent(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MAX_EXTENT
+    return is_integer(value) and 0 < value < _MAX_EXTENT
 
 
 # ---- 8 bits --------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError, UnsupportedError, shown
+from llmaccel.integers import is_integer
 from llmaccel.models.checkpoint import RawTensor, drop_pages, quoted
 from llmaccel.models.plain import PlainForm, cut_groups, plain_rows
 from llmaccel.models.slots import TensorTable
@@ -264,7 +265,7 @@ def e8m0(codes: np.ndarray) -> np.ndarray:
 
 
 def _is_extent(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
+    return is_integer(value) and 0 < value < 1 << 24
 
 
 class Settings:
@@ -307,7 +308,7 @@ class Settings:
 
     def integer(self, key: str, lo: int, hi: int, default: int | None = None) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+        if not is_integer(value) or not lo <= value <= hi:
             raise self.error(key, f"an integer in {lo}..{hi}")
         return value
 
