@@ -8,6 +8,7 @@
  * to the lower id and neither batch nor threads can change a result.
  */
 #include "backend_cpu_sample.h"
+#include "id_heap.h"
 
 #include <math.h>
 
@@ -78,43 +79,20 @@ static int before(float va, int32_t a, float vb, int32_t b)
     return va > vb || (va == vb && a < b);
 }
 
-/* Restores a heap whose root is the worst of its n candidates. */
-static void sift_down(const float *x, int32_t *heap, int n, int i)
+/* The order of heaps whose root is the worst. */
+static int worse(const float *x, int32_t a, int32_t b)
 {
-    for (;;) {
-        int worst = i, l = 2 * i + 1, r = l + 1;
-        if (l < n && before(x[heap[worst]], heap[worst], x[heap[l]], heap[l])) {
-            worst = l;
-        }
-        if (r < n && before(x[heap[worst]], heap[worst], x[heap[r]], heap[r])) {
-            worst = r;
-        }
-        if (worst == i) {
-            return;
-        }
-        int32_t t = heap[i];
-        heap[i] = heap[worst];
-        heap[worst] = t;
-        i = worst;
-    }
+    return before(x[b], b, x[a], a);
 }
 
-/* Makes a worst-first heap of n ids. */
-static void heap_make(const float *x, int32_t *heap, int n)
-{
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift_down(x, heap, n, i);
-    }
-}
-
-/* Sorts such a heap into best-first order. */
+/* Sorts such a heap of n into best-first order. */
 static void heap_sort(const float *x, int32_t *heap, int n)
 {
     for (int end = n - 1; end > 0; end--) {
         int32_t t = heap[0];
         heap[0] = heap[end];
         heap[end] = t;
-        sift_down(x, heap, end, 0);
+        la_id_heap_sift(worse, x, heap, end, 0);
     }
 }
 
@@ -125,7 +103,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
     for (int i = 0; i < n; i++) {
         out[i] = i;
     }
-    heap_make(x, out, n);
+    la_id_heap_make(worse, x, out, n);
     for (int i = n; i < V; i += SELECT_BLOCK) {
         int32_t found[SELECT_BLOCK];
         int len = V - i < SELECT_BLOCK ? V - i : SELECT_BLOCK;
@@ -134,7 +112,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
             int32_t id = i + found[j];
             if (before(x[id], id, x[out[0]], out[0])) {
                 out[0] = id;
-                sift_down(x, out, n, 0);
+                la_id_heap_sift(worse, x, out, n, 0);
             }
         }
     }
@@ -155,7 +133,7 @@ void la_cpu_best(const la_view *v, int n, const la_cpu_local *own, int32_t *out)
         return;
     }
     int m = la_cpu_above(v, nextafterf(least, -INFINITY), own->units, own->ids);
-    heap_make(v->x, own->ids, m);
+    la_id_heap_make(worse, v->x, own->ids, m);
     heap_sort(v->x, own->ids, m);
     memcpy(out, own->ids, (size_t)n * sizeof *out);
 }
@@ -265,7 +243,8 @@ static int list_members(const shortlist *l, int bucket)
             l->members[n++] = i;
         }
     }
-    heap_make(l->p, l->members, n); /* members are in id order, so index ties are id ties */
+    /* members are in id order, so index ties are id ties */
+    la_id_heap_make(worse, l->p, l->members, n);
     heap_sort(l->p, l->members, n);
     return n;
 }

@@ -122,6 +122,8 @@ typedef struct la_batch {
 la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
 /* Waits for the oldest step of the workspace whose results were not asked for, and fills its rows'. */
 la_status la_model_results(la_model *m, la_workspace *w);
+/* LA_ERR_SYSTEM with the reason where the model's device has failed: nothing that it is asked for will be done. */
+la_status la_model_alive(const la_model *m);
 /* Steps that may be asked for before the results of the first: 0 or 1. */
 int la_model_ahead(const la_model *m);
 /* May draws of such a request depend on one that is still under way? */

@@ -1,8 +1,8 @@
 """Calls: what public methods of LLM are made of: prompts to ids, parameters to numbers, waiting.
 
 Owns the state of a loaded model that calls read, and how one call becomes requests. Invariant:
-all of a call is checked before its first request is submitted, and a call that is interrupted
-cancels what it submitted.
+all of a call is checked before its first request is submitted, no change of weights comes between
+its requests, and a call that is interrupted cancels what it submitted.
 
 A base of what LLM (llm.py), which sets the state, is made of.
 """
@@ -144,12 +144,13 @@ class Calls:
         rooms = show(self._config, wanted, made)
         started: list[Request] = []
         try:
-            for i, (request, fields) in enumerate(made):
-                request.streaming = stream
-                request.listener = news.put
-                started.append(request)  # first: an interrupt may come right after it is submitted
-                options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
-                self._submit(request, fields, count, **options)
+            with self._driver.one_call():
+                for i, (request, fields) in enumerate(made):
+                    request.streaming = stream
+                    request.listener = news.put
+                    started.append(request)  # first: an interrupt may come right behind the submit
+                    options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
+                    self._submit(request, fields, count, **options)
         except BaseException:
             abandon(self._driver, started)
             raise
@@ -175,10 +176,11 @@ class Calls:
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started: list[Request] = []
         try:
-            for request, fields, options in work:
-                request.listener = news.put
-                started.append(request)
-                self._submit(request, fields, count, **options)
+            with self._driver.one_call():
+                for request, fields, options in work:
+                    request.listener = news.put
+                    started.append(request)
+                    self._submit(request, fields, count, **options)
             wait_all(started, news, use_tqdm)
         except BaseException:
             abandon(self._driver, started)

@@ -20,7 +20,6 @@ import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError
 from llmaccel.files import read_json_object
-from llmaccel.integers import is_integer
 from llmaccel.params import REPETITION_PENALTIES
 
 MAX_LAYERS = 4096  # LA_MAX_LAYERS of csrc/llmaccel.h
@@ -181,7 +180,7 @@ class Keys:
         """The same check on a value that the caller holds."""
         if value is None and none:
             return None
-        if not is_integer(value):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise self.error(key, f"must be an integer, is {_shown(value)}")
         if not lo <= value <= hi:
             raise self.error(key, f"must be in {lo}..{hi}, is {_shown(value)}")
@@ -240,7 +239,7 @@ def _shown(value: Any) -> str:
         return f"a {'list' if isinstance(value, list) else 'dict'} of {len(value)}"
     if value is None:
         return "null"
-    if is_integer(value) and abs(value) >= 10**40:
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**40:
         return "an integer of more than 40 digits"
     text = ascii(value)
     return text if len(text) <= 80 else text[:80] + "..."

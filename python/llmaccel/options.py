@@ -18,9 +18,9 @@ from typing import Any
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
-from llmaccel.integers import is_integer
 from llmaccel.params import LOGPROBS_MODES
 from llmaccel.recipes import QUANTIZATIONS, number_format
+from llmaccel.whole import is_whole
 
 BACKENDS = ("cpu", "cuda")
 _POLICIES = ("fcfs", "priority")
@@ -160,7 +160,7 @@ class LoadOptions:
             object.__setattr__(self, "quantization", self.quantization.lower())
         for name, *_ in _COUNTS:
             value = getattr(self, name)
-            if is_integer(value):
+            if is_whole(value):
                 object.__setattr__(self, name, int(value))  # NumPy's integers are as good
 
     def check(self) -> None:
@@ -206,9 +206,8 @@ class LoadOptions:
                     QUANTIZATION_NAMES,
                 )
             )
-        for name in ("isa", "threads"):
-            if self.backend != "cpu" and getattr(self, name) is not None:
-                raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
+        if self.backend != "cpu" and self.isa is not None:
+            raise ConfigError(f"isa: backend={self.backend!r} has no such choice")
         self._check_switches()
         if self.fast_math is not False:
             raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
@@ -230,7 +229,7 @@ class LoadOptions:
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
-    if not is_integer(value) or not lo <= value <= hi:
+    if not is_whole(value, lo, hi):
         raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from llmaccel import _core
 from llmaccel.config import ModelConfig
 from llmaccel.errors import RequestError, shown
-from llmaccel.integers import is_integer
 from llmaccel.memory import check_available
+from llmaccel.whole import is_whole
 
 if TYPE_CHECKING:
     from llmaccel.request import Request
@@ -51,7 +51,7 @@ def layers_of(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
         raise RequestError(f"{name}: expected a list of layers, got {shown(layers)}")
     found = []
     for i, layer in enumerate(layers):
-        if not is_integer(layer) or not -n_layers - 1 <= layer <= n_layers:
+        if not is_whole(layer, -n_layers - 1, n_layers):
             raise RequestError(
                 f"{name}[{i}]: expected a layer from {-n_layers - 1} to {n_layers}, "
                 f"got {shown(layer)}"

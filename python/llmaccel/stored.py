@@ -16,9 +16,9 @@ from llmaccel import _core
 from llmaccel.calls import Calls
 from llmaccel.config import ModelConfig
 from llmaccel.errors import RequestError, UnsupportedError, shown
-from llmaccel.integers import is_integer
 from llmaccel.memory import PAGE_TOKENS, check_available
 from llmaccel.options import KV_NAMES
+from llmaccel.whole import is_whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class StoredKV:
 
     def _checked(self, layer: Any) -> int:
         n_layers = self.config.n_layers
-        if not is_integer(layer) or not -n_layers <= layer < n_layers:
+        if not is_whole(layer, -n_layers, n_layers - 1):
             raise RequestError(
                 f"layer: expected one from {-n_layers} to {n_layers - 1}, got {shown(layer)}"
             )
@@ -102,7 +102,7 @@ class Stored(Calls):
         if not found:
             raise RequestError(f"request: none under way has the id {shown(name)}")
         branches = len(found[0].branches)
-        if not is_integer(branch) or not 0 <= branch < branches:
+        if not is_whole(branch, 0, branches - 1):
             raise RequestError(
                 f"branch: expected one from 0 to {branches - 1}, got {shown(branch)}"
             )

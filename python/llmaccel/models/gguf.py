@@ -23,7 +23,6 @@ from typing import Any, overload
 import numpy as np
 
 from llmaccel.errors import LoadError
-from llmaccel.integers import is_integer
 from llmaccel.models.checkpoint import Checkpoint, RawTensor, map_file, quoted, tensor_bytes
 
 _VERSIONS = (2, 3)
@@ -161,7 +160,7 @@ def open_gguf(path: str | Path) -> GGUFFile:
     opened = _read_file(path)
     match = _SPLIT_NAME.fullmatch(path.name)
     count = opened.metadata.get("split.count", 0)
-    if not is_integer(count) or count < 0:
+    if not _is_integer(count) or count < 0:
         raise LoadError(f"{path}: split.count is {_brief(count)}, expected a non-negative integer")
     if count <= 1 and (match is None or int(match[3]) == 1):  # merging parts leaves a count of 0
         return opened
@@ -192,19 +191,23 @@ def _join(path: Path, opened: GGUFFile, stem: str, count: int) -> GGUFFile:
         first = part if number == 0 else first
         for key, expected in (("split.count", count), ("split.no", number)):
             found = part.metadata.get(key)
-            if not is_integer(found) or found != expected:
+            if not _is_integer(found) or found != expected:
                 raise LoadError(f"{file}: {key} is {_brief(found)}, expected {expected}")
         for name in part:
             if name in tensors:
                 raise LoadError(f"{file}: tensor {quoted(name)} is in an earlier part as well")
             tensors[name] = part[name]
     expected = first.metadata.get("split.tensors.count", len(tensors))
-    if not is_integer(expected) or expected != len(tensors):
+    if not _is_integer(expected) or expected != len(tensors):
         raise LoadError(
             f"{first.path}: split.tensors.count is {_brief(expected)}, the parts hold "
             f"{len(tensors)} tensors"
         )
     return GGUFFile(first.path, tensors, first.metadata)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _brief(value: Any) -> str:
@@ -366,7 +369,7 @@ def _read_metadata(reader: _Reader, count: int) -> dict[str, Any]:
 def _alignment(path: Path, metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     # A power of two, as the format's own implementation demands.
-    if not is_integer(value) or value < 8 or value > _MAX_ALIGNMENT or value & (value - 1):
+    if not _is_integer(value) or value < 8 or value > _MAX_ALIGNMENT or value & (value - 1):
         raise LoadError(
             f"{path}: general.alignment is {_brief(value)}, expected a power of two from 8 to "
             f"{_MAX_ALIGNMENT}"

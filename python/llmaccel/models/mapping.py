@@ -35,7 +35,6 @@ from llmaccel.config import (
     flatten,
 )
 from llmaccel.errors import ConfigError, UnsupportedError
-from llmaccel.integers import is_integer
 from llmaccel.models.checkpoint import RawTensor, quoted
 from llmaccel.models.families import FAMILIES, find_family, gguf_family, task_of
 from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
@@ -47,6 +46,7 @@ from llmaccel.models.slots import (
     LATENT_LAYOUTS,
     MOE_SLOTS,
     NameTable,
+    PartTable,
     Source,
     TensorTable,
     fill,
@@ -394,7 +394,7 @@ def _require(keys: Keys, family: Family, values: dict[str, int]) -> None:
 def _max_len(family: Family, positions: int, max_model_len: int | None) -> int:
     if max_model_len is None:
         return positions
-    if not is_integer(max_model_len):
+    if not isinstance(max_model_len, int) or isinstance(max_model_len, bool):
         raise ConfigError(f"max_model_len must be an integer, is {ascii(max_model_len)[:80]}")
     if not 1 <= max_model_len <= MAX_POSITIONS:
         raise ConfigError(f"max_model_len must be in 1..{MAX_POSITIONS}, is {max_model_len}")
@@ -484,16 +484,15 @@ def _names_of(family: Family, gguf: bool, direct: bool) -> Mapping[str, Source]:
     return {**family.tensors, **family.direct} if direct else family.tensors
 
 
-def part_of_model(config: ModelConfig, checkpoint: TensorTable) -> NameTable:
-    """The names of a model of which `checkpoint` holds some tensors, with the family's prefix where
-    that finds more of them."""
-    tables = [_name_table(config, checkpoint), _name_table(config, checkpoint)]
-    tables[1].prefix = ""
-    known = [
-        sum(name in checkpoint for place in walk(config) for name in table.names(*place))
-        for table in tables
-    ]
-    return tables[known[1] > known[0]]
+def part_of_model(config: ModelConfig, checkpoint: TensorTable) -> PartTable:
+    """The names of a model of which `checkpoint` holds some tensors, with what stands before the
+    family's names where that finds more of them."""
+    family = family_of(config)
+    names = _names_of(family, config.gguf, config.q_rank == 0)
+    prefixes = [""] if config.gguf else dict.fromkeys((family.prefix, ""))
+    outers = [""] if config.gguf else dict.fromkeys(("", family.outer))
+    tables = [PartTable(names, p, checkpoint, o) for o in outers for p in prefixes]
+    return max(tables, key=lambda table: table.count(config))
 
 
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
@@ -625,7 +624,7 @@ def later_tensors(config: ModelConfig, checkpoint: TensorTable) -> list[str]:
     """Names of layers that predict further tokens (MTP), which this version does not run. They
     follow the others."""
     count = config.raw.get("num_nextn_predict_layers")
-    if not is_integer(count):
+    if not isinstance(count, int) or isinstance(count, bool):
         return []
     end = config.n_layers + min(max(count, 0), _MAX_PREDICTION_LAYERS)
     layer = re.compile(r"(?:.*\.)?(?:layers|blk)\.(\d{1,9})\..*")

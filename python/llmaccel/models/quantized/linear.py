@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError, UnsupportedError, shown
-from llmaccel.integers import is_integer
 from llmaccel.models.checkpoint import RawTensor, drop_pages, quoted
 from llmaccel.models.plain import PlainForm, cut_groups, plain_rows
 from llmaccel.models.slots import TensorTable
@@ -264,8 +263,9 @@ def e8m0(codes: np.ndarray) -> np.ndarray:
 # ---- quantization_config -------------------------------------------------------------------------
 
 
-def _is_extent(value: object) -> bool:
-    return is_integer(value) and 0 < value < 1 << 24
+def is_extent(value: object) -> bool:
+    """Whether a configuration's value may be the extent of a matrix, or of blocks of it."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
 
 
 class Settings:
@@ -308,7 +308,7 @@ class Settings:
 
     def integer(self, key: str, lo: int, hi: int, default: int | None = None) -> int:
         value = self.get(key, default)
-        if not is_integer(value) or not lo <= value <= hi:
+        if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
             raise self.error(key, f"an integer in {lo}..{hi}")
         return value
 
@@ -336,7 +336,7 @@ class Settings:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_extent, value)):
+        if not isinstance(value, list) or len(value) != 2 or not all(map(is_extent, value)):
             raise self.error(key, "two positive integers")
         return value[0], value[1]
 
