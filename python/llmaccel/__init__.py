@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         PoolingRequestOutput,
         ScoringRequestOutput,
     )
+    from llmaccel.showing import ShownWeight
+    from llmaccel.stored import StoredKV
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -68,6 +70,8 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "ScoringRequestOutput",
+    "ShownWeight",
+    "StoredKV",
     "Tensor",
     "UnsupportedCombination",
     "UnsupportedError",
@@ -97,6 +101,8 @@ _HOMES = {
     "EmbeddingRequestOutput": "pooling_params",
     "ClassificationRequestOutput": "pooling_params",
     "ScoringRequestOutput": "pooling_params",
+    "ShownWeight": "showing",
+    "StoredKV": "stored",
     "Tensor": "_core",
     "load_tokenizer": "tokenize",
     "balance_experts": "balance",

@@ -101,7 +101,7 @@ def count_threads(threads: Any, work: int) -> int:
 
 def tensor(x: Any, name: str) -> Tensor:
     """x as a Tensor over the same memory."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.is_contiguous:
         return x
     try:
         return Tensor(x, name=name)
