@@ -75,7 +75,7 @@ class Reporting(Calls):
                 "rope_bytes": self._plan.rope,
             },
             "options": given,
-            "no_effect": sorted({*options.compatible, *self._forms.no_effect, *self._idle_params}),
+            "no_effect": sorted({*options.idle(), *self._forms.no_effect, *self._idle_params}),
             "stats": stats,
         }
 
