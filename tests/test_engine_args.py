@@ -79,7 +79,7 @@ def test_engines_of_the_arguments(folder):
     assert engine.vllm_config.scheduler_config.max_num_seqs == 3
     engine.llm.close()
     given = AsyncEngineArgs(model=str(folder), enable_log_requests=True)
-    engine = AsyncLLM.from_engine_args(given, start_engine_loop=True, usage_context=None)
+    engine = AsyncLLM.from_engine_args(given, start_engine_loop=True, usage_context="here")
     assert engine.llm.report()["no_effect"] == ["enable_log_requests"]
     engine.shutdown()
     with pytest.raises(UnsupportedError, match="stat_loggers"):

@@ -27,7 +27,7 @@ USED = (
     *("kv_cache_memory_bytes", "kv_cache_dtype", "scheduling_policy", "seed", "max_logprobs"),
     *("hf_overrides", "chat_template", "generation_config", "disable_log_stats", "isa", "threads"),
     *("activation", "backend", "fast_math", "override_generation_config", "convert"),
-    *("pooler_config", "profiler_config"),
+    *("pooler_config", "profiler_config", "logprobs_mode"),
 )
 # Name, a value that asks for nothing here, one that would ask for something (None: no value does):
 # arguments that scripts give, in the spellings that they give them.
@@ -55,7 +55,6 @@ REST = [
     ("data_parallel_size", 1, 2),
     ("expert_parallel_size", 1, 2),
     ("enable_expert_parallel", False, True),
-    ("logprobs_mode", "raw_logprobs", "processed_logprobs"),
     ("tool_call_parser", "", "hermes"),
     ("reasoning_parser", "", "deepseek_r1"),
     ("kv_transfer_config", {}, {"kv_connector": "x"}),
@@ -170,6 +169,8 @@ def test_idle_arguments_are_reported(folder):
         ("max_logprobs", 1.5),
         ("scheduling_policy", "lifo"),
         ("disable_log_stats", "yes"),
+        ("logprobs_mode", "cooked_logprobs"),
+        ("logprobs_mode", None),
     ],
 )
 def test_bad_values_name_their_argument(name, value):

@@ -15,6 +15,7 @@ import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.prompts import BYTES
+from llmaccel.whole import is_whole
 
 # Arguments of vLLM's generate and chat, and what to do instead where there is something.
 _FOREIGN = {
@@ -24,7 +25,6 @@ _FOREIGN = {
     "mm_processor_kwargs": "",
     "prompt_token_ids": "; give token ids as the prompts",
     "delay_iterations": "",
-    "usage_context": "",
     "stat_loggers": "",
     "enable_multiprocessing": "",
     "start_engine_loop": "",
@@ -51,6 +51,8 @@ def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
     """UnsupportedError for an argument of vLLM's that asks for something, TypeError for one that
     nobody has."""
     for name, value in given.items():
+        if name == "usage_context":  # who asks, for vLLM's telemetry
+            continue
         if name not in _FOREIGN:
             raise TypeError(f"LLM.{method}() got an unexpected keyword argument {name!r}")
         nothing = _NOTHING.get(name)
@@ -91,7 +93,6 @@ def seconds_of(timeout: float | None) -> float:
 
 
 def priority_of(value: Any) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not -(2**31) <= value < 2**31:
+    if not is_whole(value, -(2**31), 2**31 - 1):
         raise RequestError(f"priority: expected an integer of 32 bits, got {shown(value)}")
     return int(value)

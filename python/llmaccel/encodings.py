@@ -10,7 +10,6 @@ A base of Tokenizer (tokenize.py).
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.prompts import cut_between
+from llmaccel.whole import is_whole
 
 NO_LENGTH = int(1e30)
 """model_max_length where no file gives one, as in transformers."""
@@ -158,8 +158,7 @@ class Encoder:
 
     def _limit(self, truncation: Any, max_length: Any) -> int | None:
         """Ids at which texts are cut; None: they are not."""
-        whole = isinstance(max_length, numbers.Integral) and not isinstance(max_length, bool)
-        if max_length is not None and (not whole or max_length < 0):
+        if max_length is not None and not is_whole(max_length, 0):
             raise RequestError(f"max_length: expected at least 0, got {shown(max_length)}")
         if not isinstance(truncation, (bool, str, type(None))) or truncation not in _CUTS:
             raise UnsupportedError(f"truncation={shown(truncation)}: this version has True, False")

@@ -20,8 +20,10 @@ from llmaccel.engine_table import ARGUMENTS, check_unused
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
+from llmaccel.params import LOGPROBS_MODES
 from llmaccel.pooling_params import pooler_config
 from llmaccel.recipes import QUANTIZATIONS, number_format
+from llmaccel.whole import is_whole
 
 BACKENDS = ("cpu", "cuda")
 _POLICIES = ("fcfs", "priority")
@@ -94,6 +96,7 @@ class LoadOptions:
     skip_tokenizer_init: bool = False
     tokenizer_revision: str | None = None
     max_logprobs: int | None = None
+    logprobs_mode: str = LOGPROBS_MODES[0]
     scheduling_policy: str | None = None
     disable_log_stats: bool = False
     fast_math: bool = False
@@ -110,9 +113,9 @@ class LoadOptions:
         for name, *_ in _COUNTS:
             value = whole_number(getattr(self, name))
             object.__setattr__(self, name, value)
-            if name == "max_model_len" and isinstance(value, numbers.Integral) and value == -1:
+            if name == "max_model_len" and is_whole(value, -1, -1):
                 object.__setattr__(self, name, value := AUTO_LENGTH)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if is_whole(value):
                 object.__setattr__(self, name, int(value))  # NumPy's integers are as good
 
     def check(self) -> None:
@@ -123,6 +126,7 @@ class LoadOptions:
             ("load_format", _LOAD_FORMATS),
             ("convert", _CONVERTS),
             ("backend", BACKENDS),
+            ("logprobs_mode", LOGPROBS_MODES),
         )
         for name, known in choices:
             value = getattr(self, name)
@@ -158,9 +162,8 @@ class LoadOptions:
                     QUANTIZATION_NAMES,
                 )
             )
-        for name in ("isa", "threads"):
-            if self.backend != "cpu" and getattr(self, name) is not None:
-                raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
+        if self.backend != "cpu" and self.isa is not None:
+            raise ConfigError(f"isa: backend={self.backend!r} has no such choice")
         self._check_switches()
         pooler_config(self.pooler_config)
         profile_folder(self.profiler_config)
@@ -190,7 +193,7 @@ class LoadOptions:
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+    if not is_whole(value, lo, hi):
         raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from llmaccel.errors import ConfigError, RequestError, UnsupportedError, shown
 from llmaccel.hints import hint
+from llmaccel.whole import is_whole
 
 SEQUENCE_POOLINGS = ("LAST", "MEAN", "CLS")
 TOKEN_POOLINGS = ("ALL",)
@@ -179,11 +180,11 @@ class PoolingParams:
             if value is not None and not isinstance(value, (bool, np.bool_)):
                 raise RequestError(f"{name}: expected True or False, got {shown(value)}")
         keep = self.truncate_prompt_tokens
-        if keep is not None and (not _whole(keep) or keep < -1 or keep == 0):
+        if keep is not None and (not is_whole(keep, -1) or keep == 0):
             raise RequestError(
                 f"truncate_prompt_tokens: expected -1 or at least 1, got {shown(keep)}"
             )
-        if self.dimensions is not None and (not _whole(self.dimensions) or self.dimensions < 1):
+        if self.dimensions is not None and not is_whole(self.dimensions, 1):
             raise RequestError(f"dimensions: expected at least 1, got {shown(self.dimensions)}")
         if self.task is not None and self.task not in TASKS:
             raise RequestError(f"task: expected one of {', '.join(TASKS)}, got {shown(self.task)}")
@@ -198,10 +199,6 @@ class PoolingParams:
     def clone(self) -> PoolingParams:
         """A checked copy."""
         return PoolingParams(**{field.name: getattr(self, field.name) for field in fields(self)})
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(eq=False)

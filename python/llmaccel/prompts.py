@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.whole import is_whole
 
 # Keys of vLLM's prompt dicts that this version has no use for.
 _VLLM_KEYS = (
@@ -185,8 +186,7 @@ def tokenization_of(given: Any, side: str) -> Tokenization | None:
             raise UnsupportedError(f"{name}: {shown(key)}={shown(value)}: not supported here")
     length, keep = given.get("max_length"), given.get("truncate_prompt_tokens")
     for key, value, least in (("max_length", length, 1), ("truncate_prompt_tokens", keep, -1)):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if value is not None and (not whole or value < least or value == 0):
+        if value is not None and (not is_whole(value, least) or value == 0):
             raise RequestError(f"{name}: {key}: expected a number of tokens, got {shown(value)}")
     special, truncation = given.get("add_special_tokens"), given.get("truncation")
     side = given.get("truncation_side") or side

@@ -18,6 +18,7 @@ from llmaccel.calls import Calls, Params, Prompt
 from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.outputs import RequestOutput
 from llmaccel.request import Request
+from llmaccel.states import Wanted, wanted_of
 from llmaccel.waiting import abandon, wait_all
 
 # Requests of one call, and the queue that hears of their ends.
@@ -38,6 +39,8 @@ class Queued(Calls):
         timeout: float | None = None,
         use_tqdm: bool | Callable[..., Any] | None = None,
         tokenization_kwargs: Mapping[str, Any] | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> list[str]:
         """Start prompts and return at once: the request ids, one per prompt, in order.
@@ -48,8 +51,9 @@ class Queued(Calls):
         self._driver.check()
         refuse_foreign("enqueue", foreign)
         check_switches(use_tqdm=use_tqdm)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         encoded = self._encode_prompts(prompts, tokenization_kwargs)
-        return self._enqueue(encoded, sampling_params, priority, timeout)
+        return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
     def enqueue_chat(
         self,
@@ -66,12 +70,15 @@ class Queued(Calls):
         tokenization_kwargs: Mapping[str, Any] | None = None,
         priority: int | Sequence[int] | None = 0,
         timeout: float | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> list[str]:
         """The same for a conversation or a list of them; arguments as in chat."""
         self._driver.check()
         refuse_foreign("enqueue_chat", foreign)
         check_switches(use_tqdm=use_tqdm)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         encoded = self._encode_chat(
             messages,
             tools=tools,
@@ -82,7 +89,7 @@ class Queued(Calls):
             chat_template_content_format=chat_template_content_format,
             tokenization_kwargs=tokenization_kwargs,
         )
-        return self._enqueue(encoded, sampling_params, priority, timeout)
+        return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
     def wait_for_completion(
         self, output_type: Any = None, *, use_tqdm: bool | Callable[..., Any] | None = None
@@ -131,8 +138,11 @@ class Queued(Calls):
         params: Params,
         priority: int | Sequence[int] | None,
         timeout: float | None,
+        wanted: Wanted | None,
     ) -> list[str]:
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        started = self._start(encoded, params, news, priority=priority, timeout=timeout)
+        started = self._start(
+            encoded, params, news, priority=priority, timeout=timeout, wanted=wanted
+        )
         self._enqueued.put((started, news))
         return [request.request_id for request in started]

@@ -42,7 +42,7 @@ class Steps:
 
 class LLMEngine:
     """vLLM's engine over an LLM; `llm` is that. add_request, then step() while
-    has_unfinished_requests(). What it has not, an AttributeError says."""
+    has_unfinished_requests(), on one thread. What it has not, an AttributeError says."""
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
