@@ -95,7 +95,7 @@ def test_settings(folder):
     other.pad_token, other.padding_side = None, "right"
     assert (tokenizer.pad_token_id, tokenizer.padding_side) == (0, "left")
     other.chat_template = "{{ messages[0].content }}"
-    assert other.apply_chat_template([{"content": "x"}], tokenize=False) == "x"
+    assert other.apply_chat_template([{"role": "a", "content": "x"}], tokenize=False) == "x"
     assert tokenizer.chat_template == letters.CHAT_TEMPLATE
     for name, value in (("pad_token", "no such token"), ("eos_token_id", 10**6)):
         with pytest.raises(RequestError, match=f"{name}: .* is no token of this vocabulary"):

@@ -265,7 +265,7 @@ def process_requests(engine, test_prompts):
         request_outputs: list[RequestOutput] = engine.step()
         for request_output in request_outputs:
             if request_output.finished:
-                print(request_output.request_id, len(request_output.outputs))
+                print(request_output.request_id, request_output.outputs[0].finish_reason)
 
 
 parser = FlexibleArgumentParser(description="Demo on using the LLMEngine class directly")
@@ -355,7 +355,7 @@ def test_profile(folder, tmp_path):
 
 
 def test_engine(folder):
-    assert sorted(run(ENGINE, folder)) == ["0 1", "1 1", "2 2"]
+    assert sorted(run(ENGINE, folder)) == [f"{i} length" for i in range(3)]
 
 
 def test_score(folder):

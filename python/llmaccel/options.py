@@ -45,7 +45,9 @@ ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
 _SPELLED = ("dtype", "activation", "kv_cache_dtype")
 # vLLM's None stands for a choice of its own.
 _CHOSEN = {"max_num_seqs": 64, "max_num_batched_tokens": 512}
-# As vLLM reads them: small letters are powers of 1000, capitals of 1024.
+# Numbers that may be written "4K", as vLLM reads it: small letters are powers of 1000, capitals of
+# 1024.
+_SIZES = ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes")
 _UNITS = {"": 1} | {
     unit: base**power
     for units, base in (("kmgt", 1000), ("KMGT", 1024))
@@ -111,7 +113,8 @@ class LoadOptions:
             if getattr(self, name) is None:
                 object.__setattr__(self, name, chosen)
         for name, *_ in _COUNTS:
-            value = whole_number(getattr(self, name))
+            value = getattr(self, name)
+            value = whole_number(value) if name in _SIZES else value
             object.__setattr__(self, name, value)
             if name == "max_model_len" and is_whole(value, -1, -1):
                 object.__setattr__(self, name, value := AUTO_LENGTH)
