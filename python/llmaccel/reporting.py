@@ -74,6 +74,6 @@ class Reporting(Calls):
                 "host_bytes": self._plan.host,
             },
             "options": given,
-            "no_effect": sorted({*options.compatible, *self._forms.no_effect, *self._idle_params}),
+            "no_effect": sorted({*options.idle(), *self._forms.no_effect, *self._idle_params}),
             "stats": stats,
         }
