@@ -51,10 +51,10 @@ if TYPE_CHECKING:
         ScoringOutput,
         ScoringRequestOutput,
     )
-    from llmaccel.showing import ShownWeight
-    from llmaccel.stored import StoredKV
     from llmaccel.prompt_types import EmbedsPrompt, PromptType, TextPrompt, TokensPrompt
+    from llmaccel.showing import ShownWeight
     from llmaccel.stepping import LLMEngine
+    from llmaccel.stored import StoredKV
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -152,7 +152,6 @@ _HOMES = {
     "ScoringRequestOutput": "pooling_params",
     "ShownWeight": "showing",
     "StoredKV": "stored",
-    "Tensor": "_core",
     "EmbedsPrompt": "prompt_types",
     "PromptType": "prompt_types",
     "TextPrompt": "prompt_types",

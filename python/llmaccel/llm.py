@@ -49,8 +49,8 @@ from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
 from llmaccel.showing import Showing
 from llmaccel.states import show, wanted_of
-from llmaccel.stored import Stored
 from llmaccel.stepping import Steps
+from llmaccel.stored import Stored
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
 from llmaccel.weights import Weights
 
