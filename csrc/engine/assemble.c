@@ -35,6 +35,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
             int plain = q->forced_cost == 0; /* nothing beside the target */
             row->target = la_request_token(live, q->branch, next);
             row->n_top = plain || p->prompt_logprobs < 0 ? 0 : p->prompt_logprobs;
+            row->report = p->report;
             row->score_ids = p->prompt_scores;
             row->n_score = plain ? 0 : p->n_prompt_score;
         }
@@ -43,6 +44,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
         la_draw d = la_request_draw(live, b, next);
         la_sampler_fill(&b->sampler, p, &d, row);
         row->n_top = live->beam != NULL ? live->beam->n_looked : p->logprobs;
+        row->report = p->report;
         row->score_ids = p->score_ids;
         row->n_score = p->n_score;
         if (live->process != NULL && row->forced < 0) {
