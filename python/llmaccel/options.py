@@ -207,8 +207,10 @@ class LoadOptions:
             if self.backend != "cpu" and getattr(self, name) is not None:
                 raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
         self._check_switches()
-        if self.fast_math is not False:
-            raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
+        if self.fast_math and self.backend == "cpu":
+            raise UnsupportedError(
+                "fast_math: backend='cpu' has exact kernels only; leave it False"
+            )
         for name, lo, hi, optional in _COUNTS:
             value = getattr(self, name)
             if value is not None or not optional:
@@ -217,7 +219,7 @@ class LoadOptions:
             _check_compatible(name, value)
 
     def _check_switches(self) -> None:
-        for name in ("skip_tokenizer_init", "disable_log_stats"):
+        for name in ("skip_tokenizer_init", "disable_log_stats", "fast_math"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={shown(getattr(self, name))}: expected True or False")
         if self.skip_tokenizer_init:
