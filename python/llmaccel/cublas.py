@@ -17,7 +17,7 @@ from llmaccel.errors import UnsupportedError
 _FILE = "libcublasLt.so.13"
 
 
-def _candidates() -> list[tuple[str, bool]]:
+def candidates() -> list[tuple[str, bool]]:
     """(file, only if it is loaded already), best first."""
     found = [(_FILE, True)]
     spec = importlib.util.find_spec("nvidia")
@@ -32,7 +32,7 @@ def find_cublas(backend: Any) -> tuple[str | None, str]:
     """(the library that the backend uses from now on, ""), or (None, why it uses none)."""
     if backend.info["library"] is None:
         reasons = []
-        for file, loaded in _candidates():
+        for file, loaded in candidates():
             try:
                 backend.load_library(file, loaded)
                 break

@@ -61,11 +61,11 @@ struct heuristic {
 
 struct counts {
     size_t version;
-    int refuse_from, fail, alive, asked, made, biased;
+    int refuse_from, fail, alive, handles, asked, made, biased;
     std::string said;
 };
 
-counts w = {130102, 0, 0, 0, 0, 0, 0, ""};
+counts w = {130102, 0, 0, 0, 0, 0, 0, 0, ""};
 
 int wrong(const char *what)
 {
@@ -163,7 +163,7 @@ double scaled_sum(const desc *d, const layout *a, const void *A, const layout *b
 /* refuse_from: products of as many rows or more have no algorithm, 0: all have. fail: the status of products. */
 EXPORT void fake_set(size_t version, int refuse_from, int fail)
 {
-    w = {version, refuse_from, fail, w.alive, 0, 0, 0, ""};
+    w = {version, refuse_from, fail, w.alive, w.handles, 0, 0, 0, ""};
 }
 
 EXPORT const char *fake_said(void)
@@ -171,13 +171,14 @@ EXPORT const char *fake_said(void)
     return w.said.c_str();
 }
 
-/* out: objects alive, heuristics asked, products made, those with a bias. */
+/* out: descriptions alive, heuristics asked, products made, those with a bias, handles alive. */
 EXPORT void fake_count(int *out)
 {
     out[0] = w.alive;
     out[1] = w.asked;
     out[2] = w.made;
     out[3] = w.biased;
+    out[4] = w.handles;
 }
 
 EXPORT size_t cublasLtGetVersion(void)
@@ -188,13 +189,13 @@ EXPORT size_t cublasLtGetVersion(void)
 EXPORT int cublasLtCreate(void **handle)
 {
     *handle = &w;
-    w.alive++;
+    w.handles++;
     return SUCCESS;
 }
 
 EXPORT int cublasLtDestroy(void *handle)
 {
-    w.alive--;
+    w.handles--;
     return handle == &w ? SUCCESS : wrong("a handle");
 }
 

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <string>
@@ -189,33 +190,33 @@ void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
 void unmap_granule(la_rt *rt, uint8_t *base, size_t i)
 {
     uint8_t *granule = base + i * GRANULE;
-    rt->ranges[base].mapped[i] = 0;
-    forget_piece(rt, granule);
-    madvise(granule, GRANULE, MADV_DONTNEED);
-    mprotect(granule, GRANULE, PROT_NONE);
+    if (rt->ranges[base].mapped[i] != 0) {
+        rt->ranges[base].mapped[i] = 0;
+        forget_piece(rt, granule);
+        madvise(granule, GRANULE, MADV_DONTNEED);
+        mprotect(granule, GRANULE, PROT_NONE);
+    }
 }
 
 /* Those of granules first .. end - 1 that are not there yet, or, where memory ends, none of them. */
 bool map_granules(la_rt *rt, uint8_t *base, size_t first, size_t end)
 {
     std::vector<size_t> fresh;
-    for (size_t i = first; i < end; i++) {
-        if (rt->ranges[base].mapped[i] != 0) {
-            continue;
+    bool room = true;
+    for (size_t i = first; room && i < end; i++) {
+        if (rt->ranges[base].mapped[i] == 0) {
+            room = ++rt->granules != rt->granule_without_memory &&
+                   rt->used + GRANULE * (fresh.size() + 1) <= rt->capacity;
+            fresh.push_back(i);
         }
-        if (++rt->granules == rt->granule_without_memory || rt->used + GRANULE > rt->capacity) {
-            for (size_t each : fresh) {
-                unmap_granule(rt, base, each);
-            }
-            return false;
-        }
-        uint8_t *granule = base + i * GRANULE;
-        mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
-        rt->ranges[base].mapped[i] = 1;
-        add_piece(rt, granule, GRANULE, 0);
-        fresh.push_back(i);
     }
-    return true;
+    for (size_t i = 0; room && i < fresh.size(); i++) {
+        uint8_t *granule = base + fresh[i] * GRANULE;
+        mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
+        rt->ranges[base].mapped[fresh[i]] = 1;
+        add_piece(rt, granule, GRANULE, 0);
+    }
+    return room;
 }
 
 void run_launch(la_rt_stream *s, const op &o)
@@ -223,9 +224,7 @@ void run_launch(la_rt_stream *s, const op &o)
     la_rt *rt = s->rt;
     la_emu_shape shape = {};
     char why[512] = "";
-    for (int i = 0; i < 3; i++) {
-        shape.grid[i] = o.shape.grid[i];
-    }
+    memcpy(shape.grid, o.shape.grid, sizeof shape.grid);
     shape.block[0] = o.shape.threads;
     shape.cluster[0] = o.shape.cluster;
     shape.smem = o.shape.smem;
@@ -238,16 +237,9 @@ void run_launch(la_rt_stream *s, const op &o)
     else if (shape.grid[1] > LA_GRID_YZ || shape.grid[2] > LA_GRID_YZ) {
         fail(rt, "launch: more than 65535 blocks along y or z");
     }
-    else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
-        fail(rt, why);
-    }
-}
-
-void run_ask(la_rt *rt, const op &o)
-{
-    char why[160] = "";
-    rt->counts.launches++;
-    if (o.call(nullptr, o.args.data(), why, sizeof why) != 0) {
+    else if ((o.what == ASK
+                  ? o.call(nullptr, o.args.data(), why, sizeof why)
+                  : la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why)) != 0) {
         fail(rt, why);
     }
 }
@@ -273,15 +265,11 @@ void run_op(la_rt_stream *s, const op &o)
     switch (o.what) {
     case COPY: run_copy(rt, o); break;
     case FILL:
-        if (inside(rt, o.dst, o.bytes, 0)) {
-            memset(o.dst, o.byte, o.bytes);
-        }
-        else {
-            fail(rt, "fill: outside of an allocation");
-        }
+        inside(rt, o.dst, o.bytes, 0) ? (void)memset(o.dst, o.byte, o.bytes)
+                                      : fail(rt, "fill: outside of an allocation");
         break;
-    case LAUNCH: run_launch(s, o); break;
-    case ASK: run_ask(rt, o); break;
+    case LAUNCH:
+    case ASK: run_launch(s, o); break;
     case EVENT: o.event->reached++; break;
     case REPLAY:
         for (const op &each : *o.list) {
@@ -478,20 +466,13 @@ int la_rt_commit(la_rt *rt, void *p, size_t bytes)
         return -1;
     }
     auto found = rt->ranges.upper_bound(at);
-    if (found == rt->ranges.begin() || bytes % GRANULE != 0) {
+    size_t in = found != rt->ranges.begin() ? (size_t)(at - (--found)->first) : 1;
+    if (in % GRANULE != 0 || bytes % GRANULE != 0 || in + bytes > found->second.bytes) {
         fail(rt, "commit: no whole granules of a reservation");
         return -1;
     }
-    --found;
-    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
-    if ((size_t)(at - found->first) % GRANULE != 0 || end * GRANULE > found->second.bytes) {
-        fail(rt, "commit: no whole granules of a reservation");
-        return -1;
-    }
-    if (!rt->maps) {
-        return 0;
-    }
-    return map_granules(rt, found->first, first, end) ? 0 : -1;
+    size_t first = in / GRANULE, end = first + bytes / GRANULE;
+    return !rt->maps || map_granules(rt, found->first, first, end) ? 0 : -1;
 }
 
 void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
@@ -504,11 +485,9 @@ void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
     --found;
     rt->counts.waits++;
     finish_all(rt);
-    for (size_t done = 0; done < bytes; done += GRANULE) {
-        size_t i = (size_t)(at + done - found->first) / GRANULE;
-        if (i < found->second.mapped.size() && found->second.mapped[i] != 0) {
-            unmap_granule(rt, found->first, i);
-        }
+    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
+    for (size_t i = first; i < end && i < found->second.mapped.size(); i++) {
+        unmap_granule(rt, found->first, i);
     }
 }
 
@@ -554,11 +533,7 @@ void la_rt_stream_close(la_rt_stream *s)
     }
     la_rt *rt = s->rt;
     finish_all(rt);
-    for (size_t i = 0; i < rt->streams.size(); i++) {
-        if (rt->streams[i] == s) {
-            rt->streams.erase(rt->streams.begin() + (int64_t)i);
-        }
-    }
+    rt->streams.erase(std::find(rt->streams.begin(), rt->streams.end(), s));
     rt->counts.alive--;
     delete s;
 }
