@@ -44,9 +44,13 @@ typedef struct la_backend_info {
     const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16"; cuda: "sm_90", ... */
     const char *device; /* its name; NULL: the processor */
     size_t memory_free, memory_total; /* of a device, now; 0: the process's own */
-    int64_t graphs, replays;          /* of steps, on a device: made, and run since it was opened */
-    int n_asked;                      /* threads asked for, 0: one per usable processor */
-    int n_threads;                    /* threads of the pool, the caller included */
+    int grows;               /* of a device, 1: its KV caches take memory as they grow, 0: whole */
+    int64_t graphs, replays; /* of steps, on a device: made, and run since it was opened */
+    const char *library;     /* of la_backend_library; NULL: none */
+    int64_t library_products,
+        library_refused;         /* asked of it: for a step or its graph; not done by it */
+    int n_asked;                 /* threads asked for, 0: one per usable processor */
+    int n_threads;               /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
     const char *const *slots;    /* kernel slot names, NULL-terminated */
     const char *const *slot_isa; /* ISA chosen for each slot, same order */
@@ -61,6 +65,10 @@ la_status la_backend_open(const char *name, const char *isa, int n_threads, la_b
 la_status la_backend_load(const char *path, int device, la_backend **out);
 void la_backend_close(la_backend *b);
 void la_backend_describe(const la_backend *b, la_backend_info *out);
+/* The library of products that models with `fast_math` use, of a device: cuBLASLt in the shared object `file`, a path
+ * or a name for the loader. loaded: 1 takes it only where the process has it already. LA_ERR_UNSUPPORTED says why
+ * it cannot be used; once one is in use, others are not looked at. */
+la_status la_backend_library(la_backend *b, const char *file, int loaded);
 
 /* One call of a step: op ("embed", "qkv", ...), its layer (-1: none), rows and columns of what it wrote,
  * and a checksum of those values. */
@@ -148,6 +156,7 @@ typedef struct la_model_desc {
     int route_input;       /* 1: the weight multiplies what enters an expert, not what leaves it */
     int activation; /* la_act_form of products with grouped weights: floats ask for fp32 weights */
     int kv_form;    /* la_kv_form of the KV cache */
+    int fast_math; /* 1: float products by la_backend_library, whose bits may change with the batch */
     const la_layer_desc *layers;                    /* [L] */
     const float *rope_inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope/2] each, or NULL */
     float rope_scale[LA_MAX_ROPE_TABLES];           /* multiplies cos and sin (yarn, longrope) */

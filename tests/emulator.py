@@ -117,6 +117,18 @@ def backend() -> ctypes.CDLL:
     return library("backend", [*kernels, EMULATOR / "rt_host.cpp"])
 
 
+def cublas() -> Path:
+    """fake_cublaslt.cpp as libcublasLt.so.13, in a folder as CUDA_HOME has it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra"]
+    made = compile_object(EMULATOR / "fake_cublaslt.cpp", flags)
+    out = CACHE / f"cublas-{made.stem[-16:]}" / "lib64" / "libcublasLt.so.13"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        run([compiler(), "-shared", f"-Wl,-soname,{out.name}", "-o", str(out), str(made)])
+    return out
+
+
 class Error:
     """A buffer that a call fills with the reason of its failure."""
 

@@ -183,6 +183,7 @@ typedef struct la_backend_ops {
     int rows_in_reach; /* host code may read rows: tracing */
     void (*close)(la_backend *b);
     void (*describe)(const la_backend *b, la_backend_info *out);
+    la_status (*library)(la_backend *b, const char *file, int loaded); /* NULL: it uses none */
     la_status (*probe_read)(la_backend *b, size_t bytes, int huge, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
     /* Reads what a decoded token reads, for `seconds`; `pattern` is checked, the model ready. */
@@ -191,7 +192,8 @@ typedef struct la_backend_ops {
     /* Zeroed, on a page border; NULL on failure. */
     void *(*map)(la_backend *b, size_t bytes);
     void (*unmap)(la_backend *b, void *p, size_t bytes);
-    /* Addresses alone; commit makes ranges of whole granules usable (0: done) and zeroes them. */
+    /* Addresses alone; commit makes ranges of whole granules usable and zeroes them: 0, -1 where memory is short,
+     * which leaves things as they were, or a la_status whose error is said. */
     void *(*reserve)(la_backend *b, size_t bytes);
     int (*commit)(la_backend *b, void *p, size_t bytes);
     void (*decommit)(la_backend *b, void *p, size_t bytes);

@@ -57,6 +57,7 @@ class Reporting(Calls):
                 "quantized": self._forms.quantized,
                 "activation": self._forms.rows(config.activation, self._backend.info["name"]),
                 "wide_activations": list(self._forms.wide),
+                "products": self._forms.products,
                 "kv_cache_dtype": KV_NAMES[config.kv_form],
                 "stop_token_ids": sorted(self._own_stop_ids),
                 "mtp_tensors": self._forms.later,

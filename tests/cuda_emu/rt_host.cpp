@@ -9,7 +9,7 @@
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
  * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
- * memory), LLMACCEL_EMU_CC (the compute capability, 90).
+ * memory), LLMACCEL_EMU_GRANULE (so does the granule of this number), LLMACCEL_EMU_CC (the compute capability, 90).
  */
 #include "la_rt.h"
 
@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <string>
@@ -34,7 +35,7 @@ struct alignas(64) line {
     uint64_t words[8];
 };
 
-enum kind { COPY, FILL, LAUNCH, REPLAY, EVENT };
+enum kind { COPY, FILL, LAUNCH, ASK, REPLAY, EVENT };
 
 struct op {
     kind what;
@@ -44,6 +45,7 @@ struct op {
     int byte;
     la_rt_way way;
     la_entry entry;
+    la_rt_call call;
     std::vector<line> args;
     la_rt_shape shape;
     const std::vector<op> *list;
@@ -75,6 +77,7 @@ struct la_rt {
     uint32_t seed = 0, kernels = 0, state = 1;
     size_t used = 0, capacity = 0;
     int64_t fault = 0, graphs = 0, graph_without_memory = 0;
+    int64_t granules = 0, granule_without_memory = 0;
     int maps = 1, cc = 90;
     std::string error;
 };
@@ -184,14 +187,44 @@ void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
     return p;
 }
 
+void unmap_granule(la_rt *rt, uint8_t *base, size_t i)
+{
+    uint8_t *granule = base + i * GRANULE;
+    if (rt->ranges[base].mapped[i] != 0) {
+        rt->ranges[base].mapped[i] = 0;
+        forget_piece(rt, granule);
+        madvise(granule, GRANULE, MADV_DONTNEED);
+        mprotect(granule, GRANULE, PROT_NONE);
+    }
+}
+
+/* Those of granules first .. end - 1 that are not there yet, or, where memory ends, none of them. */
+bool map_granules(la_rt *rt, uint8_t *base, size_t first, size_t end)
+{
+    std::vector<size_t> fresh;
+    bool room = true;
+    for (size_t i = first; room && i < end; i++) {
+        if (rt->ranges[base].mapped[i] == 0) {
+            room = ++rt->granules != rt->granule_without_memory &&
+                   rt->used + GRANULE * (fresh.size() + 1) <= rt->capacity;
+            fresh.push_back(i);
+        }
+    }
+    for (size_t i = 0; room && i < fresh.size(); i++) {
+        uint8_t *granule = base + fresh[i] * GRANULE;
+        mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
+        rt->ranges[base].mapped[fresh[i]] = 1;
+        add_piece(rt, granule, GRANULE, 0);
+    }
+    return room;
+}
+
 void run_launch(la_rt_stream *s, const op &o)
 {
     la_rt *rt = s->rt;
     la_emu_shape shape = {};
     char why[512] = "";
-    for (int i = 0; i < 3; i++) {
-        shape.grid[i] = o.shape.grid[i];
-    }
+    memcpy(shape.grid, o.shape.grid, sizeof shape.grid);
     shape.block[0] = o.shape.threads;
     shape.cluster[0] = o.shape.cluster;
     shape.smem = o.shape.smem;
@@ -204,7 +237,9 @@ void run_launch(la_rt_stream *s, const op &o)
     else if (shape.grid[1] > LA_GRID_YZ || shape.grid[2] > LA_GRID_YZ) {
         fail(rt, "launch: more than 65535 blocks along y or z");
     }
-    else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
+    else if ((o.what == ASK
+                  ? o.call(nullptr, o.args.data(), why, sizeof why)
+                  : la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why)) != 0) {
         fail(rt, why);
     }
 }
@@ -224,20 +259,17 @@ void run_copy(la_rt *rt, const op &o)
 void run_op(la_rt_stream *s, const op &o)
 {
     la_rt *rt = s->rt;
-    if (o.what == COPY || o.what == FILL) {
+    if (o.what == COPY || o.what == FILL || o.what == ASK) {
         s->writes.starts.clear(); /* it waited, and who follows waits for it */
     }
     switch (o.what) {
     case COPY: run_copy(rt, o); break;
     case FILL:
-        if (inside(rt, o.dst, o.bytes, 0)) {
-            memset(o.dst, o.byte, o.bytes);
-        }
-        else {
-            fail(rt, "fill: outside of an allocation");
-        }
+        inside(rt, o.dst, o.bytes, 0) ? (void)memset(o.dst, o.byte, o.bytes)
+                                      : fail(rt, "fill: outside of an allocation");
         break;
-    case LAUNCH: run_launch(s, o); break;
+    case LAUNCH:
+    case ASK: run_launch(s, o); break;
     case EVENT: o.event->reached++; break;
     case REPLAY:
         for (const op &each : *o.list) {
@@ -305,6 +337,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
     const char *graph = getenv("LLMACCEL_EMU_GRAPH"), *cc = getenv("LLMACCEL_EMU_CC");
+    const char *granule = getenv("LLMACCEL_EMU_GRANULE");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
         snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
@@ -319,6 +352,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
     rt->cc = cc != nullptr ? (int)strtol(cc, nullptr, 10) : 90;
     rt->graph_without_memory = graph != nullptr ? strtoll(graph, nullptr, 10) : 0;
+    rt->granule_without_memory = granule != nullptr ? strtoll(granule, nullptr, 10) : 0;
     *out = rt;
     newest = rt;
     return 0;
@@ -418,10 +452,9 @@ void *la_rt_reserve(la_rt *rt, size_t bytes)
     rt->ranges[static_cast<uint8_t *>(p)] = {n * GRANULE, std::vector<char>(n, 0)};
     rt->counts.allocations++;
     rt->counts.alive++;
-    if (!rt->maps) {
-        rt->maps = 1;
-        (void)la_rt_commit(rt, p, n * GRANULE);
-        rt->maps = 0;
+    if (!rt->maps && !map_granules(rt, static_cast<uint8_t *>(p), 0, n)) {
+        la_rt_release(rt, p);
+        return nullptr;
     }
     return p;
 }
@@ -433,31 +466,13 @@ int la_rt_commit(la_rt *rt, void *p, size_t bytes)
         return -1;
     }
     auto found = rt->ranges.upper_bound(at);
-    if (found == rt->ranges.begin() || bytes % GRANULE != 0) {
+    size_t in = found != rt->ranges.begin() ? (size_t)(at - (--found)->first) : 1;
+    if (in % GRANULE != 0 || bytes % GRANULE != 0 || in + bytes > found->second.bytes) {
         fail(rt, "commit: no whole granules of a reservation");
         return -1;
     }
-    --found;
-    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
-    if ((size_t)(at - found->first) % GRANULE != 0 || end * GRANULE > found->second.bytes) {
-        fail(rt, "commit: no whole granules of a reservation");
-        return -1;
-    }
-    if (!rt->maps) {
-        return 0;
-    }
-    if (rt->used + bytes > rt->capacity) {
-        return -1;
-    }
-    for (size_t i = first; i < end; i++) {
-        if (found->second.mapped[i] == 0) {
-            uint8_t *granule = found->first + i * GRANULE;
-            mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
-            found->second.mapped[i] = 1;
-            add_piece(rt, granule, GRANULE, 0);
-        }
-    }
-    return 0;
+    size_t first = in / GRANULE, end = first + bytes / GRANULE;
+    return !rt->maps || map_granules(rt, found->first, first, end) ? 0 : -1;
 }
 
 void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
@@ -470,14 +485,9 @@ void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
     --found;
     rt->counts.waits++;
     finish_all(rt);
-    for (size_t done = 0; done < bytes; done += GRANULE) {
-        size_t i = (size_t)(at + done - found->first) / GRANULE;
-        if (i < found->second.mapped.size() && found->second.mapped[i] != 0) {
-            found->second.mapped[i] = 0;
-            forget_piece(rt, at + done);
-            madvise(at + done, GRANULE, MADV_DONTNEED);
-            mprotect(at + done, GRANULE, PROT_NONE);
-        }
+    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
+    for (size_t i = first; i < end && i < found->second.mapped.size(); i++) {
+        unmap_granule(rt, found->first, i);
     }
 }
 
@@ -523,11 +533,7 @@ void la_rt_stream_close(la_rt_stream *s)
     }
     la_rt *rt = s->rt;
     finish_all(rt);
-    for (size_t i = 0; i < rt->streams.size(); i++) {
-        if (rt->streams[i] == s) {
-            rt->streams.erase(rt->streams.begin() + (int64_t)i);
-        }
-    }
+    rt->streams.erase(std::find(rt->streams.begin(), rt->streams.end(), s));
     rt->counts.alive--;
     delete s;
 }
@@ -632,6 +638,16 @@ void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args
     o.args.resize((args_bytes + sizeof(line) - 1) / sizeof(line));
     memcpy(o.args.data(), args, args_bytes);
     o.shape = *shape;
+    put(s, std::move(o));
+}
+
+void la_rt_ask(la_rt_stream *s, la_rt_call call, const void *args, size_t bytes)
+{
+    op o = {};
+    o.what = ASK;
+    o.call = call;
+    o.args.resize((bytes + sizeof(line) - 1) / sizeof(line));
+    memcpy(o.args.data(), args, bytes);
     put(s, std::move(o));
 }
 

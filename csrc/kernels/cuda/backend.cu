@@ -10,6 +10,7 @@
 #include "backend_draws.h"
 #include "backend_graphs.h"
 #include "backend_states.h"
+#include "cublaslt.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -444,6 +445,7 @@ void close_backend(la_backend *b)
     (void)la_rt_enter(cuda->rt);
     la_rt_unpin(cuda->rt, cuda->staging);
     la_rt_stream_close(cuda->s);
+    la_cublas_close(cuda->library);
     la_rt_close(cuda->rt);
     pthread_mutex_destroy(&cuda->turns);
     cuda->host->free(cuda);
@@ -463,6 +465,10 @@ void describe(const la_backend *b, la_backend_info *out)
     out->device = cuda->info.name;
     out->memory_free = now.memory_free;
     out->memory_total = now.memory_total;
+    out->grows = now.maps;
+    out->library = cuda->library != NULL ? la_cublas_name(cuda->library) : NULL;
+    out->library_products = cuda->library_products;
+    out->library_refused = cuda->library_refused;
     out->graphs = done.graphs;
     out->replays = done.replays;
     out->n_threads = 1;
@@ -477,6 +483,7 @@ la_backend_ops make_ops()
     o.name = "cuda";
     o.close = close_backend;
     o.describe = describe;
+    o.library = la_cuda_library;
     o.probe_read = probe_read;
     o.probe_peak = probe_peak;
     o.read_weights = read_weights;

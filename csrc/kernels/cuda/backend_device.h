@@ -25,8 +25,10 @@ typedef struct la_cuda {
     la_rt *rt;
     la_rt_stream *s;
     la_rt_info info;
-    int64_t changes;  /* of what models are made of: graphs hold its addresses */
-    uint8_t *staging; /* [LA_CUDA_STAGING] pinned */
+    int64_t changes;           /* of what models are made of: graphs hold its addresses */
+    uint8_t *staging;          /* [LA_CUDA_STAGING] pinned */
+    struct la_cublas *library; /* of la_cuda_library, or NULL */
+    int64_t library_products, library_refused; /* asked of it, and not done by it */
     char isa[16];
     const char *slots[1]; /* none */
 } la_cuda;
@@ -87,7 +89,13 @@ int la_cuda_is_w4(const la_weight *w);
 size_t la_cuda_linear_bytes(const la_model_desc *d, int T);
 void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l);
 
+/* Products by a library (backend_fast.cu), of models with fast_math: la_cuda_fast_bytes of the step's most rows at
+ * room, 256-byte aligned. 0: the library does not make this one, and nothing was asked for. */
+size_t la_cuda_fast_bytes(const la_model_desc *d, int T);
+int la_cuda_fast(const la_ctx *c, const la_product_args *a, int half, uint8_t *room);
+
 /* Of la_backend_ops. */
+la_status la_cuda_library(la_backend *b, const char *file, int loaded);
 void *la_cuda_map(la_backend *b, size_t bytes);
 void la_cuda_unmap(la_backend *b, void *p, size_t bytes);
 void *la_cuda_reserve(la_backend *b, size_t bytes);

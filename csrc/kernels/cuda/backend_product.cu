@@ -2,7 +2,8 @@
  *
  * Owns the room that products take of a step: rows on their way in, 16 bits a number, and sums of pieces of K.
  * Invariant: the device and a weight's format decide on the kernel (4 bits: gemm_w4.cu; 16 bits on Hopper: wgmma,
- * elsewhere mma.sync), never the number of rows, so a row's bits do not know its company. Called by backend.cu.
+ * elsewhere mma.sync), never the number of rows, so a row's bits do not know its company, unless the model has
+ * fast_math (backend_fast.cu). Called by backend.cu.
  */
 #include "backend_device.h"
 
@@ -12,9 +13,15 @@ static size_t entered_bytes(const la_model_desc *d, int T)
     return (bytes + 255) / 256 * 256;
 }
 
+/* Of rows on their way in, and of sums of our own products. */
+static size_t own_bytes(const la_model_desc *d, int T)
+{
+    return (entered_bytes(d, T) + la_product_room(T) + 255) / 256 * 256;
+}
+
 size_t la_cuda_linear_bytes(const la_model_desc *d, int T)
 {
-    return entered_bytes(d, T) + la_product_room(T);
+    return own_bytes(d, T) + la_cuda_fast_bytes(d, T);
 }
 
 /* Rows to 16 bits, at the start of the room. */
@@ -61,6 +68,10 @@ void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l)
             la_w4_form f = {w->f.row_scale ? 0 : w->f.group, w->f.has_offset,
                             w->f.scale_type == LA_F32, (int64_t)w->unit_bytes};
             la_launch_product_w4(cuda->s, &a, &f);
+        }
+        else if (d->fast_math &&
+                 la_cuda_fast(c, &a, half, l->room + own_bytes(d, c->w->max_tokens))) {
+            /* the library makes it */
         }
         else if (cuda->info.cc == 90) {
             la_launch_product_sm90(cuda->s, &a, half, partial, cuda->info.n_sms);

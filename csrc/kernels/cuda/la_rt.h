@@ -110,7 +110,12 @@ int la_rt_tensor_map(la_rt_stream *s, la_tensor_map *map, const la_tensor_shape 
 /* args are copied. */
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape);
-/* From begin to end the stream takes note of launches, copies within the device and fills instead of doing
+/* What a library asks of a stream by itself: 0, or -1 with what failed in why[n]. */
+typedef int (*la_rt_call)(void *stream, const void *args, char *why, size_t n);
+/* call(the stream's own handle, args) when the stream comes to it, in a graph whenever that runs; on CUDA at once, as
+ * it only asks there. args are copied; what fails is the device's error. */
+void la_rt_ask(la_rt_stream *s, la_rt_call call, const void *args, size_t bytes);
+/* From begin to end the stream takes note of launches, what libraries ask, copies within the device and fills instead of doing
  * them; waiting or allocating meanwhile is an error. end gives NULL on failure; running out of memory is not
  * an error of the device. */
 void la_rt_graph_begin(la_rt_stream *s);

@@ -151,6 +151,14 @@ typedef struct la_w4_form {
 void la_launch_product_w4(la_rt_stream *s, const la_product_args *a, const la_w4_form *f);
 size_t la_product_room(int M);
 
+/* out = finish(y + bias), of sums that a library made: p without a, w and K. */
+typedef struct la_finish_args {
+    la_product_args p;
+    const float *y; /* [M] rows of ldy: whole units of columns */
+    int64_t ldy;
+} la_finish_args;
+void la_launch_finish(la_rt_stream *s, const la_finish_args *a);
+
 #ifdef __cplusplus
 }
 #endif
