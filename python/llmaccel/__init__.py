@@ -52,7 +52,9 @@ if TYPE_CHECKING:
         ScoringRequestOutput,
     )
     from llmaccel.prompt_types import EmbedsPrompt, PromptType, TextPrompt, TokensPrompt
+    from llmaccel.showing import ShownWeight
     from llmaccel.stepping import LLMEngine
+    from llmaccel.stored import StoredKV
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -98,6 +100,8 @@ __all__ = [
     "SamplingType",
     "ScoringOutput",
     "ScoringRequestOutput",
+    "ShownWeight",
+    "StoredKV",
     "Tensor",
     "TextPrompt",
     "TokensPrompt",
@@ -146,6 +150,8 @@ _HOMES = {
     "PoolingRequestOutput": "pooling_params",
     "ScoringOutput": "pooling_params",
     "ScoringRequestOutput": "pooling_params",
+    "ShownWeight": "showing",
+    "StoredKV": "stored",
     "EmbedsPrompt": "prompt_types",
     "PromptType": "prompt_types",
     "TextPrompt": "prompt_types",

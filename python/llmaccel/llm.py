@@ -35,6 +35,7 @@ from llmaccel.loading import (
 )
 from llmaccel.measuring import Measuring
 from llmaccel.metrics import Recorder
+from llmaccel.models.mapping import weight_table
 from llmaccel.models.module import ModuleTensors, module_config, module_generation
 from llmaccel.models.score import load_score
 from llmaccel.options import LoadOptions, options_of
@@ -46,15 +47,17 @@ from llmaccel.processors import refuse_wait
 from llmaccel.prompts import tokenization_of
 from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
+from llmaccel.showing import Showing
 from llmaccel.states import show, wanted_of
 from llmaccel.stepping import Steps
+from llmaccel.stored import Stored
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
 from llmaccel.weights import Weights
 
 _LOG = logging.getLogger("llmaccel")
 
 
-class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting):
+class LLM(Pooling, Searching, Queued, Measuring, Weights, Showing, Stored, Compatible, Reporting):
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
@@ -194,6 +197,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         self._plan = prepared.plan
         self._path = prepared.path
         self._slots = prepared.slots
+        self._names, self._uses = weight_table(prepared.config, prepared.checkpoint), None
         self._sleeping = False
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)

@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from llmaccel.arguments import refuse_foreign
 from llmaccel.calls import Calls
 from llmaccel.errors import ConfigError, UnsupportedError, shown
-from llmaccel.metrics import Metric, collect
+from llmaccel.metrics import Metric, collect, expert_tokens
 from llmaccel.options import KV_NAMES, profile_folder
 from llmaccel.profile import Profile
 
@@ -23,8 +25,8 @@ class Measuring(Calls):
 
     def get_metrics(self) -> list[Metric]:
         """Counters, gauges and histograms since the LLM was made, under vLLM's names (of
-        llmaccel.metrics: Counter, Gauge, Histogram, Vector). UnsupportedError where
-        disable_log_stats=True turned them off."""
+        llmaccel.metrics: Counter, Gauge, Histogram; and Vector, the tokens of a layer's experts).
+        UnsupportedError where disable_log_stats=True turned them off."""
         self._driver.check()
         recorder = self._driver.recorder
         if recorder is None:
@@ -36,7 +38,15 @@ class Measuring(Calls):
             "num_gpu_blocks": str(self._plan.limits["kv_pages"]),
         }
         labels = {"model_name": name, "engine": "0"}
-        return self._driver.read(lambda stats: collect(recorder, stats, labels, cache))
+        found = self._driver.read(lambda stats: collect(recorder, stats, labels, cache))
+        load = self.expert_load()
+        routed = {i: load[i] for i, layer in enumerate(self._config.layers) if layer.moe}
+        return found + expert_tokens(routed, labels)
+
+    def expert_load(self) -> np.ndarray:
+        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
+        load = np.frombuffer(self._driver.expert_load(), np.int64)
+        return load.reshape(self._config.n_layers, self._config.n_experts)
 
     def start_profile(
         self, path: str | Path | None = None, *, profile_prefix: str | None = None, **foreign: Any

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 from llmaccel.errors import RequestError, UnsupportedCombination, UnsupportedError, shown
 from llmaccel.hints import SAMPLING_NAMES, hint
+from llmaccel.whole import is_whole
 
 _T = TypeVar("_T")
 _INT32_MAX = 2**31 - 1
@@ -573,7 +574,7 @@ def _top(k: int | None, n_vocab: int) -> int:
 
 
 def _integer(name: str, value: Any, lo: int, hi: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_whole(value):
         raise RequestError(f"{name} must be an integer, got {shown(value)}")
     if not lo <= value <= hi:
         raise RequestError(

@@ -103,11 +103,7 @@ def ids_of(given: Any, where: str) -> list[int]:
 def checked_ids(given: Sequence[Any], where: str) -> list[int]:
     """`given` as a list of ints; RequestError names the first that is no id."""
     for i, item in enumerate(given):
-        if (
-            not isinstance(item, numbers.Integral)
-            or isinstance(item, bool)
-            or not 0 <= item < 2**31
-        ):
+        if not is_whole(item, 0, 2**31 - 1):
             raise RequestError(f"{where}[{i}]: expected a token id, got {shown(item)}")
     return list(map(int, given))
 

@@ -65,7 +65,8 @@ class Weights(Calls):
         rounded as the model's file says (activation="checkpoint"). All names, shapes and values are
         checked before the first is replaced. LLMAccelError where requests or a call of several are
         under way; new ones wait meanwhile. RequestError names a tensor that does not fit,
-        UnsupportedError one that the model keeps as codes of its file.
+        UnsupportedError one that the model keeps as codes of its file. LLMAccelError while views
+        are alive that weight() gave.
         """
         self._driver.check()
         if class_tokens(self._config.raw):
@@ -82,6 +83,11 @@ class Weights(Calls):
         with self._driver.exclusive("update_weights") as model:
             if model is None:
                 raise LLMAccelError("update_weights: this LLM sleeps; wake_up() comes first")
+            if model.views:
+                raise LLMAccelError(
+                    f"update_weights: {model.views} views of weights are alive, which would show "
+                    "memory that is gone; drop what weight() gave, and arrays over it"
+                )
             for place in touched:
                 set_slot(model, place, self._parts(table, place, stored), False)
             if score is not None:
@@ -190,7 +196,8 @@ class Weights(Calls):
 
         Level 2 reads them from the model's files when it wakes, so what update_weights changed is
         lost; UnsupportedError for a model that has no files. LLMAccelError where requests are under
-        way. A sleeping LLM refuses requests; stats() and report() go on.
+        way. A sleeping LLM refuses requests; stats() and report() go on. Weights of which weight()
+        gave a view are freed when the last such view is.
         """
         self._driver.check()
         if not is_whole(level, 1, 2):

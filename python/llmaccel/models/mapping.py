@@ -524,6 +524,12 @@ def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTabl
     )
 
 
+def weight_table(config: ModelConfig, checkpoint: TensorTable) -> NameTable:
+    """The names that `checkpoint` has for slots, for when it is gone: no tensor comes from it."""
+    known: Any = frozenset(checkpoint.names())
+    return _name_table(config, known)
+
+
 def iter_slots(
     config: ModelConfig, checkpoint: TensorTable
 ) -> Iterator[tuple[str, int, int, list[RawTensor]]]:
