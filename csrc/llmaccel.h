@@ -251,13 +251,11 @@ typedef enum la_quant {
 /* Forms of a model's matrices. Block-quantized (GGUF) tensors are never quantized again: they stay exact,
  * or become fp32 where floats is LA_F32. */
 typedef struct la_recipe {
-    la_dtype
-        floats; /* of what is not quantized: LA_F32, LA_BF16, LA_F16; LA_DTYPE_COUNT: as stored */
-    la_quant body; /* qkv, o, gate_up, down, of experts too, mla_in, mla_q */
+    la_dtype floats; /* what is not quantized: LA_F32, LA_BF16, LA_F16; LA_DTYPE_COUNT: its own */
+    la_quant body;   /* qkv, o, gate_up, down, of experts too, mla_in, mla_q */
     la_quant head;
     la_quant embed; /* the head's where the two are tied: the matrix exists once */
-    uint64_t
-        wide; /* bit 1 << la_slot: LA_ACT_I8X2 where the desc asks for LA_ACT_I8 (bf16 below VNNI) */
+    uint64_t wide;  /* bit 1 << la_slot: LA_ACT_I8X2 in place of LA_ACT_I8 (bf16 below VNNI) */
 } la_recipe;
 
 /* Numbers only; loads nothing. b NULL: a CPU backend that la_backend_open would open with n_threads. */
@@ -388,8 +386,7 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
 void la_engine_free(la_engine *e);
 /* Bytes of an engine's own arrays (events, results, page tables), beside la_plan's. Loads nothing. */
 size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits);
-/* Any thread, any time. Validates, copies, returns an id > 0. LA_ERR_SYSTEM, with the reason, once the device has
- * failed. */
+/* Any thread, any time. Validates, copies, returns an id > 0. LA_ERR_SYSTEM once the device has failed. */
 la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
 /* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */
 la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
@@ -402,8 +399,7 @@ int la_engine_has_work(la_engine *e);
  * NULL. Not while another thread steps. LA_ERR_UNSUPPORTED where pages lie on a device. */
 la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);
-/* Tokens that every expert was given so far, [L][E] (0 in layers without experts); returns L * E. out may be
- * NULL. */
+/* Tokens of every expert so far, [L][E] (0 in layers without experts); returns L * E. out may be NULL. */
 size_t la_engine_expert_load(la_engine *e, int64_t *out);
 /* Test hook: forces the n youngest running sequences to be preempted before the next step. */
 la_status la_engine_preempt(la_engine *e, int n);

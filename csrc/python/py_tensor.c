@@ -332,10 +332,10 @@ static int extents_from(PyObject *tuple, int64_t *out)
  * `room` elements from its first on. */
 static int set_strides(const py_state *state, py_tensor *self, const int64_t *strides, int64_t room)
 {
-    int64_t last = 0;
+    int64_t last = 0, size = self->dtype->dl.bits / 8, most = PY_SSIZE_T_MAX / size;
     for (int i = 0; i < self->n_dims; i++) {
         int64_t steps = self->shape[i] - 1;
-        if (strides[i] < 0 || (steps > 0 && strides[i] > (PY_SSIZE_T_MAX - last) / steps)) {
+        if (strides[i] < 0 || strides[i] > (most - last) / (steps > 0 ? steps : 1)) {
             py_raise_format(state, LA_ERR_ARGUMENT, "strides: %lld is negative or too large",
                             (long long)strides[i]);
             return -1;
@@ -343,7 +343,7 @@ static int set_strides(const py_state *state, py_tensor *self, const int64_t *st
         last += steps > 0 ? steps * strides[i] : 0;
         self->strided |= steps > 0 && strides[i] != self->strides[i];
         self->strides[i] = strides[i];
-        self->buffer_strides[i] = strides[i] * (self->dtype->dl.bits / 8);
+        self->buffer_strides[i] = strides[i] * size;
     }
     if (self->bytes > 0 && last >= room) {
         py_raise_format(state, LA_ERR_ARGUMENT,
