@@ -42,15 +42,15 @@ static PyObject *wide_item(const py_tensor *self, Py_ssize_t i)
     }
 }
 
-/* Nested lists of axis `axis` on, from element *next, which moves on. */
-static PyObject *wide_list(const py_tensor *self, int axis, Py_ssize_t *next)
+/* Nested lists of axis `axis` on, from element `at` of the memory. */
+static PyObject *wide_list(const py_tensor *self, int axis, Py_ssize_t at)
 {
     if (axis == self->n_dims) {
-        return wide_item(self, (*next)++);
+        return wide_item(self, at);
     }
     PyObject *list = PyList_New((Py_ssize_t)self->shape[axis]);
     for (Py_ssize_t i = 0; list != NULL && i < (Py_ssize_t)self->shape[axis]; i++) {
-        PyObject *part = wide_list(self, axis + 1, next);
+        PyObject *part = wide_list(self, axis + 1, at + i * (Py_ssize_t)self->strides[axis]);
         if (part == NULL) {
             Py_CLEAR(list);
             break;
@@ -65,8 +65,7 @@ PyObject *py_tensor_tolist(PyObject *object, PyObject *unused)
     (void)unused;
     py_tensor *self = (py_tensor *)object;
     if (self->dtype->numpy < 0) {
-        Py_ssize_t next = 0;
-        return wide_list(self, 0, &next);
+        return wide_list(self, 0, 0);
     }
     PyObject *array = PyObject_CallMethod(object, "numpy", NULL);
     PyObject *list = array != NULL ? PyObject_CallMethod(array, "tolist", NULL) : NULL;
@@ -175,11 +174,16 @@ PyObject *py_tensor_reduce(PyObject *object, PyObject *unused)
 {
     (void)unused;
     py_tensor *self = (py_tensor *)object;
+    py_tensor *dense = self->strided ? py_tensor_copy(self) : (py_tensor *)Py_NewRef(object);
     PyObject *maker = PyObject_GetAttrString((PyObject *)Py_TYPE(object), "from_bytes");
-    PyObject *shape = maker != NULL ? PyObject_GetAttrString(object, "shape") : NULL;
-    if (shape == NULL) {
-        Py_XDECREF(maker);
-        return NULL;
+    PyObject *shape = PyObject_GetAttrString(object, "shape");
+    PyObject *result = NULL;
+    if (dense != NULL && maker != NULL && shape != NULL) {
+        result =
+            Py_BuildValue("O(y#sO)", maker, dense->data, dense->bytes, dense->dtype->name, shape);
     }
-    return Py_BuildValue("N(y#sN)", maker, self->data, self->bytes, self->dtype->name, shape);
+    Py_XDECREF(dense);
+    Py_XDECREF(maker);
+    Py_XDECREF(shape);
+    return result;
 }
