@@ -5,6 +5,8 @@
  * floats) keeps its bits in a copy and gives exact floats; nothing here runs for a Tensor that only crosses.
  * The methods stand in the table of py_tensor.c.
  */
+#define PY_SSIZE_T_CLEAN
+
 #include "py_tensor.h"
 
 #include <math.h>

@@ -73,9 +73,10 @@ class Weights(Calls):
         """Replace weights in place.
 
         weights: names as in the checkpoint to NumPy arrays, torch tensors or DLPack exporters on
-        the CPU, or pairs of these; row-major, of the same shapes, floats of any width; packed as the
-        model's own were (each expert's as that expert's), and free to go afterwards. What lies in one matrix comes
-        together: q, k and v of a layer, gate and up. Experts that a file has in one tensor may come
+        the CPU, or pairs of these; row-major, of the same shapes, floats of any width; packed as
+        the model's own were (each expert's as that expert's), free to go afterwards. What lies in
+        one matrix comes together: q, k and v of a layer, gate and up. Experts that a file has in
+        one tensor may come
         one by one where the family's checkpoints know them so, any number of them. Rows go on being
         rounded as the model's file says (activation="checkpoint"). All names, shapes and values are
         checked before the first is replaced. LLMAccelError where requests or a call of several are
