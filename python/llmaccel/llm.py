@@ -225,6 +225,12 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Showing, Stored, Compa
         if known > n_vocab:
             _LOG.warning("the tokenizer has %d tokens, the model %d", known, n_vocab)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an LLM cannot be pickled or copied: it holds weights and threads; another process "
+            "opens the model itself by LLM(path)"
+        )
+
     # ---- generation -----------------------------------------------------------------------------
 
     def generate(

@@ -595,7 +595,7 @@ def set_slot(
 
 def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
     """The tokenizer, or None where the model brings none and none was named."""
-    from llmaccel.tokenize import Tokenizer, load_tokenizer
+    from llmaccel.tokenize import Tokenizer, from_transformers, load_tokenizer
 
     given = options.tokenizer
     if options.skip_tokenizer_init:
@@ -614,8 +614,13 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
             given, chat_template=options.chat_template, revision=options.revision if same else None
         )
     if given is not None:
+        if hasattr(given, "backend_tokenizer"):
+            return from_transformers(given, options.chat_template)
         if not isinstance(given, Tokenizer):
-            raise ConfigError(f"tokenizer={shown(given)}: expected a path or a Tokenizer")
+            raise ConfigError(
+                f"tokenizer={shown(given)}: expected a path, a Tokenizer, or a fast tokenizer of "
+                "transformers"
+            )
         if options.chat_template is not None:
             raise ConfigError("chat_template: give it to load_tokenizer, which made the tokenizer")
         return given

@@ -52,6 +52,7 @@ class Reporting(Calls):
                 "d_model": config.d_model,
                 "n_vocab": config.n_vocab,
                 "max_model_len": config.max_len,
+                "learned_positions": config.d_rope == 0,
                 "dtype": self._forms.dtype,
                 "head_dtype": self._forms.head,
                 "quantized": self._forms.quantized,

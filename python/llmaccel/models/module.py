@@ -62,8 +62,11 @@ class ModuleTensors:
         return found
 
     def __getitem__(self, name: str) -> RawTensor:
+        tensor = self._there(name)
+        if not tensor.is_contiguous():  # a copy of this one, gone when it is packed
+            tensor = tensor.detach().contiguous()
         try:
-            return raw_tensor(name, self._there(name))
+            return raw_tensor(name, tensor)
         except ConfigError as error:
             raise ConfigError(f"from_torch: {error}") from error
 
