@@ -6,12 +6,9 @@ Capsules that no library would make are built with ctypes: what they claim must 
 from __future__ import annotations
 
 import array as arrays
-import copy
 import ctypes
 import gc
 import itertools
-import math
-import pickle
 import sys
 import weakref
 
@@ -577,57 +574,3 @@ def test_torch_errors_name_the_argument():
         kernels.act(torch.ones(3, requires_grad=True))
     with pytest.raises(ConfigError, match="x: must be row-major"):
         kernels.act(torch.ones(3, 4).T)
-
-
-# ---- as torch.Tensor is asked -------------------------------------------------------------------
-
-
-def test_elements_are_pythons_numbers():
-    tensor = Tensor(np.arange(6, dtype=np.int16).reshape(2, 3))
-    assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert (tensor.ndim, tensor.numel(), len(tensor)) == (2, 6, 2)
-    assert [row.sum() for row in tensor] == [3, 12]
-    rows = list(tensor)
-    rows[0][0] = 7  # a view
-    assert tensor.tolist()[0][0] == 7
-    one = Tensor(np.array([[2.5]], np.float32))
-    assert (one.item(), float(one), int(one), bool(one)) == (2.5, 2.5, 2, True)
-    assert not Tensor(np.zeros((), np.float32))
-    for wrong in (tensor.item, lambda: bool(tensor), lambda: float(Tensor.zeros((0,), "F32"))):
-        with pytest.raises(ValueError, match="elements is no single number"):
-            wrong()
-    with pytest.raises(TypeError, match="without dimensions"):
-        iter(Tensor(np.zeros(())))
-
-
-@pytest.mark.parametrize(
-    ("dtype", "codes", "values"),
-    [
-        ("BF16", [0x3F80, 0xC040, 0x0001, 0x7F80], [1.0, -3.0, 2.0**-133, math.inf]),
-        ("F8_E4M3", [0x38, 0xFE, 0x01, 0x00], [1.0, -448.0, 2.0**-9, 0.0]),
-        ("F8_E5M2", [0x3C, 0xFB, 0x01, 0xFC], [1.0, -57344.0, 2.0**-16, -math.inf]),
-        ("F8_E8M0", [127, 0, 254, 128], [1.0, 2.0**-127, 2.0**127, 2.0]),
-    ],
-)
-def test_elements_that_numpy_lacks_are_exact(dtype, codes, values):
-    bits = np.array(codes, np.uint16 if dtype == "BF16" else np.uint8)
-    tensor = Tensor.from_bytes(bits.tobytes(), dtype, (2, 2))
-    assert tensor.tolist() == [values[:2], values[2:]]
-    nan = {"BF16": b"\xc0\x7f", "F8_E4M3": b"\x7f", "F8_E5M2": b"\x7e", "F8_E8M0": b"\xff"}[dtype]
-    assert math.isnan(Tensor.from_bytes(nan, dtype, ()).item())
-
-
-@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "U8", "BOOL"])
-def test_copies_are_by_value(dtype):
-    tensor = Tensor.zeros((2, 3), dtype)
-    view = memoryview(tensor).cast("B")
-    view[0] = 1
-    for again in (pickle.loads(pickle.dumps(tensor)), copy.copy(tensor), copy.deepcopy(tensor)):
-        assert (again.dtype, again.shape) == (dtype, (2, 3))
-        assert bytes(memoryview(again)) == bytes(view)
-        assert again.data_ptr() != tensor.data_ptr()
-    assert b"from_bytes" in pickle.dumps(tensor)  # a constructor of bytes, and no other code
-    empty = pickle.loads(pickle.dumps(Tensor.zeros((0, 4), dtype)))
-    assert (empty.dtype, empty.shape) == (dtype, (0, 4))
-    with pytest.raises(ValueError, match="data: expected"):
-        Tensor.from_bytes(b"abc", "F32", (1,))

@@ -145,7 +145,8 @@ def test_read_arrays_of_gguf(tmp_path):
     assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
 
 
-def test_nothing_to_score_is_an_error(folder, tmp_path, capsys):
+def test_nothing_to_score_is_an_error(tmp_path, capsys):
+    folder = letters.write_model(tmp_path)
     empty = tmp_path / "empty.txt"
     empty.write_text("")
     assert cli.main(["eval", "ppl", "--model", str(folder), str(empty)]) != 0

@@ -44,7 +44,7 @@ def lean(token: int) -> Any:
 
     def bend(past: Any, scores: Any) -> Any:
         assert past.shape[0] == scores.shape[0]
-        scores[:, (past[:, -1] * 7 + token) % scores.shape[1]] += 2.5
+        scores[torch.arange(len(past)), (past[:, -1] * 7 + token) % scores.shape[1]] += 2.5
         return scores
 
     return bend

@@ -619,14 +619,6 @@ static PyMethodDef tensor_methods[] = {
      "zeros(shape, dtype) -> Tensor\n\nNew memory, 64-byte aligned; dtype as in safetensors: "
      "'F32', "
      "'BF16', ..."},
-    {"from_bytes", py_tensor_from_bytes, METH_VARARGS | METH_CLASS,
-     "from_bytes(data, dtype, shape) -> Tensor\n\nA copy of row-major bytes."},
-    {"__reduce__", py_tensor_reduce, METH_NOARGS, "By value: from_bytes and its arguments."},
-    {"tolist", py_tensor_tolist, METH_NOARGS,
-     "tolist() -> list\n\nNested lists of Python numbers; exact for BF16 and 8-bit floats too."},
-    {"item", py_tensor_one, METH_NOARGS,
-     "item() -> number\n\nThe one element; ValueError where there are more or none."},
-    {"numel", py_tensor_numel, METH_NOARGS, "numel() -> int\n\nElements."},
     {"strided", tensor_strided, METH_VARARGS,
      "strided(dtype, offset, shape, strides) -> Tensor\n\nThis Tensor's memory as other numbers; "
      "offset "
@@ -653,7 +645,6 @@ static PyGetSetDef tensor_getset[] = {
     {"strides", tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
     {"is_contiguous", tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
     {"dtype", tensor_get_dtype, NULL, "str, as in safetensors", NULL},
-    {"ndim", py_tensor_ndim, NULL, "int, axes", NULL},
     {"nbytes", tensor_nbytes, NULL, "bytes of all elements", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -673,10 +664,6 @@ static PyType_Slot tensor_slots[] = {
     {Py_tp_repr, tensor_repr},
     {Py_tp_methods, tensor_methods},
     {Py_tp_getset, tensor_getset},
-    {Py_tp_iter, py_tensor_iter},
-    {Py_nb_float, py_tensor_float},
-    {Py_nb_int, py_tensor_int},
-    {Py_nb_bool, py_tensor_bool},
     {Py_mp_length, tensor_length},
     {Py_mp_subscript, tensor_item},
     {Py_bf_getbuffer, tensor_get_buffer},

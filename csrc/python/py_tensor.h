@@ -1,7 +1,6 @@
-/* py_tensor.h - the Tensor object as its files see it.
+/* py_tensor.h - the Tensor object as its two files see it.
  *
- * py_tensor.c owns the object and NumPy, py_tensor_dlpack.c the DLPack exchange in both directions,
- * py_tensor_values.c its elements as Python's numbers.
+ * py_tensor.c owns the object and NumPy, py_tensor_dlpack.c the DLPack exchange in both directions.
  * Nobody else includes this.
  */
 #ifndef LA_PY_TENSOR_H
@@ -62,17 +61,5 @@ void py_tensor_give_back(py_tensor *self);
 /* __dlpack__ and __dlpack_device__. */
 PyObject *py_tensor_export(PyObject *object, PyObject *args, PyObject *kwargs);
 PyObject *py_tensor_device(PyObject *object, PyObject *unused);
-
-/* py_tensor_values.c: methods and slots of the type, by their names in Python; one is item(). */
-PyObject *py_tensor_tolist(PyObject *object, PyObject *unused);
-PyObject *py_tensor_one(PyObject *object, PyObject *unused);
-PyObject *py_tensor_numel(PyObject *object, PyObject *unused);
-PyObject *py_tensor_ndim(PyObject *object, void *closure);
-PyObject *py_tensor_iter(PyObject *object);
-PyObject *py_tensor_float(PyObject *object);
-PyObject *py_tensor_int(PyObject *object);
-int py_tensor_bool(PyObject *object);
-PyObject *py_tensor_from_bytes(PyObject *type, PyObject *args);
-PyObject *py_tensor_reduce(PyObject *object, PyObject *unused);
 
 #endif
