@@ -326,6 +326,9 @@ typedef struct la_request {
     int n_branches;        /* continuations that share the prompt's pages (vLLM's n) */
     const int32_t *suffix; /* teacher-forced continuations, one after another, or NULL */
     const int *suffix_len; /* [n_branches]; each >= 1; their tokens come as LA_EVENT_PROMPT */
+    int skip_first; /* 1: all branches share the whole prompt, so the first tokens of suffixes after the
+                     * first are not scored; prompt_logprobs and prompt_scores count for branch 0 alone,
+                     * whose first row can tell of those tokens */
     /* Written while the request runs, KEPT until it ends; NULL: not wanted. State s is of state_layers[s]:
      * 0 the embeddings, l what layer l - 1 gives, L that of the last after the final norm. */
     float *logits; /* [n_prompt, V] */

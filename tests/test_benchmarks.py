@@ -147,6 +147,53 @@ def test_quality_says_what_it_needs(monkeypatch, tmp_path):
         quality.token_windows(tmp_path, "x.gguf", 3)
 
 
+def quant_row(findings, model: str, gains: dict[tuple[int, int], tuple[float, float]]) -> dict:
+    """A row of results: of every form the same gains (decode, prefill)."""
+    points = [
+        {"requests": r, "prompt": p, "decode_gain": gains[r, p][0], "prefill_gain": gains[r, p][1]}
+        for r, p in findings.POINTS
+    ]
+    return {"model": model, "forms": {form: {"points": points} for form in findings.FORMS}}
+
+
+def test_verdicts_on_quantized_weights(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import quant_findings as findings
+
+    seconds = {"bf16": {(1, 32): [4.0, 9.0, 6.0]}, "int8": {(1, 32): [2.0, 3.0, 6.0]}}
+    assert findings.gains_of(seconds, "int8") == {(1, 32): 2.0}  # of rounds, not of medians
+    points = findings.POINTS
+    like = dict(zip(points, [(2, 1.1), (1.8, 0.9), (1.5, 1), (1.9, 1), (1.2, 1)], strict=True))
+    unlike = dict(zip(points, [(x, 1.1) for x in (0.9, 1.0, 1.1, 1.0, 1.3)], strict=True))
+    for model, gains, holds in (("a", like, True), ("b", unlike, False)):
+        said = findings.verdicts([quant_row(findings, model, gains)])
+        assert len(said) == 4 * len(findings.WEIGHT_ONLY)
+        assert [right for _, _, right in said] == [holds] * len(said)
+    rows = [quant_row(findings, "a", unlike), quant_row(findings, "b", like)]
+    for given, holds in ((rows, True), (rows[::-1], False)):
+        by_size = [v for v in findings.verdicts(given) if "larger" in v[0]]
+        assert [right for _, _, right in by_size] == [holds] * len(findings.WEIGHT_ONLY)
+
+
+def test_harness_tasks_and_what_is_kept(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import harness
+
+    lines = [line for q in range(2) for line in (f"context {q}", str(q), "a", "b", "c", "d")]
+    path = tmp_path / "questions.txt"
+    path.write_text("\n".join(lines))
+    wanted = [{"ctx": f"context {q}", "endings": list("abcd"), "label": q} for q in range(2)]
+    assert harness._six_lines(path, 2) == wanted
+    with pytest.raises(SystemExit, match="fewer than 3"):
+        harness._six_lines(path, 3)
+    assert harness.largest_difference([[1.0, 2.0], [3.0]], [[1.0, 2.5], [2.9]]) == 0.5
+    made = []
+    for _ in range(2):
+        done = harness.kept(tmp_path / "runs" / "one.json", lambda: made.append(1) or {"x": 1.5})
+        assert done == {"x": 1.5}
+    assert made == [1]
+
+
 def test_turns_are_paired_and_resumed(compare, tmp_path):
     cell = compare.Cell("b", "qwen2.5-0.5b", "llama.cpp", "q8_0", "int8", "decode")
     rows = [turn(cell, compare, i, 10.0 * 2**i, 5.0 * 2**i) for i in range(3)]

@@ -11,7 +11,7 @@ import random
 import struct
 import threading
 from collections import defaultdict
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class Stepper:
         priority: int = 0,
         timeout: float = 0.0,
         logits: Any = None,
+        skip_first: bool = False,
         **params: Any,
     ) -> int:
         return self.core.add(
@@ -69,6 +70,7 @@ class Stepper:
             priority=priority,
             timeout=timeout,
             logits=logits,
+            skip_first=skip_first,
         )
 
     def step(self) -> None:
@@ -125,6 +127,7 @@ BAD = [
     ("the longest suffix leave no room", {"prompt": [1] * 398, "suffixes": [[1, 2, 3]]}),
     ("n_branches: 0", {"branches": 0}),
     ("n_branches: 16385", {"branches": 16385}),
+    ("skip_first: there are no suffixes", {"branches": 2, "skip_first": True}),
     (r"suffix_len\[1\]: 0", {"branches": 2, "suffixes": [[1], []]}),
     (r"suffix\[1\]: id 999", {"branches": 2, "suffixes": [[1], [999]]}),
     ("temperature: nan", {"temperature": math.nan}),
@@ -299,6 +302,34 @@ def test_suffixes_score_as_one_prompt_would(model, limits):
         assert engine.events[scored, b] == wanted
         assert engine.events[going_on, b] == wanted + [e for e in whole if e[0] == TOKEN]
         assert engine.ends[scored, b] == (LENGTH, -1)
+
+
+@pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])
+@pytest.mark.parametrize("length", [1, 70, 128])
+def test_suffixes_that_share_the_whole_prompt(model, limits, length):
+    """The first branch's row of the prompt's last token tells of all suffixes' first tokens."""
+    engine = Stepper(model, **limits)
+    prompt = some_ids(length)
+    suffixes = [some_ids(n, seed=n) for n in (3, 1, 60, 7)]
+    firsts = [suffix[0] for suffix in suffixes]
+    asked = {"prompt_logprobs": 1, "prompt_logprob_start": length, "prompt_scores": firsts}
+    options = {"branches": 4, "suffixes": suffixes, "skip_first": True, "max_tokens": 0}
+    requests = [engine.add(prompt, **options, **asked) for _ in range(2)]
+    engine.run()
+    for request, (b, suffix) in product(requests, enumerate(suffixes)):
+        whole = reference(model, {"prompt_logprobs": 1, "max_tokens": 0}, prompt + suffix)
+        wanted = [e for e in whole if e[1] >= length]
+        events = engine.events[request, b]
+        assert [e[:5] for e in events] == [e[:5] for e in wanted[b > 0 :]]
+        ids, logprobs = engine.events[request, 0][0][5:]
+        assert struct.unpack("5i", ids) == (*struct.unpack("i", wanted[0][5]), *firsts)
+        assert logprobs[:4] == wanted[0][6]
+        assert logprobs[4 * b + 4 :][:4] == wanted[0][3]
+        assert all(e[5] is None or not e[5] for e in events if b > 0)
+        assert engine.ends[request, b] == (LENGTH, -1)
+    if limits is ROOMY:
+        fed = 2 * (length + sum(len(suffix) - 1 for suffix in suffixes))
+        assert engine.core.stats()["prompt_tokens"] == fed
 
 
 @pytest.mark.parametrize("limits", [ROOMY, TIGHT], ids=["roomy", "tight"])

@@ -582,10 +582,16 @@ def test_loglikelihood(llm):
         assert score == pytest.approx(sum(rows[i - 1][ids[i]] for i in places), abs=1e-3)
         assert greedy == all(rows[i - 1].argmax() == ids[i] for i in places)
     assert fed < total  # the shared context was fed once
+    alone = [llm.loglikelihood([c], [t])[0] for c, t in zip(contexts, continuations, strict=True)]
+    assert results == alone  # the same bits
     best = llm.generate("abc", SamplingParams(temperature=0, max_tokens=5, ignore_eos=True))[0]
     pair = llm.loglikelihood([best.prompt_token_ids] * 2, [best.outputs[0].token_ids, [5, 5, 5]])
     assert pair[0][1]
     assert not pair[1][1]
+    ids = best.outputs[0].token_ids
+    other = (ids[0] + 1) % tokenizer.vocab_size
+    pair = llm.loglikelihood([best.prompt_token_ids] * 3, [[other], ids[:1], [other, *ids[1:]]])
+    assert [greedy for _, greedy in pair] == [False, True, False]
 
 
 def test_repr(tmp_path):

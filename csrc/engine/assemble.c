@@ -32,11 +32,12 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
     if (next < q->n_forced) {
         if (next >= live->n_prompt ||
             (p->prompt_logprobs >= 0 && next >= p->prompt_logprob_start)) {
+            int plain = q->forced_cost == 0; /* nothing beside the target */
             row->target = la_request_token(live, q->branch, next);
-            row->n_top = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
+            row->n_top = plain || p->prompt_logprobs < 0 ? 0 : p->prompt_logprobs;
             row->report = p->report;
             row->score_ids = p->prompt_scores;
-            row->n_score = p->n_prompt_score;
+            row->n_score = plain ? 0 : p->n_prompt_score;
         }
     }
     else if (p->max_tokens > 0) {

@@ -170,7 +170,7 @@ static la_status check_suffix(const la_request *r, int n_vocab, int *total, int 
     *total = 0;
     *longest = 0;
     if (r->suffix == NULL) {
-        return LA_OK;
+        return r->skip_first == 0 ? LA_OK : REFUSE("skip_first: there are no suffixes");
     }
     if (r->suffix_len == NULL) {
         return REFUSE("suffix_len: missing for %d suffixes", r->n_branches);
@@ -357,6 +357,12 @@ static void carve_sampling(la_carver *c, const la_sampling *from, const la_total
     to->bias = bias;
 }
 
+/* Whether no branch but the first wants a row of the prompt's last token. */
+static int skips(const la_request *r)
+{
+    return r->skip_first != 0;
+}
+
 static int branch_forced(const la_request *r, int b)
 {
     return r->n_prompt + (r->suffix != NULL ? r->suffix_len[b] : 0);
@@ -436,7 +442,7 @@ static la_live *carve_live(la_carver *c, const la_request *r, const la_totals *t
     la_live *to = live != NULL ? live : &measured;
     memset(to, 0, sizeof *to);
     size_t n = (size_t)r->n_branches;
-    int n_prefix = r->n_branches > 1 ? r->n_prompt - 1 : 0;
+    int n_prefix = r->n_branches > 1 ? r->n_prompt - 1 + skips(r) : 0;
     to->group.n_seqs = r->n_branches;
     to->group.n_prefix = n_prefix;
     to->group.seqs = la_carve(c, n, sizeof *to->group.seqs);
@@ -491,8 +497,9 @@ static void start_branch(la_live *live, const la_request *r, const la_totals *t,
     q->n_forced = forced;
     q->first_row = whole    ? first_scored(p, r, live->n_prompt)
                    : silent ? forced
-                            : live->n_prompt - 1;
+                            : live->n_prompt - 1 + (b > 0 && skips(r));
     q->forced_cost = (p->prompt_logprobs > 0 ? p->prompt_logprobs : 0) + p->n_prompt_score;
+    q->forced_cost = b > 0 && skips(r) ? 0 : q->forced_cost;
     q->sample_cost = p->max_tokens > 0 ? (p->logprobs > 0 ? p->logprobs : 0) + p->n_score : 0;
     if (live->beam != NULL) {
         q->sample_cost = live->beam->n_looked;

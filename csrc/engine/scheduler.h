@@ -39,9 +39,9 @@ typedef struct la_seq {
 } la_seq;
 
 /* The branches of a request share the pages of positions 0 .. n_prefix - 1, the prompt less its
- * last token: every branch feeds that one itself, because it wants the logits. One branch (the
- * leader) computes them while the others are parked; then the group holds them until no branch is
- * left that has yet to start from them. */
+ * last token: every branch feeds that one itself, because it wants the logits; where only the first
+ * does, all of the prompt. One branch (the leader) computes them while the others are parked; then the
+ * group holds them until no branch is left that has yet to start from them. */
 struct la_group {
     la_seq *seqs; /* [n_seqs] */
     int n_seqs;

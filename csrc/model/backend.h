@@ -121,8 +121,9 @@ typedef struct la_mass {
     double raw, tempered;
 } la_mass;
 
-enum { LA_SLICE = 4096 };    /* logits of one la_mass */
-enum { LA_LOGIT_ROWS = 32 }; /* most rows of the tile of logits: x 152k vocabulary x 4 B = 19 MB */
+enum { LA_SLICE = 4096 }; /* logits of one la_mass */
+/* Rows of the tile of logits: x 152k vocabulary x 4 B = 19 MB; on the host as many more as take no more. */
+enum { LA_LOGIT_ROWS = 32, LA_LOGIT_MOST = 96, LA_LOGIT_FLOATS = LA_LOGIT_ROWS * 152064 };
 
 /* Buffers of a step. Every row starts 64-byte aligned and its padding stays zero. */
 struct la_workspace {

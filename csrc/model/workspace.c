@@ -82,6 +82,14 @@ static int has_dense_layer(const la_model_desc *d)
     return 0;
 }
 
+/* Rows of the tile of logits: a small vocabulary's head is read for more of them at once. */
+static int logit_rows(const la_backend_ops *ops, const la_model_desc *d, int T)
+{
+    int rows = ops->rows_in_reach ? LA_LOGIT_FLOATS / d->n_vocab : LA_LOGIT_ROWS;
+    rows = rows < LA_LOGIT_ROWS ? LA_LOGIT_ROWS : rows > LA_LOGIT_MOST ? LA_LOGIT_MOST : rows;
+    return T < rows ? T : rows;
+}
+
 void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, const la_limits *limits,
                          int n_threads, la_workspace *w)
 {
@@ -93,7 +101,7 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     }
     w->bytes = 0;
     w->max_tokens = T;
-    w->logit_rows = T < LA_LOGIT_ROWS ? T : LA_LOGIT_ROWS;
+    w->logit_rows = logit_rows(ops, d, T);
     w->x = carve_rows(w, T, d->d_model);
     w->y = carve_rows(w, T, d->d_model > raw ? d->d_model : raw);
     w->q = carve_rows(w, T, latent && d->q_rank == 0 ? 0 : hd); /* 0: they lie in y */

@@ -261,10 +261,10 @@ static int request_shown(const py_state *state, PyObject *objects[N_SHOWN], PyOb
 static int request_parse(py_state *state, PyObject *args, PyObject *kwargs,
                          const py_model_sizes *of, request_holder *holder)
 {
-    static char *names[] = {"prompt",  "params",     "branches",     "suffixes", "priority",
-                            "timeout", "logits",     "drawn_logits", "states",   "drawn_states",
-                            "layers",  "state_from", "state_to",     "process",  "length_penalty",
-                            "beam",    NULL};
+    static char *names[] = {
+        "prompt",   "params",       "branches",       "suffixes",     "priority",   "timeout",
+        "logits",   "drawn_logits", "states",         "drawn_states", "layers",     "state_from",
+        "state_to", "process",      "length_penalty", "beam",         "skip_first", NULL};
     PyObject *prompt, *params, *suffixes = Py_None, *layers = Py_None, *penalty = Py_None;
     PyObject *shown[N_SHOWN] = {Py_None, Py_None, Py_None, Py_None, Py_None};
     int rule = LA_BEAM_VLLM;
@@ -272,10 +272,10 @@ static int request_parse(py_state *state, PyObject *args, PyObject *kwargs,
     memset(holder, 0, sizeof *holder);
     r->n_branches = 1;
     if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OO|$iOidOOOOOiiOOi:add", names, &prompt, &params, &r->n_branches,
+            args, kwargs, "OO|$iOidOOOOOiiOOip:add", names, &prompt, &params, &r->n_branches,
             &suffixes, &r->priority, &r->timeout, &shown[SHOWN_LOGITS], &shown[SHOWN_DRAWN_LOGITS],
             &shown[SHOWN_STATES], &shown[SHOWN_DRAWN_STATES], &layers, &r->state_from, &r->state_to,
-            &shown[SHOWN_PROCESS], &penalty, &rule)) {
+            &shown[SHOWN_PROCESS], &penalty, &rule, &r->skip_first)) {
         return -1;
     }
     if (penalty != Py_None) {
@@ -564,14 +564,18 @@ static PyMethodDef engine_methods[] = {
     {"add", (PyCFunction)(void (*)(void))engine_add, METH_VARARGS | METH_KEYWORDS,
      "add(prompt, params, *, branches=1, suffixes=None, priority=0, timeout=0.0, logits=None, "
      "drawn_logits=None, states=None, drawn_states=None, layers=None, state_from=0, state_to=0, "
-     "process=None, length_penalty=None, beam=1) -> int\n\nprompt: token ids. params: mapping of "
-     "exactly "
+     "process=None, length_penalty=None, beam=1, skip_first=False) -> int\n\nprompt: token ids. "
+     "params: mapping of exactly "
      "sampling_fields(). logits to state_to are buffers and numbers of la_request. process: "
      "(function(branch) -> failed, float32 [branches, V]), called by step() with a branch's logits "
-     "in its row. length_penalty: of a beam search by the branches; beam: LA_BEAM_*, its rule. Any "
-     "thread."},
+     "in its row. length_penalty: of a beam search by the branches; beam: LA_BEAM_*, its rule. "
+     "skip_first: of la_request. Any thread."},
     {"kv", engine_kv, METH_VARARGS,
-     "kv(id, branch, out=None) -> (tokens, bytes)\n\nWhat a branch has stored, and the bytes of "
+     "kv(id, branch, out=None) -> (tokens, bytes)
+
+     What a branch has stored,
+     and the bytes of
+     "
      "its "
      "pages, [layer][page][kv head], copied to out. On the thread that steps, between two steps."},
     {"cancel", engine_cancel, METH_VARARGS,

@@ -9,7 +9,8 @@ A base of LLM (llm.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from llmaccel import _core
@@ -58,7 +59,8 @@ class Scoring(Calls):
         for i, (text, ids) in enumerate(encoded):
             where = "out" if one else f"out[{i}]"
             results.append(_logits_room(rooms[i], (len(ids), n_vocab), where))
-            work.append((self._score_request(text, ids, 1), {"logits": results[i]}))
+            request = self._score_request(text, ids, 1)
+            work.append((request, score_fields(), {"logits": results[i]}))
         self._score(work)
         return results[0] if one else results
 
@@ -80,7 +82,7 @@ class Scoring(Calls):
             states_bytes(self._config, len(ids), len(wanted)),
         )
         shown, options = prompt_states(self._config, len(ids), wanted)
-        self._score([(self._score_request(text, ids, 1), options)])
+        self._score([(self._score_request(text, ids, 1), score_fields(), options)])
         assert shown.prompt_states is not None
         return shown.prompt_states
 
@@ -116,17 +118,14 @@ class Scoring(Calls):
             for start in range(0, len(members), _SUFFIXES_PER_REQUEST):
                 part = members[start : start + _SUFFIXES_PER_REQUEST]
                 request = self._score_request(None, list(head_ids), len(part))
-                work.append((request, {"suffixes": [tail for _, tail in part]}))
+                fields, options = _suffix_options(head_ids, [tail for _, tail in part])
+                work.append((request, fields, options))
                 places.append([i for i, _ in part])
         self._score(work)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(contexts)
-        for (request, _), where in zip(work, places, strict=True):
-            for i, branch in zip(where, request.branches, strict=True):
-                assert branch.scores is not None
-                results[i] = (
-                    math.fsum(branch.scores.logprobs),
-                    all(rank == 1 for rank in branch.scores.ranks),
-                )
+        for (request, _, options), where in zip(work, places, strict=True):
+            for i, result in zip(where, _suffix_results(request, options["suffixes"]), strict=True):
+                results[i] = result
         return results
 
     def perplexity(self, text: Prompt, *, stride: int | None = None) -> float:
@@ -150,11 +149,11 @@ class Scoring(Calls):
         scored, end = 1, min(len(ids), window)
         while scored < len(ids):
             request = self._score_request(None, ids[max(0, end - window) : scored], 1)
-            work.append((request, {"suffixes": [ids[scored:end]]}))
+            work.append((request, score_fields(), {"suffixes": [ids[scored:end]]}))
             scored, end = end, min(len(ids), end + stride)
         self._score(work)
         logprobs = []
-        for request, _ in work:
+        for request, _, _ in work:
             scores = request.branches[0].scores
             assert scores is not None
             logprobs += scores.logprobs
@@ -201,10 +200,36 @@ class Scoring(Calls):
         params = SamplingParams(temperature=0.0, logprobs=0, detokenize=False)
         return Request(self._next_id()[1], text, ids, params, n_branches=n_branches, draws=False)
 
-    def _score(self, work: list[tuple[Request, dict[str, Any]]]) -> None:
-        """Run requests that draw nothing, and wait."""
+    def _score(self, work: list[tuple[Request, dict[str, Any], dict[str, Any]]]) -> None:
+        """Run requests that draw nothing, with their fields and options, and wait."""
         self._driver.check_wait()
-        self._run_all([(request, score_fields(), options) for request, options in work], 1, False)
+        self._run_all(work, 1, False)
+
+
+def _suffix_options(
+    head: Sequence[int], tails: list[list[int]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields, options) of a request that scores tails behind one head. The row of the head's last
+    token is computed once: the first tail's branch asks it for the first tokens of all."""
+    firsts = list(dict.fromkeys(tail[0] for tail in tails))
+    fields = {"prompt_logprobs": 1, "prompt_logprob_start": len(head), "prompt_scores": firsts}
+    return score_fields() | fields, {"suffixes": tails, "skip_first": True}
+
+
+def _suffix_results(request: Request, tails: list[list[int]]) -> Iterator[tuple[float, bool]]:
+    """(sum of logprobs, whether each is the best) of each tail."""
+    row = request.branches[0].scores
+    assert row is not None
+    assert row.top[0] is not None
+    ids, logprobs = (array(kind, part) for kind, part in zip("if", row.top[0], strict=True))
+    best, firsts = logprobs[0], dict(zip(ids[1:], logprobs[1:], strict=True))
+    for branch, tail in zip(request.branches, tails, strict=True):
+        assert branch.scores is not None
+        found, greedy = branch.scores.logprobs, all(rank == 1 for rank in branch.scores.ranks)
+        if branch.index > 0:
+            found = [firsts[tail[0]], *found]
+            greedy = greedy and found[0] == best
+        yield math.fsum(found), greedy
 
 
 def _logits_room(out: Any, shape: tuple[int, int], where: str) -> _core.Tensor:

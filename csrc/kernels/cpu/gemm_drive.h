@@ -7,7 +7,7 @@
  * by it (0.87-0.91 of the read bandwidth for 0.88-0.98) and so does int5 with its scales in place (5 %).
  * Scales of two numbers are opened between runs of codes, and short runs win: PAIR_K of 256 over 512
  * 11-18 %, over 1024 25-32 %.
- * More rows (prefill): pairs of units, K in blocks of at most 128 KiB of weights, and for each
+ * More rows (prefill): pairs of units, K in blocks of about 128 KiB of weights, and for each
  * block strips of rows over all M; the next block's lines are prefetched evenly over the strips.
  * Tiles work on a copy of their la_tile: stores to c could change the original as far as the
  * compiler knows, and it would load every field again for every result.
@@ -305,14 +305,16 @@ LA_INLINE void tile_strips(const la_gemm *g, const la_tiler *s, la_tile t, int u
     }
 }
 
-/* Length of the K blocks: as even as multiples of TILE_QUANTUM allow. */
+/* Length of the K blocks: as even as multiples of TILE_QUANTUM allow. A quarter of a block more is
+ * better than one block more, whose sums would be loaded and stored once more. */
 LA_INLINE int tile_block(const la_gemm *g, const la_tiler *s, int units)
 {
     if (s->decode) {
         return s->decode_k;
     }
     size_t bytes = la_format_unit(g->f, g->K) * (size_t)units;
-    int blocks = (int)((bytes + TILE_BLOCK_BYTES - 1) / TILE_BLOCK_BYTES);
+    int blocks = (int)((bytes + TILE_BLOCK_BYTES * 3 / 4 - 1) / TILE_BLOCK_BYTES);
+    blocks = blocks > 1 ? blocks : 1;
     int k = (g->K + blocks - 1) / blocks;
     k = (k + TILE_QUANTUM - 1) / TILE_QUANTUM * TILE_QUANTUM;
     int most = la_scales_apart(g->f) ? tile_open_k(g->f, units, TILE_HEADS) : k;

@@ -29,6 +29,7 @@ from llmaccel import LLM, RequestError, SamplingParams
 
 _NAME = "llmaccel"
 _MOST_TOKENS = 256  # of an answer, where a task does not say
+_STEP_TOKENS = 2048  # all questions are there at once, and nobody waits for a first token
 # Of the harness' command line; a batch is what the engine makes of all requests.
 _NO_EFFECT = ("batch_size", "max_batch_size", "device")
 
@@ -39,7 +40,8 @@ class HarnessLM(TemplateLM):
     pretrained: the model, as LLM takes it; model is another name for it. add_bos_token: None: as
     the tokenizer does. prefix_token_id: before an empty context; None: BOS, else EOS. max_length:
     tokens of a context; None: the model's. max_gen_toks: of an answer where a task does not say.
-    options: those of LLM. The harness' batch_size, max_batch_size and device have no effect.
+    options: those of LLM; max_num_batched_tokens is 2048 if not given. The harness' batch_size,
+    max_batch_size and device have no effect.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class HarnessLM(TemplateLM):
             raise RequestError("pretrained: name the model by one of pretrained= and model=")
         for name in _NO_EFFECT:
             options.pop(name, None)
+        options.setdefault("max_num_batched_tokens", _STEP_TOKENS)
         self.llm = LLM(pretrained or model, max_model_len=max_length, **options)
         self.tokenizer = self.llm.get_tokenizer()
         self.max_length = self.llm.report()["model"]["max_model_len"]
