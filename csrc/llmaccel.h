@@ -27,7 +27,7 @@ typedef enum la_status {
     LA_ERR_UNSUPPORTED, /* known, but not available in this build, backend or format */
     LA_ERR_REQUEST,     /* one request is invalid; nothing else is affected */
     LA_ERR_STATE,       /* the object is not in a state that allows the call */
-    LA_ERR_SYSTEM       /* the operating system refused something */
+    LA_ERR_SYSTEM       /* the operating system refused something, or a device failed */
 } la_status;
 
 /* The message of the calling thread's last failed call; "" if none. */
@@ -226,12 +226,14 @@ typedef struct la_limits {
     int max_batch_tokens; /* tokens in a step */
     int max_len;          /* tokens of a sequence, prompt and output; <= desc max_len */
     int64_t kv_pages;     /* cap of the page pool */
+    int host_threads; /* that draw what a device leaves to the host; 0: one per usable processor */
 } la_limits;
 
 typedef struct la_plan {
     size_t kv_page_bytes;   /* one 64-token page, all layers */
     size_t workspace_bytes; /* activations, logits tile, scratch of every thread */
     size_t rope_bytes;
+    size_t host_bytes; /* of the host, where the rest is a device's: pinned arrays, draws */
 } la_plan;
 
 /* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per
@@ -269,8 +271,8 @@ la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_
 la_status la_model_create(la_backend *b, const la_model_desc *desc, la_recipe recipe,
                           la_model **out);
 /* Packs parts into the slot, by all threads; replaces what the slot held. expert: of LA_EXPERT_* slots, whose
- * experts must agree in format; else ignored. LA_ERR_SHAPE names a part that is to be quantized and holds a value
- * that is not finite. */
+ * experts must agree in format; else ignored. Parts without a rule of rounding take over the slot's, if it had one.
+ * LA_ERR_SHAPE names a part that is to be quantized and holds a value that is not finite. */
 la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
                        int n_parts);
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */
@@ -340,6 +342,7 @@ enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
 /* A pattern was repeated; la_request.process failed; nothing was left to draw. */
 enum { LA_FINISH_REPETITION = LA_FINISH_TIMEOUT + 1, LA_FINISH_FAILED, LA_FINISH_EMPTY };
+enum { LA_FINISH_LOST = LA_FINISH_EMPTY + 1 }; /* the device failed */
 
 typedef struct la_event {
     int64_t request; /* what la_engine_add gave */
@@ -348,7 +351,7 @@ typedef struct la_event {
     int position;  /* index of the token in prompt + suffix or output */
     int32_t token; /* FINISH: the stop id that ended it, or -1 */
     int reason;    /* FINISH: LA_FINISH_* */
-    float logprob; /* of token; raw, before temperature. NaN if not asked */
+    float logprob; /* of token, as la_sampling.report says. NaN if not asked */
     int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
     const int32_t *top_ids;    /* [n_top] best first, then those scored by id */
@@ -373,11 +376,14 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
 void la_engine_free(la_engine *e);
 /* Bytes of an engine's own arrays (events, results, page tables), beside la_plan's. Loads nothing. */
 size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits);
-/* Any thread, any time. Validates, copies, returns an id > 0. */
+/* Any thread, any time. Validates, copies, returns an id > 0. LA_ERR_SYSTEM, with the reason, once the device has
+ * failed. */
 la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
 /* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */
 la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
-/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do. */
+/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do.
+ * LA_ERR_SYSTEM in the step in which the device failed: what it drew is lost, every request has ended with
+ * LA_FINISH_LOST and holds no pages, which the steps that follow tell of; they do nothing else. */
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);

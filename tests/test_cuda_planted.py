@@ -2,11 +2,15 @@
 
 A mutant is a kernel's source with one piece of text replaced, in a library of its own. What
 sees it is a test of test_cuda_rows.py, by a wrong value or by a fault that the emulator names.
+The slow tests plant one at a time; the quick one plants a bug in each source, all in one library.
+Bugs of Hopper's product are in cuda_mutants.py, and test_cuda_emu.py sees them.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,10 +21,8 @@ import pytest
 import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
-from cuda_mutants import NUMBERS
+from cuda_mutants import GEMM_SM90, NUMBERS
 from emulator import EMULATOR, KERNELS
-
-pytestmark = pytest.mark.slow  # a compilation each
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,24 @@ class Planted:
 def enter(device: rows.Device) -> None:
     rows.test_enter(device, 3, 264, rows.RMS, 0)
     rows.test_enter(device, 3, 264, rows.LAYER, 0)
+
+
+def embed(device: rows.Device) -> None:
+    rows.test_embed(device, 3, 200, 0)
+
+
+def add_norm(device: rows.Device) -> None:
+    rows.test_add_norm(device, rows.RMS)
+    rows.test_add_norm(device, rows.LAYER)
+
+
+def finish(device: rows.Device) -> None:
+    products.test_sums_of_a_library_are_finished(device)
+
+
+def chunks(device: rows.Device) -> None:
+    rows.test_chunks(device, 31)
+    rows.test_chunks(device, 32)
 
 
 def heads(device: rows.Device) -> None:
@@ -108,8 +128,22 @@ PLANTED = [
         rows.test_gather,
         "writes global memory before la_grid_wait",
     ),
+    Planted("rows.cu", "lookup that adds to nothing", "la_ldg(out + i) + x : x", "x : x", embed),
+    Planted("rows.cu", "id of the first token", "la_ldg(a.ids + t)", "la_ldg(a.ids)", embed),
+    Planted("rows.cu", "what was there is lost", "i), la_ldg(x + i)));", "i), 0.0f));", add_norm),
+    Planted(
+        "rows.cu", "scale of the norm", "la_fma(a.scale, normed", "la_fma(1.0f, normed", add_norm
+    ),
+    Planted("rows.cu", "norm of all keys", "k ? a.k_norm : a.q_norm", "a.q_norm", heads),
     Planted("rows.cu", "turned the other way", "x * c - y * s", "x * c + y * s", heads),
     Planted("rows.cu", "slot of a page", "pos % LA_PAGE", "pos / LA_PAGE", heads),
+    Planted(
+        *("rows.cu", "rows that fill up are kept"),
+        "    if (page < 0) {\n        return;\n    }\n",
+        "",
+        heads,
+        "is in no registered allocation",
+    ),
     Planted("rows.cu", "v over k", "is_v ? a.pages.k_bytes : 0", "0", heads),
     Planted("rows.cu", "values turned", "a.cos != NULL && !is_v", "a.cos != NULL", heads),
     Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
@@ -253,9 +287,9 @@ PLANTED = [
         "? chunk : last) * step",
         attend,
     ),
-    Planted(
-        "attention.cu", "one item a token", "/ LA_CHUNK + 1) : 0u", "/ LA_CHUNK) : 0u", attend, ""
-    ),
+    Planted("attention.cu", "one item a token", "/ LA_CHUNK + 1) : 0u", "/ LA_CHUNK) : 0u", chunks),
+    Planted("attention.cu", "sum of half a warp", "by = 1; by < 32;", "by = 1; by < 16;", chunks),
+    Planted("attention.cu", "a lane too much", "t >= by ? before", "t > by ? before", chunks),
     Planted(
         "gemm_w4.cu",
         "rows before the wait for them",
@@ -439,6 +473,16 @@ PLANTED = [
         resume,
         "is in no registered allocation",
     ),
+    Planted(
+        *("finish.cu", "no wait for the sums"),
+        "    la_grid_wait();\n",
+        "",
+        finish,
+        "writes global memory before la_grid_wait",
+    ),
+    Planted("finish.cu", "rows without their gap", "m * a.ldy", "m * a.p.N", finish),
+    Planted("finish.cu", "the last units", "(units + FINISH_WARPS - 1) /", "units /", finish),
+    Planted("finish.cu", "every unit the first", "+ la_thread() / 32,", "+ 0,", finish),
     Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
     Planted(
         "step.cu",
@@ -452,30 +496,53 @@ PLANTED = [
 
 
 FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
+FILES += ["finish.cu"]
+# Of each of them one, by a fault and by numbers; where one check launches two, not in both.
+FEW = [
+    "no wait for the predecessor",
+    "chunks not folded",
+    "refill of what is read",
+    "scale of the group before",
+    "a tie's later id",
+    "the row behind",
+    "no wait for the sums",
+]
+
+
+def changed_source(planted: Planted) -> str:
+    """What takes the place of the source that holds the text, or includes the header that does."""
+    text = (KERNELS / planted.file).read_text()
+    assert text.count(planted.text) == 1, f"{planted.file} holds {planted.text!r} not once"
+    changed = text.replace(planted.text, planted.changed)
+    if planted.file.endswith(".h"):  # in front, so that the source's own include finds it there
+        changed += (KERNELS / "gemm_mma.cu").read_text()
+    return changed.replace('"../../model/', f'"{emulator.CORE}/model/')
+
+
+def library_of(name: str, planted: list[Planted], flags: list[str]) -> ctypes.CDLL:
+    """The kernels with these bugs, of each source one at most."""
+    folder = emulator.CACHE / "planted"
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = {file: KERNELS / file for file in FILES}
+    for one in planted:
+        path, changed = folder / f"{one.name.replace(' ', '_')}.cu", changed_source(one)
+        if not path.exists() or path.read_text() != changed:
+            path.write_text(changed)
+        sources["gemm_mma.cu" if one.file.endswith(".h") else one.file] = path
+    return emulator.library(name, [*sources.values(), EMULATOR / "rt_host.cpp"], flags)
 
 
 @cache
 def library(planted: Planted) -> ctypes.CDLL:
-    text = (KERNELS / planted.file).read_text()
-    assert text.count(planted.text) == 1, f"{planted.file} holds {planted.text!r} not once"
-    folder = emulator.CACHE / "planted"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{planted.name.replace(' ', '_')}.cu"
-    changed = text.replace(planted.text, planted.changed)
-    if planted.file.endswith(
-        ".h"
-    ):  # in front of what includes it, whose own include finds it there
-        changed += (KERNELS / "gemm_mma.cu").read_text()
-    changed = changed.replace('"../../model/', f'"{emulator.CORE}/model/')
-    if not path.exists() or path.read_text() != changed:
-        path.write_text(changed)
-    kernels = [KERNELS / name for name in FILES]
-    file = "gemm_mma.cu" if planted.file.endswith(".h") else planted.file
-    sources = [path if p.name == file else p for p in kernels]
-    return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
+    return library_of(planted.name.replace(" ", "_"), [planted], [])
 
 
-@pytest.fixture(scope="module", autouse=True)
+@cache
+def few() -> ctypes.CDLL:
+    return library_of("few", [p for p in PLANTED if p.name in FEW], ["-O1"])
+
+
+@pytest.fixture(scope="module")
 def compiled() -> None:
     emulator.backend()  # what all share, by one thread
     with ThreadPoolExecutor(2) as threads:
@@ -488,24 +555,70 @@ def said(error: AssertionError) -> str:
     return text if text.startswith("kernel: ") else f"{NUMBERS}: {text}"
 
 
-@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
-def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+def check_seen(planted: Planted, lib: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one of two seeds, for the reason that is expected."""
     seen = []
     for seed in (0, 3):
         monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(seed))
-        device = rows.Device(library(planted))
+        device = rows.Device(lib)
         try:
             planted.seen(device)
         except AssertionError as error:
             seen.append(said(error))
         finally:
             device.rt.lib.la_rt_close(device.rt.rt)
-    assert any(planted.reason in reason for reason in seen), seen
+        if any(planted.reason in reason for reason in seen):
+            return
+    pytest.fail(f"not seen, or not for the reason: {seen}")
+
+
+def test_bugs_are_planted_in_every_source() -> None:
+    """Three at least in each that has kernels, and all their texts are there."""
+    kernels = {
+        path.name
+        for path in [*KERNELS.glob("*.cu"), KERNELS / "gemm_sm90.h"]
+        if re.search(r"LA_KERNEL(_BOUNDS)?\(", path.read_text())
+    } - {"conformance.cu"}
+    planted = Counter(one.file for one in PLANTED) + Counter({"gemm_sm90.h": len(GEMM_SM90)})
+    assert kernels == {file for file in planted if file != "product_finish.h"}
+    assert min(planted.values()) >= 3
+    assert planted.total() >= 30
+    assert {one.file for one in PLANTED if one.name in FEW} == set(FILES)
+    for one in PLANTED:
+        changed_source(one)
 
 
 @pytest.mark.parametrize(
+    "planted", [p for p in PLANTED if p.name in FEW], ids=lambda planted: planted.name
+)
+def test_one_of_each_source_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_seen(planted, few(), monkeypatch)
+
+
+@pytest.mark.slow  # a compilation each
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
+def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_seen(planted, library(planted), monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "check",
-    [enter, heads, attend, product, four_bits, many_rows, draws, resume],
+    [
+        finish,
+        embed,
+        enter,
+        add_norm,
+        chunks,
+        heads,
+        attend,
+        product,
+        four_bits,
+        many_rows,
+        draws,
+        resume,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

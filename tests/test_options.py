@@ -25,7 +25,7 @@ USED = (
     *("quantization", "load_format", "max_model_len", "max_num_seqs", "max_num_batched_tokens"),
     *("kv_cache_memory_bytes", "kv_cache_dtype", "scheduling_policy", "seed", "max_logprobs"),
     *("hf_overrides", "chat_template", "generation_config", "disable_log_stats", "isa", "threads"),
-    *("activation", "backend", "fast_math"),
+    *("activation", "backend", "fast_math", "logprobs_mode"),
 )
 # Name, a value that asks for nothing here, one that would ask for something (None: no value does).
 REST = [
@@ -52,7 +52,6 @@ REST = [
     ("data_parallel_size", 1, 2),
     ("expert_parallel_size", 1, 2),
     ("enable_expert_parallel", False, True),
-    ("logprobs_mode", "raw_logprobs", "processed_logprobs"),
     ("tool_call_parser", None, "hermes"),
     ("reasoning_parser", "", "deepseek_r1"),
     ("kv_transfer_config", None, {"kv_connector": "x"}),
@@ -101,6 +100,8 @@ def test_idle_arguments_are_reported(folder):
         ("max_logprobs", 1.5),
         ("scheduling_policy", "lifo"),
         ("disable_log_stats", "yes"),
+        ("logprobs_mode", "cooked_logprobs"),
+        ("logprobs_mode", None),
     ],
 )
 def test_bad_values_name_their_argument(name, value):

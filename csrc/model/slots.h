@@ -17,8 +17,6 @@ typedef struct la_shape {
 } la_shape;
 
 la_status la_desc_check(const la_model_desc *d);
-/* LA_ERR_ARGUMENT that names `name` where v is not lo .. hi. */
-la_status la_check_int(const char *name, int v, int lo, int hi);
 
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot);
 /* Do heads have weights of a norm? */

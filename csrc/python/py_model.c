@@ -353,7 +353,7 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
         return NULL;
     }
     py_desc holder;
-    la_plan plan = {0, 0, 0};
+    la_plan plan = {0, 0, 0, 0};
     int failed = py_desc_parse(state, mapping, &holder) < 0;
     la_status status =
         failed ? LA_OK : la_model_plan(handle, &holder.desc, &limits, n_threads, &plan);
@@ -368,9 +368,9 @@ static PyObject *core_plan(PyObject *module, PyObject *args)
     if (status != LA_OK) {
         return py_raise(state, status);
     }
-    return Py_BuildValue("{s:n,s:n,s:n}", "kv_page_bytes", (Py_ssize_t)plan.kv_page_bytes,
+    return Py_BuildValue("{s:n,s:n,s:n,s:n}", "kv_page_bytes", (Py_ssize_t)plan.kv_page_bytes,
                          "workspace_bytes", (Py_ssize_t)workspace, "rope_bytes",
-                         (Py_ssize_t)plan.rope_bytes);
+                         (Py_ssize_t)plan.rope_bytes, "host_bytes", (Py_ssize_t)plan.host_bytes);
 }
 
 /* Adds the packed bytes of one (slot, parts, count) entry to *total. */

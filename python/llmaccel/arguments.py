@@ -15,6 +15,7 @@ import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.prompts import BYTES
+from llmaccel.whole import is_whole
 
 # Arguments of vLLM's generate and chat, and what to do instead where there is something.
 _FOREIGN = {
@@ -75,7 +76,6 @@ def seconds_of(timeout: float | None) -> float:
 
 
 def priority_of(value: Any) -> int:
-    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not whole or not -(2**31) <= value < 2**31:
+    if not is_whole(value, -(2**31), 2**31 - 1):
         raise RequestError(f"priority: expected an integer of 32 bits, got {shown(value)}")
     return int(value)

@@ -181,8 +181,9 @@ class Searching(Calls):
         at_once = len(made) or 1
         if concurrency_limit is not None:
             at_once = _integer("concurrency_limit", concurrency_limit, 1, _INT32_MAX)
-        for start in range(0, len(made), at_once):
-            self._run_all(made[start : start + at_once], len(made), use_tqdm)
+        with self._driver.one_call():
+            for start in range(0, len(made), at_once):
+                self._run_all(made[start : start + at_once], len(made), use_tqdm)
         return [
             BeamSearchOutput(self._sequences(request, params))  # of those that have a token
             for request, *_ in made

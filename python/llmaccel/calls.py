@@ -1,8 +1,8 @@
 """Calls: what public methods of LLM are made of: prompts to ids, parameters to numbers, waiting.
 
 Owns the state of a loaded model that calls read, and how one call becomes requests. Invariant:
-all of a call is checked before its first request is submitted, and a call that is interrupted
-cancels what it submitted.
+all of a call is checked before its first request is submitted, no change of weights comes between
+its requests, and a call that is interrupted cancels what it submitted.
 
 A base of what LLM (llm.py), which sets the state, is made of.
 """
@@ -22,7 +22,13 @@ import numpy as np
 from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
 from llmaccel.config import ModelConfig
 from llmaccel.driver import Driver
-from llmaccel.errors import LoadError, RequestError, UnsupportedError, shown
+from llmaccel.errors import (
+    LoadError,
+    RequestError,
+    UnsupportedCombination,
+    UnsupportedError,
+    shown,
+)
 from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import DRY_BREAKERS, NO_EFFECT, SamplingParams, engine_fields
@@ -138,12 +144,13 @@ class Calls:
         rooms = show(self._config, wanted, made)
         started: list[Request] = []
         try:
-            for i, (request, fields) in enumerate(made):
-                request.streaming = stream
-                request.listener = news.put
-                started.append(request)  # first: an interrupt may come right after it is submitted
-                options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
-                self._submit(request, fields, count, **options)
+            with self._driver.one_call():
+                for i, (request, fields) in enumerate(made):
+                    request.streaming = stream
+                    request.listener = news.put
+                    started.append(request)  # first: an interrupt may come right behind the submit
+                    options = {"priority": priorities[i], "timeout": seconds, **rooms[i]}
+                    self._submit(request, fields, count, **options)
         except BaseException:
             abandon(self._driver, started)
             raise
@@ -169,10 +176,11 @@ class Calls:
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
         started: list[Request] = []
         try:
-            for request, fields, options in work:
-                request.listener = news.put
-                started.append(request)
-                self._submit(request, fields, count, **options)
+            with self._driver.one_call():
+                for request, fields, options in work:
+                    request.listener = news.put
+                    started.append(request)
+                    self._submit(request, fields, count, **options)
             wait_all(started, news, use_tqdm)
         except BaseException:
             abandon(self._driver, started)
@@ -301,11 +309,16 @@ class Calls:
             bad=self._bad_words(params),
             think=self._think_tags(params),
             breakers=self._breakers(params),
+            logprobs_mode=self._options.logprobs_mode,
         )
         return request, fields
 
     def _check_logprobs(self, params: SamplingParams) -> None:
-        """RequestError where more log probabilities are asked for than max_logprobs allows."""
+        """RequestError where more log probabilities are asked for than max_logprobs allows;
+        UnsupportedCombination where best_of would add up logits."""
+        mode = self._options.logprobs_mode
+        if params.n_drawn > params.n and mode.endswith("logits"):
+            raise UnsupportedCombination(f"best_of: not together with logprobs_mode={mode!r}")
         most = self._options.max_logprobs
         if most is None or most < 0:
             return

@@ -8,7 +8,7 @@ Called by users.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -46,6 +46,8 @@ class AsyncLLM:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Continue one prompt: chunks as LLM.agenerate gives them, under this request_id.
@@ -62,6 +64,7 @@ class AsyncLLM:
             params = params.clone()
             params.output_kind = RequestOutputKind.CUMULATIVE
         options = {"priority": priority, "timeout": timeout, "request_id": request_id, **foreign}
+        options |= {"output_logits": output_logits, "output_hidden_states": output_hidden_states}
         async with aclosing(self.llm.agenerate(prompt, params, **options)) as chunks:
             async for chunk in chunks:
                 yield chunk

@@ -45,7 +45,7 @@ from llmaccel.processors import refuse_wait
 from llmaccel.prompts import prompt_list
 from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
-from llmaccel.states import wanted_of
+from llmaccel.states import show, wanted_of
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
 from llmaccel.weights import Weights
 
@@ -86,8 +86,11 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         replace.
     skip_tokenizer_init: True leaves the tokenizer out: token ids only. tokenizer_revision: of the
         tokenizer's repository on the hub. max_logprobs: the most that a request may ask for; None
-        or -1: any. scheduling_policy: "fcfs" refuses priorities; None, "priority" takes them.
-        disable_log_stats: True records no metrics.
+        or -1: any. logprobs_mode: what logprobs hold: "raw_logprobs" and "raw_logits" of the
+        model's logits, "processed_logprobs" and "processed_logits" of what tokens were drawn from,
+        after all rules, temperature and filters, -inf for what these dropped; those of a prompt are
+        raw in each, and loglikelihood and beam_search take no notice. scheduling_policy: "fcfs"
+        refuses priorities; None, "priority" takes them. disable_log_stats: True records no metrics.
     fast_math: True, with backend="cuda", multiplies float weights by cuBLASLt where that is found
         (`pip install llmaccel[cublas]`): its sums are cut by the number of rows, so a request's
         bits may depend on its company. report() says who multiplies; without cuBLASLt our own
@@ -123,6 +126,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         skip_tokenizer_init: bool = False,
         tokenizer_revision: str | None = None,
         max_logprobs: int | None = None,
+        logprobs_mode: str = "raw_logprobs",
         scheduling_policy: str | None = None,
         disable_log_stats: bool = False,
         fast_math: bool = False,
@@ -296,20 +300,23 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         *,
         priority: int = 0,
         timeout: float | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> RequestFuture:
         """Start one prompt and return at once: a future of its RequestOutput, for result() or
-        await."""
+        await. Arguments and errors are those of generate."""
         self._driver.check()
         refuse_foreign("submit", foreign)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         text, ids = self._encode(prompt, "prompt")
         request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
+        options = {"priority": self._priority(priority), "timeout": seconds_of(timeout)}
+        options |= show(self._config, wanted, [(request, fields)])[0]
         future = RequestFuture(self, request)
         request.listener = future._on_done
         future.set_running_or_notify_cancel()
-        self._driver.submit(
-            request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
-        )
+        self._driver.submit(request, fields, **options)
         return future
 
     async def agenerate(
@@ -320,17 +327,21 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Continue one prompt on an event loop: an async iterator of chunks as in stream=True.
 
         Leaving the loop early, or cancelling its task, cancels the request. request_id: of its
-        outputs, for abort; None: a number. RequestError where it is in use.
+        outputs, for abort; None: a number. RequestError where it is in use. The rest: as in
+        generate.
         """
         import asyncio  # here: a third of what importing this module would cost
 
         self._driver.check_wait()
         refuse_foreign("agenerate", foreign)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         if request_id is not None:
             self._take_id(request_id)
         try:
@@ -342,9 +353,9 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
             request.streaming = True
             request.listener = waker(self._driver, loop, news)
             kind = output_kind(request)
-            self._driver.submit(
-                request, fields, priority=self._priority(priority), timeout=seconds_of(timeout)
-            )
+            options = {"priority": self._priority(priority), "timeout": seconds_of(timeout)}
+            options |= show(self._config, wanted, [(request, fields)])[0]
+            self._driver.submit(request, fields, **options)
             try:
                 finished = False
                 while not finished:

@@ -35,7 +35,9 @@ class MemoryPlan:
 
     weights: packed. kv_page_bytes: 64 tokens in all layers. kv_pages: cap of the pool, committed
     only as tokens arrive. workspace: activations, logits tile, tables. available: at the time of
-    the plan, and source says what bounds it.
+    the plan, and source says what bounds it. host: where all of that is a device's, what its steps
+    take of this machine's memory: pinned arrays, and draws by host_threads threads (0: one per
+    usable processor).
     """
 
     weights: int
@@ -48,6 +50,8 @@ class MemoryPlan:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    host: int = 0
+    host_threads: int = 0
 
     @property
     def kv_token_bytes(self) -> int:
@@ -82,6 +86,7 @@ class MemoryPlan:
             "max_batch_tokens": self.max_num_batched_tokens,
             "max_len": self.max_model_len,
             "kv_pages": self.kv_pages,
+            "host_threads": self.host_threads,
         }
 
     def __str__(self) -> str:
@@ -104,6 +109,9 @@ class MemoryPlan:
             ("needed at most", format_bytes(self.total), "with the cache at its cap"),
             ("available", format_bytes(self.available), self.source),
         ]
+        if self.host:
+            note = f"memory of this machine: arrays of steps, draws, threads={self.host_threads}"
+            rows.append(("beside it", format_bytes(self.host), note))
         return "\n".join(f"{name:16s} {size:>12s}  {note}" for name, size, note in rows)
 
 
@@ -136,6 +144,7 @@ def plan_memory(
             "max_len": max_len,
             "kv_pages": pages,
             "max_batch_tokens": options.max_num_batched_tokens,
+            "host_threads": threads,
         }
         numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads, device)
         return MemoryPlan(
@@ -149,9 +158,12 @@ def plan_memory(
             max_len,
             max_seqs,
             options.max_num_batched_tokens,
+            numbers["host_bytes"],
+            threads,
         )
 
     plan = sized(config.max_len, options.max_num_seqs)
+    check_available("arrays of steps and draws beside the device", plan.host)
     cap = options.kv_cache_memory_bytes
     if plan.required > available or (cap is not None and plan.kv_sequence_bytes > cap):
         raise MemoryPlanError(_refusal(plan, sized, cap))

@@ -18,7 +18,9 @@ from typing import Any
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
+from llmaccel.params import LOGPROBS_MODES
 from llmaccel.recipes import QUANTIZATIONS, number_format
+from llmaccel.whole import is_whole
 
 BACKENDS = ("cpu", "cuda")
 _POLICIES = ("fcfs", "priority")
@@ -73,7 +75,6 @@ COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
     "long_prefill_token_threshold": (None, 0),
     "max_num_partial_prefills": (None, 1),
     "max_long_partial_prefills": (None, 1),
-    "logprobs_mode": (None, "raw_logprobs"),
     "enable_chunked_prefill": (None, True),
     **dict.fromkeys(
         (
@@ -146,6 +147,7 @@ class LoadOptions:
     skip_tokenizer_init: bool = False
     tokenizer_revision: str | None = None
     max_logprobs: int | None = None
+    logprobs_mode: str = LOGPROBS_MODES[0]
     scheduling_policy: str | None = None
     disable_log_stats: bool = False
     fast_math: bool = False
@@ -158,7 +160,7 @@ class LoadOptions:
             object.__setattr__(self, "quantization", self.quantization.lower())
         for name, *_ in _COUNTS:
             value = getattr(self, name)
-            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            if is_whole(value):
                 object.__setattr__(self, name, int(value))  # NumPy's integers are as good
 
     def check(self) -> None:
@@ -168,6 +170,7 @@ class LoadOptions:
             ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
             ("backend", BACKENDS),
+            ("logprobs_mode", LOGPROBS_MODES),
         )
         for name, known in choices:
             value = getattr(self, name)
@@ -203,9 +206,8 @@ class LoadOptions:
                     QUANTIZATION_NAMES,
                 )
             )
-        for name in ("isa", "threads"):
-            if self.backend != "cpu" and getattr(self, name) is not None:
-                raise ConfigError(f"{name}: backend={self.backend!r} has no such choice")
+        if self.backend != "cpu" and self.isa is not None:
+            raise ConfigError(f"isa: backend={self.backend!r} has no such choice")
         self._check_switches()
         if self.fast_math and self.backend == "cpu":
             raise UnsupportedError(
@@ -229,7 +231,7 @@ class LoadOptions:
 
 
 def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not lo <= value <= hi:
+    if not is_whole(value, lo, hi):
         raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 

@@ -21,8 +21,8 @@ Decode = Callable[[int], str]
 
 @dataclass(frozen=True, slots=True)
 class Logprob:
-    """One candidate token: log probability before temperature, rank from 1, text if it was
-    decoded."""
+    """One candidate token: log probability before temperature (or what LLM's logprobs_mode says),
+    rank from 1, text if it was decoded."""
 
     logprob: float
     rank: int | None = None

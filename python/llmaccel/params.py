@@ -55,6 +55,8 @@ _ABSENT = {
     "use_beam_search": "; LLM.beam_search does",
     "watermark": "",
 }
+# vLLM's logprobs_mode, in the order of LA_REPORT_* of csrc/sampling.h.
+LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
 DRY_BREAKERS = ("\n", ":", '"', "*")
 # Fields of vLLM that steer what is not here; report() lists those that were set.
 NO_EFFECT = {"extra_args": None, "skip_clone": False, "skip_reading_prefix_cache": None}
@@ -430,6 +432,7 @@ def engine_fields(
     bad: list[list[int]],
     think: tuple[list[int], list[int]] = ([], []),
     breakers: Sequence[int] = (),
+    logprobs_mode: str = LOGPROBS_MODES[0],
 ) -> dict[str, Any]:
     """The values of `la_sampling` for validated parameters.
 
@@ -471,6 +474,7 @@ def engine_fields(
         "logprobs": best_logprobs(params, n_vocab),
         "prompt_logprobs": best_prompt_logprobs(params, n_vocab),
         "prompt_logprob_start": params.prompt_logprob_start,
+        "report": LOGPROBS_MODES.index(logprobs_mode),
         "score_ids": list(dict.fromkeys(params.logprob_token_ids or ())),
         "prompt_scores": list(dict.fromkeys(params.prompt_logprob_token_ids or ())),
         "stop_ids": sorted({*stop_ids, *(params.stop_token_ids or ())}),

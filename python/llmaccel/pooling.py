@@ -4,7 +4,7 @@ Owns embed, classify, score, encode and reward, and what a model's files say abo
 states come from the engine, one request a prompt, behind the final norm; what is left is a mean or
 a product of a few rows, in float64. Invariant: at most a window of prompts holds hidden states at
 once, and memory for that is checked before the first is submitted; no prompt's numbers depend on
-the others.
+the others, and all are of one set of weights.
 
 A base of LLM (llm.py).
 """
@@ -373,17 +373,17 @@ class Pooling(Scoring):
         use_tqdm: bool | None,
     ) -> list[tuple[str, list[int], Any]]:
         """(request id, prompt ids, float64 [rows, classes]) of each."""
-        head = self._score_head
-        assert head is not None
         problem = self._config.raw.get("problem_type")
         active = params.activates() is not False and problem != "regression"
-        single = len(head) == 1 or problem == "multi_label_classification"
+        several = problem == "multi_label_classification"
 
         def finish(states: np.ndarray) -> np.ndarray:
+            head = self._score_head  # the one of this call, which no change comes into
+            assert head is not None
             logits = class_logits(head, states)
             if not active:
                 return logits
-            if single:
+            if several or len(head) == 1:
                 with np.errstate(over="ignore"):  # exp of a large number: 1 / inf is right
                     return 1.0 / (1.0 + np.exp(-logits))
             powers = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -460,7 +460,10 @@ class Pooling(Scoring):
             self._submit(request, score_fields(), len(encoded), **options)
 
         try:
-            with progress(len(encoded), use_tqdm, "Pooling") as tick:
+            with (
+                self._driver.one_call(),
+                progress(len(encoded), use_tqdm, "Pooling") as tick,
+            ):
                 for _ in range(window):
                     start()
                 while running:

@@ -6,7 +6,6 @@ parameters are checked when they are made. Made by users and by pooling.py.
 
 from __future__ import annotations
 
-import numbers
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.whole import is_whole
 
 TASKS = ("embed", "classify", "score", "token_embed", "token_classify")
 _SWITCHES = ("normalize", "use_activation", "softmax", "activation")
@@ -65,11 +65,11 @@ class PoolingParams:
             if value is not None and not isinstance(value, (bool, np.bool_)):
                 raise RequestError(f"{name}: expected True or False, got {shown(value)}")
         keep = self.truncate_prompt_tokens
-        if keep is not None and (not _whole(keep) or keep < -1 or keep == 0):
+        if keep is not None and (not is_whole(keep, -1) or keep == 0):
             raise RequestError(
                 f"truncate_prompt_tokens: expected -1 or at least 1, got {shown(keep)}"
             )
-        if self.dimensions is not None and (not _whole(self.dimensions) or self.dimensions < 1):
+        if self.dimensions is not None and not is_whole(self.dimensions, 1):
             raise RequestError(f"dimensions: expected at least 1, got {shown(self.dimensions)}")
         if self.task is not None and self.task not in TASKS:
             raise RequestError(f"task: expected one of {', '.join(TASKS)}, got {shown(self.task)}")
@@ -84,10 +84,6 @@ class PoolingParams:
     def clone(self) -> PoolingParams:
         """A checked copy."""
         return PoolingParams(**{field.name: getattr(self, field.name) for field in fields(self)})
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from llmaccel.errors import RequestError, shown
 from llmaccel.outputs import RequestOutput
 from llmaccel.prompts import prompt_list
 from llmaccel.request import Request
+from llmaccel.states import Wanted, wanted_of
 from llmaccel.waiting import abandon, wait_all
 
 # Requests of one call, and the queue that hears of their ends.
@@ -38,6 +39,8 @@ class Queued(Calls):
         priority: int | Sequence[int] = 0,
         timeout: float | None = None,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> list[str]:
         """Start prompts and return at once: the request ids, one per prompt, in order.
@@ -48,9 +51,10 @@ class Queued(Calls):
         self._driver.check()
         refuse_foreign("enqueue", foreign)
         check_switches(use_tqdm=use_tqdm)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         items = prompt_list(prompts)
         encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
-        return self._enqueue(encoded, sampling_params, priority, timeout)
+        return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
     def enqueue_chat(
         self,
@@ -65,12 +69,15 @@ class Queued(Calls):
         priority: int | Sequence[int] = 0,
         timeout: float | None = None,
         use_tqdm: bool | None = None,
+        output_logits: bool = False,
+        output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
     ) -> list[str]:
         """The same for a conversation or a list of them; arguments as in chat."""
         self._driver.check()
         refuse_foreign("enqueue_chat", foreign)
         check_switches(use_tqdm=use_tqdm)
+        wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
         encoded = self._encode_chat(
             messages,
             tools=tools,
@@ -79,7 +86,7 @@ class Queued(Calls):
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
         )
-        return self._enqueue(encoded, sampling_params, priority, timeout)
+        return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
     def wait_for_completion(self, *, use_tqdm: bool | None = None) -> list[RequestOutput]:
         """Outputs of all that was enqueued and not yet collected, in order of submission; [] where
@@ -123,8 +130,11 @@ class Queued(Calls):
         params: Params,
         priority: int | Sequence[int],
         timeout: float | None,
+        wanted: Wanted | None,
     ) -> list[str]:
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
-        started = self._start(encoded, params, news, priority=priority, timeout=timeout)
+        started = self._start(
+            encoded, params, news, priority=priority, timeout=timeout, wanted=wanted
+        )
         self._enqueued.put((started, news))
         return [request.request_id for request in started]

@@ -74,6 +74,7 @@ class Reporting(Calls):
                 "kv_bytes": stats["kv_bytes"],
                 "workspace_bytes": stats["workspace_bytes"],
                 "rope_bytes": self._plan.rope,
+                "host_bytes": self._plan.host,
             },
             "options": given,
             "no_effect": sorted({*options.compatible, *self._forms.no_effect, *self._idle_params}),

@@ -9,6 +9,7 @@
  */
 #include "backend_draws.h"
 #include "backend_graphs.h"
+#include "backend_states.h"
 #include "cublaslt.h"
 
 #include <stdio.h>
@@ -32,6 +33,7 @@ struct step_room {
     const la_batch *batch[2]; /* of those under way */
     int turn, n_under_way;
     la_draws *draws;
+    la_cuda_states states;
     la_graphs graphs;
 };
 
@@ -61,6 +63,14 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 {
     *gb_per_s = 0.0;
     return no_probe(la_cuda_of(m->b));
+}
+
+la_status alive(la_backend *b)
+{
+    la_cuda_turn turn(b);
+    return turn.ok ? LA_OK
+                   : turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
+                                           la_rt_error(turn.cuda->rt));
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -98,6 +108,11 @@ void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, si
     int T = limits->max_batch_tokens;
     *shared = layout_of(d, limits).attend + la_cuda_attend_room_of(d, T, limits->max_len).bytes;
     *local = 0;
+}
+
+size_t host_bytes(const la_backend *b, const la_model_desc *d, const la_limits *limits)
+{
+    return 2 * layout_of(d, limits).bytes + la_draws_host_bytes(la_cuda_of(b), d, limits);
 }
 
 void strip(la_workspace *w)
@@ -205,7 +220,8 @@ void upload_batch(la_cuda *cuda, const la_ctx *c, int size)
 int graph_size(const la_ctx *c)
 {
     int n = c->batch->n_tokens, most = c->w->max_tokens;
-    if (c->batch->n_rows != n || (n > c->w->logit_rows && la_draws_hosted(c->batch))) {
+    if (c->batch->n_rows != n || c->batch->n_captures != 0 ||
+        (n > c->w->logit_rows && la_draws_hosted(c->batch))) {
         return 0;
     }
     return la_graph_size(n, most);
@@ -231,6 +247,7 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
         }
         else {
             fn(&c);
+            la_cuda_states_end(&own->states, cuda);
         }
         la_draws_fetch(draws, &c);
         la_rt_event_record(own->done[own->turn], cuda->s);
@@ -404,6 +421,11 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
+void capture(la_ctx *c, int layer, la_rows x, la_norm norm)
+{
+    la_cuda_states_take(&room_of(c)->states, c, layer, x, norm);
+}
+
 /* Logits after the rules go where rows on their way into a product were. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
@@ -479,9 +501,11 @@ la_backend_ops make_ops()
     o.run = run;
     o.results = results;
     o.draws_ahead = la_draws_ahead;
+    o.alive = alive;
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;
+    o.host_bytes = host_bytes;
     o.equip = equip;
     o.strip = strip;
     o.meet = meet;
@@ -492,6 +516,7 @@ la_backend_ops make_ops()
     o.add_norm = add_norm;
     o.gather = gather;
     o.sample = sample;
+    o.capture = capture;
     return o;
 }
 

@@ -64,7 +64,8 @@ int wants_anything(const la_sample_row *r)
 /* Is the row the device's? */
 int device_draws(const la_sample_row *r)
 {
-    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL;
+    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL ||
+              (r->n_top >= 0 && r->report != LA_REPORT_LOGPROBS);
     return r->target >= -1 && !own && r->logits == NULL && r->n_top <= LA_SAMPLE_TOPS &&
            r->n_score == 0 && r->n_ban <= LA_SAMPLE_LISTED && r->n_bias <= LA_SAMPLE_LISTED &&
            ascending(r->bias_ids, r->n_bias);
@@ -160,6 +161,20 @@ la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limi
     return at;
 }
 
+/* A tile's logits and rows; as in the workspace. */
+static size_t tile_bytes(int rows, int64_t ld)
+{
+    return (size_t)rows * ((size_t)ld * sizeof(float) + sizeof(la_sample_row));
+}
+
+size_t la_draws_host_bytes(const la_cuda *cuda, const la_model_desc *d, const la_limits *limits)
+{
+    int rows = limits->max_batch_tokens < LA_LOGIT_ROWS ? limits->max_batch_tokens : LA_LOGIT_ROWS;
+    return 2 * la_draws_layout_of(d, limits, 0).bytes +
+           tile_bytes(rows, (d->n_vocab + 15) / 16 * 16) +
+           cuda->host->drawer_bytes(d, rows, limits->host_threads);
+}
+
 void la_draws_close(la_cuda *cuda, la_draws *own)
 {
     if (own != NULL) {
@@ -191,7 +206,7 @@ la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,
         return cuda->host->fail(LA_ERR_MEMORY, "sampling: cannot pin %zu bytes",
                                 2 * own->at.bytes + logits);
     }
-    return cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    return cuda->host->drawer_open(&m->desc, w->logit_rows, limits->host_threads, &own->drawer);
 }
 
 /* Rows from `first` on, and such that want nothing up to `size`; behind 0 there was a wait, and what the step before
@@ -371,8 +386,9 @@ int la_draws_ahead(const la_sampling *p)
     /* What the host draws, or has to see before the next draw. */
     int host = p->n_trace > 0 || p->n_think_start > 0 || p->no_repeat_ngram > 0 ||
                p->repeat_last_n >= 0 || p->dry_multiplier != 0.0f || p->n_score > 0 ||
-               p->top_n_sigma != 0.0f || p->dynatemp_range != 0.0f || p->typical_p != 1.0f ||
-               p->xtc_probability != 0.0f || p->mirostat != 0;
+               (p->logprobs >= 0 && p->report != LA_REPORT_LOGPROBS) || p->top_n_sigma != 0.0f ||
+               p->dynatemp_range != 0.0f || p->typical_p != 1.0f || p->xtc_probability != 0.0f ||
+               p->mirostat != 0;
     return !host && p->logprobs <= LA_SAMPLE_TOPS && p->n_stop <= LA_SAMPLE_LISTED &&
            p->n_bad <= LA_SAMPLE_LISTED - p->n_stop && p->n_bias <= LA_SAMPLE_LISTED &&
            ascending(p->bias_ids, p->n_bias);

@@ -19,6 +19,9 @@ typedef struct la_draws_layout {
 
 la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limits, size_t begin);
 
+/* What la_draws_open takes of the host's memory. */
+size_t la_draws_host_bytes(const la_cuda *cuda, const la_model_desc *d, const la_limits *limits);
+
 typedef struct la_draws la_draws;
 
 la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,

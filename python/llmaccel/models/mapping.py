@@ -46,6 +46,7 @@ from llmaccel.models.slots import (
     LATENT_LAYOUTS,
     MOE_SLOTS,
     NameTable,
+    PartTable,
     Source,
     TensorTable,
     fill,
@@ -483,16 +484,15 @@ def _names_of(family: Family, gguf: bool, direct: bool) -> Mapping[str, Source]:
     return {**family.tensors, **family.direct} if direct else family.tensors
 
 
-def part_of_model(config: ModelConfig, checkpoint: TensorTable) -> NameTable:
-    """The names of a model of which `checkpoint` holds some tensors, with the family's prefix where
-    that finds more of them."""
-    tables = [_name_table(config, checkpoint), _name_table(config, checkpoint)]
-    tables[1].prefix = ""
-    known = [
-        sum(name in checkpoint for place in walk(config) for name in table.names(*place))
-        for table in tables
-    ]
-    return tables[known[1] > known[0]]
+def part_of_model(config: ModelConfig, checkpoint: TensorTable) -> PartTable:
+    """The names of a model of which `checkpoint` holds some tensors, with what stands before the
+    family's names where that finds more of them."""
+    family = family_of(config)
+    names = _names_of(family, config.gguf, config.q_rank == 0)
+    prefixes = [""] if config.gguf else dict.fromkeys((family.prefix, ""))
+    outers = [""] if config.gguf else dict.fromkeys(("", family.outer))
+    tables = [PartTable(names, p, checkpoint, o) for o in outers for p in prefixes]
+    return max(tables, key=lambda table: table.count(config))
 
 
 def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTable:
