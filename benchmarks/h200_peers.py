@@ -9,26 +9,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from ctypes import byref, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import byref, c_size_t, c_void_p
 from functools import partial
 from typing import Any
 
 import predict
+from launches import LtProduct
 
 FAST_CACHE = 200 << 20  # bytes of weights beyond which no cache holds a set
 ROWS = (1, 8, 32, 128, 2048, 8192)
 ROOM = 32 << 20
-
-
-class LtProduct(ctypes.Structure):
-    """la_cublas_product of cublaslt.h"""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("a", "w", "a_scale", "w_scale", "bias", "out")),
-        *(("ldo", c_int64), ("room", c_void_p), ("room_bytes", c_size_t)),
-        *((name, c_int) for name in ("M", "N", "K", "type")),
-        *((name, c_float) for name in ("alpha", "beta")),
-    ]
 
 
 def sets_of(size: int) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-SOURCES = ("attention", "gemm_mma", "gemm_sm90", "gemm_w4", "rows", "sample", "step")
+SOURCES = ("attention", "finish", "gemm_mma", "gemm_sm90", "gemm_w4", "rows", "sample", "step")
 
 # The card: measured on one, or of its datasheet (SMS, registers, shared memory, clock).
 SMS, CLOCK_HZ = 132, 1.755e9
@@ -272,6 +272,11 @@ def row_wise(M: int) -> Iterator[Work]:
         "add_norm": ("la_add_norm", WIDTH * 12, 256, M),  # of families that norm a block's result
         "heads_rows": ("la_heads_rows", (HEADS + KV_HEADS) * HEAD * 8, 256, 2 * M),  # or whole rows
     }
+    N, F = (
+        MATRICES["gate_up"][0],
+        MATRICES["gate_up"][0] // 2,
+    )  # sums of a library, and what is kept
+    sizes["finish"] = ("la_finish_sums", (N + F) * 4, 256, M * -(-N // 256))
     for kernel, (name, row, threads, blocks) in sizes.items():
         shared = 2048 * 2 if kernel == "heads" else 64
         name = f"{len(name)}{name}"

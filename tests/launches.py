@@ -37,4 +37,13 @@ Product = struct(
     "Product",
     "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f",
 )
+FinishSums = struct(
+    "FinishSums",
+    "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f y:p ldy:l",
+)
+LtProduct = struct(  # la_cublas_product of cublaslt.h
+    "LtProduct",
+    "a:p w:p a_scale:p w_scale:p bias:p out:p ldo:l room:p room_bytes:l M:i N:i K:i type:i "
+    "alpha:f beta:f",
+)
 Form = struct("Form", "group:i has_offset:i wide:i unit_bytes:l")  # la_w4_form

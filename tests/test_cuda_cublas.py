@@ -12,7 +12,7 @@ import gc
 import subprocess
 import sys
 from collections.abc import Iterator
-from ctypes import c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import c_int, c_size_t, c_void_p
 from pathlib import Path
 
 import emulator
@@ -21,6 +21,7 @@ import pytest
 import test_cuda_rows as rows
 from conftest import ROOT
 from emulator import bf16, from_bf16
+from launches import LtProduct
 from test_cuda_backend import checkpoint, counts, greedy, open_on, prompts
 from test_cuda_backend import emulated as emulated_backend
 
@@ -32,17 +33,6 @@ emulated = emulated_backend
 NAME = "libcublasLt.so.13"
 BF16, F16, E4M3 = range(3)
 ROOM = 4096  # the least that the library takes
-
-
-class Product(ctypes.Structure):
-    """la_cublas_product"""
-
-    _fields_ = [
-        *((name, c_void_p) for name in ("a", "w", "a_scale", "w_scale", "bias", "out")),
-        *(("ldo", c_int64), ("room", c_void_p), ("room_bytes", c_size_t)),
-        *((name, c_int) for name in ("M", "N", "K", "type")),
-        *((name, c_float) for name in ("alpha", "beta")),
-    ]
 
 
 class Fake:
@@ -101,10 +91,10 @@ class Library:
         made = self.lib.la_cublas_open(file.encode(), int(loaded), *why.args())
         self.why, self.made = str(why), c_void_p(made)
 
-    def can(self, product: Product) -> bool:
+    def can(self, product: LtProduct) -> bool:
         return self.lib.la_cublas_can(self.made, ctypes.byref(product)) == 1
 
-    def ask(self, product: Product) -> None:
+    def ask(self, product: LtProduct) -> None:
         stream = c_void_p(self.device.stream)
         self.lib.la_cublas_ask(self.made, stream, ctypes.byref(product))
 
@@ -154,7 +144,7 @@ def test_products(fake: Fake, kind: int, M: int, N: int, K: int, *, alpha, beta,
     bias = rng.normal(size=N).astype(np.float32)
     out = rng.normal(size=(M, N + 7)).astype(np.float32)
     at = device.put(out)
-    product = Product(device.put(a), device.put(w), None, None, None, at, N + 7)
+    product = LtProduct(device.put(a), device.put(w), None, None, None, at, N + 7)
     product.room, product.room_bytes = device.put(np.zeros(ROOM, np.uint8)), ROOM
     product.M, product.N, product.K, product.type = M, N, K, kind
     product.alpha, product.beta = alpha, beta
@@ -183,7 +173,7 @@ def test_answers_are_of_a_shape(fake: Fake) -> None:
     """4 rows have an algorithm, 5 have not; what lies elsewhere is asked about anew."""
     fake.set(refuse_from=5)
     library = Library(str(fake.path))
-    product = Product(a=1 << 12, w=1 << 13, out=1 << 14, ldo=8, room=1 << 15, room_bytes=ROOM)
+    product = LtProduct(a=1 << 12, w=1 << 13, out=1 << 14, ldo=8, room=1 << 15, room_bytes=ROOM)
     product.N, product.K, product.alpha = 8, 8, 1.0
     for product.M, can in ((4, True), (5, False), (4, True), (5, False)):
         assert library.can(product) == can
@@ -198,7 +188,7 @@ def test_a_product_that_fails_is_the_devices_failure(fake: Fake) -> None:
     library = Library(str(fake.path))
     device = library.device
     fill = np.zeros(4096, np.uint8)
-    product = Product(device.put(fill), device.put(fill), None, None, None, device.put(fill), 8)
+    product = LtProduct(device.put(fill), device.put(fill), None, None, None, device.put(fill), 8)
     product.room, product.room_bytes = device.put(fill), ROOM
     product.M, product.N, product.K, product.alpha = 2, 8, 16, 1.0
     assert library.can(product)

@@ -119,6 +119,30 @@ def test_a_range_grows_and_shrinks_where_it_is(fresh: ctypes.CDLL) -> None:
     rt.close()
 
 
+def test_what_a_library_asks_is_asked_at_once(fresh: ctypes.CDLL) -> None:
+    """With the arguments as they are then; after a failure nobody is asked."""
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+    )
+    seen = []
+
+    def call(stream: int, args: int, why: int, n: int) -> int:
+        seen.append(ctypes.c_int.from_address(args).value)
+        ctypes.memmove(why, b"it would not", 13)
+        return -1 if seen[-1] == 2 else 0
+
+    rt, asked = Ranges(fresh), kind(call)
+    stream = rt.new("stream_open")
+    for number in (1, 2, 3):
+        value = ctypes.c_int(number)
+        at = (ctypes.c_void_p(stream), asked, ctypes.byref(value), ctypes.c_size_t(4))
+        rt.lib.la_rt_ask(*at)
+    assert seen == [1, 2]
+    assert rt.message == "it would not"
+    rt.stream_close(stream)
+    rt.close()
+
+
 @pytest.mark.parametrize("call", ["cuMemCreate", "cuMemMap", "cuMemSetAccess"])
 @pytest.mark.parametrize("n", [1, 3])
 def test_a_commit_that_finds_no_memory_leaves_all_as_it_was(

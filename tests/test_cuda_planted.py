@@ -54,6 +54,10 @@ def add_norm(device: rows.Device) -> None:
     rows.test_add_norm(device, rows.LAYER)
 
 
+def finish(device: rows.Device) -> None:
+    products.test_sums_of_a_library_are_finished(device)
+
+
 def chunks(device: rows.Device) -> None:
     rows.test_chunks(device, 31)
     rows.test_chunks(device, 32)
@@ -133,6 +137,13 @@ PLANTED = [
     Planted("rows.cu", "norm of all keys", "k ? a.k_norm : a.q_norm", "a.q_norm", heads),
     Planted("rows.cu", "turned the other way", "x * c - y * s", "x * c + y * s", heads),
     Planted("rows.cu", "slot of a page", "pos % LA_PAGE", "pos / LA_PAGE", heads),
+    Planted(
+        *("rows.cu", "rows that fill up are kept"),
+        "    if (page < 0) {\n        return;\n    }\n",
+        "",
+        heads,
+        "is in no registered allocation",
+    ),
     Planted("rows.cu", "v over k", "is_v ? a.pages.k_bytes : 0", "0", heads),
     Planted("rows.cu", "values turned", "a.cos != NULL && !is_v", "a.cos != NULL", heads),
     Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
@@ -462,6 +473,16 @@ PLANTED = [
         resume,
         "is in no registered allocation",
     ),
+    Planted(
+        *("finish.cu", "no wait for the sums"),
+        "    la_grid_wait();\n",
+        "",
+        finish,
+        "writes global memory before la_grid_wait",
+    ),
+    Planted("finish.cu", "rows without their gap", "m * a.ldy", "m * a.p.N", finish),
+    Planted("finish.cu", "the last units", "(units + FINISH_WARPS - 1) /", "units /", finish),
+    Planted("finish.cu", "every unit the first", "+ la_thread() / 32,", "+ 0,", finish),
     Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
     Planted(
         "step.cu",
@@ -475,6 +496,7 @@ PLANTED = [
 
 
 FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
+FILES += ["finish.cu"]
 # Of each of them one, by a fault and by numbers; where one check launches two, not in both.
 FEW = [
     "no wait for the predecessor",
@@ -483,6 +505,7 @@ FEW = [
     "scale of the group before",
     "a tie's later id",
     "the row behind",
+    "no wait for the sums",
 ]
 
 
@@ -582,7 +605,20 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
-    [embed, enter, add_norm, chunks, heads, attend, product, four_bits, many_rows, draws, resume],
+    [
+        finish,
+        embed,
+        enter,
+        add_norm,
+        chunks,
+        heads,
+        attend,
+        product,
+        four_bits,
+        many_rows,
+        draws,
+        resume,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

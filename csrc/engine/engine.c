@@ -397,8 +397,8 @@ static void lose(la_engine *e, const char *why)
 
 /* ---- the step --------------------------------------------------------------------------------- */
 
-/* Of n pages that a step needs: memory for twice as many goes back when steps have not needed it for a while,
- * except for a slab; all does when nothing is under way. */
+/* Steps need the first n pages. The others' memory goes back when less than half was needed for a while, or when
+ * nothing is under way; a slab stays. */
 static void give_back(la_engine *e, int64_t n)
 {
     enum { STEPS = 256 };
