@@ -18,7 +18,7 @@ import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
 from cuda_mutants import NUMBERS
-from emulator import EMULATOR, KERNELS
+from emulator import KERNELS, RUNTIME
 
 pytestmark = pytest.mark.slow  # a compilation each
 
@@ -472,7 +472,7 @@ def library(planted: Planted) -> ctypes.CDLL:
     kernels = [KERNELS / name for name in FILES]
     file = "gemm_mma.cu" if planted.file.endswith(".h") else planted.file
     sources = [path if p.name == file else p for p in kernels]
-    return emulator.library(path.stem, [*sources, EMULATOR / "rt_host.cpp"])
+    return emulator.library(path.stem, [*sources, *RUNTIME])
 
 
 @pytest.fixture(scope="module", autouse=True)

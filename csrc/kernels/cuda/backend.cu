@@ -439,6 +439,7 @@ void close_backend(la_backend *b)
     la_cuda *cuda = la_cuda_of(b);
     (void)la_rt_enter(cuda->rt);
     la_rt_unpin(cuda->rt, cuda->staging);
+    la_rt_event_close(cuda->passing);
     la_rt_stream_close(cuda->s);
     la_rt_close(cuda->rt);
     pthread_mutex_destroy(&cuda->turns);
@@ -499,6 +500,7 @@ la_backend_ops make_ops()
     o.add_norm = add_norm;
     o.gather = gather;
     o.sample = sample;
+    o.device = &la_cuda_device_ops;
     return o;
 }
 
@@ -534,9 +536,11 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
     cuda->head.n_threads = 1;
     cuda->head.granule = cuda->info.granule;
     cuda->host = host;
+    cuda->number = device;
     cuda->s = la_rt_stream_open(cuda->rt);
+    cuda->passing = la_rt_event_open(cuda->rt);
     cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, LA_CUDA_STAGING));
-    if (cuda->info.cc < 80 || cuda->s == NULL || cuda->staging == NULL) {
+    if (cuda->info.cc < 80 || cuda->s == NULL || cuda->passing == NULL || cuda->staging == NULL) {
         int cc = cuda->info.cc;
         close_backend(&cuda->head);
         return cc < 80 ? host->fail(LA_ERR_UNSUPPORTED,

@@ -25,8 +25,10 @@ typedef struct la_cuda {
     la_rt *rt;
     la_rt_stream *s;
     la_rt_info info;
-    int64_t changes;  /* of what models are made of: graphs hold its addresses */
-    uint8_t *staging; /* [LA_CUDA_STAGING] pinned */
+    int number;           /* of the device */
+    la_rt_event *passing; /* recorded for streams of others */
+    int64_t changes;      /* of what models are made of: graphs hold its addresses */
+    uint8_t *staging;     /* [LA_CUDA_STAGING] pinned */
     char isa[16];
     const char *slots[1]; /* none */
 } la_cuda;
@@ -86,6 +88,9 @@ typedef struct la_cuda_linear_args {
 int la_cuda_is_w4(const la_weight *w);
 size_t la_cuda_linear_bytes(const la_model_desc *d, int T);
 void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l);
+
+/* Of la_backend_ops, for tensors of users (backend_tensors.cu). */
+extern const la_device_ops la_cuda_device_ops;
 
 /* Of la_backend_ops. */
 void *la_cuda_map(la_backend *b, size_t bytes);
