@@ -43,6 +43,14 @@ def enter(device: rows.Device) -> None:
     rows.test_enter(device, 3, 264, rows.LAYER, 0)
 
 
+def norm_rows(device: rows.Device) -> None:
+    rows.test_norm_rows(device, rows.LAYER, 0)
+
+
+def elements(device: rows.Device) -> None:
+    rows.test_elements(device, 1027)
+
+
 def heads(device: rows.Device) -> None:
     for norm, turned in ((1, 1), (2, 1), (3, 0)):
         rows.test_heads(device, norm=norm, turned=turned, interleaved=0, d=16, d_rope=8)
@@ -106,6 +114,28 @@ PLANTED = [
         "    la_grid_wait();\n    la_grid_release();\n    const float *x = a.x + la_ldg",
         "    const float *x = a.x + la_ldg",
         rows.test_gather,
+        "writes global memory before la_grid_wait",
+    ),
+    Planted(
+        *("rows.cu", "norm of a row of its own"),
+        "la_stg(out + i, normed(&n, la_ldg(x + i), i));\n    }\n}\n\n/* ---- lookup",
+        "la_stg(out + i, normed(&n, la_ldg(out + i), i));\n    }\n}\n\n/* ---- lookup",
+        norm_rows,
+    ),
+    Planted("elements.cu", "a block of them", "* BLOCK * EACH + la", "* BLOCK + la", elements),
+    Planted("elements.cu", "beyond the end", "if (i < a.n) {", "if (i < a.n + 2) {", elements),
+    Planted(
+        "elements.cu",
+        "factor on the other",
+        "la_fma(a.scale, operand(a, i), la_ldg(a.y + i))",
+        "la_fma(a.scale, la_ldg(a.y + i), operand(a, i))",
+        elements,
+    ),
+    Planted(
+        *("elements.cu", "no wait for what makes them"),
+        "    la_grid_wait();\n    la_grid_release();\n    int64_t first",
+        "    int64_t first",
+        elements,
         "writes global memory before la_grid_wait",
     ),
     Planted("rows.cu", "turned the other way", "x * c - y * s", "x * c + y * s", heads),
@@ -451,7 +481,15 @@ PLANTED = [
 ]
 
 
-FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
+FILES = [
+    "rows.cu",
+    "elements.cu",
+    "attention.cu",
+    "gemm_mma.cu",
+    "gemm_w4.cu",
+    "sample.cu",
+    "step.cu",
+]
 
 
 @cache
@@ -505,7 +543,7 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     "check",
-    [enter, heads, attend, product, four_bits, many_rows, draws, resume],
+    [enter, norm_rows, elements, heads, attend, product, four_bits, many_rows, draws, resume],
     ids=lambda check: check.__name__,
 )
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 import reference_rows as reference
 from emulator import bf16, from_bf16
-from launches import AddNorm, Attend, Chunks, Embed, Enter, Gather, Heads, Product
+from launches import (
+    AddNorm,
+    Attend,
+    Chunks,
+    Elements,
+    Embed,
+    Enter,
+    Gather,
+    Heads,
+    NormRows,
+    Product,
+)
 from test_cuda_runtime import Runtime
 
 SEEDS = [0, 3]
@@ -157,6 +168,37 @@ def test_add_norm(device: Device, kind: int) -> None:
     device.launch("add_norm", args)
     want = x[:, :D] + 0.5 * normed(y[:, :D], kind, w, None, 1e-6)
     assert np.allclose(device.get(at)[:, :D], want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_place", [0, 1])
+@pytest.mark.parametrize("kind", [RMS, LAYER])
+def test_norm_rows(device: Device, kind: int, in_place: int) -> None:
+    n, D = 3, 300
+    x, w, b = rows(n, D, D, 6), rows(1, D, D, 8)[0], rows(1, D, D, 3)[0]
+    at = device.put(x)
+    out = at if in_place else device.put(np.full((n, D), np.nan, np.float32))
+    args = NormRows(at, device.put(w), device.put(b), out, n, D, kind, 1e-6)
+    if kind == RMS:
+        args.b = None
+    device.launch("norm_rows", args)
+    want = normed(x, kind, w, b if kind == LAYER else None, 1e-6)
+    assert np.allclose(device.get(out), want, rtol=1e-5, atol=1e-5)
+
+
+ADDED, GATED = 2, 4  # LA_ELEMENT_ADD, LA_ELEMENT_ACT_MUL
+
+
+@pytest.mark.parametrize("n", [1, 255, 1027])
+def test_elements(device: Device, n: int) -> None:
+    x, y, out = rows(1, n, n, 1)[0], rows(1, n, n, 2)[0], np.full(n + 4, np.nan, np.float32)
+    at, other, to = device.put(x), device.put(y), device.put(out)
+    device.launch("elements", Elements(at, other, to, n, ADDED, 0, 0.5, 0.0))
+    found = device.get(to)
+    assert np.array_equal(found[:n], (0.5 * x + y).astype(np.float32))
+    assert np.isnan(found[n:]).all()
+    device.launch("elements", Elements(at, other, other, n, GATED, 0, 0.0, 0.0))
+    want = reference.act_mul("silu", x, y)
+    assert np.abs(device.get(other) - want).max() <= 2e-6 * np.abs(want).max()
 
 
 def test_gather(device: Device) -> None:

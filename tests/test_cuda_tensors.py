@@ -306,8 +306,8 @@ def test_a_producer_that_does_not_mind_is_seen(monkeypatch: pytest.MonkeyPatch) 
         player = Player()
         there = Tensor(Producer(base, player, minds=False))
         found.append(there.to("cpu").numpy().tolist() == [7] * N)
-        del there, base
         player.close()
+        del there, base
         gc.collect()
     assert not all(found)
 

@@ -298,7 +298,7 @@ typedef struct la_host_api {
  * their sizes, which notice most of what is forgotten. */
 enum {
     LA_BACKEND_ABI = (3 << 24) +
-    (int)(sizeof(la_backend_ops) + sizeof(la_device_ops) + sizeof(la_host_api)) * 1024 +
+    (int)(sizeof(la_backend_ops) + LA_DEVICE_ABI + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
           sizeof(la_source) + sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) +

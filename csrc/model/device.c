@@ -60,3 +60,56 @@ la_status la_device_wait(la_backend *b)
 {
     return ops_of(b)->wait(b);
 }
+
+/* ---- kernels ----------------------------------------------------------------------------------- */
+
+la_status la_device_run_norm(la_backend *b, const la_device_norm *a)
+{
+    return ops_of(b)->norm(b, a);
+}
+
+la_status la_device_run_elements(la_backend *b, const la_device_elements *a)
+{
+    return ops_of(b)->elements(b, a);
+}
+
+la_status la_device_run_rope(la_backend *b, const la_device_rope *a)
+{
+    return ops_of(b)->rope(b, a);
+}
+
+la_status la_device_run_store(la_backend *b, const la_device_store *a)
+{
+    return ops_of(b)->store(b, a);
+}
+
+la_status la_device_run_attend(la_backend *b, const la_device_attend *a)
+{
+    return ops_of(b)->attend(b, a);
+}
+
+la_status la_device_run_linear(la_backend *b, const la_device_linear *a)
+{
+    return ops_of(b)->linear(b, a);
+}
+
+la_status la_device_run_best(la_backend *b, const la_device_best *a)
+{
+    return ops_of(b)->best(b, a);
+}
+
+la_status la_device_pack(la_backend *b, la_weight *w, const la_source *source)
+{
+    void *room = NULL;
+    la_status st;
+    LA_TRY(la_device_alloc(b, (size_t)w->n_units * w->unit_bytes, &room));
+    w->data = room;
+    LA_TRY(b->ops->pack(b, w, source, 1, 0));
+    room = NULL;
+done:
+    la_device_free(b, room);
+    if (st != LA_OK) {
+        w->data = NULL;
+    }
+    return st;
+}

@@ -20,6 +20,21 @@ typedef struct la_device_ops {
     uint64_t (*stream)(la_backend *b);
     la_status (*follow)(la_backend *b, uint64_t number);
     la_status (*wait)(la_backend *b);
+    /* ---- kernels ---- */
+    la_status (*norm)(la_backend *b, const la_device_norm *a);
+    la_status (*elements)(la_backend *b, const la_device_elements *a);
+    la_status (*rope)(la_backend *b, const la_device_rope *a);
+    la_status (*store)(la_backend *b, const la_device_store *a);
+    la_status (*attend)(la_backend *b, const la_device_attend *a);
+    la_status (*linear)(la_backend *b, const la_device_linear *a);
+    la_status (*best)(la_backend *b, const la_device_best *a);
 } la_device_ops;
+
+/* Bytes of what crosses: a part of LA_BACKEND_ABI. */
+enum {
+    LA_DEVICE_ABI = sizeof(la_device_ops) + sizeof(la_device_norm) + sizeof(la_device_elements) +
+    sizeof(la_device_rope) + sizeof(la_device_store) + sizeof(la_device_attend) +
+    sizeof(la_device_linear) + sizeof(la_device_best)
+};
 
 #endif

@@ -139,6 +139,27 @@ int py_tensor_move(py_tensor *to, py_tensor *from)
     return status == LA_OK ? 0 : -1;
 }
 
+int py_tensor_place(const py_state *state, PyObject *object, const char *name, py_place *out)
+{
+    if (py_tensor_owner(state, object) == NULL) {
+        py_raise_format(state, LA_ERR_ARGUMENT, "%s: expected a Tensor on a device", name);
+        return -1;
+    }
+    py_tensor *self = (py_tensor *)object;
+    *out = (py_place){.backend = py_tensor_backend(self),
+                      .data = self->data,
+                      .bytes = (size_t)self->bytes,
+                      .read_only = self->read_only,
+                      .borrowed = self->allocation == NULL};
+    return out->backend != NULL ? 0 : -1;
+}
+
+PyObject *py_tensor_owner(const py_state *state, PyObject *object)
+{
+    int known = PyObject_TypeCheck(object, state->tensor_type);
+    return known ? ((py_tensor *)object)->backend : NULL;
+}
+
 /* ---- for Python -------------------------------------------------------------------------------- */
 
 const char *py_tensor_device_name(const py_tensor *self, char *text, size_t n)

@@ -294,6 +294,7 @@ void la_rt_close(la_rt *rt)
     }
     finish_all(rt);
     for (auto &stream : rt->defaults) {
+        rt->counts.alive++;
         la_rt_stream_close(stream.second);
     }
     rt->error.clear(); /* all that is left goes, whatever failed */

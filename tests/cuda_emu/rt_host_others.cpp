@@ -17,7 +17,11 @@ la_rt_stream *la_rt_host_stream(la_rt *rt, uint64_t number)
 {
     if (number == 1 || number == 2) {
         la_rt_stream *&stream = rt->defaults[number];
-        return stream = stream != nullptr ? stream : la_rt_stream_open(rt);
+        if (stream == nullptr) {
+            stream = la_rt_stream_open(rt);
+            rt->counts.alive--; /* every device has it */
+        }
+        return stream;
     }
     la_rt_stream *stream = reinterpret_cast<la_rt_stream *>(number);
     bool open = std::count(rt->streams.begin(), rt->streams.end(), stream) != 0;

@@ -440,6 +440,8 @@ void close_backend(la_backend *b)
     (void)la_rt_enter(cuda->rt);
     la_rt_unpin(cuda->rt, cuda->staging);
     la_rt_event_close(cuda->passing);
+    la_rt_free(cuda->rt, cuda->room);
+    la_rt_free(cuda->rt, cuda->counting);
     la_rt_stream_close(cuda->s);
     la_rt_close(cuda->rt);
     pthread_mutex_destroy(&cuda->turns);

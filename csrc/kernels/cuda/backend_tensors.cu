@@ -10,11 +10,6 @@
 
 namespace {
 
-la_status failed(const la_cuda *cuda)
-{
-    return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
-}
-
 int number(const la_backend *b)
 {
     return la_cuda_of(b)->number;
@@ -26,7 +21,7 @@ template <class F> la_status in_pieces(la_cuda *cuda, size_t bytes, F move)
     for (size_t at = 0; at < bytes; at += LA_CUDA_STAGING) {
         size_t left = bytes - at, n = left < LA_CUDA_STAGING ? left : LA_CUDA_STAGING;
         if (move(at, n) != 0) {
-            return failed(cuda);
+            return la_cuda_failed(cuda);
         }
     }
     return LA_OK;
@@ -35,12 +30,7 @@ template <class F> la_status in_pieces(la_cuda *cuda, size_t bytes, F move)
 la_status upload(la_backend *b, void *dst, const void *src, size_t bytes)
 {
     la_cuda_turn turn(b);
-    la_cuda *cuda = turn.cuda;
-    return in_pieces(cuda, bytes, [&](size_t at, size_t n) {
-        memcpy(cuda->staging, static_cast<const uint8_t *>(src) + at, n);
-        la_rt_copy(cuda->s, static_cast<uint8_t *>(dst) + at, cuda->staging, n, LA_RT_IN);
-        return la_rt_stream_wait(cuda->s);
-    });
+    return la_cuda_upload(turn.cuda, dst, src, bytes);
 }
 
 la_status download(la_backend *b, void *dst, const void *src, size_t bytes)
@@ -63,7 +53,7 @@ la_status alloc(la_backend *b, size_t bytes, void **out)
     la_cuda *cuda = turn.cuda;
     *out = la_cuda_map(b, bytes);
     if (*out == NULL && la_rt_error(cuda->rt)[0] != '\0') {
-        return failed(cuda);
+        return la_cuda_failed(cuda);
     }
     return *out != NULL ? LA_OK
                         : cuda->host->fail(LA_ERR_MEMORY, "no memory for %zu bytes on cuda:%d",
@@ -91,12 +81,12 @@ la_status follow(la_backend *b, uint64_t other)
     la_cuda_turn turn(b);
     la_cuda *cuda = turn.cuda;
     if (!turn.ok) {
-        return failed(cuda);
+        return la_cuda_failed(cuda);
     }
     la_rt_event_record(cuda->passing, cuda->s);
     if (la_rt_event_hold(cuda->passing, other) != 0) {
         return la_rt_error(cuda->rt)[0] != '\0'
-                   ? failed(cuda)
+                   ? la_cuda_failed(cuda)
                    : cuda->host->fail(LA_ERR_ARGUMENT, "stream: %llu is no stream of cuda:%d",
                                       (unsigned long long)other, cuda->number);
     }
@@ -106,7 +96,7 @@ la_status follow(la_backend *b, uint64_t other)
 la_status wait(la_backend *b)
 {
     la_cuda_turn turn(b);
-    return la_rt_stream_wait(turn.cuda->s) == 0 ? LA_OK : failed(turn.cuda);
+    return la_rt_stream_wait(turn.cuda->s) == 0 ? LA_OK : la_cuda_failed(turn.cuda);
 }
 
 la_device_ops make_ops()
@@ -121,9 +111,30 @@ la_device_ops make_ops()
     o.stream = stream;
     o.follow = follow;
     o.wait = wait;
+    o.norm = la_cuda_norm;
+    o.elements = la_cuda_elements;
+    o.rope = la_cuda_rope;
+    o.store = la_cuda_store;
+    o.attend = la_cuda_attend_tensors;
+    o.linear = la_cuda_linear_tensors;
+    o.best = la_cuda_best;
     return o;
 }
 
 } // namespace
+
+la_status la_cuda_failed(const la_cuda *cuda)
+{
+    return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+}
+
+la_status la_cuda_upload(la_cuda *cuda, void *dst, const void *src, size_t bytes)
+{
+    return in_pieces(cuda, bytes, [&](size_t at, size_t n) {
+        memcpy(cuda->staging, static_cast<const uint8_t *>(src) + at, n);
+        la_rt_copy(cuda->s, static_cast<uint8_t *>(dst) + at, cuda->staging, n, LA_RT_IN);
+        return la_rt_stream_wait(cuda->s);
+    });
+}
 
 extern const la_device_ops la_cuda_device_ops = make_ops();
