@@ -7,6 +7,7 @@ places, are refused by the argument's name.
 from __future__ import annotations
 
 import ctypes
+import threading
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,22 @@ def test_half_floats_are_widened_there() -> None:
     assert bits(kernels.softcap(half, 0.0)) == x.astype(np.float16).astype(np.float32).tobytes()
     assert bits(kernels.softcap(rounded, 0.0)) == ref.bf16(x).astype(np.float32).tobytes()
     assert kernels.act(put(np.float16(1).reshape(()))).shape == ()
+
+
+def test_threads_take_turns() -> None:
+    x, w = normal(5, 40), put(np.ones(40, np.float32))
+    want = [np.apply_along_axis(ref.rms_norm, -1, i * x, np.ones(40), 1e-6) for i in range(1, 7)]
+    found: list[Any] = [None] * 6
+
+    def work(i: int) -> None:
+        found[i] = get(kernels.rms_norm(put((i + 1) * x), w))
+
+    team = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    np.testing.assert_allclose(found, want, atol=1e-5)
 
 
 # ---- products ------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
+import threading
 from collections.abc import Iterator
 
 import emulator
@@ -18,8 +20,9 @@ from test_cuda_runtime import OUT, Counts, view
 from test_dlpack import Handmade, PyCapsule_GetPointer, Versioned
 
 from llmaccel import ConfigError, MemoryPlanError, Tensor, UnsupportedError
+from llmaccel.errors import LLMAccelError
 
-SEEDS = range(12)
+SEEDS = range(8)
 N = 64
 FULL = {"max_version": (1, 0)}
 
@@ -454,8 +457,6 @@ def test_any_order_of_going() -> None:
 
 
 def test_a_deleter_of_ours_runs_on_any_thread() -> None:
-    import threading
-
     made = numbers()
     capsule = made.__dlpack__(stream=-1, **FULL)
     del made
@@ -466,6 +467,22 @@ def test_a_deleter_of_ours_runs_on_any_thread() -> None:
     thread.join()
     gc.collect()
     assert counts().alive == 0
+
+
+def test_a_forked_child_leaves_the_device_alone() -> None:
+    there = numbers()
+    child = os.fork()
+    if child == 0:
+        refused = False
+        try:
+            there.to("cpu")
+        except LLMAccelError as error:
+            refused = "after fork" in str(error)
+        del there
+        gc.collect()
+        os._exit(0 if refused else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert there.to("cpu").numpy()[7] == 7
 
 
 def test_a_tensor_shares_the_device_with_models() -> None:

@@ -523,10 +523,10 @@ static PyMethodDef tensor_methods[] = {
      "zeros(shape, dtype, device='cpu') -> Tensor\n\nNew memory, 64-byte aligned; dtype as in "
      "safetensors: 'F32', 'BF16', ...; device as in to()."},
     {"to", (PyCFunction)(void (*)(void))py_tensor_to, METH_VARARGS | METH_KEYWORDS,
-     "to(device) -> Tensor\n\nThis Tensor if it is there, else a copy of it in new memory, which "
-     "is "
-     "made when this\nreturns. device: 'cpu', 'cuda' or 'cuda:0'. UnsupportedError says why a "
-     "device cannot be used,\nMemoryPlanError that it has no room."},
+     "to(device) -> Tensor\n\nThis Tensor if it is there, else a copy in new memory. device: "
+     "'cpu', "
+     "'cuda' or 'cuda:0'.\nUnsupportedError says why a device cannot be used, MemoryPlanError that "
+     "it has no room."},
     {"numpy", tensor_numpy, METH_NOARGS,
      "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16 and 8-bit floats, which NumPy "
      "lacks, and on devices."},

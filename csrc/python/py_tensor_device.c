@@ -97,13 +97,15 @@ void py_tensor_device_free(py_tensor *self)
 void py_tensor_device_finish(py_tensor *self)
 {
     la_backend *b = py_tensor_backend(self);
+    la_status status;
     if (b == NULL) {
         PyErr_Clear();
         return;
     }
-    Py_BEGIN_ALLOW_THREADS(void)
-    la_device_wait(b); /* a device that has failed does nothing any more */
-    Py_END_ALLOW_THREADS
+    Py_BEGIN_ALLOW_THREADS
+    status = la_device_wait(b);
+    Py_END_ALLOW_THREADS(void)
+    status; /* a device that has failed does nothing any more */
 }
 
 int py_tensor_move(py_tensor *to, py_tensor *from)

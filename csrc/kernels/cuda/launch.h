@@ -81,7 +81,8 @@ typedef struct la_pages {
     int64_t page_bytes, head_bytes, k_bytes;
 } la_pages;
 
-/* Raw rows (q heads, k heads, v heads) to queries and pages: norms of heads, rotation, growth. */
+/* Raw rows (q heads, k heads, v heads) to queries and pages: norms of heads, rotation, growth. Either kind of heads
+ * may be absent. */
 typedef struct la_heads_args {
     float *y; /* [n] rows of ldy: [H + 2K][d]; whole-row norms are made in place */
     int64_t ldy;
