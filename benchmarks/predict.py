@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-SOURCES = ("attention", "elements", "gemm_mma", "gemm_sm90", "gemm_w4", "rows")
+SOURCES = ("attention", "elements", "gemm_mma", "gemm_sm90", "gemm_w4", "rows", "sample", "step")
 
 # The card: measured on one, or of its datasheet (SMS, registers, shared memory, clock).
 SMS, CLOCK_HZ = 132, 1.755e9
@@ -48,6 +48,7 @@ MATRICES = {
 WIDTH = 4096
 HEADS, KV_HEADS, HEAD = 32, 8, 128
 PAGE, CHUNK = 64, 256
+VOCABULARY = MATRICES["head"][0]
 
 
 @dataclass(frozen=True)
@@ -268,14 +269,48 @@ def row_wise(M: int) -> Iterator[Work]:
         "enter": ("la_enter", WIDTH * (4 + 2), 256, M),
         "norm_rows": ("la_norm_rows", WIDTH * 8, 256, M),
         "elements": ("la_elements", width * 12, 256, M * width // 1024),
+        "pick": ("la_pick", 32 * 24, 256, -(-M * 32 // 256)),
         "heads": ("la_heads", (HEADS + 2 * KV_HEADS) * HEAD * (4 + 3), 128, M * 12),
         "embed": ("la_embed", WIDTH * (2 + 4), 256, M),
         "gather": ("la_gather", WIDTH * 8, 256, M),
+        "add_norm": ("la_add_norm", WIDTH * 12, 256, M),  # of families that norm a block's result
+        "heads_rows": ("la_heads_rows", (HEADS + KV_HEADS) * HEAD * 8, 256, 2 * M),  # or whole rows
     }
     for kernel, (name, row, threads, blocks) in sizes.items():
         shared = 2048 * 2 if kernel == "heads" else 64
         name = f"{len(name)}{name}"
         yield Work(kernel, name, {"M": M}, blocks, threads, shared, M * row, 0, threads * 4 * 4)
+
+
+def bookkeeping(M: int) -> Iterator[Work]:
+    """step.cu: a token and a rule a thread; of attention.cu, a warp for the chunks of a step."""
+    resume = (-(-M // 256), 256, 0, M * (8 + 2 * 32), 0, 256 * 8)  # a sector of each rule
+    yield Work("resume", "9la_resume", {"M": M}, *resume)
+    if M <= 32:
+        yield Work("chunks", "9la_chunks", {"M": M}, 1, 32, 0, M * 8, 0, M * 4)
+
+
+def draws(M: int) -> Iterator[Work]:
+    """sample.cu, a block a row: how often it passes over the row, and what a value costs then."""
+    passes = {  # reads, writes, instructions of a value in all of them
+        "greedy": (1, 0, 6),
+        "greedy, logprobs": (3, 0, 6 + 6 + 24 + 4),  # the largest twice, sums of exp, the rank
+        "temperature": (2, 1, 6 + 28),
+        "top_p": (4, 1, 6 + 44 + 2 * 14),  # two walks, each a pass that lists a bin's members
+    }
+    for kind, (reads, writes, instructions) in passes.items():
+        yield Work(
+            "sample",
+            "9la_sample",
+            {"kind": kind, "M": M, "V": VOCABULARY},
+            M,
+            512,
+            65696,
+            M * VOCABULARY * 4 * (reads + writes),
+            0,
+            512 * 8 * 4,
+            cycles=VOCABULARY / 32 * instructions / 4,
+        )
 
 
 def works() -> Iterator[Work]:
@@ -288,6 +323,9 @@ def works() -> Iterator[Work]:
             if name != "head":
                 yield four_bits(name, M, N, K)
         yield from row_wise(M)
+        yield from bookkeeping(M)
+        if M <= 128:
+            yield from draws(M)
     for batch, context in ((1, 1024), (1, 4096), (1, 131072), (32, 4096), (128, 1024)):
         yield from attend(batch, context, prefill=False)
     for batch, context in ((2048, 2048), (8192, 8192)):

@@ -27,7 +27,7 @@ typedef enum la_status {
     LA_ERR_UNSUPPORTED, /* known, but not available in this build, backend or format */
     LA_ERR_REQUEST,     /* one request is invalid; nothing else is affected */
     LA_ERR_STATE,       /* the object is not in a state that allows the call */
-    LA_ERR_SYSTEM       /* the operating system refused something */
+    LA_ERR_SYSTEM       /* the operating system refused something, or a device failed */
 } la_status;
 
 /* The message of the calling thread's last failed call; "" if none. */
@@ -44,6 +44,7 @@ typedef struct la_backend_info {
     const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16"; cuda: "sm_90", ... */
     const char *device; /* its name; NULL: the processor */
     size_t memory_free, memory_total; /* of a device, now; 0: the process's own */
+    int64_t graphs, replays;          /* of steps, on a device: made, and run since it was opened */
     int n_asked;                      /* threads asked for, 0: one per usable processor */
     int n_threads;                    /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
@@ -216,12 +217,14 @@ typedef struct la_limits {
     int max_batch_tokens; /* tokens in a step */
     int max_len;          /* tokens of a sequence, prompt and output; <= desc max_len */
     int64_t kv_pages;     /* cap of the page pool */
+    int host_threads; /* that draw what a device leaves to the host; 0: one per usable processor */
 } la_limits;
 
 typedef struct la_plan {
     size_t kv_page_bytes;   /* one 64-token page, all layers */
     size_t workspace_bytes; /* activations, logits tile, scratch of every thread */
     size_t rope_bytes;
+    size_t host_bytes; /* of the host, where the rest is a device's: pinned arrays, draws */
 } la_plan;
 
 /* What float tensors become when they are packed. Values are LA_PACK_I8 and LA_PACK_F8 with one scale per
@@ -259,8 +262,8 @@ la_status la_model_weight_bytes(const la_model_desc *desc, la_recipe recipe, la_
 la_status la_model_create(la_backend *b, const la_model_desc *desc, la_recipe recipe,
                           la_model **out);
 /* Packs parts into the slot, by all threads; replaces what the slot held. expert: of LA_EXPERT_* slots, whose
- * experts must agree in format; else ignored. LA_ERR_SHAPE names a part that is to be quantized and holds a value
- * that is not finite. */
+ * experts must agree in format; else ignored. Parts without a rule of rounding take over the slot's, if it had one.
+ * LA_ERR_SHAPE names a part that is to be quantized and holds a value that is not finite. */
 la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
                        int n_parts);
 /* Checks that every tensor the desc needs is set; the model can run afterwards. */
@@ -274,6 +277,18 @@ size_t la_model_token_bytes(const la_model *m);
 /* Reads those bytes, pass after pass for `seconds`, computing nothing; GB/s (1e9). No step may run
  * meanwhile: it would wait, and its time would count. */
 la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s);
+/* A part of a slot where it lies: row r is row first + r of the units (kernels/kernels.h), paired: row first + r % 16
+ * of unit r / 16; a vector (unit_bytes 0): likewise its values. dtype LA_DTYPE_COUNT: codes, or another order. */
+typedef struct la_shown {
+    const void *data;
+    size_t bytes, unit_bytes;
+    la_dtype dtype;
+    int first, rows, cols, paired;
+} la_shown;
+/* Until the slot is set again. LA_ERR_UNSUPPORTED where weights lie on a device. */
+la_status la_model_show(la_model *m, la_slot slot, int layer, int expert, int part, la_shown *out);
+/* The same as fp32 out [rows, cols], a vector [rows], whatever it is kept as. */
+la_status la_model_copy(la_model *m, la_slot slot, int layer, int expert, int part, float *out);
 la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
 
@@ -330,6 +345,7 @@ enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
 /* A pattern was repeated; la_request.process failed; nothing was left to draw. */
 enum { LA_FINISH_REPETITION = LA_FINISH_TIMEOUT + 1, LA_FINISH_FAILED, LA_FINISH_EMPTY };
+enum { LA_FINISH_LOST = LA_FINISH_EMPTY + 1 }; /* the device failed */
 
 typedef struct la_event {
     int64_t request; /* what la_engine_add gave */
@@ -338,7 +354,7 @@ typedef struct la_event {
     int position;  /* index of the token in prompt + suffix or output */
     int32_t token; /* FINISH: the stop id that ended it, or -1 */
     int reason;    /* FINISH: LA_FINISH_* */
-    float logprob; /* of token; raw, before temperature. NaN if not asked */
+    float logprob; /* of token, as la_sampling.report says. NaN if not asked */
     int rank;      /* of token, from 1; 0 if not asked */
     int n_top;
     const int32_t *top_ids;    /* [n_top] best first, then those scored by id */
@@ -363,13 +379,19 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
 void la_engine_free(la_engine *e);
 /* Bytes of an engine's own arrays (events, results, page tables), beside la_plan's. Loads nothing. */
 size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits);
-/* Any thread, any time. Validates, copies, returns an id > 0. */
+/* Any thread, any time. Validates, copies, returns an id > 0. LA_ERR_SYSTEM, with the reason, once the device has
+ * failed. */
 la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
 /* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */
 la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
-/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do. */
+/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do.
+ * LA_ERR_SYSTEM in the step in which the device failed: what it drew is lost, every request has ended with
+ * LA_FINISH_LOST and holds no pages, which the steps that follow tell of; they do nothing else. */
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
+/* Tokens that a branch has stored and bytes of their pages, [layer][page][kv head], which go to out unless it is
+ * NULL. Not while another thread steps. LA_ERR_UNSUPPORTED where pages lie on a device. */
+la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);
 /* Tokens that every expert was given so far, [L][E] (0 in layers without experts); returns L * E. out may be
  * NULL. */

@@ -13,6 +13,10 @@
 
 #include <stdint.h>
 
+/* What is reported as a token's log probability: that, or its logit; raw, or as the draw was made from it: after
+ * rules, temperature and filters, -INFINITY for what they dropped. Prompts have no draws, so theirs are raw. */
+enum { LA_REPORT_LOGPROBS = 0, LA_REPORT_LOGITS, LA_REPORT_DRAWN_LOGPROBS, LA_REPORT_DRAWN_LOGITS };
+
 typedef struct la_sampling {
     float temperature;        /* 0: argmax */
     float top_p;              /* (0, 1] */
@@ -29,6 +33,7 @@ typedef struct la_sampling {
     int logprobs;                 /* -1: none; 0: the sampled token; k: k best and the sampled */
     int prompt_logprobs;          /* the same for prompt tokens */
     int prompt_logprob_start;     /* first prompt token to score */
+    int report;                   /* LA_REPORT_* of both */
     const int32_t *score_ids;     /* [n_score] scored with each sampled token, after the best */
     int n_score;                  /* at most V; 0 where logprobs is -1 */
     const int32_t *prompt_scores; /* [n_prompt_score] the same with each prompt token */

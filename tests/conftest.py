@@ -30,6 +30,7 @@ SAMPLING: dict[str, Any] = {
     "logprobs": -1,
     "prompt_logprobs": -1,
     "prompt_logprob_start": 0,
+    "report": 0,
     "score_ids": [],
     "prompt_scores": [],
     "stop_ids": [],

@@ -39,4 +39,5 @@ Product = struct(
     "Product",
     "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f",
 )
+Pick = struct("Pick", "logits:p drawn:p tops:p ids:p values:p n:i V:i k:i")  # of sample.h
 Form = struct("Form", "group:i has_offset:i wide:i unit_bytes:l")  # la_w4_form

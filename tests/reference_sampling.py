@@ -136,22 +136,33 @@ def zipf_size(q: np.ndarray, mu: float, n_vocab: int) -> int:
     return int(min(max(k, 1), len(q)))
 
 
+def near(x: np.ndarray, p: dict[str, Any], off: float) -> np.ndarray:
+    """Which logits top_n_sigma leaves."""
+    alive = x > -np.inf
+    if p["top_n_sigma"] > 0:
+        alive &= x >= x.max() - (p["top_n_sigma"] + off) * x[alive].astype(np.float64).std()
+    return alive
+
+
+def dynamic_scale(x: np.ndarray, p: dict[str, Any], off: float = 0.0) -> Any:
+    """What multiplies logits: one over the temperature, dynamic or not."""
+    if p["dynatemp_range"] == 0:
+        return F(1) / F(p["temperature"])
+    q = softmax(x[near(x, p, off)])
+    flat = entropy(q) / np.log(len(q)) if len(q) > 1 else 0.0
+    least = max(0.0, p["temperature"] - p["dynatemp_range"])
+    most = p["temperature"] + p["dynatemp_range"]
+    t = least + (most - least) * flat ** p["dynatemp_exponent"]
+    return F(1 / max(t, 0.01))
+
+
 def filtered(
     x: np.ndarray, p: dict[str, Any], u: float, mu: float, off: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """(ids, probabilities) in the order of ids. u: XTC's number. mu: mirostat's state. off: added
     to every threshold."""
-    alive = x > -np.inf
-    if p["top_n_sigma"] > 0:
-        alive &= x >= x.max() - (p["top_n_sigma"] + off) * x[alive].astype(np.float64).std()
-    scale = F(1) / F(p["temperature"])
-    if p["dynatemp_range"] > 0:
-        q = softmax(x[alive])
-        flat = entropy(q) / np.log(len(q)) if len(q) > 1 else 0.0
-        least = max(0.0, p["temperature"] - p["dynatemp_range"])
-        most = p["temperature"] + p["dynatemp_range"]
-        t = least + (most - least) * flat ** p["dynatemp_exponent"]
-        scale = F(1 / max(t, 0.01))
+    alive = near(x, p, off)
+    scale = dynamic_scale(x, p, off)
     w = np.exp((x * scale - (x * scale).max()).astype(np.float64))
     ids = np.flatnonzero(alive & (w >= p["min_p"]) & (w > 0))
     q = w[ids] / w[ids].sum()
@@ -204,3 +215,20 @@ def draws(x: np.ndarray, p: dict[str, Any], u: tuple[float, float], mu: float) -
         first, last = np.searchsorted(reached, [u[0] - 1e-6, u[0] + 1e-6], "right")
         found.update(ids[min(first, len(ids) - 1) : last + 1].tolist())
     return found
+
+
+def reported(
+    x: np.ndarray, p: dict[str, Any], u: float, mu: float, off: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """What a draw was made from, of the ruled row: (logits [V], -inf for what was dropped; its log
+    probabilities). u: XTC's number. off: added to the thresholds."""
+    if p["temperature"] == 0:
+        ids, scale = np.flatnonzero(x > -np.inf), F(1)
+    elif is_filtered(p):
+        ids, scale = filtered(x, p, u, mu, off)[0], dynamic_scale(x, p)
+    else:
+        ids, scale = choices(x, p, p["top_p"] + off)[0], F(1) / F(p["temperature"])
+    row = np.full(len(x), -np.inf, np.float64)
+    row[ids] = x[ids] * scale
+    with np.errstate(divide="ignore"):
+        return row, np.log(softmax(row))

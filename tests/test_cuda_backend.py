@@ -24,7 +24,7 @@ from conftest import ROOT
 from emulator import bf16, from_bf16
 from test_cuda_runtime import Counts
 
-from llmaccel import LLM, SamplingParams, UnsupportedError, _core
+from llmaccel import LLM, SamplingParams, UnsupportedError, _core, cli, memory
 from llmaccel.cli import _cuda
 from llmaccel.environment import open_device
 from llmaccel.errors import ConfigError, LLMAccelError, MemoryPlanError
@@ -187,101 +187,6 @@ def test_preemption_recomputes_the_same_tokens(tmp_path: Path, emulated: str) ->
     assert found == [want for want, _ in free]
 
 
-def mixture(stops: list[list[int]]) -> list[SamplingParams]:
-    """16 requests of four kinds; stops[i]: what may end request i, if it is of such a kind."""
-    rules = {"repetition_penalty": 1.3, "logit_bias": {7: 2.0, 3: -1.0}}
-    more: dict[int, dict] = {10: rules, 14: rules, 11: {"min_tokens": 2}}
-    more[15] = {"allowed_token_ids": [*range(9, 99)], **rules}
-    made = []
-    for i in range(16):
-        kind = [
-            {"temperature": 0, "logprobs": 2},
-            {"temperature": 0, "logprobs": 2, "stop_token_ids": stops[i]},
-            {"temperature": 0.8, "top_p": 0.9, "frequency_penalty": 0.4, "logprobs": 1},
-            {"temperature": 1.5, "top_k": 20, "min_p": 0.01, "stop_token_ids": stops[i]},
-        ][i % 4]
-        kind = {**kind, **more.get(i, {}), "max_tokens": 3 + i % 5 * 2, "seed": i}
-        made.append(SamplingParams(**kind, ignore_eos=True))
-    return made
-
-
-def told(output) -> tuple:
-    """All that a request was told."""
-    one = output.outputs[0]
-    scores = [] if one.logprobs is None else one.logprobs
-    best = [[(t, p.logprob, p.rank) for t, p in step.items()] for step in scores]
-    return list(one.token_ids), one.finish_reason, one.stop_reason, best
-
-
-def scored(one: tuple) -> tuple[list[int], np.ndarray]:
-    """What `agree` compares."""
-    best = [sorted((p for _, p, _ in step), reverse=True)[:2] for step in one[3]]
-    return one[0], np.array(best)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_mixed_requests_are_told_the_same_whatever_happens(
-    family: str, tmp_path: Path, emulated: str
-) -> None:
-    """Together with prompts cut, preempted, beside one that is cancelled, or one by one; greedy
-    ones are told what the CPU tells. Tokens that end a request are found a step late."""
-    folder, asked = checkpoint(family, tmp_path), prompts(16, 40, seed=8)
-    options = {"max_num_seqs": 16, "max_num_batched_tokens": 24}
-    with open_on(folder, "cpu", **options) as cpu:
-        free = greedy(cpu, asked, 8)
-        stops = [ids[2:3] for ids, _ in free]
-        params = mixture(stops)
-        theirs = [told(o) for o in cpu.generate(asked, params, use_tqdm=False)]
-    with open_on(folder, "cuda", **options) as cuda:
-        before = counts()
-        futures = [cuda.submit(ids, each) for ids, each in zip(asked, params, strict=True)]
-        dropped = cuda.submit(asked[0], SamplingParams(max_tokens=90, ignore_eos=True))
-        for i in range(6):
-            cuda.engine.preempt(1)
-            time.sleep(0.05)
-            if i == 3:
-                dropped.cancel()
-        together = [told(future.result()) for future in futures]
-        stats = cuda.report()["stats"]
-        assert stats["preemptions"] > 0
-        assert counts().replays > before.replays
-        assert counts().waits == before.waits
-        alone = [
-            told(cuda.generate([ids], each, use_tqdm=False)[0])
-            for ids, each in zip(asked[::5], params[::5], strict=True)
-        ]
-        assert cuda.report()["backend"]["name"] == "cuda"
-        assert cuda.report()["stats"]["pages_used"] == 0
-    assert together[::5] == alone
-    sure = [i for i in range(16) if i % 4 < 2]
-    pairs = [[scored(side[i]) for i in sure] for side in (together, theirs)]
-    assert agree(*pairs) >= 0.6 * sum(len(ids) for ids, _ in pairs[1])
-    same = [i for i in sure if together[i][0] == theirs[i][0]]
-    assert [together[i][1:3] for i in same] == [theirs[i][1:3] for i in same]
-    assert len(same) >= 4
-    assert {one[1] for one in together} == {"stop", "length"}
-    assert len({tuple(one[0]) for one in together}) > 8
-
-
-def test_decoding_replays_graphs_and_allocates_nothing(tmp_path: Path, emulated: str) -> None:
-    folder, asked = checkpoint("llama", tmp_path), prompts(3, 20, seed=6)
-    params = SamplingParams(temperature=0, max_tokens=9, ignore_eos=True)
-    with open_on(folder, "cuda") as llm:
-        for n in (1, 2, 3):  # the graphs of as many tokens
-            first = llm.generate(asked[:n], params, use_tqdm=False)
-        before, steps = counts(), llm.report()["stats"]["steps"]
-        again = llm.generate(asked, params, use_tqdm=False)
-        after, steps = counts(), llm.report()["stats"]["steps"] - steps
-    assert [o.outputs[0].token_ids for o in again] == [o.outputs[0].token_ids for o in first]
-    assert after.allocations == before.allocations
-    assert after.alive == before.alive
-    assert after.replays - before.replays >= 8  # first tokens come with the prompts
-    assert after.waits == before.waits  # nobody waits for the device to have nothing to do
-    assert after.event_waits - before.event_waits == steps
-    assert after.graphs == before.graphs
-    assert after.copied_out - before.copied_out == 12 * 3 * 9  # id, logprob, rank
-
-
 def test_a_graph_without_memory_is_done_without(
     tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +241,8 @@ def test_what_is_too_much_for_the_device_is_drawn_on_the_host(emulated: str) -> 
     """Beside rows that are not; the tokens are fed on the device all the same."""
     many, twice = {"logprobs": 40}, {"bias_ids": [9, 3, 3], "bias": [2.0, 3.0, 3.0]}
     hosted = [case for name, case in sampling.CASES.items() if name not in sampling.PLAIN_CASES]
-    cases = [many, twice, {}, {}, *hosted]
+    reports = [{"logprobs": 3, "report": kind, "top_k": 20} for kind in (1, 2, 3)]
+    cases = [many, twice, {}, {}, *reports, *hosted]
     asked = [{**case, "max_tokens": 7, "seed": i} for i, case in enumerate(cases)]
     (theirs, ours), waits = draws_of(asked)
     assert ours == theirs
@@ -428,24 +334,6 @@ def test_what_is_not_there_is_refused_by_name(
         open_on(checkpoint(family, tmp_path), "cuda", **options)
 
 
-def test_states_and_updates_are_refused_and_logits_of_draws_are_there(
-    tmp_path: Path, emulated: str
-) -> None:
-    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
-        for call in (lambda: llm.hidden_states([1, 2]), lambda: llm.embed([[1, 2]])):
-            with pytest.raises(UnsupportedError, match="this backend hands out no hidden states"):
-                call()
-        with pytest.raises(UnsupportedError, match="update_weights: not on backend='cuda'"):
-            llm.update_weights({})
-        greedy = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-        (out,) = llm.generate([[1, 2, 3]], greedy, output_logits=True)
-        one = out.outputs[0]
-        assert one.logits.numpy().argmax(axis=1).tolist() == one.token_ids
-        llm.sleep()
-        llm.wake_up()
-        assert llm.generate([[1, 2, 3]], greedy)[0].outputs[0].token_ids == one.token_ids
-
-
 def test_odd_widths_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = tiny.make_checkpoint("llama", tmp_path, intermediate_size=100)
     with pytest.raises(UnsupportedError, match="multiples of 8"):
@@ -488,11 +376,63 @@ def test_a_model_that_does_not_fit_the_device_is_refused(
         open_on(checkpoint("llama", tmp_path), "cuda")
 
 
+def test_the_plan_counts_what_the_host_gives(
+    tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Pinned arrays of steps and what draws on the host take, with as many threads as are asked
+    for, or as there are processors."""
+    folder = checkpoint("llama", tmp_path)
+    monkeypatch.delenv("LLMACCEL_NUM_THREADS", raising=False)
+    device = open_device("cuda")  # what it starts itself is not counted below
+
+    def started(threads: int | None) -> tuple[int, int]:
+        gc.collect()
+        before = len(list(Path("/proc/self/task").iterdir()))
+        with open_on(folder, "cuda", threads=threads) as llm:
+            assert llm._backend is device
+            report = llm.report()["memory"]
+            assert report["host_bytes"] == llm.plan().host
+            return len(list(Path("/proc/self/task").iterdir())) - before, llm.plan().host
+
+    cpus = _core.Backend("cpu").info["n_cpus"]
+    one, every = started(1), started(None)
+    assert (one[0], every[0]) == (0, cpus - 1)
+    assert one[1] > 0
+    assert (every[1] > one[1]) == (cpus > 1)
+    with open_on(folder, "cpu", threads=1) as llm:
+        assert llm.plan().host == 0
+    assert cli.main(["plan", str(folder), "--backend", "cuda", "--dtype", "bf16"]) == 0
+    assert "memory of this machine" in capsys.readouterr().out
+    monkeypatch.setattr(memory, "available_memory", lambda: (one[1] // 2, "of a test"))
+    with pytest.raises(MemoryPlanError, match=r"draws beside the device: .* available \(of a test"):
+        open_on(folder, "cuda", threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows"),
+    [
+        (["--dtype", "bfloat16"], "bfloat16"),
+        (["--dtype", "float16"], "float16"),  # float32 on the CPU
+        (["--quantization", "w4g128"], "bfloat16"),  # int8 on the CPU
+    ],
+)
+def test_a_plan_names_the_rows_of_the_device(
+    options: list[str], rows: str, tmp_path: Path, emulated: str, capsys: pytest.CaptureFixture
+) -> None:
+    folder = str(checkpoint("llama", tmp_path))
+    found = []
+    for backend in ("cuda", "cpu"):
+        given = [*options, *(["--dtype", "bfloat16"] if "--dtype" not in options else [])]
+        assert cli.main(["plan", folder, "--backend", backend, *given]) == 0
+        found.append(capsys.readouterr().out.partition("activations ")[2].partition(",")[0])
+    assert found[0] == rows
+    assert (found[1] == rows) == (options[-1] == "bfloat16")
+
+
 def test_choices_of_the_cpu_are_refused(tmp_path: Path, emulated: str) -> None:
     folder = checkpoint("llama", tmp_path)
-    for options in ({"isa": "avx2"}, {"threads": 1}):
-        with pytest.raises(ConfigError, match="backend='cuda' has no such choice"):
-            open_on(folder, "cuda", **options)
+    with pytest.raises(ConfigError, match="backend='cuda' has no such choice"):
+        open_on(folder, "cuda", isa="avx2")
     with pytest.raises(ConfigError, match="backend='tpu': expected one of cpu, cuda"):
         open_on(folder, "tpu")
 

@@ -1,19 +1,21 @@
 """The device's generic kernels on the emulator, held to the NumPy references of the CPU's.
 
 Outputs start as NaN, rows have gaps that must keep what they held, widths are ugly, and every case
-runs under several seeds of order and delay. Kernels are asked for through launch.h, as the backend
-does.
+runs under three seeds of order and delay, of which the last is for the slow tests. Kernels are
+asked for through launch.h, as the backend does.
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 from ctypes import c_void_p
 
 import numpy as np
 import pytest
 import reference_rows as reference
-from emulator import bf16, from_bf16
+from conftest import ROOT
+from emulator import KERNELS, bf16, from_bf16
 from launches import (
     AddNorm,
     Attend,
@@ -24,11 +26,12 @@ from launches import (
     Gather,
     Heads,
     NormRows,
+    Pick,
     Product,
 )
 from test_cuda_runtime import Runtime
 
-SEEDS = [0, 3]
+SEEDS = [0, 3, pytest.param(8, marks=pytest.mark.slow)]
 RMS, LAYER = 0, 1
 STORE, ADD, ACT, LOGITS = range(4)
 PAGE = 64
@@ -103,6 +106,18 @@ def values(codes: np.ndarray, half: int) -> np.ndarray:
     return codes.view(np.float16).astype(np.float32) if half else from_bf16(codes)
 
 
+def test_every_launch_has_a_test() -> None:
+    """That is, somebody launches it by name from the device's tests."""
+    names = [
+        name
+        for path in sorted(KERNELS.glob("*.h"))
+        for name in re.findall(r"^void la_launch_(\w+)\(", path.read_text(), flags=re.M)
+    ]
+    tests = "".join(path.read_text() for path in sorted((ROOT / "tests").glob("test_cuda_*.py")))
+    assert len(names) >= 11
+    assert not [name for name in names if f'"{name}"' not in tests]
+
+
 @pytest.mark.parametrize("half", [0, 1])
 @pytest.mark.parametrize(("n", "D"), [(1, 8), (3, 200), (2, 1000)])
 def test_embed(device: Device, n: int, D: int, half: int) -> None:
@@ -163,11 +178,13 @@ def test_a_row_does_not_know_its_company(device: Device) -> None:
 def test_add_norm(device: Device, kind: int) -> None:
     n, D = 3, 264
     y, x, w = rows(n, D, D + 8, 6), rows(n, D, D + 16, 7), rows(1, D, D, 8)[0]
-    at = device.put(x)
-    args = AddNorm(device.put(y), D + 8, device.put(w), None, at, D + 16, n, D, kind, 1e-6, 0.5)
+    b = rows(1, D, D, 9)[0] if kind == LAYER else None
+    at, bias = device.put(x), None if b is None else device.put(b)
+    args = AddNorm(device.put(y), D + 8, device.put(w), bias, at, D + 16, n, D, kind, 1e-6, 0.5)
     device.launch("add_norm", args)
-    want = x[:, :D] + 0.5 * normed(y[:, :D], kind, w, None, 1e-6)
-    assert np.allclose(device.get(at)[:, :D], want, rtol=1e-5, atol=1e-5)
+    want, found = x[:, :D] + 0.5 * normed(y[:, :D], kind, w, b, 1e-6), device.get(at)
+    assert np.allclose(found[:, :D], want, rtol=1e-5, atol=1e-5)
+    assert np.isnan(found[:, D:]).all()
 
 
 @pytest.mark.parametrize("in_place", [0, 1])
@@ -201,11 +218,31 @@ def test_elements(device: Device, n: int) -> None:
     assert np.abs(device.get(other) - want).max() <= 2e-6 * np.abs(want).max()
 
 
+def test_pick(device: Device) -> None:
+    """Ids of 12-byte draws, or ids of 8-byte bests with the values that their rows have there."""
+    n, V, k = 3, 40, 5
+    x, best = rows(n, V, V, 4), np.random.default_rng(1).integers(0, V, (n, k))
+    tops = np.zeros((n, k, 2), np.int32)
+    tops[..., 0] = best
+    ids, values = np.full((n, k), -1, np.int64), np.full((n, k), np.nan, np.float32)
+    to, found = device.put(ids), device.put(values)
+    at = device.put(x)
+    device.launch("pick", Pick(at, None, device.put(tops), to, found, n, V, k))
+    assert np.array_equal(device.get(to), best)
+    assert np.array_equal(device.get(found), np.take_along_axis(x, best, 1))
+    drawn = np.arange(900, dtype=np.int32).reshape(300, 3)
+    to = device.put(np.full(300, -1, np.int64))
+    device.launch("pick", Pick(at, device.put(drawn), None, to, None, 300, V, 1))
+    assert np.array_equal(device.get(to), drawn[:, 0])
+
+
 def test_gather(device: Device) -> None:
     x, out = rows(4, 72, 80, 9), device.put(rows(3, 72, 75, 0, np.nan))
     args = Gather(device.put(x), 80, device.put(np.array([3, 3, 0], np.int32)), out, 75, 3, 72)
     device.launch("gather", args)
-    assert np.array_equal(device.get(out)[:, :72], x[[3, 3, 0], :72])
+    found = device.get(out)
+    assert np.array_equal(found[:, :72], x[[3, 3, 0], :72])
+    assert np.isnan(found[:, 72:]).all()
 
 
 # ---- heads and attention -------------------------------------------------------------------------
@@ -239,10 +276,11 @@ def rotated(x: np.ndarray, angle: np.ndarray, interleaved: int) -> np.ndarray:
 def test_heads(
     device: Device, *, norm: int, turned: int, interleaved: int, d: int, d_rope: int
 ) -> None:
-    n, H, K, eps = 3, 6, 2, 1e-5
+    n, H, K, eps = 4, 6, 2, 1e-5
     row = norm == 2
     y = rows(n, (H + 2 * K) * d, (H + 2 * K) * d + 8, 10)
-    pos, page = np.array([5, 64, 130], np.int32), np.array([2, 0, 1], np.int32)
+    # the last one's keys and values are kept nowhere
+    pos, page = np.array([5, 64, 130, 0], np.int32), np.array([2, 0, 1, -1], np.int32)
     angle = np.outer(np.arange(140), 0.3 ** np.arange(d_rope // 2)).astype(np.float32)
     q_norm, k_norm = rows(1, H * d if row else d, H * d, 11)[0], rows(1, K * d, K * d, 12)[0]
     cache, q = Cache(device, 3, K, d), device.put(rows(n, H * d, H * d + 4, 0, np.nan))
@@ -255,6 +293,7 @@ def test_heads(
     )
     device.launch("heads", args)
     kv, found = cache.kv(), device.get(q)
+    assert np.isnan(found[:, H * d :]).all()
     ones = np.ones(d, np.float32)
     for t in range(n):
         heads = y[t, : (H + 2 * K) * d].copy()
@@ -270,10 +309,21 @@ def test_heads(
                 heads[h] = rotated(heads[h], angle[pos[t]], interleaved)
         grow = 1.0 if turned else 1.0 + 0.5 * np.log1p((pos[t] + 1) // 50)
         assert np.allclose(found[t, : H * d], heads[:H].ravel() * grow, rtol=1e-5, atol=1e-5)
-        for part, want in enumerate((heads[H : H + K], heads[H + K :])):
+        for part, want in enumerate((heads[H : H + K], heads[H + K :]) if page[t] >= 0 else ()):
             stored = kv[page[t], :, part, pos[t] % PAGE]
             assert np.allclose(stored, want, rtol=2.0**-8, atol=1e-6)
-    assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n  # no other slot was written
+    assert np.isfinite(kv).all(axis=(1, 2, 4)).sum() == n - 1  # no other slot was written
+
+
+@pytest.mark.parametrize("n", [1, 31, 32])
+def test_chunks(device: Device, n: int) -> None:
+    """Positions at both sides of a chunk's end."""
+    pos = np.resize(np.array([0, 255, 256, 511, 70000], np.int32), n)
+    items = device.put(np.full(34, -7, np.int32))
+    device.launch("chunks", Chunks(device.put(pos), items, n))
+    found = device.get(items)
+    assert found[: n + 1].tolist() == [0, *np.cumsum(pos // 256 + 1).tolist()]
+    assert (found[n + 1 :] == -7).all()
 
 
 def test_a_grid_of_too_many_heads_is_a_fault(device: Device) -> None:

@@ -13,7 +13,9 @@ import pytest
 import reference_sampling as ref
 import test_sampling as sampling
 from launches import struct
-from test_cuda_rows import Device
+from test_cuda_rows import Device, device
+
+__all__ = ["device"]
 
 FIELDS = ["seed", "stream", "counter"], "temperature top_p min_p presence frequency repetition"
 INTS = "top_k target n_top top_at allowed_at ban_at n_ban bias_at n_bias seen_at n_seen newest"
@@ -97,14 +99,6 @@ def draw(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
     )
     assert np.array_equal(device.get(at), x, equal_nan=True)  # raw logits stay
     return device.get(drawn), device.get(tops)
-
-
-@pytest.fixture(params=[0, 3])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(request.param))
-    made = Device()
-    yield made
-    made.rt.lib.la_rt_close(made.rt.rt)
 
 
 def check_draws(device: Device, V: int, names: list[str], *, seed: int = 0, ahead: int = 0) -> None:

@@ -141,6 +141,7 @@ BAD = [
     ("min_tokens: 9", {"min_tokens": 9}),
     ("logprobs: 302", {"logprobs": 302}),
     ("logprobs: -2", {"logprobs": -2}),
+    ("report: 4", {"report": 4}),
     ("prompt_logprobs: 302", {"prompt_logprobs": 302}),
     (r"stop_ids\[0\]: id 301", {"stop_ids": [301]}),
     (r"allowed\[2\]: id -5", {"allowed": [1, 2, -5]}),
@@ -368,6 +369,7 @@ def random_request(rng: random.Random) -> dict[str, Any]:
     if rng.random() < 0.2:
         lengths = rng.choices([1, 3, 66], k=request["branches"])
         request["suffixes"] = [some_ids(n, b) for b, n in enumerate(lengths)]
+    request["report"] = rng.randrange(4)
     return request
 
 

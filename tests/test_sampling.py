@@ -248,9 +248,15 @@ def test_thoughts_end_with_all_tokens_of_their_tag(models):
 
 
 def everything(n_vocab: int) -> list[dict[str, Any]]:
-    """A request for each case, some with scores, of different seeds."""
+    """A request for each case, some with scores of all kinds, of different seeds."""
     return [
-        {**case, "seed": i, "logprobs": [-1, 0, 5][i % 3], "prompt": [i, 7, i + 1]}
+        {
+            **case,
+            "seed": i,
+            "prompt": [i, 7, i + 1],
+            "logprobs": [-1, 0, 5][i % 3],
+            "report": i // 3 % 4,
+        }
         for i, case in enumerate(CASES.values())
     ]
 

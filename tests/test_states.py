@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
+import letters
 import numpy as np
 import pytest
 import tiny
 
-from llmaccel import LLM, MemoryPlanError, RequestError, SamplingParams, _core
+from llmaccel import (
+    LLM,
+    AsyncLLM,
+    MemoryPlanError,
+    RequestError,
+    RequestOutputKind,
+    SamplingParams,
+    _core,
+)
 
 IDS = [5, 17, 200, 3, 88, 41, 7, 9, 150, 33, 2, 64, 290, 12]
 DRAW = SamplingParams(max_tokens=6, temperature=0.8, seed=3, ignore_eos=True, n=3)
@@ -77,6 +87,45 @@ def test_the_same_bits_in_any_company(llm, folder):
     limits = {"max_num_batched_tokens": 3, "max_num_seqs": 2, "threads": 1}
     with LLM(folder, dtype="float32", **limits) as other:
         assert [shown_bits(out) for out in other.generate(prompts, DRAW, **asked)] == alone
+
+
+def test_every_way_to_submit_shows_the_same(llm):
+    asked = {"output_logits": True, "output_hidden_states": [0, -1]}
+    params = DRAW.clone()
+    params.output_kind = RequestOutputKind.FINAL_ONLY
+    want = shown_bits(llm.generate([IDS], params, **asked)[0])
+
+    async def last(chunks):
+        async for chunk in chunks:
+            out = chunk
+        return out
+
+    llm.enqueue([IDS, IDS], params, **asked)
+    outs = [*llm.wait_for_completion(), llm.submit(IDS, params, **asked).result()]
+    outs += llm.generate([IDS], params, stream=True, **asked)
+    outs.append(asyncio.run(last(llm.agenerate(IDS, params, **asked))))
+    outs.append(asyncio.run(last(AsyncLLM(llm).generate(IDS, params, "one", **asked))))
+    assert [shown_bits(out) for out in outs] == [want] * 6
+    plain = llm.submit(IDS, params).result()
+    assert plain.hidden_states is None
+    assert plain.outputs[0].logits is None
+    for call in (llm.submit, llm.enqueue):
+        with pytest.raises(RequestError, match="output_logits: expected True or False, got 1"):
+            call(IDS, params, output_logits=1)
+        with pytest.raises(RequestError, match="output_hidden_states: empty"):
+            call(IDS, params, output_hidden_states=[])
+
+
+def test_a_chat_shows_them_too(tmp_path):
+    folder = letters.write_model(tmp_path)
+    params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    talk = [{"role": "user", "content": "hi"}]
+    asked = {"output_logits": True, "output_hidden_states": [-1]}
+    with LLM(folder) as llm:
+        llm.enqueue_chat(talk, params, **asked)
+        (out,) = llm.wait_for_completion()
+        (same,) = llm.chat(talk, params, **asked)
+        assert shown_bits(out) == shown_bits(same)
 
 
 def test_preemption_changes_no_bit(llm):

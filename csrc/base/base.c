@@ -31,6 +31,14 @@ la_status la_fail(la_status st, const char *fmt, ...)
     return st;
 }
 
+la_status la_check_int(const char *name, int v, int lo, int hi)
+{
+    if (v < lo || v > hi) {
+        return la_fail(LA_ERR_ARGUMENT, "%s: expected %d to %d, got %d", name, lo, hi, v);
+    }
+    return LA_OK;
+}
+
 int la_size_mul(size_t a, size_t b, size_t *out)
 {
     return !__builtin_mul_overflow(a, b, out);

@@ -17,6 +17,8 @@
 
 /* Sets the calling thread's message and returns st. */
 la_status la_fail(la_status st, const char *fmt, ...) LA_PRINTF(2, 3);
+/* LA_ERR_ARGUMENT that names `name` where v is not lo .. hi. */
+la_status la_check_int(const char *name, int v, int lo, int hi);
 
 /* Runs x; on failure leaves through the label `done:` with st set. */
 #define LA_TRY(x)          \

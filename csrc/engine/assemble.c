@@ -34,6 +34,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
             (p->prompt_logprobs >= 0 && next >= p->prompt_logprob_start)) {
             row->target = la_request_token(live, q->branch, next);
             row->n_top = p->prompt_logprobs > 0 ? p->prompt_logprobs : 0;
+            row->report = p->report;
             row->score_ids = p->prompt_scores;
             row->n_score = p->n_prompt_score;
         }
@@ -42,6 +43,7 @@ static void add_row(la_engine *e, la_seq *q, int position, int token)
         la_draw d = la_request_draw(live, b, next);
         la_sampler_fill(&b->sampler, p, &d, row);
         row->n_top = live->beam != NULL ? live->beam->n_looked : p->logprobs;
+        row->report = p->report;
         row->score_ids = p->score_ids;
         row->n_score = p->n_score;
         if (live->process != NULL && row->forced < 0) {

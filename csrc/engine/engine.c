@@ -5,8 +5,10 @@
  * events come in order, FINISH last for each branch, and the request is freed after its last.
  * Where a backend goes on by itself, the step before is what is collected: its tokens were fed before they were
  * known, and one that proves to be a stop has cost a token, whose result is passed over.
+ * A device that fails ends every request (LA_FINISH_LOST): the step says why, later ones tell of the ends.
  * Other threads reach the engine through inbox.c only. Called by python/py_engine.c.
  */
+#include <stdio.h>
 #include <string.h>
 
 #include "engine.h"
@@ -111,6 +113,7 @@ la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out
     la_status st = LA_OK;
     la_engine *e = NULL;
     *out = NULL;
+    LA_TRY(la_model_alive(m));
     LA_TRY(la_limits_check(m, limits));
     if (!la_model_ready(m)) {
         return la_fail(LA_ERR_STATE, "model: not finished, la_model_finish comes first");
@@ -166,10 +169,7 @@ la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id)
     la_live *live = NULL;
     *id = 0;
     la_status st = la_request_admit(&e->door, r, &live);
-    if (st == LA_OK) {
-        *id = la_inbox_put(&e->inbox, live);
-    }
-    return st;
+    return st == LA_OK ? la_inbox_put(&e->inbox, live, id) : st;
 }
 
 la_status la_engine_cancel(la_engine *e, int64_t id, int branch)
@@ -191,6 +191,31 @@ void la_engine_get_stats(la_engine *e, la_engine_stats *out)
     *out = e->inbox.stats;
     out->waiting += e->inbox.n_new;
     la_inbox_unlock(&e->inbox);
+}
+
+la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out)
+{
+    *n = 0;
+    *bytes = 0;
+    if (!la_inbox_enter(&e->inbox)) {
+        return la_fail(LA_ERR_STATE, "engine: another thread is in la_engine_step");
+    }
+    la_status st;
+    la_inbox_lock(&e->inbox);
+    la_live *live = la_inbox_find(&e->inbox, id);
+    la_inbox_unlock(&e->inbox);
+    if (live == NULL || branch < 0 || branch >= live->n_branches) {
+        st = la_fail(LA_ERR_ARGUMENT, "request: none alive has the id %lld and a branch %d",
+                     (long long)id, branch);
+        goto done;
+    }
+    const la_seq *q = &live->group.seqs[branch];
+    int n_pages = la_kvcache_span(q->table.n > 0 ? q->n_done : 0);
+    LA_TRY(la_kv_read(e->kv, q->table.pages, n_pages, bytes, out));
+    *n = q->table.n > 0 ? q->n_done : 0;
+done:
+    la_inbox_leave(&e->inbox);
+    return st;
 }
 
 size_t la_engine_expert_load(la_engine *e, int64_t *out)
@@ -250,17 +275,24 @@ static void end_branches(la_engine *e, la_live *live, const unsigned char *which
     }
 }
 
-/* New requests, cancellations and deadlines. Requests are freed by emit_finishes, never here. */
-static void drain(la_engine *e)
+/* All that arrived; the inbox is locked. */
+static void take_arrivals(la_engine *e)
 {
     la_inbox *box = &e->inbox;
-    la_inbox_lock(box);
     for (la_live *live = box->first_new; live != NULL; live = live->next_new) {
         take_new(e, live);
     }
     box->first_new = NULL;
     box->last_new = NULL;
     box->n_new = 0;
+}
+
+/* New requests, cancellations and deadlines. Requests are freed by emit_finishes, never here. */
+static void drain(la_engine *e)
+{
+    la_inbox *box = &e->inbox;
+    la_inbox_lock(box);
+    take_arrivals(e);
     for (la_live *live = box->first_cancel; live != NULL; live = live->next_cancel) {
         end_branches(e, live, live->cancelled, LA_FINISH_ABORT);
         live->in_cancels = 0;
@@ -317,12 +349,9 @@ static void take_off(la_engine *e)
     e->step = &e->steps[e->step == &e->steps[0]];
 }
 
-/* The step under way is collected; requests that waited for it alone go. */
-static la_status land(la_engine *e)
+/* Nobody waits for the step under way any more; requests that waited for it alone go. */
+static void let_go(la_engine *e, const la_assembly *s)
 {
-    const la_assembly *s = e->flying;
-    e->flying = NULL;
-    la_status st = la_collect(e, s);
     for (int i = 0; i < s->n_rows; i++) {
         la_live *live = LA_OWNER(s->row_seqs[i]->group, la_live, group);
         la_branch *b = la_branch_of(s->row_seqs[i]);
@@ -332,7 +361,38 @@ static la_status land(la_engine *e)
             la_forget_live(e, live);
         }
     }
+}
+
+static la_status land(la_engine *e)
+{
+    const la_assembly *s = e->flying;
+    e->flying = NULL;
+    la_status st = la_collect(e, s);
+    let_go(e, s);
     return st;
+}
+
+/* The device has failed: what runs, waits or has just come ends here, and nothing is admitted any more. */
+static void lose(la_engine *e, const char *why)
+{
+    la_inbox *box = &e->inbox;
+    const la_assembly *s = e->flying;
+    e->flying = NULL;
+    if (s != NULL) {
+        let_go(e, s);
+    }
+    la_inbox_lock(box);
+    (void)snprintf(box->lost, sizeof box->lost, "%s", why);
+    take_arrivals(e);
+    for (int i = 0; i < LA_INBOX_BUCKETS; i++) {
+        for (la_live *live = box->buckets[i]; live != NULL; live = live->next_in_bucket) {
+            end_branches(e, live, NULL, LA_FINISH_LOST);
+        }
+    }
+    la_inbox_unlock(box);
+    e->sched.n_planned = 0;
+    e->cache.n_copies = 0;
+    e->lost = 1;
 }
 
 /* ---- the step --------------------------------------------------------------------------------- */
@@ -341,6 +401,10 @@ static la_status run_step(la_engine *e, double begin)
 {
     la_status st = LA_OK;
     la_kvcache *c = &e->cache;
+    if (e->lost) { /* what ended is still to be told */
+        la_emit_finishes(e);
+        return LA_OK;
+    }
     drain(e);
     e->sched.under_way = e->flying != NULL;
     la_sched_plan(&e->sched);
@@ -391,6 +455,10 @@ la_status la_engine_step(la_engine *e, const la_event **events, int *n)
     int64_t allocations = la_alloc_count();
     e->n_events = 0;
     la_status st = run_step(e, start);
+    if (st != LA_OK && la_model_alive(e->model) != LA_OK) {
+        st = LA_ERR_SYSTEM; /* whatever could not be done for it: the message is the device's */
+        lose(e, la_last_error());
+    }
     e->stats.step_allocations += la_alloc_count() - allocations;
     e->stats.last_step_tokens = st == LA_OK ? e->stats.last_step_tokens : 0;
     e->stats.last_step_seconds = la_now() - start;

@@ -50,6 +50,7 @@ struct la_engine {
     la_event *events;     /* [max_events] */
     int n_events;
     int max_events;
+    int lost; /* the device has failed: what is left is telling who ended */
     la_heap deadlines;
     la_live *first_ready;      /* searches whose beams all have their tokens, this step's */
     la_branch *first_finished; /* branches whose FINISH event is still to come, in order */

@@ -67,12 +67,18 @@ static la_live **inbox_bucket(la_inbox *box, int64_t id)
     return &box->buckets[id % LA_INBOX_BUCKETS];
 }
 
-int64_t la_inbox_put(la_inbox *box, la_live *live)
+la_status la_inbox_put(la_inbox *box, la_live *live, int64_t *id)
 {
     la_inbox_lock(box);
-    int64_t id = box->next_id++;
-    la_live **bucket = inbox_bucket(box, id);
-    live->id = id;
+    if (box->lost[0] != '\0') {
+        la_status st = la_fail(LA_ERR_SYSTEM, "engine: its device has failed: %s", box->lost);
+        la_inbox_unlock(box);
+        la_free(live);
+        return st;
+    }
+    *id = box->next_id++;
+    la_live **bucket = inbox_bucket(box, *id);
+    live->id = *id;
     live->next_in_bucket = *bucket;
     *bucket = live;
     if (box->first_new == NULL) {
@@ -85,7 +91,7 @@ int64_t la_inbox_put(la_inbox *box, la_live *live)
     box->n_live++;
     box->n_new += live->n_branches;
     la_inbox_unlock(box);
-    return id;
+    return LA_OK;
 }
 
 /* Marks branches of a live request; the next step acts on it. */
@@ -109,6 +115,15 @@ static la_status inbox_mark(la_inbox *box, la_live *live, int branch)
     return LA_OK;
 }
 
+la_live *la_inbox_find(la_inbox *box, int64_t id)
+{
+    la_live *live = id > 0 ? *inbox_bucket(box, id) : NULL;
+    while (live != NULL && live->id != id) {
+        live = live->next_in_bucket;
+    }
+    return live;
+}
+
 la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch)
 {
     la_status st = LA_OK;
@@ -117,10 +132,7 @@ la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch)
         st = la_fail(LA_ERR_ARGUMENT, "request: no request was given the id %lld", (long long)id);
     }
     else {
-        la_live *live = *inbox_bucket(box, id);
-        while (live != NULL && live->id != id) {
-            live = live->next_in_bucket;
-        }
+        la_live *live = la_inbox_find(box, id);
         if (live != NULL) { /* else it has ended: nothing is left to cancel */
             st = inbox_mark(box, live, branch);
         }

@@ -96,6 +96,7 @@ static la_status check_numbers(const la_sampling *p, int n_vocab)
     LA_TRY(check_int("logprobs", p->logprobs, -1, n_vocab));
     LA_TRY(check_int("prompt_logprobs", p->prompt_logprobs, -1, n_vocab));
     LA_TRY(check_int("prompt_logprob_start", p->prompt_logprob_start, 0, INT32_MAX));
+    LA_TRY(check_int("report", p->report, LA_REPORT_LOGPROBS, LA_REPORT_DRAWN_LOGITS));
     LA_TRY(check_int("repeat_last_n", p->repeat_last_n, -1, INT32_MAX));
     LA_TRY(check_int("no_repeat_ngram", p->no_repeat_ngram, 0, INT32_MAX));
     LA_TRY(check_int("pattern_count", p->pattern_count, 0, INT32_MAX));
@@ -232,7 +233,8 @@ static la_status check_beam(const la_door *door, const la_request *r)
         p->min_tokens > 0 || p->presence_penalty != 0.0f || p->frequency_penalty != 0.0f ||
         p->repetition_penalty != 1.0f || p->no_repeat_ngram > 0 || p->dry_multiplier != 0.0f ||
         p->top_n_sigma != 0.0f || p->mirostat != 0 || p->n_trace > 0 || p->n_score > 0 ||
-        p->pattern_count > 0 || p->n_think_start > 0 || r->process != NULL) {
+        p->pattern_count > 0 || p->n_think_start > 0 || p->report != LA_REPORT_LOGPROBS ||
+        r->process != NULL) {
         return REFUSE("beam: a search draws nothing, leave temperature 0 and the rest as it is");
     }
 done:

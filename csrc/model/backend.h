@@ -210,18 +210,24 @@ typedef struct la_backend_ops {
      * to be quantized is not finite, LA_ERR_UNSUPPORTED where there are no products of the format. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired);
+    /* Row 32 u + j of w, of unit u its row j, as fp32 out [K]; NULL: weights are out of the host's reach. */
+    void (*unpack)(const la_backend *b, const la_weight *w, int row, float *out);
     /* fn on every thread that takes part in a step. Afterwards the rows' results are there, or they are after
      * `results`, which a backend has that works on while the host goes on: at most two steps are then
      * under way, and the second may feed what the first draws. */
     la_status (*run)(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto);
     la_status (*results)(la_workspace *w);    /* of the oldest step; NULL: run waits */
     int (*draws_ahead)(const la_sampling *p); /* may rows of such draws have a `newest`? */
+    /* LA_ERR_SYSTEM with the reason once the device has failed, for good; NULL: there is nothing to fail */
+    la_status (*alive)(la_backend *b);
     void (*step_threads)(la_backend *b, int n);
     /* LA_ERR_ARGUMENT where a step of these limits is too large to be shared out. */
     la_status (*check)(const la_model_desc *d, const la_limits *limits);
     /* Scratch a workspace must offer: of the step, and of each thread. */
     void (*scratch)(const la_model_desc *d, const la_limits *limits, size_t *shared, size_t *local);
-    /* What a backend needs for the steps of a workspace beside its bytes: w->own. */
+    /* What a backend needs for the steps of a workspace beside its bytes: w->own; and what of that is the
+     * host's memory where the workspace is not, NULL: nothing. */
+    size_t (*host_bytes)(const la_backend *b, const la_model_desc *d, const la_limits *limits);
     la_status (*equip)(la_workspace *w, const la_model *m, const la_limits *limits);
     void (*strip)(la_workspace *w);
     /* ---- ops of a step ---- */
@@ -271,7 +277,8 @@ la_status la_backend_cpu_open(const char *isa, int n_threads, la_backend **out);
 /* Draws from logits that lie in host memory, for backends whose own memory is elsewhere: a pool of threads and
  * their scratch (backend_cpu_draw.c). */
 typedef struct la_drawer la_drawer;
-la_status la_drawer_open(const la_model_desc *d, int max_rows, la_drawer **out);
+la_status la_drawer_open(const la_model_desc *d, int max_rows, int n_threads, la_drawer **out);
+size_t la_drawer_bytes(const la_model_desc *d, int max_rows, int n_threads);
 void la_drawer_close(la_drawer *w);
 /* Results of wanted rows first .. first+logits.n-1 of the batch, as la_backend_ops.sample. */
 void la_drawer_run(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
@@ -289,7 +296,8 @@ typedef struct la_host_api {
     /* la_pack_unit to `unit`, its error said */
     la_status (*pack_unit)(const la_weight *w, const la_source *parts, int n_parts, int paired,
                            int u, uint8_t *unit);
-    la_status (*drawer_open)(const la_model_desc *d, int max_rows, la_drawer **out);
+    la_status (*drawer_open)(const la_model_desc *d, int max_rows, int n_threads, la_drawer **out);
+    size_t (*drawer_bytes)(const la_model_desc *d, int max_rows, int n_threads);
     void (*drawer_close)(la_drawer *w);
     void (*drawer_run)(la_drawer *w, la_model *m, const la_batch *batch, int first, la_rows logits);
 } la_host_api;
@@ -297,7 +305,7 @@ typedef struct la_host_api {
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
  * their sizes, which notice most of what is forgotten. */
 enum {
-    LA_BACKEND_ABI = (3 << 24) +
+    LA_BACKEND_ABI = (4 << 24) +
     (int)(sizeof(la_backend_ops) + LA_DEVICE_ABI + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +

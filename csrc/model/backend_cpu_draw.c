@@ -1,8 +1,8 @@
 /* backend_cpu_draw.c - draws for a backend whose logits come from elsewhere.
  *
- * Owns a CPU backend of its own, with a pool and the scratch of one tile of rows. Invariant: the same
- * logits give the same tokens, logprobs and ranks as in a step of the CPU backend, since the same code
- * draws. Reached through la_host_api by backends in shared objects.
+ * Owns a CPU backend of its own, with a pool of as many threads as the limits say and the scratch of one
+ * tile of rows. Invariant: the same logits give the same tokens, logprobs and ranks as in a step of the
+ * CPU backend, since the same code draws. Reached through la_host_api by backends in shared objects.
  */
 #include "backend_cpu.h"
 
@@ -11,23 +11,37 @@ struct la_drawer {
     la_workspace w;
 };
 
-la_status la_drawer_open(const la_model_desc *d, int max_rows, la_drawer **out)
+/* w's parts and, with w->base NULL, the bytes that they need. */
+static void lay_out(const la_model_desc *d, int max_rows, int n_threads, la_workspace *w)
+{
+    la_limits limits = {
+        .max_seqs = max_rows, .max_batch_tokens = max_rows, .max_len = d->max_len, .kv_pages = 1};
+    la_workspace_layout(la_backend_cpu_ops(), d, &limits, n_threads, w);
+}
+
+size_t la_drawer_bytes(const la_model_desc *d, int max_rows, int n_threads)
+{
+    la_workspace w = {0};
+    lay_out(d, max_rows, la_cpu_threads(n_threads), &w);
+    return w.bytes;
+}
+
+la_status la_drawer_open(const la_model_desc *d, int max_rows, int n_threads, la_drawer **out)
 {
     la_status st;
-    la_limits limits = {max_rows, max_rows, d->max_len, 1};
     *out = NULL;
     la_drawer *own = la_alloc(1, sizeof *own);
     if (own == NULL) {
         return la_fail(LA_ERR_MEMORY, "sampling: out of memory");
     }
-    LA_TRY(la_backend_cpu_open(NULL, 0, &own->b));
-    la_workspace_layout(own->b->ops, d, &limits, own->b->n_threads, &own->w);
+    LA_TRY(la_backend_cpu_open(NULL, n_threads, &own->b));
+    lay_out(d, max_rows, own->b->n_threads, &own->w);
     own->w.base = la_map(own->w.bytes);
     if (own->w.base == NULL) {
         st = la_fail(LA_ERR_MEMORY, "sampling: cannot map %zu bytes", own->w.bytes);
         goto done;
     }
-    la_workspace_layout(own->b->ops, d, &limits, own->b->n_threads, &own->w);
+    lay_out(d, max_rows, own->b->n_threads, &own->w);
     *out = own;
     return LA_OK;
 done:

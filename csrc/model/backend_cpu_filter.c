@@ -7,6 +7,7 @@
  * go to the lower id. Sums are doubles, in id order.
  */
 #include "backend_cpu_sample.h"
+#include "id_heap.h"
 
 #include <math.h>
 
@@ -26,39 +27,12 @@ typedef struct filtered {
 
 /* ---- the least of a key ------------------------------------------------------------------------ */
 
-static int comes_first(const float *key, int32_t a, int32_t b)
-{
-    return key[a] < key[b] || (key[a] == key[b] && a < b);
-}
-
-static void sink(const float *key, int32_t *heap, int n, int i)
-{
-    for (;;) {
-        int first = i, l = 2 * i + 1, r = l + 1;
-        if (l < n && comes_first(key, heap[l], heap[first])) {
-            first = l;
-        }
-        if (r < n && comes_first(key, heap[r], heap[first])) {
-            first = r;
-        }
-        if (first == i) {
-            return;
-        }
-        int32_t t = heap[i];
-        heap[i] = heap[first];
-        heap[first] = t;
-        i = first;
-    }
-}
-
 static void heap_all(const filtered *l)
 {
     for (int i = 0; i < l->n; i++) {
         l->heap[i] = i;
     }
-    for (int i = l->n / 2 - 1; i >= 0; i--) {
-        sink(l->key, l->heap, l->n, i);
-    }
+    la_id_heap_make(la_id_least, l->key, l->heap, l->n);
 }
 
 /* The index of least key of the `left` in the heap, taken out of it. */
@@ -66,7 +40,7 @@ static int heap_take(const filtered *l, int left)
 {
     int first = l->heap[0];
     l->heap[0] = l->heap[left - 1];
-    sink(l->key, l->heap, left - 1, 0);
+    la_id_heap_sift(la_id_least, l->key, l->heap, left - 1, 0);
     return first;
 }
 
@@ -261,7 +235,7 @@ static void fill(filtered *l, const la_view *v, la_tempered t, double floor, flo
 }
 
 int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float best,
-                             const la_cpu_local *own)
+                             const la_cpu_local *own, la_kept *kept)
 {
     const la_sampling *f = r->filters;
     filtered l = {.p = own->probs, .ids = own->ids, .key = own->ruled, .heap = own->heap};
@@ -277,7 +251,9 @@ int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float bes
     t.top = best * t.scale;
     fill(&l, v, t, floor, r->min_p, own);
     if (f->mirostat != 0) {
-        return l.ids[mirostat(&l, r, v->V)];
+        int at = mirostat(&l, r, v->V);
+        *kept = (la_kept){t.scale, l.n};
+        return l.ids[at];
     }
     if (r->top_k > 0 && r->top_k < l.n) {
         keep_best(&l, r->top_k, INFINITY);
@@ -291,5 +267,6 @@ int32_t la_cpu_draw_filtered(const la_view *v, const la_sample_row *r, float bes
     if (f->xtc_probability > 0.0f) {
         exclude_top(&l, r);
     }
+    *kept = (la_kept){t.scale, l.n};
     return l.ids[la_cpu_draw_from(l.p, l.n, la_cpu_uniform(r, 0))];
 }

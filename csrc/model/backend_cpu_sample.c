@@ -4,10 +4,11 @@
  * 32 beside the row: whoever looks for large values reads those and then few units. Sums over the
  * vocabulary are made in slices of fixed size by all threads and added in slice order. Draws come from
  * a counter RNG keyed by the row alone; those that need more than temperature, min_p, top_k and top_p
- * are in backend_cpu_filter.c. Invariant: ties go to the lower id and neither batch nor threads can
- * change a result.
+ * are in backend_cpu_filter.c, and what is reported of a row in backend_cpu_report.c. Invariant: ties go
+ * to the lower id and neither batch nor threads can change a result.
  */
 #include "backend_cpu_sample.h"
+#include "id_heap.h"
 
 #include <math.h>
 
@@ -52,8 +53,7 @@ static int best_id(const la_view *v, float *value)
     return 0;
 }
 
-/* Values above thr: their ids in order where ids [V] is given. Returns how many. */
-static int above(const la_view *v, float thr, int32_t *units, int32_t *ids)
+int la_cpu_above(const la_view *v, float thr, int32_t *units, int32_t *ids)
 {
     int n_units = v->k->select_above(v->best, v->units, thr, units, v->units), n = 0;
     for (int i = 0, run; i < n_units; i += run) { /* runs of neighbours, in one call each */
@@ -79,43 +79,20 @@ static int before(float va, int32_t a, float vb, int32_t b)
     return va > vb || (va == vb && a < b);
 }
 
-/* Restores a heap whose root is the worst of its n candidates. */
-static void sift_down(const float *x, int32_t *heap, int n, int i)
+/* The order of heaps whose root is the worst. */
+static int worse(const float *x, int32_t a, int32_t b)
 {
-    for (;;) {
-        int worst = i, l = 2 * i + 1, r = l + 1;
-        if (l < n && before(x[heap[worst]], heap[worst], x[heap[l]], heap[l])) {
-            worst = l;
-        }
-        if (r < n && before(x[heap[worst]], heap[worst], x[heap[r]], heap[r])) {
-            worst = r;
-        }
-        if (worst == i) {
-            return;
-        }
-        int32_t t = heap[i];
-        heap[i] = heap[worst];
-        heap[worst] = t;
-        i = worst;
-    }
+    return before(x[b], b, x[a], a);
 }
 
-/* Makes a worst-first heap of n ids. */
-static void heap_make(const float *x, int32_t *heap, int n)
-{
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift_down(x, heap, n, i);
-    }
-}
-
-/* Sorts such a heap into best-first order. */
+/* Sorts such a heap of n into best-first order. */
 static void heap_sort(const float *x, int32_t *heap, int n)
 {
     for (int end = n - 1; end > 0; end--) {
         int32_t t = heap[0];
         heap[0] = heap[end];
         heap[end] = t;
-        sift_down(x, heap, end, 0);
+        la_id_heap_sift(worse, x, heap, end, 0);
     }
 }
 
@@ -126,7 +103,7 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
     for (int i = 0; i < n; i++) {
         out[i] = i;
     }
-    heap_make(x, out, n);
+    la_id_heap_make(worse, x, out, n);
     for (int i = n; i < V; i += SELECT_BLOCK) {
         int32_t found[SELECT_BLOCK];
         int len = V - i < SELECT_BLOCK ? V - i : SELECT_BLOCK;
@@ -135,16 +112,16 @@ static void best_of(const la_kernels *k, const float *x, int V, int n, int32_t *
             int32_t id = i + found[j];
             if (before(x[id], id, x[out[0]], out[0])) {
                 out[0] = id;
-                sift_down(x, out, n, 0);
+                la_id_heap_sift(worse, x, out, n, 0);
             }
         }
     }
     heap_sort(x, out, n);
 }
 
-/* The same by way of the units: the n largest values are in the n units whose largest are largest, or
- * equal the smallest of these. */
-static void best_n(const la_view *v, int n, const la_cpu_local *own, int32_t *out)
+/* By way of the units: the n largest values are in the n units whose largest are largest, or equal the
+ * smallest of these. */
+void la_cpu_best(const la_view *v, int n, const la_cpu_local *own, int32_t *out)
 {
     float least = -INFINITY;
     if (n < v->units) {
@@ -155,8 +132,8 @@ static void best_n(const la_view *v, int n, const la_cpu_local *own, int32_t *ou
         best_of(v->k, v->x, v->V, n, out);
         return;
     }
-    int m = above(v, nextafterf(least, -INFINITY), own->units, own->ids);
-    heap_make(v->x, own->ids, m);
+    int m = la_cpu_above(v, nextafterf(least, -INFINITY), own->units, own->ids);
+    la_id_heap_make(worse, v->x, own->ids, m);
     heap_sort(v->x, own->ids, m);
     memcpy(out, own->ids, (size_t)n * sizeof *out);
 }
@@ -184,8 +161,7 @@ static void set_logit(const la_view *v, const la_cpu_local *own, int32_t id, flo
     }
 }
 
-/* Makes *v the row after the rules, in the thread's own scratch. */
-static void apply_rules(const la_sample_row *r, const la_cpu_local *own, la_view *v)
+void la_cpu_rule(const la_sample_row *r, const la_cpu_local *own, la_view *v)
 {
     const float *x = r->process != NULL ? r->processed : v->x;
     if (r->allowed != NULL) {
@@ -267,7 +243,8 @@ static int list_members(const shortlist *l, int bucket)
             l->members[n++] = i;
         }
     }
-    heap_make(l->p, l->members, n); /* members are in id order, so index ties are id ties */
+    /* members are in id order, so index ties are id ties */
+    la_id_heap_make(worse, l->p, l->members, n);
     heap_sort(l->p, l->members, n);
     return n;
 }
@@ -303,7 +280,7 @@ int la_cpu_gather(const la_view *v, la_tempered t, float least, const la_cpu_loc
     /* A bound on logits that surely lets them pass; exp then decides. */
     double slack = 0.01 + fabs((double)t.top) * 0x1p-20;
     double thr = ((double)t.top + log((double)least) - slack) / (double)t.scale;
-    int n = above(v, nextafterf((float)thr, -INFINITY), own->units, own->ids), kept = 0;
+    int n = la_cpu_above(v, nextafterf((float)thr, -INFINITY), own->units, own->ids), kept = 0;
     for (int i = 0; i < n; i++) {
         own->probs[i] = v->x[own->ids[i]];
     }
@@ -401,9 +378,28 @@ static int32_t draw_any(const la_view *v, la_tempered t, const la_mass *mass, do
     return last >= 0 ? at + last : best_id(v, &unused);
 }
 
+/* Leaves the members up to `end` in ids; returns how many. A walk to the very end knows no last id. */
+static int list_keep(const shortlist *l, mark end, int32_t *ids)
+{
+    float least = 0.0f;
+    int n = 0;
+    if (end.n == l->n) {
+        return end.n;
+    }
+    for (int i = 0; i < l->n; i++) {
+        least = l->ids[i] == end.id ? l->p[i] : least;
+    }
+    for (int i = 0; i < l->n; i++) {
+        int kept = l->p[i] == least ? l->ids[i] <= end.id : l->p[i] > least;
+        ids[n] = l->ids[i];
+        n += kept;
+    }
+    return n;
+}
+
 /* The smallest set of best candidates that holds top_p of what min_p leaves, or of the top_k best. */
 static int32_t draw_best(const la_view *v, const la_sample_row *r, la_tempered t, double total,
-                         const la_cpu_local *own)
+                         const la_cpu_local *own, la_kept *kept)
 {
     shortlist l = {.p = own->probs, .ids = own->ids, .members = (int32_t *)(void *)own->ruled};
     float floor = r->min_p > 0.0f ? r->min_p : 0x1p-149f;
@@ -435,7 +431,11 @@ static int32_t draw_best(const la_view *v, const la_sample_row *r, la_tempered t
         end = list_walk(&l, end.n, (double)r->top_p * end.mass);
     }
     /* past u of it, not at it */
-    return list_walk(&l, end.n, nextafter(u * end.mass, INFINITY)).id;
+    int32_t id = list_walk(&l, end.n, nextafter(u * end.mass, INFINITY)).id;
+    if (la_cpu_reports_draw(r)) {
+        kept->n = list_keep(&l, end, own->ids);
+    }
+    return id;
 }
 
 /* Sums of exp of every slice of a row under its temperature. */
@@ -450,17 +450,18 @@ static void sum_row(const la_view *v, la_tempered t, la_mass *mass)
 /* Whether a draw needs the mass of the whole vocabulary. */
 static int needs_mass(const la_sample_row *r)
 {
-    return r->target == -1 && r->forced < 0 && r->temperature > 0.0f && r->top_k == 0 &&
-           r->min_p == 0.0f && r->filters == NULL;
+    return r->target == -1 && (r->forced < 0 || la_cpu_reports_draw(r)) && r->temperature > 0.0f &&
+           r->top_k == 0 && r->min_p == 0.0f && r->filters == NULL;
 }
 
 /* summed: whether mass holds the row's tempered sums. */
 static int32_t draw(const la_view *v, const la_sample_row *r, la_mass *mass, int summed,
-                    const la_cpu_local *own)
+                    const la_cpu_local *own, la_kept *kept)
 {
     la_tempered t = {.scale = 1.0f / r->temperature};
     float best;
     double total = 0.0;
+    kept->scale = t.scale;
     (void)v->k->argmax(v->best, v->units, &best);
     t.top = best * t.scale;
     if (!(t.top > -INFINITY) || t.top == INFINITY) {
@@ -470,7 +471,7 @@ static int32_t draw(const la_view *v, const la_sample_row *r, la_mass *mass, int
         return v->k->argmax(own->probs, v->V, &best);
     }
     if (r->filters != NULL) {
-        return la_cpu_draw_filtered(v, r, best, own);
+        return la_cpu_draw_filtered(v, r, best, own, kept);
     }
     if (needs_mass(r) && !summed) {
         sum_row(v, t, mass);
@@ -479,61 +480,44 @@ static int32_t draw(const la_view *v, const la_sample_row *r, la_mass *mass, int
         total += mass[s].tempered;
     }
     if (r->top_k > 0 || r->top_p < 1.0f) {
-        return draw_best(v, r, t, total, own);
+        return draw_best(v, r, t, total, own, kept);
     }
     if (r->min_p > 0.0f) {
-        int n = la_cpu_gather(v, t, r->min_p, own);
-        return own->ids[la_cpu_draw_from(own->probs, n, la_cpu_uniform(r, 0))];
+        kept->n = la_cpu_gather(v, t, r->min_p, own);
+        return own->ids[la_cpu_draw_from(own->probs, kept->n, la_cpu_uniform(r, 0))];
     }
     return draw_any(v, t, mass, total, la_cpu_uniform(r, 0), own);
 }
 
 /* ---- a row -------------------------------------------------------------------------------------- */
 
-static int wants_logprobs(const la_sample_row *r)
-{
-    return r->n_top >= 0 && r->target >= -1;
-}
-
-static void report_logprobs(const la_view *v, const la_sample_row *r, const la_mass *mass,
-                            int32_t token, const la_cpu_local *own)
-{
-    float max;
-    double sum = 0.0;
-    (void)v->k->argmax(v->best, v->units, &max);
-    for (int s = 0; s < la_ceil_div(v->V, LA_SLICE); s++) {
-        sum += mass[s].raw;
-    }
-    double lse = (double)max + log(sum);
-    *r->out_logprob = (float)((double)v->x[token] - lse);
-    *r->out_rank = 1 + above(v, v->x[token], own->units, NULL);
-    if (r->n_top > 0) {
-        best_n(v, r->n_top, own, r->top_ids);
-        for (int i = 0; i < r->n_top; i++) {
-            r->top_logprobs[i] = (float)((double)v->x[r->top_ids[i]] - lse);
-        }
-    }
-    for (int i = 0; i < r->n_score; i++) {
-        r->top_ids[r->n_top + i] = r->score_ids[i];
-        r->top_logprobs[r->n_top + i] = (float)((double)v->x[r->score_ids[i]] - lse);
-    }
-}
-
-static int32_t choose(la_view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own)
+/* The draw; of a forced token only what it would be made from, where that is asked for. */
+static int32_t choose(la_view v, const la_sample_row *r, la_mass *mass, const la_cpu_local *own,
+                      la_kept *kept)
 {
     int ruled = changes_logits(r);
     float value;
-    if (r->forced >= 0) {
+    *kept = (la_kept){1.0f, -1};
+    if (r->forced >= 0 && !la_cpu_reports_draw(r)) {
         return r->forced;
     }
     if (ruled) {
-        apply_rules(r, own, &v);
+        la_cpu_rule(r, own, &v);
         (void)v.k->argmax(v.best, v.units, &value);
         if (value == -INFINITY) {
-            return LA_DRAW_EMPTY;
+            return r->forced >= 0 ? r->forced : LA_DRAW_EMPTY;
         }
     }
-    return r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own);
+    double mu = r->forced >= 0 && r->mu != NULL ? *r->mu : 0.0;
+    int32_t token =
+        r->temperature <= 0.0f ? best_id(&v, &value) : draw(&v, r, mass, !ruled, own, kept);
+    if (r->forced >= 0) {
+        if (r->mu != NULL) {
+            *r->mu = mu;
+        }
+        return r->forced;
+    }
+    return token;
 }
 
 static la_view view_of(const la_ctx *c, la_rows logits, int i)
@@ -551,7 +535,7 @@ static int wants_tempered(const la_sample_row *r)
 /* The sums of a slice that the row wants. */
 static void sum_slice(const la_view *v, const la_sample_row *r, int at, float best, la_mass *mass)
 {
-    int raw = wants_logprobs(r), n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
+    int raw = la_cpu_wants_sum(r), n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
     if (raw) {
         mass->raw = v->k->sum_exp(v->x + at, 1.0f, best, n);
     }
@@ -570,7 +554,7 @@ static void sum_slices(la_ctx *c, int first, la_rows logits)
     float best = 0.0f;
     for (int i = 0; i < logits.n; i++) {
         const la_sample_row *r = &c->batch->rows[first + i];
-        any |= wants_logprobs(r) || wants_tempered(r);
+        any |= la_cpu_wants_sum(r) || wants_tempered(r);
     }
     if (!any) { /* rows are the same for all threads, so all meet or none does */
         return;
@@ -580,7 +564,7 @@ static void sum_slices(la_ctx *c, int first, la_rows logits)
     for (int item; la_share_next(&share, 1, &item) != 0;) {
         int i = item / n_slices, s = item % n_slices;
         const la_sample_row *r = &c->batch->rows[first + i];
-        if (!wants_logprobs(r) && !wants_tempered(r)) {
+        if (!la_cpu_wants_sum(r) && !wants_tempered(r)) {
             continue;
         }
         if (i != at_row) {
@@ -629,13 +613,14 @@ void la_cpu_sample(la_ctx *c, int first, la_rows logits)
             memcpy(r->logits, v.x, (size_t)v.V * sizeof(float));
         }
         int32_t token = r->target;
+        la_kept kept = {1.0f, -1};
         if (token == -1) {
             int failed = r->process != NULL && *r->out_token == LA_DRAW_FAILED;
-            token = failed ? LA_DRAW_FAILED : choose(v, r, mass, &own);
+            token = failed ? LA_DRAW_FAILED : choose(v, r, mass, &own, &kept);
             *r->out_token = token;
         }
-        if (wants_logprobs(r) && token >= 0) {
-            report_logprobs(&v, r, mass, token, &own);
+        if (la_cpu_wants_logprobs(r) && token >= 0) {
+            la_cpu_report(&v, r, mass, &(la_outcome){token, kept}, &own);
         }
     }
     la_cpu_barrier(c);

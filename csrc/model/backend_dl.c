@@ -42,6 +42,7 @@ static const la_host_api host_api = {
     .source_values = source_values,
     .pack_unit = pack_unit,
     .drawer_open = la_drawer_open,
+    .drawer_bytes = la_drawer_bytes,
     .drawer_close = la_drawer_close,
     .drawer_run = la_drawer_run,
 };

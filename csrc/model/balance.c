@@ -6,9 +6,11 @@
  * lower index. Invariant: every device has as many slots, every expert at least one copy. Called through
  * llmaccel.h; reads no model.
  */
-#include "../base/base.h"
+#include "id_heap.h"
 
 #include <math.h>
+
+#include "../base/base.h"
 
 /* One layer's room. Experts of a node lie together after the first packing: place p holds expert at[p]. */
 typedef struct room {
@@ -23,26 +25,6 @@ typedef struct room {
     int32_t *count; /* [E] copies of each place */
     int32_t *heap;  /* [slots] */
 } room;
-
-/* Smaller key first, equal keys by index. */
-static int comes_first(const float *key, int a, int b)
-{
-    return key[a] < key[b] || (key[a] == key[b] && a < b);
-}
-
-/* Restores a heap of n, of which place i alone may come too early. */
-static void sift(const float *key, int32_t *heap, int n, int i)
-{
-    int item = heap[i];
-    for (int child; (child = 2 * i + 1) < n; i = child) {
-        child += child + 1 < n && comes_first(key, heap[child + 1], heap[child]);
-        if (comes_first(key, item, heap[child])) {
-            break;
-        }
-        heap[i] = heap[child];
-    }
-    heap[i] = item;
-}
 
 /* Heaviest first, equal weights by index: merges runs from order into pack and back. */
 static void sort_weights(const room *r, int n)
@@ -93,7 +75,7 @@ static void pack_items(const room *r, int n, int n_packs)
         if (r->items[best] == most) {
             r->heap[0] = r->heap[--open];
         }
-        sift(r->sum, r->heap, open, 0);
+        la_id_heap_sift(la_id_least, r->sum, r->heap, open, 0);
     }
 }
 
@@ -126,14 +108,12 @@ static void copy_experts(const float *load, const room *r, int first, int n, int
         r->heap[i] = i;
         key[i] = -load[r->at[first + i]];
     }
-    for (int i = n / 2 - 1; i >= 0; i--) {
-        sift(key, r->heap, n, i);
-    }
+    la_id_heap_make(la_id_least, key, r->heap, n);
     for (int i = n; i < slots; i++) {
         int next = r->heap[0], place = first + next;
         r->of[i] = place;
         key[next] = -load[r->at[place]] / (float)++r->count[place];
-        sift(key, r->heap, n, 0);
+        la_id_heap_sift(la_id_least, key, r->heap, n, 0);
     }
 }
 
@@ -159,14 +139,6 @@ static void balance_layer(const la_balance *b, const float *load, const room *r,
     }
 }
 
-static la_status check_range(const char *name, int n, int low, int high)
-{
-    if (n < low || n > high) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: %d is not in %d..%d", name, n, low, high);
-    }
-    return LA_OK;
-}
-
 static la_status check_divides(const char *name, int n, int by, const char *what)
 {
     if (n % by != 0) {
@@ -178,12 +150,12 @@ static la_status check_divides(const char *name, int n, int by, const char *what
 la_status la_balance_check(const la_balance *b)
 {
     la_status st;
-    LA_TRY(check_range("load: layers", b->n_layers, 1, LA_MAX_LAYERS));
-    LA_TRY(check_range("load: experts", b->n_experts, 1, LA_MAX_BALANCE_SLOTS));
-    LA_TRY(check_range("slots", b->n_slots, b->n_experts, LA_MAX_BALANCE_SLOTS));
-    LA_TRY(check_range("devices", b->n_devices, 1, b->n_slots));
-    LA_TRY(check_range("nodes", b->n_nodes, 1, b->n_devices));
-    LA_TRY(check_range("groups", b->n_groups, 1, b->n_experts));
+    LA_TRY(la_check_int("load: layers", b->n_layers, 1, LA_MAX_LAYERS));
+    LA_TRY(la_check_int("load: experts", b->n_experts, 1, LA_MAX_BALANCE_SLOTS));
+    LA_TRY(la_check_int("slots", b->n_slots, b->n_experts, LA_MAX_BALANCE_SLOTS));
+    LA_TRY(la_check_int("devices", b->n_devices, 1, b->n_slots));
+    LA_TRY(la_check_int("nodes", b->n_nodes, 1, b->n_devices));
+    LA_TRY(la_check_int("groups", b->n_groups, 1, b->n_experts));
     LA_TRY(check_divides("slots", b->n_slots, b->n_devices, "devices"));
     LA_TRY(check_divides("devices", b->n_devices, b->n_nodes, "nodes"));
     if (b->n_experts % b->n_groups != 0) {

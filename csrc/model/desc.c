@@ -12,14 +12,6 @@ enum {
     MAX_HEAD = 256
 };
 
-la_status la_check_int(const char *name, int v, int lo, int hi)
-{
-    if (v < lo || v > hi) {
-        return la_fail(LA_ERR_ARGUMENT, "%s: expected %d to %d, got %d", name, lo, hi, v);
-    }
-    return LA_OK;
-}
-
 static la_status check_float(const char *name, float v)
 {
     if (!isfinite(v)) {

@@ -34,6 +34,7 @@ static la_status check_limits(const la_backend_ops *ops, const la_model_desc *d,
     LA_TRY(la_check_int("max_num_seqs", l->max_seqs, 1, 1 << 16));
     LA_TRY(la_check_int("max_num_batched_tokens", l->max_batch_tokens, 1, 1 << 20));
     LA_TRY(la_check_int("max_model_len", l->max_len, 1, d->max_len));
+    LA_TRY(la_check_int("host_threads", l->host_threads, 0, 1 << 16));
     LA_TRY(ops->check(d, l));
 done:
     return st;
@@ -49,13 +50,14 @@ la_status la_model_plan(const la_backend *b, const la_model_desc *d, const la_li
 {
     la_status st;
     const la_backend_ops *ops = b != NULL ? b->ops : la_backend_cpu_ops();
-    *out = (la_plan){0, 0, 0};
+    *out = (la_plan){0, 0, 0, 0};
     n_threads = b != NULL ? b->n_threads : la_cpu_threads(n_threads);
     LA_TRY(la_desc_check(d));
     LA_TRY(check_limits(ops, d, limits));
     la_workspace w = {0};
     la_workspace_layout(ops, d, limits, n_threads, &w);
     out->workspace_bytes = w.bytes;
+    out->host_bytes = ops->host_bytes != NULL ? ops->host_bytes(b, d, limits) : 0;
     out->kv_page_bytes = la_kv_layout_of(d).page_bytes;
     for (int i = 0; i < LA_MAX_ROPE_TABLES; i++) {
         if (d->rope_inv_freq[i] != NULL) {
@@ -198,7 +200,7 @@ done:
     return st;
 }
 
-static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
+la_matrix *la_matrix_of(la_model *m, la_slot slot, int layer, int expert)
 {
     la_layer *w = &m->layers[la_slot_is_of_model(slot) ? 0 : layer];
     switch (slot) {
@@ -228,7 +230,7 @@ static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
     }
 }
 
-static float **vector_of(la_model *m, la_slot slot, int layer)
+float **la_vector_of(la_model *m, la_slot slot, int layer)
 {
     la_layer *l = &m->layers[layer < 0 || layer >= m->desc.n_layers ? 0 : layer];
     switch (slot) {
@@ -281,10 +283,19 @@ done:
     return st;
 }
 
+/* The part that takes the place of one whose rows were rounded: they go on being so. */
+static la_source rounded_as(const la_source *part, la_rounding before)
+{
+    la_source own = *part;
+    own.rounding = own.rounding.kind == LA_ROUND_NONE ? before : own.rounding;
+    return own;
+}
+
 la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const la_source *parts,
                        int n_parts)
 {
     la_status st;
+    LA_TRY(la_model_alive(m));
     LA_TRY(la_slot_check_layer(&m->desc, slot, layer));
     LA_TRY(la_slot_check(&m->desc, slot, layer, parts, n_parts));
     if (la_slot_is_per_expert(slot)) {
@@ -297,21 +308,27 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
         }
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
-    la_matrix *dst = matrix_of(m, slot, layer, expert);
+    la_matrix *dst = la_matrix_of(m, slot, layer, expert);
     if (la_slot_is_per_head(slot)) {
         la_latent *l = &m->layers[layer].latent;
-        LA_TRY(la_part_check_rows(slot, &parts[0], m->desc.activation));
-        LA_TRY(la_latent_set(m, slot == LA_MLA_UK ? &l->uk : &l->uv, &parts[0]));
+        la_head_matrix *heads = slot == LA_MLA_UK ? &l->uk : &l->uv;
+        la_source own = rounded_as(&parts[0], heads->rounding);
+        LA_TRY(la_part_check_rows(slot, &own, m->desc.activation));
+        LA_TRY(la_latent_set(m, heads, &own));
     }
     else if (!shape.is_vector) {
-        LA_TRY(matrix_set(m, slot, dst, parts, n_parts));
+        la_source own[3];
+        for (int i = 0; i < n_parts; i++) {
+            own[i] = rounded_as(&parts[i], dst->rounding[i]);
+        }
+        LA_TRY(matrix_set(m, slot, dst, own, n_parts));
     }
     else if (dst != NULL) {
         int gate_up = slot == LA_GATE_UP_BIAS || slot == LA_EXPERT_GATE_UP_BIAS;
         LA_TRY(la_bias_set(m->b, dst, parts, n_parts, m->desc.gated && gate_up));
     }
     else {
-        LA_TRY(la_vector_set(m->b, vector_of(m, slot, layer), &parts[0]));
+        LA_TRY(la_vector_set(m->b, la_vector_of(m, slot, layer), &parts[0]));
     }
 done:
     return st;
@@ -409,6 +426,9 @@ la_status la_model_create(la_backend *b, const la_model_desc *d, la_recipe recip
     *out = NULL;
     LA_TRY(la_desc_check(d));
     LA_TRY(check_recipe(d, recipe));
+    if (b->ops->alive != NULL) {
+        LA_TRY(b->ops->alive(b));
+    }
     LA_TRY(b->ops->accept(b, d, recipe));
     m = la_alloc(1, sizeof *m);
     if (m == NULL) {
@@ -614,8 +634,8 @@ static int vector_is_set(const la_model *m, la_slot slot, int layer, int expert)
     if (la_slot_is_routed(slot) && any->layers[layer].moe == NULL) {
         return 0;
     }
-    const la_matrix *of = matrix_of(any, slot, layer, expert);
-    return of != NULL ? of->bias != NULL : *vector_of(any, slot, layer) != NULL;
+    const la_matrix *of = la_matrix_of(any, slot, layer, expert);
+    return of != NULL ? of->bias != NULL : *la_vector_of(any, slot, layer) != NULL;
 }
 
 static size_t vector_bytes(const la_shape *shape)

@@ -31,6 +31,9 @@ int64_t la_kv_committed(const la_kv *kv);
 size_t la_kv_page_bytes(const la_kv *kv);
 /* Copies page src to page dst, all layers. */
 void la_kv_copy(la_kv *kv, int32_t src, int32_t dst);
+/* Bytes of n pages, and their bytes to out unless it is NULL, layer by layer. LA_ERR_UNSUPPORTED where they are out
+ * of the host's reach. */
+la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes, uint8_t *out);
 
 la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);
 void la_workspace_free(la_workspace *w);
@@ -78,11 +81,12 @@ typedef struct la_sample_row {
     void *process_arg;
     float *processed;         /* [V] */
     int n_top;                /* best logprobs wanted; -1: no logprobs at all */
+    int report;               /* LA_REPORT_*, of a target the raw one */
     const int32_t *score_ids; /* [n_score] whose logprobs are wanted beside them */
     int n_score;
     /* results, written by the step */
     int32_t *out_token;  /* the draw (target < 0), or LA_DRAW_* */
-    float *out_logprob;  /* raw logprob of target or the draw, when n_top >= 0 */
+    float *out_logprob;  /* of target or the draw, when n_top >= 0 */
     int *out_rank;       /* from 1 */
     int32_t *top_ids;    /* [n_top + n_score] best first, ties by lower id; then score_ids */
     float *top_logprobs; /* [n_top + n_score] */
@@ -118,6 +122,8 @@ typedef struct la_batch {
 la_status la_model_forward(la_model *m, la_kv *kv, la_workspace *w, const la_batch *batch);
 /* Waits for the oldest step of the workspace whose results were not asked for, and fills its rows'. */
 la_status la_model_results(la_model *m, la_workspace *w);
+/* LA_ERR_SYSTEM with the reason where the model's device has failed: nothing that it is asked for will be done. */
+la_status la_model_alive(const la_model *m);
 /* Steps that may be asked for before the results of the first: 0 or 1. */
 int la_model_ahead(const la_model *m);
 /* May draws of such a request depend on one that is still under way? */

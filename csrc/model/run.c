@@ -47,6 +47,11 @@ la_status la_model_results(la_model *m, la_workspace *w)
     return m->b->ops->results != NULL ? m->b->ops->results(w) : LA_OK;
 }
 
+la_status la_model_alive(const la_model *m)
+{
+    return m->b->ops->alive != NULL ? m->b->ops->alive(m->b) : LA_OK;
+}
+
 int la_model_ahead(const la_model *m)
 {
     return m->b->ops->results != NULL;

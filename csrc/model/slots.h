@@ -17,8 +17,6 @@ typedef struct la_shape {
 } la_shape;
 
 la_status la_desc_check(const la_model_desc *d);
-/* LA_ERR_ARGUMENT that names `name` where v is not lo .. hi. */
-la_status la_check_int(const char *name, int v, int lo, int hi);
 
 la_shape la_slot_shape(const la_model_desc *d, la_slot slot);
 /* Do heads have weights of a norm? */
@@ -42,5 +40,10 @@ la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer);
  * messages, negative: of none. */
 la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const la_source *parts,
                         int n_parts);
+
+/* The matrix that a slot or its bias belongs to, NULL: none; the vector of the other slots. The slot, layer and
+ * expert are checked. */
+la_matrix *la_matrix_of(la_model *m, la_slot slot, int layer, int expert);
+float **la_vector_of(la_model *m, la_slot slot, int layer);
 
 #endif

@@ -126,10 +126,11 @@ static PyObject *backend_info(PyObject *object, void *closure)
             return NULL;
         }
     }
-    return Py_BuildValue("{s:s,s:s,s:z,s:n,s:n,s:i,s:i,s:i,s:N}", "name", info.name, "isa",
+    return Py_BuildValue("{s:s,s:s,s:z,s:n,s:n,s:L,s:L,s:i,s:i,s:i,s:N}", "name", info.name, "isa",
                          info.isa, "device", info.device, "memory_free",
                          (Py_ssize_t)info.memory_free, "memory_total",
-                         (Py_ssize_t)info.memory_total, "n_asked", info.n_asked, "n_threads",
+                         (Py_ssize_t)info.memory_total, "graphs", (long long)info.graphs, "graph_replays",
+                         (long long)info.replays, "n_asked", info.n_asked, "n_threads",
                          info.n_threads, "n_cpus", info.n_cpus, "slots", slots);
 }
 

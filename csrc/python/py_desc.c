@@ -307,9 +307,12 @@ int py_desc_parse(const py_state *state, PyObject *mapping, py_desc *holder)
 
 int py_limits_from(const py_state *state, PyObject *mapping, la_limits *out)
 {
-    const char *const names[] = {"max_seqs", "max_batch_tokens", "max_len"};
-    int *const fields[] = {&out->max_seqs, &out->max_batch_tokens, &out->max_len};
-    for (int i = 0; i < 3; i++) {
+    const char *const names[] = {"max_seqs", "max_batch_tokens", "max_len", "host_threads"};
+    int *const fields[] = {&out->max_seqs, &out->max_batch_tokens, &out->max_len,
+                           &out->host_threads};
+    int n = 3 + (PyMapping_HasKeyString(mapping, names[3]) == 1);
+    out->host_threads = 0;
+    for (int i = 0; i < n; i++) {
         PyObject *value = require(state, mapping, names[i]);
         int failed = value == NULL || parse_int(state, value, names[i], fields[i]) < 0;
         Py_XDECREF(value);

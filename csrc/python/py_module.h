@@ -102,6 +102,10 @@ typedef struct py_params {
 int py_params_parse(const py_state *state, PyObject *mapping, py_params *out);
 void py_params_clear(py_params *params);
 
+/* A read-only Tensor of bytes that `owner` keeps alive. */
+PyObject *py_tensor_of_bytes(const py_state *state, const void *data, size_t bytes,
+                             PyObject *owner);
+
 /* A Tensor on a device. */
 typedef struct py_place {
     la_backend *backend;

@@ -46,6 +46,7 @@ static const param_field PARAM_FIELDS[] = {
     {"logprobs", PARAM_INT, AT(logprobs), 0, 0},
     {"prompt_logprobs", PARAM_INT, AT(prompt_logprobs), 0, 0},
     {"prompt_logprob_start", PARAM_INT, AT(prompt_logprob_start), 0, 0},
+    {"report", PARAM_INT, AT(report), 0, 0},
     {"score_ids", PARAM_IDS, AT(score_ids), AT(n_score), 0},
     {"prompt_scores", PARAM_IDS, AT(prompt_scores), AT(n_prompt_score), 0},
     {"stop_ids", PARAM_IDS, AT(stop_ids), AT(n_stop), 0},

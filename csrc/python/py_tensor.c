@@ -1,7 +1,8 @@
 /* py_tensor.c - the Python object Tensor: contiguous numbers that cross without a copy.
  *
  * Owns the object and its exchange with NumPy and the buffer protocol, both ways; the only file that
- * uses NumPy's C API. Invariant: row-major without gaps, every element at a multiple of its size;
+ * uses NumPy's C API. Invariant: every element at a multiple of its size, and row-major without gaps
+ * but for what strided() shows of another Tensor;
  * whatever keeps the memory alive (our allocation, a buffer, a NumPy array, somebody's DLPack capsule)
  * is released when the Tensor goes, and every view handed out holds the Tensor. Used by llm.py for
  * logits, for weights given as arrays, and by kernels/ for everything.
@@ -80,7 +81,7 @@ int py_tensor_check_address(const py_tensor_source *from, const py_tensor *self)
     return -1;
 }
 
-static int tensor_find_dtype(const py_state *state, py_tensor *self, const char *name)
+int py_tensor_find_dtype(const py_state *state, py_tensor *self, const char *name)
 {
     for (int i = 0; i < PY_TENSOR_DTYPES; i++) {
         if (strcmp(py_tensor_dtypes[i].name, name) == 0) {
@@ -107,7 +108,7 @@ static int tensor_find_user_dtype(const py_tensor_source *from, py_tensor *self,
     for (size_t i = 0; PyUnicode_Check(name) && i < sizeof names / sizeof names[0]; i++) {
         if (PyUnicode_CompareWithASCIIString(name, names[i][0]) == 0) {
             Py_DECREF(name);
-            return tensor_find_dtype(from->state, self, names[i][1]);
+            return py_tensor_find_dtype(from->state, self, names[i][1]);
         }
     }
     py_raise_format(from->state, LA_ERR_UNSUPPORTED, "%s: dtype %S is not supported", from->name,
@@ -256,6 +257,31 @@ int py_tensor_allocate(py_tensor *self)
     return 0;
 }
 
+/* All elements one after another to out. */
+static void copy_elements(const py_tensor *self, char *out)
+{
+    int64_t at[PY_TENSOR_DIMS] = {0}, place = 0;
+    size_t size = self->dtype->dl.bits / 8;
+    if (self->bytes == 0) {
+        return;
+    }
+    if (!self->strided) {
+        memcpy(out, self->data, (size_t)self->bytes);
+        return;
+    }
+    for (char *end = out + self->bytes; out < end; out += size) {
+        memcpy(out, self->data + place * (int64_t)size, size);
+        for (int i = self->n_dims - 1; i >= 0; i--) { /* the next index, last axis first */
+            place += self->strides[i];
+            if (++at[i] < self->shape[i]) {
+                break;
+            }
+            place -= self->strides[i] * self->shape[i];
+            at[i] = 0;
+        }
+    }
+}
+
 py_tensor *py_tensor_like(py_tensor *self, PyObject *backend)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
@@ -275,10 +301,31 @@ py_tensor *py_tensor_like(py_tensor *self, PyObject *backend)
 py_tensor *py_tensor_copy(py_tensor *self, PyObject *backend)
 {
     py_tensor *copy = py_tensor_like(self, backend);
-    if (copy != NULL && py_tensor_move(copy, self) < 0) {
+    if (copy == NULL) {
+        return NULL;
+    }
+    if (backend == NULL && self->backend == NULL) {
+        copy_elements(self, copy->data);
+        return copy;
+    }
+    py_tensor *whole =
+        self->strided ? py_tensor_copy(self, NULL) : (py_tensor *)Py_NewRef((PyObject *)self);
+    if (whole == NULL || py_tensor_move(copy, whole) < 0) {
         Py_CLEAR(copy);
     }
+    Py_XDECREF((PyObject *)whole);
     return copy;
+}
+
+int py_tensor_extents_from(PyObject *tuple, int64_t *out)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); i++) {
+        out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+        if (out[i] == -1 && PyErr_Occurred()) {
+            return -1;
+        }
+    }
+    return 0;
 }
 
 static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
@@ -292,18 +339,15 @@ static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
     py_tensor_source from = {PyType_GetModuleState(type), extents, "shape"};
     int64_t shape[PY_TENSOR_DIMS] = {0};
     Py_ssize_t n_dims = PyTuple_GET_SIZE(extents);
-    for (Py_ssize_t i = 0; i < n_dims && i < PY_TENSOR_DIMS; i++) {
-        shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(extents, i));
-        if (shape[i] == -1 && PyErr_Occurred()) {
-            return NULL;
-        }
+    if (n_dims <= PY_TENSOR_DIMS && py_tensor_extents_from(extents, shape) < 0) {
+        return NULL;
     }
     if (py_tensor_device_named(from.state, device, &backend) < 0) {
         return NULL;
     }
     py_tensor *self = (py_tensor *)type->tp_alloc(type, 0);
     if (self != NULL &&
-        (tensor_find_dtype(from.state, self, dtype) < 0 ||
+        (py_tensor_find_dtype(from.state, self, dtype) < 0 ||
          py_tensor_set_shape(&from, self, n_dims <= PY_TENSOR_DIMS ? (int)n_dims : INT_MAX, shape) <
              0 ||
          py_tensor_set_device(self, backend) < 0 || py_tensor_allocate(self) < 0)) {
@@ -354,6 +398,12 @@ static int tensor_get_buffer(PyObject *object, Py_buffer *view, int flags)
         PyErr_SetString(PyExc_BufferError, "this Tensor is read-only");
         return -1;
     }
+    int contiguous = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS;
+    if (self->strided &&
+        ((flags & PyBUF_STRIDES) != PyBUF_STRIDES || (flags & contiguous & ~PyBUF_STRIDES) != 0)) {
+        PyErr_SetString(PyExc_BufferError, "this Tensor has strides; pass a contiguous copy");
+        return -1;
+    }
     view->obj = Py_NewRef(object);
     view->buf = self->data;
     view->len = self->bytes;
@@ -380,12 +430,13 @@ static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
                                "NumPy has no type for %s; use torch.from_dlpack",
                                self->dtype->name);
     }
-    npy_intp shape[PY_TENSOR_DIMS];
+    npy_intp shape[PY_TENSOR_DIMS], strides[PY_TENSOR_DIMS];
     for (int i = 0; i < self->n_dims; i++) {
         shape[i] = self->shape[i];
+        strides[i] = self->buffer_strides[i];
     }
-    PyObject *array =
-        PyArray_SimpleNewFromData(self->n_dims, shape, self->dtype->numpy, self->data);
+    PyObject *array = PyArray_New(&PyArray_Type, self->n_dims, shape, self->dtype->numpy, strides,
+                                  self->data, 0, NPY_ARRAY_WRITEABLE, NULL);
     if (array == NULL) {
         return NULL;
     }
@@ -527,6 +578,10 @@ static PyMethodDef tensor_methods[] = {
      "'cpu', "
      "'cuda' or 'cuda:0'.\nUnsupportedError says why a device cannot be used, MemoryPlanError that "
      "it has no room."},
+    {"strided", py_tensor_strided, METH_VARARGS,
+     "strided(dtype, offset, shape, strides) -> Tensor\n\nThis Tensor's memory as other numbers; "
+     "offset "
+     "and strides in elements of dtype. ConfigError where one would lie outside."},
     {"numpy", tensor_numpy, METH_NOARGS,
      "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16 and 8-bit floats, which NumPy "
      "lacks, and on devices."},
@@ -551,6 +606,8 @@ static PyMethodDef tensor_methods[] = {
 
 static PyGetSetDef tensor_getset[] = {
     {"shape", tensor_shape, NULL, "tuple of int", NULL},
+    {"strides", py_tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
+    {"is_contiguous", py_tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
     {"dtype", tensor_get_dtype, NULL, "str, as in safetensors", NULL},
     {"nbytes", tensor_nbytes, NULL, "bytes of all elements", NULL},
     {"device", py_tensor_get_device, NULL, "str: 'cpu' (host memory) or 'cuda:0'", NULL},
@@ -561,7 +618,8 @@ static PyGetSetDef tensor_getset[] = {
 static PyType_Slot tensor_slots[] = {
     {Py_tp_doc,
      "Tensor(array, *, name='array')\n\n"
-     "Contiguous numbers, shared without a copy, in host memory or on a device.\n\n"
+     "Numbers, shared without a copy, in host memory or on a device; contiguous unless their\n"
+     "maker says so.\n\n"
      "array: a NumPy array, a DLPack exporter (torch.Tensor, ...) or anything with the buffer\n"
      "protocol, row-major without gaps. name: what error messages call it. The Tensor keeps the\n"
      "memory alive; torch.from_dlpack, np.from_dlpack, np.asarray and memoryview share it again,\n"

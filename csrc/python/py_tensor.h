@@ -1,7 +1,7 @@
 /* py_tensor.h - the Tensor object as its files see it.
  *
  * py_tensor.c owns the object and NumPy, py_tensor_dlpack.c the DLPack exchange in both directions,
- * py_tensor_device.c memory of devices. Nobody else includes this.
+ * py_tensor_device.c memory of devices, py_tensor_view.c Tensors over others. Nobody else includes this.
  */
 #ifndef LA_PY_TENSOR_H
 #define LA_PY_TENSOR_H
@@ -27,6 +27,7 @@ typedef struct py_tensor {
     char *data; /* [shape] */
     const py_tensor_dtype *dtype;
     int n_dims, read_only;
+    int strided; /* not row-major without gaps: made by strided() */
     Py_ssize_t bytes;
     int64_t shape[PY_TENSOR_DIMS];
     int64_t strides[PY_TENSOR_DIMS];           /* in elements, as DLPack counts */
@@ -48,6 +49,10 @@ typedef struct py_tensor_source {
     const char *name; /* of the argument */
 } py_tensor_source;
 
+/* Sets the dtype of that name; 0, or -1 with an exception set. */
+int py_tensor_find_dtype(const py_state *state, py_tensor *self, const char *name);
+/* The integers of a tuple to out; 0, or -1 with an exception set where one is none. */
+int py_tensor_extents_from(PyObject *tuple, int64_t *out);
 /* Fills shape, strides and bytes from n_dims extents; 0, or -1 with an exception set. */
 int py_tensor_set_shape(const py_tensor_source *from, py_tensor *self, int n_dims,
                         const int64_t *shape);
@@ -71,7 +76,7 @@ int py_tensor_set_device(py_tensor *self, PyObject *backend);
 /* la_backend of a tensor on a device; NULL with an exception set, where it is another process's. */
 la_backend *py_tensor_backend(py_tensor *self);
 int py_tensor_device_allocate(py_tensor *self);
-/* Between tensors of one shape, wherever they are. 0, or -1 with an exception set. */
+/* Between contiguous tensors of one shape, of which one at least is on a device. 0, or -1 with an exception set. */
 int py_tensor_move(py_tensor *to, py_tensor *from);
 /* Before others get their memory back: ours is done with it. */
 void py_tensor_device_finish(py_tensor *self);
@@ -87,6 +92,10 @@ int py_tensor_want_host(py_tensor *self, const char *what);
 int py_tensor_import(const py_tensor_source *from, py_tensor *self);
 /* Gives an imported tensor back to where it came from. */
 void py_tensor_give_back(py_tensor *self);
+/* strided(), and what is_contiguous and strides say (py_tensor_view.c). */
+PyObject *py_tensor_strided(PyObject *object, PyObject *args);
+PyObject *py_tensor_strides(PyObject *object, void *closure);
+PyObject *py_tensor_is_contiguous(PyObject *object, void *closure);
 /* __dlpack__ and __dlpack_device__. */
 PyObject *py_tensor_export(PyObject *object, PyObject *args, PyObject *kwargs);
 PyObject *py_tensor_device(PyObject *object, PyObject *unused);

@@ -112,13 +112,9 @@ int py_tensor_move(py_tensor *to, py_tensor *from)
 {
     py_tensor *there = to->backend != NULL ? to : from;
     size_t bytes = (size_t)from->bytes;
-    la_backend *b = there->backend != NULL ? py_tensor_backend(there) : NULL;
+    la_backend *b = py_tensor_backend(there);
     la_status status = LA_OK;
     if (bytes == 0) {
-        return 0;
-    }
-    if (there->backend == NULL) {
-        memcpy(to->data, from->data, bytes);
         return 0;
     }
     if (b == NULL) {

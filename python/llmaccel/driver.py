@@ -2,7 +2,9 @@
 
 Owns the engine's life from here on: it closes engine and model when it is told to stop. Invariant:
 `lock` guards the table of requests and is held while a request enters the engine, so no event can
-arrive before its request is in the table; listeners run outside the lock. One request's failure is
+arrive before its request is in the table; listeners run outside the lock. Nobody waits for a
+backend's processors while holding it: a change of weights, which needs them, is a mark that others
+wait for, and a logits processor, which has them, is refused instead. One request's failure is
 its own, whatever its decoder or listener raises; a failing step fails the requests that are under
 way and the engine goes on. The driver knows nothing of the LLM that made it, so dropping the LLM
 ends both; a finalizer may do so on any thread, at any allocation, so the lock is reentrant and the
@@ -19,6 +21,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -62,7 +65,13 @@ class Driver:
         # Reentrant: the collector may drop a stream or an LLM, which cancels or closes, on any
         # thread that makes objects while it holds the lock.
         self._lock = threading.RLock()
+        # What is changed by exclusive(), and by which thread; told when there is nothing any more.
+        self._change: tuple[str, int] | None = None
+        self._settled = threading.Condition(self._lock)
+        self._calls: set[object] = set()  # under way, of several requests each
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._looks: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]]
+        self._looks = queue.SimpleQueue()  # at the engine, between two steps
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -96,16 +105,84 @@ class Driver:
             )
         refuse_wait()
 
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """The lock, when no change is being made. LLMAccelError after close(), and for whoever
+        cannot wait for a change: a logits processor, and the thread that makes it."""
+        self.check()
+        with self._lock:
+            self.check()
+            while self._change is not None:
+                what, owner = self._change
+                if calls_user():
+                    raise LLMAccelError(
+                        f"{what} of this LLM is under way, and a logits processor cannot wait for "
+                        "it: the step that calls it has the processors that models share"
+                    )
+                if owner == threading.get_ident():
+                    raise LLMAccelError(f"{what} of this LLM is under way, on this thread")
+                self._settled.wait()
+                self.check()
+            yield
+
+    def _check_awake(self, what: str = "") -> None:
+        if self._engine is None:
+            raise LLMAccelError(f"{what}this LLM sleeps; wake_up() comes first")
+
+    @contextmanager
+    def weights(self, what: str) -> Iterator[Any]:
+        """The model, which is neither changed nor closed meanwhile, while steps go on.
+        LLMAccelError where it sleeps."""
+        with self._ready():
+            self._check_awake(f"{what}: ")
+            yield self._model
+
+    def between_steps(self, what: str, look: Callable[[Any], _T]) -> _T:
+        """look(engine) where no step runs and none begins; what it returns or raises. LLMAccelError
+        where the engine sleeps or is closed, or where this is its thread."""
+        self.check_wait()
+        done: Future[_T] = Future()
+        with self._ready():
+            self._check_awake(f"{what}: ")
+            if self._thread is None:  # no request was ever made, and the lock keeps it so
+                return look(self._engine)
+            self._looks.put((look, done))
+            self._wake.put(None)
+        return done.result()
+
+    def _serve_looks(self, engine: Any) -> None:
+        """Those that are there by now: others must not keep steps from running. engine: None where
+        there is none any more."""
+        for _ in range(self._looks.qsize()):
+            look, done = self._looks.get_nowait()
+            try:
+                if engine is None:
+                    raise LLMAccelError("the LLM was closed or put to sleep meanwhile")
+                done.set_result(look(engine))
+            except BaseException as error:  # the caller's, who waits for it
+                done.set_exception(error)
+
+    @contextmanager
+    def one_call(self) -> Iterator[None]:
+        """Around what submits several requests one after another: no change comes between them.
+
+        LLMAccelError as submit() raises it."""
+        call = object()
+        try:
+            with self._ready():
+                self._check_awake()
+                self._calls.add(call)
+            yield
+        finally:
+            self._calls.discard(call)
+
     def submit(self, request: Request, fields: dict[str, Any], **options: Any) -> None:
         """Hand a request to the engine; options are those of Engine.add. RequestError if it is
         bad."""
-        self.check()
         if request.processing is not None:
             options["process"] = (request.processing, request.processing.rows)
-        with self._lock:
-            self.check()
-            if self._engine is None:
-                raise LLMAccelError("this LLM sleeps; wake_up() comes first")
+        with self._ready():
+            self._check_awake()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="llmaccel", daemon=True)
                 self._thread.start()
@@ -135,16 +212,12 @@ class Driver:
 
     def stats(self) -> dict[str, Any]:
         """The engine's counters."""
-        self.check()
-        with self._lock:
-            self.check()
+        with self._ready():
             return self._stats()
 
     def read(self, look: Callable[[dict[str, Any]], _T]) -> _T:
         """look(stats()), while nothing is being recorded."""
-        self.check()
-        with self._lock:
-            self.check()
+        with self._ready():
             return look(self._stats())
 
     def start_profile(self, profile: Profile) -> None:
@@ -165,15 +238,12 @@ class Driver:
 
     def expert_load(self) -> bytes:
         """Tokens that every expert was given, int64 [n_layers, n_experts]."""
-        self.check()
-        with self._lock:
-            self.check()
+        with self._ready():
             return self._load().tobytes()
 
     def preempt(self, n: int) -> None:
         """Force the n youngest running sequences out of the cache; for tests."""
-        with self._lock:
-            self.check()
+        with self._ready():
             if self._engine is not None:
                 self._engine.preempt(n)
 
@@ -181,28 +251,58 @@ class Driver:
 
     @contextmanager
     def exclusive(self, what: str) -> Iterator[Any]:
-        """The model (None while it is away), for a change that no request may see half of; new
-        requests wait meanwhile. LLMAccelError where some are under way; those that are done for
-        their caller or cancelled are waited for, since the engine is rid of them in a moment."""
+        """The model (None while it is away), for a change that no request may see half of; whoever
+        wants the engine waits meanwhile. LLMAccelError where requests are under way, or a call that
+        is made of several; requests that are done for their caller or cancelled are waited for,
+        since the engine is rid of them in a moment."""
         self.check_wait()
-        while True:
-            with self._lock:
-                self.check()
-                left = [one for one in self._requests.values() if not (one.done or one.cancelled)]
-                if left:
-                    raise LLMAccelError(
-                        f"{what}: {len(left)} requests are under way; wait for them or cancel them "
-                        "first"
-                    )
-                busy = self._engine is not None and self._engine.has_work()
-                if busy and self._pause >= _LONGEST_PAUSE:
-                    raise LLMAccelError(f"{what}: the engine has work and its steps keep failing")
-                if not (self._requests or busy or self._stepping):
-                    yield self._model
-                    return
-            if not busy:
-                self._wake.put(None)  # its last step has ended, and it will see so in a moment
-            time.sleep(0.0002)
+        mine = (what, threading.get_ident())
+        try:
+            while not self._begin_change(mine):
+                time.sleep(0.0002)
+            yield self._model
+        finally:
+            if self._change is mine:
+                self._end_change()
+
+    def _begin_change(self, change: tuple[str, int]) -> bool:
+        """False where something that is done is about to leave the engine."""
+        what = change[0]
+        with self._ready():
+            left = [one for one in self._requests.values() if not (one.done or one.cancelled)]
+            if left:
+                raise LLMAccelError(
+                    f"{what}: {len(left)} requests are under way; wait for them or cancel them "
+                    "first"
+                )
+            if self._calls:
+                raise LLMAccelError(
+                    f"{what}: a call that is made of several requests is under way; wait for it "
+                    "first"
+                )
+            busy = self._engine is not None and self._engine.has_work()
+            if busy and self._pause >= _LONGEST_PAUSE:
+                raise LLMAccelError(f"{what}: the engine has work and its steps keep failing")
+            if not (self._requests or busy or self._stepping):
+                self._change = change
+                return True
+        if not busy:
+            self._wake.put(None)  # its last step has ended, and it will see so in a moment
+        return False
+
+    def _end_change(self) -> None:
+        with self._lock:
+            if not (self._closing and self._thread is None):
+                self._settle()
+                return
+        self._release()  # close() left it to this thread, and no other change begins any more
+        with self._lock:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._change = None
+        self._settled.notify_all()
+        self._wake.put(None)
 
     def put_away(self, with_model: bool) -> None:
         """Free the engine, cache and workspace with it, and the model as well; within exclusive().
@@ -235,25 +335,30 @@ class Driver:
     def close(self) -> None:
         """Fail what is under way, stop the thread, free engine and model. May be called again.
 
-        In a callback or a logits processor the thread ends in its own time.
+        In a callback or a logits processor the thread ends in its own time, and so does a change
+        that is being made.
         """
         if os.getpid() != self._pid:
             return
         with self._lock:
             first = not self._closing
             self._closing = True
-            thread = self._thread
+            thread, change = self._thread, self._change
+            waits = not calls_user() and (change is None or change[1] != threading.get_ident())
             self._wake.put(None)
+            while waits and self._change is not None:
+                self._settled.wait()
         if thread is None:
-            if first:
+            if first and change is None:
                 self._release()
-        elif thread is not threading.current_thread() and not calls_user():
+        elif waits and thread is not threading.current_thread():
             thread.join()
 
     def _release(self) -> None:
         with self._lock:
             left = list(self._requests.values())
             self._requests.clear()
+        self._serve_looks(None)
         _fail(left, LLMAccelError("the LLM was closed while the request was running"))
         if self._engine is not None:
             self._engine.close()
@@ -266,14 +371,24 @@ class Driver:
                 self._wake.get_nowait()
             with self._lock:
                 self._stepping = False
-                if self._closing:
+                changing = self._change is not None
+                if self._closing and not changing:
                     break
-                idle = self._engine is None or not (self._requests or self._engine.has_work())
-                self._stepping = not idle
-            if idle:
+                looking = not changing and not self._looks.empty()
+                working = (
+                    not changing
+                    and self._engine is not None
+                    and bool(self._requests or self._engine.has_work())
+                )
+                self._stepping = looking or working
+            if looking:
+                self._serve_looks(self._engine)
+            elif not working:
                 self._wake.get()
                 self._pause = 0.0
-            elif self._step():
+            if not working:
+                continue
+            if self._step():
                 self._pause = 0.0
             else:
                 self._pause = min(max(2.0 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)

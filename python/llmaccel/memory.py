@@ -35,7 +35,9 @@ class MemoryPlan:
 
     weights: packed. kv_page_bytes: 64 tokens in all layers. kv_pages: cap of the pool, committed
     only as tokens arrive. workspace: activations, logits tile, tables. available: at the time of
-    the plan, and source says what bounds it.
+    the plan, and source says what bounds it. host: where all of that is a device's, what its steps
+    take of this machine's memory: pinned arrays, and draws by host_threads threads (0: one per
+    usable processor).
     """
 
     weights: int
@@ -48,6 +50,8 @@ class MemoryPlan:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    host: int = 0
+    host_threads: int = 0
 
     @property
     def kv_token_bytes(self) -> int:
@@ -82,6 +86,7 @@ class MemoryPlan:
             "max_batch_tokens": self.max_num_batched_tokens,
             "max_len": self.max_model_len,
             "kv_pages": self.kv_pages,
+            "host_threads": self.host_threads,
         }
 
     def __str__(self) -> str:
@@ -104,6 +109,9 @@ class MemoryPlan:
             ("needed at most", format_bytes(self.total), "with the cache at its cap"),
             ("available", format_bytes(self.available), self.source),
         ]
+        if self.host:
+            note = f"memory of this machine: arrays of steps, draws, threads={self.host_threads}"
+            rows.append(("beside it", format_bytes(self.host), note))
         return "\n".join(f"{name:16s} {size:>12s}  {note}" for name, size, note in rows)
 
 
@@ -136,6 +144,7 @@ def plan_memory(
             "max_len": max_len,
             "kv_pages": pages,
             "max_batch_tokens": options.max_num_batched_tokens,
+            "host_threads": threads,
         }
         numbers = _core.plan({**vars(config), "max_len": max_len}, limits, threads, device)
         return MemoryPlan(
@@ -149,12 +158,15 @@ def plan_memory(
             max_len,
             max_seqs,
             options.max_num_batched_tokens,
+            numbers["host_bytes"],
+            threads,
         )
 
     plan = sized(config.max_len, options.max_num_seqs)
+    check_available("arrays of steps and draws beside the device", plan.host)
     cap = options.kv_cache_memory_bytes
     if plan.required > available or (cap is not None and plan.kv_sequence_bytes > cap):
-        raise MemoryPlanError(_refusal(plan, sized, cap))
+        raise _refusal(plan, sized, cap)
     if cap is None:
         left = available - plan.weights - plan.workspace - plan.rope
         cap = max(int(left * _KV_SHARE), plan.kv_sequence_bytes)
@@ -189,7 +201,9 @@ def _pages(tokens: int) -> int:
     return (tokens + PAGE_TOKENS - 1) // PAGE_TOKENS
 
 
-def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int | None) -> str:
+def _refusal(
+    plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int | None
+) -> MemoryPlanError:
     """What does not fit, in numbers, and the largest limits that would."""
 
     def fits(candidate: MemoryPlan) -> bool:
@@ -225,7 +239,9 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
         if hints
         else "no max_model_len or max_num_seqs would fit"
     )
-    return f"the model does not fit: {what}: {parts}; {would}"
+    error = MemoryPlanError(f"the model does not fit: {what}: {parts}; {would}")
+    error.max_model_len = length
+    return error
 
 
 def _largest(upper: int, good: Callable[[int], bool]) -> int:

@@ -37,7 +37,7 @@ from llmaccel.states import Shown
 
 EVENT_TOKEN, EVENT_PROMPT, EVENT_FINISH = EVENT_KINDS
 # la_event.reason
-REASONS = ("stop", "length", "abort", "timeout", "repetition", "failed", "empty")
+REASONS = ("stop", "length", "abort", "timeout", "repetition", "failed", "empty", "lost")
 
 Event = tuple[int, int, int, int, int, int, float, int, "bytes | None", "bytes | None", float]
 

@@ -20,6 +20,7 @@ from llmaccel.params import SamplingParams, score_fields
 from llmaccel.prompts import encode_text, one_or_many
 from llmaccel.request import Request
 from llmaccel.states import layers_of, prompt_states, states_bytes
+from llmaccel.whole import is_whole
 
 # Continuations of one context that go into one request; more become several requests.
 _SUFFIXES_PER_REQUEST = 1024
@@ -143,7 +144,7 @@ class Scoring(Calls):
         window = self._config.max_len
         if stride is None:
             stride = max(1, window // 2)
-        if not isinstance(stride, int) or isinstance(stride, bool) or not 1 <= stride < window:
+        if not is_whole(stride, 1, window - 1):
             raise RequestError(f"stride: expected 1 to {window - 1}, got {shown(stride)}")
         work = []
         scored, end = 1, min(len(ids), window)

@@ -10,7 +10,6 @@ Called by calls.py, scoring.py and pooling.py; read by request.py.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from llmaccel import _core
 from llmaccel.config import ModelConfig
 from llmaccel.errors import RequestError, shown
 from llmaccel.memory import check_available
+from llmaccel.whole import is_whole
 
 if TYPE_CHECKING:
     from llmaccel.request import Request
@@ -51,8 +51,7 @@ def layers_of(layers: Any, n_layers: int, name: str) -> tuple[int, ...]:
         raise RequestError(f"{name}: expected a list of layers, got {shown(layers)}")
     found = []
     for i, layer in enumerate(layers):
-        whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
-        if not whole or not -n_layers - 1 <= layer <= n_layers:
+        if not is_whole(layer, -n_layers - 1, n_layers):
             raise RequestError(
                 f"{name}[{i}]: expected a layer from {-n_layers - 1} to {n_layers}, "
                 f"got {shown(layer)}"

@@ -8,13 +8,13 @@
  * and by a C++ compiler for the emulator; opened through backend_dl.c.
  */
 #include "backend_draws.h"
+#include "backend_graphs.h"
+#include "backend_states.h"
 
 #include <stdio.h>
 #include <string.h>
 
 namespace {
-
-enum { GRAPH_TOKENS = 32 }; /* steps of at most as many tokens, a row each, run as graphs */
 
 /* Where the arrays of a step lie, in pinned memory and at the start of la_workspace.shared. */
 struct step_layout {
@@ -32,10 +32,8 @@ struct step_room {
     const la_batch *batch[2]; /* of those under way */
     int turn, n_under_way;
     la_draws *draws;
-    la_rt_graph *graphs[GRAPH_TOKENS + 1]; /* steps of as many tokens; NULL: not wanted yet */
-    const la_kv *kv;                       /* that they read */
-    int64_t changes;                       /* la_cuda.changes when they were made */
-    int noting;                            /* one is being made */
+    la_cuda_states states;
+    la_graphs graphs;
 };
 
 size_t round_up(size_t n, size_t to)
@@ -64,6 +62,14 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 {
     *gb_per_s = 0.0;
     return no_probe(la_cuda_of(m->b));
+}
+
+la_status alive(la_backend *b)
+{
+    la_cuda_turn turn(b);
+    return turn.ok ? LA_OK
+                   : turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
+                                           la_rt_error(turn.cuda->rt));
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -103,12 +109,9 @@ void scratch(const la_model_desc *d, const la_limits *limits, size_t *shared, si
     *local = 0;
 }
 
-void drop_graphs(step_room *own)
+size_t host_bytes(const la_backend *b, const la_model_desc *d, const la_limits *limits)
 {
-    for (int n = 0; n <= GRAPH_TOKENS; n++) {
-        la_rt_graph_free(own->graphs[n]);
-        own->graphs[n] = NULL;
-    }
+    return 2 * layout_of(d, limits).bytes + la_draws_host_bytes(la_cuda_of(b), d, limits);
 }
 
 void strip(la_workspace *w)
@@ -120,7 +123,7 @@ void strip(la_workspace *w)
         if (own->n_under_way > 0) {
             (void)la_rt_stream_wait(cuda->s);
         }
-        drop_graphs(own);
+        la_graphs_drop(&own->graphs);
         for (int i = 0; i < 2; i++) {
             la_rt_unpin(cuda->rt, own->pinned[i]);
             la_rt_event_close(own->done[i]);
@@ -177,8 +180,8 @@ const int32_t *on_device(const la_ctx *c, size_t at)
     return array_at(c->w->shared, at);
 }
 
-/* What kernels read of the batch, to the device. */
-void upload_batch(la_cuda *cuda, const la_ctx *c)
+/* What kernels read of the batch, to the device, and rows that fill it up to `size` tokens. */
+void upload_batch(la_cuda *cuda, const la_ctx *c, int size)
 {
     step_room *own = room_of(c);
     uint8_t *pinned = own->pinned[own->turn];
@@ -203,31 +206,24 @@ void upload_batch(la_cuda *cuda, const la_ctx *c)
     for (int i = 0; i < batch->n_rows; i++) {
         rows[i] = batch->rows[i].token;
     }
+    for (int t = batch->n_tokens; t < size; t++) {
+        array_at(pinned, own->at.tokens)[t] = pos[t] = first[t] = 0;
+        page[t] = -1;
+        rows[t] = t;
+    }
     la_rt_copy(cuda->s, c->w->shared, pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
 }
 
-/* The graph of a step like this one; NULL where there is none. All that differs between such steps lies in
- * arrays on the device. */
-la_rt_graph *graph_of(la_cuda *cuda, la_ctx *c, int packed, void (*fn)(la_ctx *c))
+/* Tokens of the graph that a step like this one takes: one whose tokens all have rows, and no more of them than a
+ * tile of logits holds where the host draws of it; 0: it runs as it is. */
+int graph_size(const la_ctx *c)
 {
-    step_room *own = room_of(c);
-    int n = c->batch->n_tokens;
-    if (n > GRAPH_TOKENS || n > c->w->logit_rows || c->batch->n_rows != n || packed != n) {
-        return NULL;
+    int n = c->batch->n_tokens, most = c->w->max_tokens;
+    if (c->batch->n_rows != n || c->batch->n_captures != 0 ||
+        (n > c->w->logit_rows && la_draws_hosted(c->batch))) {
+        return 0;
     }
-    if (own->changes != cuda->changes || own->kv != c->kv) {
-        drop_graphs(own);
-        own->changes = cuda->changes;
-        own->kv = c->kv;
-    }
-    if (own->graphs[n] == NULL) {
-        own->noting = 1;
-        la_rt_graph_begin(cuda->s);
-        fn(c);
-        own->graphs[n] = la_rt_graph_end(cuda->s);
-        own->noting = 0;
-    }
-    return own->graphs[n];
+    return la_graph_size(n, most);
 }
 
 la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
@@ -238,16 +234,19 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
     if (turn.ok) {
         step_room *own = room_of(&c);
         la_draws *draws = own->draws;
-        upload_batch(cuda, &c);
-        la_rt_graph *graph = graph_of(cuda, &c, la_draws_pack(draws, &c, own->turn), fn);
+        int size = graph_size(&c);
+        upload_batch(cuda, &c, size);
+        int all = la_draws_pack(draws, &c, own->turn, size) == c.batch->n_rows;
+        la_rt_graph *graph = all && size > 0 ? la_graphs_take(&own->graphs, &c, size, fn) : NULL;
         if (graph != NULL) {
             la_rows logits = c.w->logits;
-            logits.n = c.batch->n_rows;
+            logits.n = c.batch->n_rows < c.w->logit_rows ? c.batch->n_rows : c.w->logit_rows;
             la_rt_graph_run(graph, cuda->s);
             la_draws_host(draws, &c, 0, logits);
         }
         else {
             fn(&c);
+            la_cuda_states_end(&own->states, cuda);
         }
         la_draws_fetch(draws, &c);
         la_rt_event_record(own->done[own->turn], cuda->s);
@@ -421,13 +420,18 @@ void gather(la_ctx *c, int first, la_rows x, la_rows out)
     la_launch_gather(la_cuda_of(c->b)->s, &a);
 }
 
+void capture(la_ctx *c, int layer, la_rows x, la_norm norm)
+{
+    la_cuda_states_take(&room_of(c)->states, c, layer, x, norm);
+}
+
 /* Logits after the rules go where rows on their way into a product were. */
 void sample(la_ctx *c, int first, la_rows logits)
 {
     step_room *own = room_of(c);
     float *scratch = reinterpret_cast<float *>(c->w->shared + own->at.linear);
     la_draws_launch(own->draws, c, first, logits, scratch);
-    if (!own->noting) { /* a graph holds what the device does */
+    if (!own->graphs.noting) { /* a graph holds what the device does */
         la_draws_host(own->draws, c, first, logits);
     }
 }
@@ -453,13 +457,17 @@ void describe(const la_backend *b, la_backend_info *out)
     la_cuda_turn turn(b);
     const la_cuda *cuda = turn.cuda;
     la_rt_info now;
+    la_rt_counts done;
     la_rt_describe(cuda->rt, &now);
+    la_rt_count(cuda->rt, &done);
     *out = {};
     out->name = b->ops->name;
     out->isa = cuda->isa;
     out->device = cuda->info.name;
     out->memory_free = now.memory_free;
     out->memory_total = now.memory_total;
+    out->graphs = done.graphs;
+    out->replays = done.replays;
     out->n_threads = 1;
     out->n_cpus = 1;
     out->slots = cuda->slots;
@@ -489,9 +497,11 @@ la_backend_ops make_ops()
     o.run = run;
     o.results = results;
     o.draws_ahead = la_draws_ahead;
+    o.alive = alive;
     o.step_threads = step_threads;
     o.check = check;
     o.scratch = scratch;
+    o.host_bytes = host_bytes;
     o.equip = equip;
     o.strip = strip;
     o.meet = meet;
@@ -502,6 +512,7 @@ la_backend_ops make_ops()
     o.add_norm = add_norm;
     o.gather = gather;
     o.sample = sample;
+    o.capture = capture;
     o.device = &la_cuda_device_ops;
     return o;
 }

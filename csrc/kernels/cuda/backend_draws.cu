@@ -64,7 +64,8 @@ int wants_anything(const la_sample_row *r)
 /* Is the row the device's? */
 int device_draws(const la_sample_row *r)
 {
-    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL;
+    int own = r->forced >= 0 || r->process != NULL || r->n_dry > 0 || r->filters != NULL ||
+              (r->n_top >= 0 && r->report != LA_REPORT_LOGPROBS);
     return r->target >= -1 && !own && r->logits == NULL && r->n_top <= LA_SAMPLE_TOPS &&
            r->n_score == 0 && r->n_ban <= LA_SAMPLE_LISTED && r->n_bias <= LA_SAMPLE_LISTED &&
            ascending(r->bias_ids, r->n_bias);
@@ -160,6 +161,20 @@ la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limi
     return at;
 }
 
+/* A tile's logits and rows; as in the workspace. */
+static size_t tile_bytes(int rows, int64_t ld)
+{
+    return (size_t)rows * ((size_t)ld * sizeof(float) + sizeof(la_sample_row));
+}
+
+size_t la_draws_host_bytes(const la_cuda *cuda, const la_model_desc *d, const la_limits *limits)
+{
+    int rows = limits->max_batch_tokens < LA_LOGIT_ROWS ? limits->max_batch_tokens : LA_LOGIT_ROWS;
+    return 2 * la_draws_layout_of(d, limits, 0).bytes +
+           tile_bytes(rows, (d->n_vocab + 15) / 16 * 16) +
+           cuda->host->drawer_bytes(d, rows, limits->host_threads);
+}
+
 void la_draws_close(la_cuda *cuda, la_draws *own)
 {
     if (own != NULL) {
@@ -191,11 +206,12 @@ la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,
         return cuda->host->fail(LA_ERR_MEMORY, "sampling: cannot pin %zu bytes",
                                 2 * own->at.bytes + logits);
     }
-    return cuda->host->drawer_open(&m->desc, w->logit_rows, &own->drawer);
+    return cuda->host->drawer_open(&m->desc, w->logit_rows, limits->host_threads, &own->drawer);
 }
 
-/* Rows from `first` on; behind 0 there was a wait, and what the step before drew is on the host. */
-static int pack(la_draws *own, const la_ctx *c, int first)
+/* Rows from `first` on, and such that want nothing up to `size`; behind 0 there was a wait, and what the step before
+ * drew is on the host. */
+static int pack(la_draws *own, const la_ctx *c, int first, int size)
 {
     la_cuda *cuda = la_cuda_of(c->b);
     const uint8_t *other = own->pinned[!own->turn] + own->at.drawn;
@@ -221,18 +237,33 @@ static int pack(la_draws *own, const la_ctx *c, int first)
         rule->top_at = top_at;
         top_at += tops_of(r);
     }
+    int filled = end;
+    for (; end == c->batch->n_rows && filled < size; filled++) {
+        rules[filled] = {};
+        rules[filled].target = -2;
+        rules[filled].newest = -1;
+    }
     la_rt_copy(cuda->s, on_device(own, c, own->at.rules) + (size_t)first * sizeof *rules,
-               rules + first, (size_t)(end - first) * sizeof *rules, LA_RT_IN);
+               rules + first, (size_t)(filled - first) * sizeof *rules, LA_RT_IN);
     la_rt_copy(cuda->s, on_device(own, c, own->at.words), array_at<uint8_t>(own, own->at.words),
                (size_t)used * 4, LA_RT_IN);
-    own->packed_end = end;
+    own->packed_end = filled;
     return end;
 }
 
-int la_draws_pack(la_draws *own, const la_ctx *c, int turn)
+int la_draws_hosted(const la_batch *batch)
+{
+    int n = 0;
+    for (int i = 0; i < batch->n_rows; i++) {
+        n += wants_anything(&batch->rows[i]) && !device_draws(&batch->rows[i]);
+    }
+    return n;
+}
+
+int la_draws_pack(la_draws *own, const la_ctx *c, int turn, int size)
 {
     own->turn = turn;
-    return pack(own, c, 0);
+    return pack(own, c, 0, size);
 }
 
 void la_draws_resume(la_draws *own, const la_ctx *c, int32_t *tokens)
@@ -255,7 +286,7 @@ void la_draws_launch(la_draws *own, la_ctx *c, int first, la_rows logits, float 
             if (la_rt_stream_wait(cuda->s) != 0) { /* what was packed before is read until then */
                 return;
             }
-            (void)pack(own, c, i);
+            (void)pack(own, c, i, 0);
         }
         int stop = own->packed_end < end ? own->packed_end : end;
         la_sample_args a = {};
@@ -355,8 +386,9 @@ int la_draws_ahead(const la_sampling *p)
     /* What the host draws, or has to see before the next draw. */
     int host = p->n_trace > 0 || p->n_think_start > 0 || p->no_repeat_ngram > 0 ||
                p->repeat_last_n >= 0 || p->dry_multiplier != 0.0f || p->n_score > 0 ||
-               p->top_n_sigma != 0.0f || p->dynatemp_range != 0.0f || p->typical_p != 1.0f ||
-               p->xtc_probability != 0.0f || p->mirostat != 0;
+               (p->logprobs >= 0 && p->report != LA_REPORT_LOGPROBS) || p->top_n_sigma != 0.0f ||
+               p->dynatemp_range != 0.0f || p->typical_p != 1.0f || p->xtc_probability != 0.0f ||
+               p->mirostat != 0;
     return !host && p->logprobs <= LA_SAMPLE_TOPS && p->n_stop <= LA_SAMPLE_LISTED &&
            p->n_bad <= LA_SAMPLE_LISTED - p->n_stop && p->n_bias <= LA_SAMPLE_LISTED &&
            ascending(p->bias_ids, p->n_bias);

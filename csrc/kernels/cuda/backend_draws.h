@@ -19,14 +19,20 @@ typedef struct la_draws_layout {
 
 la_draws_layout la_draws_layout_of(const la_model_desc *d, const la_limits *limits, size_t begin);
 
+/* What la_draws_open takes of the host's memory. */
+size_t la_draws_host_bytes(const la_cuda *cuda, const la_model_desc *d, const la_limits *limits);
+
 typedef struct la_draws la_draws;
 
 la_status la_draws_open(la_cuda *cuda, const la_model *m, const la_workspace *w,
                         const la_limits *limits, size_t begin, la_draws **out);
 void la_draws_close(la_cuda *cuda, la_draws *own);
 
-/* Rows from 0 on, as many as there is room for; returns the end of them. */
-int la_draws_pack(la_draws *own, const la_ctx *c, int turn);
+/* Rows that the host draws of, or wants logits of. */
+int la_draws_hosted(const la_batch *batch);
+/* Rows from 0 on, as many as there is room for; returns the end of them. Where that is the last, others that want
+ * nothing follow up to `size`. */
+int la_draws_pack(la_draws *own, const la_ctx *c, int turn, int size);
 /* Tokens, and those rows' newest tokens, that the step before draws. */
 void la_draws_resume(la_draws *own, const la_ctx *c, int32_t *tokens);
 /* Draws of the batch's rows first .. first + logits.n - 1; waits and packs again where they were not packed. */

@@ -130,7 +130,7 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0) {
         what = "widths that are no multiples of 8";
     }
-    else if ((size_t)la_cuda_widest(d) * 2 > LA_CUDA_STAGING) {
+    else if ((size_t)la_cuda_widest(d) * sizeof(float) > LA_CUDA_STAGING) {
         what = "matrices of rows as wide";
     }
     else if (d->n_vocab > LA_SAMPLE_VOCABULARY) {

@@ -88,7 +88,7 @@ typedef struct la_heads_args {
     int64_t ldy;
     float *q; /* [n] rows of ldq: [H][d] */
     int64_t ldq;
-    const int32_t *pos, *page;    /* [n] */
+    const int32_t *pos, *page;    /* [n]; page -1: k and v are kept nowhere */
     const float *q_norm, *k_norm; /* [d], of whole rows [H d] and [K d]; NULL: none */
     const float *cos, *sin;       /* [positions][d_rope / 2]; NULL: no rotation */
     la_pages pages;

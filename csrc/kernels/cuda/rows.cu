@@ -235,8 +235,12 @@ LA_KERNEL(la_heads, la_heads_args)
         }
         return;
     }
-    uint8_t *block = a.pages.base + la_ldg(a.page + t) * a.pages.page_bytes +
-                     kv * a.pages.head_bytes + (is_v ? a.pages.k_bytes : 0);
+    int page = la_ldg(a.page + t);
+    if (page < 0) {
+        return;
+    }
+    uint8_t *block = a.pages.base + page * a.pages.page_bytes + kv * a.pages.head_bytes +
+                     (is_v ? a.pages.k_bytes : 0);
     uint16_t *row = (uint16_t *)(void *)block + (pos % LA_PAGE) * a.d;
     for (int i = la_lane(); i < a.d; i += 32) {
         la_stg(row + i, narrow(la_lds_f32(at + 4 * (uint32_t)i), 0));

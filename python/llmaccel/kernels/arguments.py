@@ -24,6 +24,7 @@ HOST, ANYWHERE = "cpu", "anywhere"
 MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
 MOST_THREADS = 256
 CUDA = 2  # DLPack's number of its memory
+MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 # What float() would take all the same.
 _NO_NUMBERS = (str, bytes, bytearray, bool, np.bool_, np.complexfloating)
 WORTH_THREADS = 2**20  # bytes moved, or as long: starting threads takes about 50 us
@@ -67,14 +68,33 @@ def integer(value: Any, name: str, low: int, high: int) -> int:
 
 
 def real(value: Any, name: str, low: float = -math.inf) -> float:
-    """A finite number >= low."""
+    """A number >= low that is finite as a float32 too."""
     try:
         number = float(None if isinstance(value, _NO_NUMBERS) else value)
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name}: expected a number, got {shown(value)}") from None
-    if not math.isfinite(number) or number < low:
-        raise ConfigError(f"{name}: {number} is not finite or below {low}")
+    if not abs(number) <= MOST_FLOAT or number < low:
+        bound = "" if low == -math.inf else f" or below {low}"
+        raise ConfigError(f"{name}: {number} is not finite as a float32{bound}")
     return number
+
+
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0, also as a float32, and 1 by it: a scale, a temperature."""
+    number = real(value, name)
+    if number < LEAST_FLOAT:
+        raise ConfigError(f"{name}: {number} is not above 0 as a float32")
+    return number
+
+
+def scales(x: Any, name: str, shape: tuple[int, ...]) -> Tensor:
+    """floats of a shape, each finite and above 0."""
+    t = floats(x, name)
+    expect(t, name, shape)
+    values = t.numpy()
+    if not ((values > 0) & (values < np.inf)).all():
+        raise ConfigError(f"{name}: holds a scale that is not finite or not above 0")
+    return t
 
 
 def count_threads(threads: Any, work: int) -> int:
@@ -85,7 +105,7 @@ def count_threads(threads: Any, work: int) -> int:
 
 def tensor(x: Any, name: str, place: str | None = None) -> Tensor:
     """x as a Tensor over the same memory, which must be at that place."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.is_contiguous:
         return at(x, name, place)
     try:
         return at(Tensor(x, name=name), name, place)

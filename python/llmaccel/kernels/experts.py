@@ -98,8 +98,8 @@ def route(
     score + correction ([E] or None) are chosen, ties by the lower index; with groups > 1 only from
     the groups_used best of that many groups of neighbours, a group being worth its group_best (1 or
     2) largest together. They count their score, divided by the sum of the chosen ones' if
-    `normalize`, times scale. A correction is no NaN; -inf leaves an expert out. A token with a NaN
-    logit gets NaN weights. Every instruction set gives the same bits.
+    `normalize`, times scale (above 0). A correction is no NaN; -inf leaves an expert out. A token
+    with a NaN logit gets NaN weights. Every instruction set gives the same bits.
 
     Mixtral and Qwen3-MoE: normalize=True. DeepSeek-V3, GLM-4.5: score="sigmoid", normalize=True,
     correction, scale, groups, groups_used, group_best=2.
@@ -126,7 +126,7 @@ def route(
         k,
         arguments.choice(score, "score", SCORES) == "sigmoid",
         arguments.switch(normalize, "normalize"),
-        arguments.real(scale, "scale"),
+        arguments.positive(scale, "scale"),
         groups,
         groups_used,
         group_best,

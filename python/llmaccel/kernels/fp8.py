@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.errors import ConfigError, shown
+from llmaccel.errors import ConfigError
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor, run_core
 
@@ -29,24 +29,23 @@ def fp8_encode(
     above 0, also as a float32."""
     t = arguments.floats(x, "x")
     codes = arguments.result(out, t.shape, t, dtype="U8")
-    with np.errstate(over="ignore", under="ignore"):
-        by = np.full(1, arguments.real(scale, "scale"), np.float32)
-    if not 0 < by[0] < np.inf:
-        raise ConfigError(f"scale: {shown(scale)} is not above 0 and finite as a float32")
+    by = np.full(1, arguments.positive(scale, "scale"), np.float32)
+    level, e5m2 = arguments.level(isa), _e5m2(format)
     if t.nbytes:
-        run_core(_core.fp8_encode, arguments.level(isa), _e5m2(format), t, by, codes)
+        run_core(_core.fp8_encode, level, e5m2, t, by, codes)
     return codes
 
 
 def fp8_decode(
     codes: Any, format: str = "e4m3", *, scale: float = 1.0, out: Any = None, isa: str = "auto"
 ) -> Tensor:
-    """Values of codes times scale: F32 of the codes' shape."""
+    """Values of codes times scale, as in fp8_encode: F32 of the codes' shape."""
     t = _codes(codes, "codes")
     y = arguments.result(out, t.shape, t)
-    by = np.full(1, arguments.real(scale, "scale"), np.float32)
+    by = np.full(1, arguments.positive(scale, "scale"), np.float32)
+    level, e5m2 = arguments.level(isa), _e5m2(format)
     if t.nbytes:
-        run_core(_core.fp8_decode, arguments.level(isa), _e5m2(format), y, by, t)
+        run_core(_core.fp8_decode, level, e5m2, y, by, t)
     return y
 
 
@@ -83,7 +82,8 @@ def fp8_quantize(
 def fp8_dequantize(
     codes: Any, scales: Any, layout: str = "row", format: str = "e4m3", *, isa: str = "auto"
 ) -> Tensor:
-    """The values of `fp8_quantize`: F32 [M, K]. ConfigError for scales of another shape."""
+    """The values of `fp8_quantize`: F32 [M, K]. ConfigError for scales of another shape, or one
+    that is not finite and above 0."""
     arguments.choice(layout, "layout", LAYOUTS)
     return _opened((codes, "codes"), (scales, "scales"), layout, _e5m2(format), isa)
 
@@ -96,8 +96,8 @@ def _opened(
     given = _matrix(_codes(*codes), codes[1]).numpy()
     (m, k), (rows, cols) = given.shape, _extents(layout, given.shape)
     high, wide = -(-m // rows), -(-k // cols)
-    factors = arguments.floats(*scales)
-    arguments.expect(factors, scales[1], {"tensor": (), "row": (m,)}.get(layout, (high, wide)))
+    shape = {"tensor": (), "row": (m,)}.get(layout, (high, wide))
+    factors = arguments.scales(*scales, shape)
     padded = np.zeros((m, wide * cols), np.uint8)
     padded[:, :k] = given
     spread = np.repeat(factors.numpy().reshape(high, wide), rows, axis=0)[:m]

@@ -84,9 +84,9 @@ class LatentPages:
     ) -> Tensor:
         """softmax(scale * q [latents | keys]^T) latents, over the tokens up to each query's own.
 
-        q: [T, H, r + p]: W_UK^T q_nope of the head, then its rotated part; scale is that of the
-        expanded head, such as (d_nope + p)^-0.5. Result: F32 [T, H, r], of which W_UV makes the
-        head's value. positions: T integers, where each query stands; None: the last T stored
+        q: [T, H, r + p]: W_UK^T q_nope of the head, then its rotated part; scale, above 0, is that
+        of the expanded head, such as (d_nope + p)^-0.5. Result: F32 [T, H, r], of which W_UV makes
+        the head's value. positions: T integers, where each query stands; None: the last T stored
         tokens, in order. threads: 0 takes all processors.
         """
         rows = arguments.floats(q, "q")
@@ -98,7 +98,7 @@ class LatentPages:
         y = arguments.result(out, (tokens, heads, self.kv_rank), rows)
         level, work = arguments.level(isa), rows.nbytes * (1 + len(self) // 16)
         threads = arguments.count_threads(threads, work)
-        factor = arguments.real(scale, "scale")
+        factor = arguments.positive(scale, "scale")
         if tokens:
             self._core.attend(level, rows, at, y, heads, factor, threads)
         return y

@@ -133,6 +133,12 @@ class PackedWeight:
         return f"PackedWeight(shape={self.shape}, {f['codes']}{group}{place})"
 
 
+def _may_hold(memory: str, dtype: str) -> bool:
+    """Whether a tensor of one dtype may be the memory of another: bytes, the same, and words for
+    the bfloat16 that NumPy has not."""
+    return memory in ("U8", "I8", dtype) or (memory, dtype) == ("U16", "BF16")
+
+
 def _plan_of(shape: Any, layout: Any) -> tuple[str, int, int, str, str]:
     """(dtype, N, K, format, quantize) that the core packs a layout by."""
     n, k = _extents(shape)
@@ -180,6 +186,10 @@ def pack(
         raise ConfigError(f"dtype: expected a name, got {shown(dtype)}")
     elif shape is None:
         raise ConfigError("shape: blocks of a GGUF tensor need (N, K)")
+    elif dtype not in _core.DTYPES:
+        raise UnsupportedError(f"dtype: {dtype:.40} is not a weight format of this build")
+    elif not _may_hold(t.dtype, dtype):
+        raise ConfigError(f"weight: {t.dtype} is no memory of {shown(dtype)}; give it as bytes")
     n, k = _extents(t.shape if shape is None else shape)
     threads = arguments.count_threads(threads, t.nbytes)
     format = _format(format)

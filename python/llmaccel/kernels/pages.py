@@ -48,6 +48,13 @@ def _form(dtype: Any) -> tuple[str, str]:
     return name, FORMS[name]
 
 
+def _rule(d: int, scale: Any, softcap: Any, window: Any) -> tuple[float, float, int]:
+    """What scores become: (scale, softcap, window), checked."""
+    factor = d**-0.5 if scale is None else arguments.positive(scale, "scale")
+    cap = arguments.real(softcap, "softcap", 0.0)
+    return factor, cap, arguments.integer(window, "window", 0, MOST_TOKENS)
+
+
 class KVPages:
     """Keys and values of one sequence, appended as they come, and attention over them.
 
@@ -106,10 +113,11 @@ class KVPages:
         """softmax(scale * q K^T) V of every query over the tokens up to its own. F32 [T, H, d].
 
         q: [T, H, d], H a multiple of K (head h reads kv head h // (H / K)). positions: T integers,
-        where each query stands; None: the last T stored tokens, in order. scale: None is d^-0.5.
-        window: only the last `window` tokens count, the query's own included; 0: all. softcap:
-        scores become softcap * tanh(score / softcap); 0: off. sinks: float32 [H], one more logit
-        of each head's softmax that has no value; None: none. threads: 0 takes all processors.
+        where each query stands; None: the last T stored tokens, in order. scale: above 0;
+        None is d^-0.5. window: only the last `window` tokens count, the query's own included; 0:
+        all. softcap: scores become softcap * tanh(score / softcap); 0: off. sinks: float32 [H], one
+        more logit of each head's softmax that has no value; None: none. threads: 0 takes all
+        processors.
         """
         rows = arguments.floats(q, "q")
         if len(rows.shape) != 3 or rows.shape[2] != self.d:
@@ -125,11 +133,9 @@ class KVPages:
         y = arguments.result(out, rows.shape, *read)
         level, work = arguments.level(isa), rows.nbytes * (1 + len(self) // 16)
         threads = arguments.count_threads(threads, work)
-        factor = self.d**-0.5 if scale is None else arguments.real(scale, "scale")
-        cap = arguments.real(softcap, "softcap", 0.0)
-        width = arguments.integer(window, "window", 0, MOST_TOKENS)
+        rule = _rule(self.d, scale, softcap, window)
         if tokens:
-            self._core.attend(level, rows, at, y, extra, heads, factor, cap, width, threads)
+            self._core.attend(level, rows, at, y, extra, heads, *rule, threads)
         return y
 
     def __repr__(self) -> str:
@@ -255,16 +261,13 @@ def paged_attention(
     extra = None if sinks is None else arguments.vector(sinks, "sinks", heads, place)
     y = arguments.result(out, rows.shape, *(rows,) if extra is None else (rows, extra))
     level, most = arguments.level(isa), int(at.max()) if tokens else 0
-    factor = d**-0.5 if scale is None else arguments.real(scale, "scale")
-    cap = arguments.real(softcap, "softcap", 0.0)
-    width = arguments.integer(window, "window", 0, MOST_TOKENS)
+    rule = _rule(d, scale, softcap, window)
     if arguments.on_device(rows, isa, threads):
-        numbers = (index, owner, at)
-        device.paged_attention(rows, pages, numbers, y, extra, options=(factor, cap, width))
+        device.paged_attention(rows, pages, (index, owner, at), y, extra, options=rule)
         return y
     threads = arguments.count_threads(threads, rows.nbytes * (1 + most // 16))
     sizes = (n_heads, heads, d, index.shape[1])
     if tokens:
         given = (pages, index.reshape(-1), owner, at, rows, y, extra)
-        run_core(_core.kv_attend, level, form, *given, sizes, factor, cap, width, threads)
+        run_core(_core.kv_attend, level, form, *given, sizes, *rule, threads)
     return y

@@ -26,10 +26,11 @@ def rms_norm(
     t = arguments.rows(x, "x", ANYWHERE)
     w = arguments.vector(weight, "weight", t.shape[-1], t.device)
     y = arguments.result(out, t.shape, w, same=t)
+    level, least = arguments.level(isa), arguments.real(eps, "eps", 0.0)
     if arguments.on_device(t, isa):
-        device.norm(t, w, None, y, kind=device.RMS, eps=arguments.real(eps, "eps", 0.0))
+        device.norm(t, w, None, y, kind=device.RMS, eps=least)
     elif t.nbytes:
-        _core.rms_norm(arguments.level(isa), t, w, arguments.real(eps, "eps", 0.0), y)
+        _core.rms_norm(level, t, w, least, y)
     return y
 
 
@@ -50,17 +51,19 @@ def layer_norm(
     w = arguments.vector(weight, "weight", t.shape[-1], t.device)
     b = None if bias is None else arguments.vector(bias, "bias", t.shape[-1], t.device)
     y = arguments.result(out, t.shape, *(w,) if b is None else (w, b), same=t)
+    level, least = arguments.level(isa), arguments.real(eps, "eps", 0.0)
     if arguments.on_device(t, isa):
-        device.norm(t, w, b, y, kind=device.LAYER, eps=arguments.real(eps, "eps", 0.0))
+        device.norm(t, w, b, y, kind=device.LAYER, eps=least)
     elif t.nbytes:
-        _core.layer_norm(arguments.level(isa), t, w, b, arguments.real(eps, "eps", 0.0), y)
+        _core.layer_norm(level, t, w, b, least, y)
     return y
 
 
 def add(x: Any, y: Any, scale: float = 1.0, *, out: Any = None, isa: str = "auto") -> Tensor:
     """y + x * scale, element by element.
 
-    x, y: of one shape. Returns F32 of that shape. out may be y (an accumulation in place).
+    x, y: of one shape; scale: any finite number. Returns F32 of that shape. out may be y (an
+    accumulation in place).
     """
     a = arguments.floats(x, "x", ANYWHERE)
     b = arguments.floats(y, "y", a.device)
@@ -135,13 +138,13 @@ def rope(
         )
     arguments.expect(s, "sin", c.shape)
     y = arguments.result(out, t.shape, c, s, same=t)
-    level = arguments.level(isa)
+    level, pairs = arguments.level(isa), arguments.switch(interleaved, "interleaved")
     if arguments.on_device(t, isa):
-        device.rope(t, c, s, arguments.switch(interleaved, "interleaved"), y)
+        device.rope(t, c, s, pairs, y)
         return y
     arguments.copy_into(y, t)
     if t.nbytes:
-        _core.rope(level, y, c, s, heads, d, arguments.switch(interleaved, "interleaved"))
+        _core.rope(level, y, c, s, heads, d, pairs)
     return y
 
 
@@ -150,10 +153,10 @@ def softcap(
 ) -> Tensor:
     """cap * tanh(x * scale / cap), element by element; cap 0: x * scale.
 
-    x: any shape; cap >= 0. Returns F32 of x's shape. out may be x.
+    x: any shape; cap >= 0, scale > 0. Returns F32 of x's shape. out may be x.
     """
     t = arguments.floats(x, "x", ANYWHERE)
-    level, factor = arguments.level(isa), arguments.real(scale, "scale")
+    level, factor = arguments.level(isa), arguments.positive(scale, "scale")
     bound = arguments.real(cap, "cap", 0.0)
     y = arguments.result(out, t.shape, same=t)
     if arguments.on_device(t, isa):

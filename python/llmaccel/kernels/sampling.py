@@ -63,9 +63,7 @@ def softmax(x: Any, temperature: float = 1.0, *, out: Any = None, isa: str = "au
     temperature > 0. out may be x. Rows without a finite largest value are NaN.
     """
     t = arguments.rows(x, "x")
-    level, heat = arguments.level(isa), arguments.real(temperature, "temperature", 0.0)
-    if heat == 0.0:
-        raise ConfigError("temperature: 0.0 is not above 0; the limit is argmax")
+    level, heat = arguments.level(isa), arguments.positive(temperature, "temperature")
     y = arguments.result(out, t.shape, same=t)
     arguments.copy_into(y, t)
     for row in _rows(y):
@@ -82,16 +80,20 @@ def softmax(x: Any, temperature: float = 1.0, *, out: Any = None, isa: str = "au
 
 
 def select_above(x: Any, threshold: float, *, isa: str = "auto") -> Tensor:
-    """Indices of the values above a threshold, ascending. x: [V]; returns I64 [how many]."""
+    """Indices of the values above a threshold, ascending. x: [V]; returns I64 [how many].
+
+    threshold: a number, infinities among them, no NaN.
+    """
     t = arguments.rows(x, "x")
     if len(t.shape) != 1:
         raise ConfigError(f"x: expected [V], got {list(t.shape)}")
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
-        raise ConfigError(f"threshold: expected a number, got {shown(threshold)}")
     try:
-        bound = float(threshold)
+        number = isinstance(threshold, numbers.Real) and not isinstance(threshold, bool)
+        bound = float(threshold) if number else math.nan
     except OverflowError:
         bound = math.inf if threshold > 0 else -math.inf
+    if math.isnan(bound):
+        raise ConfigError(f"threshold: expected a number, got {shown(threshold)}")
     return Tensor(_above(arguments.level(isa), t.numpy(), bound))
 
 

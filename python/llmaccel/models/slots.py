@@ -270,6 +270,38 @@ class NameTable:
         return next(filter(self._is_there, spellings), spellings[0])
 
 
+class PartTable(NameTable):
+    """The same of some of a checkpoint's tensors, which may be those of one expert, or lack the
+    embedding; so prefix and outer are what they are said to be."""
+
+    def __init__(
+        self, tensors: Mapping[str, Source], prefix: str, checkpoint: TensorTable, outer: str
+    ) -> None:
+        super().__init__(tensors, prefix, checkpoint, outer)
+        self.prefix, self.outer = prefix, outer
+        self._of_some = {any_of for name in checkpoint.names() for any_of in _with_any(name)}
+
+    def count(self, config: ModelConfig) -> int:
+        """Slots of which something is there, those of experts once."""
+        return sum(self._has(self.source(slot, at), at) for slot, at, _ in places(config))
+
+    def _has(self, src: Source, layer: int) -> bool:
+        names = [self._resolve(name.replace("{i}", str(layer))) for name in src.names]
+        return any(map(self._is_there, names))
+
+    def _is_there(self, name: str) -> bool:
+        assert self.checkpoint is not None
+        return name in self.checkpoint or name in self._of_some
+
+
+def _with_any(name: str) -> Iterator[str]:
+    """A name with "{e}" in the place of each of its numbers."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        if part.isdecimal():
+            yield ".".join((*parts[:i], "{e}", *parts[i + 1 :]))
+
+
 def fill(
     config: ModelConfig, table: NameTable, slot: str, layer: int, expert: int = 0
 ) -> list[RawTensor]:

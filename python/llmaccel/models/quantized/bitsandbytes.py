@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from llmaccel.models.quantized.linear import (
     Linear,
     Settings,
     header,
+    is_extent,
     make_form,
     matrix,
     taken,
@@ -33,7 +33,6 @@ from llmaccel.models.slots import TensorTable
 
 _STATE = ".quant_state.bitsandbytes__"
 _MAX_STATE = 1 << 16
-_MAX_EXTENT = 1 << 24
 # quant_map, times what the core multiplies it by.
 _KINDS = {"nf4": ("NF4", 1), "fp4": ("FP4", 192)}
 _NF4 = (
@@ -161,18 +160,14 @@ def _read_state(table: TensorTable, name: str, kind: str) -> _State:
     if not isinstance(raw, dict) or raw.get("quant_type") != kind:
         raise LoadError(f"{name}: quant_type {str(raw)[:80]!a}, expected {kind}")
     shape = raw.get("shape")
-    if not (isinstance(shape, list) and len(shape) == 2 and all(map(_is_extent, shape))):
+    if not (isinstance(shape, list) and len(shape) == 2 and all(map(is_extent, shape))):
         raise LoadError(f"{name}: shape {str(shape)[:80]!a}, expected two extents")
     block, nested = raw.get("blocksize"), raw.get("nested_blocksize", 0)
     offset = raw.get("nested_offset", 0.0)
     plain = isinstance(offset, float) or offset == 0
-    if not _is_extent(block) or not (nested == 0 or _is_extent(nested)) or not plain:
+    if not is_extent(block) or not (nested == 0 or is_extent(nested)) or not plain:
         raise LoadError(f"{name}: blocksize, nested_blocksize or nested_offset is no number")
     return _State((shape[0], shape[1]), block, nested, float(offset))
-
-
-def _is_extent(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < _MAX_EXTENT
 
 
 # ---- 8 bits --------------------------------------------------------------------------------------

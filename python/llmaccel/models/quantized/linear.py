@@ -263,7 +263,8 @@ def e8m0(codes: np.ndarray) -> np.ndarray:
 # ---- quantization_config -------------------------------------------------------------------------
 
 
-def _is_extent(value: object) -> bool:
+def is_extent(value: object) -> bool:
+    """Whether a configuration's value may be the extent of a matrix, or of blocks of it."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 24
 
 
@@ -335,7 +336,7 @@ class Settings:
         value = self.get(key)
         if value is None:
             return None
-        if not isinstance(value, list) or len(value) != 2 or not all(map(_is_extent, value)):
+        if not isinstance(value, list) or len(value) != 2 or not all(map(is_extent, value)):
             raise self.error(key, "two positive integers")
         return value[0], value[1]
 
