@@ -22,7 +22,7 @@ import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
 from cuda_mutants import GEMM_SM90, NUMBERS
-from emulator import EMULATOR, KERNELS
+from emulator import KERNELS, RUNTIME
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,14 @@ class Planted:
 def enter(device: rows.Device) -> None:
     rows.test_enter(device, 3, 264, rows.RMS, 0)
     rows.test_enter(device, 3, 264, rows.LAYER, 0)
+
+
+def norm_rows(device: rows.Device) -> None:
+    rows.test_norm_rows(device, rows.LAYER, 0)
+
+
+def elements(device: rows.Device) -> None:
+    rows.test_elements(device, 1027)
 
 
 def embed(device: rows.Device) -> None:
@@ -126,6 +134,29 @@ PLANTED = [
         "    la_grid_wait();\n    la_grid_release();\n    const float *x = a.x + la_ldg",
         "    const float *x = a.x + la_ldg",
         rows.test_gather,
+        "writes global memory before la_grid_wait",
+    ),
+    Planted(
+        *("rows.cu", "norm of a row of its own"),
+        "la_stg(out + i, normed(&n, la_ldg(x + i), i));\n    }\n}\n\n/* ---- lookup",
+        "la_stg(out + i, normed(&n, la_ldg(out + i), i));\n    }\n}\n\n/* ---- lookup",
+        norm_rows,
+    ),
+    Planted("elements.cu", "values of the first row", "i / a.k * a.V + id", "id", rows.test_pick),
+    Planted("elements.cu", "a block of them", "* BLOCK * EACH + la", "* BLOCK + la", elements),
+    Planted("elements.cu", "beyond the end", "if (i < a.n) {", "if (i < a.n + 2) {", elements),
+    Planted(
+        "elements.cu",
+        "factor on the other",
+        "la_fma(a.scale, operand(a, i), la_ldg(a.y + i))",
+        "la_fma(a.scale, la_ldg(a.y + i), operand(a, i))",
+        elements,
+    ),
+    Planted(
+        *("elements.cu", "no wait for what makes them"),
+        "    la_grid_wait();\n    la_grid_release();\n    int64_t first",
+        "    int64_t first",
+        elements,
         "writes global memory before la_grid_wait",
     ),
     Planted("rows.cu", "lookup that adds to nothing", "la_ldg(out + i) + x : x", "x : x", embed),
@@ -495,11 +526,12 @@ PLANTED = [
 ]
 
 
-FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
-FILES += ["finish.cu"]
+FILES = ["rows.cu", "elements.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu"]
+FILES += ["step.cu", "finish.cu"]
 # Of each of them one, by a fault and by numbers; where one check launches two, not in both.
 FEW = [
     "no wait for the predecessor",
+    "factor on the other",
     "chunks not folded",
     "refill of what is read",
     "scale of the group before",
@@ -529,7 +561,7 @@ def library_of(name: str, planted: list[Planted], flags: list[str]) -> ctypes.CD
         if not path.exists() or path.read_text() != changed:
             path.write_text(changed)
         sources["gemm_mma.cu" if one.file.endswith(".h") else one.file] = path
-    return emulator.library(name, [*sources.values(), EMULATOR / "rt_host.cpp"], flags)
+    return emulator.library(name, [*sources.values(), *RUNTIME], flags)
 
 
 @cache
@@ -609,6 +641,8 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
         finish,
         embed,
         enter,
+        norm_rows,
+        elements,
         add_norm,
         chunks,
         heads,

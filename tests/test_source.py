@@ -36,8 +36,10 @@ PY_TEST_DOORS = ["base/base.h", "base/cpu.h", "engine/scheduler.h", "engine/kvca
 DOORS: list[tuple[str, list[str]]] = [
     ("llmaccel.h", ["base/dtype.h", "sampling.h"]),
     ("sampling.h", []),
+    ("device.h", ["llmaccel.h"]),
     ("base/*", ["llmaccel.h", "base/*"]),
     ("model/backend_cpu*", ["llmaccel.h", "base/*", "model/*", *KERNEL_DOORS]),
+    ("model/device*", ["llmaccel.h", "device.h", "base/*", "model/*", "!base/pool.h"]),
     ("model/*", ["llmaccel.h", "base/*", "model/*", "!base/pool.h"]),
     ("engine/*", ["llmaccel.h", "base/*", "engine/*", "model/*", "!model/backend*.h"]),
     ("kernels/kernels.h", ["base/dtype.h"]),
@@ -49,9 +51,9 @@ DOORS: list[tuple[str, list[str]]] = [
     ("kernels/cuda/*", ["model/backend.h", "base/dtype.h", "kernels/cuda/*"]),
     (
         "python/py_tensor*",
-        ["llmaccel.h", "python/py_module.h", "python/py_tensor.h", "base/dlpack.h"],
+        ["llmaccel.h", "device.h", "python/py_module.h", "python/py_tensor.h", "base/dlpack.h"],
     ),
-    ("python/py_kernels*", ["llmaccel.h", "python/*", *PY_KERNEL_DOORS]),
+    ("python/py_kernels*", ["llmaccel.h", "device.h", "python/*", *PY_KERNEL_DOORS]),
     ("python/py_testing.c", ["llmaccel.h", "python/py_module.h", *PY_TEST_DOORS]),
     ("python/*", ["llmaccel.h", "python/py_module.h"]),
 ]

@@ -14,6 +14,7 @@
 #define LA_BACKEND_H
 
 #include "../base/arena.h"
+#include "device_ops.h"
 #include "model.h"
 #include "pack.h"
 
@@ -261,6 +262,8 @@ typedef struct la_backend_ops {
     void (*sample)(la_ctx *c, int first, la_rows logits);
     /* the rows of x that the batch's captures want of this layer; norm.w set: normed. NULL: no captures */
     void (*capture)(la_ctx *c, int layer, la_rows x, la_norm norm);
+    /* ---- tensors of users; NULL: they lie in host memory ---- */
+    const la_device_ops *device;
 } la_backend_ops;
 
 /* First member of every backend. */
@@ -305,7 +308,8 @@ typedef struct la_host_api {
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
  * their sizes, which notice most of what is forgotten. */
 enum {
-    LA_BACKEND_ABI = (3 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
+    LA_BACKEND_ABI = (4 << 24) +
+    (int)(sizeof(la_backend_ops) + LA_DEVICE_ABI + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
           sizeof(la_source) + sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) +

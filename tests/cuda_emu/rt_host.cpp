@@ -11,7 +11,7 @@
  * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
  * memory), LLMACCEL_EMU_GRANULE (so does the granule of this number), LLMACCEL_EMU_CC (the compute capability, 90).
  */
-#include "la_rt.h"
+#include "rt_host.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,84 +19,21 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <deque>
-#include <map>
-#include <string>
-#include <vector>
 
-#include "la_emu.h"
+using namespace la_host;
 
 namespace {
 
 constexpr size_t GRANULE = (size_t)1 << 20;
-
-/* Of arguments, which may hold a tensor map. */
-struct alignas(64) line {
-    uint64_t words[8];
-};
-
-enum kind { COPY, FILL, LAUNCH, ASK, REPLAY, EVENT };
-
-struct op {
-    kind what;
-    void *dst;
-    const void *src;
-    size_t bytes;
-    int byte;
-    la_rt_way way;
-    la_entry entry;
-    la_rt_call call;
-    std::vector<line> args;
-    la_rt_shape shape;
-    const std::vector<op> *list;
-    la_rt_event *event;
-};
-
-struct piece {
-    size_t bytes;
-    int pinned;
-};
-
-struct range {
-    size_t bytes;
-    std::vector<char> mapped; /* of each granule */
-};
 
 int64_t alive_at_close = 0;
 la_rt *newest = nullptr;
 
 } // namespace
 
-struct la_rt {
-    std::map<uint8_t *, piece>
-        pieces; /* by first byte: device memory, pinned memory, mapped granules */
-    std::map<uint8_t *, range> ranges;
-    std::vector<la_rt_stream *> streams;
-    la_rt_counts counts = {};
-    la_rt_stream *noting = nullptr;
-    uint32_t seed = 0, kernels = 0, state = 1;
-    size_t used = 0, capacity = 0;
-    int64_t fault = 0, graphs = 0, graph_without_memory = 0;
-    int64_t granules = 0, granule_without_memory = 0;
-    int maps = 1, cc = 90;
-    std::string error;
-};
-
-struct la_rt_stream {
-    la_rt *rt;
-    std::deque<op> queue;
-    std::vector<op> noted;
-    la_emu_writes writes; /* of its last launch; none, where something else came after it */
-};
-
 struct la_rt_graph {
     la_rt *rt;
     std::vector<op> list;
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    int64_t recorded, reached;
 };
 
 namespace {
@@ -112,25 +49,6 @@ uint32_t draw(la_rt *rt)
 {
     rt->state = rt->state * 1664525u + 1013904223u;
     return rt->state >> 8;
-}
-
-/* Does [p, p + bytes) lie in memory of this kind? Neighbouring granules count as one. */
-bool inside(la_rt *rt, const void *p, size_t bytes, int pinned)
-{
-    uint8_t *at = static_cast<uint8_t *>(const_cast<void *>(p)), *end = at + bytes;
-    while (at < end) {
-        auto found = rt->pieces.upper_bound(at);
-        if (found == rt->pieces.begin()) {
-            return false;
-        }
-        --found;
-        uint8_t *stop = found->first + found->second.bytes;
-        if (at >= stop || found->second.pinned != pinned) {
-            return false;
-        }
-        at = stop;
-    }
-    return true;
 }
 
 void add_piece(la_rt *rt, uint8_t *p, size_t bytes, int pinned)
@@ -271,6 +189,7 @@ void run_op(la_rt_stream *s, const op &o)
     case LAUNCH:
     case ASK: run_launch(s, o); break;
     case EVENT: o.event->reached++; break;
+    case HOLD: break; /* it is there: `advance` saw to it */
     case REPLAY:
         for (const op &each : *o.list) {
             if (rt->error.empty()) {
@@ -281,12 +200,18 @@ void run_op(la_rt_stream *s, const op &o)
     }
 }
 
+/* Does it wait for another stream? */
+bool held(const op &o)
+{
+    return o.what == HOLD && o.event->reached < o.place;
+}
+
 /* Does one thing, of a stream that the seed picks. False: there is nothing to do. */
 bool advance(la_rt *rt)
 {
     std::vector<la_rt_stream *> ready;
     for (la_rt_stream *s : rt->streams) {
-        if (!s->queue.empty()) {
+        if (!s->queue.empty() && !held(s->queue.front())) {
             ready.push_back(s);
         }
     }
@@ -308,14 +233,35 @@ void finish_all(la_rt *rt)
     }
 }
 
-void put(la_rt_stream *s, op &&o)
+} // namespace
+
+bool la_host::inside(la_rt *rt, const void *p, size_t bytes, int pinned)
+{
+    uint8_t *at = static_cast<uint8_t *>(const_cast<void *>(p)), *end = at + bytes;
+    while (at < end) {
+        auto found = rt->pieces.upper_bound(at);
+        if (found == rt->pieces.begin()) {
+            return false;
+        }
+        --found;
+        uint8_t *stop = found->first + found->second.bytes;
+        if (at >= stop || found->second.pinned != pinned) {
+            return false;
+        }
+        at = stop;
+    }
+    return true;
+}
+
+void la_host::put(la_rt_stream *s, op &&o)
 {
     la_rt *rt = s->rt;
     if (!rt->error.empty()) {
         return;
     }
     if (rt->noting == s) {
-        if (o.what == REPLAY || o.what == EVENT || (o.what == COPY && o.way != LA_RT_WITHIN)) {
+        if (o.what == REPLAY || o.what == EVENT || o.what == HOLD ||
+            (o.what == COPY && o.way != LA_RT_WITHIN)) {
             fail(rt, "a graph takes launches, fills and copies within the device");
         }
         s->noted.push_back(std::move(o));
@@ -326,8 +272,6 @@ void put(la_rt_stream *s, op &&o)
         advance(rt); /* a device does not wait to be waited for */
     }
 }
-
-} // namespace
 
 extern "C" {
 
@@ -364,6 +308,12 @@ void la_rt_host_count(la_rt_counts *out)
     *out = newest != nullptr ? newest->counts : la_rt_counts{};
 }
 
+/* The runtime opened last, while it is open. For tests. */
+la_rt *la_rt_host_newest(void)
+{
+    return newest;
+}
+
 /* Of the runtimes closed so far: what was not given back. For tests. */
 int64_t la_rt_host_left(void)
 {
@@ -376,6 +326,10 @@ void la_rt_close(la_rt *rt)
         return;
     }
     finish_all(rt);
+    for (auto &stream : rt->defaults) {
+        rt->counts.alive++;
+        la_rt_stream_close(stream.second);
+    }
     rt->error.clear(); /* all that is left goes, whatever failed */
     rt->noting = nullptr;
     while (!rt->ranges.empty()) {

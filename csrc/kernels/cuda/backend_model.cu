@@ -281,6 +281,12 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
                                 "that is a multiple of 32, not this one of K %d; 'cpu' does",
                                 w->K);
     }
+    if ((size_t)w->K * 2 > LA_CUDA_STAGING || (w4 && w->unit_bytes > LA_CUDA_STAGING)) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' has no matrices of rows as wide as %d yet; 'cpu' "
+                                "has",
+                                w->K);
+    }
     la_cuda_turn turn(b);
     cuda->changes++;
     if (!turn.ok) {

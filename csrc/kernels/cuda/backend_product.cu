@@ -42,6 +42,22 @@ static const uint16_t *enter(const la_ctx *c, const la_cuda_linear_args *l, int 
     return a.out;
 }
 
+void la_cuda_multiply(la_cuda *cuda, const la_weight *w, const la_product_args *a, float *partial)
+{
+    int half = w->f.pack == LA_PACK_F16;
+    if (la_cuda_is_w4(w)) {
+        la_w4_form f = {w->f.row_scale ? 0 : w->f.group, w->f.has_offset, w->f.scale_type == LA_F32,
+                        (int64_t)w->unit_bytes};
+        la_launch_product_w4(cuda->s, a, &f);
+    }
+    else if (cuda->info.cc == 90) {
+        la_launch_product_sm90(cuda->s, a, half, partial, cuda->info.n_sms);
+    }
+    else {
+        la_launch_product(cuda->s, a, half);
+    }
+}
+
 void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l)
 {
     const la_model_desc *d = &c->m->desc;
@@ -64,20 +80,9 @@ void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l)
         a.K = l->m->K;
         a.finish = {l->epi->kind == LA_HEADS ? LA_STORE : l->epi->kind, d->act, l->m->paired,
                     l->epi->scale, l->epi->softcap};
-        if (la_cuda_is_w4(w)) {
-            la_w4_form f = {w->f.row_scale ? 0 : w->f.group, w->f.has_offset,
-                            w->f.scale_type == LA_F32, (int64_t)w->unit_bytes};
-            la_launch_product_w4(cuda->s, &a, &f);
-        }
-        else if (d->fast_math &&
-                 la_cuda_fast(c, &a, half, l->room + own_bytes(d, c->w->max_tokens))) {
-            /* the library makes it */
-        }
-        else if (cuda->info.cc == 90) {
-            la_launch_product_sm90(cuda->s, &a, half, partial, cuda->info.n_sms);
-        }
-        else {
-            la_launch_product(cuda->s, &a, half);
+        if (!d->fast_math || la_cuda_is_w4(w) ||
+            !la_cuda_fast(c, &a, half, l->room + own_bytes(d, c->w->max_tokens))) {
+            la_cuda_multiply(cuda, w, &a, partial); /* what the library does not make */
         }
         col += w->N;
     }

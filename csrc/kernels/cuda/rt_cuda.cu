@@ -6,10 +6,9 @@
  * mapped granule by granule by the driver's virtual memory calls; where a driver refuses these, a
  * reservation is plain memory. Called through la_rt.h.
  */
-#include "la_rt.h"
+#include "rt_cuda.h"
 
 #include <cuda.h>
-#include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,17 +47,6 @@ struct la_rt {
     la_rt_counts counts;
     int capturing;
     char error[256];
-};
-
-struct la_rt_stream {
-    la_rt *rt;
-    cudaStream_t s;
-    int launches; /* of the graph that is being noted */
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    cudaEvent_t e;
 };
 
 struct la_rt_graph {

@@ -32,9 +32,9 @@ def raw_tensor(name: str, array: Any) -> RawTensor:
     source = array.detach() if hasattr(array, "detach") else array
     try:
         tensor = _core.Tensor(source)
+        data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
     except (TypeError, BufferError, ConfigError, UnsupportedError) as error:
         raise ConfigError(f"{quoted(name)}: {error}") from error
-    data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
     return RawTensor(name, tensor.dtype, tensor.shape, data)
 
 
