@@ -286,6 +286,18 @@ size_t la_model_token_bytes(const la_model *m);
 /* Reads those bytes, pass after pass for `seconds`, computing nothing; GB/s (1e9). No step may run
  * meanwhile: it would wait, and its time would count. */
 la_status la_model_read(la_model *m, int pattern, double seconds, double *gb_per_s);
+/* A part of a slot where it lies: row r is row first + r of the units (kernels/kernels.h), paired: row first + r % 16
+ * of unit r / 16; a vector (unit_bytes 0): likewise its values. dtype LA_DTYPE_COUNT: codes, or another order. */
+typedef struct la_shown {
+    const void *data;
+    size_t bytes, unit_bytes;
+    la_dtype dtype;
+    int first, rows, cols, paired;
+} la_shown;
+/* Until the slot is set again. LA_ERR_UNSUPPORTED where weights lie on a device. */
+la_status la_model_show(la_model *m, la_slot slot, int layer, int expert, int part, la_shown *out);
+/* The same as fp32 out [rows, cols], a vector [rows], whatever it is kept as. */
+la_status la_model_copy(la_model *m, la_slot slot, int layer, int expert, int part, float *out);
 la_slot la_slot_from_name(const char *name); /* "embed", "qkv", ...; LA_SLOT_COUNT if unknown */
 const char *la_slot_name(la_slot slot);
 
@@ -386,6 +398,9 @@ la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
  * LA_FINISH_LOST and holds no pages, which the steps that follow tell of; they do nothing else. */
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
+/* Tokens that a branch has stored and bytes of their pages, [layer][page][kv head], which go to out unless it is
+ * NULL. Not while another thread steps. LA_ERR_UNSUPPORTED where pages lie on a device. */
+la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);
 /* Tokens that every expert was given so far, [L][E] (0 in layers without experts); returns L * E. out may be
  * NULL. */

@@ -96,9 +96,50 @@ def test_overrides():
     for name in ("max_positions", "n_embd", "rope_thetas"):
         with pytest.raises(ConfigError, match=f"hf_overrides: '{name}' is no key"):
             build_config(raw, hf_overrides={name: 4})
+    with pytest.raises(ConfigError, match=r"'rms_norm_ep' .*; did you mean rms_norm_eps"):
+        build_config(raw, hf_overrides={"rms_norm_ep": 0.1})
     odd = {**raw, "my_key": 1}  # in the file, so it may be replaced
     assert not tiny.differing(build_config(odd, hf_overrides={"my_key": 2}), build_config(raw))
     build_config(raw, hf_overrides={"torch_dtype": "float32", "use_cache": False})
+
+
+def test_overrides_by_a_function():
+    raw = tiny.config_of("llama")
+    seen = []
+
+    def change(config):
+        seen.append((config.hidden_size, config.get_text_config()["hidden_size"]))
+        assert getattr(config, "no_such_key", 7) == 7
+        config.rms_norm_eps = 0.5
+        config.update({"num_hidden_layers": config.num_hidden_layers - 1})
+
+    changed = build_config(raw, hf_overrides=change)
+    assert seen == [(raw["hidden_size"],) * 2]
+    assert (changed.norm_eps, changed.n_layers) == (0.5, raw["num_hidden_layers"] - 1)
+    assert raw == tiny.config_of("llama")
+    returned = build_config(raw, hf_overrides=lambda config: {**config, "rms_norm_eps": 0.25})
+    assert returned.norm_eps == 0.25
+    with pytest.raises(ConfigError, match="'made_up' is no key"):
+        build_config(raw, hf_overrides=lambda config: config.update(made_up=1))
+
+
+def test_max_model_len_beyond_the_positions(caplog):
+    """Rope scaling says how far it goes; beyond that only an override does."""
+    raw = {**tiny.config_of("llama"), "max_position_embeddings": 512}
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    for scaling, reach in (
+        (None, 512),
+        (yarn, 2048),
+        ({"rope_type": "linear", "factor": 2.5}, 1280),
+        ({"rope_type": "dynamic", "factor": 2.0}, 1024),
+    ):
+        overrides = {"rope_scaling": scaling}
+        assert build_config(raw, max_model_len=reach, hf_overrides=overrides).max_len == reach
+        with pytest.raises(ConfigError, match=f"max_model_len={reach + 1}: .* {reach} positions"):
+            build_config(raw, max_model_len=reach + 1, hf_overrides=overrides)
+    further = {"max_position_embeddings": 4096}
+    assert build_config(raw, max_model_len=4096, hf_overrides=further).max_len == 4096
+    assert not caplog.records
 
 
 def test_aliases_and_their_messages():

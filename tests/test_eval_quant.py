@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ import tiny
 from llmaccel import LLM, RequestError, UnsupportedError, cli, load_tokenizer, read_arrays
 from llmaccel.eval import read_documents
 from llmaccel.eval.fake import FakeModel, Rounding, rounded
-from llmaccel.eval.quant import Cell, Grid, _bit_stream, run_grid
+from llmaccel.eval.quant import (
+    Cell,
+    Grid,
+    _bit_stream,
+    _packed_config,
+    _rule_of,
+    packed_arrays,
+    run_grid,
+)
 from llmaccel.models.quantized.linear import fields
 
 GROUP = 64  # does not divide the 172 of stories260K's feed-forward
@@ -131,14 +140,60 @@ def test_every_cell_against_float64(folder, documents, grid):
 
 @pytest.mark.slow
 def test_kernels_against_their_cell(grid):
-    """Weights of 8 and 4 bits, rows of fp32 and int8, cache of fp32 and int8."""
+    """Rows and cache of floats: the study's own rule, and the kernels compute it."""
     by_bits = {(cell.w, cell.a, cell.kv): cell for cell in grid}
-    assert by_bits[16, 16, 16].difference == pytest.approx(0, abs=1e-3)
-    for w in (8, 4):
-        assert by_bits[w, 16, 16].difference == pytest.approx(0, abs=0.1)
-        assert by_bits[w, 8, 16].difference == pytest.approx(0, abs=0.1)
+    for w in (16, 8, 4, 3, 2):
+        cell = by_bits[w, 16, 16]
+        assert cell.kernel_rule == cell.perplexity
+        assert cell.difference == pytest.approx(0, abs=1e-2)
     assert by_bits[16, 8, 16].kernels is None
     assert by_bits[8, 8, 4].kernels is None
+
+
+@pytest.mark.slow
+def test_int8_kernels_against_their_rule(folder, shared_data):
+    """Rows and cache of int8, over four times the text: a value at a half falls to another code in
+    fp32 than in fp64 and moves all that follows, which is noise of 0.1 % over 2,000 tokens."""
+    documents = read_documents([shared_data / "texts" / "tinystories.jsonl"], limit=60)
+    bits = {"w_bits": (8, 4), "a_bits": (16, 8), "kv_bits": (16, 8)}
+    grid = Grid(**bits, w_group=GROUP, a_group=GROUP, kv_group=GROUP)
+    for cell in run_grid(folder, documents, grid, tokens=16384):
+        assert cell.difference == pytest.approx(0, abs=0.1), cell
+
+
+class FirstLayer(FakeModel):
+    """Whose states do not go through the last norm."""
+
+    def _norm(self, x, name):
+        return x if name == "model.norm" else super()._norm(x, name)
+
+
+@pytest.mark.parametrize(("bits", "group"), [((16, 16, 8), 64), ((4, 8, 16), 128), ((8, 8, 8), 32)])
+def test_kernel_rule_is_that_of_the_engine(folder, bits, group):
+    """States behind the first layer, token by token: equal but for those where a value lay at a
+    half; by the study's rule no row is."""
+    config, arrays = read_arrays(folder)
+    rounding = Rounding(*bits, group, group, group)
+    options = {"kv_cache_dtype": {16: "float32", 8: "int8"}[bits[2]], "max_model_len": 128}
+    if bits[0] == 16:
+        given, packed = config, arrays
+        options["dtype"] = "float32"
+    else:
+        given = {**config, "quantization_config": _packed_config(rounding)}
+        packed = packed_arrays(arrays, bits[0], group)
+        options["activation"] = {16: "float32", 8: "int8"}[bits[1]]
+    ids = [1, *range(200, 290)]
+    with LLM.from_arrays(given, packed, **options) as llm:
+        (states,) = llm.hidden_states(ids, [1])
+        rule = _rule_of(llm, group)
+    near = {}
+    model = FirstLayer({**config, "num_hidden_layers": 1}, arrays)
+    for name, one in (("study", rounding), ("kernels", replace(rounding, rule=rule))):
+        model.round_weights(one)
+        found = model._forward(np.array([ids]))[0]
+        near[name] = (np.abs(found - np.asarray(states)).max(axis=1) < 1e-5).mean()
+    assert near["kernels"] > 0.9
+    assert near["study"] < 0.1
 
 
 @pytest.mark.slow
@@ -206,12 +261,23 @@ def test_refusals(tmp_path):
 def test_command_line_and_plot(folder, shared_data, tmp_path, capsys):
     table, picture = tmp_path / "grid.csv", tmp_path / "grid.png"
     data = str(shared_data / "texts" / "tinystories.jsonl")
-    arguments = ["eval", "quant", str(folder), "--data", data, "--w", "16,4", "--a", "16"]
+    arguments = [
+        "eval",
+        "quant",
+        "--model",
+        str(folder),
+        "--data",
+        data,
+        "--w",
+        "16,4",
+        "--a",
+        "16",
+    ]
     arguments += ["--kv", "16,4", "--tokens", "200", "--chunk", "100", "--csv", str(table)]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == [
-        "weights", "activations", "kv", "perplexity", "kernels", "difference", "%",
+        "weights", "activations", "kv", "perplexity", "kernel_rule", "kernels", "difference", "%",
     ]  # fmt: skip
     assert [line.split()[:3] for line in lines[1:]] == [
         ["16", "16", "16"], ["16", "16", "4"], ["4", "16", "16"], ["4", "16", "4"],
@@ -221,5 +287,5 @@ def test_command_line_and_plot(folder, shared_data, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from llmaccel.eval.quant import plot
 
-    plot([Cell(16, 16, 16, 4.0, 4.0), Cell(4, 16, 16, 5.0)], picture)
+    plot([Cell(16, 16, 16, 4.0, 4.0, 4.0), Cell(4, 16, 16, 5.0)], picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

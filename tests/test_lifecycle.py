@@ -210,7 +210,21 @@ def test_generation_config(folder, tmp_path):
         ({"max_num_seqs": 0}, ConfigError, "max_num_seqs"),
         ({"max_num_batched_tokens": -1}, ConfigError, "max_num_batched_tokens"),
         ({"max_num_seqs": 70_000}, ConfigError, "max_num_seqs=70000.*from 1 to 65536"),
-        ({"max_num_seqs": None}, ConfigError, "max_num_seqs"),
+        ({"max_model_len": "2.5K"}, ConfigError, "max_model_len='2.5K'"),
+        ({"max_model_len": -2}, ConfigError, "max_model_len=-2"),
+        ({"max_model_len": 1025}, ConfigError, "max_model_len=1025: .* made for 1024 pos"),
+        ({"gpu_memory_utilization": 0}, ConfigError, "gpu_memory_utilization=0: .*above 0"),
+        ({"gpu_memory_utilization": 1.5}, ConfigError, "gpu_memory_utilization=1.5"),
+        ({"load_format": "gguf"}, LoadError, "load_format='gguf': .*no .gguf file"),
+        ({"convert": "pool"}, ConfigError, "convert='pool'"),
+        ({"convert": "classify"}, UnsupportedError, "convert='classify': .*score.weight"),
+        ({"pooler_config": {"pooling": "LAST"}}, ConfigError, "pooler_config: 'pooling'"),
+        ({"pooler_config": {"pooling_type": "STEP"}}, UnsupportedError, "pooling_type='STEP'"),
+        ({"profiler_config": {"profiler": "cuda"}}, UnsupportedError, "profiler='cuda'"),
+        ({"profiler_config": "torch"}, ConfigError, "profiler_config='torch'"),
+        ({"override_generation_config": {"top": 1}}, ConfigError, "'top' is no key"),
+        ({"override_generation_config": {"max_tokens": 1}}, ConfigError, "max_new_tokens"),
+        ({"hf_overrides": lambda config: 3}, ConfigError, "hf_overrides: expected a dict from"),
         ({"max_model_len": 1 << 29}, ConfigError, "max_model_len=536870912.*from 1 to 16777216"),
         ({"threads": -1}, ConfigError, "threads"),
         ({"threads": True}, ConfigError, "threads"),
@@ -291,7 +305,8 @@ def test_report_and_plan(folder):
     options |= {"max_loras": 1, "max_lora_rank": 16, "guided_decoding_backend": "auto"}
     with LLM(str(folder), **options) as llm:
         report = llm.report()
-        assert report["no_effect"] == sorted(options)
+        changed = ["enforce_eager", "gpu_memory_utilization", "logits_processors", "rope_scaling"]
+        assert report["no_effect"] == changed  # the others say what vLLM's defaults say
         assert report["model"]["n_vocab"] == letters.VOCAB
         assert report["options"]["max_num_seqs"] == 64
         plan = llm.plan()
@@ -352,20 +367,23 @@ def test_progress_bar_on_demand(llm, capsys):
 
 
 def test_plan_that_does_not_fit(folder, monkeypatch):
+    long = {"hf_overrides": {"max_position_embeddings": 1 << 20}}
     for available in (40 << 20, 4 << 20, 1 << 20, 100_000):
         monkeypatch.setattr(memory, "available_memory", lambda n=available: (n, "a test"))
         with pytest.raises(MemoryPlanError, match="does not fit") as caught:
-            LLM(str(folder), max_model_len=1 << 20, max_num_seqs=512)
+            LLM(str(folder), **long, max_model_len=1 << 20, max_num_seqs=512)
         message = str(caught.value)
         assert "a test" in message
         assert "weights" in message
         assert isinstance(caught.value, MemoryError)
         if "would fit: max_model_len=" in message:
             length = int(message.partition("would fit: max_model_len=")[2].split()[0])
-            plan = LLM(str(folder), max_model_len=length, max_num_seqs=512).plan()
+            plan = LLM(str(folder), **long, max_model_len=length, max_num_seqs=512).plan()
             assert plan.required <= available
             with pytest.raises(MemoryPlanError):
-                LLM(str(folder), max_model_len=length + 64, max_num_seqs=512)
+                LLM(str(folder), **long, max_model_len=length + 64, max_num_seqs=512)
+            with LLM(str(folder), **long, max_model_len="auto", max_num_seqs=512) as llm:
+                assert llm.plan().max_model_len == length
 
 
 def test_a_cap_of_the_cache(folder):

@@ -6,6 +6,7 @@ import json
 
 import letters
 import pytest
+import tiny
 from letters import COMMON, GREEDY
 
 from llmaccel import LLM, BeamSearchParams, ConfigError, LLMAccelError, RequestError, SamplingParams
@@ -195,3 +196,18 @@ def test_a_profile_that_cannot_be_written_goes_on(folder, tmp_path):
         "prefill",
         "decode",
     ]
+
+
+def test_experts_are_counted_by_layer(tmp_path):
+    folder = tiny.make_checkpoint("qwen3_moe", tmp_path)
+    with LLM(folder) as llm:
+        llm.generate([[5, 6, 7]], SamplingParams(max_tokens=4, ignore_eos=True))
+        found = [one for one in llm.get_metrics() if isinstance(one, Vector)]
+        load = llm.expert_load()
+    assert {one.name for one in found} == {"llmaccel:expert_tokens"}
+    routed = [i for i, counts in enumerate(load) if counts.any()]
+    assert [one.labels["layer"] for one in found] == [str(i) for i in routed] != []
+    for one in found:
+        assert len(one.values) == 7
+        assert sum(one.values) == (3 + 3) * 3  # tokens fed, experts of each
+        assert one.values == load[int(one.labels["layer"])].tolist()

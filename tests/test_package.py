@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,3 +163,26 @@ def test_console_script(installed: metadata.Distribution) -> None:
     scripts = installed.entry_points.select(group="console_scripts")
     assert [(s.name, s.value) for s in scripts] == [("llmaccel", "llmaccel.cli:main")]
     assert callable(scripts["llmaccel"].load())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("switch", "code", "words"),
+    [
+        ("auto", 0, "llmaccel: without the CUDA backend: no nvcc (/absent/nvcc)"),
+        ("0", 0, ""),
+        ("1", 1, "LLMACCEL_CUDA=1: no nvcc (/absent/nvcc)"),
+        ("yes", 1, "LLMACCEL_CUDA='yes'"),
+    ],
+)
+def test_it_builds_without_nvcc(switch: str, code: int, words: str, tmp_path: Path) -> None:
+    """The core alone; only where the device's part was asked for that is an error."""
+    own = {**os.environ, "LLMACCEL_CUDA": switch, "LLMACCEL_NVCC": "/absent/nvcc"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    if code == 0:
+        made = [path.name for path in tmp_path.rglob("*.so")]
+        assert [name.partition(".")[0] for name in made] == ["_core"]
+        assert done.stdout.strip() == words

@@ -21,8 +21,9 @@ from llmaccel import (
     _core,
     hints,
 )
+from llmaccel.engine_table import ARGUMENTS
 from llmaccel.errors import shown
-from llmaccel.options import COMPATIBLE, LoadOptions
+from llmaccel.options import LoadOptions
 from llmaccel.params import NO_EFFECT, engine_fields, score_fields
 from llmaccel.recipes import QUANTIZATIONS
 
@@ -219,7 +220,7 @@ def test_every_hint_is_a_name_that_is_there():
     assert not set(hints.SAMPLING_NAMES) & fields
     options = {field.name for field in dataclasses.fields(LoadOptions)}
     assert set(hints.MODEL_NAMES.values()) <= options
-    assert not set(hints.MODEL_NAMES) & {*options, *COMPATIBLE}
+    assert not set(hints.MODEL_NAMES) & {*options, *ARGUMENTS}
     assert set(hints.QUANTIZATION_NAMES.values()) <= set(QUANTIZATIONS)
 
 

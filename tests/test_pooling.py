@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import letters
 import numpy as np
 import pytest
 import tiny
 
-from llmaccel import LLM, PoolingParams, RequestError, UnsupportedError
+from llmaccel import (
+    LLM,
+    ConfigError,
+    LoadError,
+    PoolerConfig,
+    PoolingParams,
+    RequestError,
+    UnsupportedCombination,
+    UnsupportedError,
+)
 from llmaccel.pooling_params import (
     ClassificationRequestOutput,
     EmbeddingRequestOutput,
@@ -17,6 +27,7 @@ from llmaccel.pooling_params import (
     ScoringRequestOutput,
 )
 
+RAW = PoolingParams(use_activation=False)
 PROMPTS = [[5, 17, 200, 3, 88], [9, 150, 33, 2, 64, 290, 12, 7, 7, 31, 250], [3]]
 
 
@@ -276,7 +287,7 @@ def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path)
 
 
 def test_a_reranker_that_answers_with_a_token(shared_data, tmp_path):
-    from llmaccel import ConfigError, load_tokenizer
+    from llmaccel import load_tokenizer
 
     tokenizer = load_tokenizer(tiny.stories260k_folder(shared_data.parent, tmp_path / "stories"))
     folder = tiny.make_checkpoint("qwen3", tmp_path / "reranker", vocab_size=512)
@@ -388,10 +399,89 @@ def test_every_row_stands_for_its_bare_model_and_its_classifier():
 
 
 def test_a_head_that_does_not_fit_is_named(tmp_path):
-    from llmaccel import LoadError
 
     folder = classifier("llama", "LlamaForSequenceClassification", tmp_path, num_labels=2)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_labels": 4}))
     with pytest.raises(LoadError, match=r"score.weight: expected \[4, 96\], got \[2, 96\]"):
         LLM(folder, dtype="float32")
+
+
+# ---- pooler_config and convert ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{"pooling_type": "mean"}, {"seq_pooling_type": "CLS"}])
+def test_pooler_config_of_embeddings(llm, folder, given):
+    (states,) = llm.encode([PROMPTS[0]], pooling_task="token_embed", pooling_params=RAW)
+    rows = states.outputs.data.numpy().astype(np.float64)
+    want = rows.mean(axis=0) if "pooling_type" in given else rows[0]
+    unit = {"use_activation": False}
+    for config in ({**given, **unit}, PoolerConfig(**given, **unit)):
+        with LLM(folder, dtype="float32", pooler_config=config) as other:
+            (out,) = other.embed([PROMPTS[0]])
+            np.testing.assert_allclose(out.outputs.embedding, want, rtol=1e-5, atol=1e-6)
+            (out,) = other.embed([PROMPTS[0]], normalize=True)
+            np.testing.assert_allclose(np.linalg.norm(out.outputs.embedding), 1.0, rtol=1e-5)
+
+
+def test_pooler_config_of_classes(tmp_path):
+    folder = classifier("qwen3", "Qwen3ForSequenceClassification", tmp_path, num_labels=3)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["Qwen3ForCausalLM"]
+    (folder / "config.json").write_text(json.dumps(config))
+    common = {"dtype": "float32", "convert": "classify"}
+    with LLM(folder, **common) as llm:
+        assert llm.report()["model"]["architecture"] == "Qwen3ForSequenceClassification"
+        (each,) = llm.encode([PROMPTS[0]], pooling_task="token_classify", pooling_params=RAW)
+        logits = each.outputs.data.numpy().astype(np.float64)
+        (out,) = llm.classify([PROMPTS[0]], pooling_params=RAW)
+        np.testing.assert_allclose(out.outputs.probs, logits[-1], rtol=1e-5)
+        assert (
+            llm.reward([PROMPTS[0]], pooling_params=RAW)[0].outputs.data.numpy() == logits
+        ).all()
+    how = {"pooling_type": "CLS", "logit_mean": 0.5, "logit_sigma": 2.0, "use_activation": False}
+    with LLM(folder, pooler_config=how, **{**common, "convert": "reward"}) as llm:
+        (out,) = llm.classify([PROMPTS[0]])
+        np.testing.assert_allclose(out.outputs.probs, (logits[0] - 0.5) / 2.0, rtol=1e-5)
+        task = PoolerConfig(task="token_classify").params()
+        (out,) = llm.encode([PROMPTS[0]], task)
+        assert out.outputs.data.shape == (len(PROMPTS[0]), 3)
+    with pytest.raises(UnsupportedError, match=r"convert='classify': .*'score\.weight'"):
+        LLM(tiny.make_checkpoint("qwen3", tmp_path / "plain"), convert="classify")
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"pooling_type": "MAX"}, UnsupportedError, "pooling_type='MAX'"),
+        ({"seq_pooling_type": "ALL"}, UnsupportedError, "seq_pooling_type='ALL'"),
+        ({"pooling_type": "LAST", "seq_pooling_type": "CLS"}, ConfigError, "stands for"),
+        ({"logit_sigma": 0}, ConfigError, "logit_sigma"),
+        ({"logit_mean": "x"}, ConfigError, "logit_mean: expected a number"),
+        ({"logit_mean": 1, "logit_bias": 1}, ConfigError, "logit_bias is logit_mean"),
+        ({"normalize": 3}, ConfigError, "pooler_config: normalize"),
+        ({"step_tag_id": 3}, UnsupportedError, "step_tag_id"),
+        ({"returned_token_ids": [3]}, UnsupportedError, "classifier_from_token"),
+    ],
+)
+def test_bad_pooler_configs(given, error, message):
+    with pytest.raises(error, match=message):
+        PoolerConfig(**given)
+
+
+def test_a_template_for_pairs(tmp_path):
+    folder = letters.write_model(tmp_path)
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    score = {"classifier_from_token": ["a"]}
+    with LLM(folder, hf_overrides=score, convert="classify") as judge:
+        asked = {"chat_template": template}
+        (out,) = judge.score("abc", "de", **asked)
+        text = "[query]abc[document]de"
+        assert judge.get_tokenizer().decode(out.prompt_token_ids) == text
+        cut = {"truncation": True, "max_length": 5}
+        (out,) = judge.score("abc", "de", tokenization_kwargs=cut, **asked)
+        assert judge.get_tokenizer().decode(out.prompt_token_ids) == text[:5]
+        with pytest.raises(RequestError, match="pair 0: chat_template"):
+            judge.score([[1, 2]], [[3]], **asked)
+    with LLM(folder) as llm, pytest.raises(UnsupportedCombination, match="chat_template"):
+        llm.score("abc", "de", **asked)

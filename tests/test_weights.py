@@ -339,11 +339,33 @@ def test_arrays_cannot_be_read_again():
         for level in (0, 3, True, "1"):
             with pytest.raises(RequestError, match="level: expected 1 or 2"):
                 llm.sleep(level)
-        with pytest.raises(UnsupportedError, match="tags"):
-            llm.wake_up(tags=["weights"])
+        for tags in (["cache"], "weights", 3):
+            with pytest.raises(RequestError, match="tags: expected a list"):
+                llm.wake_up(tags=tags)
         llm.sleep()
     with pytest.raises(LLMAccelError, match="closed"):
         llm.wake_up()
+
+
+@pytest.mark.parametrize("order", [["weights", "kv_cache"], ["kv_cache", "weights"]])
+def test_parts_wake_one_by_one(tmp_path, order):
+    """Weights can be replaced before there is a cache again."""
+    folder = tiny.make_checkpoint("llama", tmp_path)
+    with LLM(folder) as llm:
+        before = logit_bits(llm)
+        norm = {"model.norm.weight": np.zeros(llm.report()["model"]["d_model"], np.float32)}
+        for level in (1, 2, 1):
+            llm.sleep(level)
+            llm.wake_up(tags=order[:1])
+            assert llm.is_sleeping() == (order[0] == "weights" or level == 2)
+            assert llm.report()["memory"]["kv_bytes"] == 0
+            if order[0] == "weights":
+                llm.update_weights(norm)
+                with pytest.raises(LLMAccelError, match="this LLM sleeps"):
+                    llm.generate([IDS])
+            llm.wake_up(tags=order[1:])
+            assert not llm.is_sleeping()
+            assert (logit_bits(llm) == before) == (order[0] != "weights")
 
 
 def test_a_file_that_is_gone_leaves_it_asleep(tmp_path):

@@ -193,6 +193,31 @@ void la_engine_get_stats(la_engine *e, la_engine_stats *out)
     la_inbox_unlock(&e->inbox);
 }
 
+la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out)
+{
+    *n = 0;
+    *bytes = 0;
+    if (!la_inbox_enter(&e->inbox)) {
+        return la_fail(LA_ERR_STATE, "engine: another thread is in la_engine_step");
+    }
+    la_status st;
+    la_inbox_lock(&e->inbox);
+    la_live *live = la_inbox_find(&e->inbox, id);
+    la_inbox_unlock(&e->inbox);
+    if (live == NULL || branch < 0 || branch >= live->n_branches) {
+        st = la_fail(LA_ERR_ARGUMENT, "request: none alive has the id %lld and a branch %d",
+                     (long long)id, branch);
+        goto done;
+    }
+    const la_seq *q = &live->group.seqs[branch];
+    int n_pages = la_kvcache_span(q->table.n > 0 ? q->n_done : 0);
+    LA_TRY(la_kv_read(e->kv, q->table.pages, n_pages, bytes, out));
+    *n = q->table.n > 0 ? q->n_done : 0;
+done:
+    la_inbox_leave(&e->inbox);
+    return st;
+}
+
 size_t la_engine_expert_load(la_engine *e, int64_t *out)
 {
     if (out != NULL) {

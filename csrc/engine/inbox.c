@@ -115,6 +115,15 @@ static la_status inbox_mark(la_inbox *box, la_live *live, int branch)
     return LA_OK;
 }
 
+la_live *la_inbox_find(la_inbox *box, int64_t id)
+{
+    la_live *live = id > 0 ? *inbox_bucket(box, id) : NULL;
+    while (live != NULL && live->id != id) {
+        live = live->next_in_bucket;
+    }
+    return live;
+}
+
 la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch)
 {
     la_status st = LA_OK;
@@ -123,10 +132,7 @@ la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch)
         st = la_fail(LA_ERR_ARGUMENT, "request: no request was given the id %lld", (long long)id);
     }
     else {
-        la_live *live = *inbox_bucket(box, id);
-        while (live != NULL && live->id != id) {
-            live = live->next_in_bucket;
-        }
+        la_live *live = la_inbox_find(box, id);
         if (live != NULL) { /* else it has ended: nothing is left to cancel */
             st = inbox_mark(box, live, branch);
         }

@@ -34,6 +34,8 @@ void la_inbox_free(la_inbox *box); /* and every live request */
 /* Takes the request over, whatever comes of it; its id. LA_ERR_SYSTEM where no step will run again. */
 la_status la_inbox_put(la_inbox *box, la_live *live, int64_t *id);
 la_status la_inbox_cancel(la_inbox *box, int64_t id, int branch);
+/* The request of that id; NULL: none is alive. Under the mutex or on the stepping thread. */
+la_live *la_inbox_find(la_inbox *box, int64_t id);
 /* Removes a request from the table; the caller frees it. */
 void la_inbox_forget(la_inbox *box, la_live *live);
 /* The stepping thread's: 0 if another is in. */

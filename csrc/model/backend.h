@@ -211,6 +211,8 @@ typedef struct la_backend_ops {
      * to be quantized is not finite, LA_ERR_UNSUPPORTED where there are no products of the format. */
     la_status (*pack)(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
                       int paired);
+    /* Row 32 u + j of w, of unit u its row j, as fp32 out [K]; NULL: weights are out of the host's reach. */
+    void (*unpack)(const la_backend *b, const la_weight *w, int row, float *out);
     /* fn on every thread that takes part in a step. Afterwards the rows' results are there, or they are after
      * `results`, which a backend has that works on while the host goes on: at most two steps are then
      * under way, and the second may feed what the first draws. */

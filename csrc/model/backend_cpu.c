@@ -227,11 +227,10 @@ void la_cpu_norm(la_ctx *c, la_norm norm, const float *x, float *y, int n)
     }
 }
 
-static void lookup(const la_cpu_backend *b, const la_matrix *m, int row, float *out)
+static void unpack(const la_backend *b, const la_weight *w, int row, float *out)
 {
-    const la_weight *w = &m->part[0];
     const uint8_t *unit = w->data + (size_t)(row / LA_UNIT) * w->unit_bytes;
-    b->k.unpack_row(unit, w->f, row % LA_UNIT, w->K, out);
+    ((const la_cpu_backend *)b)->k.unpack_row(unit, w->f, row % LA_UNIT, w->K, out);
 }
 
 static void embed(la_ctx *c, la_rows x)
@@ -245,12 +244,12 @@ static void embed(la_ctx *c, la_rows x)
     la_cpu_share_begin(c, &share, x.n, NULL);
     for (int t; la_share_next(&share, 1, &t) != 0;) {
         float *row = x.p + (int64_t)t * x.ld;
-        lookup(b, &m->embed, c->batch->tokens[t], row);
+        unpack(c->b, &m->embed.part[0], c->batch->tokens[t], row);
         if (m->desc.embed_scale != 1.0f) {
             la_cpu_scale(&b->k, m->desc.embed_scale, row, D);
         }
         if (m->pos_embed.n_parts != 0) {
-            lookup(b, &m->pos_embed, c->w->pos[t], own.row);
+            unpack(c->b, &m->pos_embed.part[0], c->w->pos[t], own.row);
             b->k.add(own.row, row, D);
         }
     }
@@ -519,6 +518,7 @@ static const la_backend_ops cpu_ops = {
     .copy = copy,
     .accept = accept,
     .pack = pack,
+    .unpack = unpack,
     .run = run,
     .step_threads = step_threads,
     .check = check,

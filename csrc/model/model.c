@@ -200,7 +200,7 @@ done:
     return st;
 }
 
-static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
+la_matrix *la_matrix_of(la_model *m, la_slot slot, int layer, int expert)
 {
     la_layer *w = &m->layers[la_slot_is_of_model(slot) ? 0 : layer];
     switch (slot) {
@@ -230,7 +230,7 @@ static la_matrix *matrix_of(la_model *m, la_slot slot, int layer, int expert)
     }
 }
 
-static float **vector_of(la_model *m, la_slot slot, int layer)
+float **la_vector_of(la_model *m, la_slot slot, int layer)
 {
     la_layer *l = &m->layers[layer < 0 || layer >= m->desc.n_layers ? 0 : layer];
     switch (slot) {
@@ -308,7 +308,7 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
         }
     }
     la_shape shape = la_slot_shape(&m->desc, slot);
-    la_matrix *dst = matrix_of(m, slot, layer, expert);
+    la_matrix *dst = la_matrix_of(m, slot, layer, expert);
     if (la_slot_is_per_head(slot)) {
         la_latent *l = &m->layers[layer].latent;
         la_head_matrix *heads = slot == LA_MLA_UK ? &l->uk : &l->uv;
@@ -328,7 +328,7 @@ la_status la_model_set(la_model *m, la_slot slot, int layer, int expert, const l
         LA_TRY(la_bias_set(m->b, dst, parts, n_parts, m->desc.gated && gate_up));
     }
     else {
-        LA_TRY(la_vector_set(m->b, vector_of(m, slot, layer), &parts[0]));
+        LA_TRY(la_vector_set(m->b, la_vector_of(m, slot, layer), &parts[0]));
     }
 done:
     return st;
@@ -634,8 +634,8 @@ static int vector_is_set(const la_model *m, la_slot slot, int layer, int expert)
     if (la_slot_is_routed(slot) && any->layers[layer].moe == NULL) {
         return 0;
     }
-    const la_matrix *of = matrix_of(any, slot, layer, expert);
-    return of != NULL ? of->bias != NULL : *vector_of(any, slot, layer) != NULL;
+    const la_matrix *of = la_matrix_of(any, slot, layer, expert);
+    return of != NULL ? of->bias != NULL : *la_vector_of(any, slot, layer) != NULL;
 }
 
 static size_t vector_bytes(const la_shape *shape)

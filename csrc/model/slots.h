@@ -41,4 +41,9 @@ la_status la_slot_check_layer(const la_model_desc *d, la_slot slot, int layer);
 la_status la_slot_check(const la_model_desc *d, la_slot slot, int layer, const la_source *parts,
                         int n_parts);
 
+/* The matrix that a slot or its bias belongs to, NULL: none; the vector of the other slots. The slot, layer and
+ * expert are checked. */
+la_matrix *la_matrix_of(la_model *m, la_slot slot, int layer, int expert);
+float **la_vector_of(la_model *m, la_slot slot, int layer);
+
 #endif

@@ -271,3 +271,18 @@ void la_kv_copy(la_kv *kv, int32_t src, int32_t dst)
     size_t n = kv->at.page_bytes;
     kv->b->ops->copy(kv->b, kv->base + (size_t)dst * n, kv->base + (size_t)src * n, n);
 }
+
+la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes, uint8_t *out)
+{
+    size_t layer = kv->at.layer_bytes;
+    *bytes = (size_t)n * kv->at.page_bytes;
+    if (!kv->b->ops->rows_in_reach) {
+        return la_fail(LA_ERR_UNSUPPORTED, "pages: they lie on a device in this version");
+    }
+    for (size_t at = 0; out != NULL && at < kv->at.page_bytes; at += layer) {
+        for (int i = 0; i < n; i++, out += layer) {
+            memcpy(out, kv->base + (size_t)pages[i] * kv->at.page_bytes + at, layer);
+        }
+    }
+    return LA_OK;
+}

@@ -367,6 +367,40 @@ static PyObject *engine_cancel(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *engine_kv(PyObject *object, PyObject *args)
+{
+    long long id;
+    int branch, n = 0;
+    PyObject *out = Py_None;
+    Py_buffer room = {.obj = NULL};
+    if (!PyArg_ParseTuple(args, "Li|O:kv", &id, &branch, &out)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    py_engine *self = engine_open(state, object);
+    if (self == NULL ||
+        (out != Py_None && PyObject_GetBuffer(out, &room, PyBUF_CONTIG) < 0)) { /* writable */
+        return NULL;
+    }
+    size_t bytes = 0;
+    la_status status;
+    self->calls++;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_engine_kv(self->handle, id, branch, &n, &bytes, NULL);
+    if (status == LA_OK && room.obj != NULL && bytes == (size_t)room.len) {
+        status = la_engine_kv(self->handle, id, branch, &n, &bytes, room.buf);
+    }
+    Py_END_ALLOW_THREADS
+    self->calls--;
+    int fits = room.obj == NULL || bytes == (size_t)room.len;
+    PyBuffer_Release(&room);
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    return fits ? Py_BuildValue("in", n, (Py_ssize_t)bytes)
+                : py_raise_format(state, LA_ERR_ARGUMENT, "out: expected %zu bytes", bytes);
+}
+
 /* ---- step --------------------------------------------------------------------------------------- */
 
 /* A branch of the request has finished; with the last one nothing uses what was kept any more. */
@@ -536,6 +570,10 @@ static PyMethodDef engine_methods[] = {
      "(function(branch) -> failed, float32 [branches, V]), called by step() with a branch's logits "
      "in its row. length_penalty: of a beam search by the branches; beam: LA_BEAM_*, its rule. Any "
      "thread."},
+    {"kv", engine_kv, METH_VARARGS,
+     "kv(id, branch, out=None) -> (tokens, bytes)\n\nWhat a branch has stored, and the bytes of "
+     "its "
+     "pages, [layer][page][kv head], copied to out. On the thread that steps, between two steps."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

@@ -2,7 +2,8 @@
  *
  * Owns one la_model and a reference to its Backend; also the module functions plan and weight_bytes,
  * which need the description alone. Invariant: close() frees the weights at once, and is refused while
- * an Engine lives on them; set() is refused while one of them steps. Checkpoint bytes are borrowed for the call that packs them. C re-checks
+ * an Engine lives on them, and waits for the last Tensor over them; set() is refused while such a one is alive
+ * or an engine steps. Checkpoint bytes are borrowed for the call that packs them. C re-checks
  * every shape; here only Python values become C values.
  */
 #include "py_module.h"
@@ -10,10 +11,12 @@
 typedef struct py_model {
     PyObject_HEAD
     PyObject *backend;
-    la_model *handle; /* NULL once closed */
-    int engines;      /* alive on this model */
-    int calls;        /* inside la_ functions with the GIL released */
-    int steps, sets;  /* of engines, of weights, under way: never both */
+    la_model *handle;  /* NULL once closed */
+    int engines;       /* alive on this model */
+    int calls;         /* inside la_ functions with the GIL released */
+    int steps, sets;   /* of engines, of weights, under way: never both */
+    int views;         /* Tensors over its weights: while there are some, none is set or freed */
+    la_model *retired; /* closed while views were alive: freed with the last of them */
     py_model_sizes sizes;
     long pid;
 } py_model;
@@ -208,6 +211,10 @@ static void model_free_handle(py_model *self)
 {
     la_model *handle = self->handle;
     self->handle = NULL;
+    if (handle != NULL && self->views > 0) {
+        self->retired = handle;
+        return;
+    }
     if (handle != NULL && self->pid == py_process()) {
         Py_BEGIN_ALLOW_THREADS
         la_model_free(handle);
@@ -256,6 +263,10 @@ static PyObject *model_set(PyObject *object, PyObject *args)
     }
     if (self->steps > 0 || self->calls > 0) { /* they may read the slot */
         return py_raise_format(state, LA_ERR_STATE, "this Model is in use by another thread");
+    }
+    if (self->views > 0) {
+        return py_raise_format(state, LA_ERR_STATE, "%d views of this Model's weights are alive",
+                               self->views);
     }
     parts_holder parts;
     int failed = parse_parts(state, list, 1, &parts) < 0;
@@ -318,6 +329,117 @@ static PyObject *model_read(PyObject *object, PyObject *args)
     Py_END_ALLOW_THREADS
     self->calls--;
     return status == LA_OK ? PyFloat_FromDouble(rate) : py_raise(state, status);
+}
+
+/* ---- weights shown ------------------------------------------------------------------------------ */
+
+#define VIEW "llmaccel.view"
+
+/* A Tensor over weights has gone; the capsule owned a reference of the Model. */
+static void view_gone(PyObject *capsule)
+{
+    PyObject *object = PyCapsule_GetPointer(capsule, VIEW);
+    py_model *self = (py_model *)object;
+    if (--self->views == 0 && self->retired != NULL) {
+        self->handle = self->retired;
+        self->retired = NULL;
+        model_free_handle(self);
+    }
+    Py_DECREF(object);
+}
+
+/* Where a place is; NULL with an exception set, else the model. */
+static py_model *parse_place(PyObject *object, PyObject *args, const char *format, la_slot *slot,
+                             int place[3], PyObject **out)
+{
+    const char *name;
+    py_state *state = py_state_of_object(object);
+    if (!PyArg_ParseTuple(args, format, &name, &place[0], &place[1], &place[2], out)) {
+        return NULL;
+    }
+    py_model *self = model_open(state, object);
+    if (self == NULL || parse_slot(state, name, slot) < 0) {
+        return NULL;
+    }
+    if (self->sets > 0) {
+        py_raise_format(state, LA_ERR_STATE, "this Model is in use by another thread");
+        return NULL;
+    }
+    return self;
+}
+
+static const char *shown_dtype(la_dtype dtype)
+{
+    return dtype == LA_F32 ? "F32" : dtype == LA_F16 ? "F16" : dtype == LA_BF16 ? "BF16" : NULL;
+}
+
+static PyObject *model_show(PyObject *object, PyObject *args)
+{
+    la_slot slot;
+    int at[3];
+    py_state *state = py_state_of_object(object);
+    py_model *self = parse_place(object, args, "siii:show", &slot, at, NULL);
+    if (self == NULL) {
+        return NULL;
+    }
+    la_shown shown;
+    la_status status = la_model_show(self->handle, slot, at[0], at[1], at[2], &shown);
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    PyObject *owner = PyCapsule_New(object, VIEW, view_gone);
+    if (owner == NULL) {
+        return NULL;
+    }
+    Py_INCREF(object);
+    self->views++;
+    PyObject *memory = py_tensor_of_bytes(state, shown.data, shown.bytes, owner);
+    Py_DECREF(owner);
+    if (memory == NULL) {
+        return NULL;
+    }
+    return Py_BuildValue("Nzniiii", memory, shown_dtype(shown.dtype), (Py_ssize_t)shown.unit_bytes,
+                         shown.first, shown.rows, shown.cols, shown.paired);
+}
+
+static PyObject *model_copy(PyObject *object, PyObject *args)
+{
+    la_slot slot;
+    int at[3];
+    PyObject *out;
+    Py_buffer room;
+    py_state *state = py_state_of_object(object);
+    py_model *self = parse_place(object, args, "siiiO:copy", &slot, at, &out);
+    if (self == NULL ||
+        PyObject_GetBuffer(out, &room, PyBUF_FORMAT | PyBUF_ND | PyBUF_WRITABLE) < 0) {
+        return NULL;
+    }
+    la_shown shown;
+    la_status status = la_model_show(self->handle, slot, at[0], at[1], at[2], &shown);
+    int64_t values = (int64_t)shown.rows * (shown.unit_bytes != 0 ? shown.cols : 1);
+    int fits = strcmp(room.format, "f") == 0 && room.len == values * (int64_t)sizeof(float);
+    if (status == LA_OK && fits) {
+        self->calls++;
+        Py_BEGIN_ALLOW_THREADS
+        status = la_model_copy(self->handle, slot, at[0], at[1], at[2], room.buf);
+        Py_END_ALLOW_THREADS
+        self->calls--;
+    }
+    PyBuffer_Release(&room);
+    if (status != LA_OK) {
+        return py_raise(state, status);
+    }
+    if (!fits) {
+        return py_raise_format(state, LA_ERR_ARGUMENT, "out: expected %lld float32",
+                               (long long)values);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *model_views(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyLong_FromLong(((py_model *)object)->views);
 }
 
 static PyObject *model_bytes(PyObject *object, void *closure)
@@ -455,12 +577,19 @@ static PyMethodDef model_methods[] = {
     {"read", model_read, METH_VARARGS,
      "read(pattern, seconds) -> float\n\nGB/s (1e9 bytes) of reading what a decoded token reads, "
      "pass after pass. pattern: index into the keys of Backend.probe_read()."},
+    {"show", model_show, METH_VARARGS,
+     "show(slot, layer, expert, part) -> (memory, dtype, unit_bytes, first, rows, cols, paired)\n\n"
+     "Where a part lies, as la_shown has it: a Tensor U8, read-only; dtype None: codes, or rows in "
+     "another order. While a Tensor over it is alive no slot is set, and close() frees nothing."},
+    {"copy", model_copy, METH_VARARGS,
+     "copy(slot, layer, expert, part, out)\n\nA part as float32 [rows, cols], or a vector."},
     {"close", model_close, METH_NOARGS, "close()\n\nFree the weights; may be called again."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef model_getset[] = {
     {"bytes", model_bytes, NULL, "Resident packed bytes.", NULL},
+    {"views", model_views, NULL, "Tensors over its weights that are alive.", NULL},
     {"token_bytes", model_token_bytes, NULL, "Bytes that one decoded token reads.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -102,6 +102,10 @@ typedef struct py_params {
 int py_params_parse(const py_state *state, PyObject *mapping, py_params *out);
 void py_params_clear(py_params *params);
 
+/* A read-only Tensor of bytes that `owner` keeps alive. */
+PyObject *py_tensor_of_bytes(const py_state *state, const void *data, size_t bytes,
+                             PyObject *owner);
+
 /* Each adds its object or functions to the module; 0, or -1 with an exception set. */
 int py_backend_register(PyObject *module);
 int py_desc_register(PyObject *module);

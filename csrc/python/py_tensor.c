@@ -1,7 +1,8 @@
 /* py_tensor.c - the Python object Tensor: contiguous numbers in host memory that cross without a copy.
  *
  * Owns the object and its exchange with NumPy and the buffer protocol, both ways; the only file that
- * uses NumPy's C API. Invariant: row-major without gaps, every element at a multiple of its size;
+ * uses NumPy's C API. Invariant: every element at a multiple of its size, and row-major without gaps
+ * but for what strided() shows of another Tensor;
  * whatever keeps the memory alive (our allocation, a buffer, a NumPy array, somebody's DLPack capsule)
  * is released when the Tensor goes, and every view handed out holds the Tensor. Used by llm.py for
  * logits, for weights given as arrays, and by kernels/ for everything.
@@ -253,6 +254,31 @@ static int tensor_allocate(py_tensor *self)
     return 0;
 }
 
+/* All elements one after another to out. */
+static void copy_elements(const py_tensor *self, char *out)
+{
+    int64_t at[PY_TENSOR_DIMS] = {0}, place = 0;
+    size_t size = self->dtype->dl.bits / 8;
+    if (self->bytes == 0) {
+        return;
+    }
+    if (!self->strided) {
+        memcpy(out, self->data, (size_t)self->bytes);
+        return;
+    }
+    for (char *end = out + self->bytes; out < end; out += size) {
+        memcpy(out, self->data + place * (int64_t)size, size);
+        for (int i = self->n_dims - 1; i >= 0; i--) { /* the next index, last axis first */
+            place += self->strides[i];
+            if (++at[i] < self->shape[i]) {
+                break;
+            }
+            place -= self->strides[i] * self->shape[i];
+            at[i] = 0;
+        }
+    }
+}
+
 py_tensor *py_tensor_copy(py_tensor *self)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
@@ -267,10 +293,110 @@ py_tensor *py_tensor_copy(py_tensor *self)
         Py_DECREF(copy);
         return NULL;
     }
-    if (self->bytes > 0) {
-        memcpy(copy->data, self->data, (size_t)self->bytes);
-    }
+    copy_elements(self, copy->data);
     return copy;
+}
+
+PyObject *py_tensor_of_bytes(const py_state *state, const void *data, size_t bytes, PyObject *owner)
+{
+    py_tensor_source from = {state, owner, "bytes"};
+    py_tensor *self = (py_tensor *)state->tensor_type->tp_alloc(state->tensor_type, 0);
+    int64_t shape[1] = {(int64_t)bytes};
+    if (self == NULL) {
+        return NULL;
+    }
+    if (tensor_find_dtype(state, self, "U8") < 0 ||
+        py_tensor_set_shape(&from, self, 1, shape) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    self->data = (char *)(uintptr_t)data;
+    self->read_only = 1;
+    self->array = Py_NewRef(owner);
+    return (PyObject *)self;
+}
+
+/* n extents from a tuple of as many; -1 with an exception set where one is no integer. */
+static int extents_from(PyObject *tuple, int64_t *out)
+{
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); i++) {
+        out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
+        if (out[i] == -1 && PyErr_Occurred()) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* Sets the strides of a tensor whose shape is set; -1 with an exception where an element would lie outside the
+ * `room` elements from its first on. */
+static int set_strides(const py_state *state, py_tensor *self, const int64_t *strides, int64_t room)
+{
+    int64_t last = 0;
+    for (int i = 0; i < self->n_dims; i++) {
+        int64_t steps = self->shape[i] - 1;
+        if (strides[i] < 0 || (steps > 0 && strides[i] > (PY_SSIZE_T_MAX - last) / steps)) {
+            py_raise_format(state, LA_ERR_ARGUMENT, "strides: %lld is negative or too large",
+                            (long long)strides[i]);
+            return -1;
+        }
+        last += steps > 0 ? steps * strides[i] : 0;
+        self->strided |= steps > 0 && strides[i] != self->strides[i];
+        self->strides[i] = strides[i];
+        self->buffer_strides[i] = strides[i] * (self->dtype->dl.bits / 8);
+    }
+    if (self->bytes > 0 && last >= room) {
+        py_raise_format(state, LA_ERR_ARGUMENT,
+                        "strides: element %lld is outside the %lld from offset on", (long long)last,
+                        (long long)room);
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *tensor_strided(PyObject *object, PyObject *args)
+{
+    const char *dtype;
+    Py_ssize_t offset;
+    PyObject *shape, *strides;
+    if (!PyArg_ParseTuple(args, "snO!O!:strided", &dtype, &offset, &PyTuple_Type, &shape,
+                          &PyTuple_Type, &strides)) {
+        return NULL;
+    }
+    py_tensor *of = (py_tensor *)object;
+    py_tensor_source from = {py_state_of_object(object), object, "strided"};
+    Py_ssize_t n = PyTuple_GET_SIZE(shape);
+    if (of->strided || n > PY_TENSOR_DIMS || PyTuple_GET_SIZE(strides) != n) {
+        return py_raise_format(from.state, LA_ERR_ARGUMENT,
+                               "strided: expected a contiguous Tensor and as many strides as "
+                               "extents, at most %d",
+                               (int)PY_TENSOR_DIMS);
+    }
+    int64_t extents[PY_TENSOR_DIMS] = {0}, steps[PY_TENSOR_DIMS] = {0};
+    py_tensor *self = (py_tensor *)Py_TYPE(object)->tp_alloc(Py_TYPE(object), 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    if (extents_from(shape, extents) < 0 || extents_from(strides, steps) < 0 ||
+        tensor_find_dtype(from.state, self, dtype) < 0 ||
+        py_tensor_set_shape(&from, self, (int)n, extents) < 0) {
+        goto failed;
+    }
+    int size = self->dtype->dl.bits / 8;
+    if (offset < 0 || offset > of->bytes / size) {
+        py_raise_format(from.state, LA_ERR_ARGUMENT, "offset: %zd is outside the Tensor", offset);
+        goto failed;
+    }
+    self->data = of->data + offset * size;
+    self->read_only = of->read_only;
+    self->array = Py_NewRef(object);
+    if (set_strides(from.state, self, steps, of->bytes / size - offset) == 0 &&
+        py_tensor_check_address(&from, self) == 0) {
+        return (PyObject *)self;
+    }
+failed:
+    Py_DECREF(self);
+    return NULL;
 }
 
 static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
@@ -284,11 +410,8 @@ static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
     py_tensor_source from = {PyType_GetModuleState(type), extents, "shape"};
     int64_t shape[PY_TENSOR_DIMS] = {0};
     Py_ssize_t n_dims = PyTuple_GET_SIZE(extents);
-    for (Py_ssize_t i = 0; i < n_dims && i < PY_TENSOR_DIMS; i++) {
-        shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(extents, i));
-        if (shape[i] == -1 && PyErr_Occurred()) {
-            return NULL;
-        }
+    if (n_dims <= PY_TENSOR_DIMS && extents_from(extents, shape) < 0) {
+        return NULL;
     }
     py_tensor *self = (py_tensor *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -328,6 +451,12 @@ static int tensor_get_buffer(PyObject *object, Py_buffer *view, int flags)
         PyErr_SetString(PyExc_BufferError, "this Tensor is read-only");
         return -1;
     }
+    int contiguous = PyBUF_C_CONTIGUOUS | PyBUF_F_CONTIGUOUS | PyBUF_ANY_CONTIGUOUS;
+    if (self->strided &&
+        ((flags & PyBUF_STRIDES) != PyBUF_STRIDES || (flags & contiguous & ~PyBUF_STRIDES) != 0)) {
+        PyErr_SetString(PyExc_BufferError, "this Tensor has strides; pass a contiguous copy");
+        return -1;
+    }
     view->obj = Py_NewRef(object);
     view->buf = self->data;
     view->len = self->bytes;
@@ -351,12 +480,13 @@ static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
                                "NumPy has no type for %s; use torch.from_dlpack",
                                self->dtype->name);
     }
-    npy_intp shape[PY_TENSOR_DIMS];
+    npy_intp shape[PY_TENSOR_DIMS], strides[PY_TENSOR_DIMS];
     for (int i = 0; i < self->n_dims; i++) {
         shape[i] = self->shape[i];
+        strides[i] = self->buffer_strides[i];
     }
-    PyObject *array =
-        PyArray_SimpleNewFromData(self->n_dims, shape, self->dtype->numpy, self->data);
+    PyObject *array = PyArray_New(&PyArray_Type, self->n_dims, shape, self->dtype->numpy, strides,
+                                  self->data, 0, NPY_ARRAY_WRITEABLE, NULL);
     if (array == NULL) {
         return NULL;
     }
@@ -434,6 +564,28 @@ static PyObject *tensor_shape(PyObject *object, void *closure)
     return shape;
 }
 
+static PyObject *tensor_strides(PyObject *object, void *closure)
+{
+    (void)closure;
+    py_tensor *self = (py_tensor *)object;
+    PyObject *strides = PyTuple_New(self->n_dims);
+    for (int i = 0; strides != NULL && i < self->n_dims; i++) {
+        PyObject *step = PyLong_FromLongLong(self->strides[i]);
+        if (step == NULL) {
+            Py_CLEAR(strides);
+            break;
+        }
+        PyTuple_SET_ITEM(strides, i, step);
+    }
+    return strides;
+}
+
+static PyObject *tensor_is_contiguous(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(!((py_tensor *)object)->strided);
+}
+
 static PyObject *tensor_get_dtype(PyObject *object, void *closure)
 {
     (void)closure;
@@ -467,6 +619,10 @@ static PyMethodDef tensor_methods[] = {
      "zeros(shape, dtype) -> Tensor\n\nNew memory, 64-byte aligned; dtype as in safetensors: "
      "'F32', "
      "'BF16', ..."},
+    {"strided", tensor_strided, METH_VARARGS,
+     "strided(dtype, offset, shape, strides) -> Tensor\n\nThis Tensor's memory as other numbers; "
+     "offset "
+     "and strides in elements of dtype. ConfigError where one would lie outside."},
     {"numpy", tensor_numpy, METH_NOARGS,
      "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16 and 8-bit floats, which NumPy "
      "lacks."},
@@ -486,6 +642,8 @@ static PyMethodDef tensor_methods[] = {
 
 static PyGetSetDef tensor_getset[] = {
     {"shape", tensor_shape, NULL, "tuple of int", NULL},
+    {"strides", tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
+    {"is_contiguous", tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
     {"dtype", tensor_get_dtype, NULL, "str, as in safetensors", NULL},
     {"nbytes", tensor_nbytes, NULL, "bytes of all elements", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -494,7 +652,7 @@ static PyGetSetDef tensor_getset[] = {
 static PyType_Slot tensor_slots[] = {
     {Py_tp_doc,
      "Tensor(array, *, name='array')\n\n"
-     "Contiguous numbers in host memory, shared without a copy.\n\n"
+     "Numbers in host memory, shared without a copy; contiguous unless their maker says so.\n\n"
      "array: a NumPy array, a DLPack exporter (torch.Tensor, ...) or anything with the buffer\n"
      "protocol, row-major without gaps. name: what error messages call it. The Tensor keeps the\n"
      "memory alive; torch.from_dlpack, np.from_dlpack, np.asarray and memoryview share it again,\n"

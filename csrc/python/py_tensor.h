@@ -26,6 +26,7 @@ typedef struct py_tensor {
     char *data; /* [shape] */
     const py_tensor_dtype *dtype;
     int n_dims, read_only;
+    int strided; /* not row-major without gaps: made by strided() */
     Py_ssize_t bytes;
     int64_t shape[PY_TENSOR_DIMS];
     int64_t strides[PY_TENSOR_DIMS];           /* in elements, as DLPack counts */

@@ -28,17 +28,33 @@ if TYPE_CHECKING:
     from llmaccel.arrays import read_arrays
     from llmaccel.balance import balance_experts
     from llmaccel.beams import BeamSearchOutput, BeamSearchParams, BeamSearchSequence
-    from llmaccel.engines import AsyncEngineArgs, AsyncLLM
+    from llmaccel.engine_args import AsyncEngineArgs, EngineArgs, FlexibleArgumentParser
+    from llmaccel.engines import AsyncLLM, AsyncLLMEngine
     from llmaccel.llm import LLM
+    from llmaccel.metrics import Counter, Gauge, Histogram, Metric, Vector
     from llmaccel.outputs import CompletionOutput, Logprob, RequestOutput
-    from llmaccel.params import RepetitionDetectionParams, RequestOutputKind, SamplingParams
+    from llmaccel.params import (
+        RepetitionDetectionParams,
+        RequestOutputKind,
+        SamplingParams,
+        SamplingType,
+    )
     from llmaccel.pooling_params import (
+        ClassificationOutput,
         ClassificationRequestOutput,
+        EmbeddingOutput,
         EmbeddingRequestOutput,
+        PoolerConfig,
+        PoolingOutput,
         PoolingParams,
         PoolingRequestOutput,
+        ScoringOutput,
         ScoringRequestOutput,
     )
+    from llmaccel.prompt_types import EmbedsPrompt, PromptType, TextPrompt, TokensPrompt
+    from llmaccel.showing import ShownWeight
+    from llmaccel.stepping import LLMEngine
+    from llmaccel.stored import StoredKV
     from llmaccel.tokenize import load_tokenizer
     from llmaccel.waiting import RequestFuture
 
@@ -48,29 +64,50 @@ __all__ = [
     "LLM",
     "AsyncEngineArgs",
     "AsyncLLM",
+    "AsyncLLMEngine",
     "BeamSearchOutput",
     "BeamSearchParams",
     "BeamSearchSequence",
+    "ClassificationOutput",
     "ClassificationRequestOutput",
     "CompletionOutput",
     "ConfigError",
+    "Counter",
+    "EmbeddingOutput",
     "EmbeddingRequestOutput",
+    "EmbedsPrompt",
+    "EngineArgs",
+    "FlexibleArgumentParser",
+    "Gauge",
+    "Histogram",
     "LLMAccelError",
+    "LLMEngine",
     "LoadError",
     "Logprob",
     "MemoryPlanError",
+    "Metric",
+    "PoolerConfig",
+    "PoolingOutput",
     "PoolingParams",
     "PoolingRequestOutput",
+    "PromptType",
     "RepetitionDetectionParams",
     "RequestError",
     "RequestFuture",
     "RequestOutput",
     "RequestOutputKind",
     "SamplingParams",
+    "SamplingType",
+    "ScoringOutput",
     "ScoringRequestOutput",
+    "ShownWeight",
+    "StoredKV",
     "Tensor",
+    "TextPrompt",
+    "TokensPrompt",
     "UnsupportedCombination",
     "UnsupportedError",
+    "Vector",
     "__version__",
     "balance_experts",
     "kernels",
@@ -79,28 +116,49 @@ __all__ = [
 ]
 
 _HOMES = {
-    "LLM": "llm",
-    "AsyncEngineArgs": "engines",
-    "AsyncLLM": "engines",
+    "Tensor": "_core",
+    "read_arrays": "arrays",
+    "balance_experts": "balance",
     "BeamSearchOutput": "beams",
     "BeamSearchParams": "beams",
     "BeamSearchSequence": "beams",
-    "RequestFuture": "waiting",
+    "AsyncEngineArgs": "engine_args",
+    "EngineArgs": "engine_args",
+    "FlexibleArgumentParser": "engine_args",
+    "AsyncLLM": "engines",
+    "AsyncLLMEngine": "engines",
+    "LLM": "llm",
+    "Counter": "metrics",
+    "Gauge": "metrics",
+    "Histogram": "metrics",
+    "Metric": "metrics",
+    "Vector": "metrics",
     "CompletionOutput": "outputs",
     "Logprob": "outputs",
     "RequestOutput": "outputs",
     "RepetitionDetectionParams": "params",
     "RequestOutputKind": "params",
     "SamplingParams": "params",
+    "SamplingType": "params",
+    "ClassificationOutput": "pooling_params",
+    "ClassificationRequestOutput": "pooling_params",
+    "EmbeddingOutput": "pooling_params",
+    "EmbeddingRequestOutput": "pooling_params",
+    "PoolerConfig": "pooling_params",
+    "PoolingOutput": "pooling_params",
     "PoolingParams": "pooling_params",
     "PoolingRequestOutput": "pooling_params",
-    "EmbeddingRequestOutput": "pooling_params",
-    "ClassificationRequestOutput": "pooling_params",
+    "ScoringOutput": "pooling_params",
     "ScoringRequestOutput": "pooling_params",
-    "Tensor": "_core",
+    "ShownWeight": "showing",
+    "StoredKV": "stored",
+    "EmbedsPrompt": "prompt_types",
+    "PromptType": "prompt_types",
+    "TextPrompt": "prompt_types",
+    "TokensPrompt": "prompt_types",
+    "LLMEngine": "stepping",
     "load_tokenizer": "tokenize",
-    "balance_experts": "balance",
-    "read_arrays": "arrays",
+    "RequestFuture": "waiting",
 }
 
 

@@ -23,15 +23,27 @@ _FOREIGN = {
     "prompt_adapter_request": "",
     "guided_options_request": "",
     "mm_processor_kwargs": "",
-    "tokenization_kwargs": "",
-    "chat_template_content_format": "; lists or strings, the template decides",
     "prompt_token_ids": "; give token ids as the prompts",
+    "delay_iterations": "",
+    "stat_loggers": "",
+    "enable_multiprocessing": "",
+    "start_engine_loop": "",
+    "max_iterations": "",
+    "trace_headers": "",
+    "data_parallel_rank": "",
+    "session_id": "",
+    "kv_hints": "",
+    "reasoning_ended": "",
+    "reasoning_parser_kwargs": "",
+    "prompt_text": "; a prompt's dict may have both, 'prompt' and 'prompt_token_ids'",
 }
 # What asks for nothing, beside None.
 _NOTHING: dict[str, Any] = {
-    "chat_template_content_format": "auto",
     "mm_processor_kwargs": {},
-    "tokenization_kwargs": {},
+    "delay_iterations": 0,
+    "enable_multiprocessing": False,
+    "start_engine_loop": True,
+    "max_iterations": 0,
 }
 
 
@@ -39,6 +51,8 @@ def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
     """UnsupportedError for an argument of vLLM's that asks for something, TypeError for one that
     nobody has."""
     for name, value in given.items():
+        if name == "usage_context":  # who asks, for vLLM's telemetry
+            continue
         if name not in _FOREIGN:
             raise TypeError(f"LLM.{method}() got an unexpected keyword argument {name!r}")
         nothing = _NOTHING.get(name)
@@ -47,8 +61,11 @@ def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
 
 
 def check_switches(**given: Any) -> None:
-    """RequestError names the first that is neither True nor False; what is None was left out."""
+    """RequestError names the first that is neither True nor False; what is None was left out.
+    use_tqdm may be a class like tqdm, or a function that makes one."""
     for name, value in given.items():
+        if name == "use_tqdm" and callable(value):
+            continue
         if value is not None and not isinstance(value, (bool, np.bool_)):
             raise RequestError(f"{name}: expected True or False, got {shown(value)}")
 

@@ -119,7 +119,8 @@ class BeamSearchSequence:
     tokens: the prompt's and those that follow, a stop id included. logprobs: of each token that
     follows a dict with the token itself. cum_logprob: their sum. text: of all tokens; None where
     the model has no tokenizer. finish_reason: "stop", "length", "abort", "timeout". stop_reason:
-    the stop id. lora_request: vLLM's field, always None in this version.
+    the stop id. lora_request: vLLM's field, always None in this version. orig_prompt: the prompt as
+    a dict of type, prompt_token_ids and, where it was a text, prompt.
     """
 
     tokens: list[int]
@@ -129,6 +130,7 @@ class BeamSearchSequence:
     finish_reason: str | None
     stop_reason: int | str | None
     lora_request: Any = None
+    orig_prompt: dict[str, Any] | None = None
 
 
 @dataclass(eq=False)
@@ -149,7 +151,7 @@ class Searching(Calls):
         *,
         priority: int = 0,
         timeout: float | None = None,
-        use_tqdm: bool | None = False,
+        use_tqdm: Any = False,
         concurrency_limit: int | None = None,
         stream: bool = False,
         **foreign: Any,
@@ -216,6 +218,8 @@ class Searching(Calls):
         return request, fields_
 
     def _sequences(self, request: Request, params: BeamSearchParams) -> list[BeamSearchSequence]:
+        prompt: dict[str, Any] = {"type": "token", "prompt_token_ids": list(request.prompt_ids)}
+        prompt |= {} if request.prompt is None else {"prompt": request.prompt}
         found = []
         for branch in request.branches:
             scores = branch.scores
@@ -238,6 +242,7 @@ class Searching(Calls):
                     text,
                     branch.finish_reason,
                     branch.stop_reason,
+                    orig_prompt=dict(prompt),
                 )
             )
         return found

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from llmaccel.arguments import check_switches, priority_of, seconds_of, spread
+from llmaccel.chat import CONTENT_FORMATS
 from llmaccel.config import ModelConfig
 from llmaccel.driver import Driver
 from llmaccel.errors import (
@@ -33,7 +34,15 @@ from llmaccel.memory import MemoryPlan
 from llmaccel.options import LoadOptions
 from llmaccel.params import DRY_BREAKERS, NO_EFFECT, SamplingParams, engine_fields
 from llmaccel.processors import Processing
-from llmaccel.prompts import encode_text, ids_of, parts_of, template_variables
+from llmaccel.prompts import (
+    Tokenization,
+    encode_text,
+    ids_of,
+    parts_of,
+    prompt_list,
+    template_variables,
+    tokenization_of,
+)
 from llmaccel.request import Request
 from llmaccel.states import Wanted, show
 from llmaccel.thinking import think_tags
@@ -91,10 +100,10 @@ class Calls:
         encoded: list[tuple[str | None, list[int]]],
         params: Params,
         *,
-        priority: int | Sequence[int],
+        priority: int | Sequence[int] | None,
         timeout: float | None,
         stream: bool,
-        use_tqdm: bool | None,
+        use_tqdm: Any,
         wanted: Wanted | None = None,
     ) -> Any:
         """Submit all and wait, or hand out chunks."""
@@ -125,7 +134,7 @@ class Calls:
         params: Params,
         news: queue.SimpleQueue[Request],
         *,
-        priority: int | Sequence[int],
+        priority: int | Sequence[int] | None,
         timeout: float | None,
         stream: bool = False,
         wanted: Wanted | None = None,
@@ -157,8 +166,8 @@ class Calls:
         return started
 
     def _priority(self, value: Any) -> int:
-        """A priority as the engine takes it."""
-        number = priority_of(value)
+        """A priority as the engine takes it; None is 0."""
+        number = priority_of(0 if value is None else value)
         if number != 0 and self._options.scheduling_policy == "fcfs":
             raise RequestError(
                 f"priority={number}: scheduling_policy='fcfs' runs requests as they come; "
@@ -170,7 +179,7 @@ class Calls:
         self,
         work: list[tuple[Request, dict[str, Any], dict[str, Any]]],
         count: int,
-        use_tqdm: bool | None,
+        use_tqdm: Any,
     ) -> None:
         """Submit requests with their fields and options, wait, and raise the first one's error."""
         news: queue.SimpleQueue[Request] = queue.SimpleQueue()
@@ -199,17 +208,22 @@ class Calls:
 
     # ---- prompts and parameters -----------------------------------------------------------------
 
-    def _encode(self, prompt: Prompt, where: str) -> tuple[str | None, list[int]]:
-        """(text or None, token ids)."""
+    def _encode(
+        self, prompt: Prompt, where: str, how: Tokenization | None = None, room: int = 0
+    ) -> tuple[str | None, list[int]]:
+        """(text or None, token ids). room: tokens that `how` keeps where it says as many as go."""
         text: str | None = None
         given: Any = prompt
+        how = Tokenization() if how is None else how
         if isinstance(prompt, Mapping):
             text, given = parts_of(prompt, where)
+            if prompt.get("cache_salt") is not None:
+                self._idle_params.add("cache_salt")
         if isinstance(given, str):
             text = given
-            ids = encode_text(self.get_tokenizer(), given, where)
+            ids = how.ids_of_text(self.get_tokenizer(), given, where, room)
         else:
-            ids = ids_of(given, where)
+            ids = how.cut(ids_of(given, where), where, room)
         if not ids:
             raise RequestError(f"{where}: empty")
         return text, ids
@@ -223,6 +237,8 @@ class Calls:
         add_generation_prompt: bool | None,
         continue_final_message: bool,
         chat_template_kwargs: Mapping[str, Any] | None,
+        chat_template_content_format: str = "auto",
+        tokenization_kwargs: Mapping[str, Any] | None = None,
     ) -> list[tuple[str | None, list[int]]]:
         """The same of a conversation or a list of them, as the template writes them."""
         if not isinstance(messages, (list, tuple)) or not messages:
@@ -231,13 +247,19 @@ class Calls:
         if not isinstance(continue_final_message, str):  # else the name of a field
             check_switches(continue_final_message=continue_final_message)
         variables = template_variables(chat_template_kwargs)
+        if chat_template_content_format not in CONTENT_FORMATS:
+            raise RequestError(
+                f"chat_template_content_format: expected one of {', '.join(CONTENT_FORMATS)}, got "
+                f"{shown(chat_template_content_format)}"
+            )
+        how = tokenization_of(tokenization_kwargs, "left") or Tokenization()
         many = isinstance(messages[0], (list, tuple))
         conversations = list(messages) if many else [messages]
         tokenizer = self.get_tokenizer()
         encoded: list[tuple[str | None, list[int]]] = []
-        for one in conversations:
+        for i, one in enumerate(conversations):
             text = tokenizer.apply_chat_template(
-                tokenizer.prepare_chat(one, chat_template, tools),
+                tokenizer.prepare_chat(one, chat_template, tools, chat_template_content_format),
                 tools=tools,
                 chat_template=chat_template,
                 tokenize=False,
@@ -248,9 +270,23 @@ class Calls:
                 **variables,
             )
             # The template wrote its special tokens, BOS included.
-            ids = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=False)
-            encoded.append((text, ids))
+            special = bool(how.add_special_tokens)
+            ids = tokenizer.encode(text, add_special_tokens=special, split_special_tokens=False)
+            where = f"messages[{i}]" if many else "messages"
+            encoded.append((text, how.cut(ids, where, self._room())))
         return encoded
+
+    def _encode_prompts(
+        self, prompts: Any, tokenization_kwargs: Mapping[str, Any] | None
+    ) -> list[tuple[str | None, list[int]]]:
+        """Prompts to continue, one or many."""
+        how, room = tokenization_of(tokenization_kwargs, "left"), self._room()
+        items = prompt_list(prompts)
+        return [self._encode(item, f"prompts[{i}]", how, room) for i, item in enumerate(items)]
+
+    def _room(self) -> int:
+        """Tokens of a prompt that leave room for one more."""
+        return max(1, self._config.max_len - 1)
 
     def _find_stop_ids(self) -> frozenset[int]:
         """The union of what config, generation config and tokenizer call the end."""
@@ -282,7 +318,7 @@ class Calls:
         params = params.clone()
         if params.truncate_prompt_tokens is not None:
             keep = params.truncate_prompt_tokens
-            ids = ids[-(keep if keep > 0 else max(1, self._config.max_len - 1)) :]
+            ids = ids[-(keep if keep > 0 else self._room()) :]
         self._check_length(ids, 1, where)
         self._check_logprobs(params)
         number, name = self._next_id()

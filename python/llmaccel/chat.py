@@ -23,6 +23,8 @@ from .files import is_there, read_json_object, read_text
 
 Templates = dict[str, str]
 
+# vLLM's chat_template_content_format: what the template seems to take, strings, or lists of parts.
+CONTENT_FORMATS = ("auto", "string", "openai")
 MAX_TEMPLATE_CHARS = 1 << 20
 _MAX_TEMPLATE_FILE = 4 * MAX_TEMPLATE_CHARS  # bytes
 MAX_OUTPUT_CHARS = 1 << 24  # any string a template builds, its whole output included
@@ -309,15 +311,18 @@ def takes_parts(template: str) -> bool:
     return any(is_content(loop.iter) for loop in tree.find_all(nodes.For))
 
 
-def join_text_parts(messages: Any, as_list: bool) -> Any:
+def join_text_parts(messages: Any, as_list: bool, always: bool = False) -> Any:
     """OpenAI's lists of content parts as what a template takes: one string of lines, or (as_list)
-    a list of {"type": "text", "text"}. RequestError names a part that is no text. No content beside
+    a list of {"type": "text", "text"}, which (always) strings become too. RequestError names a part
+    that is no text. No content beside
     tool calls becomes an empty string, which most templates need."""
     if not isinstance(messages, (list, tuple)):
         return messages
     joined: list[Any] = []
     for i, message in enumerate(messages):
         content = message.get("content") if isinstance(message, Mapping) else None
+        if always and isinstance(content, str):
+            content = [content]
         if isinstance(content, (list, tuple)):
             texts = [
                 _part_text(part, f"messages[{i}].content[{j}]") for j, part in enumerate(content)

@@ -8,46 +8,85 @@ A base of LLM (llm.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llmaccel.calls import Calls
+from llmaccel.config import ConfigView
 from llmaccel.errors import ConfigError, UnsupportedError, shown
-
-
-@dataclass(frozen=True, slots=True)
-class ModelView:
-    """model: what LLM was given. max_model_len: tokens of a sequence. vocab_size: V."""
-
-    model: str
-    max_model_len: int
-    vocab_size: int
-    dtype: str
-
-    def get_vocab_size(self) -> int:
-        """vLLM's name of vocab_size."""
-        return self.vocab_size
-
-
-@dataclass(frozen=True, slots=True)
-class EngineView:
-    """What evaluation code reads of vLLM's `llm.llm_engine`."""
-
-    model_config: ModelView
+from llmaccel.memory import PAGE_TOKENS
+from llmaccel.options import KV_NAMES
+from llmaccel.stepping import LLMEngine, Steps
+from llmaccel.views import CacheView, EngineConfigView, ModelView, ParallelView, SchedulerView
 
 
 class Compatible(Calls):
     """Names of vLLM's LLM."""
 
+    _steps: Steps
+
     @property
-    def llm_engine(self) -> EngineView:
-        """`llm.llm_engine.model_config.max_model_len` and its neighbours; read-only."""
+    def llm_engine(self) -> LLMEngine:
+        """The engine under vLLM's name: its configuration, tokenizer, add_request and step."""
         self._driver.check()
-        config = self._config
+        return LLMEngine(self)  # type: ignore[arg-type]  # an LLM, of which this is a base
+
+    @property
+    def model_config(self) -> ModelView:
+        """What the model is, under the names of vLLM's model_config; read-only."""
+        self._driver.check()
+        config, options = self._config, self._options
         name = config.architecture if self._path is None else str(self._path)
-        view = ModelView(name, config.max_len, config.n_vocab, self._forms.dtype)
-        return EngineView(view)
+        tokenizer = options.tokenizer
+        return ModelView(
+            model=name,
+            max_model_len=config.max_len,
+            vocab_size=config.n_vocab,
+            dtype=self._forms.dtype,
+            hf_config=ConfigView(copy.deepcopy(config.raw)),
+            tokenizer=str(tokenizer) if isinstance(tokenizer, (str, Path)) else name,
+            seed=options.seed,
+            quantization=options.quantization,
+            max_logprobs=options.max_logprobs,
+            runner_type="generate" if config.task == "generate" else "pooling",
+            hidden_size=config.d_model,
+            n_layers=config.n_layers,
+            n_heads=config.n_heads,
+            n_kv_heads=config.n_kv_heads,
+            head_size=config.d_head,
+            sampling=dict(self._generation.sampling),
+        )
+
+    @property
+    def vllm_config(self) -> EngineConfigView:
+        """The configuration of the engine, as vLLM groups it; read-only."""
+        model, plan = self.model_config, self._plan
+        return EngineConfigView(
+            model,
+            CacheView(PAGE_TOKENS, KV_NAMES[self._config.kv_form], plan.kv_pages),
+            SchedulerView(
+                plan.max_num_seqs,
+                plan.max_num_batched_tokens,
+                plan.max_model_len,
+                self._options.scheduling_policy or "priority",
+            ),
+            ParallelView(),
+        )
+
+    @property
+    def supported_tasks(self) -> list[str]:
+        """What it can do, under vLLM's names: "generate", "embed", "classify", "score" and those of
+        every token."""
+        config = self._config
+        tasks = ["generate"] if config.task == "generate" else []
+        tasks += ["classify", "token_classify"] if config.task == "classify" else []
+        return [*tasks, "embed", "token_embed", *(["score"] if config.n_labels < 2 else [])]
+
+    def get_world_size(self, include_dp: bool = True) -> int:
+        """1: everything runs in this process."""
+        self._driver.check()
+        return 1
 
     def set_tokenizer(self, tokenizer: Any) -> None:
         """Use another tokenizer from the next call on: a path or hub name, or what load_tokenizer

@@ -11,8 +11,9 @@ imports nothing slow.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from llmaccel.errors import ConfigError, LoadError
 from llmaccel.files import read_json_object
+from llmaccel.hints import SAMPLING_NAMES, hint
 from llmaccel.params import REPETITION_PENALTIES
 
 MAX_LAYERS = 4096  # LA_MAX_LAYERS of csrc/llmaccel.h
@@ -265,20 +267,39 @@ def load_generation_config(folder: str | Path) -> GenerationConfig:
     return parse_generation_config(read_json_object(path, _MAX_JSON_BYTES))
 
 
-def parse_generation_config(raw: Mapping[str, Any]) -> GenerationConfig:
+_GENERATION_KEYS = (
+    *("eos_token_id", "bos_token_id", "do_sample", "temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "max_new_tokens"),
+)
+
+
+def override_generation(found: GenerationConfig, overrides: Any) -> GenerationConfig:
+    """`found` with the keys of override_generation_config in place of its own; ConfigError names
+    one that decides nothing here."""
+    name = "override_generation_config"
+    if not overrides:
+        return found
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(f"{name}: expected a dict, is {_shown(overrides)}")
+    for key in overrides:
+        if key not in _GENERATION_KEYS:
+            known = dict.fromkeys(("max_tokens", "max_length"), "max_new_tokens")
+            raise ConfigError(
+                f"{name}: {_shown(key)} is no key of a generation config that is used here"
+                + hint(str(key), _GENERATION_KEYS, known | SAMPLING_NAMES)
+            )
+    given = parse_generation_config(overrides, name)
+    kept = {"sampling": {**found.sampling, **given.sampling}}
+    fields = (("eos_token_id", "eos_token_ids"), ("bos_token_id",) * 2, ("do_sample",) * 2)
+    kept |= {field: getattr(given, field) for key, field in fields if key in overrides}
+    return replace(found, **kept)
+
+
+def parse_generation_config(
+    raw: Mapping[str, Any], where: str = "generation_config.json"
+) -> GenerationConfig:
     """The same from a dict (an argument, or GGUF metadata)."""
-    names = (
-        "eos_token_id",
-        "bos_token_id",
-        "do_sample",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "repetition_penalty",
-        "max_new_tokens",
-    )
-    keys = Keys(raw, dict.fromkeys(names), "generation_config.json")
+    keys = Keys(raw, dict.fromkeys(_GENERATION_KEYS), where)
     sampling = {
         "temperature": keys.number("temperature", 0.0, 1e6, none=True),
         "top_p": keys.number("top_p", 0.0, 1.0, none=True),
@@ -309,6 +330,41 @@ def flatten(raw: Mapping[str, Any]) -> dict[str, Any]:
         (k, v) for k, v in nested.items() if k != "architectures" or "architectures" not in raw
     )
     return flat
+
+
+class ConfigView(dict[str, Any]):
+    """A configuration as a function of hf_overrides gets it: keys, or attributes as transformers'
+    configurations have them."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the model's config.json has no {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
+
+    def get_text_config(self) -> ConfigView:
+        """Itself: what is nested was brought up."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain copy."""
+        return dict(self)
+
+
+def override_dict(raw: Mapping[str, Any], overrides: Any) -> Any:
+    """`overrides` as a dict: of a function what it changes of `raw` (flattened), a copy of which it
+    is given as a ConfigView, to change or to return another. ConfigError for what it may not do."""
+    if not callable(overrides) or isinstance(overrides, Mapping):
+        return overrides
+    view = ConfigView(copy.deepcopy(dict(raw)))
+    found = overrides(view)
+    found = view if found is None else found
+    if not isinstance(found, Mapping):
+        raise ConfigError(f"hf_overrides: expected a dict from the function, is {_shown(found)}")
+    return {key: value for key, value in found.items() if key not in raw or raw[key] != value}
 
 
 def apply_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -69,6 +70,8 @@ class Driver:
         self._settled = threading.Condition(self._lock)
         self._calls: set[object] = set()  # under way, of several requests each
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._looks: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]]
+        self._looks = queue.SimpleQueue()  # at the engine, between two steps
         self._requests: dict[int, Request] = {}
         self._thread: threading.Thread | None = None
         self._closing = False
@@ -122,9 +125,42 @@ class Driver:
                 self.check()
             yield
 
-    def _check_awake(self) -> None:
+    def _check_awake(self, what: str = "") -> None:
         if self._engine is None:
-            raise LLMAccelError("this LLM sleeps; wake_up() comes first")
+            raise LLMAccelError(f"{what}this LLM sleeps; wake_up() comes first")
+
+    @contextmanager
+    def weights(self, what: str) -> Iterator[Any]:
+        """The model, which is neither changed nor closed meanwhile, while steps go on.
+        LLMAccelError where it sleeps."""
+        with self._ready():
+            self._check_awake(f"{what}: ")
+            yield self._model
+
+    def between_steps(self, what: str, look: Callable[[Any], _T]) -> _T:
+        """look(engine) where no step runs and none begins; what it returns or raises. LLMAccelError
+        where the engine sleeps or is closed, or where this is its thread."""
+        self.check_wait()
+        done: Future[_T] = Future()
+        with self._ready():
+            self._check_awake(f"{what}: ")
+            if self._thread is None:  # no request was ever made, and the lock keeps it so
+                return look(self._engine)
+            self._looks.put((look, done))
+            self._wake.put(None)
+        return done.result()
+
+    def _serve_looks(self, engine: Any) -> None:
+        """Those that are there by now: others must not keep steps from running. engine: None where
+        there is none any more."""
+        for _ in range(self._looks.qsize()):
+            look, done = self._looks.get_nowait()
+            try:
+                if engine is None:
+                    raise LLMAccelError("the LLM was closed or put to sleep meanwhile")
+                done.set_result(look(engine))
+            except BaseException as error:  # the caller's, who waits for it
+                done.set_exception(error)
 
     @contextmanager
     def one_call(self) -> Iterator[None]:
@@ -322,6 +358,7 @@ class Driver:
         with self._lock:
             left = list(self._requests.values())
             self._requests.clear()
+        self._serve_looks(None)
         _fail(left, LLMAccelError("the LLM was closed while the request was running"))
         if self._engine is not None:
             self._engine.close()
@@ -337,16 +374,21 @@ class Driver:
                 changing = self._change is not None
                 if self._closing and not changing:
                     break
-                idle = (
-                    changing
-                    or self._engine is None
-                    or not (self._requests or self._engine.has_work())
+                looking = not changing and not self._looks.empty()
+                working = (
+                    not changing
+                    and self._engine is not None
+                    and bool(self._requests or self._engine.has_work())
                 )
-                self._stepping = not idle
-            if idle:
+                self._stepping = looking or working
+            if looking:
+                self._serve_looks(self._engine)
+            elif not working:
                 self._wake.get()
                 self._pause = 0.0
-            elif self._step():
+            if not working:
+                continue
+            if self._step():
                 self._pause = 0.0
             else:
                 self._pause = min(max(2.0 * self._pause, _FIRST_PAUSE), _LONGEST_PAUSE)

@@ -23,14 +23,18 @@ class LoadError(LLMAccelError):
 
 
 class MemoryPlanError(LLMAccelError, MemoryError):
-    """The model, its cache and its workspace do not fit; the message gives what would."""
+    """The model, its cache and its workspace do not fit; the message gives what would.
+
+    max_model_len: the largest that would, the other limits as they are; 0: none."""
+
+    max_model_len = 0
 
 
 class RequestError(LLMAccelError, ValueError):
     """One request is invalid; other requests are not affected."""
 
 
-class UnsupportedError(LLMAccelError):
+class UnsupportedError(LLMAccelError, ValueError):
     """A feature, option or model architecture that llmaccel knows it cannot serve."""
 
 

@@ -15,7 +15,7 @@ import logging
 import queue
 import secrets
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,24 +35,29 @@ from llmaccel.loading import (
 )
 from llmaccel.measuring import Measuring
 from llmaccel.metrics import Recorder
+from llmaccel.models.mapping import weight_table
 from llmaccel.models.module import ModuleTensors, module_config, module_generation
 from llmaccel.models.score import load_score
-from llmaccel.options import LoadOptions
+from llmaccel.options import LoadOptions, options_of
 from llmaccel.outputs import RequestOutput
 from llmaccel.params import SamplingParams
 from llmaccel.pooling import Pooling
+from llmaccel.pooling_params import PoolerConfig
 from llmaccel.processors import refuse_wait
-from llmaccel.prompts import prompt_list
+from llmaccel.prompts import tokenization_of
 from llmaccel.queued import Queued
 from llmaccel.reporting import Reporting
+from llmaccel.showing import Showing
 from llmaccel.states import show, wanted_of
+from llmaccel.stepping import Steps
+from llmaccel.stored import Stored
 from llmaccel.waiting import RequestFuture, abandon, output_kind, waker
 from llmaccel.weights import Weights
 
 _LOG = logging.getLogger("llmaccel")
 
 
-class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting):
+class LLM(Pooling, Searching, Queued, Measuring, Weights, Showing, Stored, Compatible, Reporting):
     """A loaded model.
 
     model: a Hugging Face folder, a GGUF file (of a split one, any part), or a name on the Hugging
@@ -73,8 +78,10 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         memory, with a scale per token and head made as the token arrives. Of these three options
         each takes "bf16", "half", "fp16", "fp32", "fp8_e4m3" and torch dtypes too.
         kv_cache_memory_bytes: its cap; it grows only as tokens arrive. None: a share of the free.
-    max_model_len: tokens of a sequence, prompt and output; None: what the model was made for.
-    max_num_seqs, max_num_batched_tokens: sequences and tokens of a step.
+    max_model_len: tokens of a sequence, prompt and output; None: what the model was made for;
+        "auto" or -1: as much of that as there is memory for. Also "4K" (4096) or "4k" (4000). More
+        than the model was made for, its rope scaling counted, is a ConfigError.
+    max_num_seqs, max_num_batched_tokens: sequences and tokens of a step; None: 64 and 512.
     backend: "cpu", or "cuda": an NVIDIA GPU, which refuses by name what it has no kernels for.
     threads: None: LLMACCEL_NUM_THREADS, else one per usable processor, which is also the most that
         start. isa: the highest instruction set to use; None: LLMACCEL_ISA, else the best there is.
@@ -82,8 +89,14 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         "dummy" (seeded random weights, needs config.json alone; of a quantized model it has none,
         and `llmaccel plan` alone takes it).
     generation_config: "auto" takes sampling defaults and stop ids from the model's file, "vllm"
-        none; or a path or dict. chat_template: Jinja source or a file. hf_overrides: config keys to
-        replace.
+        none; or a path or dict; override_generation_config: a dict of keys that win over it.
+        chat_template: Jinja source or a file. hf_overrides: config keys to replace, or a function
+        that is given the config (keys as attributes too), changes it or returns another.
+    convert: "classify" and "reward" take a causal model as the sequence classifier of its family,
+        by its score.weight or classifier_from_token in hf_overrides; "embed" needs no conversion.
+        pooler_config: a PoolerConfig, or a dict of its fields: how embed, classify, score and
+        encode pool where their PoolingParams leave it open. profiler_config: a dict, whose
+        torch_profiler_dir is where start_profile writes.
     skip_tokenizer_init: True leaves the tokenizer out: token ids only. tokenizer_revision: of the
         tokenizer's repository on the hub. max_logprobs: the most that a request may ask for; None
         or -1: any. logprobs_mode: what logprobs hold: "raw_logprobs" and "raw_logits" of the
@@ -112,17 +125,21 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         activation: str = "auto",
         kv_cache_dtype: str = "auto",
         kv_cache_memory_bytes: int | None = None,
-        max_model_len: int | None = None,
-        max_num_seqs: int = 64,
-        max_num_batched_tokens: int = 512,
+        max_model_len: int | str | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
         backend: str = "cpu",
         threads: int | None = None,
         isa: str | None = None,
         seed: int | None = 0,
         load_format: str = "auto",
         generation_config: Any = "auto",
+        override_generation_config: Mapping[str, Any] | None = None,
         chat_template: str | Path | None = None,
-        hf_overrides: Mapping[str, Any] | None = None,
+        hf_overrides: Mapping[str, Any] | Callable[[Any], Any] | None = None,
+        convert: str = "auto",
+        pooler_config: PoolerConfig | Mapping[str, Any] | None = None,
+        profiler_config: Any = None,
         skip_tokenizer_init: bool = False,
         tokenizer_revision: str | None = None,
         max_logprobs: int | None = None,
@@ -161,10 +178,15 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
     @classmethod
     def _from(cls, config: Any, arrays: Any, options: dict[str, Any]) -> LLM:
         llm = cls.__new__(cls)
-        known = set(LoadOptions.__dataclass_fields__) - {"model", "compatible", "load_format"}
-        compatible = {name: options.pop(name) for name in list(options) if name not in known}
-        llm._load(LoadOptions(config, compatible=compatible, **options), arrays)
+        for name in {"model", "load_format"} & set(options):
+            raise TypeError(f"an unexpected keyword argument {name!r}: the weights are given")
+        llm._load(options_of({"model": config, **options}), arrays)
         return llm
+
+    @classmethod
+    def from_engine_args(cls, engine_args: Any) -> LLM:
+        """The model that an EngineArgs describes; the same as LLM(**vars(engine_args))."""
+        return cls(**vars(engine_args))
 
     def _load(self, options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None) -> None:
         refuse_wait()
@@ -178,6 +200,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         self._plan = prepared.plan
         self._path = prepared.path
         self._slots = prepared.slots
+        self._names, self._uses = weight_table(prepared.config, prepared.checkpoint), None
         self._sleeping = False
         self._generation = prepared.generation
         self._tokenizer = open_tokenizer(options, prepared)
@@ -194,6 +217,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         self._own_stop_ids = self._find_stop_ids()
         self._counter = itertools.count()
         self._enqueued = queue.SimpleQueue()
+        self._steps = Steps()
         self._given_ids = set()
         self._idle_params, self._known_breakers = set(), {}
         self._seed = secrets.randbits(64) if options.seed is None else options.seed
@@ -208,10 +232,11 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
-        priority: int | Sequence[int] = 0,
+        priority: int | Sequence[int] | None = 0,
         timeout: float | None = None,
         stream: bool = False,
-        use_tqdm: bool | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         output_logits: bool = False,
         output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
@@ -225,20 +250,21 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         priority: lower runs first. timeout: seconds, after which what is there is returned with
         finish_reason "timeout". stream: an iterator of RequestOutput chunks instead, whose outputs
         carry what is new (or what output_kind says). use_tqdm: progress bar; None: on a terminal or
-        in a notebook. output_logits: outputs carry the logits that tokens were drawn from.
-        output_hidden_states: layers of which prompt and outputs carry the states, as
-        hidden_states() counts them; both take memory for max_tokens tokens, MemoryPlanError where
-        it is not there. Raises RequestError, naming the prompt: all prompts and parameters are
-        checked before the first is submitted, and where the engine refuses one (an id outside the
-        vocabulary, more tokens than the cache holds) those before it are cancelled, as Ctrl-C
-        does. foreign: vLLM's arguments that this version has not: None, or UnsupportedError.
+        in a notebook; or what makes it in place of tqdm. tokenization_kwargs: a dict of truncation
+        (True), max_length, truncate_prompt_tokens (-1: as many as leave room for one more),
+        truncation_side ("left"), add_special_tokens. output_logits: outputs carry the logits that
+        tokens were drawn from. output_hidden_states: layers of which prompt and outputs carry the
+        states, as hidden_states() counts them; both take memory for max_tokens tokens,
+        MemoryPlanError where it is not there. Raises RequestError, naming the prompt: all prompts
+        and parameters are checked before the first is submitted, and where the engine refuses one
+        (an id outside the vocabulary, more tokens than the cache holds) those before it are
+        cancelled, as Ctrl-C does. foreign: vLLM's arguments that this version has not: None, or
+        UnsupportedError.
         """
         self._driver.check()
         refuse_foreign("generate", foreign)
-        items = prompt_list(prompts)
-        encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
         return self._run(
-            encoded,
+            self._encode_prompts(prompts, tokenization_kwargs),
             sampling_params,
             priority=priority,
             timeout=timeout,
@@ -251,16 +277,18 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         self,
         messages: Sequence[Any],
         sampling_params: Params = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        priority: int | Sequence[int] = 0,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Sequence[int] | None = 0,
         timeout: float | None = None,
         stream: bool = False,
-        use_tqdm: bool | None = None,
         output_logits: bool = False,
         output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
@@ -268,7 +296,8 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         """Answer a conversation, or a list of conversations; returns what generate returns.
 
         messages: {"role", "content"} dicts; content is a string or a list of text parts, which
-            become lines of one string unless the template takes lists.
+            become lines of one string unless the template takes lists. chat_template_content_format
+            says so for it: "string", or "openai", by which every content is a list.
         tools and chat_template_kwargs go to the template; RequestError where it reads no tools.
         add_generation_prompt: None: unless continue_final_message, which continues the last
             message.
@@ -282,6 +311,8 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
+            chat_template_content_format=chat_template_content_format,
+            tokenization_kwargs=tokenization_kwargs,
         )
         return self._run(
             encoded,
@@ -326,6 +357,7 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         *,
         priority: int = 0,
         timeout: float | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         request_id: str | None = None,
         output_logits: bool = False,
         output_hidden_states: Sequence[int] | None = None,
@@ -345,7 +377,8 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Compatible, Reporting)
         if request_id is not None:
             self._take_id(request_id)
         try:
-            text, ids = self._encode(prompt, "prompt")
+            how = tokenization_of(tokenization_kwargs, "left")
+            text, ids = self._encode(prompt, "prompt", how, self._room())
             request, fields = self._make_request(text, ids, sampling_params, 0, "prompt")
             if request_id is not None:
                 request.request_id = request_id

@@ -29,11 +29,13 @@ from llmaccel.config import (
     flatten,
     load_generation_config,
     load_hf_config,
+    override_dict,
+    override_generation,
     parse_generation_config,
 )
 from llmaccel.cublas import find_cublas
 from llmaccel.environment import open_device
-from llmaccel.errors import ConfigError, LoadError, UnsupportedError, shown
+from llmaccel.errors import ConfigError, LoadError, MemoryPlanError, UnsupportedError, shown
 from llmaccel.files import is_there
 from llmaccel.memory import MemoryPlan, plan_memory
 from llmaccel.models.checkpoint import (
@@ -46,7 +48,9 @@ from llmaccel.models.checkpoint import (
 )
 from llmaccel.models.families import find_family
 from llmaccel.models.mapping import (
+    SCORE,
     build_config,
+    class_tokens,
     iter_slots,
     later_tensors,
     layer_matrices,
@@ -65,6 +69,7 @@ from llmaccel.models.quantized import (
 from llmaccel.options import (
     ACTIVATION_FORMS,
     ACTIVATION_NAMES,
+    AUTO_LENGTH,
     FILE_QUANTIZATIONS,
     KV_FORMS,
     WEIGHT_FORMS,
@@ -127,8 +132,20 @@ class Prepared:
 def prepare(
     options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None = None
 ) -> Prepared:
-    """Resolve, read the headers, plan. Raises before anything large is read."""
+    """Resolve, read the headers, plan. Raises before anything large is read. max_model_len="auto"
+    is what the model was made for, or as much of that as fits."""
     options.check()
+    if options.max_model_len != AUTO_LENGTH:
+        return _prepare(options, arrays)
+    try:
+        return _prepare(replace(options, max_model_len=None), arrays)
+    except MemoryPlanError as error:
+        if not error.max_model_len:
+            raise
+        return _prepare(replace(options, max_model_len=error.max_model_len), arrays)
+
+
+def _prepare(options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | None) -> Prepared:
     path: Path | None = None
     metadata: Mapping[str, Any] | None = None
     checkpoint: Any = None
@@ -150,6 +167,7 @@ def prepare(
             raw = load_hf_config(path)
     stored = None
     if metadata is None:
+        options = replace(options, hf_overrides=override_dict(flatten(raw), options.hf_overrides))
         raw = apply_overrides(flatten(raw), options.hf_overrides)
         stored = raw.pop("quantization_config", None)
         if stored is None and path is not None:
@@ -172,7 +190,9 @@ def prepare(
             hf_overrides=options.hf_overrides,
             gguf=metadata is not None,
             tensors=checkpoint,
+            classify=options.convert in ("classify", "reward"),
         )
+        _check_convert(options, config, checkpoint)
     with naming_file(path):
         if checkpoint is None:
             checkpoint = _dummies(config, options, stored)
@@ -201,6 +221,17 @@ def _with_library(config: ModelConfig, forms: Forms, backend: str) -> tuple[Mode
         _LOG.warning("fast_math: our own kernels multiply, as no cuBLASLt was found: %s", why)
         return config, replace(forms, products=f"own kernels: no cuBLASLt ({why})")
     return replace(config, fast_math=True), replace(forms, products=library)
+
+
+def _check_convert(options: LoadOptions, config: ModelConfig, checkpoint: Any) -> None:
+    """UnsupportedError where there is nothing to make a classifier of."""
+    wanted = options.convert in ("classify", "reward") and checkpoint is not None
+    if wanted and SCORE not in checkpoint and not class_tokens(config.raw):
+        raise UnsupportedError(
+            f"convert={options.convert!r}: the model has no tensor {SCORE!r}; "
+            "hf_overrides={'classifier_from_token': [...]} names tokens whose rows of the head are "
+            "the classes"
+        )
 
 
 @contextmanager
@@ -268,7 +299,7 @@ def _gguf_in(folder: Path, wanted: bool) -> Path:
         names = ", ".join(f.name for f in found[:8])
         raise LoadError(f"{folder}: several GGUF files ({names}); give the path of one")
     if wanted:
-        raise LoadError(f"{folder}: no .gguf file")
+        raise LoadError(f"load_format='gguf': {folder}: no .gguf file")
     return folder
 
 
@@ -288,8 +319,9 @@ def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOp
     stored: the file's quantization_config, if it has one.
     """
     named = options.quantization
-    if "quantization_config" in (options.hf_overrides or {}):
-        rest = {k: v for k, v in options.hf_overrides.items() if k != "quantization_config"}
+    overrides = options.hf_overrides
+    if isinstance(overrides, Mapping) and "quantization_config" in overrides:
+        rest = {k: v for k, v in overrides.items() if k != "quantization_config"}
         options = replace(options, hf_overrides=rest)
     if named is None:
         return options
@@ -313,6 +345,10 @@ def _check_quantization(options: LoadOptions, stored: Any, gguf: bool) -> LoadOp
 
 
 def _generation(options: LoadOptions, path: Path | None) -> GenerationConfig:
+    return override_generation(_generation_file(options, path), options.override_generation_config)
+
+
+def _generation_file(options: LoadOptions, path: Path | None) -> GenerationConfig:
     given = options.generation_config
     if isinstance(given, Mapping):
         return parse_generation_config(given)

@@ -166,7 +166,7 @@ def plan_memory(
     check_available("arrays of steps and draws beside the device", plan.host)
     cap = options.kv_cache_memory_bytes
     if plan.required > available or (cap is not None and plan.kv_sequence_bytes > cap):
-        raise MemoryPlanError(_refusal(plan, sized, cap))
+        raise _refusal(plan, sized, cap)
     if cap is None:
         left = available - plan.weights - plan.workspace - plan.rope
         cap = max(int(left * _KV_SHARE), plan.kv_sequence_bytes)
@@ -201,7 +201,9 @@ def _pages(tokens: int) -> int:
     return (tokens + PAGE_TOKENS - 1) // PAGE_TOKENS
 
 
-def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int | None) -> str:
+def _refusal(
+    plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int | None
+) -> MemoryPlanError:
     """What does not fit, in numbers, and the largest limits that would."""
 
     def fits(candidate: MemoryPlan) -> bool:
@@ -237,7 +239,9 @@ def _refusal(plan: MemoryPlan, sized: Callable[[int, int], MemoryPlan], cap: int
         if hints
         else "no max_model_len or max_num_seqs would fit"
     )
-    return f"the model does not fit: {what}: {parts}; {would}"
+    error = MemoryPlanError(f"the model does not fit: {what}: {parts}; {would}")
+    error.max_model_len = length
+    return error
 
 
 def _largest(upper: int, good: Callable[[int], bool]) -> int:

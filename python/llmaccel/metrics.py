@@ -186,6 +186,14 @@ class Recorder:
         return [tally.metric(f"vllm:{name}", labels) for name, tally in tallies.items()]
 
 
+def expert_tokens(load: Mapping[int, Any], labels: Mapping[str, str]) -> list[Metric]:
+    """Tokens that every expert was given, a vector for each layer. load: of a layer, [E]."""
+    return [
+        Vector("llmaccel:expert_tokens", {**labels, "layer": str(layer)}, counts.tolist())
+        for layer, counts in load.items()
+    ]
+
+
 def collect(
     recorder: Recorder,
     stats: Mapping[str, Any],

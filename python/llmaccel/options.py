@@ -1,9 +1,8 @@
 """The options of `LLM`: their names, values and spellings, checked before anything is looked for.
 
-Owns `LoadOptions` and what is done with vLLM's options that this version has no use for: those that
-mean nothing here are accepted and reported, those that would mean something are refused by name.
-Invariant: `check` names the first bad option, and what passed it holds one spelling of each number
-format, whichever was given.
+Owns `LoadOptions`; which of vLLM's other options are taken is in engine_table.py. Invariant:
+`check` names the first bad option, and what passed it holds one spelling of each number format,
+whichever was given.
 
 Called by llm.py, loading.py, memory.py and `llmaccel plan`.
 """
@@ -11,20 +10,27 @@ Called by llm.py, loading.py, memory.py and `llmaccel plan`.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from llmaccel.engine_table import ARGUMENTS, check_unused
 from llmaccel.environment import MAX_THREADS
 from llmaccel.errors import ConfigError, UnsupportedError, shown
 from llmaccel.hints import MODEL_NAMES, QUANTIZATION_NAMES, hint
 from llmaccel.params import LOGPROBS_MODES
+from llmaccel.pooling_params import pooler_config
 from llmaccel.recipes import QUANTIZATIONS, number_format
 from llmaccel.whole import is_whole
 
 BACKENDS = ("cpu", "cuda")
 _POLICIES = ("fcfs", "priority")
 _LOAD_FORMATS = ("auto", "safetensors", "gguf", "dummy")
+_CONVERTS = ("auto", "none", "embed", "classify", "reward")
+_PROFILER_OFF = ("delay_iterations", "max_iterations", "wait_iterations", "warmup_iterations")
+AUTO_LENGTH = "auto"  # max_model_len: what fits
 # dtype: the core's name of the weights' form
 WEIGHT_FORMS = {"auto": "auto", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 KV_FORMS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8", "fp8": "f8"}
@@ -37,74 +43,15 @@ FILE_QUANTIZATIONS = (
 ACTIVATION_FORMS = {"int8": "i8", "bfloat16": "bf16", "float32": "f32"}
 ACTIVATION_NAMES = {form: name for name, form in ACTIVATION_FORMS.items()}
 _SPELLED = ("dtype", "activation", "kv_cache_dtype")
-
-_INSTEAD = {
-    "download_dir": "set HF_HUB_CACHE",
-    "hf_token": "set HF_TOKEN",
-    "rope_scaling": "give it in hf_overrides",
-    "rope_theta": "give it in hf_overrides",
-}
-# What vLLM's options for what is not here may be: 0 is False, and an empty container does as well.
-_ABSENT = (None, False)
-# vLLM's options, and the values that are no lie: None allows any.
-COMPATIBLE: dict[str, tuple[Any, ...] | None] = {
-    "trust_remote_code": None,
-    "code_revision": None,
-    "enforce_eager": None,
-    "compilation_config": None,
-    "max_seq_len_to_capture": None,
-    "disable_custom_all_reduce": None,
-    "served_model_name": None,
-    "distributed_executor_backend": None,
-    "async_scheduling": None,
-    "gpu_memory_utilization": None,
-    "swap_space": None,
-    "prefix_caching_hash_algo": None,  # of a cache that is not here
-    "enable_sleep_mode": None,
-    "block_size": (None, 64),
-    "device": (None, "auto", "cpu"),
-    "task": (None, "auto", "generate", "embed", "embedding", "classify", "score", "reward"),
-    "runner": (None, "auto", "generate", "pooling"),
-    "convert": (None, "auto", "none", "embed"),
-    "tokenizer_mode": (None, "auto"),
-    "config_format": (None, "auto"),
-    "tensor_parallel_size": (1,),
-    "pipeline_parallel_size": (1,),
-    "data_parallel_size": (1,),
-    "expert_parallel_size": (1,),
-    "long_prefill_token_threshold": (None, 0),
-    "max_num_partial_prefills": (None, 1),
-    "max_long_partial_prefills": (None, 1),
-    "enable_chunked_prefill": (None, True),
-    **dict.fromkeys(
-        (
-            "cpu_offload_gb",
-            "enable_expert_parallel",
-            "enable_lora",
-            "enable_prefix_caching",
-            "kv_transfer_config",
-            "limit_mm_per_prompt",
-            "logits_processors",
-            "mm_processor_kwargs",
-            "num_speculative_tokens",
-            "pooler_config",
-            "speculative_config",
-            "speculative_model",
-            "slo",
-            "structured_outputs_config",
-            "weights_budget",
-            "kv_tiers",
-            *_INSTEAD,
-        ),
-        _ABSENT,
-    ),
-    # vLLM's defaults of parts that are not here ask for nothing either
-    "allowed_local_media_path": (*_ABSENT, ""),
-    "guided_decoding_backend": (*_ABSENT, "auto"),
-    "reasoning_parser": (*_ABSENT, ""),
-    "tool_call_parser": (*_ABSENT, ""),
-    "max_lora_rank": (*_ABSENT, 16),
-    "max_loras": (*_ABSENT, 1),
+# vLLM's None stands for a choice of its own.
+_CHOSEN = {"max_num_seqs": 64, "max_num_batched_tokens": 512}
+# Numbers that may be written "4K", as vLLM reads it: small letters are powers of 1000, capitals of
+# 1024.
+_SIZES = ("max_model_len", "max_num_batched_tokens", "kv_cache_memory_bytes")
+_UNITS = {"": 1} | {
+    unit: base**power
+    for units, base in (("kmgt", 1000), ("KMGT", 1024))
+    for power, unit in enumerate(units, 1)
 }
 
 # What the core takes (engine.c, pool.c, model.c), but fewer tokens a step, where more gain nothing;
@@ -133,9 +80,9 @@ class LoadOptions:
     activation: str = "auto"
     kv_cache_dtype: str = "auto"
     kv_cache_memory_bytes: int | None = None
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_model_len: int | str | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
     backend: str = "cpu"
     threads: int | None = None
     isa: str | None = None
@@ -143,7 +90,11 @@ class LoadOptions:
     load_format: str = "auto"
     generation_config: Any = "auto"
     chat_template: Any = None
-    hf_overrides: Mapping[str, Any] | None = None
+    override_generation_config: Mapping[str, Any] | None = None
+    hf_overrides: Mapping[str, Any] | Callable[[Any], Any] | None = None
+    convert: str = "auto"
+    pooler_config: Any = None
+    profiler_config: Any = None
     skip_tokenizer_init: bool = False
     tokenizer_revision: str | None = None
     max_logprobs: int | None = None
@@ -158,8 +109,15 @@ class LoadOptions:
             object.__setattr__(self, name, number_format(getattr(self, name)))
         if isinstance(self.quantization, str):
             object.__setattr__(self, "quantization", self.quantization.lower())
+        for name, chosen in _CHOSEN.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, chosen)
         for name, *_ in _COUNTS:
             value = getattr(self, name)
+            value = whole_number(value) if name in _SIZES else value
+            object.__setattr__(self, name, value)
+            if name == "max_model_len" and is_whole(value, -1, -1):
+                object.__setattr__(self, name, value := AUTO_LENGTH)
             if is_whole(value):
                 object.__setattr__(self, name, int(value))  # NumPy's integers are as good
 
@@ -169,6 +127,7 @@ class LoadOptions:
             ("dtype", tuple(WEIGHT_FORMS)),
             ("activation", ("auto", *ACTIVATION_FORMS, "checkpoint")),
             ("load_format", _LOAD_FORMATS),
+            ("convert", _CONVERTS),
             ("backend", BACKENDS),
             ("logprobs_mode", LOGPROBS_MODES),
         )
@@ -209,16 +168,24 @@ class LoadOptions:
         if self.backend != "cpu" and self.isa is not None:
             raise ConfigError(f"isa: backend={self.backend!r} has no such choice")
         self._check_switches()
+        pooler_config(self.pooler_config)
+        profile_folder(self.profiler_config)
         if self.fast_math and self.backend == "cpu":
             raise UnsupportedError(
                 "fast_math: backend='cpu' has exact kernels only; leave it False"
             )
         for name, lo, hi, optional in _COUNTS:
             value = getattr(self, name)
-            if value is not None or not optional:
+            left_out = value is None or (name == "max_model_len" and value == AUTO_LENGTH)
+            if not (optional and left_out):
                 _check_count(name, value, lo, hi)
         for name, value in self.compatible.items():
             _check_compatible(name, value)
+
+    def idle(self) -> list[str]:
+        """vLLM's options that were set to something and change nothing."""
+        found = [k for k, v in self.compatible.items() if not ARGUMENTS[k].is_default(v)]
+        return found + ([] if self.convert in ("auto", "classify", "reward") else ["convert"])
 
     def _check_switches(self) -> None:
         for name in ("skip_tokenizer_init", "disable_log_stats", "fast_math"):
@@ -235,21 +202,64 @@ def _check_count(name: str, value: Any, lo: int, hi: int) -> None:
         raise ConfigError(f"{name}={shown(value)}: expected an integer from {lo} to {hi}")
 
 
+def profile_folder(config: Any) -> Path | None:
+    """Where vLLM's profiler_config has profiles written; ConfigError or UnsupportedError names what
+    is wrong with it."""
+    if config is None:
+        return None
+    given = config if isinstance(config, Mapping) else getattr(config, "__dict__", None)
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"profiler_config={shown(config)}: expected a dict")
+    for name, value in given.items():
+        known = name in ("profiler", "torch_profiler_dir", *_PROFILER_OFF)
+        if not known and not str(name).startswith("torch_profiler_"):
+            raise ConfigError(f"profiler_config: {shown(name)} is no key of a profiler_config")
+        if name in _PROFILER_OFF and value not in (None, 0, False):
+            raise UnsupportedError(f"profiler_config: {name}: not supported by this version")
+    if given.get("profiler") not in (None, "torch"):
+        raise UnsupportedError(
+            f"profiler_config: profiler={shown(given['profiler'])}: this version writes Chrome "
+            "traces, for 'torch'"
+        )
+    folder = given.get("torch_profiler_dir")
+    if not isinstance(folder, (str, Path, type(None))):
+        raise ConfigError(f"profiler_config: torch_profiler_dir={shown(folder)}: expected a folder")
+    return Path(folder) if folder else None
+
+
+def options_of(given: Mapping[str, Any]) -> LoadOptions:
+    """The options that keywords of LLM name, `model` among them."""
+    known = set(LoadOptions.__dataclass_fields__) - {"compatible"}
+    used = {name: value for name, value in given.items() if name in known}
+    return LoadOptions(
+        **used, compatible={name: value for name, value in given.items() if name not in known}
+    )
+
+
+def whole_number(value: Any) -> Any:
+    """The number of "1k" (1000), "1K" (1024) or "2.5M"; other values as they are."""
+    found = (
+        re.fullmatch(r"(\d{1,20})(\.\d{1,9})?([kmgtKMGT]?)", value)
+        if isinstance(value, str)
+        else None
+    )
+    if found is None:
+        return value
+    whole, part, unit = found.groups()
+    if part is None:
+        return int(whole) * _UNITS[unit]
+    return int(float(whole + part) * _UNITS[unit]) if unit.islower() else value
+
+
 def _check_compatible(name: str, value: Any) -> None:
-    if name not in COMPATIBLE:
+    if name not in ARGUMENTS:
         known = [one for one in LoadOptions.__dataclass_fields__ if one != "compatible"]
         raise TypeError(
-            f"LLM() got an unexpected keyword argument {name!r}" + hint(name, known, MODEL_NAMES)
+            f"LLM() got an unexpected keyword argument {name!r}"
+            + hint(name, (*known, *ARGUMENTS), MODEL_NAMES)
         )
-    allowed = COMPATIBLE[name]
-    plain = isinstance(value, (numbers.Real, str, type(None)))
-    if allowed is None or (plain and value in allowed):
-        return
-    if allowed[: len(_ABSENT)] == _ABSENT:
-        if isinstance(value, (dict, list, tuple, set, frozenset)) and not value:
-            return
-        instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
-        raise UnsupportedError(f"{name}={shown(value)}: not supported by this version{instead}")
-    known = " or ".join(map(repr, allowed))
-    instead = f"; give backend={value!r}" if name == "device" and value in BACKENDS else ""
-    raise UnsupportedError(f"{name}={shown(value)}: this version has {known} only{instead}")
+    if name == "gpu_memory_utilization" and value is not None:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0.0 < value <= 1.0:
+            raise ConfigError(f"{name}={shown(value)}: expected a number above 0, at most 1")
+    check_unused(name, value, BACKENDS)

@@ -274,8 +274,8 @@ class RequestOutput:
     request_id: unique in its LLM. prompt_index: position of the prompt in the call that submitted
         it.
     prompt_logprobs: as asked for, first entry None. timings, metrics: the same object.
-    num_cached_tokens, lora_request, encoder_prompt, encoder_prompt_token_ids, kv_transfer_params:
-        vLLM's fields, never set in this version.
+    num_cached_tokens, lora_request, encoder_prompt, encoder_prompt_token_ids, kv_transfer_params,
+        multi_modal_placeholders: vLLM's fields, never set in this version.
     """
 
     request_id: str
@@ -291,6 +291,7 @@ class RequestOutput:
     encoder_prompt: str | None = None
     encoder_prompt_token_ids: list[int] | None = None
     kv_transfer_params: dict[str, Any] | None = None
+    multi_modal_placeholders: dict[str, Any] | None = None
     hidden_states: list[Any] | None = None
     """Tensors float32 [T, D] of the prompt, one per layer of output_hidden_states; None without."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any, TypeVar
 
 from llmaccel.errors import RequestError, UnsupportedCombination, UnsupportedError, shown
 from llmaccel.hints import SAMPLING_NAMES, hint
+from llmaccel.whole import is_whole
 
 _T = TypeVar("_T")
 _INT32_MAX = 2**31 - 1
@@ -29,6 +31,7 @@ _MAX_PATTERN = 4096  # LA_MAX_PATTERN of csrc/engine/sampler.h
 REPETITION_PENALTIES = (1e-4, 1e4)  # least and largest, as csrc/engine/request.c takes them
 # Below this a temperature only multiplies rounding errors; vLLM clamps at the same value.
 _MIN_TEMPERATURE = 0.01
+_LOG = logging.getLogger("llmaccel")
 # Parameters of vLLM and Hugging Face for what this version has not.
 # None, False and empty lists ask for nothing, and of these 1.
 _OFF_AT_ONE = ("beam_width", "length_penalty", "num_beams")
@@ -54,6 +57,7 @@ _ABSENT = {
     "t_max_predict_ms": "; timeout= of generate ends a request",
     "use_beam_search": "; LLM.beam_search does",
     "watermark": "",
+    "watermarking": "",
 }
 # vLLM's logprobs_mode, in the order of LA_REPORT_* of csrc/sampling.h.
 LOGPROBS_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits")
@@ -71,6 +75,14 @@ class RequestOutputKind(IntEnum):
     """What is new since the last chunk."""
     FINAL_ONLY = 2
     """One chunk, at the end."""
+
+
+class SamplingType(IntEnum):
+    """How a request draws."""
+
+    GREEDY = 0
+    RANDOM = 1
+    RANDOM_SEED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +139,8 @@ class SamplingParams:
         count).
     repetition_penalty: 0.0001 to 10000; divides the positive and multiplies the negative logits of
         tokens in the prompt or the output; 1 is off.
-    temperature: 0 takes the most likely token. top_p: (0, 1]. top_k: 0 or -1 for all. min_p:
-        [0, 1].
+    temperature: 0 takes the most likely token; below 0.01 it becomes that. top_p: (0, 1]. top_k: 0
+        or -1 for all. min_p: [0, 1].
     seed: makes the draw reproducible whatever else runs; None or -1: from the LLM's own seed.
     stop: strings that end the text, themselves cut off unless include_stop_str_in_output.
     stop_token_ids: end the text beside the model's own stop ids; ignore_eos lifts the model's own.
@@ -257,6 +269,26 @@ class SamplingParams:
             found["temperature"] = 0.0
         return cls(**found)
 
+    @classmethod
+    def from_optional(cls, **given: Any) -> SamplingParams:
+        """Parameters of which None is as good as left out; logit_bias is held in -100 to 100, as
+        OpenAI's interface says."""
+        bias = given.get("logit_bias")
+        if isinstance(bias, Mapping):
+            numbers_ = {
+                key: _number("logit_bias", value, -1e30, 1e30) for key, value in bias.items()
+            }
+            given["logit_bias"] = {k: min(100.0, max(-100.0, v)) for k, v in numbers_.items()}
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def sampling_type(self) -> SamplingType:
+        """How tokens are drawn."""
+        if self.temperature == 0.0:
+            return SamplingType.GREEDY
+        seeded = self.seed is not None and self.seed >= 0
+        return SamplingType.RANDOM_SEED if seeded else SamplingType.RANDOM
+
     def __post_init__(self) -> None:
         self.validate()
 
@@ -269,6 +301,14 @@ class SamplingParams:
             "repetition_penalty", self.repetition_penalty, *REPETITION_PENALTIES
         )
         self.temperature = _number("temperature", self.temperature, 0.0, 1e6)
+        if 0.0 < self.temperature < _MIN_TEMPERATURE:
+            _LOG.warning(
+                "temperature %g becomes %g, below which it only multiplies rounding errors; 0 is "
+                "greedy",
+                self.temperature,
+                _MIN_TEMPERATURE,
+            )
+            self.temperature = _MIN_TEMPERATURE
         self.top_p = _number("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
             raise RequestError("top_p must be in (0, 1], got 0.0")
@@ -453,13 +493,12 @@ def engine_fields(
         for token in ids or ():
             if token >= n_vocab:
                 raise RequestError(f"{name}: id {token} is outside the vocabulary of {n_vocab}")
-    temperature = params.temperature
     trace, budget = params.trace_decode_token_ids or [], params.thinking_token_budget
     max_tokens = min(max_tokens, len(trace)) if trace else max_tokens
     found = params.repetition_detection
     assert not isinstance(found, Mapping)  # validate made it one of ours
     return {
-        "temperature": max(temperature, _MIN_TEMPERATURE) if temperature > 0.0 else 0.0,
+        "temperature": params.temperature,
         "top_p": params.top_p,
         "min_p": params.min_p,
         "top_k": max(params.top_k, 0),
@@ -535,7 +574,7 @@ def _top(k: int | None, n_vocab: int) -> int:
 
 
 def _integer(name: str, value: Any, lo: int, hi: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if not is_whole(value):
         raise RequestError(f"{name} must be an integer, got {shown(value)}")
     if not lo <= value <= hi:
         raise RequestError(

@@ -12,8 +12,8 @@ A base of LLM (llm.py).
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from llmaccel import _core
-from llmaccel.arguments import check_switches, refuse_foreign
+from llmaccel.arguments import check_switches, refuse_foreign, spread
 from llmaccel.calls import Prompt
-from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.errors import RequestError, UnsupportedCombination, UnsupportedError, shown
 from llmaccel.files import read_json_list, read_json_object
 from llmaccel.memory import check_available
 from llmaccel.models.gguf_config import plain
@@ -35,13 +35,15 @@ from llmaccel.pooling_params import (
     ClassificationRequestOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
+    PoolerConfig,
     PoolingOutput,
     PoolingParams,
     PoolingRequestOutput,
     ScoringOutput,
     ScoringRequestOutput,
+    pooler_config,
 )
-from llmaccel.prompts import prompt_list
+from llmaccel.prompts import Tokenization, prompt_list, tokenization_of
 from llmaccel.request import Request
 from llmaccel.scoring import Scoring
 from llmaccel.states import prompt_states, states_bytes
@@ -75,6 +77,12 @@ class PoolingRule:
         if self.pooling == "LAST":
             return n_prompt - 1, n_prompt
         return (0, 1) if self.pooling == "CLS" else (0, n_prompt)
+
+    def one(self, states: np.ndarray) -> np.ndarray:
+        """[1, D] of the rows that are looked at; all of them where it says so."""
+        if self.pooling != "MEAN":
+            return states
+        return states.mean(axis=0, keepdims=True, dtype=np.float64)
 
 
 def read_rule(model: Path | None) -> PoolingRule:
@@ -145,15 +153,23 @@ class Pooling(Scoring):
 
     @cached_property
     def _rule(self) -> PoolingRule:
-        return read_rule(self._path)
+        """What embeddings are made by: pooler_config, or what the model's files say."""
+        given = self._pooler.sequence
+        rule = read_rule(self._path)
+        return rule if given is None else replace(rule, pooling=given)
+
+    @cached_property
+    def _pooler(self) -> PoolerConfig:
+        return pooler_config(self._options.pooler_config)
 
     def embed(
         self,
         prompts: Prompt | Sequence[Prompt],
         *,
         truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool | None = None,
-        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         normalize: bool | None = None,
         **foreign: Any,
     ) -> list[EmbeddingRequestOutput]:
@@ -164,11 +180,14 @@ class Pooling(Scoring):
         Raises RequestError naming the prompt or parameter, MemoryPlanError.
         """
         refuse_foreign("embed", foreign)
-        params = self._pooling_params(pooling_params, "embed", truncate_prompt_tokens)
         check_switches(normalize=normalize)
+        items = prompt_list(prompts)
+        params = self._pooling_params(pooling_params, "embed", truncate_prompt_tokens, len(items))
         if normalize is not None:
-            params.normalize = normalize
-        found = self._embed(self._encode_all(prompts, params, "prompts"), params, use_tqdm)
+            for one in params:
+                one.normalize = normalize
+        encoded = self._encode_all(items, params, "prompts", tokenization_kwargs)
+        found = self._embed(encoded, params, use_tqdm)
         return [EmbeddingRequestOutput(i, EmbeddingOutput(t), ids) for i, ids, t in found]
 
     def classify(
@@ -176,21 +195,26 @@ class Pooling(Scoring):
         prompts: Prompt | Sequence[Prompt],
         *,
         truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool | None = None,
-        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         **foreign: Any,
     ) -> list[ClassificationRequestOutput]:
         """Probabilities of the classes of a ...ForSequenceClassification model, for each prompt.
 
-        They are what softmax makes of the last token's logits, for a single class or problem_type
-        "multi_label_classification" sigmoid, for "regression" the logits themselves, as are all
-        with use_activation=False. UnsupportedError where the model has no such head.
+        They are what softmax makes of the last token's logits (pooler_config may take another's),
+        for a single class or problem_type "multi_label_classification" sigmoid, for "regression"
+        the logits themselves, as are all with use_activation=False. UnsupportedError where the
+        model has no such head.
         """
         refuse_foreign("classify", foreign)
-        params = self._pooling_params(pooling_params, "classify", truncate_prompt_tokens)
+        items = prompt_list(prompts)
+        params = self._pooling_params(
+            pooling_params, "classify", truncate_prompt_tokens, len(items)
+        )
         self._check_score_head("classify")
-        encoded = self._encode_all(prompts, params, "prompts")
-        found = self._classify(encoded, params, PoolingRule(), use_tqdm)
+        encoded = self._encode_all(items, params, "prompts", tokenization_kwargs)
+        found = self._classify(encoded, params, self._class_rule(), use_tqdm)
         return [
             ClassificationRequestOutput(i, ClassificationOutput(_tensor(p[0])), ids)
             for i, ids, p in found
@@ -201,22 +225,30 @@ class Pooling(Scoring):
         prompts: Prompt | Sequence[Prompt],
         *,
         truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool | None = None,
-        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         **foreign: Any,
     ) -> list[PoolingRequestOutput]:
         """A classifier's scores of every token of each prompt; encode's "token_classify"."""
-        refuse_foreign("reward", foreign)
-        params = self._pooling_params(pooling_params, "token_classify", truncate_prompt_tokens)
-        return self._encode_task("token_classify", prompts, params, use_tqdm)
+        return self.encode(
+            prompts,
+            pooling_params,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            use_tqdm=use_tqdm,
+            tokenization_kwargs=tokenization_kwargs,
+            pooling_task="token_classify",
+            **foreign,
+        )
 
     def encode(
         self,
         prompts: Prompt | Sequence[Prompt],
-        pooling_params: PoolingParams | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         *,
         truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         pooling_task: str | None = None,
         **foreign: Any,
     ) -> list[PoolingRequestOutput]:
@@ -227,13 +259,19 @@ class Pooling(Scoring):
         """
         refuse_foreign("encode", foreign)
         task = pooling_task
-        if task is None and isinstance(pooling_params, PoolingParams):
-            task = pooling_params.task
+        first = pooling_params[0] if isinstance(pooling_params, list) and pooling_params else None
+        for given in (pooling_params, first, self._pooler):
+            if task is None and isinstance(given, (PoolingParams, PoolerConfig)):
+                task = given.task
         if task not in TASKS or task == "score":
             known = ", ".join(name for name in TASKS if name != "score")
             raise RequestError(f"pooling_task: expected one of {known}, got {shown(task)}")
-        params = self._pooling_params(pooling_params, task, truncate_prompt_tokens)
-        return self._encode_task(task, prompts, params, use_tqdm)
+        items = prompt_list(prompts)
+        params = self._pooling_params(pooling_params, task, truncate_prompt_tokens, len(items))
+        if task.endswith("classify"):
+            self._check_score_head(task)
+        encoded = self._encode_all(items, params, "prompts", tokenization_kwargs)
+        return self._encode_task(task, encoded, params, use_tqdm)
 
     def score(
         self,
@@ -242,18 +280,20 @@ class Pooling(Scoring):
         /,
         *,
         truncate_prompt_tokens: int | None = None,
-        use_tqdm: bool | None = None,
-        pooling_params: PoolingParams | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
         **foreign: Any,
     ) -> list[ScoringRequestOutput]:
         """How well pairs go together; one of data_1 for all of data_2, or as many of both.
 
         A classifier with one class reads both as one prompt (texts as the tokenizer joins a pair,
-        ids one after the other) and gives its probability; any other model embeds both and gives
-        the cosine. UnsupportedError for a classifier with more classes.
+        ids one after the other, or as chat_template writes messages of the roles "query" and
+        "document") and gives its probability; any other model embeds both and gives the cosine.
+        UnsupportedError for a classifier with more classes.
         """
         refuse_foreign("score", foreign)
-        params = self._pooling_params(pooling_params, "score", truncate_prompt_tokens)
         if self._config.n_labels > 1:
             raise UnsupportedError(
                 f"score: this classifier has {self._config.n_labels} classes; a pair's score needs "
@@ -266,23 +306,47 @@ class Pooling(Scoring):
             raise RequestError(
                 f"data_2: expected {len(left)}, one for each of data_1, got {len(right)}"
             )
+        params = self._pooling_params(pooling_params, "score", truncate_prompt_tokens, len(right))
+        how = tokenization_of(tokenization_kwargs, "right")
         if self._score_head is None:
-            return self._cosines(left, right, params, use_tqdm)
-        pairs = zip(left, right, strict=True)
-        encoded = [self._encode_both(a, b, i, params) for i, (a, b) in enumerate(pairs)]
-        found = self._classify(encoded, params, PoolingRule(), use_tqdm)
+            if chat_template is not None:
+                raise UnsupportedCombination(
+                    "chat_template: this model embeds texts one by one; a classifier reads both"
+                )
+            return self._cosines(left, right, params, how, use_tqdm)
+        encoded = [
+            self._encode_both(a, b, i, params[i], how=how, chat_template=chat_template)
+            for i, (a, b) in enumerate(zip(left, right, strict=True))
+        ]
+        found = self._classify(encoded, params, self._class_rule(), use_tqdm)
         return [
             ScoringRequestOutput(i, ScoringOutput(_tensor(p[0, 0])), ids) for i, ids, p in found
         ]
 
     # ---- prompts and parameters -----------------------------------------------------------------
 
-    def _pooling_params(self, given: Any, task: str, truncate: int | None) -> PoolingParams:
-        """A checked copy for `task`."""
+    def _pooling_params(
+        self, given: Any, task: str, truncate: int | None, count: int
+    ) -> list[PoolingParams]:
+        """Checked copies for `task`, one a prompt, with what pooler_config says of the rest."""
         self._driver.check()
+        if not isinstance(given, (PoolingParams, Sequence, type(None))):
+            raise RequestError(f"pooling_params: expected PoolingParams, got {shown(given)}")
+        each = spread("pooling_params", given, count, PoolingParams)
+        return [self._checked_params(one, task, truncate) for one in each]
+
+    def _checked_params(self, given: Any, task: str, truncate: int | None) -> PoolingParams:
         if given is not None and not isinstance(given, PoolingParams):
             raise RequestError(f"pooling_params: expected PoolingParams, got {shown(given)}")
         params = PoolingParams() if given is None else given.clone()
+        general = self._pooler.params()
+        if params.activates() is None:
+            params.use_activation = general.activates()
+        if task.endswith("embed"):
+            if params.normalize is None:
+                params.normalize = general.normalize
+            if params.dimensions is None:
+                params.dimensions = general.dimensions
         if params.task not in (None, task):
             raise RequestError(f"pooling_params: task is {params.task!r}, this call's is {task!r}")
         if truncate is not None:
@@ -316,12 +380,21 @@ class Pooling(Scoring):
                 "...ForSequenceClassification has"
             )
 
-    def _encode_all(self, prompts: Any, params: PoolingParams, name: str) -> list[_Encoded]:
-        items = prompt_list(prompts)
-        return [
-            self._fitted(*self._encode(item, f"{name}[{i}]"), f"{name}[{i}]", params)
-            for i, item in enumerate(items)
-        ]
+    def _class_rule(self) -> PoolingRule:
+        return PoolingRule(self._pooler.sequence or "LAST")
+
+    def _encode_all(
+        self, items: list[Any], params: list[PoolingParams], name: str, kwargs: Any
+    ) -> list[_Encoded]:
+        """kwargs: tokenization_kwargs, or what was made of them."""
+        made = isinstance(kwargs, Tokenization)
+        how, room = kwargs if made else tokenization_of(kwargs, "right"), self._config.max_len
+        encoded = []
+        for i, item in enumerate(items):
+            where = f"{name}[{i}]"
+            text, ids = self._encode(item, where, how, room)
+            encoded.append(self._fitted(text, ids, where, params[i]))
+        return encoded
 
     def _fitted(
         self, text: str | None, ids: list[int], where: str, params: PoolingParams
@@ -332,35 +405,58 @@ class Pooling(Scoring):
         self._check_length(ids, 0, where)
         return text, ids
 
-    def _encode_both(self, a: Any, b: Any, i: int, params: PoolingParams) -> _Encoded:
+    def _encode_both(
+        self,
+        a: Any,
+        b: Any,
+        i: int,
+        params: PoolingParams,
+        *,
+        how: Tokenization | None,
+        chat_template: str | None,
+    ) -> _Encoded:
         """A pair as one prompt."""
-        if isinstance(a, str) and isinstance(b, str):
+        texts = isinstance(a, str) and isinstance(b, str)
+        if chat_template is not None and not texts:
+            raise RequestError(f"pair {i}: chat_template writes texts; give no token ids")
+        where, text = f"pair {i}", a if texts else None
+        if texts:
+            tokenizer = self.get_tokenizer()
             try:
-                return self._fitted(a, self.get_tokenizer().encode_pair(a, b), f"pair {i}", params)
+                if chat_template is None:
+                    ids = tokenizer.encode_pair(a, b)
+                else:
+                    text = tokenizer.apply_chat_template(
+                        [{"role": "query", "content": a}, {"role": "document", "content": b}],
+                        chat_template=chat_template,
+                        tokenize=False,
+                    )
+                    ids = tokenizer.encode(text, add_special_tokens=False)
             except RequestError as error:
-                raise RequestError(f"pair {i}: {error}") from error
-        ids = self._encode(a, f"data_1[{i}]")[1] + self._encode(b, f"data_2[{i}]")[1]
-        return self._fitted(None, ids, f"pair {i}", params)
+                raise RequestError(f"{where}: {error}") from error
+        else:
+            ids = self._encode(a, f"data_1[{i}]")[1] + self._encode(b, f"data_2[{i}]")[1]
+        if how is not None:
+            ids = how.cut(ids, where, self._config.max_len)
+        return self._fitted(text, ids, where, params)
 
     # ---- from states to numbers -----------------------------------------------------------------
 
     def _embed(
         self,
         encoded: list[_Encoded],
-        params: PoolingParams,
-        use_tqdm: bool | None,
+        params: list[PoolingParams],
+        use_tqdm: Any,
         all_of: bool = False,
     ) -> list[tuple[str, list[int], Any]]:
         """(request id, prompt ids, Tensor) of each; all_of: of every token."""
         rule = PoolingRule("ALL", self._rule.normalize) if all_of else self._rule
-        unit = params.activates() if params.normalize is None else params.normalize
-        unit = rule.normalize if unit is None else unit
 
-        def finish(states: np.ndarray) -> Any:
-            if rule.pooling == "MEAN":
-                states = states.mean(axis=0, keepdims=True, dtype=np.float64)
-            states = states[:, : params.dimensions]
-            states = _unit(states) if unit else states
+        def finish(i: int, states: np.ndarray) -> Any:
+            one = params[i]
+            unit = one.activates() if one.normalize is None else one.normalize
+            states = rule.one(states)[:, : one.dimensions]
+            states = _unit(states) if (rule.normalize if unit is None else unit) else states
             return _tensor(states if all_of else states[0])
 
         return self._pool(encoded, rule, finish, use_tqdm)
@@ -368,20 +464,19 @@ class Pooling(Scoring):
     def _classify(
         self,
         encoded: list[_Encoded],
-        params: PoolingParams,
+        params: list[PoolingParams],
         rule: PoolingRule,
-        use_tqdm: bool | None,
+        use_tqdm: Any,
     ) -> list[tuple[str, list[int], Any]]:
         """(request id, prompt ids, float64 [rows, classes]) of each."""
         problem = self._config.raw.get("problem_type")
-        active = params.activates() is not False and problem != "regression"
         several = problem == "multi_label_classification"
 
-        def finish(states: np.ndarray) -> np.ndarray:
+        def finish(i: int, states: np.ndarray) -> np.ndarray:
             head = self._score_head  # the one of this call, which no change comes into
             assert head is not None
-            logits = class_logits(head, states)
-            if not active:
+            logits = self._pooler.calibrate(class_logits(head, rule.one(states)))
+            if params[i].activates() is False or problem == "regression":
                 return logits
             if several or len(head) == 1:
                 with np.errstate(over="ignore"):  # exp of a large number: 1 / inf is right
@@ -392,16 +487,13 @@ class Pooling(Scoring):
         return self._pool(encoded, rule, finish, use_tqdm)
 
     def _encode_task(
-        self, task: str, prompts: Any, params: PoolingParams, use_tqdm: bool | None
+        self, task: str, encoded: list[_Encoded], params: list[PoolingParams], use_tqdm: Any
     ) -> list[PoolingRequestOutput]:
         """encode, its arguments checked."""
-        if task.endswith("classify"):
-            self._check_score_head(task)
-        encoded = self._encode_all(prompts, params, "prompts")
         if task.endswith("embed"):
             found = self._embed(encoded, params, use_tqdm, all_of=task == "token_embed")
             return [PoolingRequestOutput(i, PoolingOutput(t), ids) for i, ids, t in found]
-        rule = PoolingRule("ALL" if task == "token_classify" else "LAST")
+        rule = PoolingRule("ALL") if task == "token_classify" else self._class_rule()
         return [
             PoolingRequestOutput(
                 i, PoolingOutput(_tensor(p if rule.pooling == "ALL" else p[0])), ids
@@ -410,12 +502,18 @@ class Pooling(Scoring):
         ]
 
     def _cosines(
-        self, left: list[Any], right: list[Any], params: PoolingParams, use_tqdm: bool | None
+        self,
+        left: list[Any],
+        right: list[Any],
+        params: list[PoolingParams],
+        how: Tokenization | None,
+        use_tqdm: Any,
     ) -> list[ScoringRequestOutput]:
-        first = self._encode_all(left, params, "data_1") if len(left) else []
-        second = self._encode_all(right, params, "data_2")
-        params.normalize = True
-        found = self._embed([*first, *second], params, use_tqdm)
+        first = self._encode_all(left, params, "data_1", how)
+        second = self._encode_all(right, params, "data_2", how)
+        for one in params:
+            one.normalize = True
+        found = self._embed([*first, *second], params * 2, use_tqdm)
         scored = []
         for (i, ids, u), (j, more, v) in zip(found[: len(left)], found[len(left) :], strict=True):
             cosine = (u.numpy().astype(np.float64) * v.numpy()).sum()
@@ -428,8 +526,8 @@ class Pooling(Scoring):
         self,
         encoded: list[_Encoded],
         rule: PoolingRule,
-        finish: Callable[[np.ndarray], Any],
-        use_tqdm: bool | None,
+        finish: Callable[[int, np.ndarray], Any],
+        use_tqdm: Any,
     ) -> list[tuple[str, list[int], Any]]:
         """Run prompts through the model, a window at a time, and finish each as it comes."""
         self._driver.check_wait()
@@ -472,7 +570,7 @@ class Pooling(Scoring):
                         raise request.error
                     i, _, room = running.pop(request.request_id)
                     states = room.prompt_states[0].numpy()
-                    results[i] = (request.request_id, request.prompt_ids, finish(states))
+                    results[i] = (request.request_id, request.prompt_ids, finish(i, states))
                     tick()
                     start()
         except BaseException:

@@ -1,4 +1,4 @@
-"""PoolingParams and the outputs of pooling, under vLLM's names.
+"""PoolingParams, PoolerConfig and the outputs of pooling, under vLLM's names.
 
 An output's numbers lie in a Tensor; lists of Python floats are made when somebody looks. Invariant:
 parameters are checked when they are made. Made by users and by pooling.py.
@@ -6,15 +6,20 @@ parameters are checked when they are made. Made by users and by pooling.py.
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.errors import ConfigError, RequestError, UnsupportedError, shown
+from llmaccel.hints import hint
 from llmaccel.whole import is_whole
 
+SEQUENCE_POOLINGS = ("LAST", "MEAN", "CLS")
+TOKEN_POOLINGS = ("ALL",)
 TASKS = ("embed", "classify", "score", "token_embed", "token_classify")
 _SWITCHES = ("normalize", "use_activation", "softmax", "activation")
 # vLLM's fields for what is not here, and what asks for nothing.
@@ -25,6 +30,116 @@ _ABSENT: dict[str, tuple[Any, ...]] = {
     "skip_reading_prefix_cache": (None, False, True),
     "extra_kwargs": (None, {}),
 }
+
+
+@dataclass
+class PoolerConfig:
+    """How a model pools where PoolingParams leave it open, under vLLM's names. ConfigError names a
+    bad value, UnsupportedError what this version has not.
+
+    pooling_type, seq_pooling_type: "LAST", "MEAN" or "CLS" (the first token): what embed, classify
+    and score make one state of; None: as the model's files say. pooling_type="ALL",
+    tok_pooling_type: of every token, which token_embed and token_classify always do.
+    use_activation, normalize: as in PoolingParams; softmax, activation: older names. dimensions: of
+    embeddings. logit_mean, logit_sigma: (logit - mean) / sigma before a classifier's activation;
+    logit_bias: an older name of the first.
+    """
+
+    task: str | None = None
+    pooling_type: str | None = None
+    seq_pooling_type: str | None = None
+    tok_pooling_type: str | None = None
+    use_activation: bool | None = None
+    normalize: bool | None = None
+    softmax: bool | None = None
+    activation: bool | None = None
+    dimensions: int | None = None
+    logit_mean: float | None = None
+    logit_sigma: float | None = None
+    logit_bias: float | None = None
+    enable_chunked_processing: bool = False
+    enable_flash_late_interaction: bool = True
+    max_embed_len: int | None = None
+    step_tag_id: int | None = None
+    returned_token_ids: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Check every value; names of poolings become capitals."""
+        for name in ("enable_chunked_processing", "max_embed_len", "step_tag_id"):
+            if getattr(self, name) not in (None, False):
+                raise UnsupportedError(f"pooler_config: {name}: not supported by this version")
+        if self.returned_token_ids is not None:
+            raise UnsupportedError(
+                "pooler_config: returned_token_ids: not supported by this version; "
+                "hf_overrides={'classifier_from_token': [...]} has classes of tokens"
+            )
+        poolings = {
+            "pooling_type": (*SEQUENCE_POOLINGS, *TOKEN_POOLINGS),
+            "seq_pooling_type": SEQUENCE_POOLINGS,
+            "tok_pooling_type": TOKEN_POOLINGS,
+        }
+        for name, known in poolings.items():
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, value.upper())
+            if value is not None and getattr(self, name) not in known:
+                raise UnsupportedError(
+                    f"pooler_config: {name}={shown(value)}: this version has {', '.join(known)}"
+                )
+        if self.pooling_type and (self.seq_pooling_type or self.tok_pooling_type):
+            raise ConfigError("pooler_config: pooling_type stands for the other two; give one")
+        for name in ("logit_mean", "logit_sigma", "logit_bias"):
+            value = getattr(self, name)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if value is not None and not (real and np.isfinite(value)):
+                raise ConfigError(f"pooler_config: {name}: expected a number, got {shown(value)}")
+        if self.logit_sigma == 0:
+            raise ConfigError("pooler_config: logit_sigma: expected no 0, which divides")
+        if self.logit_mean is not None and self.logit_bias is not None:
+            raise ConfigError("pooler_config: logit_bias is logit_mean; give one")
+        try:
+            self.params()
+        except RequestError as error:
+            raise ConfigError(f"pooler_config: {error}") from error
+
+    @property
+    def sequence(self) -> str | None:
+        """The pooling of a sequence, where it is given."""
+        given = self.seq_pooling_type or self.pooling_type
+        return given if given in SEQUENCE_POOLINGS else None
+
+    def params(self) -> PoolingParams:
+        """What it says of the fields of PoolingParams."""
+        names = (*_SWITCHES, "dimensions", "task")
+        return PoolingParams(**{name: getattr(self, name) for name in names})
+
+    def calibrate(self, logits: np.ndarray) -> np.ndarray:
+        """A classifier's logits before its activation."""
+        mean = self.logit_bias if self.logit_mean is None else self.logit_mean
+        if mean is None and self.logit_sigma is None:
+            return logits
+        return (logits - (mean or 0.0)) / (1.0 if self.logit_sigma is None else self.logit_sigma)
+
+
+def pooler_config(given: Any) -> PoolerConfig:
+    """LLM's pooler_config: None, a PoolerConfig, or a dict of its fields."""
+    if given is None:
+        return PoolerConfig()
+    if isinstance(given, PoolerConfig):
+        given.validate()
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"pooler_config: expected a PoolerConfig or a dict, got {shown(given)}")
+    known = [field.name for field in fields(PoolerConfig)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"pooler_config: {shown(name)} is no field of PoolerConfig{hint(str(name), known)}"
+            )
+    return PoolerConfig(**given)
 
 
 @dataclass

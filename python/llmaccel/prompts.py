@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
+from llmaccel.whole import is_whole
 
 # Keys of vLLM's prompt dicts that this version has no use for.
 _VLLM_KEYS = (
@@ -24,8 +26,10 @@ _VLLM_KEYS = (
     "token_type_ids",
     "encoder_prompt",
     "decoder_prompt",
-    "cache_salt",
+    "media_io_kwargs",
 )
+# What it takes; a salt keeps prefixes apart in a cache that is not here.
+_KNOWN_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
 # Sequences of integers that are no token ids.
@@ -60,7 +64,7 @@ def parts_of(prompt: Mapping[str, Any], where: str) -> tuple[str | None, Any]:
         if key in _VLLM_KEYS:
             if prompt[key] is not None:
                 raise UnsupportedError(f"{where}: {key!r} is not supported")
-        elif key not in ("prompt", "prompt_token_ids"):
+        elif key not in _KNOWN_KEYS:
             raise RequestError(
                 f"{where}: unknown key {shown(key)}; known: prompt, prompt_token_ids"
             )
@@ -99,11 +103,7 @@ def ids_of(given: Any, where: str) -> list[int]:
 def checked_ids(given: Sequence[Any], where: str) -> list[int]:
     """`given` as a list of ints; RequestError names the first that is no id."""
     for i, item in enumerate(given):
-        if (
-            not isinstance(item, numbers.Integral)
-            or isinstance(item, bool)
-            or not 0 <= item < 2**31
-        ):
+        if not is_whole(item, 0, 2**31 - 1):
             raise RequestError(f"{where}[{i}]: expected a token id, got {shown(item)}")
     return list(map(int, given))
 
@@ -115,6 +115,100 @@ def encode_text(tokenizer: Any, text: str, where: str, **options: Any) -> list[i
     except RequestError as error:
         raise RequestError(f"{where}: {error}") from error
 
+
+@dataclass(frozen=True)
+class Tokenization:
+    """How prompts become ids beyond what the tokenizer does: vLLM's tokenization_kwargs.
+
+    add_special_tokens: None: as the tokenizer says. limit: ids that are kept; -1: as many as the
+    model takes. side: from which the others are cut. most: ids above which a prompt is refused.
+    """
+
+    add_special_tokens: bool | None = None
+    limit: int | None = None
+    side: str = "left"
+    most: int | None = None
+
+    def ids_of_text(self, tokenizer: Any, text: str, where: str, room: int) -> list[int]:
+        """Token ids of a text; room: what limit -1 stands for. RequestError names `where`."""
+        added = (
+            {}
+            if self.add_special_tokens is None
+            else {"add_special_tokens": self.add_special_tokens}
+        )
+        ids = encode_text(tokenizer, text, where, **added)
+        limit = self._limit(room)
+        if limit is not None and len(ids) > limit and self.add_special_tokens is not False:
+            bare = encode_text(tokenizer, text, where, add_special_tokens=False)
+            return cut_between(ids, bare, limit, self.side)
+        return self.cut(ids, where, room)
+
+    def cut(self, ids: list[int], where: str, room: int) -> list[int]:
+        """The ids that are kept; RequestError where there are more than `most`."""
+        limit = self._limit(room)
+        if self.most is not None and len(ids) > self.most:
+            raise RequestError(
+                f"{where}: {len(ids)} tokens, but max_length of tokenization_kwargs is "
+                f"{self.most}; truncation=True cuts it"
+            )
+        if limit is None or len(ids) <= limit:
+            return ids
+        return ids[len(ids) - limit :] if self.side == "left" else ids[:limit]
+
+    def _limit(self, room: int) -> int | None:
+        return room if self.limit == -1 else self.limit
+
+
+def cut_between(ids: list[int], bare: list[int], limit: int, side: str) -> list[int]:
+    """`ids` cut to `limit` so that the special tokens around `bare` stay, as transformers does."""
+    first = next((i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), 0)
+    before, after = ids[:first], ids[first + len(bare) :]
+    room = limit - len(before) - len(after)
+    if ids[first : first + len(bare)] != bare or room < 0:
+        return ids[len(ids) - limit :] if side == "left" else ids[:limit]
+    return [*before, *(bare[len(bare) - room :] if side == "left" else bare[:room]), *after]
+
+
+def tokenization_of(given: Any, side: str) -> Tokenization | None:
+    """A checked tokenization_kwargs. side: from which a prompt is cut where it does not say so."""
+    if not given:
+        return None
+    name = "tokenization_kwargs"
+    if not isinstance(given, Mapping):
+        raise RequestError(f"{name}: expected a dict, got {shown(given)}")
+    for key, value in given.items():
+        off = key in _TOKENIZATION_OFF and value in _TOKENIZATION_OFF[key]
+        if key not in _TOKENIZATION and not off:
+            raise UnsupportedError(f"{name}: {shown(key)}={shown(value)}: not supported here")
+    length, keep = given.get("max_length"), given.get("truncate_prompt_tokens")
+    for key, value, least in (("max_length", length, 1), ("truncate_prompt_tokens", keep, -1)):
+        if value is not None and (not is_whole(value, least) or value == 0):
+            raise RequestError(f"{name}: {key}: expected a number of tokens, got {shown(value)}")
+    special, truncation = given.get("add_special_tokens"), given.get("truncation")
+    side = given.get("truncation_side") or side
+    if special not in (None, True, False) or side not in ("left", "right"):
+        raise RequestError(
+            f"{name}: expected add_special_tokens True or False and truncation_side 'left' or "
+            f"'right', got {shown(special)} and {shown(side)}"
+        )
+    if truncation not in (None, True, False, "longest_first", "do_not_truncate"):
+        raise UnsupportedError(f"{name}: truncation={shown(truncation)}: not supported here")
+    if truncation in (True, "longest_first"):
+        return Tokenization(special, -1 if length is None else length, side)
+    return Tokenization(special, keep, side, length)
+
+
+_TOKENIZATION = (
+    *("add_special_tokens", "max_length", "truncation", "truncation_side"),
+    "truncate_prompt_tokens",
+)
+_TOKENIZATION_OFF: dict[str, tuple[Any, ...]] = {
+    "padding": (None, False, "do_not_pad"),
+    "pad_prompt_tokens": (None,),
+    "do_lower_case": (None, False),
+    "needs_detokenization": (None, False, True),
+    "return_offsets_mapping": (None, False),
+}
 
 # What chat() itself gives to apply_chat_template.
 _CHAT_ARGUMENTS = (

@@ -9,15 +9,14 @@ A base of LLM (llm.py).
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from llmaccel.arguments import check_switches, refuse_foreign
 from llmaccel.calls import Calls, Params, Prompt
-from llmaccel.errors import RequestError, shown
+from llmaccel.errors import RequestError, UnsupportedError, shown
 from llmaccel.outputs import RequestOutput
-from llmaccel.prompts import prompt_list
 from llmaccel.request import Request
 from llmaccel.states import Wanted, wanted_of
 from llmaccel.waiting import abandon, wait_all
@@ -36,9 +35,10 @@ class Queued(Calls):
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params = None,
         *,
-        priority: int | Sequence[int] = 0,
+        priority: int | Sequence[int] | None = 0,
         timeout: float | None = None,
-        use_tqdm: bool | None = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
         output_logits: bool = False,
         output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
@@ -52,23 +52,24 @@ class Queued(Calls):
         refuse_foreign("enqueue", foreign)
         check_switches(use_tqdm=use_tqdm)
         wanted = wanted_of(output_logits, output_hidden_states, self._config.n_layers)
-        items = prompt_list(prompts)
-        encoded = [self._encode(item, f"prompts[{i}]") for i, item in enumerate(items)]
+        encoded = self._encode_prompts(prompts, tokenization_kwargs)
         return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
     def enqueue_chat(
         self,
         messages: Sequence[Any],
         sampling_params: Params = None,
+        use_tqdm: bool | Callable[..., Any] | None = None,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
+        chat_template_content_format: str = "auto",
         add_generation_prompt: bool | None = None,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        priority: int | Sequence[int] = 0,
+        tokenization_kwargs: Mapping[str, Any] | None = None,
+        priority: int | Sequence[int] | None = 0,
         timeout: float | None = None,
-        use_tqdm: bool | None = None,
         output_logits: bool = False,
         output_hidden_states: Sequence[int] | None = None,
         **foreign: Any,
@@ -85,14 +86,21 @@ class Queued(Calls):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             chat_template_kwargs=chat_template_kwargs,
+            chat_template_content_format=chat_template_content_format,
+            tokenization_kwargs=tokenization_kwargs,
         )
         return self._enqueue(encoded, sampling_params, priority, timeout, wanted)
 
-    def wait_for_completion(self, *, use_tqdm: bool | None = None) -> list[RequestOutput]:
+    def wait_for_completion(
+        self, output_type: Any = None, *, use_tqdm: bool | Callable[..., Any] | None = None
+    ) -> list[RequestOutput]:
         """Outputs of all that was enqueued and not yet collected, in order of submission; [] where
-        there is nothing. Raises the error of the first request that failed."""
+        there is nothing. Raises the error of the first request that failed. output_type: vLLM's;
+        RequestOutput is all that comes."""
         self._driver.check_wait()
         check_switches(use_tqdm=use_tqdm)
+        if output_type not in (None, RequestOutput, (RequestOutput,)):
+            raise UnsupportedError(f"output_type={shown(output_type)}: only RequestOutput comes")
         batches: list[Batch] = []
         try:
             with suppress(queue.Empty):  # which others may be taking from as well
@@ -128,7 +136,7 @@ class Queued(Calls):
         self,
         encoded: list[tuple[str | None, list[int]]],
         params: Params,
-        priority: int | Sequence[int],
+        priority: int | Sequence[int] | None,
         timeout: float | None,
         wanted: Wanted | None,
     ) -> list[str]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from llmaccel.calls import Calls
 from llmaccel.driver import Driver
 from llmaccel.memory import MemoryPlan
@@ -77,11 +75,6 @@ class Reporting(Calls):
                 "host_bytes": self._plan.host,
             },
             "options": given,
-            "no_effect": sorted({*options.compatible, *self._forms.no_effect, *self._idle_params}),
+            "no_effect": sorted({*options.idle(), *self._forms.no_effect, *self._idle_params}),
             "stats": stats,
         }
-
-    def expert_load(self) -> np.ndarray:
-        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
-        load = np.frombuffer(self._driver.expert_load(), np.int64)
-        return load.reshape(self._config.n_layers, self._config.n_experts)

@@ -5,8 +5,8 @@ names that transformers gave these methods and behaves as transformers does: add
 inside a text, special ones may be left out of a decode, a rendered chat is encoded without adding
 BOS again. Invariant: immutable after construction and safe to use from several threads. Encoding is
 done by the `tokenizers` package; decoding by detokenize.py, so that streamed and one-shot text are
-the same. Called by loading.py (which tokenizer), llm.py (prompts, chats, bad words) and request.py
-(StreamDecoder).
+the same. What a call pads and cuts by may be changed (encodings.py). Called by loading.py (which
+tokenizer), llm.py (prompts, chats, bad words) and request.py (StreamDecoder).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from . import chat, hub
 from . import tokenize_convert as convert
 from .detokenize import StreamDecoder, check_id, is_one_id, read_decoder
+from .encodings import Encoder, Encoding
 from .errors import ConfigError, LoadError, RequestError, UnsupportedError, shown
 from .files import is_there, read_json_object
 
@@ -38,17 +39,7 @@ _SPECIAL_NAMES = (
 )
 
 
-class Encoding(dict[str, Any]):
-    """What calling a tokenizer gives: `input_ids` and `attention_mask`, as keys or attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
-
-
-class Tokenizer:
+class Tokenizer(Encoder):
     """A vocabulary, its special tokens and chat templates; see `load_tokenizer`, `from_gguf`."""
 
     def __init__(self, parts: convert.Parts) -> None:
@@ -119,13 +110,18 @@ class Tokenizer:
         add_special_tokens: bool = True,
         *,
         split_special_tokens: bool | None = None,
-    ) -> list[int]:
+        **how: Any,
+    ) -> Any:
         """Token ids of a text.
 
         `add_special_tokens` adds BOS/EOS where the tokenizer does so. `split_special_tokens=True`
         treats special tokens written in the text as plain text (default: what the tokenizer's
-        config says). Raises RequestError when `text` is no string or holds a lone surrogate.
+        config says). Raises RequestError when `text` is no string or holds a lone surrogate. how:
+        truncation, max_length, padding and return_tensors ([1, T]), as in a call.
         """
+        if how:
+            split = {"split_special_tokens": split_special_tokens}
+            return self(text, None, add_special_tokens, **split, **how).input_ids
         if not isinstance(text, str):
             raise RequestError(f"text to encode must be a string, got {type(text).__name__}")
         split = self._split_special if split_special_tokens is None else split_special_tokens
@@ -164,35 +160,6 @@ class Tokenizer:
             elif part:
                 ids += self._segment_encoder(part)
         return ids + (list(self._affixes[1]) if add_special_tokens else [])
-
-    def __call__(
-        self,
-        text: str | Sequence[str],
-        add_special_tokens: bool = True,
-        *,
-        split_special_tokens: bool | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
-    ) -> Encoding:
-        """Encode one text or a list of texts.
-
-        Returns `input_ids` and `attention_mask`: lists of ints, or lists of such lists for a list
-        of texts. `truncation=True` cuts each at `max_length` ids.
-        """
-        if truncation and (max_length is None or max_length < 0):
-            raise RequestError(f"truncation needs a max_length of at least 0, got {max_length}")
-        limit = max_length if truncation else None
-        if isinstance(text, str):
-            ids = self.encode(text, add_special_tokens, split_special_tokens=split_special_tokens)[
-                :limit
-            ]
-            return Encoding(input_ids=ids, attention_mask=[1] * len(ids))
-        batch = [
-            self.encode(t, add_special_tokens, split_special_tokens=split_special_tokens)
-            for t in text
-        ]
-        batch = [ids[:limit] for ids in batch]
-        return Encoding(input_ids=batch, attention_mask=[[1] * len(ids) for ids in batch])
 
     def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
         """The token strings of a text."""
@@ -282,6 +249,16 @@ class Tokenizer:
             return self.unk_token_id if token_id is None else token_id
         return [self.convert_tokens_to_ids(token) for token in tokens]
 
+    def convert_tokens_to_string(self, tokens: Iterable[str]) -> str:
+        """The text of token strings; those that are none are left out."""
+        ids = [self._backend.token_to_id(token) for token in tokens]
+        return self.decode([i for i in ids if i is not None])
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """get_vocab()."""
+        return self.get_vocab()
+
     def get_vocab(self) -> dict[str, int]:
         """Every token string with its id, added tokens included."""
         return self._backend.get_vocab(with_added_tokens=True)
@@ -349,26 +326,39 @@ class Tokenizer:
         token = self._special.get(name)
         return None if token is None else self._backend.token_to_id(token)
 
-    bos_token = property(
-        lambda self: self._special.get("bos_token"), doc="Begin-of-text token or None."
-    )
-    eos_token = property(
-        lambda self: self._special.get("eos_token"), doc="End-of-text token or None."
-    )
-    pad_token = property(lambda self: self._special.get("pad_token"), doc="Padding token or None.")
-    unk_token = property(lambda self: self._special.get("unk_token"), doc="Unknown token or None.")
-    bos_token_id = property(
-        lambda self: self._named_id("bos_token"), doc="Id of bos_token or None."
-    )
-    eos_token_id = property(
-        lambda self: self._named_id("eos_token"), doc="Id of eos_token or None."
-    )
-    pad_token_id = property(
-        lambda self: self._named_id("pad_token"), doc="Id of pad_token or None."
-    )
-    unk_token_id = property(
-        lambda self: self._named_id("unk_token"), doc="Id of unk_token or None."
-    )
+    def _token_named(name: str, title: str) -> tuple[property, property]:
+        """The properties of a special token and of its id, both of which may be set: to a token of
+        the vocabulary, or to None."""
+
+        def set_token(self: Tokenizer, token: str | None) -> None:
+            if token is not None and self._backend.token_to_id(token) is None:
+                raise RequestError(f"{name}: {shown(token)} is no token of this vocabulary")
+            rest = {key: value for key, value in self._special.items() if key != name}
+            self._special = rest if token is None else {**rest, name: token}
+
+        def set_id(self: Tokenizer, token_id: int | None) -> None:
+            token = None if token_id is None else self._token(check_id(token_id))
+            if token_id is not None and token is None:
+                raise RequestError(f"{name}_id: {token_id} is no token of this vocabulary")
+            set_token(self, token)
+
+        return (
+            property(lambda self: self._special.get(name), set_token, doc=f"{title} or None."),
+            property(lambda self: self._named_id(name), set_id, doc=f"Id of {name} or None."),
+        )
+
+    bos_token, bos_token_id = _token_named("bos_token", "Begin-of-text token")
+    eos_token, eos_token_id = _token_named("eos_token", "End-of-text token")
+    pad_token, pad_token_id = _token_named("pad_token", "Padding token")
+    unk_token, unk_token_id = _token_named("unk_token", "Unknown token")
+    sep_token, sep_token_id = _token_named("sep_token", "Separating token")
+    cls_token, cls_token_id = _token_named("cls_token", "Token before a text to classify")
+    mask_token, mask_token_id = _token_named("mask_token", "Masking token")
+    del _token_named
+
+    def __deepcopy__(self, memo: Any) -> Tokenizer:
+        """A copy with settings of its own over the same vocabulary."""
+        return copy.copy(self)
 
     # -- chat --------------------------------------------------------------------------------------
 
@@ -378,6 +368,10 @@ class Tokenizer:
         if set(self._templates) == {"default"}:
             return self._templates["default"]
         return dict(self._templates) or None
+
+    @chat_template.setter
+    def chat_template(self, value: str | Path | None) -> None:
+        self._templates = {} if value is None else {"default": chat.resolve_chat_template(value)}
 
     def apply_chat_template(
         self,
@@ -390,14 +384,18 @@ class Tokenizer:
         continue_final_message: bool | str = False,
         tokenize: bool = True,
         return_dict: bool = False,
+        padding: bool | str = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        return_tensors: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Render messages ({"role", "content", ...} dicts) by the chat template and encode them.
 
-        Returns ids; text when `tokenize=False`; an `Encoding` when `return_dict=True`. Further
-        keyword arguments are variables of the template. A list of conversations gives a list of
-        results. Raises RequestError, naming chat_template or the message, for whatever cannot be
-        rendered.
+        Returns ids; text when `tokenize=False`; an `Encoding` when `return_dict=True`. padding,
+        truncation, max_length, return_tensors: as in a call. Further keyword arguments are
+        variables of the template. A list of conversations gives a list of results. Raises
+        RequestError, naming chat_template or the message, for whatever cannot be rendered.
         """
         template = chat.select_chat_template(self._templates, chat_template, tools is not None)
         variables = {**self._special, **kwargs, "tools": tools, "documents": documents}
@@ -418,12 +416,23 @@ class Tokenizer:
         if not tokenize:
             return text
         # The template wrote its special tokens, BOS included.
-        encoding = self(text, add_special_tokens=False, split_special_tokens=False)
+        encoding = self(
+            text,
+            add_special_tokens=False,
+            padding=padding,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            split_special_tokens=False,
+        )
         return encoding if return_dict else encoding.input_ids
 
-    def prepare_chat(self, messages: Any, chat_template: str | None, tools: Any) -> Any:
-        """OpenAI's messages as the chat template takes them; see chat.join_text_parts. RequestError
-        for tools and tool calls that the template would leave out."""
+    def prepare_chat(
+        self, messages: Any, chat_template: str | None, tools: Any, content_format: str = "auto"
+    ) -> Any:
+        """OpenAI's messages as the chat template takes them, or as content_format says; see
+        chat.join_text_parts. RequestError for tools and tool calls that the template would leave
+        out."""
         template = chat.select_chat_template(self._templates, chat_template, tools is not None)
         if isinstance(tools, (list, tuple)) and tools and not chat.takes_tools(template):
             raise RequestError(
@@ -431,7 +440,10 @@ class Tokenizer:
                 "write them into a message"
             )
         chat.check_tool_calls(messages, template)
-        return chat.join_text_parts(messages, chat.takes_parts(template))
+        as_list = content_format == "openai"
+        if content_format == "auto":
+            as_list = chat.takes_parts(template)
+        return chat.join_text_parts(messages, as_list, always=content_format == "openai")
 
 
 def _clean_up(text: str) -> str:
@@ -463,9 +475,14 @@ def load_tokenizer(
     found = Path(path)
     if not is_there(found):
         found = hub.fetch_tokenizer(str(path), revision)
-    parts = _from_file(found, {}, bare=True) if found.is_file() else _from_folder(found)
+    if found.is_file():
+        parts, config = _from_file(found, {}, bare=True), {}
+    else:
+        parts, config = _from_folder(found)
     _override_template(parts, chat_template)
-    return Tokenizer(parts)
+    tokenizer = Tokenizer(parts)
+    tokenizer.configure(str(path), config)
+    return tokenizer
 
 
 def _override_template(parts: convert.Parts, chat_template: str | Path | None) -> None:
@@ -473,12 +490,13 @@ def _override_template(parts: convert.Parts, chat_template: str | Path | None) -
         parts.templates = {"default": chat.resolve_chat_template(chat_template)}
 
 
-def _from_folder(folder: Path) -> convert.Parts:
+def _from_folder(folder: Path) -> tuple[convert.Parts, Mapping[str, Any]]:
+    """What its files make, and its tokenizer_config.json."""
     config, configured = _read_configs(folder)
     parts = _from_file(_find_vocabulary(folder), config, bare=not configured)
     _apply_config(parts, config, folder)
     parts.templates = chat.load_chat_template(folder, config) or parts.templates
-    return parts
+    return parts, config
 
 
 def _find_vocabulary(folder: Path) -> Path:

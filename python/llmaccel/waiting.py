@@ -42,10 +42,13 @@ def output_kind(request: Request) -> RequestOutputKind:
 
 
 @contextmanager
-def progress(count: int, use_tqdm: bool | None, what: str) -> Iterator[Callable[[], Any]]:
-    """A progress bar over `count` prompts, where one is wanted; what is given moves it on."""
+def progress(count: int, use_tqdm: Any, what: str) -> Iterator[Callable[[], Any]]:
+    """A progress bar over `count` prompts, where one is wanted; what is given moves it on.
+    use_tqdm: None: where somebody watches; or what makes the bar in place of tqdm."""
     bar = None
-    if use_tqdm or (use_tqdm is None and count and wants_bar()):
+    if callable(use_tqdm):
+        bar = use_tqdm(total=count, desc=what, unit="prompt")
+    elif use_tqdm or (use_tqdm is None and count and wants_bar()):
         if importlib.util.find_spec("ipywidgets") is None:
             from tqdm import tqdm  # the notebook bar needs ipywidgets, and warns without
         else:
@@ -59,7 +62,7 @@ def progress(count: int, use_tqdm: bool | None, what: str) -> Iterator[Callable[
             bar.close()
 
 
-def wait_all(requests: list[Request], news: Any, use_tqdm: bool | None) -> None:
+def wait_all(requests: list[Request], news: Any, use_tqdm: Any) -> None:
     """Until every request has told that it is done."""
     with progress(len(requests), use_tqdm, "Generating") as tick:
         for _ in requests:

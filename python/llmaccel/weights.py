@@ -42,6 +42,8 @@ _F16_LARGEST, _F16_INFINITY = 65504.0, 65520.0  # and what rounds to infinity
 # Slots that are floats whatever the rest is quantized to.
 _FLOAT_SLOTS = ("pos_embed", "router", "mla_uk", "mla_uv")
 
+_PARTS = frozenset({"weights", "kv_cache"})  # vLLM's tags of what sleeps
+
 _Place = tuple[str, int, int]  # slot, layer, expert
 _Stored = dict[tuple[str, int], list[list[str]]]  # by slot and layer: of each expert
 
@@ -50,6 +52,7 @@ class Weights(Calls):
     """The methods of LLM that change where its weights are and what they hold."""
 
     _slots: list[tuple[str, list[tuple[str, int, int]], int]]
+    _awake: frozenset[str]  # parts that wake_up has woken while the rest sleeps
 
     def update_weights(self, weights: Mapping[str, Any]) -> None:
         """Replace weights in place.
@@ -62,7 +65,8 @@ class Weights(Calls):
         rounded as the model's file says (activation="checkpoint"). All names, shapes and values are
         checked before the first is replaced. LLMAccelError where requests or a call of several are
         under way; new ones wait meanwhile. RequestError names a tensor that does not fit,
-        UnsupportedError one that the model keeps as codes of its file.
+        UnsupportedError one that the model keeps as codes of its file. LLMAccelError while views
+        are alive that weight() gave.
         """
         self._driver.check()
         if class_tokens(self._config.raw):
@@ -79,6 +83,11 @@ class Weights(Calls):
         with self._driver.exclusive("update_weights") as model:
             if model is None:
                 raise LLMAccelError("update_weights: this LLM sleeps; wake_up() comes first")
+            if model.views:
+                raise LLMAccelError(
+                    f"update_weights: {model.views} views of weights are alive, which would show "
+                    "memory that is gone; drop what weight() gave, and arrays over it"
+                )
             for place in touched:
                 set_slot(model, place, self._parts(table, place, stored), False)
             if score is not None:
@@ -187,7 +196,8 @@ class Weights(Calls):
 
         Level 2 reads them from the model's files when it wakes, so what update_weights changed is
         lost; UnsupportedError for a model that has no files. LLMAccelError where requests are under
-        way. A sleeping LLM refuses requests; stats() and report() go on.
+        way. A sleeping LLM refuses requests; stats() and report() go on. Weights of which weight()
+        gave a view are freed when the last such view is.
         """
         self._driver.check()
         if not is_whole(level, 1, 2):
@@ -197,32 +207,39 @@ class Weights(Calls):
                 "level: 2 needs files to read the weights from again, and these came from memory; "
                 "level 1 keeps them"
             )
-        with self._driver.exclusive("sleep"):
+        with self._driver.exclusive("sleep") as model:
             self._driver.put_away(with_model=level == 2)
             self._sleeping = True
+            self._awake = frozenset({"weights"} if level == 1 and model is not None else ())
             if level == 2:
                 self._weight_bytes = 0
 
     def wake_up(self, tags: Sequence[str] | None = None) -> None:
-        """Take up work again after sleep(); nothing to do for one that is awake. tags: vLLM's, for
-        parts of it; None or both of them.
+        """Take up work again after sleep(); nothing to do for one that is awake. tags: of
+        "weights" and "kv_cache" what wakes up, such that weights can be replaced before memory goes
+        to a cache; None: both. It sleeps until both are awake.
 
         MemoryPlanError where there is no room any more: it goes on sleeping.
         """
         self._driver.check()
-        if tags is not None and set(tags) != {"weights", "kv_cache"}:
-            raise UnsupportedError(f"tags={shown(tags)}: this version wakes up as a whole")
+        known = tags is None or (isinstance(tags, (list, tuple, set)) and set(tags) <= _PARTS)
+        if not known:
+            raise RequestError(f"tags: expected a list of {sorted(_PARTS)}, got {shown(tags)}")
+        parts = _PARTS if tags is None else frozenset(tags)
         with self._driver.exclusive("wake_up") as model:
             if not self._sleeping:
                 return
-            if model is not None:
+            if "weights" in parts and model is None:
+                model = self._reload()
+                self._driver.take_up(None, model)
+            if self._awake | parts == _PARTS:
                 check_available("workspace", self._plan.workspace)
                 self._driver.take_up(_core.Engine(model, self._plan.limits), model)
-            else:
-                self._reload()
-            self._sleeping = False
+                self._sleeping = False
+            self._awake |= parts
 
-    def _reload(self) -> None:
+    def _reload(self) -> Any:
+        """The model, read from its files again."""
         options = replace(self._options, model=self._path, revision=None)
         prepared = forget_metadata(prepare(options))
         model = _core.Model(self._backend, vars(prepared.config), prepared.forms.weights)
@@ -230,14 +247,13 @@ class Weights(Calls):
             with naming_file(prepared.path):
                 load_weights(model, prepared)
                 score = load_score(prepared.config, prepared.checkpoint, self._tokenizer)
-            engine = _core.Engine(model, prepared.plan.limits)
         except BaseException:
             model.close()
             raise
         self._config, self._forms, self._plan = prepared.config, prepared.forms, prepared.plan
         self._slots, self._score_head = prepared.slots, score
         self._weight_bytes, self._token_bytes = model.bytes, model.token_bytes
-        self._driver.take_up(engine, model)
+        return model
 
     def is_sleeping(self) -> bool:
         """Whether sleep() was called, and wake_up() not since."""

@@ -60,8 +60,10 @@ def configure(
         harness.set_defaults(run=lambda args: _harness(args.rest))
         return
     add_model(parser, flag="--model")
-    parser.add_argument("file", type=Path, metavar="FILE")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
+    parser.add_argument("file", type=Path, metavar="FILE", help="- for standard input")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="OUT", help="- for standard output"
+    )
     if name == "compress":
         parser.add_argument("--chunk", type=int, help="tokens predicted from each other")
     run = _compress if name == "compress" else _decompress
@@ -134,7 +136,9 @@ def write_csv(path: Path, head: list[str], rows: list[list[Any]]) -> None:
 
 
 def _configure_quant(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder or .gguf file of a float model of the Llama kind")
+    parser.add_argument(
+        "--model", required=True, help="folder or .gguf file of a float model of the Llama kind"
+    )
     parser.add_argument("--data", required=True, nargs="+", metavar="FILE", help="texts")
     for name, default, text in (
         ("w", "16,8,4,3,2", "bits of weights"),
@@ -146,7 +150,7 @@ def _configure_quant(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=int, help="tokens of a window")
     parser.add_argument("--tokens", type=int, default=4096, help="of the texts at most")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the real kernels")
-    parser.add_argument("--csv", type=Path, metavar="OUT")
+    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the table there too")
     parser.add_argument("--plot", type=Path, metavar="OUT", help="picture; needs matplotlib")
     parser.set_defaults(run=_quant)
 
@@ -179,10 +183,9 @@ def _quant(args: argparse.Namespace) -> int:
         kernels=not args.no_kernels,
         progress=_progress("cells"),
     )
-    head = ["weights", "activations", "kv", "perplexity", "kernels", "difference %"]
-    rows = [
-        [cell.w, cell.a, cell.kv, cell.perplexity, cell.kernels, cell.difference] for cell in cells
-    ]
+    columns = ("w", "a", "kv", "perplexity", "kernel_rule", "kernels", "difference")
+    head = ["weights", "activations", *columns[2:6], "difference %"]
+    rows = [[getattr(cell, name) for name in columns] for cell in cells]
     print_table(head, rows)
     if args.csv is not None:
         write_csv(args.csv, head, rows)
@@ -236,13 +239,17 @@ def _progress(what: str) -> Callable[[int, int], None] | None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise LoadError(f"{path}: {error}") from None
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        path.write_bytes(data)
+        if str(path) == "-":
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        else:
+            path.write_bytes(data)
     except OSError as error:
         raise LoadError(f"{path}: {error}") from None

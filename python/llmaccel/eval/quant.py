@@ -1,8 +1,10 @@
 """What numbers of bits cost: perplexity over weights x activations x KV cache.
 
-Owns the grid of Qllm-Eval and what stands beside it: where the engine has kernels for a cell, the
-same codes, scales and zero points run through them. A cell is fake quantization (fake.py), so it is
-the format's cost; the difference to it is the kernels' own. Plots need matplotlib (extra `plot`).
+Owns the grid of Qllm-Eval and what stands beside it. A cell is fake quantization (fake.py) by the
+study's rule, asymmetric groups, so it is the format's cost. Where the engine has kernels for its
+bits, weights of the same codes, scales and zero points run through them; rows and cache of 8 bits
+they round by a rule of their own (KernelRule), so that rule is computed too, in fp64, and what
+differs between it and the kernels is their arithmetic. Plots need matplotlib (extra `plot`).
 
 Called by command.py and by users.
 """
@@ -10,7 +12,7 @@ Called by command.py and by users.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import product
 from math import exp
 from pathlib import Path
@@ -19,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from llmaccel import LLM, RequestError, UnsupportedError, load_tokenizer, read_arrays
-from llmaccel.eval.fake import FLOAT_BITS, LINEARS, FakeModel, Rounding, quantize
+from llmaccel.eval.fake import FLOAT_BITS, LINEARS, FakeModel, KernelRule, Rounding, quantize
 
 _MOST_BITS = 16
 # Rows and cache of the engine by their bits.
 _ACTIVATIONS = {16: "float32", 8: "int8"}
 _CACHES = {16: "float32", 8: "int8"}
 _PACKED_BITS = (2, 3, 4, 8)
+_ROW_GROUP = 64  # most k of an int8 row that share a scale (LA_ACT_I8_GROUP)
+_FINE_INT8 = ("vnni", "bf16")  # where finer rows are two lanes of int8
 
 
 @dataclass(frozen=True)
@@ -55,19 +59,25 @@ class Grid:
 
 @dataclass(frozen=True)
 class Cell:
-    """Perplexity with these bits by fake quantization; by the engine's kernels, or None where it
-    has none."""
+    """One combination of bits.
+
+    perplexity: by fake quantization with the study's rule. kernels: by the engine, or None where it
+    has no kernels for these bits. kernel_rule: by fake quantization again, with rows and cache
+    rounded as those kernels do; None without them. It is `perplexity` where rows and cache are
+    floats, since weights are rounded alike.
+    """
 
     w: int
     a: int
     kv: int
     perplexity: float
-    kernels: float | None = field(default=None)
+    kernel_rule: float | None = None
+    kernels: float | None = None
 
     @property
     def difference(self) -> float | None:
-        """Of the kernels to the fake quantization, in percent."""
-        return None if self.kernels is None else 100 * (self.kernels / self.perplexity - 1)
+        """Of the kernels to their own rule in fp64, in percent."""
+        return None if self.kernels is None else 100 * (self.kernels / self.kernel_rule - 1)
 
 
 def run_grid(
@@ -94,13 +104,34 @@ def run_grid(
     windows = _windows(load_tokenizer(model), documents, _chunk(config, chunk), tokens)
     found = []
     for rounding in roundings:
-        fake.round_weights(rounding)
-        total, count = fake.nll(windows)
-        real = _kernels(config, arrays, rounding, windows) if kernels else None
-        found.append(Cell(rounding.w, rounding.a, rounding.kv, exp(total / count), real))
+        found.append(_cell(fake, (config, arrays), rounding, windows, kernels))
         if progress is not None:
             progress(len(found), len(roundings))
     return found
+
+
+def _cell(
+    fake: FakeModel,
+    model: tuple[Mapping[str, Any], Mapping[str, np.ndarray]],
+    rounding: Rounding,
+    windows: list[list[int]],
+    kernels: bool,
+) -> Cell:
+    study = _perplexity(fake, rounding, windows)
+    found = _kernels(*model, rounding, windows) if kernels else None
+    if found is None:
+        return Cell(rounding.w, rounding.a, rounding.kv, study)
+    real, rule = found
+    own = study
+    if (rounding.a, rounding.kv) != (FLOAT_BITS, FLOAT_BITS):
+        own = _perplexity(fake, replace(rounding, rule=rule), windows)
+    return Cell(rounding.w, rounding.a, rounding.kv, study, own, real)
+
+
+def _perplexity(fake: FakeModel, rounding: Rounding, windows: list[list[int]]) -> float:
+    fake.round_weights(rounding)
+    total, count = fake.nll(windows)
+    return exp(total / count)
 
 
 def _chunk(config: Mapping[str, Any], chunk: int | None) -> int:
@@ -135,8 +166,9 @@ def _kernels(
     arrays: Mapping[str, np.ndarray],
     rounding: Rounding,
     windows: list[list[int]],
-) -> float | None:
-    """Perplexity by the engine, or None where it has no kernels for these bits."""
+) -> tuple[float, KernelRule] | None:
+    """Perplexity by the engine and how it rounds, or None where it has no kernels for these
+    bits."""
     if rounding.a not in _ACTIVATIONS or rounding.kv not in _CACHES:
         return None
     if rounding.w not in (FLOAT_BITS, *_PACKED_BITS) or (rounding.w, rounding.a) == (16, 8):
@@ -154,7 +186,15 @@ def _kernels(
             return None
     with LLM.from_arrays(config, arrays, **options) as llm:
         scores = llm.loglikelihood([w[:1] for w in windows], [w[1:] for w in windows])
-    return exp(-sum(score for score, _ in scores) / sum(len(w) - 1 for w in windows))
+        rule = _rule_of(llm, rounding.w_group)
+    return exp(-sum(score for score, _ in scores) / sum(len(w) - 1 for w in windows)), rule
+
+
+def _rule_of(llm: LLM, group: int) -> KernelRule:
+    """How a loaded model rounds rows and cache of 8 bits; group: of its weights."""
+    report = llm.report()
+    fine = "int8x2" if report["backend"]["isa"] in _FINE_INT8 else "bfloat16"
+    return KernelRule(min(group, _ROW_GROUP), report["model"]["wide_activations"], group, fine)
 
 
 def _packed_config(rounding: Rounding) -> dict[str, Any]:

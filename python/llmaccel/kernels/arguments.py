@@ -70,7 +70,8 @@ def real(value: Any, name: str, low: float = -math.inf) -> float:
     except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{name}: expected a number, got {shown(value)}") from None
     if not abs(number) <= MOST_FLOAT or number < low:
-        raise ConfigError(f"{name}: {number} is below {low} or not finite as a float32")
+        bound = "" if low == -math.inf else f" or below {low}"
+        raise ConfigError(f"{name}: {number} is not finite as a float32{bound}")
     return number
 
 
@@ -100,7 +101,7 @@ def count_threads(threads: Any, work: int) -> int:
 
 def tensor(x: Any, name: str) -> Tensor:
     """x as a Tensor over the same memory."""
-    if isinstance(x, Tensor):
+    if isinstance(x, Tensor) and x.is_contiguous:
         return x
     try:
         return Tensor(x, name=name)

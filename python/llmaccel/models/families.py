@@ -310,6 +310,12 @@ def task_of(architecture: str) -> str:
     return next(found, "generate")  # a row's own name may end otherwise
 
 
+def classifier_of(architecture: str) -> str:
+    """The sequence classifier of a known architecture's family."""
+    stem = _stem(architecture).partition("For")[0]
+    return f"{stem}ForSequenceClassification"
+
+
 def _stem(architecture: str) -> str:
     """The family's part of an architecture's name."""
     end = next((end for end in _TASKS if architecture.endswith(end)), "")

@@ -33,14 +33,22 @@ from llmaccel.config import (
     apply_overrides,
     f32,
     flatten,
+    override_dict,
 )
 from llmaccel.errors import ConfigError, UnsupportedError
+from llmaccel.hints import hint
 from llmaccel.models.checkpoint import RawTensor, quoted
-from llmaccel.models.families import FAMILIES, find_family, gguf_family, task_of
+from llmaccel.models.families import (
+    FAMILIES,
+    classifier_of,
+    find_family,
+    gguf_family,
+    task_of,
+)
 from llmaccel.models.family import FULL, GGUF_TENSORS, SLIDING, Family
 from llmaccel.models.gguf_config import hf_config_from_gguf
 from llmaccel.models.latent import DIRECT_LACKS, latent_dtype, latent_sizes
-from llmaccel.models.rope import RopeContext, rope_tables
+from llmaccel.models.rope import RopeContext, rope_reach, rope_tables
 from llmaccel.models.slots import (
     DENSE_SLOTS,
     LATENT_LAYOUTS,
@@ -194,12 +202,14 @@ def build_config(
     hf_overrides: Mapping[str, Any] | None = None,
     gguf: bool = False,
     tensors: TensorTable | None = None,
+    classify: bool = False,
 ) -> ModelConfig:
     """Map a Hugging Face config dict (or GGUF metadata with gguf=True) to a `ModelConfig`.
 
     max_model_len: positions to fix the rope tables for; None: the config's max_position_embeddings.
     hf_overrides: config keys to replace first. tensors: the checkpoint; needed for GGUF, whose
-    biases, tied head and rope factors are told by the tensors. Raises ConfigError naming a bad key
+    biases, tied head and rope factors are told by the tensors. classify: take the model as the
+    sequence classifier of its family. Raises ConfigError naming a bad key
     or argument, UnsupportedError for an architecture or feature that is not known.
     """
     spelled: Mapping[str, str] = {}
@@ -208,8 +218,11 @@ def build_config(
             raise ConfigError("build_config: a GGUF model needs its tensors")
         raw, spelled = hf_config_from_gguf(raw, tensors, gguf_family(raw))
     given = set(flatten(raw))
+    hf_overrides = override_dict(flatten(raw), hf_overrides)
     raw = apply_overrides(flatten(raw), hf_overrides)
     family, architecture = find_family(raw)
+    if classify:
+        architecture = classifier_of(architecture)
     if hf_overrides is not None:
         _check_override_keys(set(flatten(hf_overrides)) - given, family)
     for common, own in family.aliases.items():
@@ -307,7 +320,7 @@ def _check_override_keys(names: set[str], family: Family) -> None:
     for name in sorted(names - known):
         raise ConfigError(
             f"hf_overrides: {quoted(name)} is no key of config.json or of "
-            f"{family.architectures[0]}'s configuration"
+            f"{family.architectures[0]}'s configuration" + hint(name, known)
         )
 
 
@@ -376,7 +389,7 @@ def _sizes(keys: Keys, family: Family, max_model_len: int | None) -> dict[str, A
         "d_ffn": d_ffn,
         "n_vocab": keys.integer("vocab_size", 1, MAX_VOCAB),
         "max_position_embeddings": positions,
-        "max_len": _max_len(family, positions, max_model_len),
+        "max_len": _max_len(keys, family, positions, max_model_len),
         **latent,
     }
 
@@ -391,20 +404,26 @@ def _require(keys: Keys, family: Family, values: dict[str, int]) -> None:
             )
 
 
-def _max_len(family: Family, positions: int, max_model_len: int | None) -> int:
+def _max_len(keys: Keys, family: Family, positions: int, max_model_len: int | None) -> int:
     if max_model_len is None:
         return positions
     if not isinstance(max_model_len, int) or isinstance(max_model_len, bool):
         raise ConfigError(f"max_model_len must be an integer, is {ascii(max_model_len)[:80]}")
     if not 1 <= max_model_len <= MAX_POSITIONS:
         raise ConfigError(f"max_model_len must be in 1..{MAX_POSITIONS}, is {max_model_len}")
-    if max_model_len > positions:
-        if family.rope is None:
-            raise ConfigError(
-                f"max_model_len {max_model_len} is beyond the {positions} learned positions"
-            )
-        _LOG.warning(
-            "max_model_len %d is beyond the model's %d positions", max_model_len, positions
+    if max_model_len <= positions:
+        return max_model_len
+    if family.rope is None:
+        raise ConfigError(
+            f"max_model_len {max_model_len} is beyond the {positions} learned positions"
+        )
+    reach = rope_reach(keys, family.rope, positions)
+    if max_model_len > reach:
+        raise ConfigError(
+            f"max_model_len={max_model_len}: the model was made for {reach} positions "
+            f"({keys.spelled.get('max_position_embeddings', 'max_position_embeddings')}"
+            f"{' and its rope scaling' if reach > positions else ''}); for more give hf_overrides "
+            "another rope_scaling, or max_position_embeddings where you know that it goes on"
         )
     return max_model_len
 
@@ -503,6 +522,12 @@ def _name_table(config: ModelConfig, checkpoint: TensorTable | None) -> NameTabl
         checkpoint,
         "" if config.gguf else family.outer,
     )
+
+
+def weight_table(config: ModelConfig, checkpoint: TensorTable) -> NameTable:
+    """The names that `checkpoint` has for slots, for when it is gone: no tensor comes from it."""
+    known: Any = frozenset(checkpoint.names())
+    return _name_table(config, known)
 
 
 def iter_slots(

@@ -96,6 +96,19 @@ def rope_tables(
     return tables, scales
 
 
+def rope_reach(keys: Keys, spec: RopeKeys, positions: int) -> int:
+    """The positions that the rope scaling of full attention makes of the config's: factor times as
+    many, or of yarn as the length it stretches; those themselves where it says no such thing."""
+    params = _parameter_sets(keys, spec)[0]
+    kind = params.text("rope_type")
+    if kind not in ("linear", "dynamic", "yarn") or not params.has("factor"):
+        return positions
+    length = positions
+    if kind == "yarn" and params.has("original_max_position_embeddings"):
+        length = params.integer("original_max_position_embeddings", 2, MAX_POSITIONS)
+    return max(positions, min(int(length * _factor(params)), MAX_POSITIONS))
+
+
 def _dict_of(keys: Keys, key: str) -> dict[str, Any]:
     value = keys.raw.get(key)
     if value is None:
