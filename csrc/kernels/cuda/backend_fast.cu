@@ -63,7 +63,7 @@ static int rows_at_once(const la_model_desc *d, const la_product_args *a, int T)
 {
     size_t pitch = (size_t)((a->N + LA_UNIT - 1) / LA_UNIT * LA_UNIT) * sizeof(float);
     size_t rows = sums_bytes(d, T) / pitch;
-    rows = rows < LA_GRID_YZ ? rows : LA_GRID_YZ;
+    rows = rows < (size_t)LA_GRID_YZ ? rows : (size_t)LA_GRID_YZ;
     return rows < (size_t)a->M ? (int)rows : a->M;
 }
 
