@@ -72,7 +72,7 @@ LAZY_IMPORTS = CORE_IMPORTS - {"llmaccel", "numpy"}
 
 MAX_LINES = 700
 MAX_PARAMETERS = 6
-BUDGETS = {"csrc/llmaccel.h": 400, "csrc/kernels/kernels.h": 240, "csrc/model/forward.c": 400}
+BUDGETS = {"csrc/llmaccel.h": 420, "csrc/kernels/kernels.h": 240, "csrc/model/forward.c": 400}
 
 # What a kernel gets from the wrappers of la_ptx*.h, or the emulator would not see it.
 DEVICE_WORDS = (
