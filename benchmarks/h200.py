@@ -8,12 +8,12 @@ launches. conformance: records what every instruction gives (FOLDER/h200.npz, to
 tests/goldens/cuda/h200.npz). operations: the emulator's tests of single kernels, on the card, and
 whether products of other forms have the same bits. model: logits and tokens of whole models against
 the CPU backend, three times over. sanitizer: compute-sanitizer over a tiny model. kernels: times
-beside predict.py's, and torch's for the same work. engine: an 8B shape with random weights. table:
-prints what came.
+beside predict.py's. engine: an 8B shape with random weights. peers: times of torch, cuBLASLt and
+Triton for the same work. table: prints what came.
 
 A line of FOLDER/results.jsonl holds section, status ("ok", "no device", or what is missing), then
-figures. Without a GPU every section ends at once. H200_DRY=LIBRARY runs `kernels` and `model` with
-few and small shapes on that library, the emulator's, to try the section itself.
+figures. Without a GPU every section ends at once. H200_DRY=LIBRARY runs `kernels`, `model` and
+cuBLASLt of `peers` with few and small shapes on that library, the emulator's, to try them.
 """
 
 from __future__ import annotations
@@ -494,40 +494,17 @@ def kernels(report: Report) -> None:
             if what["kernel"] == "product_sm90":
                 line["flops_per_s"] = 2 * what["M"] * what["N"] * what["K"] / seconds
             report.add(**line)
-    if not DRY:
-        peers(report)
 
 
 def peers(report: Report) -> None:
-    """torch's products (cuBLASLt) and attention (SDPA) for the same work."""
-    try:
-        import predict
-        import torch
-    except ImportError:
-        report.add("no torch", what="peers")
+    """Others' kernels for the same work."""
+    import h200_peers
+
+    gpu = Gpu(kernels_of(report.folder))
+    if DRY:
+        h200_peers.cublas(report, gpu, numbers(1 << 12), small=True)
         return
-    for name, (N, K) in predict.MATRICES.items():
-        sets = max(2, min(20, -(-(200 << 20) // (N * K * 2))))
-        ws = [torch.randn(N, K, device="cuda", dtype=torch.bfloat16) for _ in range(sets)]
-        for M in (1, 8, 32, 128, 2048, 8192):
-            if name == "head" and M > 128:
-                continue
-            x = torch.randn(M, K, device="cuda", dtype=torch.bfloat16)
-            seconds = torch_seconds(lambda x=x, ws=ws: [x @ w.t() for w in ws], 1) / sets
-            report.add(peer="torch.mm", matrix=name, M=M, N=N, K=K, us=seconds * 1e6)
-        del ws
-    H, K, d = predict.HEADS, predict.KV_HEADS, predict.HEAD
-    sdpa = torch.nn.functional.scaled_dot_product_attention
-    for batch, queries, context in ((32, 1, 4096), (1, 1, 131072), (1, 8192, 8192)):
-        q = torch.randn(batch, H, queries, d, device="cuda", dtype=torch.bfloat16)
-        k, v = (
-            torch.randn(batch, K, context, d, device="cuda", dtype=torch.bfloat16) for _ in range(2)
-        )
-        seconds = torch_seconds(
-            lambda q=q, k=k, v=v: sdpa(q, k, v, is_causal=q.shape[2] > 1, enable_gqa=True), 4
-        )
-        shape = {"batch": batch, "queries": queries, "context": context}
-        report.add(peer="torch sdpa", **shape, us=seconds * 1e6)
+    h200_peers.run(report, gpu, torch_seconds)
 
 
 # ---- the engine ----------------------------------------------------------------------------------
@@ -596,7 +573,7 @@ def table(folder: Path) -> None:
 
 
 SECTIONS = (environment, build, ceilings, conformance, operations, model, tiny, sanitizer)
-SECTIONS += (kernels, engine)
+SECTIONS += (kernels, engine, peers)
 
 
 def main() -> None:

@@ -40,4 +40,5 @@ section model 60
 section sanitizer 60
 section kernels 120
 section engine 150
+section peers 120
 "$python" "$here/h200.py" table "$out"

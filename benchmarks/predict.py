@@ -26,7 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
-SOURCES = ("attention", "gemm_mma", "gemm_sm90", "gemm_w4", "rows", "sample", "step")
+SOURCES = ("attention", "elements", "finish", "gemm_mma", "gemm_sm90", "gemm_w4", "rows", "sample")
+SOURCES += ("step",)
 
 # The card: measured on one, or of its datasheet (SMS, registers, shared memory, clock).
 SMS, CLOCK_HZ = 132, 1.755e9
@@ -263,15 +264,24 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
 
 
 def row_wise(M: int) -> Iterator[Work]:
-    """rows.cu: 4 bytes a thread and access, one in flight."""
+    """rows.cu and elements.cu: 4 bytes a thread and access, few in flight."""
+    width = MATRICES["down"][1]
     sizes = {
         "enter": ("la_enter", WIDTH * (4 + 2), 256, M),
+        "norm_rows": ("la_norm_rows", WIDTH * 8, 256, M),
+        "elements": ("la_elements", width * 12, 256, M * width // 1024),
+        "pick": ("la_pick", 32 * 24, 256, -(-M * 32 // 256)),
         "heads": ("la_heads", (HEADS + 2 * KV_HEADS) * HEAD * (4 + 3), 128, M * 12),
         "embed": ("la_embed", WIDTH * (2 + 4), 256, M),
         "gather": ("la_gather", WIDTH * 8, 256, M),
         "add_norm": ("la_add_norm", WIDTH * 12, 256, M),  # of families that norm a block's result
         "heads_rows": ("la_heads_rows", (HEADS + KV_HEADS) * HEAD * 8, 256, 2 * M),  # or whole rows
     }
+    N, F = (
+        MATRICES["gate_up"][0],
+        MATRICES["gate_up"][0] // 2,
+    )  # sums of a library, and what is kept
+    sizes["finish"] = ("la_finish_sums", (N + F) * 4, 256, M * -(-N // 256))
     for kernel, (name, row, threads, blocks) in sizes.items():
         shared = 2048 * 2 if kernel == "heads" else 64
         name = f"{len(name)}{name}"

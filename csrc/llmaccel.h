@@ -44,9 +44,13 @@ typedef struct la_backend_info {
     const char *isa;    /* "scalar", "avx2", "avx512", "vnni", "bf16"; cuda: "sm_90", ... */
     const char *device; /* its name; NULL: the processor */
     size_t memory_free, memory_total; /* of a device, now; 0: the process's own */
-    int64_t graphs, replays;          /* of steps, on a device: made, and run since it was opened */
-    int n_asked;                      /* threads asked for, 0: one per usable processor */
-    int n_threads;                    /* threads of the pool, the caller included */
+    int grows;               /* of a device, 1: its KV caches take memory as they grow, 0: whole */
+    int64_t graphs, replays; /* of steps, on a device: made, and run since it was opened */
+    const char *library;     /* of la_backend_library; NULL: none */
+    int64_t library_products,
+        library_refused;         /* asked of it, for a step or graph; not done by it */
+    int n_asked;                 /* threads asked for, 0: one per usable processor */
+    int n_threads;               /* threads of the pool, the caller included */
     int n_cpus;                  /* processors this process may use (affinity and cgroup quota) */
     const char *const *slots;    /* kernel slot names, NULL-terminated */
     const char *const *slot_isa; /* ISA chosen for each slot, same order */
@@ -61,6 +65,9 @@ la_status la_backend_open(const char *name, const char *isa, int n_threads, la_b
 la_status la_backend_load(const char *path, int device, la_backend **out);
 void la_backend_close(la_backend *b);
 void la_backend_describe(const la_backend *b, la_backend_info *out);
+/* The products of models with `fast_math` on a device: cuBLASLt in the shared object `file`, a path or a name. loaded:
+ * 1 takes it only where the process has it already. LA_ERR_UNSUPPORTED says why not; a second is not looked at. */
+la_status la_backend_library(la_backend *b, const char *file, int loaded);
 
 /* One call of a step: op ("embed", "qkv", ...), its layer (-1: none), rows and columns of what it wrote,
  * and a checksum of those values. */
@@ -148,6 +155,7 @@ typedef struct la_model_desc {
     int route_input;       /* 1: the weight multiplies what enters an expert, not what leaves it */
     int activation; /* la_act_form of products with grouped weights: floats ask for fp32 weights */
     int kv_form;    /* la_kv_form of the KV cache */
+    int fast_math; /* 1: float products by la_backend_library, whose bits may change with the batch */
     const la_layer_desc *layers;                    /* [L] */
     const float *rope_inv_freq[LA_MAX_ROPE_TABLES]; /* [d_rope/2] each, or NULL */
     float rope_scale[LA_MAX_ROPE_TABLES];           /* multiplies cos and sin (yarn, longrope) */
@@ -329,32 +337,27 @@ typedef struct la_request {
     int n_states, state_from, state_to;
     la_logits_fn process; /* KEPT with the two below; or NULL */
     void *process_arg;
-    float *process_rows;   /* [n_branches, V] where process finds logits */
-    int priority;          /* lower runs first */
-    double timeout;        /* seconds from the call; <= 0: none */
-    int beam;              /* LA_BEAM_*: n_branches beams search for the best; temperature 0. Their
-                            * tokens come as LA_EVENT_TOKEN when the search ends, branch 0 the best */
+    float *process_rows; /* [n_branches, V] where process finds logits */
+    int priority;        /* lower runs first */
+    double timeout;      /* seconds from the call; <= 0: none */
+    int beam; /* LA_BEAM_*: n_branches beams, temperature 0; tokens come at the end, best first */
     double length_penalty; /* beam: scores are sums of log probabilities / length^this */
 } la_request;
 
 /* vLLM's rule, and transformers' with its three ways to stop early (csrc/engine/beam.h); 0: none. */
 enum { LA_BEAM_VLLM = 1, LA_BEAM_SOON, LA_BEAM_FIRST, LA_BEAM_NEVER };
-
 enum { LA_EVENT_TOKEN = 0, LA_EVENT_PROMPT, LA_EVENT_FINISH };
 enum { LA_FINISH_STOP = 0, LA_FINISH_LENGTH, LA_FINISH_ABORT, LA_FINISH_TIMEOUT };
-/* A pattern was repeated; la_request.process failed; nothing was left to draw. */
-enum { LA_FINISH_REPETITION = LA_FINISH_TIMEOUT + 1, LA_FINISH_FAILED, LA_FINISH_EMPTY };
-enum { LA_FINISH_LOST = LA_FINISH_EMPTY + 1 }; /* the device failed */
-
+/* A pattern was repeated; la_request.process failed; nothing was left to draw; the device failed. */
+enum { LA_FINISH_REPETITION = 4, LA_FINISH_FAILED, LA_FINISH_EMPTY, LA_FINISH_LOST };
 typedef struct la_event {
-    int64_t request; /* what la_engine_add gave */
-    int branch;
-    int kind;      /* LA_EVENT_* */
-    int position;  /* index of the token in prompt + suffix or output */
-    int32_t token; /* FINISH: the stop id that ended it, or -1 */
-    int reason;    /* FINISH: LA_FINISH_* */
-    float logprob; /* of token, as la_sampling.report says. NaN if not asked */
-    int rank;      /* of token, from 1; 0 if not asked */
+    int64_t request;  /* what la_engine_add gave */
+    int branch, kind; /* LA_EVENT_* */
+    int position;     /* index of the token in prompt + suffix or output */
+    int32_t token;    /* FINISH: the stop id that ended it, or -1 */
+    int reason;       /* FINISH: LA_FINISH_* */
+    float logprob;    /* of token, as la_sampling.report says. NaN if not asked */
+    int rank;         /* of token, from 1; 0 if not asked */
     int n_top;
     const int32_t *top_ids;    /* [n_top] best first, then those scored by id */
     const float *top_logprobs; /* [n_top] */
@@ -369,9 +372,8 @@ typedef struct la_engine_stats {
     int64_t steps, prompt_tokens, output_tokens, recomputed_tokens, preemptions;
     int64_t step_allocations; /* heap allocations made inside la_engine_step: stays 0 */
     int last_step_tokens;
-    double last_step_seconds, last_plan_seconds,
-        last_forward_seconds; /* plan: before the forward */
-    double forward_seconds;   /* of all steps, in the model; the rest of a step is bookkeeping */
+    double last_step_seconds, last_plan_seconds, last_forward_seconds; /* plan: before that */
+    double forward_seconds; /* of all steps, in the model; the rest of a step is bookkeeping */
 } la_engine_stats;
 
 la_status la_engine_create(la_model *m, const la_limits *limits, la_engine **out);
@@ -382,9 +384,8 @@ size_t la_engine_bytes(const la_model_desc *desc, const la_limits *limits);
 la_status la_engine_add(la_engine *e, const la_request *r, int64_t *id);
 /* Any thread, any time. branch < 0: all. Takes effect when the next step starts. */
 la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
-/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do.
- * LA_ERR_SYSTEM in the step in which the device failed: what it drew is lost, every request has ended with
- * LA_FINISH_LOST and holds no pages, which the steps that follow tell of; they do nothing else. */
+/* One step: schedule, forward, sample, commit. One thread at a time. *n is 0 when nothing was to do. LA_ERR_SYSTEM:
+ * the device failed, its draws are lost; all requests ended (LA_FINISH_LOST), of which later steps tell alone. */
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
 /* Tokens that a branch has stored and bytes of their pages, [layer][page][kv head], which go to out unless it is

@@ -26,6 +26,7 @@ EMULATOR = ROOT / "tests" / "cuda_emu"
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 CACHE = ROOT / "build" / "emu"
 CORE = ROOT / "csrc"
+RUNTIME = [EMULATOR / "rt_host.cpp", EMULATOR / "rt_host_others.cpp"]
 # No contraction: a product and a sum are rounded apart, as the wrappers say.
 FLAGS = ["-std=c++17", "-O2", "-g1", "-fPIC", "-DLA_EMU", "-ffp-contract=off", "-Wall", "-Wextra"]
 FLAGS += [f"-I{EMULATOR}", f"-I{KERNELS}", f"-I{ROOT / 'csrc'}"]
@@ -112,9 +113,21 @@ def backend() -> ctypes.CDLL:
     if real := os.environ.get("LLMACCEL_DEVICE_KERNELS"):
         return ctypes.CDLL(real)
     # the other runtime, and what is no part of the backend
-    apart = {"rt_cuda.cu", "conformance.cu"}
+    apart = {"rt_cuda.cu", "rt_cuda_others.cu", "conformance.cu"}
     kernels = [p for p in sorted(KERNELS.glob("*.cu")) if p.name not in apart]
-    return library("backend", [*kernels, EMULATOR / "rt_host.cpp"])
+    return library("backend", [*kernels, *RUNTIME])
+
+
+def cublas() -> Path:
+    """fake_cublaslt.cpp as libcublasLt.so.13, in a folder as CUDA_HOME has it."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    flags = ["-std=c++17", "-O2", "-fPIC", "-Wall", "-Wextra"]
+    made = compile_object(EMULATOR / "fake_cublaslt.cpp", flags)
+    out = CACHE / f"cublas-{made.stem[-16:]}" / "lib64" / "libcublasLt.so.13"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        run([compiler(), "-shared", f"-Wl,-soname,{out.name}", "-o", str(out), str(made)])
+    return out
 
 
 class Error:

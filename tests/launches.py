@@ -20,6 +20,8 @@ def struct(name: str, fields: str) -> type[ctypes.Structure]:
 Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f")
 Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
 AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
+NormRows = struct("NormRows", "x:p w:p b:p out:p n:i D:i norm:i eps:f")
+Elements = struct("Elements", "x:p y:p out:p n:i op:i act:i scale:f cap:f")
 Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
 Heads = struct(
     "Heads",
@@ -37,4 +39,14 @@ Product = struct(
     "Product",
     "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f",
 )
+FinishSums = struct(
+    "FinishSums",
+    "a:p w:p bias:p out:p ldo:l M:i N:i K:i kind:i act:i paired:i scale:f softcap:f y:p ldy:l",
+)
+LtProduct = struct(  # la_cublas_product of cublaslt.h
+    "LtProduct",
+    "a:p w:p a_scale:p w_scale:p bias:p out:p ldo:l room:p room_bytes:l M:i N:i K:i type:i "
+    "alpha:f beta:f",
+)
+Pick = struct("Pick", "logits:p drawn:p tops:p ids:p values:p n:i V:i k:i")  # of sample.h
 Form = struct("Form", "group:i has_offset:i wide:i unit_bytes:l")  # la_w4_form

@@ -1,4 +1,4 @@
-"""Graphs of decode steps: which sizes there are, and that rows which only fill one up change nothing.
+"""Graphs of decode steps: their sizes, and that rows which only fill one up change nothing.
 
 The model of most tests is test_sampling's, whose rows of logits are the same bits on both backends,
 so every draw has to be the CPU's.
@@ -61,7 +61,7 @@ def compare(asked: list[dict[str, Any]], most: int) -> tuple[list[int], int, int
 
 
 def test_every_rule_of_sampling_in_steps_of_any_size(emulated: str) -> None:
-    """46 sequences that end one after another, in a workspace of 46 tokens, which is its last size."""
+    """46 sequences that end one after another; the workspace's 46 tokens are its last size."""
     names = [name for name in sampling.PLAIN_CASES if name != "min_tokens"]
     asked = [
         {**sampling.CASES[names[i % len(names)]], "max_tokens": 1 + i % 6 * 2, "seed": i}

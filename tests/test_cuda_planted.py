@@ -22,7 +22,7 @@ import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
 from cuda_mutants import GEMM_SM90, NUMBERS
-from emulator import EMULATOR, KERNELS
+from emulator import KERNELS, RUNTIME
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,14 @@ def enter(device: rows.Device) -> None:
     rows.test_enter(device, 3, 264, rows.LAYER, 0)
 
 
+def norm_rows(device: rows.Device) -> None:
+    rows.test_norm_rows(device, rows.LAYER, 0)
+
+
+def elements(device: rows.Device) -> None:
+    rows.test_elements(device, 1027)
+
+
 def embed(device: rows.Device) -> None:
     rows.test_embed(device, 3, 200, 0)
 
@@ -52,6 +60,10 @@ def embed(device: rows.Device) -> None:
 def add_norm(device: rows.Device) -> None:
     rows.test_add_norm(device, rows.RMS)
     rows.test_add_norm(device, rows.LAYER)
+
+
+def finish(device: rows.Device) -> None:
+    products.test_sums_of_a_library_are_finished(device)
 
 
 def chunks(device: rows.Device) -> None:
@@ -124,6 +136,29 @@ PLANTED = [
         rows.test_gather,
         "writes global memory before la_grid_wait",
     ),
+    Planted(
+        *("rows.cu", "norm of a row of its own"),
+        "la_stg(out + i, normed(&n, la_ldg(x + i), i));\n    }\n}\n\n/* ---- lookup",
+        "la_stg(out + i, normed(&n, la_ldg(out + i), i));\n    }\n}\n\n/* ---- lookup",
+        norm_rows,
+    ),
+    Planted("elements.cu", "values of the first row", "i / a.k * a.V + id", "id", rows.test_pick),
+    Planted("elements.cu", "a block of them", "* BLOCK * EACH + la", "* BLOCK + la", elements),
+    Planted("elements.cu", "beyond the end", "if (i < a.n) {", "if (i < a.n + 2) {", elements),
+    Planted(
+        "elements.cu",
+        "factor on the other",
+        "la_fma(a.scale, operand(a, i), la_ldg(a.y + i))",
+        "la_fma(a.scale, la_ldg(a.y + i), operand(a, i))",
+        elements,
+    ),
+    Planted(
+        *("elements.cu", "no wait for what makes them"),
+        "    la_grid_wait();\n    la_grid_release();\n    int64_t first",
+        "    int64_t first",
+        elements,
+        "writes global memory before la_grid_wait",
+    ),
     Planted("rows.cu", "lookup that adds to nothing", "la_ldg(out + i) + x : x", "x : x", embed),
     Planted("rows.cu", "id of the first token", "la_ldg(a.ids + t)", "la_ldg(a.ids)", embed),
     Planted("rows.cu", "what was there is lost", "i), la_ldg(x + i)));", "i), 0.0f));", add_norm),
@@ -133,6 +168,13 @@ PLANTED = [
     Planted("rows.cu", "norm of all keys", "k ? a.k_norm : a.q_norm", "a.q_norm", heads),
     Planted("rows.cu", "turned the other way", "x * c - y * s", "x * c + y * s", heads),
     Planted("rows.cu", "slot of a page", "pos % LA_PAGE", "pos / LA_PAGE", heads),
+    Planted(
+        *("rows.cu", "rows that fill up are kept"),
+        "    if (page < 0) {\n        return;\n    }\n",
+        "",
+        heads,
+        "is in no registered allocation",
+    ),
     Planted("rows.cu", "v over k", "is_v ? a.pages.k_bytes : 0", "0", heads),
     Planted("rows.cu", "values turned", "a.cos != NULL && !is_v", "a.cos != NULL", heads),
     Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
@@ -462,6 +504,16 @@ PLANTED = [
         resume,
         "is in no registered allocation",
     ),
+    Planted(
+        *("finish.cu", "no wait for the sums"),
+        "    la_grid_wait();\n",
+        "",
+        finish,
+        "writes global memory before la_grid_wait",
+    ),
+    Planted("finish.cu", "rows without their gap", "m * a.ldy", "m * a.p.N", finish),
+    Planted("finish.cu", "the last units", "(units + FINISH_WARPS - 1) /", "units /", finish),
+    Planted("finish.cu", "every unit the first", "+ la_thread() / 32,", "+ 0,", finish),
     Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
     Planted(
         "step.cu",
@@ -474,15 +526,18 @@ PLANTED = [
 ]
 
 
-FILES = ["rows.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu", "step.cu"]
+FILES = ["rows.cu", "elements.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu"]
+FILES += ["step.cu", "finish.cu"]
 # Of each of them one, by a fault and by numbers; where one check launches two, not in both.
 FEW = [
     "no wait for the predecessor",
+    "factor on the other",
     "chunks not folded",
     "refill of what is read",
     "scale of the group before",
     "a tie's later id",
     "the row behind",
+    "no wait for the sums",
 ]
 
 
@@ -506,7 +561,7 @@ def library_of(name: str, planted: list[Planted], flags: list[str]) -> ctypes.CD
         if not path.exists() or path.read_text() != changed:
             path.write_text(changed)
         sources["gemm_mma.cu" if one.file.endswith(".h") else one.file] = path
-    return emulator.library(name, [*sources.values(), EMULATOR / "rt_host.cpp"], flags)
+    return emulator.library(name, [*sources.values(), *RUNTIME], flags)
 
 
 @cache
@@ -582,7 +637,22 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "check",
-    [embed, enter, add_norm, chunks, heads, attend, product, four_bits, many_rows, draws, resume],
+    [
+        finish,
+        embed,
+        enter,
+        norm_rows,
+        elements,
+        add_norm,
+        chunks,
+        heads,
+        attend,
+        product,
+        four_bits,
+        many_rows,
+        draws,
+        resume,
+    ],
     ids=lambda check: check.__name__,
 )
 def test_what_sees_them_passes_without(check: Callable, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference_rows as reference
 from emulator import bf16, from_bf16
-from launches import Enter, Form, Product
+from launches import Enter, FinishSums, Form, Product
 from test_cuda_rows import ACT, ADD, LOGITS, STORE, Device, device, halves, rows, values
 
 __all__ = ["device"]
@@ -196,3 +196,21 @@ def test_four_bits_follow_what_makes_their_rows(device: Device) -> None:
     device.launch("product_w4", args, ctypes.byref(form))
     want = np.repeat(case.a.sum(1, keepdims=True) * 0.5, 32, 1)
     assert np.allclose(device.get(out), want, rtol=1e-5, atol=1e-5)
+
+
+def test_sums_of_a_library_are_finished(device: Device) -> None:
+    """As behind our own products, from rows of whole units with a gap."""
+    kinds = [{"kind": STORE}, {"kind": ADD}, {"kind": LOGITS}]
+    kinds += [{"kind": ACT, "paired": 1, "act": act} for act in range(len(F4))]
+    for N, kind in ((n, kind) for n in (80, 400) for kind in kinds):
+        case = Case(device, 3, N, 8, **kind)
+        w = rows(case.units * 32, 8, 8, 19)
+        y = rows(3, case.units * 32, case.units * 32 + 5, 0, np.nan)
+        y[:, : case.units * 32] = case.a @ w.T
+        out = device.put(case.start)
+        finish = (case.kind, case.act, case.paired, 0.25, 3.0 if case.kind == LOGITS else 0.0)
+        place = (None, None, device.put(case.bias), out, case.cols + 7, 3, N, 0)
+        device.launch("finish", FinishSums(*place, *finish, device.put(y), y.shape[1]))
+        found = device.get(out)
+        assert np.isnan(found[:, case.cols :]).all()
+        assert np.allclose(found[:, : case.cols], case.want(w), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,19 @@ import pytest
 import reference_rows as reference
 from conftest import ROOT
 from emulator import KERNELS, bf16, from_bf16
-from launches import AddNorm, Attend, Chunks, Embed, Enter, Gather, Heads, Product
+from launches import (
+    AddNorm,
+    Attend,
+    Chunks,
+    Elements,
+    Embed,
+    Enter,
+    Gather,
+    Heads,
+    NormRows,
+    Pick,
+    Product,
+)
 from test_cuda_runtime import Runtime
 
 SEEDS = [0, 3, pytest.param(8, marks=pytest.mark.slow)]
@@ -173,6 +185,55 @@ def test_add_norm(device: Device, kind: int) -> None:
     want, found = x[:, :D] + 0.5 * normed(y[:, :D], kind, w, b, 1e-6), device.get(at)
     assert np.allclose(found[:, :D], want, rtol=1e-5, atol=1e-5)
     assert np.isnan(found[:, D:]).all()
+
+
+@pytest.mark.parametrize("in_place", [0, 1])
+@pytest.mark.parametrize("kind", [RMS, LAYER])
+def test_norm_rows(device: Device, kind: int, in_place: int) -> None:
+    n, D = 3, 300
+    x, w, b = rows(n, D, D, 6), rows(1, D, D, 8)[0], rows(1, D, D, 3)[0]
+    at = device.put(x)
+    out = at if in_place else device.put(np.full((n, D), np.nan, np.float32))
+    args = NormRows(at, device.put(w), device.put(b), out, n, D, kind, 1e-6)
+    if kind == RMS:
+        args.b = None
+    device.launch("norm_rows", args)
+    want = normed(x, kind, w, b if kind == LAYER else None, 1e-6)
+    assert np.allclose(device.get(out), want, rtol=1e-5, atol=1e-5)
+
+
+ADDED, GATED = 2, 4  # LA_ELEMENT_ADD, LA_ELEMENT_ACT_MUL
+
+
+@pytest.mark.parametrize("n", [1, 255, 1027])
+def test_elements(device: Device, n: int) -> None:
+    x, y, out = rows(1, n, n, 1)[0], rows(1, n, n, 2)[0], np.full(n + 4, np.nan, np.float32)
+    at, other, to = device.put(x), device.put(y), device.put(out)
+    device.launch("elements", Elements(at, other, to, n, ADDED, 0, 0.5, 0.0))
+    found = device.get(to)
+    assert np.array_equal(found[:n], (0.5 * x + y).astype(np.float32))
+    assert np.isnan(found[n:]).all()
+    device.launch("elements", Elements(at, other, other, n, GATED, 0, 0.0, 0.0))
+    want = reference.act_mul("silu", x, y)
+    assert np.abs(device.get(other) - want).max() <= 2e-6 * np.abs(want).max()
+
+
+def test_pick(device: Device) -> None:
+    """Ids of 12-byte draws, or ids of 8-byte bests with the values that their rows have there."""
+    n, V, k = 3, 40, 5
+    x, best = rows(n, V, V, 4), np.random.default_rng(1).integers(0, V, (n, k))
+    tops = np.zeros((n, k, 2), np.int32)
+    tops[..., 0] = best
+    ids, values = np.full((n, k), -1, np.int64), np.full((n, k), np.nan, np.float32)
+    to, found = device.put(ids), device.put(values)
+    at = device.put(x)
+    device.launch("pick", Pick(at, None, device.put(tops), to, found, n, V, k))
+    assert np.array_equal(device.get(to), best)
+    assert np.array_equal(device.get(found), np.take_along_axis(x, best, 1))
+    drawn = np.arange(900, dtype=np.int32).reshape(300, 3)
+    to = device.put(np.full(300, -1, np.int64))
+    device.launch("pick", Pick(at, device.put(drawn), None, to, None, 300, V, 1))
+    assert np.array_equal(device.get(to), drawn[:, 0])
 
 
 def test_gather(device: Device) -> None:

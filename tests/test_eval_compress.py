@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import subprocess
 import sys
 
 import pytest
@@ -93,6 +94,22 @@ def test_others_cannot_read_it(llm, folder, text):
         compress(llm, b"text", chunk=512)
 
 
+def test_every_byte_of_the_head_is_checked(packed):
+    streams = Container.from_bytes(packed).streams
+    for at in range(len(packed) - sum(map(len, streams))):
+        broken = bytearray(packed)
+        broken[at] ^= 1
+        with pytest.raises(LoadError):
+            Container.from_bytes(bytes(broken))
+
+
+def test_arguments_are_bytes(llm):
+    with pytest.raises(RequestError, match="data: expected bytes, got str"):
+        compress(llm, "text")
+    with pytest.raises(RequestError, match="packed: expected bytes, got list"):
+        decompress(llm, [1])
+
+
 def test_command_line(folder, text, tmp_path, capsys):
     source, packed, back = (tmp_path / name for name in ("a.txt", "a.lz", "b.txt"))
     source.write_text(text[:2000], newline="")
@@ -101,6 +118,13 @@ def test_command_line(folder, text, tmp_path, capsys):
     assert "bits per byte" in capsys.readouterr().err
     assert cli.main(["decompress", *options, str(packed), "-o", str(back)]) == 0
     assert back.read_bytes() == source.read_bytes()
+    piped = subprocess.run(
+        [sys.executable, "-m", "llmaccel.cli", "compress", *options, "-", "-o", "-"],
+        input=source.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    assert piped.stdout == packed.read_bytes()
     assert cli.main(["decompress", *options, str(source), "-o", str(back)]) == 1
     assert "not a file of" in capsys.readouterr().err
 

@@ -143,3 +143,21 @@ def test_read_arrays_of_gguf(tmp_path):
     arrays, expected = read_arrays(path)[1], read_arrays(folder)[1]
     assert arrays.keys() == expected.keys()
     assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
+
+
+def test_nothing_to_score_is_an_error(tmp_path, capsys):
+    folder = letters.write_model(tmp_path)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+    assert cli.main(["eval", "ppl", "--model", str(folder), str(empty)]) != 0
+    assert "there is no token to score" in capsys.readouterr().err
+
+
+def test_the_harness_has_its_own_help(monkeypatch):
+    from llmaccel.eval import command
+
+    seen = []
+    monkeypatch.setattr(command, "_harness", lambda rest: seen.append(rest) or 0)
+    for rest in (["--help"], ["run", "--tasks", "x", "-h"]):
+        assert cli.main(["eval", "harness", *rest]) == 0
+    assert seen == [["--help"], ["run", "--tasks", "x", "-h"]]

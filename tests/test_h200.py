@@ -53,17 +53,24 @@ def test_a_section_that_fails_is_said(tmp_path: Path) -> None:
     assert all(line["status"] == "no time left" for line in lines(tmp_path))
 
 
-@pytest.mark.parametrize("section", ["kernels", "model"])
+@pytest.mark.parametrize("section", ["kernels", "model", "peers"])
 def test_sections_run_on_the_emulated_device(section: str, tmp_path: Path) -> None:
     library = emulator.backend()._name
     own = {**os.environ, "H200_DRY": library, "LLMACCEL_CUDA_LIBRARY": library}
     own |= {"LLMACCEL_EMU_CC": "80", "PYTHONPATH": str(ROOT / "python")}
+    own["CUDA_HOME"] = str(emulator.cublas().parents[1])  # for the peers
     words = [sys.executable, str(BENCHMARKS / "h200.py"), section, str(tmp_path)]
     done = subprocess.run(words, env=own, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr[-2000:]
     found = lines(tmp_path)
     assert {line["status"] for line in found} == {"ok"}
-    if section == "kernels":
+    if section == "peers":
+        assert [line.get("peer") for line in found] == [
+            None,
+            "cublaslt bf16",
+            "cublaslt fp8 blocks",
+        ]
+    elif section == "kernels":
         names = ["attend", "product_sm90", "product_w4", "enter"]
         assert [line["kernel"] for line in found] == names
     else:

@@ -10,6 +10,8 @@ import itertools
 import numpy as np
 import pytest
 import tiny
+import tiny_gguf
+from test_formats import MIXED
 
 from llmaccel import (
     LLM,
@@ -20,6 +22,8 @@ from llmaccel import (
     _core,
     kernels,
 )
+from llmaccel.models.checkpoint import FLOATS
+from llmaccel.models.gguf import open_gguf
 
 EVEN = {"intermediate_size": 96, "head_dim": 32}  # whole units, so that matrices can be views
 IDS = [5, 17, 200, 3, 88]
@@ -140,6 +144,7 @@ def test_strides_stay_inside():
         ("F32", -1, (1,), (1,)),
         ("F32", 25, (0,), (1,)),
         ("F32", 0, (2,), (-1,)),
+        ("F32", 0, (1,), (2**62,)),
         ("F32", 0, (3, 3), (2**62, 2**62)),
         ("F32", 0, (2, 2), (1,)),
         ("U8", 0, (2**62, 2**62), (0, 0)),
@@ -176,6 +181,26 @@ def test_codes_come_as_copies_of_what_they_stand_for(quantization):
             assert not one.is_view
             want = kernels.pack(arrays[name], quantization).dequantize().numpy()
             np.testing.assert_array_equal(one.numpy(), want)
+
+
+@pytest.mark.parametrize("kind", ["F32", "old", "floats"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe-all"])
+def test_names_of_a_gguf_file(family, kind, tmp_path):
+    folder = tiny.make_checkpoint(family, tmp_path)
+    path = tiny_gguf.make_gguf(family, folder, tmp_path / "model.gguf", MIXED.get(kind, kind))
+    file = open_gguf(path)
+    with LLM(path) as llm:
+        assert len(llm.weight_names()) >= len(file.names()) - 2
+        for name in llm.weight_names():
+            stored, one = file[name], llm.weight(name)
+            if stored.dtype in FLOATS:
+                want = stored.float32()
+            else:
+                rows, cols = int(np.prod(stored.shape[:-1])), stored.shape[-1]
+                packed = kernels.pack(stored.data, dtype=stored.dtype, shape=(rows, cols))
+                want = packed.dequantize().numpy().reshape(stored.shape)
+                assert not one.is_view
+            np.testing.assert_array_equal(one.numpy(), want.reshape(one.shape))
 
 
 def test_lifetimes_in_any_order():

@@ -14,17 +14,18 @@ from llmaccel.config import ModelConfig
 from llmaccel.models.mapping import build_config
 
 IDS = [5, 17, 200, 3, 88, 41, 7, 9] * 9  # more than a page
+LONG = {"max_position_embeddings": 4096}
 FORMS = ["float32", "bfloat16", "int8", "fp8"]
 
 
-def slow(pause: float = 0.01):
-    """Parameters of a request that is under way for a while."""
+def slow(pause: float = 0.01, max_tokens: int = 2000):
+    """Parameters of a request that is under way until it is cancelled."""
 
     def wait(made, logits):
         time.sleep(pause)
 
     return SamplingParams(
-        max_tokens=60, temperature=0, ignore_eos=True, logits_processors=[wait], n=2
+        max_tokens=max_tokens, temperature=0, ignore_eos=True, logits_processors=[wait], n=2
     )
 
 
@@ -73,7 +74,7 @@ def _layers(cache, n_layers: int):
 
 @pytest.mark.parametrize("dtype", FORMS)
 def test_a_requests_pages_are_what_the_model_computes(dtype, tmp_path):
-    folder = tiny.make_checkpoint("llama", tmp_path)
+    folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
     with LLM(folder, dtype="float32", kv_cache_dtype=dtype) as llm:
         future = llm.submit(IDS, slow())
         while (kv := llm.kv_pages(future, branch=1)).n_tokens < len(IDS) + 2:
@@ -81,10 +82,11 @@ def test_a_requests_pages_are_what_the_model_computes(dtype, tmp_path):
         first = llm.kv_pages(future.request_id)
         assert first.n_tokens >= kv.n_tokens
         layers, heads, d = llm.report()["model"]["n_layers"], 2, 20
-        assert kv.data.shape[:3] == (layers, 2, heads)
+        assert kv.data.shape[:3] == (layers, -(-kv.n_tokens // 64), heads)
         assert not kv.is_view
         assert kv.dtype == dtype
         # values of the first layer, without the engine
+        future.cancel()
         names = {one: llm.weight(f"model.{one}.weight").numpy() for one in _FIRST}
         out = future.result().outputs[1]
         tokens = [*IDS, *out.token_ids][: kv.n_tokens]
@@ -121,7 +123,7 @@ _FIRST = (
 
 
 def test_a_layer_is_a_cache_for_paged_attention(tmp_path):
-    folder = tiny.make_checkpoint("llama", tmp_path)
+    folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
     with LLM(folder, dtype="float32", kv_cache_dtype="float32") as llm:
         future = llm.submit(IDS, slow())
         while (kv := llm.kv_pages(future)).n_tokens < len(IDS):
@@ -129,7 +131,8 @@ def test_a_layer_is_a_cache_for_paged_attention(tmp_path):
         future.cancel()
         n, at = kv.n_tokens, [kv.n_tokens - 1]
         q = np.random.default_rng(0).normal(size=(1, 6, 20)).astype(np.float32)
-        got = kernels.paged_attention(q, kv.layer(2), [[0, 1]], [0], at, dtype="float32").numpy()
+        table = [list(range(kv.data.shape[1]))]
+        got = kernels.paged_attention(q, kv.layer(2), table, [0], at, dtype="float32").numpy()
         keys, values = (x.numpy().astype(np.float64) for x in (kv.keys(2), kv.values(2)))
         for head in range(6):
             s = keys[:, head // 3] @ q[0, head].astype(np.float64) * 20**-0.5
@@ -142,7 +145,7 @@ def test_a_layer_is_a_cache_for_paged_attention(tmp_path):
 
 
 def test_latents(tmp_path):
-    folder = tiny.make_checkpoint("deepseek_v3", tmp_path)
+    folder = tiny.make_checkpoint("deepseek_v3", tmp_path, **LONG)
     with LLM(folder, dtype="float32", kv_cache_dtype="bfloat16") as llm:
         future = llm.submit(IDS, slow())
         while (kv := llm.kv_pages(future)).n_tokens < len(IDS):
@@ -155,9 +158,9 @@ def test_latents(tmp_path):
 
 
 def test_a_copy_stays_as_it_was_and_steps_go_on(tmp_path):
-    folder = tiny.make_checkpoint("llama", tmp_path)
+    folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
     with LLM(folder, max_num_seqs=4, max_num_batched_tokens=16) as llm:
-        futures = [llm.submit([i + 3] * (5 + 30 * i), slow(0.002)) for i in range(4)]
+        futures = [llm.submit([i + 3] * (5 + 30 * i), slow(0.002, 60)) for i in range(4)]
         seen: dict[str, bytes] = {}
         while not all(one.done() for one in futures):
             for future in futures:
@@ -176,7 +179,7 @@ def test_a_copy_stays_as_it_was_and_steps_go_on(tmp_path):
 
 
 def test_what_is_refused(tmp_path):
-    folder = tiny.make_checkpoint("llama", tmp_path)
+    folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
     with LLM(folder) as llm:
         for bad in (7, None, object()):
             with pytest.raises(RequestError, match="request: expected a request_id"):

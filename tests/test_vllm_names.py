@@ -271,6 +271,26 @@ def test_kinds_and_aborts_of_an_engine(llm):
     assert not engine.has_unfinished_requests()
 
 
+def test_a_failure_is_its_own_requests(llm):
+    """Its step raises; whatever else is new at the same time is not lost."""
+
+    def fail(output_ids, logits):
+        raise ValueError("on purpose")
+
+    engine = llm.llm_engine
+    engine.add_request("good", "abc", GREEDY)
+    engine.add_request("bad", "abc", SamplingParams(logits_processors=[fail]))
+    engine.add_request("fine", "abc", GREEDY)
+    finished, failures = [], 0
+    while engine.has_unfinished_requests():
+        try:
+            finished += [out.request_id for out in engine.step() if out.finished]
+        except LLMAccelError as error:
+            failures += 1
+            assert "on purpose" in str(error)
+    assert (sorted(finished), failures) == (["fine", "good"], 1)
+
+
 def test_what_an_engine_shows(llm, folder):
     engine = llm.llm_engine
     assert engine.get_tokenizer() is engine.tokenizer is llm.get_tokenizer()

@@ -13,12 +13,14 @@ from conftest import SAMPLING
 
 from llmaccel import (
     LLM,
+    ConfigError,
     LLMAccelError,
     RequestError,
     SamplingParams,
     UnsupportedError,
     _core,
     loading,
+    read_arrays,
 )
 from llmaccel.loading import load_weights, prepare
 
@@ -280,6 +282,59 @@ def test_released_parameters_are_let_go(tmp_path, monkeypatch):
         LLM.from_torch(module, release=1)
     with pytest.raises(LLMAccelError, match="expected a transformers module"):
         LLM.from_torch(3)
+
+
+@pytest.mark.torch
+def test_parameters_with_gaps_are_copied_one_by_one(tmp_path):
+    folder = tiny.make_checkpoint("llama", tmp_path)
+    module = tiny.hf_model(folder)
+    for layer in module.model.layers:
+        weight = layer.mlp.down_proj.weight
+        weight.data = weight.data.t().contiguous().t()
+        assert not weight.is_contiguous()
+    with LLM(folder, dtype="float32") as want, LLM.from_torch(module, dtype="float32") as llm:
+        assert logit_bits(llm) == logit_bits(want)
+
+
+@pytest.mark.torch
+def test_a_tokenizer_of_transformers_is_taken(shared_data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    folder = tiny.stories260k_folder(shared_data.parent, tmp_path / "stories")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.chat_template = "{{ messages[0].content }}"
+    module, text = tiny.hf_model(folder), "Once upon a time"
+    options = {"temperature": 0, "max_tokens": 8}
+    with (
+        LLM(folder, dtype="float32") as want,
+        LLM.from_torch(module, dtype="float32", tokenizer=theirs) as llm,
+    ):
+        tokenizer = llm.get_tokenizer()
+        assert tokenizer.encode(text) == theirs(text)["input_ids"]
+        assert tokenizer.bos_token_id == theirs.bos_token_id
+        assert tokenizer.chat_template == theirs.chat_template
+        params = SamplingParams(**options)
+        a, b = (one.generate(text, params)[0].outputs[0] for one in (want, llm))
+        assert (a.text, list(a.token_ids)) == (b.text, list(b.token_ids))
+    with pytest.raises(ConfigError, match="expected a path, a Tokenizer, or a fast tokenizer"):
+        LLM.from_torch(module, tokenizer=3)
+
+
+def test_pairs_of_names_and_tensors(tmp_path):
+    folder = tiny.make_checkpoint("llama", tmp_path)
+    _, arrays = read_arrays(folder)
+    name = "model.layers.0.mlp.down_proj.weight"
+    changed = (arrays[name] * 2).astype(np.float32)
+    with LLM(folder, dtype="float32") as one, LLM(folder, dtype="float32") as other:
+        one.update_weights({name: changed})
+        other.update_weights(pair for pair in [(name, changed)])
+        assert logit_bits(one) == logit_bits(other)
+        near = r"is no weight of this model; near: 'model.layers.0.mlp.down_proj.weight'"
+        with pytest.raises(RequestError, match=near):
+            one.update_weights({"model.layers.0.mlp.down.weight": changed})
+        with pytest.raises(RequestError, match=r"given twice"):
+            one.update_weights([(name, changed), (name, changed)])
+        with pytest.raises(RequestError, match=r"weights\[0\]: expected a pair"):
+            one.update_weights([name])
 
 
 # ---- sleep ---------------------------------------------------------------------------------------

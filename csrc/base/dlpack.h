@@ -13,8 +13,8 @@
 /* 1.1 is the version that named the 8-bit floats. */
 enum { LA_DL_MAJOR = 1, LA_DL_MINOR = 1 };
 
-/* Device kinds that the host can read. */
-enum { LA_DL_CPU = 1, LA_DL_CUDA_HOST = 3, LA_DL_ROCM_HOST = 11 };
+/* Device kinds: those that the host can read, and CUDA's memory. */
+enum { LA_DL_CPU = 1, LA_DL_CUDA = 2, LA_DL_CUDA_HOST = 3, LA_DL_ROCM_HOST = 11 };
 
 /* Kinds of element. */
 enum {

@@ -397,6 +397,24 @@ static void lose(la_engine *e, const char *why)
 
 /* ---- the step --------------------------------------------------------------------------------- */
 
+/* Steps need the first n pages. The others' memory goes back when less than half was needed for a while, or when
+ * nothing is under way; a slab stays. */
+static void give_back(la_engine *e, int64_t n)
+{
+    enum { STEPS = 256 };
+    if (e->cache.n_used == 0 && e->flying == NULL) {
+        n = 1;
+        e->n_slack = STEPS;
+    }
+    else {
+        e->n_slack = 2 * n <= la_kv_committed(e->kv) ? e->n_slack + 1 : 0;
+    }
+    if (e->n_slack >= STEPS) {
+        la_kv_trim(e->kv, n);
+        e->n_slack = 0;
+    }
+}
+
 static la_status run_step(la_engine *e, double begin)
 {
     la_status st = LA_OK;
@@ -436,10 +454,7 @@ static la_status run_step(la_engine *e, double begin)
         LA_TRY(la_collect(e, e->step));
     }
     la_emit_finishes(e);
-    if (e->cache.n_used == 0 && e->flying == NULL) { /* idle: keep one slab for the next request */
-        (void)la_kvcache_settle(c);
-        la_kv_trim(e->kv, 1);
-    }
+    give_back(e, la_kvcache_settle(c));
 done:
     return st;
 }

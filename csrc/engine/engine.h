@@ -50,6 +50,7 @@ struct la_engine {
     la_event *events;     /* [max_events] */
     int n_events;
     int max_events;
+    int n_slack; /* steps in a row that needed less than half of the committed pages */
     int lost; /* the device has failed: what is left is telling who ended */
     la_heap deadlines;
     la_live *first_ready;      /* searches whose beams all have their tokens, this step's */

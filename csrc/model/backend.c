@@ -32,6 +32,13 @@ void la_backend_describe(const la_backend *b, la_backend_info *out)
     b->ops->describe(b, out);
 }
 
+la_status la_backend_library(la_backend *b, const char *file, int loaded)
+{
+    return b->ops->library != NULL
+               ? b->ops->library(b, file, loaded)
+               : la_fail(LA_ERR_UNSUPPORTED, "library: backend '%s' uses none", b->ops->name);
+}
+
 la_status la_backend_trace(la_backend *b, la_trace_fn fn, void *arg)
 {
     if (fn != NULL && !b->ops->rows_in_reach) {

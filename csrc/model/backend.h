@@ -14,6 +14,7 @@
 #define LA_BACKEND_H
 
 #include "../base/arena.h"
+#include "device_ops.h"
 #include "model.h"
 #include "pack.h"
 
@@ -184,6 +185,7 @@ typedef struct la_backend_ops {
     int rows_in_reach; /* host code may read rows: tracing */
     void (*close)(la_backend *b);
     void (*describe)(const la_backend *b, la_backend_info *out);
+    la_status (*library)(la_backend *b, const char *file, int loaded); /* NULL: it uses none */
     la_status (*probe_read)(la_backend *b, size_t bytes, int huge, double *gb_per_s);
     la_status (*probe_peak)(la_backend *b, const char *what, double *gop_per_s);
     /* Reads what a decoded token reads, for `seconds`; `pattern` is checked, the model ready. */
@@ -192,7 +194,8 @@ typedef struct la_backend_ops {
     /* Zeroed, on a page border; NULL on failure. */
     void *(*map)(la_backend *b, size_t bytes);
     void (*unmap)(la_backend *b, void *p, size_t bytes);
-    /* Addresses alone; commit makes ranges of whole granules usable (0: done) and zeroes them. */
+    /* Addresses alone; commit makes ranges of whole granules usable and zeroes them: 0, -1 where memory is short,
+     * which leaves things as they were, or a la_status whose error is said. */
     void *(*reserve)(la_backend *b, size_t bytes);
     int (*commit)(la_backend *b, void *p, size_t bytes);
     void (*decommit)(la_backend *b, void *p, size_t bytes);
@@ -259,6 +262,8 @@ typedef struct la_backend_ops {
     void (*sample)(la_ctx *c, int first, la_rows logits);
     /* the rows of x that the batch's captures want of this layer; norm.w set: normed. NULL: no captures */
     void (*capture)(la_ctx *c, int layer, la_rows x, la_norm norm);
+    /* ---- tensors of users; NULL: they lie in host memory ---- */
+    const la_device_ops *device;
 } la_backend_ops;
 
 /* First member of every backend. */
@@ -303,7 +308,8 @@ typedef struct la_host_api {
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
  * their sizes, which notice most of what is forgotten. */
 enum {
-    LA_BACKEND_ABI = (3 << 24) + (int)(sizeof(la_backend_ops) + sizeof(la_host_api)) * 1024 +
+    LA_BACKEND_ABI = (4 << 24) +
+    (int)(sizeof(la_backend_ops) + LA_DEVICE_ABI + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
           sizeof(la_source) + sizeof(struct la_kv) + sizeof(la_limits) + sizeof(la_epilogue) +

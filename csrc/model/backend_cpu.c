@@ -457,9 +457,10 @@ static void copy(la_backend *b, void *dst, const void *src, size_t bytes)
 static la_status accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
 {
     (void)b;
-    (void)d;
     (void)recipe;
-    return LA_OK;
+    return d->fast_math
+               ? la_fail(LA_ERR_UNSUPPORTED, "fast_math: backend 'cpu' has exact kernels only")
+               : LA_OK;
 }
 
 static la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
@@ -489,16 +490,13 @@ static void close_backend(la_backend *b)
 static void describe(const la_backend *b, la_backend_info *out)
 {
     const la_cpu_backend *cpu = (const la_cpu_backend *)b;
-    out->name = b->ops->name;
-    out->isa = la_cpu_isa_name((int)cpu->isa);
-    out->device = NULL;
-    out->memory_free = 0;
-    out->memory_total = 0;
-    out->n_asked = cpu->n_asked;
-    out->n_threads = b->n_threads;
-    out->n_cpus = la_cpu_count();
-    out->slots = cpu->slot_names;
-    out->slot_isa = cpu->slot_isas;
+    *out = (la_backend_info){.name = b->ops->name,
+                             .isa = la_cpu_isa_name((int)cpu->isa),
+                             .n_asked = cpu->n_asked,
+                             .n_threads = b->n_threads,
+                             .n_cpus = la_cpu_count(),
+                             .slots = cpu->slot_names,
+                             .slot_isa = cpu->slot_isas};
 }
 
 static const la_backend_ops cpu_ops = {

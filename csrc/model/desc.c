@@ -107,6 +107,7 @@ la_status la_desc_check(const la_model_desc *d)
     LA_TRY(la_check_int("d_rope", d->d_rope, 0, d->d_head));
     LA_TRY(la_check_int("activation", d->activation, 0, LA_ACT_I8));
     LA_TRY(la_check_int("kv_form", d->kv_form, 0, LA_KV_FORM_COUNT - 1));
+    LA_TRY(la_check_int("fast_math", d->fast_math, 0, 1));
     if (d->n_heads % d->n_kv_heads != 0) {
         return la_fail(LA_ERR_ARGUMENT, "n_kv_heads: %d does not divide n_heads %d", d->n_kv_heads,
                        d->n_heads);

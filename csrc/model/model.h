@@ -23,7 +23,8 @@ la_status la_limits_check(const la_model *m, const la_limits *limits);
 
 la_status la_kv_create(la_model *m, int64_t max_pages, la_kv **out);
 void la_kv_free(la_kv *kv);
-/* Makes pages 0 .. n-1 usable (n never beyond max_pages). Rounds up to a slab. */
+/* Makes pages 0 .. n-1 usable (n never beyond max_pages). Rounds up to a slab where there is memory for it.
+ * LA_ERR_MEMORY gives sizes, and what was committed stays. */
 la_status la_kv_commit(la_kv *kv, int64_t n);
 /* Gives back committed pages from n on, rounded up to a slab. */
 void la_kv_trim(la_kv *kv, int64_t n);

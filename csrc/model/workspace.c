@@ -211,6 +211,25 @@ static size_t commit_edge(const la_kv *kv, int64_t n)
     return la_round_up((size_t)n * kv->at.page_bytes, kv->b->granule);
 }
 
+static la_status short_of_memory(const la_kv *kv, int64_t n, size_t bytes)
+{
+    la_backend_info info;
+    size_t page = kv->at.page_bytes;
+    kv->b->ops->describe(kv->b, &info);
+    if (info.device == NULL) {
+        return la_fail(
+            LA_ERR_MEMORY,
+            "kv: cannot commit %zu bytes for page %lld beside the %zu of %zu that are there", bytes,
+            (long long)n, (size_t)kv->committed * page, (size_t)kv->max_pages * page);
+    }
+    return la_fail(
+        LA_ERR_MEMORY,
+        "kv: cannot commit %zu bytes for page %lld beside the %zu of %zu that are there: %zu "
+        "bytes free on %s; lower kv_cache_memory_bytes, or leave more of the device",
+        bytes, (long long)n, (size_t)kv->committed * page, (size_t)kv->max_pages * page,
+        info.memory_free, info.device);
+}
+
 la_status la_kv_commit(la_kv *kv, int64_t n)
 {
     if (n <= kv->committed) {
@@ -220,13 +239,16 @@ la_status la_kv_commit(la_kv *kv, int64_t n)
         return la_fail(LA_ERR_ARGUMENT, "kv: page %lld of %lld", (long long)n,
                        (long long)kv->max_pages);
     }
-    int64_t end = slab_end(kv, n);
-    size_t from = commit_edge(kv, kv->committed), to = commit_edge(kv, end);
-    if (to > from && kv->b->ops->commit(kv->b, kv->base + from, to - from) != 0) {
-        return la_fail(LA_ERR_MEMORY, "kv: cannot commit %zu bytes", to - from);
+    const int64_t ends[] = {slab_end(kv, n),
+                            n}; /* a slab, or the pages themselves where memory is short */
+    size_t from = commit_edge(kv, kv->committed), to = from;
+    int st = -1;
+    for (int i = 0; i < 2 && st == -1; i++) {
+        to = commit_edge(kv, ends[i]);
+        st = to > from ? kv->b->ops->commit(kv->b, kv->base + from, to - from) : 0;
+        kv->committed = st == 0 ? ends[i] : kv->committed;
     }
-    kv->committed = end;
-    return LA_OK;
+    return st == -1 ? short_of_memory(kv, n, to - from) : (la_status)st;
 }
 
 void la_kv_trim(la_kv *kv, int64_t n)

@@ -126,12 +126,14 @@ static PyObject *backend_info(PyObject *object, void *closure)
             return NULL;
         }
     }
-    return Py_BuildValue("{s:s,s:s,s:z,s:n,s:n,s:L,s:L,s:i,s:i,s:i,s:N}", "name", info.name, "isa",
-                         info.isa, "device", info.device, "memory_free",
-                         (Py_ssize_t)info.memory_free, "memory_total",
-                         (Py_ssize_t)info.memory_total, "graphs", (long long)info.graphs, "graph_replays",
-                         (long long)info.replays, "n_asked", info.n_asked, "n_threads",
-                         info.n_threads, "n_cpus", info.n_cpus, "slots", slots);
+    return Py_BuildValue(
+        "{s:s,s:s,s:z,s:n,s:n,s:O,s:L,s:L,s:z,s:L,s:L,s:i,s:i,s:i,s:N}", "name", info.name, "isa",
+        info.isa, "device", info.device, "memory_free", (Py_ssize_t)info.memory_free,
+        "memory_total", (Py_ssize_t)info.memory_total, "grows", info.grows ? Py_True : Py_False,
+        "graphs", (long long)info.graphs, "graph_replays", (long long)info.replays, "library",
+        info.library, "library_products", (long long)info.library_products, "library_refused",
+        (long long)info.library_refused, "n_asked", info.n_asked, "n_threads", info.n_threads,
+        "n_cpus", info.n_cpus, "slots", slots);
 }
 
 static PyObject *backend_probe_read(PyObject *object, PyObject *args)
@@ -205,7 +207,30 @@ static PyObject *backend_step_threads(PyObject *object, PyObject *args)
     return status == LA_OK ? Py_NewRef(Py_None) : py_raise(state, status);
 }
 
+static PyObject *backend_load_library(PyObject *object, PyObject *args)
+{
+    const char *file;
+    int loaded = 0;
+    if (!PyArg_ParseTuple(args, "s|p:load_library", &file, &loaded)) {
+        return NULL;
+    }
+    py_state *state = py_state_of_object(object);
+    la_backend *handle = py_backend_get(state, object);
+    if (handle == NULL) {
+        return NULL;
+    }
+    la_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = la_backend_library(handle, file, loaded);
+    Py_END_ALLOW_THREADS
+    return status == LA_OK ? Py_NewRef(Py_None) : py_raise(state, status);
+}
+
 static PyMethodDef backend_methods[] = {
+    {"load_library", backend_load_library, METH_VARARGS,
+     "load_library(file, loaded=False)\n\nProducts of models with fast_math by cuBLASLt in this "
+     "file from here on; loaded: only if the process has it already. UnsupportedError says why "
+     "not."},
     {"probe_read", backend_probe_read, METH_VARARGS,
      "probe_read(bytes, huge=True) -> dict\n\nGB/s (1e9 bytes) of reading fresh memory with every "
      "thread, by access pattern. huge: ask for pages of 2 MiB, else for the smallest."},
@@ -221,8 +246,10 @@ static PyMethodDef backend_methods[] = {
 
 static PyGetSetDef backend_getset[] = {
     {"info", backend_info, NULL,
-     "dict: name, isa, device, memory_free, memory_total (of a device, else None and 0), n_asked, "
-     "n_threads, n_cpus, slots (kernel slot -> ISA).",
+     "dict: name, isa; of a device, else None or 0: device, memory_free, memory_total, grows (KV "
+     "caches "
+     "take memory as they grow), graphs made and graph_replays, library with library_products and "
+     "library_refused; n_asked, n_threads, n_cpus, slots (kernel slot -> ISA).",
      NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

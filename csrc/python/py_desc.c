@@ -82,6 +82,7 @@ static const struct {
     FLOAT(attn_softcap),
     FLOAT(attn_grow),
     INT(attn_grow_every),
+    INT(fast_math),
     FLOAT(logit_softcap),
     FLOAT(logit_scale),
     FLOAT(embed_scale),

@@ -572,8 +572,8 @@ static PyMethodDef engine_methods[] = {
      "skip_first: of la_request. Any thread."},
     {"kv", engine_kv, METH_VARARGS,
      "kv(id, branch, out=None) -> (tokens, bytes)\n\nWhat a branch has stored, and the bytes of "
-     "its "
-     "pages, [layer][page][kv head], copied to out. On the thread that steps, between two steps."},
+     "its pages, [layer][page][kv head], copied to out. On the thread that steps, between two "
+     "steps."},
     {"cancel", engine_cancel, METH_VARARGS,
      "cancel(id, branch=-1)\n\nTakes effect when the next step starts. Any thread."},
     {"step", engine_step, METH_NOARGS,

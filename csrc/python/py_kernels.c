@@ -618,7 +618,7 @@ int py_kernels_register(PyObject *module)
     static int (*const parts[])(PyObject *) = {
         py_kernels_rows_register,  py_kernels_packed_register, py_kernels_cache_register,
         py_kernels_pages_register, py_kernels_latent_register, py_kernels_moe_register,
-        py_kernels_fp8_register,   py_kernels_probe_register};
+        py_kernels_fp8_register,   py_kernels_probe_register,  py_kernels_device_register};
     int failed = PyModule_AddFunctions(module, methods) < 0;
     for (size_t i = 0; !failed && i < sizeof parts / sizeof parts[0]; i++) {
         failed = parts[i](module) < 0;

@@ -42,6 +42,7 @@ int py_kernels_latent_register(PyObject *module);
 int py_kernels_moe_register(PyObject *module);
 int py_kernels_probe_register(PyObject *module);
 int py_kernels_fp8_register(PyObject *module);
+int py_kernels_device_register(PyObject *module);
 
 /* Table of a level by name; its number, or -1 with an exception set. */
 int py_kernels_isa(const char *name, la_kernels *out);
@@ -50,6 +51,9 @@ int py_kernels_floats(PyObject *obj, const char *name, Py_buffer *view);
 
 /* The weight of a Packed, which lives as long as the object; NULL with an exception set. */
 const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name);
+
+/* Packed.linear on a device (py_kernels_device.c): out = x W^T + bias, of which None is none. */
+PyObject *py_kernels_device_linear(py_state *state, const la_weight *w, PyObject *const arrays[3]);
 
 /* f32, f64, bf16, i8 or i8x2 as la_act_form; -1 with an exception set. */
 int py_kernels_form(const char *name);

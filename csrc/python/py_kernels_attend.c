@@ -38,6 +38,18 @@ done:
     return st;
 }
 
+int py_attend_check_positions(const py_state *state, const py_attend_job *job)
+{
+    for (int i = 0; i < job->T; i++) {
+        if (job->pos[i] < 0 || job->pos[i] >= job->length) {
+            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
+                            (int)job->pos[i], job->length - 1);
+            return -1;
+        }
+    }
+    return 0;
+}
+
 /* Sizes of the buffers against the job. 0, or -1 with an exception set. */
 static int check(const py_state *state, const py_attend_job *job, const Py_buffer *q,
                  const Py_buffer *out)
@@ -62,12 +74,8 @@ static int check(const py_state *state, const py_attend_job *job, const Py_buffe
                         job->H, dv);
         return -1;
     }
-    for (int i = 0; i < job->T; i++) {
-        if (job->pos[i] < 0 || job->pos[i] >= job->length) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "positions: %d is not in 0..%d",
-                            (int)job->pos[i], job->length - 1);
-            return -1;
-        }
+    if (py_attend_check_positions(state, job) < 0) {
+        return -1;
     }
     return job->check != NULL ? job->check(state, job) : 0;
 }

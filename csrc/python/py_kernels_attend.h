@@ -37,6 +37,8 @@ typedef struct py_attend_call {
  * names the argument. */
 PyObject *py_attend(py_state *state, const py_attend_call *call, py_attend_job *job,
                     void (*share)(void *job, int tid, int nth));
+/* Is every position one of a stored token? 0, or -1 with an exception set. */
+int py_attend_check_positions(const py_state *state, const py_attend_job *job);
 /* Buffers of thread tid. */
 la_attend_room py_attend_room(const py_attend_job *job, int tid);
 

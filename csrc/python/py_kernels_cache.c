@@ -172,8 +172,8 @@ static PyObject *kv_cache_store(PyObject *module, PyObject *args)
     py_cache_layout at;
     py_call c;
     py_state *state = py_state_of(module);
-    if (!PyArg_ParseTuple(args, "ssOOOOii:kv_cache_store", &isa, &dtype, &cache, &slots_object, &k_object,
-                          &v_object, &n_heads, &d) ||
+    if (!PyArg_ParseTuple(args, "ssOOOOii:kv_cache_store", &isa, &dtype, &cache, &slots_object,
+                          &k_object, &v_object, &n_heads, &d) ||
         py_cache_layout_of(state, dtype, n_heads, d, &at) < 0) {
         return NULL;
     }
@@ -205,8 +205,7 @@ static PyObject *kv_cache_store(PyObject *module, PyObject *args)
     return py_call_end(&c);
 }
 
-/* Is every page that a row reads one of the cache? */
-static int check_tables(const py_state *state, const py_attend_job *job)
+int py_cache_check(const py_state *state, const py_attend_job *job)
 {
     const py_cache_view *p = job->pages;
     if (p->n_sequences != job->T) {
@@ -256,7 +255,7 @@ static PyObject *kv_attend(PyObject *module, PyObject *args)
     int n_heads;
     py_attend_call call;
     py_cache_view view = {.data = NULL};
-    py_attend_job job = {.pages = &view, .check = check_tables};
+    py_attend_job job = {.pages = &view, .check = py_cache_check};
     la_attend_walk *walk = &job.walk;
     py_state *state = py_state_of(module);
     if (!PyArg_ParseTuple(args, "ssOOOOOOO(iiii)ffii:kv_attend", &call.isa, &dtype, &cache, &tables,

@@ -31,6 +31,8 @@ int py_cache_layout_of(const py_state *state, const char *dtype, int n_heads, in
 /* k and v [n_heads][d] of one token into slot `slot` (0..63) of a page; slot 0 clears it first. */
 void py_cache_store(const la_kernels *t, const py_cache_layout *at, uint8_t *page, int slot,
                     const float *k, const float *v);
+/* Is every page that a row reads one of the cache? 0, or -1 with an exception set. */
+int py_cache_check(const py_state *state, const py_attend_job *job);
 /* The share of py_attend for a job whose pages are a py_cache_view. */
 void py_cache_attend(void *job, int tid, int nth);
 

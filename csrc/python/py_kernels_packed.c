@@ -1,6 +1,6 @@
 /* py_kernels_packed.c - the Python object Packed: one weight matrix in units, and what reads it.
  *
- * Owns the packed bytes, or holds the buffer that they lie in. Invariant: they are written once, when
+ * Owns the packed bytes, on a device if its source was there, or holds the buffer that they lie in. Invariant: they are written once, when
  * the object is made, so products on several threads may read them together; sizes, types and ranges
  * are checked here before a kernel sees them. A row's bits depend on that row and the weight: threads
  * take whole units. Wrapped by python/llmaccel/kernels/packed.py.
@@ -12,6 +12,7 @@
 #include "../base/base.h"
 #include "../base/cpu.h"
 #include "../base/pool.h"
+#include "../device.h"
 #include "../kernels/act_rows.h"
 #include "../model/pack.h"
 
@@ -25,7 +26,19 @@ typedef struct packed {
     size_t bytes;
     Py_buffer held;        /* of somebody else's bytes; held.obj is NULL where they are ours */
     Py_ssize_t extents[3]; /* [units, bytes of a unit], as the buffer protocol shows them */
+    PyObject *backend;     /* on whose device the bytes are; NULL: host memory */
 } packed;
+
+/* 0, or -1 with an exception set where the bytes are on a device. */
+static int want_host(const packed *self, const char *name)
+{
+    if (self->backend == NULL) {
+        return 0;
+    }
+    py_raise_format(py_state_of_object((PyObject *)self), LA_ERR_UNSUPPORTED,
+                    "%s: this weight is packed on a device, for products there alone", name);
+    return -1;
+}
 
 const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char *name)
 {
@@ -34,7 +47,7 @@ const la_weight *py_kernels_weight(py_state *state, PyObject *object, const char
                      Py_TYPE(object)->tp_name);
         return NULL;
     }
-    return &((packed *)object)->w;
+    return want_host((packed *)object, name) == 0 ? &((packed *)object)->w : NULL;
 }
 
 /* ---- making ------------------------------------------------------------------------------------ */
@@ -123,18 +136,52 @@ static void set_extents(packed *self)
     self->extents[2] = 1; /* and both strides: [bytes of a unit, 1] */
 }
 
+/* The same on the device of a tensor: bytes as its products want them. 0, or -1 with an exception set. */
+static int pack_there(py_state *state, packed *self, const la_source *source, la_format f)
+{
+    la_backend *b = py_backend_get(state, self->backend);
+    la_status st = la_pack_plan(f, source, 1, 0, &self->w);
+    if (b == NULL) {
+        return -1;
+    }
+    self->bytes = (size_t)self->w.n_units * self->w.unit_bytes;
+    if (st == LA_OK) {
+        Py_BEGIN_ALLOW_THREADS
+        st = la_device_pack(b, &self->w, source);
+        Py_END_ALLOW_THREADS
+    }
+    if (st != LA_OK) {
+        raise_argument(state, st);
+    }
+    return st == LA_OK ? 0 : -1;
+}
+
+static int pack_here(py_state *state, packed *self, const la_source *source, la_format f,
+                     int threads)
+{
+    la_status st;
+    Py_BEGIN_ALLOW_THREADS
+    st = pack_source(self, source, f, threads);
+    Py_END_ALLOW_THREADS
+    if (st != LA_OK) {
+        raise_argument(state, st);
+    }
+    return st == LA_OK ? 0 : -1;
+}
+
 static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"data", "dtype", "rows", "cols", "format", "quantize", "threads", NULL};
+    static char *names[] = {"data",     "dtype",   "rows", "cols", "format",
+                            "quantize", "threads", "near", NULL};
     py_state *state = PyType_GetModuleState(type);
-    PyObject *data;
+    PyObject *data, *near = Py_None;
     const char *dtype, *format, *quantize;
     int threads;
     la_format f;
     packed_recipe r = {.source = {0}};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiissi:Packed", names, &data, &dtype,
-                                     &r.source.rows, &r.source.cols, &format, &quantize,
-                                     &threads) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Osiissi|O:Packed", names, &data, &dtype,
+                                     &r.source.rows, &r.source.cols, &format, &quantize, &threads,
+                                     &near) ||
         recipe_from(state, dtype, format, quantize, &r) < 0 || py_kernels_threads(&threads) < 0) {
         return NULL;
     }
@@ -145,18 +192,20 @@ static PyObject *packed_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     r.source.data = view.buf;
     r.source.bytes = (size_t)view.len;
     la_status st = la_pack_format(r.weights, r.quant, &r.source, 1, &f);
-    packed *self = (packed *)type->tp_alloc(type, 0);
-    if (self != NULL && st == LA_OK) {
-        Py_BEGIN_ALLOW_THREADS
-        st = pack_source(self, &r.source, f, threads);
-        Py_END_ALLOW_THREADS
+    packed *self = st == LA_OK ? (packed *)type->tp_alloc(type, 0) : NULL;
+    if (st != LA_OK) {
+        raise_argument(state, st);
+    }
+    if (self != NULL) {
+        self->backend = Py_XNewRef(py_tensor_owner(state, near));
+        int failed = self->backend != NULL ? pack_there(state, self, &r.source, f)
+                                           : pack_here(state, self, &r.source, f, threads);
         set_extents(self);
+        if (failed < 0) {
+            Py_CLEAR(self);
+        }
     }
     PyBuffer_Release(&view);
-    if (st != LA_OK) {
-        Py_CLEAR(self);
-        return raise_argument(state, st);
-    }
     return (PyObject *)self;
 }
 
@@ -229,6 +278,10 @@ static int packed_get_buffer(PyObject *object, Py_buffer *view, int flags)
 {
     packed *self = (packed *)object;
     int read_only = self->held.obj != NULL && self->held.readonly;
+    if (self->backend != NULL) {
+        PyErr_SetString(PyExc_BufferError, "this weight is packed on a device");
+        return -1;
+    }
     if (PyBuffer_FillInfo(view, object, self->w.data, (Py_ssize_t)self->bytes, read_only, flags) <
         0) {
         return -1;
@@ -241,6 +294,21 @@ static int packed_get_buffer(PyObject *object, Py_buffer *view, int flags)
     return 0;
 }
 
+static void drop_there(packed *self)
+{
+    PyObject *error, *value, *trace;
+    PyErr_Fetch(&error, &value, &trace);
+    la_backend *b = py_backend_get(py_state_of_object((PyObject *)self), self->backend);
+    if (b != NULL) { /* else it is another process's */
+        Py_BEGIN_ALLOW_THREADS
+        la_device_free(b, self->w.data);
+        Py_END_ALLOW_THREADS
+    }
+    PyErr_Clear();
+    PyErr_Restore(error, value, trace);
+    Py_DECREF(self->backend);
+}
+
 static void packed_dealloc(PyObject *object)
 {
     packed *self = (packed *)object;
@@ -248,8 +316,11 @@ static void packed_dealloc(PyObject *object)
     if (self->held.obj != NULL) {
         PyBuffer_Release(&self->held);
     }
-    else {
+    else if (self->backend == NULL) {
         la_unmap(self->w.data, self->bytes);
+    }
+    else {
+        drop_there(self);
     }
     type->tp_free(object);
     Py_DECREF(type);
@@ -394,6 +465,9 @@ static PyObject *packed_linear(PyObject *object, PyObject *args)
     if (form < 0) {
         return NULL;
     }
+    if (self->backend != NULL) { /* how rows enter is the format's affair there */
+        return py_kernels_device_linear(py_state_of_object(object), &self->w, arrays);
+    }
     linear_job job = {.k = &t, .w = &self->w};
     job.rows = la_act_rows_plan((la_act_form)form, self->w.K, self->w.f.group);
     job.fn = la_kernels_gemm(&t, self->w.f, job.rows.form);
@@ -433,7 +507,7 @@ static PyObject *packed_unpack(PyObject *object, PyObject *args)
     packed *self = (packed *)object;
     const la_weight *w = &self->w;
     if (!PyArg_ParseTuple(args, "sOO:unpack", &isa, &ids_object, &out_object) ||
-        py_kernels_isa(isa, &t) < 0) {
+        py_kernels_isa(isa, &t) < 0 || want_host(self, "rows") < 0) {
         return NULL;
     }
     int n;
@@ -499,6 +573,17 @@ static PyObject *packed_get_nbytes(PyObject *object, void *closure)
     return PyLong_FromSize_t(((packed *)object)->bytes);
 }
 
+static PyObject *packed_get_device(PyObject *object, void *closure)
+{
+    packed *self = (packed *)object;
+    (void)closure;
+    if (self->backend == NULL) {
+        return PyUnicode_FromString("cpu");
+    }
+    la_backend *b = py_backend_get(py_state_of_object(object), self->backend);
+    return b != NULL ? PyUnicode_FromFormat("cuda:%d", la_device_number(b)) : NULL;
+}
+
 static PyMethodDef packed_methods[] = {
     {"linear", packed_linear, METH_VARARGS,
      "linear(isa, activation, x, y, bias, threads): y [M, N] = x [M, K] W^T + bias\n\n"
@@ -519,12 +604,15 @@ static PyGetSetDef packed_getset[] = {
     {"shape", packed_get_shape, NULL, "(N, K)", NULL},
     {"nbytes", packed_get_nbytes, NULL, "bytes of the packed form", NULL},
     {"format", packed_get_format, NULL, "dict: codes, group, scales, offsets, per_row", NULL},
+    {"device", packed_get_device, NULL, "str: 'cpu' or 'cuda:0'", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot packed_slots[] = {
-    {Py_tp_doc, "Packed(data, dtype, rows, cols, format, quantize, threads)\n\n"
-                "A weight in the core's layout; use llmaccel.kernels.pack instead."},
+    {Py_tp_doc,
+     "Packed(data, dtype, rows, cols, format, quantize, threads, near=None)\n\n"
+     "A weight in the core's layout, on the device of `near` if that is a Tensor on one; "
+     "use llmaccel.kernels.pack instead."},
     {Py_tp_new, packed_new},
     {Py_tp_dealloc, packed_dealloc},
     {Py_tp_methods, packed_methods},

@@ -106,6 +106,20 @@ void py_params_clear(py_params *params);
 PyObject *py_tensor_of_bytes(const py_state *state, const void *data, size_t bytes,
                              PyObject *owner);
 
+/* A Tensor on a device. */
+typedef struct py_place {
+    la_backend *backend;
+    void *data;
+    size_t bytes;
+    int read_only;
+    int borrowed; /* others' memory, on whose streams they may look at it as soon as we return */
+} py_place;
+
+/* 0, or -1 with an exception set that names the argument: no Tensor, or one in host memory. */
+int py_tensor_place(const py_state *state, PyObject *object, const char *name, py_place *out);
+/* The Backend of a Tensor on a device, NULL where it is in host memory or no Tensor; borrowed. */
+PyObject *py_tensor_owner(const py_state *state, PyObject *object);
+
 /* Each adds its object or functions to the module; 0, or -1 with an exception set. */
 int py_backend_register(PyObject *module);
 int py_desc_register(PyObject *module);

@@ -1,4 +1,4 @@
-/* py_tensor.c - the Python object Tensor: contiguous numbers in host memory that cross without a copy.
+/* py_tensor.c - the Python object Tensor: contiguous numbers that cross without a copy.
  *
  * Owns the object and its exchange with NumPy and the buffer protocol, both ways; the only file that
  * uses NumPy's C API. Invariant: every element at a multiple of its size, and row-major without gaps
@@ -81,7 +81,7 @@ int py_tensor_check_address(const py_tensor_source *from, const py_tensor *self)
     return -1;
 }
 
-static int tensor_find_dtype(const py_state *state, py_tensor *self, const char *name)
+int py_tensor_find_dtype(const py_state *state, py_tensor *self, const char *name)
 {
     for (int i = 0; i < PY_TENSOR_DTYPES; i++) {
         if (strcmp(py_tensor_dtypes[i].name, name) == 0) {
@@ -108,7 +108,7 @@ static int tensor_find_user_dtype(const py_tensor_source *from, py_tensor *self,
     for (size_t i = 0; PyUnicode_Check(name) && i < sizeof names / sizeof names[0]; i++) {
         if (PyUnicode_CompareWithASCIIString(name, names[i][0]) == 0) {
             Py_DECREF(name);
-            return tensor_find_dtype(from->state, self, names[i][1]);
+            return py_tensor_find_dtype(from->state, self, names[i][1]);
         }
     }
     py_raise_format(from->state, LA_ERR_UNSUPPORTED, "%s: dtype %S is not supported", from->name,
@@ -240,9 +240,12 @@ static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
 
 /* Memory for a tensor whose shape is set. Fresh zero pages for anything large: nothing is touched
  * before it is written. 0, or -1 with an exception set. */
-static int tensor_allocate(py_tensor *self)
+int py_tensor_allocate(py_tensor *self)
 {
     const size_t align = PY_TENSOR_ALIGN;
+    if (self->backend != NULL) {
+        return py_tensor_device_allocate(self);
+    }
     self->allocation = (size_t)self->bytes <= PY_SSIZE_T_MAX - align
                            ? PyMem_RawCalloc(1, (size_t)self->bytes + align)
                            : NULL;
@@ -279,45 +282,42 @@ static void copy_elements(const py_tensor *self, char *out)
     }
 }
 
-py_tensor *py_tensor_copy(py_tensor *self)
+py_tensor *py_tensor_like(py_tensor *self, PyObject *backend)
 {
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     py_tensor_source from = {py_state_of_object((PyObject *)self), (PyObject *)self, "shape"};
-    py_tensor *copy = (py_tensor *)type->tp_alloc(type, 0);
+    py_tensor *made = (py_tensor *)type->tp_alloc(type, 0);
+    if (made == NULL) {
+        return NULL;
+    }
+    made->dtype = self->dtype;
+    if (py_tensor_set_shape(&from, made, self->n_dims, self->shape) < 0 ||
+        py_tensor_set_device(made, backend) < 0 || py_tensor_allocate(made) < 0) {
+        Py_CLEAR(made);
+    }
+    return made;
+}
+
+py_tensor *py_tensor_copy(py_tensor *self, PyObject *backend)
+{
+    py_tensor *copy = py_tensor_like(self, backend);
     if (copy == NULL) {
         return NULL;
     }
-    copy->dtype = self->dtype;
-    if (py_tensor_set_shape(&from, copy, self->n_dims, self->shape) < 0 ||
-        tensor_allocate(copy) < 0) {
-        Py_DECREF(copy);
-        return NULL;
+    if (backend == NULL && self->backend == NULL) {
+        copy_elements(self, copy->data);
+        return copy;
     }
-    copy_elements(self, copy->data);
+    py_tensor *whole =
+        self->strided ? py_tensor_copy(self, NULL) : (py_tensor *)Py_NewRef((PyObject *)self);
+    if (whole == NULL || py_tensor_move(copy, whole) < 0) {
+        Py_CLEAR(copy);
+    }
+    Py_XDECREF((PyObject *)whole);
     return copy;
 }
 
-PyObject *py_tensor_of_bytes(const py_state *state, const void *data, size_t bytes, PyObject *owner)
-{
-    py_tensor_source from = {state, owner, "bytes"};
-    py_tensor *self = (py_tensor *)state->tensor_type->tp_alloc(state->tensor_type, 0);
-    int64_t shape[1] = {(int64_t)bytes};
-    if (self == NULL) {
-        return NULL;
-    }
-    if (tensor_find_dtype(state, self, "U8") < 0 ||
-        py_tensor_set_shape(&from, self, 1, shape) < 0) {
-        Py_DECREF(self);
-        return NULL;
-    }
-    self->data = (char *)(uintptr_t)data;
-    self->read_only = 1;
-    self->array = Py_NewRef(owner);
-    return (PyObject *)self;
-}
-
-/* n extents from a tuple of as many; -1 with an exception set where one is no integer. */
-static int extents_from(PyObject *tuple, int64_t *out)
+int py_tensor_extents_from(PyObject *tuple, int64_t *out)
 {
     for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(tuple); i++) {
         out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple, i));
@@ -328,101 +328,32 @@ static int extents_from(PyObject *tuple, int64_t *out)
     return 0;
 }
 
-/* Sets the strides of a tensor whose shape is set; -1 with an exception where an element would lie outside the
- * `room` elements from its first on. */
-static int set_strides(const py_state *state, py_tensor *self, const int64_t *strides, int64_t room)
-{
-    int64_t last = 0;
-    for (int i = 0; i < self->n_dims; i++) {
-        int64_t steps = self->shape[i] - 1;
-        if (strides[i] < 0 || (steps > 0 && strides[i] > (PY_SSIZE_T_MAX - last) / steps)) {
-            py_raise_format(state, LA_ERR_ARGUMENT, "strides: %lld is negative or too large",
-                            (long long)strides[i]);
-            return -1;
-        }
-        last += steps > 0 ? steps * strides[i] : 0;
-        self->strided |= steps > 0 && strides[i] != self->strides[i];
-        self->strides[i] = strides[i];
-        self->buffer_strides[i] = strides[i] * (self->dtype->dl.bits / 8);
-    }
-    if (self->bytes > 0 && last >= room) {
-        py_raise_format(state, LA_ERR_ARGUMENT,
-                        "strides: element %lld is outside the %lld from offset on", (long long)last,
-                        (long long)room);
-        return -1;
-    }
-    return 0;
-}
-
-static PyObject *tensor_strided(PyObject *object, PyObject *args)
-{
-    const char *dtype;
-    Py_ssize_t offset;
-    PyObject *shape, *strides;
-    if (!PyArg_ParseTuple(args, "snO!O!:strided", &dtype, &offset, &PyTuple_Type, &shape,
-                          &PyTuple_Type, &strides)) {
-        return NULL;
-    }
-    py_tensor *of = (py_tensor *)object;
-    py_tensor_source from = {py_state_of_object(object), object, "strided"};
-    Py_ssize_t n = PyTuple_GET_SIZE(shape);
-    if (of->strided || n > PY_TENSOR_DIMS || PyTuple_GET_SIZE(strides) != n) {
-        return py_raise_format(from.state, LA_ERR_ARGUMENT,
-                               "strided: expected a contiguous Tensor and as many strides as "
-                               "extents, at most %d",
-                               (int)PY_TENSOR_DIMS);
-    }
-    int64_t extents[PY_TENSOR_DIMS] = {0}, steps[PY_TENSOR_DIMS] = {0};
-    py_tensor *self = (py_tensor *)Py_TYPE(object)->tp_alloc(Py_TYPE(object), 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    if (extents_from(shape, extents) < 0 || extents_from(strides, steps) < 0 ||
-        tensor_find_dtype(from.state, self, dtype) < 0 ||
-        py_tensor_set_shape(&from, self, (int)n, extents) < 0) {
-        goto failed;
-    }
-    int size = self->dtype->dl.bits / 8;
-    if (offset < 0 || offset > of->bytes / size) {
-        py_raise_format(from.state, LA_ERR_ARGUMENT, "offset: %zd is outside the Tensor", offset);
-        goto failed;
-    }
-    self->data = of->data + offset * size;
-    self->read_only = of->read_only;
-    self->array = Py_NewRef(object);
-    if (set_strides(from.state, self, steps, of->bytes / size - offset) == 0 &&
-        py_tensor_check_address(&from, self) == 0) {
-        return (PyObject *)self;
-    }
-failed:
-    Py_DECREF(self);
-    return NULL;
-}
-
 static PyObject *tensor_zeros(PyObject *type_object, PyObject *args)
 {
     PyTypeObject *type = (PyTypeObject *)type_object;
-    PyObject *extents;
-    const char *dtype;
-    if (!PyArg_ParseTuple(args, "O!s:zeros", &PyTuple_Type, &extents, &dtype)) {
+    PyObject *extents, *backend;
+    const char *dtype, *device = "cpu";
+    if (!PyArg_ParseTuple(args, "O!s|s:zeros", &PyTuple_Type, &extents, &dtype, &device)) {
         return NULL;
     }
     py_tensor_source from = {PyType_GetModuleState(type), extents, "shape"};
     int64_t shape[PY_TENSOR_DIMS] = {0};
     Py_ssize_t n_dims = PyTuple_GET_SIZE(extents);
-    if (n_dims <= PY_TENSOR_DIMS && extents_from(extents, shape) < 0) {
+    if (n_dims <= PY_TENSOR_DIMS && py_tensor_extents_from(extents, shape) < 0) {
+        return NULL;
+    }
+    if (py_tensor_device_named(from.state, device, &backend) < 0) {
         return NULL;
     }
     py_tensor *self = (py_tensor *)type->tp_alloc(type, 0);
-    if (self == NULL) {
-        return NULL;
-    }
-    if (tensor_find_dtype(from.state, self, dtype) < 0 ||
-        py_tensor_set_shape(&from, self, n_dims <= PY_TENSOR_DIMS ? (int)n_dims : INT_MAX, shape) <
-            0 ||
-        tensor_allocate(self) < 0) {
+    if (self != NULL &&
+        (py_tensor_find_dtype(from.state, self, dtype) < 0 ||
+         py_tensor_set_shape(&from, self, n_dims <= PY_TENSOR_DIMS ? (int)n_dims : INT_MAX, shape) <
+             0 ||
+         py_tensor_set_device(self, backend) < 0 || py_tensor_allocate(self) < 0)) {
         Py_CLEAR(self);
     }
+    Py_XDECREF(backend);
     return (PyObject *)self;
 }
 
@@ -433,10 +364,19 @@ static void tensor_dealloc(PyObject *object)
     PyTypeObject *type = Py_TYPE(object);
     PyObject *error, *value, *trace;
     PyErr_Fetch(&error, &value, &trace);
-    PyMem_RawFree(self->allocation);
+    if (self->backend == NULL) {
+        PyMem_RawFree(self->allocation);
+    }
+    else if (self->allocation != NULL) {
+        py_tensor_device_free(self);
+    }
+    else {
+        py_tensor_device_finish(self);
+    }
     Py_XDECREF(self->array);
     PyBuffer_Release(&self->view);
     py_tensor_give_back(self);
+    Py_XDECREF(self->backend);
     PyErr_Restore(error, value, trace);
     type->tp_free(object);
     Py_DECREF(type);
@@ -447,6 +387,13 @@ static void tensor_dealloc(PyObject *object)
 static int tensor_get_buffer(PyObject *object, Py_buffer *view, int flags)
 {
     py_tensor *self = (py_tensor *)object;
+    if (self->backend != NULL) {
+        char text[32];
+        PyErr_Format(PyExc_BufferError,
+                     "this Tensor is on %s, not in host memory; take .to('cpu') of it",
+                     py_tensor_device_name(self, text, sizeof text));
+        return -1;
+    }
     if ((flags & PyBUF_WRITABLE) && self->read_only) {
         PyErr_SetString(PyExc_BufferError, "this Tensor is read-only");
         return -1;
@@ -475,6 +422,9 @@ static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
 {
     (void)unused;
     py_tensor *self = (py_tensor *)object;
+    if (py_tensor_want_host(self, "NumPy") < 0) {
+        return NULL;
+    }
     if (self->dtype->numpy == NO_NUMPY) {
         return py_raise_format(py_state_of_object(object), LA_ERR_UNSUPPORTED,
                                "NumPy has no type for %s; use torch.from_dlpack",
@@ -508,7 +458,22 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy)) {
         return NULL;
     }
-    PyObject *array = tensor_numpy(object, NULL);
+    py_tensor *self = (py_tensor *)object, *here = self;
+    if (self->backend != NULL &&
+        copy != Py_True) { /* the one of a transfer is not for NumPy to decide */
+        return py_raise_format(py_state_of_object(object), LA_ERR_UNSUPPORTED,
+                               "copy: NumPy cannot read this Tensor, which is on a device, without "
+                               "one; pass copy=True, or .to('cpu')");
+    }
+    if (self->backend != NULL) {
+        here = py_tensor_copy(self, NULL);
+        copy = Py_None;
+    }
+    else {
+        Py_INCREF(object);
+    }
+    PyObject *array = here != NULL ? tensor_numpy((PyObject *)here, NULL) : NULL;
+    Py_XDECREF((PyObject *)here); /* the array holds it */
     if (array == NULL || (dtype == Py_None && copy != Py_True)) {
         return array;
     }
@@ -564,28 +529,6 @@ static PyObject *tensor_shape(PyObject *object, void *closure)
     return shape;
 }
 
-static PyObject *tensor_strides(PyObject *object, void *closure)
-{
-    (void)closure;
-    py_tensor *self = (py_tensor *)object;
-    PyObject *strides = PyTuple_New(self->n_dims);
-    for (int i = 0; strides != NULL && i < self->n_dims; i++) {
-        PyObject *step = PyLong_FromLongLong(self->strides[i]);
-        if (step == NULL) {
-            Py_CLEAR(strides);
-            break;
-        }
-        PyTuple_SET_ITEM(strides, i, step);
-    }
-    return strides;
-}
-
-static PyObject *tensor_is_contiguous(PyObject *object, void *closure)
-{
-    (void)closure;
-    return PyBool_FromLong(!((py_tensor *)object)->strided);
-}
-
 static PyObject *tensor_get_dtype(PyObject *object, void *closure)
 {
     (void)closure;
@@ -604,28 +547,44 @@ static PyObject *tensor_nbytes(PyObject *object, void *closure)
     return PyLong_FromSsize_t(((py_tensor *)object)->bytes);
 }
 
+static PyObject *tensor_read_only(PyObject *object, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(((py_tensor *)object)->read_only);
+}
+
 static PyObject *tensor_repr(PyObject *object)
 {
+    char name[32];
+    py_tensor *self = (py_tensor *)object;
     PyObject *shape = tensor_shape(object, NULL);
-    PyObject *text = shape == NULL ? NULL
-                                   : PyUnicode_FromFormat("Tensor(shape=%R, dtype=%s)", shape,
-                                                          ((py_tensor *)object)->dtype->name);
+    int there = self->backend != NULL;
+    (void)py_tensor_device_name(self, name, sizeof name);
+    PyObject *text =
+        shape == NULL
+            ? NULL
+            : PyUnicode_FromFormat("Tensor(shape=%R, dtype=%s%s%s)", shape, self->dtype->name,
+                                   there ? ", device=" : "", there ? name : "");
     Py_XDECREF(shape);
     return text;
 }
 
 static PyMethodDef tensor_methods[] = {
     {"zeros", tensor_zeros, METH_VARARGS | METH_CLASS,
-     "zeros(shape, dtype) -> Tensor\n\nNew memory, 64-byte aligned; dtype as in safetensors: "
-     "'F32', "
-     "'BF16', ..."},
-    {"strided", tensor_strided, METH_VARARGS,
+     "zeros(shape, dtype, device='cpu') -> Tensor\n\nNew memory, 64-byte aligned; dtype as in "
+     "safetensors: 'F32', 'BF16', ...; device as in to()."},
+    {"to", (PyCFunction)(void (*)(void))py_tensor_to, METH_VARARGS | METH_KEYWORDS,
+     "to(device) -> Tensor\n\nThis Tensor if it is there, else a copy in new memory. device: "
+     "'cpu', "
+     "'cuda' or 'cuda:0'.\nUnsupportedError says why a device cannot be used, MemoryPlanError that "
+     "it has no room."},
+    {"strided", py_tensor_strided, METH_VARARGS,
      "strided(dtype, offset, shape, strides) -> Tensor\n\nThis Tensor's memory as other numbers; "
      "offset "
      "and strides in elements of dtype. ConfigError where one would lie outside."},
     {"numpy", tensor_numpy, METH_NOARGS,
      "numpy() -> numpy.ndarray\n\nA view. UnsupportedError for BF16 and 8-bit floats, which NumPy "
-     "lacks."},
+     "lacks, and on devices."},
     {"data_ptr", tensor_data_ptr, METH_NOARGS,
      "data_ptr() -> int\n\nAddress of the first element."},
     {"__array__", (PyCFunction)(void (*)(void))tensor_array, METH_VARARGS | METH_KEYWORDS, NULL},
@@ -634,29 +593,38 @@ static PyMethodDef tensor_methods[] = {
      "Versioned if max_version is (1, 0) or later, else the old form, which cannot carry "
      "read-only\n"
      "memory. copy=True exports a copy; without it the capsule shares this memory and keeps it\n"
-     "alive. BufferError for another device or a stream."},
+     "alive. Of a Tensor on a device: what stream is asked afterwards waits for all that was asked "
+     "of\nthe Tensor's before; None and 1 are CUDA's legacy default stream, 2 the thread's, others "
+     "a\nhandle, -1 leaves the order to the caller. dl_device=(1, 0) gives a copy in host memory. "
+     "BufferError\nfor other devices, for streams that are none, for a copy that copy=False "
+     "forbids."},
     {"__dlpack_device__", py_tensor_device, METH_NOARGS,
-     "__dlpack_device__() -> (1, 0), DLPack's name for host memory."},
+     "__dlpack_device__() -> (int, int)\n\nDLPack's name for the place: (1, 0) host memory, (2, n) "
+     "CUDA device n."},
     {NULL, NULL, 0, NULL},
 };
 
 static PyGetSetDef tensor_getset[] = {
     {"shape", tensor_shape, NULL, "tuple of int", NULL},
-    {"strides", tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
-    {"is_contiguous", tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
+    {"strides", py_tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
+    {"is_contiguous", py_tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
     {"dtype", tensor_get_dtype, NULL, "str, as in safetensors", NULL},
     {"nbytes", tensor_nbytes, NULL, "bytes of all elements", NULL},
+    {"device", py_tensor_get_device, NULL, "str: 'cpu' (host memory) or 'cuda:0'", NULL},
+    {"read_only", tensor_read_only, NULL, "bool: its owner forbids writing", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot tensor_slots[] = {
     {Py_tp_doc,
      "Tensor(array, *, name='array')\n\n"
-     "Numbers in host memory, shared without a copy; contiguous unless their maker says so.\n\n"
+     "Numbers, shared without a copy, in host memory or on a device; contiguous unless their\n"
+     "maker says so.\n\n"
      "array: a NumPy array, a DLPack exporter (torch.Tensor, ...) or anything with the buffer\n"
      "protocol, row-major without gaps. name: what error messages call it. The Tensor keeps the\n"
      "memory alive; torch.from_dlpack, np.from_dlpack, np.asarray and memoryview share it again,\n"
-     "writable if the source was. dtype is named as in safetensors.\n\n"
+     "writable if the source was. dtype is named as in safetensors. What lies on a CUDA device "
+     "stays\nthere: its owner makes the stream that backend='cuda' computes on wait for it.\n\n"
      "ConfigError: gaps, foreign byte order, odd addresses. UnsupportedError: other devices and\n"
      "dtypes. TypeError: not an array at all."},
     {Py_tp_new, tensor_new},

@@ -35,6 +35,7 @@ class Backend:
     def probe_read(self, bytes: int, huge: bool = True, /) -> dict[str, float]: ...
     def probe_peak(self, what: str, /) -> float: ...
     def step_threads(self, n: int, /) -> None: ...
+    def load_library(self, file: str, loaded: bool = False, /) -> None: ...
 
 class Model:
     """Packed weights.
@@ -100,12 +101,17 @@ class Engine:
     def close(self) -> None: ...
 
 class Tensor:
-    """Numbers in host memory, contiguous unless their maker says so; crosses to NumPy, DLPack and
-    buffers without a copy."""
+    """Numbers in host memory or on a device, contiguous unless their maker says so; cross to NumPy,
+    DLPack and buffers without a copy."""
 
     def __init__(self, array: Any, *, name: str = "array") -> None: ...
     @classmethod
-    def zeros(cls, shape: tuple[int, ...], dtype: str, /) -> Tensor: ...
+    def zeros(cls, shape: tuple[int, ...], dtype: str, device: str = "cpu", /) -> Tensor: ...
+    def to(self, device: str) -> Tensor: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def read_only(self) -> bool: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -128,7 +134,7 @@ class Tensor:
     def __dlpack__(
         self,
         *,
-        stream: None = None,
+        stream: int | None = None,
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
@@ -147,7 +153,10 @@ class Packed:
         format: str,
         quantize: str,
         threads: int,
+        near: Tensor | None = None,
     ) -> None: ...
+    @property
+    def device(self) -> str: ...
     @property
     def shape(self) -> tuple[int, int]: ...
     @property
@@ -158,9 +167,9 @@ class Packed:
         self,
         isa: str,
         activation: str,
-        x: Buffer,
-        y: Buffer,
-        bias: Buffer | None,
+        x: Buffer | Tensor,
+        y: Buffer | Tensor,
+        bias: Buffer | Tensor | None,
         threads: int,
         /,
     ) -> None: ...

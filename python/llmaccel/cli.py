@@ -437,6 +437,7 @@ def _doctor(args: argparse.Namespace) -> int:
     for slot, isa in info["slots"].items():
         print(f"  {slot:20s} {isa}")
     print(f"CUDA         {_cuda()}")
+    print(f"cuBLASLt     {_cublas()}")
     return 0
 
 
@@ -488,6 +489,18 @@ def _cuda() -> str:
         return f"not available: {str(error).removeprefix('backend: ').removeprefix('cuda: ')}"
     free, total = (format_bytes(info[name]) for name in ("memory_free", "memory_total"))
     return f"{info['device']} ({info['isa']}), {free} of {total} free; taken with --backend cuda"
+
+
+def _cublas() -> str:
+    """One line: the library that models with fast_math would take, or why there is none."""
+    from llmaccel.cublas import find_cublas
+    from llmaccel.environment import open_device
+
+    try:
+        library, why = find_cublas(open_device("cuda"))
+    except UnsupportedError:
+        return "not looked for, as there is no device"
+    return library or f"not found, so fast_math takes our own kernels: {why}"
 
 
 if __name__ == "__main__":

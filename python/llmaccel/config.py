@@ -92,6 +92,7 @@ class ModelConfig:
     slots: tuple[str, ...] = ()  # the slots that the checkpoint fills
     attn_grow: float = 0.0
     attn_grow_every: int = 0
+    fast_math: bool = False  # products by a library, which was found
     n_experts: int = 0
     n_experts_used: int = 0
     d_expert: int = 0

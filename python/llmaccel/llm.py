@@ -104,7 +104,10 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Showing, Stored, Compa
         after all rules, temperature and filters, -inf for what these dropped; those of a prompt are
         raw in each, and loglikelihood and beam_search take no notice. scheduling_policy: "fcfs"
         refuses priorities; None, "priority" takes them. disable_log_stats: True records no metrics.
-    fast_math: must be False in this version.
+    fast_math: True, with backend="cuda", multiplies float weights by cuBLASLt where that is found
+        (`pip install llmaccel[cublas]`): its sums are cut by the number of rows, so a request's
+        bits may depend on its company. report() says who multiplies; without cuBLASLt our own
+        kernels do.
 
     Raises ConfigError, LoadError, MemoryPlanError (before anything is read), UnsupportedError;
     TypeError for an unknown option. Options of vLLM that mean nothing here are accepted and, as a
@@ -221,6 +224,12 @@ class LLM(Pooling, Searching, Queued, Measuring, Weights, Showing, Stored, Compa
         known, n_vocab = len(self._tokenizer or ()), self._config.n_vocab
         if known > n_vocab:
             _LOG.warning("the tokenizer has %d tokens, the model %d", known, n_vocab)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an LLM cannot be pickled or copied: it holds weights and threads; another process "
+            "opens the model itself by LLM(path)"
+        )
 
     # ---- generation -----------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ Called by llm.py and by `llmaccel plan`.
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from llmaccel.config import (
     override_generation,
     parse_generation_config,
 )
+from llmaccel.cublas import find_cublas
+from llmaccel.environment import open_device
 from llmaccel.errors import ConfigError, LoadError, MemoryPlanError, UnsupportedError, shown
 from llmaccel.files import is_there
 from llmaccel.memory import MemoryPlan, plan_memory
@@ -74,6 +77,8 @@ from llmaccel.options import (
 )
 from llmaccel.recipes import QUANTIZATIONS, check_quantization, make_recipe, number_format
 
+_LOG = logging.getLogger("llmaccel")
+
 _AUTO_ACTIVATION = "i8"  # of 4- to 8-bit weights
 # Types of codes whose products have bf16 activations whatever is asked.
 BF16_ONLY = ("QF8", "QNF4", "QFP4", "QE2M1", "QIQ4", "QMX4", "IQ4", "MXFP4")
@@ -86,7 +91,7 @@ class Forms:
     others have that.
     no_effect: options that change nothing with this file. rounded: rows as the file says.
     later: tensors of layers that predict further tokens (MTP), towers: of what sees beside the text
-    model; both are left in the file.
+    model; both are left in the file. products: who makes those of floats.
     """
 
     weights: Mapping[str, Any]
@@ -98,6 +103,7 @@ class Forms:
     rounded: bool = False
     later: int = 0
     towers: int = 0
+    products: str = "own kernels"
 
     def rows(self, activation: str, backend: str) -> str:
         """What rows are as products take them, by the config's `activation`."""
@@ -199,6 +205,8 @@ def _prepare(options: LoadOptions, arrays: Mapping[str, Any] | ModuleTensors | N
         )
     later, towers = later_tensors(config, checkpoint), tower_tensors(config, checkpoint)
     forms = replace(forms, later=len(later), towers=len(towers))
+    if options.fast_math:
+        config, forms = _with_library(config, forms, options.backend)
     plan = plan_memory(config, forms.weights, slots, options)
     if isinstance(checkpoint, DummyTensors):
         checkpoint.draw = True
@@ -215,6 +223,15 @@ def _check_convert(options: LoadOptions, config: ModelConfig, checkpoint: Any) -
             "hf_overrides={'classifier_from_token': [...]} names tokens whose rows of the head are "
             "the classes"
         )
+
+
+def _with_library(config: ModelConfig, forms: Forms, backend: str) -> tuple[ModelConfig, Forms]:
+    """The same for fast_math: products by cuBLASLt where it is found."""
+    library, why = find_cublas(open_device(backend))
+    if library is None:
+        _LOG.warning("fast_math: our own kernels multiply, as no cuBLASLt was found: %s", why)
+        return config, replace(forms, products=f"own kernels: no cuBLASLt ({why})")
+    return replace(config, fast_math=True), replace(forms, products=library)
 
 
 @contextmanager
@@ -578,7 +595,7 @@ def set_slot(
 
 def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
     """The tokenizer, or None where the model brings none and none was named."""
-    from llmaccel.tokenize import Tokenizer, load_tokenizer
+    from llmaccel.tokenize import Tokenizer, from_transformers, load_tokenizer
 
     given = options.tokenizer
     if options.skip_tokenizer_init:
@@ -597,8 +614,13 @@ def open_tokenizer(options: LoadOptions, prepared: Prepared) -> Any:
             given, chat_template=options.chat_template, revision=options.revision if same else None
         )
     if given is not None:
+        if hasattr(given, "backend_tokenizer"):
+            return from_transformers(given, options.chat_template)
         if not isinstance(given, Tokenizer):
-            raise ConfigError(f"tokenizer={shown(given)}: expected a path or a Tokenizer")
+            raise ConfigError(
+                f"tokenizer={shown(given)}: expected a path, a Tokenizer, or a fast tokenizer of "
+                "transformers"
+            )
         if options.chat_template is not None:
             raise ConfigError("chat_template: give it to load_tokenizer, which made the tokenizer")
         return given

@@ -170,8 +170,10 @@ class LoadOptions:
         self._check_switches()
         pooler_config(self.pooler_config)
         profile_folder(self.profiler_config)
-        if self.fast_math is not False:
-            raise UnsupportedError("fast_math: this version has exact kernels only; leave it False")
+        if self.fast_math and self.backend == "cpu":
+            raise UnsupportedError(
+                "fast_math: backend='cpu' has exact kernels only; leave it False"
+            )
         for name, lo, hi, optional in _COUNTS:
             value = getattr(self, name)
             left_out = value is None or (name == "max_model_len" and value == AUTO_LENGTH)
@@ -186,7 +188,7 @@ class LoadOptions:
         return found + ([] if self.convert in ("auto", "classify", "reward") else ["convert"])
 
     def _check_switches(self) -> None:
-        for name in ("skip_tokenizer_init", "disable_log_stats"):
+        for name in ("skip_tokenizer_init", "disable_log_stats", "fast_math"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name}={shown(getattr(self, name))}: expected True or False")
         if self.skip_tokenizer_init:

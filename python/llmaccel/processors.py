@@ -81,6 +81,8 @@ class Processing:
                 # Lists of their own: a function that keeps or changes them changes nothing here.
                 past = (self._prompt_ids.copy(), made.tolist()) if with_prompt else (made.tolist(),)
                 _replace(row, function(*past, row))
+                if np.isnan(row).any():
+                    raise ValueError("it gave NaN")
             except BaseException as error:  # on the engine's thread, which serves others too
                 self.error = RequestError(f"logits_processors[{i}]: {_said(error)}")
                 self.error.__cause__ = error

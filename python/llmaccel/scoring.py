@@ -237,7 +237,9 @@ def _logits_room(out: Any, shape: tuple[int, int], where: str) -> _core.Tensor:
     if out is None:
         return _core.Tensor.zeros(shape, "F32")
     tensor = out if isinstance(out, _core.Tensor) else _core.Tensor(out, name=where)
-    if tensor.dtype != "F32" or tensor.shape != shape or memoryview(tensor).readonly:
+    if tensor.device != "cpu":
+        raise RequestError(f"{where}: is on {tensor.device}, and logits go to host memory")
+    if tensor.dtype != "F32" or tensor.shape != shape or tensor.read_only:
         raise RequestError(
             f"{where}: expected a writable F32 {list(shape)}, got {tensor.dtype} "
             f"{list(tensor.shape)}"

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmaccel.arguments import refuse_foreign, seconds_of
-from llmaccel.errors import RequestError, shown
 from llmaccel.hints import hint
 from llmaccel.metrics import Metric
 from llmaccel.outputs import RequestOutput
@@ -75,8 +74,6 @@ class LLMEngine:
         llm = self.llm
         llm.engine.check()
         refuse_foreign("add_request", foreign)
-        if request_id in self._steps.pooled:
-            raise RequestError(f"request_id={shown(request_id)}: expected a string not in use")
         llm._take_id(request_id)
         try:
             if isinstance(params, PoolingParams):
@@ -98,8 +95,9 @@ class LLMEngine:
 
     def step(self) -> list[RequestOutput | PoolingRequestOutput]:
         """What is new of the requests that were added, once there is something; [] where there are
-        none. Outputs hold everything so far unless their output_kind says otherwise. Raises the
-        error of a request that failed, which is gone then."""
+        none. Outputs hold everything so far unless their output_kind says otherwise. Those that
+        pool are run here, one a step. Raises the error of a request that failed, which is gone
+        then; what others had to say meanwhile was given before or comes after."""
         self.llm.engine.check_wait()
         if self._steps.pooled:
             return self._pool()
@@ -110,7 +108,11 @@ class LLMEngine:
                 request = self._steps.news.get()
                 touched[request.request_id] = request
             for name, request in touched.items():
-                if self._steps.requests.get(name) is request:
+                if self._steps.requests.get(name) is not request:
+                    continue
+                if request.error is not None and chunks:
+                    self._steps.news.put(request)  # for the next step
+                else:
                     chunks += self._news_of(request)
         return chunks
 
@@ -128,12 +130,10 @@ class LLMEngine:
         return [chunk]
 
     def _pool(self) -> list[RequestOutput | PoolingRequestOutput]:
-        found: list[RequestOutput | PoolingRequestOutput] = []
-        for name, (prompt, params) in list(self._steps.pooled.items()):
-            self._forget(name)
-            (output,) = self.llm.encode([prompt], params, use_tqdm=False)
-            found.append(replace(output, request_id=name))
-        return found
+        name, (prompt, params) = next(iter(self._steps.pooled.items()))
+        self._forget(name)
+        (output,) = self.llm.encode([prompt], params, use_tqdm=False)
+        return [replace(output, request_id=name)]
 
     def _forget(self, name: str) -> None:
         self._steps.requests.pop(name, None)

@@ -485,6 +485,29 @@ def load_tokenizer(
     return tokenizer
 
 
+def from_transformers(tokenizer: Any, chat_template: str | Path | None = None) -> Tokenizer:
+    """A copy of a fast tokenizer of transformers: its pipeline, special tokens and chat template.
+
+    ConfigError where it is a slow one, which has no pipeline.
+    """
+    from tokenizers import Tokenizer as Backend
+
+    pipeline = getattr(tokenizer, "backend_tokenizer", None)
+    if not hasattr(pipeline, "to_str"):
+        raise ConfigError(f"tokenizer: {type(tokenizer).__name__} is no fast tokenizer")
+    with convert.guarded("tokenizer"):
+        parts = convert.Parts(Backend.from_str(pipeline.to_str()))
+    named = getattr(tokenizer, "special_tokens_map", None) or {}
+    special = {name: value for name, value in named.items() if name in _SPECIAL_NAMES}
+    extra = [str(one) for name, many in named.items() if isinstance(many, list) for one in many]
+    config = {**special, "additional_special_tokens": extra}
+    _apply_config(parts, config, Path("<tokenizer>"))
+    template = getattr(tokenizer, "chat_template", None)
+    parts.templates = {"default": template} if isinstance(template, str) else dict(template or {})
+    _override_template(parts, chat_template)
+    return Tokenizer(parts)
+
+
 def _override_template(parts: convert.Parts, chat_template: str | Path | None) -> None:
     if chat_template is not None:
         parts.templates = {"default": chat.resolve_chat_template(chat_template)}

@@ -7,7 +7,8 @@ that are gone. A base of LLM (llm.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,19 +49,34 @@ _Place = tuple[str, int, int]  # slot, layer, expert
 _Stored = dict[tuple[str, int], list[list[str]]]  # by slot and layer: of each expert
 
 
+def _named(weights: Any) -> Any:
+    """A mapping, of pairs too; RequestError for pairs that are none and for a name given twice."""
+    if isinstance(weights, Mapping) or not isinstance(weights, Iterable):
+        return weights
+    found: dict[str, Any] = {}
+    for i, pair in enumerate(weights):
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise RequestError(f"update_weights: weights[{i}]: expected a pair (name, tensor)")
+        if pair[0] in found:
+            raise RequestError(f"update_weights: {shown(pair[0])} is given twice")
+        found[pair[0]] = pair[1]
+    return found
+
+
 class Weights(Calls):
     """The methods of LLM that change where its weights are and what they hold."""
 
     _slots: list[tuple[str, list[tuple[str, int, int]], int]]
     _awake: frozenset[str]  # parts that wake_up has woken while the rest sleeps
 
-    def update_weights(self, weights: Mapping[str, Any]) -> None:
+    def update_weights(self, weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
         """Replace weights in place.
 
         weights: names as in the checkpoint to NumPy arrays, torch tensors or DLPack exporters on
-        the CPU, row-major, of the same shapes, floats of any width; packed as the model's own were
-        (each expert's as that expert's), and free to go afterwards. What lies in one matrix comes
-        together: q, k and v of a layer, gate and up. Experts that a file has in one tensor may come
+        the CPU, or pairs of these; row-major, of the same shapes, floats of any width; packed as
+        the model's own were (each expert's as that expert's), free to go afterwards. What lies in
+        one matrix comes together: q, k and v of a layer, gate and up. Experts that a file has in
+        one tensor may come
         one by one where the family's checkpoints know them so, any number of them. Rows go on being
         rounded as the model's file says (activation="checkpoint"). All names, shapes and values are
         checked before the first is replaced. LLMAccelError where requests or a call of several are
@@ -72,7 +88,7 @@ class Weights(Calls):
         if class_tokens(self._config.raw):
             raise UnsupportedError("update_weights: not where classifier_from_token makes the head")
         try:
-            given = arrays_checkpoint(weights, "update_weights")
+            given = arrays_checkpoint(_named(weights), "update_weights")
         except ConfigError as error:
             raise RequestError(str(error)) from error
         table = part_of_model(self._config, given)
@@ -107,8 +123,10 @@ class Weights(Calls):
         given = table.checkpoint
         assert given is not None
         touched, used = [], {SCORE} if self._config.task == "classify" else set()
+        known: list[str] = []
         for place in walk(self._config):
             names = table.names(*place)
+            known += names
             there = [name for name in names if name in given]
             if not there:
                 continue
@@ -123,7 +141,12 @@ class Weights(Calls):
         useless = useless_tensors(self._config)
         for name in given.names():
             if name not in used and not useless.fullmatch(name):
-                raise RequestError(f"update_weights: {quoted(name)} is no weight of this model")
+                near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+                meant = ", ".join(map(quoted, near or known[:3]))
+                kind = "near" if near else "its names are of the kind of"
+                raise RequestError(
+                    f"update_weights: {quoted(name)} is no weight of this model; {kind}: {meant}"
+                )
         return touched
 
     def _check_values(self, table: NameTable, touched: list[_Place]) -> None:

@@ -9,91 +9,31 @@
  * which takes long; 0 if not set), LLMACCEL_EMU_MEMORY (bytes of the device),
  * LLMACCEL_EMU_PLAIN=1 (reservations are plain memory), LLMACCEL_EMU_MISSING (la_rt_open fails so),
  * LLMACCEL_EMU_FAULT (the launch of this number fails), LLMACCEL_EMU_GRAPH (the graph of this number finds no
- * memory), LLMACCEL_EMU_CC (the compute capability, 90).
+ * memory), LLMACCEL_EMU_GRANULE (so does the granule of this number), LLMACCEL_EMU_CC (the compute capability, 90).
  */
-#include "la_rt.h"
+#include "rt_host.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include <deque>
-#include <map>
-#include <string>
-#include <vector>
+#include <algorithm>
 
-#include "la_emu.h"
+using namespace la_host;
 
 namespace {
 
 constexpr size_t GRANULE = (size_t)1 << 20;
-
-/* Of arguments, which may hold a tensor map. */
-struct alignas(64) line {
-    uint64_t words[8];
-};
-
-enum kind { COPY, FILL, LAUNCH, REPLAY, EVENT };
-
-struct op {
-    kind what;
-    void *dst;
-    const void *src;
-    size_t bytes;
-    int byte;
-    la_rt_way way;
-    la_entry entry;
-    std::vector<line> args;
-    la_rt_shape shape;
-    const std::vector<op> *list;
-    la_rt_event *event;
-};
-
-struct piece {
-    size_t bytes;
-    int pinned;
-};
-
-struct range {
-    size_t bytes;
-    std::vector<char> mapped; /* of each granule */
-};
 
 int64_t alive_at_close = 0;
 la_rt *newest = nullptr;
 
 } // namespace
 
-struct la_rt {
-    std::map<uint8_t *, piece>
-        pieces; /* by first byte: device memory, pinned memory, mapped granules */
-    std::map<uint8_t *, range> ranges;
-    std::vector<la_rt_stream *> streams;
-    la_rt_counts counts = {};
-    la_rt_stream *noting = nullptr;
-    uint32_t seed = 0, kernels = 0, state = 1;
-    size_t used = 0, capacity = 0;
-    int64_t fault = 0, graphs = 0, graph_without_memory = 0;
-    int maps = 1, cc = 90;
-    std::string error;
-};
-
-struct la_rt_stream {
-    la_rt *rt;
-    std::deque<op> queue;
-    std::vector<op> noted;
-    la_emu_writes writes; /* of its last launch; none, where something else came after it */
-};
-
 struct la_rt_graph {
     la_rt *rt;
     std::vector<op> list;
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    int64_t recorded, reached;
 };
 
 namespace {
@@ -109,25 +49,6 @@ uint32_t draw(la_rt *rt)
 {
     rt->state = rt->state * 1664525u + 1013904223u;
     return rt->state >> 8;
-}
-
-/* Does [p, p + bytes) lie in memory of this kind? Neighbouring granules count as one. */
-bool inside(la_rt *rt, const void *p, size_t bytes, int pinned)
-{
-    uint8_t *at = static_cast<uint8_t *>(const_cast<void *>(p)), *end = at + bytes;
-    while (at < end) {
-        auto found = rt->pieces.upper_bound(at);
-        if (found == rt->pieces.begin()) {
-            return false;
-        }
-        --found;
-        uint8_t *stop = found->first + found->second.bytes;
-        if (at >= stop || found->second.pinned != pinned) {
-            return false;
-        }
-        at = stop;
-    }
-    return true;
 }
 
 void add_piece(la_rt *rt, uint8_t *p, size_t bytes, int pinned)
@@ -184,14 +105,44 @@ void *allocate(la_rt *rt, size_t bytes, int pinned, const char *what)
     return p;
 }
 
+void unmap_granule(la_rt *rt, uint8_t *base, size_t i)
+{
+    uint8_t *granule = base + i * GRANULE;
+    if (rt->ranges[base].mapped[i] != 0) {
+        rt->ranges[base].mapped[i] = 0;
+        forget_piece(rt, granule);
+        madvise(granule, GRANULE, MADV_DONTNEED);
+        mprotect(granule, GRANULE, PROT_NONE);
+    }
+}
+
+/* Those of granules first .. end - 1 that are not there yet, or, where memory ends, none of them. */
+bool map_granules(la_rt *rt, uint8_t *base, size_t first, size_t end)
+{
+    std::vector<size_t> fresh;
+    bool room = true;
+    for (size_t i = first; room && i < end; i++) {
+        if (rt->ranges[base].mapped[i] == 0) {
+            room = ++rt->granules != rt->granule_without_memory &&
+                   rt->used + GRANULE * (fresh.size() + 1) <= rt->capacity;
+            fresh.push_back(i);
+        }
+    }
+    for (size_t i = 0; room && i < fresh.size(); i++) {
+        uint8_t *granule = base + fresh[i] * GRANULE;
+        mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
+        rt->ranges[base].mapped[fresh[i]] = 1;
+        add_piece(rt, granule, GRANULE, 0);
+    }
+    return room;
+}
+
 void run_launch(la_rt_stream *s, const op &o)
 {
     la_rt *rt = s->rt;
     la_emu_shape shape = {};
     char why[512] = "";
-    for (int i = 0; i < 3; i++) {
-        shape.grid[i] = o.shape.grid[i];
-    }
+    memcpy(shape.grid, o.shape.grid, sizeof shape.grid);
     shape.block[0] = o.shape.threads;
     shape.cluster[0] = o.shape.cluster;
     shape.smem = o.shape.smem;
@@ -204,7 +155,9 @@ void run_launch(la_rt_stream *s, const op &o)
     else if (shape.grid[1] > LA_GRID_YZ || shape.grid[2] > LA_GRID_YZ) {
         fail(rt, "launch: more than 65535 blocks along y or z");
     }
-    else if (la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why) != 0) {
+    else if ((o.what == ASK
+                  ? o.call(nullptr, o.args.data(), why, sizeof why)
+                  : la_emu_launch(o.entry, o.args.data(), &shape, why, sizeof why)) != 0) {
         fail(rt, why);
     }
 }
@@ -224,21 +177,19 @@ void run_copy(la_rt *rt, const op &o)
 void run_op(la_rt_stream *s, const op &o)
 {
     la_rt *rt = s->rt;
-    if (o.what == COPY || o.what == FILL) {
+    if (o.what == COPY || o.what == FILL || o.what == ASK) {
         s->writes.starts.clear(); /* it waited, and who follows waits for it */
     }
     switch (o.what) {
     case COPY: run_copy(rt, o); break;
     case FILL:
-        if (inside(rt, o.dst, o.bytes, 0)) {
-            memset(o.dst, o.byte, o.bytes);
-        }
-        else {
-            fail(rt, "fill: outside of an allocation");
-        }
+        inside(rt, o.dst, o.bytes, 0) ? (void)memset(o.dst, o.byte, o.bytes)
+                                      : fail(rt, "fill: outside of an allocation");
         break;
-    case LAUNCH: run_launch(s, o); break;
+    case LAUNCH:
+    case ASK: run_launch(s, o); break;
     case EVENT: o.event->reached++; break;
+    case HOLD: break; /* it is there: `advance` saw to it */
     case REPLAY:
         for (const op &each : *o.list) {
             if (rt->error.empty()) {
@@ -249,12 +200,18 @@ void run_op(la_rt_stream *s, const op &o)
     }
 }
 
+/* Does it wait for another stream? */
+bool held(const op &o)
+{
+    return o.what == HOLD && o.event->reached < o.place;
+}
+
 /* Does one thing, of a stream that the seed picks. False: there is nothing to do. */
 bool advance(la_rt *rt)
 {
     std::vector<la_rt_stream *> ready;
     for (la_rt_stream *s : rt->streams) {
-        if (!s->queue.empty()) {
+        if (!s->queue.empty() && !held(s->queue.front())) {
             ready.push_back(s);
         }
     }
@@ -276,14 +233,35 @@ void finish_all(la_rt *rt)
     }
 }
 
-void put(la_rt_stream *s, op &&o)
+} // namespace
+
+bool la_host::inside(la_rt *rt, const void *p, size_t bytes, int pinned)
+{
+    uint8_t *at = static_cast<uint8_t *>(const_cast<void *>(p)), *end = at + bytes;
+    while (at < end) {
+        auto found = rt->pieces.upper_bound(at);
+        if (found == rt->pieces.begin()) {
+            return false;
+        }
+        --found;
+        uint8_t *stop = found->first + found->second.bytes;
+        if (at >= stop || found->second.pinned != pinned) {
+            return false;
+        }
+        at = stop;
+    }
+    return true;
+}
+
+void la_host::put(la_rt_stream *s, op &&o)
 {
     la_rt *rt = s->rt;
     if (!rt->error.empty()) {
         return;
     }
     if (rt->noting == s) {
-        if (o.what == REPLAY || o.what == EVENT || (o.what == COPY && o.way != LA_RT_WITHIN)) {
+        if (o.what == REPLAY || o.what == EVENT || o.what == HOLD ||
+            (o.what == COPY && o.way != LA_RT_WITHIN)) {
             fail(rt, "a graph takes launches, fills and copies within the device");
         }
         s->noted.push_back(std::move(o));
@@ -295,8 +273,6 @@ void put(la_rt_stream *s, op &&o)
     }
 }
 
-} // namespace
-
 extern "C" {
 
 int la_rt_open(int device, la_rt **out, char *why, size_t n)
@@ -305,6 +281,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     const char *kernels = getenv("LLMACCEL_EMU_KERNELS"), *fault = getenv("LLMACCEL_EMU_FAULT");
     const char *memory = getenv("LLMACCEL_EMU_MEMORY"), *plain = getenv("LLMACCEL_EMU_PLAIN");
     const char *graph = getenv("LLMACCEL_EMU_GRAPH"), *cc = getenv("LLMACCEL_EMU_CC");
+    const char *granule = getenv("LLMACCEL_EMU_GRANULE");
     *out = nullptr;
     if (missing != nullptr || device != 0) {
         snprintf(why, n, "%s", missing != nullptr ? missing : "the emulator has device 0 alone");
@@ -319,6 +296,7 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
     rt->fault = fault != nullptr ? strtoll(fault, nullptr, 10) : 0;
     rt->cc = cc != nullptr ? (int)strtol(cc, nullptr, 10) : 90;
     rt->graph_without_memory = graph != nullptr ? strtoll(graph, nullptr, 10) : 0;
+    rt->granule_without_memory = granule != nullptr ? strtoll(granule, nullptr, 10) : 0;
     *out = rt;
     newest = rt;
     return 0;
@@ -328,6 +306,12 @@ int la_rt_open(int device, la_rt **out, char *why, size_t n)
 void la_rt_host_count(la_rt_counts *out)
 {
     *out = newest != nullptr ? newest->counts : la_rt_counts{};
+}
+
+/* The runtime opened last, while it is open. For tests. */
+la_rt *la_rt_host_newest(void)
+{
+    return newest;
 }
 
 /* Of the runtimes closed so far: what was not given back. For tests. */
@@ -342,6 +326,10 @@ void la_rt_close(la_rt *rt)
         return;
     }
     finish_all(rt);
+    for (auto &stream : rt->defaults) {
+        rt->counts.alive++;
+        la_rt_stream_close(stream.second);
+    }
     rt->error.clear(); /* all that is left goes, whatever failed */
     rt->noting = nullptr;
     while (!rt->ranges.empty()) {
@@ -418,10 +406,9 @@ void *la_rt_reserve(la_rt *rt, size_t bytes)
     rt->ranges[static_cast<uint8_t *>(p)] = {n * GRANULE, std::vector<char>(n, 0)};
     rt->counts.allocations++;
     rt->counts.alive++;
-    if (!rt->maps) {
-        rt->maps = 1;
-        (void)la_rt_commit(rt, p, n * GRANULE);
-        rt->maps = 0;
+    if (!rt->maps && !map_granules(rt, static_cast<uint8_t *>(p), 0, n)) {
+        la_rt_release(rt, p);
+        return nullptr;
     }
     return p;
 }
@@ -433,31 +420,13 @@ int la_rt_commit(la_rt *rt, void *p, size_t bytes)
         return -1;
     }
     auto found = rt->ranges.upper_bound(at);
-    if (found == rt->ranges.begin() || bytes % GRANULE != 0) {
+    size_t in = found != rt->ranges.begin() ? (size_t)(at - (--found)->first) : 1;
+    if (in % GRANULE != 0 || bytes % GRANULE != 0 || in + bytes > found->second.bytes) {
         fail(rt, "commit: no whole granules of a reservation");
         return -1;
     }
-    --found;
-    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
-    if ((size_t)(at - found->first) % GRANULE != 0 || end * GRANULE > found->second.bytes) {
-        fail(rt, "commit: no whole granules of a reservation");
-        return -1;
-    }
-    if (!rt->maps) {
-        return 0;
-    }
-    if (rt->used + bytes > rt->capacity) {
-        return -1;
-    }
-    for (size_t i = first; i < end; i++) {
-        if (found->second.mapped[i] == 0) {
-            uint8_t *granule = found->first + i * GRANULE;
-            mprotect(granule, GRANULE, PROT_READ | PROT_WRITE);
-            found->second.mapped[i] = 1;
-            add_piece(rt, granule, GRANULE, 0);
-        }
-    }
-    return 0;
+    size_t first = in / GRANULE, end = first + bytes / GRANULE;
+    return !rt->maps || map_granules(rt, found->first, first, end) ? 0 : -1;
 }
 
 void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
@@ -470,14 +439,9 @@ void la_rt_decommit(la_rt *rt, void *p, size_t bytes)
     --found;
     rt->counts.waits++;
     finish_all(rt);
-    for (size_t done = 0; done < bytes; done += GRANULE) {
-        size_t i = (size_t)(at + done - found->first) / GRANULE;
-        if (i < found->second.mapped.size() && found->second.mapped[i] != 0) {
-            found->second.mapped[i] = 0;
-            forget_piece(rt, at + done);
-            madvise(at + done, GRANULE, MADV_DONTNEED);
-            mprotect(at + done, GRANULE, PROT_NONE);
-        }
+    size_t first = (size_t)(at - found->first) / GRANULE, end = first + bytes / GRANULE;
+    for (size_t i = first; i < end && i < found->second.mapped.size(); i++) {
+        unmap_granule(rt, found->first, i);
     }
 }
 
@@ -523,11 +487,7 @@ void la_rt_stream_close(la_rt_stream *s)
     }
     la_rt *rt = s->rt;
     finish_all(rt);
-    for (size_t i = 0; i < rt->streams.size(); i++) {
-        if (rt->streams[i] == s) {
-            rt->streams.erase(rt->streams.begin() + (int64_t)i);
-        }
-    }
+    rt->streams.erase(std::find(rt->streams.begin(), rt->streams.end(), s));
     rt->counts.alive--;
     delete s;
 }
@@ -632,6 +592,16 @@ void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args
     o.args.resize((args_bytes + sizeof(line) - 1) / sizeof(line));
     memcpy(o.args.data(), args, args_bytes);
     o.shape = *shape;
+    put(s, std::move(o));
+}
+
+void la_rt_ask(la_rt_stream *s, la_rt_call call, const void *args, size_t bytes)
+{
+    op o = {};
+    o.what = ASK;
+    o.call = call;
+    o.args.resize((bytes + sizeof(line) - 1) / sizeof(line));
+    memcpy(o.args.data(), args, bytes);
     put(s, std::move(o));
 }
 

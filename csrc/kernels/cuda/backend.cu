@@ -10,6 +10,7 @@
 #include "backend_draws.h"
 #include "backend_graphs.h"
 #include "backend_states.h"
+#include "cublaslt.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -443,7 +444,11 @@ void close_backend(la_backend *b)
     la_cuda *cuda = la_cuda_of(b);
     (void)la_rt_enter(cuda->rt);
     la_rt_unpin(cuda->rt, cuda->staging);
+    la_rt_event_close(cuda->passing);
+    la_rt_free(cuda->rt, cuda->room);
+    la_rt_free(cuda->rt, cuda->counting);
     la_rt_stream_close(cuda->s);
+    la_cublas_close(cuda->library);
     la_rt_close(cuda->rt);
     pthread_mutex_destroy(&cuda->turns);
     cuda->host->free(cuda);
@@ -463,6 +468,10 @@ void describe(const la_backend *b, la_backend_info *out)
     out->device = cuda->info.name;
     out->memory_free = now.memory_free;
     out->memory_total = now.memory_total;
+    out->grows = now.maps;
+    out->library = cuda->library != NULL ? la_cublas_name(cuda->library) : NULL;
+    out->library_products = cuda->library_products;
+    out->library_refused = cuda->library_refused;
     out->graphs = done.graphs;
     out->replays = done.replays;
     out->n_threads = 1;
@@ -477,6 +486,7 @@ la_backend_ops make_ops()
     o.name = "cuda";
     o.close = close_backend;
     o.describe = describe;
+    o.library = la_cuda_library;
     o.probe_read = probe_read;
     o.probe_peak = probe_peak;
     o.read_weights = read_weights;
@@ -510,6 +520,7 @@ la_backend_ops make_ops()
     o.gather = gather;
     o.sample = sample;
     o.capture = capture;
+    o.device = &la_cuda_device_ops;
     return o;
 }
 
@@ -545,9 +556,11 @@ la_backend_entry_open(int abi, const la_host_api *host, int device, la_backend *
     cuda->head.n_threads = 1;
     cuda->head.granule = cuda->info.granule;
     cuda->host = host;
+    cuda->number = device;
     cuda->s = la_rt_stream_open(cuda->rt);
+    cuda->passing = la_rt_event_open(cuda->rt);
     cuda->staging = static_cast<uint8_t *>(la_rt_pin(cuda->rt, LA_CUDA_STAGING));
-    if (cuda->info.cc < 80 || cuda->s == NULL || cuda->staging == NULL) {
+    if (cuda->info.cc < 80 || cuda->s == NULL || cuda->passing == NULL || cuda->staging == NULL) {
         int cc = cuda->info.cc;
         close_backend(&cuda->head);
         return cc < 80 ? host->fail(LA_ERR_UNSUPPORTED,

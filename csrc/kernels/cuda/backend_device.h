@@ -25,8 +25,16 @@ typedef struct la_cuda {
     la_rt *rt;
     la_rt_stream *s;
     la_rt_info info;
-    int64_t changes;  /* of what models are made of: graphs hold its addresses */
-    uint8_t *staging; /* [LA_CUDA_STAGING] pinned */
+    int number;           /* of the device */
+    la_rt_event *passing; /* recorded for streams of others */
+    uint8_t *room;        /* [room_bytes] scratch of kernels on tensors of users */
+    size_t room_bytes;
+    int32_t *counting; /* [n_counting] 0, 1, 2, .. */
+    int n_counting;
+    int64_t changes;           /* of what models are made of: graphs hold its addresses */
+    uint8_t *staging;          /* [LA_CUDA_STAGING] pinned */
+    struct la_cublas *library; /* of la_cuda_library, or NULL */
+    int64_t library_products, library_refused; /* asked of it, and not done by it */
     char isa[16];
     const char *slots[1]; /* none */
 } la_cuda;
@@ -82,12 +90,34 @@ typedef struct la_cuda_linear_args {
     la_norm norm;
     const la_epilogue *epi;
 } la_cuda_linear_args;
+/* Rows that have entered times a weight, by the kernel of its format; partial: la_product_room(a->M) bytes. */
+void la_cuda_multiply(la_cuda *cuda, const la_weight *w, const la_product_args *a, float *partial);
 /* 4-bit codes that la_launch_product_w4 takes? */
 int la_cuda_is_w4(const la_weight *w);
 size_t la_cuda_linear_bytes(const la_model_desc *d, int T);
 void la_cuda_linear(const la_ctx *c, const la_cuda_linear_args *l);
 
+/* Products by a library (backend_fast.cu), of models with fast_math: la_cuda_fast_bytes of the step's most rows at
+ * room, 256-byte aligned. 0: the library does not make this one, and nothing was asked for. */
+size_t la_cuda_fast_bytes(const la_model_desc *d, int T);
+int la_cuda_fast(const la_ctx *c, const la_product_args *a, int half, uint8_t *room);
+/* Of la_backend_ops, for tensors of users (backend_tensors.cu). */
+extern const la_device_ops la_cuda_device_ops;
+/* What has failed, as an error. */
+la_status la_cuda_failed(const la_cuda *cuda);
+/* From host memory, done on return. */
+la_status la_cuda_upload(la_cuda *cuda, void *dst, const void *src, size_t bytes);
+/* Kernels of la_device_ops (backend_kernels.cu). */
+la_status la_cuda_norm(la_backend *b, const la_device_norm *a);
+la_status la_cuda_elements(la_backend *b, const la_device_elements *a);
+la_status la_cuda_rope(la_backend *b, const la_device_rope *a);
+la_status la_cuda_store(la_backend *b, const la_device_store *a);
+la_status la_cuda_attend_tensors(la_backend *b, const la_device_attend *a);
+la_status la_cuda_linear_tensors(la_backend *b, const la_device_linear *a);
+la_status la_cuda_best(la_backend *b, const la_device_best *a);
+
 /* Of la_backend_ops. */
+la_status la_cuda_library(la_backend *b, const char *file, int loaded);
 void *la_cuda_map(la_backend *b, size_t bytes);
 void la_cuda_unmap(la_backend *b, void *p, size_t bytes);
 void *la_cuda_reserve(la_backend *b, size_t bytes);

@@ -1,5 +1,7 @@
-/* backend_graphs.cu - see backend_graphs.h. Steps of the same size take the same graph, made when the first of
- * them comes; a change of weights or of the pages' place drops all. Called by backend.cu.
+/* backend_graphs.cu - see backend_graphs.h.
+ *
+ * Owns nothing: the graphs are their workspace's. Steps of the same size take the same one, made when the first
+ * of them comes; a change of weights or of the pages' place drops all. Called by backend.cu.
  */
 #include "backend_graphs.h"
 

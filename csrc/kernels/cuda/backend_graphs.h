@@ -9,7 +9,7 @@
 
 #include "backend_device.h"
 
-enum { LA_GRAPH_TOKENS = 256 };                   /* of the largest */
+enum { LA_GRAPH_TOKENS = 256 };                        /* of the largest */
 enum { LA_GRAPH_SIZES = 2 + 1 + LA_GRAPH_TOKENS / 8 }; /* 1, 2, 4, then every 8 */
 
 typedef struct la_graphs {

@@ -36,7 +36,12 @@ void *la_cuda_reserve(la_backend *b, size_t bytes)
 int la_cuda_commit(la_backend *b, void *p, size_t bytes)
 {
     la_cuda_turn turn(b);
-    if (!turn.ok || la_rt_commit(turn.cuda->rt, p, bytes) != 0) {
+    int bad = !turn.ok || la_rt_commit(turn.cuda->rt, p, bytes) != 0;
+    if (la_rt_error(turn.cuda->rt)[0] != '\0') {
+        return turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
+                                     la_rt_error(turn.cuda->rt));
+    }
+    if (bad) {
         return -1;
     }
     la_rt_fill(turn.cuda->s, p, 0, bytes);
@@ -149,6 +154,9 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     if (what != NULL) {
         return cuda->host->fail(LA_ERR_UNSUPPORTED, "backend: 'cuda' has no %s yet; 'cpu' has",
                                 what);
+    }
+    if (d->fast_math && cuda->library == NULL) {
+        return cuda->host->fail(LA_ERR_STATE, "fast_math: no library was loaded for its products");
     }
     return LA_OK;
 }
@@ -271,6 +279,12 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
                                 "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
                                 "multiple of 8, and 4-bit codes with scales for 32 or more of a K "
                                 "that is a multiple of 32, not this one of K %d; 'cpu' does",
+                                w->K);
+    }
+    if ((size_t)w->K * 2 > LA_CUDA_STAGING || (w4 && w->unit_bytes > LA_CUDA_STAGING)) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' has no matrices of rows as wide as %d yet; 'cpu' "
+                                "has",
                                 w->K);
     }
     la_cuda_turn turn(b);

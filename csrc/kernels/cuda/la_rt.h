@@ -88,6 +88,17 @@ void la_rt_event_record(la_rt_event *e, la_rt_stream *s);
 /* Until that place is reached. 0, or -1 if the device has failed. */
 int la_rt_event_wait(la_rt_event *e);
 
+/* ---- streams and memory of others in this process (rt_cuda_others.cu) ---- */
+
+/* How others know a stream: by the number that DLPack gives it, its handle; 1 is the legacy default stream and 2
+ * the calling thread's. */
+uint64_t la_rt_stream_number(const la_rt_stream *s);
+/* What stream `number` is asked from here on waits for the place where e was recorded last; the host does not. 0, or
+ * -1: there is no such stream, or the device has failed. A wrong number is no error of the device. */
+int la_rt_event_hold(la_rt_event *e, uint64_t number);
+/* 1: kernels of the device may use [p, p + bytes), whoever allocated it. */
+int la_rt_reaches(la_rt *rt, const void *p, size_t bytes);
+
 typedef enum la_rt_way { LA_RT_IN = 0, LA_RT_OUT, LA_RT_WITHIN } la_rt_way;
 /* Host memory is pinned; it is read, or written, until a wait. */
 void la_rt_copy(la_rt_stream *s, void *dst, const void *src, size_t bytes, la_rt_way way);
@@ -110,7 +121,12 @@ int la_rt_tensor_map(la_rt_stream *s, la_tensor_map *map, const la_tensor_shape 
 /* args are copied. */
 void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args_bytes,
                   const la_rt_shape *shape);
-/* From begin to end the stream takes note of launches, copies within the device and fills instead of doing
+/* What a library asks of a stream by itself: 0, or -1 with what failed in why[n]. */
+typedef int (*la_rt_call)(void *stream, const void *args, char *why, size_t n);
+/* call(the stream's own handle, args) when the stream comes to it, in a graph whenever that runs; on CUDA at once, as
+ * it only asks there. args are copied; what fails is the device's error. */
+void la_rt_ask(la_rt_stream *s, la_rt_call call, const void *args, size_t bytes);
+/* From begin to end the stream takes note of launches, what libraries ask, copies within the device and fills instead of doing
  * them; waiting or allocating meanwhile is an error. end gives NULL on failure; running out of memory is not
  * an error of the device. */
 void la_rt_graph_begin(la_rt_stream *s);

@@ -15,6 +15,8 @@
 extern "C" {
 #endif
 
+struct la_device_elements;
+
 /* out[t] = scale * table[ids[t]], or += where `add` */
 typedef struct la_embed_args {
     const uint16_t *table; /* [V][D] */
@@ -50,6 +52,18 @@ typedef struct la_add_norm_args {
 } la_add_norm_args;
 void la_launch_add_norm(la_rt_stream *s, const la_add_norm_args *a);
 
+/* out = norm(x); x and out may be one. */
+typedef struct la_norm_rows_args {
+    const float *x, *w, *b; /* [n][D], [D], [D] or NULL */
+    float *out;             /* [n][D] */
+    int n, D, norm;
+    float eps;
+} la_norm_rows_args;
+void la_launch_norm_rows(la_rt_stream *s, const la_norm_rows_args *a);
+
+/* la_device_elements; n up to 2^31 - 1. */
+void la_launch_elements(la_rt_stream *s, const struct la_device_elements *a);
+
 /* out[i] = x[from[i]] */
 typedef struct la_gather_args {
     const float *x;
@@ -67,7 +81,8 @@ typedef struct la_pages {
     int64_t page_bytes, head_bytes, k_bytes;
 } la_pages;
 
-/* Raw rows (q heads, k heads, v heads) to queries and pages: norms of heads, rotation, growth. */
+/* Raw rows (q heads, k heads, v heads) to queries and pages: norms of heads, rotation, growth. Either kind of heads
+ * may be absent. */
 typedef struct la_heads_args {
     float *y; /* [n] rows of ldy: [H + 2K][d]; whole-row norms are made in place */
     int64_t ldy;
@@ -150,6 +165,14 @@ typedef struct la_w4_form {
 /* The same with such weights at a->w, rows bf16, K a multiple of 32. */
 void la_launch_product_w4(la_rt_stream *s, const la_product_args *a, const la_w4_form *f);
 size_t la_product_room(int M);
+
+/* out = finish(y + bias), of sums that a library made: p without a, w and K. */
+typedef struct la_finish_args {
+    la_product_args p;
+    const float *y; /* [M] rows of ldy: whole units of columns */
+    int64_t ldy;
+} la_finish_args;
+void la_launch_finish(la_rt_stream *s, const la_finish_args *a);
 
 #ifdef __cplusplus
 }

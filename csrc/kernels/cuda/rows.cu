@@ -123,6 +123,18 @@ LA_KERNEL(la_add_norm, la_add_norm_args)
     }
 }
 
+LA_KERNEL(la_norm_rows, la_norm_rows_args)
+{
+    la_grid_wait();
+    la_grid_release();
+    const float *x = a.x + (int64_t)la_block_x() * a.D;
+    float *out = a.out + (int64_t)la_block_x() * a.D;
+    la_row_norm n = row_norm(x, a.D, a.norm, a.eps, a.w, a.b);
+    for (int i = la_thread(); i < a.D; i += BLOCK) {
+        la_stg(out + i, normed(&n, la_ldg(x + i), i));
+    }
+}
+
 /* ---- lookup, gathering ---- */
 
 LA_KERNEL(la_embed, la_embed_args)
@@ -189,7 +201,7 @@ LA_KERNEL(la_heads, la_heads_args)
     if (h >= a.n_heads + 2 * a.n_kv_heads) {
         return;
     }
-    int is_q = h < a.n_heads, kv = (h - a.n_heads) % a.n_kv_heads;
+    int is_q = h < a.n_heads, kv = is_q ? 0 : (h - a.n_heads) % a.n_kv_heads;
     int is_v = h >= a.n_heads + a.n_kv_heads, pos = la_ldg(a.pos + t);
     uint32_t at = la_smem() + (uint32_t)(la_thread() / 32 * MAX_HEAD * 4);
     const float *x = a.y + t * a.ldy + (int64_t)h * a.d;
@@ -249,6 +261,12 @@ void la_launch_add_norm(la_rt_stream *s, const la_add_norm_args *a)
 {
     la_rt_shape shape = {{a->n, 1, 1}, BLOCK, 0, WARPS * 4, 1};
     la_rt_launch(s, LA_ENTRY(la_add_norm), a, sizeof *a, &shape);
+}
+
+void la_launch_norm_rows(la_rt_stream *s, const la_norm_rows_args *a)
+{
+    la_rt_shape shape = {{a->n, 1, 1}, BLOCK, 0, WARPS * 4, 1};
+    la_rt_launch(s, LA_ENTRY(la_norm_rows), a, sizeof *a, &shape);
 }
 
 void la_launch_embed(la_rt_stream *s, const la_embed_args *a)

@@ -6,10 +6,9 @@
  * mapped granule by granule by the driver's virtual memory calls; where a driver refuses these, a
  * reservation is plain memory. Called through la_rt.h.
  */
-#include "la_rt.h"
+#include "rt_cuda.h"
 
 #include <cuda.h>
-#include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -48,17 +47,6 @@ struct la_rt {
     la_rt_counts counts;
     int capturing;
     char error[256];
-};
-
-struct la_rt_stream {
-    la_rt *rt;
-    cudaStream_t s;
-    int launches; /* of the graph that is being noted */
-};
-
-struct la_rt_event {
-    la_rt *rt;
-    cudaEvent_t e;
 };
 
 struct la_rt_graph {
@@ -126,33 +114,6 @@ CUmemAllocationProp granule_of(const la_rt *rt)
     return p;
 }
 
-/* Finds the driver's calls and whether ranges can be mapped. */
-void find_driver(la_rt *rt)
-{
-    driver_calls *d = &rt->driver;
-    int maps = 0;
-    size_t granule = 0;
-    CUmemAllocationProp p = granule_of(rt);
-    maps = find(&d->reserve, "cuMemAddressReserve") && find(&d->release, "cuMemAddressFree") &&
-           find(&d->create, "cuMemCreate") && find(&d->drop, "cuMemRelease") &&
-           find(&d->map, "cuMemMap") && find(&d->unmap, "cuMemUnmap") &&
-           find(&d->access, "cuMemSetAccess") &&
-           find(&d->granularity, "cuMemGetAllocationGranularity");
-    maps =
-        maps && d->granularity(&granule, &p, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) == CUDA_SUCCESS;
-    CUdeviceptr probe = 0;
-    if (maps && d->reserve(&probe, granule, 0, 0, 0) == CUDA_SUCCESS) {
-        (void)d->release(probe, granule);
-    }
-    else {
-        maps = 0;
-    }
-    (void)find(&d->tensor_map,
-               "cuTensorMapEncodeTiled"); /* la_rt_tensor_map says so if it is not there */
-    rt->info.maps = maps;
-    rt->info.granule = maps ? granule : (size_t)2 << 20;
-}
-
 int device_number(cudaDeviceAttr what, int device)
 {
     int n = 0;
@@ -169,17 +130,6 @@ range *range_of(la_rt *rt, const void *p)
     return r;
 }
 
-void unmap_granule(la_rt *rt, range *r, size_t i)
-{
-    size_t n = rt->info.granule;
-    if (r->granules[i] != 0) {
-        (void)rt->driver.unmap(reinterpret_cast<CUdeviceptr>(r->base + i * n), n);
-        (void)rt->driver.drop(r->granules[i]);
-        r->granules[i] = 0;
-        rt->counts.alive--;
-    }
-}
-
 /* `ok` of the driver's calls; running out of memory is for the caller to say. */
 int mapped(la_rt *rt, CUresult st, const char *what)
 {
@@ -187,6 +137,18 @@ int mapped(la_rt *rt, CUresult st, const char *what)
         snprintf(rt->error, sizeof rt->error, "%s: error %d of the driver", what, (int)st);
     }
     return st == CUDA_SUCCESS;
+}
+
+void unmap_granule(la_rt *rt, range *r, size_t i)
+{
+    size_t n = rt->info.granule;
+    if (r->granules[i] != 0) {
+        CUresult st = rt->driver.unmap(reinterpret_cast<CUdeviceptr>(r->base + i * n), n);
+        (void)mapped(rt, st, "unmap memory");
+        (void)mapped(rt, rt->driver.drop(r->granules[i]), "give memory back");
+        r->granules[i] = 0;
+        rt->counts.alive--;
+    }
 }
 
 /* 1: mapped; 0: no memory left, or the device has failed. */
@@ -215,6 +177,49 @@ int map_granule(la_rt *rt, range *r, size_t i)
         return 0;
     }
     return 1;
+}
+
+/* Does this driver map memory? One granule is reserved, mapped and given back; what fails is no error of the
+ * device, whose reservations are plain memory then. */
+int can_map(la_rt *rt, size_t granule)
+{
+    CUmemGenericAllocationHandle handle = 0;
+    CUdeviceptr base = 0;
+    range r = {nullptr, nullptr, granule, &handle};
+    rt->info.granule = granule;
+    if (rt->driver.reserve(&base, granule, 0, 0, 0) != CUDA_SUCCESS) {
+        return 0;
+    }
+    r.base = reinterpret_cast<uint8_t *>(base);
+    int maps = map_granule(rt, &r, 0);
+    if (maps) {
+        unmap_granule(rt, &r, 0);
+    }
+    maps = rt->driver.release(base, granule) == CUDA_SUCCESS && maps && rt->error[0] == '\0';
+    rt->error[0] = '\0';
+    memset(&rt->counts, 0, sizeof rt->counts);
+    return maps;
+}
+
+/* Finds the driver's calls and whether ranges can be mapped. */
+void find_driver(la_rt *rt)
+{
+    driver_calls *d = &rt->driver;
+    int maps = 0;
+    size_t granule = 0;
+    CUmemAllocationProp p = granule_of(rt);
+    maps = find(&d->reserve, "cuMemAddressReserve") && find(&d->release, "cuMemAddressFree") &&
+           find(&d->create, "cuMemCreate") && find(&d->drop, "cuMemRelease") &&
+           find(&d->map, "cuMemMap") && find(&d->unmap, "cuMemUnmap") &&
+           find(&d->access, "cuMemSetAccess") &&
+           find(&d->granularity, "cuMemGetAllocationGranularity");
+    maps = maps &&
+           d->granularity(&granule, &p, CU_MEM_ALLOC_GRANULARITY_RECOMMENDED) == CUDA_SUCCESS &&
+           granule > 0 && can_map(rt, granule);
+    (void)find(&d->tensor_map,
+               "cuTensorMapEncodeTiled"); /* la_rt_tensor_map says so if it is not there */
+    rt->info.maps = maps;
+    rt->info.granule = maps ? granule : (size_t)2 << 20;
 }
 
 int no_driver(cudaError_t st, char *why, size_t n)
@@ -585,6 +590,18 @@ void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args
     }
     void *params[] = {const_cast<void *>(args)};
     (void)ok(rt, cudaLaunchKernelExC(&config, entry, params), "launch");
+    rt->counts.launches += !rt->capturing;
+    s->launches++;
+}
+
+void la_rt_ask(la_rt_stream *s, la_rt_call call, const void *args, size_t bytes)
+{
+    la_rt *rt = s->rt;
+    char why[160] = "";
+    (void)bytes; /* it is read before call returns */
+    if (!failed(rt) && call(s->s, args, why, sizeof why) != 0) {
+        snprintf(rt->error, sizeof rt->error, "%s", why);
+    }
     rt->counts.launches += !rt->capturing;
     s->launches++;
 }

@@ -60,6 +60,18 @@ typedef struct la_sample_args {
 } la_sample_args;
 void la_launch_sample(la_rt_stream *s, const la_sample_args *a);
 
+/* What draws and best logprobs found, as arrays of users: the k of `tops` and their values, or where tops is NULL
+ * the one of `drawn`. */
+typedef struct la_pick_args {
+    const float *logits;   /* [n][V] */
+    const la_drawn *drawn; /* [n] */
+    const la_top *tops;    /* [n][k] */
+    int64_t *ids;          /* [n][k] */
+    float *values;         /* [n][k]; with tops */
+    int n, V, k;
+} la_pick_args;
+void la_launch_pick(la_rt_stream *s, const la_pick_args *a);
+
 #ifdef __cplusplus
 }
 #endif

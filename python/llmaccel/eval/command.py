@@ -54,7 +54,10 @@ def configure(
             _configure_measure(what, kinds.add_parser(what, help=text), add_model, open_model)
         _configure_quant(kinds.add_parser("quant", help="perplexity over numbers of bits"))
         harness = kinds.add_parser(
-            "harness", help="lm-evaluation-harness with the model type llmaccel", add_help=False
+            "harness",
+            help="lm-evaluation-harness with the model type llmaccel",
+            add_help=False,
+            prefix_chars="\0",  # options are the harness's own, --help too
         )
         harness.add_argument("rest", nargs=argparse.REMAINDER)
         harness.set_defaults(run=lambda args: _harness(args.rest))

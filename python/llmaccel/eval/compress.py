@@ -109,6 +109,7 @@ def compress(
     The size is within 0.5 % and 64 bytes of the model's own bound, and text that has to be kept
     raw costs what zlib makes of it. RequestError for a chunk that does not fit.
     """
+    data = _bytes_of(data, "data")
     chunk = _checked_chunk(llm, chunk)
     tokenizer = llm.get_tokenizer()
     pieces = list(_joined(tokenizer, data)) if data else []
@@ -133,6 +134,12 @@ def compress(
         if progress is not None:
             progress(begin + len(part), len(ids))
     return container.to_bytes()
+
+
+def _bytes_of(given: Any, name: str) -> bytes:
+    if not isinstance(given, (bytes, bytearray, memoryview)):
+        raise RequestError(f"{name}: expected bytes, got {type(given).__name__}")
+    return bytes(given)
 
 
 def _checked_chunk(llm: LLM, chunk: int | None) -> int:
@@ -174,7 +181,7 @@ def decompress(llm: LLM, packed: bytes, *, progress: Progress | None = None) -> 
     LoadError, which says what differs, where `packed` was made by another model, with other
     options, on another instruction set or by another version, or is damaged.
     """
-    container = Container.from_bytes(packed)
+    container = Container.from_bytes(_bytes_of(packed, "packed"))
     _check_reader(llm, container)
     ids = _decode_streams(llm, container, progress) if container.n_tokens else []
     data = _assemble(llm.get_tokenizer(), container, ids)

@@ -12,7 +12,9 @@ is wrong with a file is a LoadError that says what.
     pieces           varint count, then of each varint 2 * length + kind: kind 0 is of that many
                      tokens, kind 1 of that many raw bytes
     raw bytes        varint length, then zlib's
-    streams          varint length of each, then their bytes
+    streams          varint length of each
+    head             4 bytes, CRC-32 of all so far
+    streams          their bytes
 
 A varint is seven bits a byte, lowest first, the top bit set where more follow.
 """
@@ -26,7 +28,7 @@ from dataclasses import dataclass, field
 from llmaccel import LoadError
 
 MAGIC = b"LLMZ"
-FORMAT = 1
+FORMAT = 2
 TOKENS, RAW = 0, 1
 _MODEL_BYTES = 16
 _LONGEST_VARINT = 9
@@ -77,6 +79,7 @@ class Container:
         out += _varint(len(packed)) + packed
         for stream in self.streams:
             out += _varint(len(stream))
+        out += zlib.crc32(out).to_bytes(4, "little")
         return bytes(out) + b"".join(self.streams)
 
     @classmethod
@@ -107,6 +110,9 @@ class Container:
         if n_streams > len(data):
             raise LoadError("damaged: more streams than bytes")
         lengths = [reader.varint() for _ in range(n_streams)]
+        end = reader.at
+        if zlib.crc32(data[:end]) != int.from_bytes(reader.take(4), "little"):
+            raise LoadError("damaged: its head has another checksum than the one written")
         found.streams = [reader.take(length) for length in lengths]
         if reader.at != len(data):
             raise LoadError(f"damaged: {len(data) - reader.at} bytes after the end")

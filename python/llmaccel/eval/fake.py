@@ -2,11 +2,11 @@
 rounded to any number of bits.
 
 Owns the rounding (round-to-nearest, asymmetric groups, as Qllm-Eval does it; or rows and cache as
-the engine's kernels round them) and the arithmetic of models of the Llama kind, in fp64: a value that falls to the other side of a code moves those of all
-later layers, and in fp32 two computations of one format differ by 0.2 % over 200 tokens. Invariant:
-with 16 bits everywhere it computes what LLM does with dtype="float32"; nothing of the engine is
-used, so what formats cost can be told from what kernels cost. What a model has that this forward
-has not is refused by name.
+the engine's kernels round them) and the arithmetic of models of the Llama kind, in fp64: a value
+that falls to the other side of a code moves those of all later layers, and in fp32 two computations
+of one format differ by 0.2 % over 200 tokens. Invariant: with 16 bits everywhere it computes what
+LLM does with dtype="float32"; nothing of the engine is used, so what formats cost can be told from
+what kernels cost. What a model has that this forward has not is refused by name.
 
 Called by quant.py.
 """
@@ -134,6 +134,7 @@ def page_weights(scores: np.ndarray, scale: np.ndarray) -> np.ndarray:
     best = scores.max(axis=-1, keepdims=True)
     scale = np.where(scale > 0, scale, 1)
     weights, total = np.empty_like(scores), np.zeros_like(best)
+    top = np.full_like(best, -np.inf)
     for start in range(0, scores.shape[-1], _PAGE):
         here = slice(start, start + _PAGE)
         page = scores[..., here]

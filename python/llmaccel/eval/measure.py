@@ -139,7 +139,7 @@ def measure(
     beginnings of windows; None: chunk, so that windows share nothing. bos: start a text with BOS
     (or EOS), which lets every token be scored; the token is not counted in chunk. Bits per byte
     with dtype="float32" equal those of a float64 computation to 1e-5.
-    RequestError for a chunk that the context does not hold.
+    RequestError for a chunk that the context does not hold, and where there is nothing to score.
     """
     limit = llm.report()["model"]["max_model_len"]
     chunk = min(1024, limit) if chunk is None else chunk
@@ -166,6 +166,8 @@ def measure(
             nll += _nll(llm, work[:_WINDOWS_PER_CALL])
             del work[:_WINDOWS_PER_CALL]
     nll += _nll(llm, work)
+    if not nll:
+        raise RequestError("documents: there is no token to score")
     return Measured(**counts, nll=math.fsum(nll))
 
 

@@ -1,4 +1,4 @@
-"""The CPU kernels on your own tensors: anything with DLPack or the buffer protocol in, Tensor out.
+"""Single kernels on your own tensors: anything with DLPack or the buffer protocol in, Tensor out.
 
     x = torch.randn(8, 1024)
     weight = kernels.pack(torch.randn(4096, 1024), "BF16")
@@ -6,8 +6,10 @@
 
 What every function keeps to:
 
-* Arguments are NumPy arrays, torch tensors, `llmaccel.Tensor`s, buffers, in host memory and
-  row-major without gaps. float32 is read where it lies; float16 and bfloat16 are widened to a copy.
+* Arguments are NumPy arrays, torch tensors, `llmaccel.Tensor`s, buffers, row-major without gaps.
+  float32 is read where it lies; float16 and bfloat16 are widened to a copy.
+* All arguments lie in one place, where the result will be: host memory, or a CUDA device for the
+  functions marked * below. Others refuse tensors of a device. `isa` and `threads` are the CPU's.
 * Results are `llmaccel.Tensor`s in float32 unless a function says otherwise; torch.from_dlpack and
   np.asarray share their memory. `out=` writes into a tensor of yours instead and returns it as a
   Tensor; it may be the input itself where the function says so, and must not overlap it otherwise.
@@ -19,12 +21,12 @@ What every function keeps to:
 
 | family | functions |
 |---|---|
-| rows | rms_norm, layer_norm, add, act, act_mul, rope, softcap |
-| formats | pack, packed_shape, PackedWeight, linear, quantize_rows, round_bf16 |
+| rows | rms_norm*, layer_norm*, add*, act*, act_mul*, rope*, softcap* |
+| formats | pack*, packed_shape, PackedWeight, linear*, quantize_rows, round_bf16 |
 | experts | route, pack_experts, PackedExperts, grouped_linear_contiguous, grouped_linear_masked |
 | 8-bit floats | fp8_encode, fp8_decode, fp8_quantize, fp8_dequantize, fp8_linear |
-| attention | KVPages, LatentPages, kv_cache, kv_cache_shape, kv_store, paged_attention |
-| sampling | argmax, logsumexp, softmax, select_above, top_k |
+| attention | KVPages, LatentPages, kv_cache*, kv_cache_shape, kv_store*, paged_attention* |
+| sampling | argmax*, logsumexp, softmax, select_above, top_k* |
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Arguments and results of the kernel functions: what is taken, what is refused, and by which name.
 
 Invariant: what passes here has the type, shape and place that the C functions take for granted, and
-nothing was copied that was right already. Used by the other files of kernels/.
+nothing was copied that was right already. A place is a device ("cpu", "cuda:0"), ANYWHERE for a
+first argument, or None for functions that have no kernels but the CPU's. Used by the other files of
+kernels/.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from llmaccel.errors import ConfigError, LLMAccelError, UnsupportedError, shown
 
 Tensor = _core.Tensor
 
+HOST, ANYWHERE = "cpu", "anywhere"
 MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
 MOST_THREADS = 256
+CUDA = 2  # DLPack's number of its memory
 MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 # What float() would take all the same.
 _NO_NUMBERS = (str, bytes, bytearray, bool, np.bool_, np.complexfloating)
@@ -99,12 +103,12 @@ def count_threads(threads: Any, work: int) -> int:
     return 1 if n == 0 and work < WORTH_THREADS else n
 
 
-def tensor(x: Any, name: str) -> Tensor:
-    """x as a Tensor over the same memory."""
+def tensor(x: Any, name: str, place: str | None = None) -> Tensor:
+    """x as a Tensor over the same memory, which must be at that place."""
     if isinstance(x, Tensor) and x.is_contiguous:
-        return x
+        return at(x, name, place)
     try:
-        return Tensor(x, name=name)
+        return at(Tensor(x, name=name), name, place)
     except LLMAccelError:
         raise
     except (TypeError, BufferError, ValueError, RuntimeError) as error:  # exporters' own ones too
@@ -112,8 +116,59 @@ def tensor(x: Any, name: str) -> Tensor:
         raise ConfigError(text if text.startswith(f"{name}:") else f"{name}: {text}") from error
 
 
+def at(t: Tensor, name: str, place: str | None) -> Tensor:
+    """t, if it is there."""
+    if place in (t.device, ANYWHERE) or (place is None and t.device == HOST):
+        return t
+    if place is None:
+        raise UnsupportedError(
+            f"{name}: is on {t.device}, for which this function has no kernel; "
+            f"take .to('cpu') of it"
+        )
+    raise ConfigError(f"{name}: is on {t.device}, and other arguments on {place}")
+
+
+def elsewhere(x: Any) -> bool:
+    """Is it an array on a device?"""
+    if isinstance(x, Tensor):
+        return x.device != HOST
+    asked = getattr(x, "__dlpack_device__", None)
+    return asked is not None and int(asked()[0]) == CUDA
+
+
+def integers(x: Any, name: str, place: str) -> Any:
+    """Numbers of places in memory, which the host looks at: those of a device in a copy."""
+    if place == HOST:
+        if elsewhere(x):
+            raise ConfigError(f"{name}: is on a device, and other arguments on {place}")
+        return x
+    t = tensor(x, name, place)
+    if t.dtype not in ("I64", "I32", "I16", "U8"):
+        raise ConfigError(f"{name}: expected integers, got {t.dtype}")
+    return t.to(HOST).numpy()
+
+
+def on_device(t: Tensor, isa: str, threads: int = 0) -> bool:
+    """Is the call a device's? isa and threads are the CPU's, so they must not ask for anything."""
+    if t.device == HOST:
+        return False
+    if isa != "auto":
+        raise ConfigError(f"isa: {shown(isa)} is the CPU's, and the arguments are on {t.device}")
+    if isinstance(threads, bool) or threads != 0:
+        raise ConfigError(
+            f"threads: {shown(threads)} are the CPU's, and the arguments are on {t.device}"
+        )
+    return True
+
+
 def widen(x: Tensor) -> Tensor:
     """F16 or BF16 as F32, exactly."""
+    if x.device != HOST:
+        y = Tensor.zeros(x.shape, "F32", x.device)
+        if x.nbytes:
+            op = 0 if x.dtype == "F16" else 1  # LA_ELEMENT_F16, LA_ELEMENT_BF16
+            run_core(_core.device_elements, op, x, None, y, math.prod(x.shape), 0, 1.0, 0.0)
+        return y
     bits = np.asarray(memoryview(x))
     if x.dtype == "BF16":
         bits = (bits.astype(np.uint32) << 16).view(np.float32)
@@ -126,9 +181,9 @@ def few_enough(x: Tensor, name: str) -> None:
         raise UnsupportedError(f"{name}: more than {MOST_VALUES} values in one call; split it")
 
 
-def floats(x: Any, name: str) -> Tensor:
+def floats(x: Any, name: str, place: str | None = None) -> Tensor:
     """x as F32: the same memory if it is, a copy if it is F16 or BF16."""
-    t = tensor(x, name)
+    t = tensor(x, name, place)
     few_enough(t, name)
     if t.dtype in ("F16", "BF16"):
         return widen(t)
@@ -137,17 +192,17 @@ def floats(x: Any, name: str) -> Tensor:
     return t
 
 
-def rows(x: Any, name: str) -> Tensor:
+def rows(x: Any, name: str, place: str | None = None) -> Tensor:
     """floats with at least one axis, the last not empty."""
-    t = floats(x, name)
+    t = floats(x, name, place)
     if not t.shape or t.shape[-1] == 0:
         raise ConfigError(f"{name}: expected [..., n] with n >= 1, got {list(t.shape)}")
     return t
 
 
-def vector(x: Any, name: str, n: int) -> Tensor:
+def vector(x: Any, name: str, n: int, place: str | None = None) -> Tensor:
     """floats of shape [n]."""
-    t = floats(x, name)
+    t = floats(x, name, place)
     expect(t, name, (n,))
     return t
 
@@ -161,17 +216,22 @@ def expect(t: Tensor, name: str, shape: tuple[int, ...]) -> None:
 def result(
     out: Any, shape: tuple[int, ...], *apart: Tensor, same: Tensor | None = None, dtype: str = "F32"
 ) -> Tensor:
-    """A new Tensor, or `out` checked: it may be exactly `same`, and overlaps nothing of `apart`."""
+    """A new Tensor, or `out` checked: it may be exactly `same`, and overlaps nothing of `apart`.
+
+    It is where these are.
+    """
+    inputs = apart if same is None else (*apart, same)
+    place = inputs[0].device if inputs else HOST
     if out is None:
-        return Tensor.zeros(shape, dtype)
-    t = tensor(out, "out")
+        return Tensor.zeros(shape, dtype, place)
+    t = tensor(out, "out", place)
     if t.dtype != dtype:
         raise ConfigError(f"out: expected {dtype}, got {t.dtype}")
     expect(t, "out", shape)
-    if memoryview(t).readonly:
+    if t.read_only:
         raise ConfigError("out: is read-only")
     exact = same is not None and same.data_ptr() == t.data_ptr()
-    for other in apart if same is None or exact else (*apart, same):
+    for other in apart if exact else inputs:
         if overlap(t, other):
             raise ConfigError("out: overlaps an input")
     return t

@@ -16,7 +16,7 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.config import MAX_EXPERTS
-from llmaccel.errors import ConfigError
+from llmaccel.errors import ConfigError, UnsupportedError
 from llmaccel.kernels import arguments
 from llmaccel.kernels.arguments import Tensor, run_core
 from llmaccel.kernels.packed import PackedWeight, form_of, pack
@@ -35,6 +35,10 @@ class PackedExperts:
             raise ConfigError("weights: expected at least one PackedWeight")
         first = self._weights[0]
         for i, w in enumerate(self._weights):
+            if w.device != arguments.HOST:
+                raise UnsupportedError(
+                    f"weights: {i} is packed on {w.device}, where experts have no kernels"
+                )
             if w.shape != first.shape or w.format != first.format:
                 raise ConfigError(f"weights: {i} is {w!r}, the first {first!r}")
 

@@ -1,7 +1,8 @@
 """Weights in the core's layout and products with them. Sources: csrc/model/pack.c, gemm*.h.
 
 A packed weight holds units of 32 output columns by all of K, in one layout for one row and for a
-thousand. 4- to 8-bit weights stay as wide as they are, exact to their file.
+thousand. 4- to 8-bit weights stay as wide as they are, exact to their file. A weight from a device
+is packed there, in the order that its products want: F16, BF16, and 4 bits in groups of 32 or more.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError, UnsupportedError, shown
-from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor, run_core
+from llmaccel.kernels import arguments, device
+from llmaccel.kernels.arguments import ANYWHERE, Tensor, run_core
 from llmaccel.recipes import QUANTIZATIONS, number_format
 
 FLOATS = ("F32", "F16", "BF16")
@@ -66,8 +67,9 @@ class PackedWeight:
 
         What writes there changes the weight. csrc/kernels/kernels.h draws a unit; that of F32 is
         [K, 32], so data.numpy().view(np.float32).reshape(-1, K, 32).transpose(0, 2, 1) is the
-        matrix, 32 rows at a time.
+        matrix, 32 rows at a time. UnsupportedError on a device, whose order is its own.
         """
+        self._need_host("data")
         return Tensor(self.core)
 
     @property
@@ -90,11 +92,24 @@ class PackedWeight:
         """
         return self.core.format
 
+    @property
+    def device(self) -> str:
+        """Where it is, as Tensor.device says it; products take rows that are there."""
+        return self.core.device
+
+    def _need_host(self, name: str) -> None:
+        if self.device != arguments.HOST:
+            raise UnsupportedError(
+                f"{name}: this weight is packed on {self.device}, for products there alone"
+            )
+
     def rows(self, ids: Any, *, out: Any = None, isa: str = "auto") -> Tensor:
         """Rows by number, as floats: an embedding lookup. F32 [*ids.shape, K].
 
         ids: integers of any shape, each in 0..N-1. A value is scale * code + offset, rounded once.
+        UnsupportedError on a device.
         """
+        self._need_host("ids")
         table = np.asarray(ids)
         if table.dtype.kind not in "iu" and table.size:
             raise ConfigError(f"ids: expected integers, got {table.dtype}")
@@ -114,7 +129,8 @@ class PackedWeight:
     def __repr__(self) -> str:
         f = self.format
         group = f" in groups of {f['group']}" if f["group"] else ""
-        return f"PackedWeight(shape={self.shape}, {f['codes']}{group})"
+        place = "" if self.device == arguments.HOST else f", on {self.device}"
+        return f"PackedWeight(shape={self.shape}, {f['codes']}{group}{place})"
 
 
 def _may_hold(memory: str, dtype: str) -> bool:
@@ -153,13 +169,13 @@ def pack(
     "bf16", torch.bfloat16); "int8" or "fp8" (E4M3), a scale per row;
     "w4g128" or "w4g32", 4 bits with a scale per group, "w6g16", 6 bits; "auto" keeps their own.
     Blocks keep their codes, scales and offsets exactly; "F32" dequantizes them. threads: 0
-    takes all processors.
+    takes all processors. A weight on a device is packed by the host, for products on that device.
 
     ConfigError: shapes and sizes that do not fit, values that are not finite where they are to be
     quantized, quantizing blocks again. UnsupportedError: an unknown dtype or format.
     MemoryPlanError: no memory for it.
     """
-    t = arguments.tensor(weight, "weight")
+    t = arguments.tensor(weight, "weight", ANYWHERE)
     if dtype is None:
         if t.dtype not in FLOATS:
             raise ConfigError(f"weight: expected F32, F16 or BF16 (or dtype=), got {t.dtype}")
@@ -184,8 +200,12 @@ def pack(
     floats = "auto" if format in QUANTIZATIONS else format
     layout = dtype if format == "auto" else format
     try:
-        core = run_core(_core.Packed, t, dtype, n, k, floats, quantize, threads)
+        core = run_core(_core.Packed, t.to("cpu"), dtype, n, k, floats, quantize, threads, t)
         return PackedWeight(core, layout)
+    except UnsupportedError as error:
+        if t.device == arguments.HOST:
+            raise
+        raise UnsupportedError(f"weight: {error}") from error
     except ConfigError as error:  # the core speaks of the parts of a weight; this one has one
         text = str(error).removeprefix("pack: ").removeprefix("part 0 ")
         raise ConfigError(f"weight: {text}") from error
@@ -210,16 +230,23 @@ def linear(
     added up in fp64); "auto" is float32 for F32 and F16 weights and bfloat16 for all others. Sums
     are fp32 otherwise, in an order that depends on (N, K) alone; those of int8, int8x2 and float64
     have the same bits on every instruction set. threads: 0 takes all processors where the
-    product is large enough to gain; bits do not depend on it.
+    product is large enough to gain; bits do not depend on it. On a device rows enter as float16 for
+    F16 weights, those beyond it as its largest, and as bfloat16 for all others.
     """
     if not isinstance(weight, PackedWeight):
         raise ConfigError(f"weight: expected a PackedWeight, got {type(weight).__name__}")
-    t = arguments.rows(x, "x")
+    t = arguments.rows(x, "x", ANYWHERE)
     n, k = weight.shape
+    if t.device != weight.device:
+        raise ConfigError(f"weight: is packed on {weight.device}, and x is on {t.device}")
     if t.shape[-1] != k:
         raise ConfigError(f"x: expected [..., {k}], got {list(t.shape)}")
-    b = None if bias is None else arguments.vector(bias, "bias", n)
+    b = None if bias is None else arguments.vector(bias, "bias", n, t.device)
     y = arguments.result(out, (*t.shape[:-1], n), *(t,) if b is None else (t, b))
+    if arguments.on_device(t, isa, threads):
+        device.check_activation(number_format(activation), weight.format["codes"])
+        device.linear(t, weight.core, b, y)
+        return y
     level, form = arguments.level(isa), form_of(activation, weight)
     m = t.nbytes // (4 * k)
     threads = arguments.count_threads(threads, weight.nbytes * (1 + m // 16))

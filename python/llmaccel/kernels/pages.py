@@ -15,8 +15,8 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError, UnsupportedError, shown
-from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor, run_core
+from llmaccel.kernels import arguments, device
+from llmaccel.kernels.arguments import ANYWHERE, Tensor, run_core
 from llmaccel.recipes import number_format
 
 MOST_TOKENS = 2**24
@@ -158,23 +158,30 @@ def kv_cache_shape(
     return pages, heads, run_core(_core.kv_bytes, _form(dtype)[1], heads, size)
 
 
-def kv_cache(n_pages: int, n_kv_heads: int, d: int, dtype: str = "bfloat16") -> Tensor:
-    """A new, cleared cache: U8 of kv_cache_shape. Zeros of your own serve as well."""
-    return Tensor.zeros(kv_cache_shape(n_pages, n_kv_heads, d, dtype), "U8")
+def kv_cache(
+    n_pages: int, n_kv_heads: int, d: int, dtype: str = "bfloat16", device: str = "cpu"
+) -> Tensor:
+    """A new, cleared cache: U8 of kv_cache_shape. Zeros of your own serve as well.
+
+    device: as Tensor.to takes it; pages of a cache stay where they were written.
+    """
+    return Tensor.zeros(kv_cache_shape(n_pages, n_kv_heads, d, dtype), "U8", device)
 
 
-def _cache(cache: Any, d: int, dtype: Any) -> tuple[Tensor, int, str]:
+def _cache(cache: Any, d: int, dtype: Any, place: str) -> tuple[Tensor, int, str]:
     """(cache, kv heads, the core's name of the form), checked against a head's size."""
-    t, (_, form) = arguments.tensor(cache, "cache"), _form(dtype)
+    t, (_, form) = arguments.tensor(cache, "cache", place), _form(dtype)
+    if place != arguments.HOST:
+        device.check_form(form, place)
     if t.dtype != "U8" or len(t.shape) != 3 or 0 in t.shape:
         raise ConfigError(f"cache: expected U8 [pages, K, bytes], got {t.dtype} {list(t.shape)}")
     arguments.expect(t, "cache", kv_cache_shape(*t.shape[:2], d, dtype))
     return t, t.shape[1], form
 
 
-def _numbers(value: Any, name: str, n_dims: int) -> np.ndarray:
+def _numbers(value: Any, name: str, n_dims: int, place: str) -> np.ndarray:
     """int32 of so many axes. The core looks at the values."""
-    array = np.asarray(value)
+    array = np.asarray(arguments.integers(value, name, place))
     if array.ndim != n_dims or (array.dtype.kind not in "iu" and array.size):
         raise ConfigError(
             f"{name}: expected integers of {n_dims} axes, got {array.dtype} {list(array.shape)}"
@@ -194,16 +201,20 @@ def kv_store(
     slots: integers [T], page * 64 + place in the page, or -1 for nowhere. Places of a page are
     filled from 0 on, which clears it. dtype: the cache's. ConfigError for other shapes and slots.
     """
-    keys, values = arguments.floats(k, "k"), arguments.floats(v, "v")
+    keys = arguments.floats(k, "k", ANYWHERE)
+    values = arguments.floats(v, "v", keys.device)
     if len(keys.shape) != 3:
         raise ConfigError(f"k: expected [T, K, d], got {list(keys.shape)}")
-    room, heads, form = _cache(cache, keys.shape[2], dtype)
-    at = _numbers(slots, "slots", 1)
+    room, heads, form = _cache(cache, keys.shape[2], dtype, keys.device)
+    at = _numbers(slots, "slots", 1, keys.device)
     arguments.expect(keys, "k", (len(at), heads, keys.shape[2]))
     arguments.expect(values, "v", keys.shape)
-    if memoryview(room).readonly:
+    if room.read_only:
         raise ConfigError("cache: is read-only")
     level = arguments.level(isa)
+    if arguments.on_device(keys, isa):
+        device.kv_store(room, at, keys, values)
+        return
     run_core(_core.kv_cache_store, level, form, room, at, keys, values, heads, keys.shape[2])
 
 
@@ -230,24 +241,31 @@ def paged_attention(
     whose token a query is, and where in it: it reads what is stored from there backwards. Queries
     of a sequence best lie side by side. The rest: as KVPages.attend, whose bits these are.
     """
-    rows = arguments.floats(q, "q")
+    rows = arguments.floats(q, "q", ANYWHERE)
+    place = rows.device
     if len(rows.shape) != 3 or 0 in rows.shape[1:]:
         raise ConfigError(f"q: expected [T, H, d], got {list(rows.shape)}")
     tokens, heads, d = rows.shape
-    pages, n_heads, form = _cache(cache, d, dtype)
+    pages, n_heads, form = _cache(cache, d, dtype, place)
     if heads % n_heads or heads > 65536:
         raise ConfigError(f"q: {heads} heads are no multiple of {n_heads} kv heads")
-    index, owner = _numbers(tables, "tables", 2), _numbers(sequences, "sequences", 1)
-    at = _numbers(positions, "positions", 1)
+    index = _numbers(tables, "tables", 2, place)
+    owner, at = (
+        _numbers(sequences, "sequences", 1, place),
+        _numbers(positions, "positions", 1, place),
+    )
     if not len(at) == len(owner) == tokens:
         raise ConfigError(
             f"sequences, positions: expected {tokens} of each, got {len(owner)} and {len(at)}"
         )
-    extra = None if sinks is None else arguments.vector(sinks, "sinks", heads)
+    extra = None if sinks is None else arguments.vector(sinks, "sinks", heads, place)
     y = arguments.result(out, rows.shape, *(rows,) if extra is None else (rows, extra))
     level, most = arguments.level(isa), int(at.max()) if tokens else 0
-    threads = arguments.count_threads(threads, rows.nbytes * (1 + most // 16))
     rule = _rule(d, scale, softcap, window)
+    if arguments.on_device(rows, isa, threads):
+        device.paged_attention(rows, pages, (index, owner, at), y, extra, options=rule)
+        return y
+    threads = arguments.count_threads(threads, rows.nbytes * (1 + most // 16))
     sizes = (n_heads, heads, d, index.shape[1])
     if tokens:
         given = (pages, index.reshape(-1), owner, at, rows, y, extra)

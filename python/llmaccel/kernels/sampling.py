@@ -1,7 +1,7 @@
 """Sampling kernels on user tensors, row by row. Sources: csrc/kernels/cpu/sample.h.
 
 NaN is never chosen; of equal values the lowest index wins. Every instruction set gives the same
-bits.
+bits. argmax and top_k of tensors on a device are computed there (device.py).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy as np
 
 from llmaccel import _core
 from llmaccel.errors import ConfigError, shown
-from llmaccel.kernels import arguments
-from llmaccel.kernels.arguments import Tensor
+from llmaccel.kernels import arguments, device
+from llmaccel.kernels.arguments import ANYWHERE, Tensor
 
 FIRST = 4096  # values that top_k looks at to find where to cut the rest
 
@@ -25,9 +25,12 @@ def argmax(x: Any, *, isa: str = "auto") -> Tensor:
 
     A row of nothing but NaN gives 0.
     """
-    t = arguments.rows(x, "x")
+    t = arguments.rows(x, "x", ANYWHERE)
     level = arguments.level(isa)
-    y = Tensor.zeros(t.shape[:-1], "I64")
+    y = Tensor.zeros(t.shape[:-1], "I64", t.device)
+    if arguments.on_device(t, isa):
+        device.best(t, 1, y, None)
+        return y
     flat = y.numpy().reshape(-1)
     for i, row in enumerate(_rows(t)):
         flat[i], _ = _core.argmax(level, row)
@@ -97,14 +100,17 @@ def select_above(x: Any, threshold: float, *, isa: str = "auto") -> Tensor:
 def top_k(x: Any, k: int, *, isa: str = "auto") -> tuple[Tensor, Tensor]:
     """The k largest values of each row, best first, and where they are.
 
-    x: [..., V]; k: 1 to V. Returns F32 [..., k] and I64 [..., k]. Only values above a cut, found in
-    the row's first part, are sorted. NaN comes last.
+    x: [..., V]; k: 1 to V, on a device to 32. Returns F32 [..., k] and I64 [..., k]. Only values
+    above a cut, found in the row's first part, are sorted. NaN comes last.
     """
-    t = arguments.rows(x, "x")
+    t = arguments.rows(x, "x", ANYWHERE)
     n = arguments.integer(k, "k", 1, t.shape[-1])
     level = arguments.level(isa)
-    values = Tensor.zeros((*t.shape[:-1], n), "F32")
-    places = Tensor.zeros((*t.shape[:-1], n), "I64")
+    values = Tensor.zeros((*t.shape[:-1], n), "F32", t.device)
+    places = Tensor.zeros((*t.shape[:-1], n), "I64", t.device)
+    if arguments.on_device(t, isa):
+        device.best(t, n, places, values)
+        return values, places
     flat_values, flat_places = values.numpy().reshape(-1, n), places.numpy().reshape(-1, n)
     for i, row in enumerate(_rows(t)):
         best = _best(level, row, n)

@@ -32,9 +32,9 @@ def raw_tensor(name: str, array: Any) -> RawTensor:
     source = array.detach() if hasattr(array, "detach") else array
     try:
         tensor = _core.Tensor(source)
+        data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
     except (TypeError, BufferError, ConfigError, UnsupportedError) as error:
         raise ConfigError(f"{quoted(name)}: {error}") from error
-    data = np.frombuffer(tensor, np.uint8) if tensor.nbytes else np.empty(0, np.uint8)
     return RawTensor(name, tensor.dtype, tensor.shape, data)
 
 
@@ -62,8 +62,11 @@ class ModuleTensors:
         return found
 
     def __getitem__(self, name: str) -> RawTensor:
+        tensor = self._there(name)
+        if not tensor.is_contiguous():  # a copy of this one, gone when it is packed
+            tensor = tensor.detach().contiguous()
         try:
-            return raw_tensor(name, self._there(name))
+            return raw_tensor(name, tensor)
         except ConfigError as error:
             raise ConfigError(f"from_torch: {error}") from error
 

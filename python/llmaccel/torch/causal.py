@@ -9,6 +9,7 @@ refused by name. generate is in generation.py, config in settings.py.
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from llmaccel import LLM, RequestError, UnsupportedError
 from llmaccel.torch.batches import integers, mask_of, span_of
 from llmaccel.torch.generation import generate
 from llmaccel.torch.outputs import CausalLMOutput
+from llmaccel.torch.pretrained import opened
 from llmaccel.torch.settings import Settings, model_settings, sampling_settings
 
 IGNORED = -100  # a label that counts for nothing, as in torch's cross_entropy
@@ -41,27 +43,28 @@ class CausalLM(nn.Module):
             raise TypeError(f"llm: expected an LLM, got {type(llm).__name__}")
         self.llm = llm
         self.config: Settings = model_settings(llm)
+        self.no_effect: list[str] = []  # keywords of from_pretrained that meant nothing
         self.generation_config: Settings = sampling_settings(llm)
         # code that asks a model's first parameter for its device finds one, without values
         self.placement = nn.Parameter(torch.empty(0), requires_grad=False)
         self.training = False
+        self._learned = llm.report()["model"]["learned_positions"]
 
     @classmethod
-    def from_pretrained(
-        cls,
-        model: str,
-        *,
-        dtype: Any = None,
-        torch_dtype: Any = None,
-        device_map: Any = None,
-        **options: Any,
-    ) -> CausalLM:
-        """CausalLM(LLM(model, ...)). dtype (or torch_dtype, its older name): LLM's, None is "auto".
-        device_map: None, "cpu" or "auto". options: those of LLM."""
-        if device_map not in (None, "cpu", "auto", torch.device("cpu")):
-            raise UnsupportedError(f"device_map: {device_map!r}; tensors here are on the CPU")
-        wanted = torch_dtype if dtype is None else dtype
-        return cls(LLM(model, dtype="auto" if wanted is None else wanted, **options))
+    def from_pretrained(cls, model: str | Path, **options: Any) -> CausalLM:
+        """CausalLM(LLM(model, ...)), with the keywords of AutoModelForCausalLM.from_pretrained.
+
+        dtype (or torch_dtype, its older name): LLM's, None is "auto". device_map: None, "cpu",
+        "auto" or {"": "cpu"}. revision, token, cache_dir, local_files_only: of a hub name.
+        low_cpu_mem_usage, use_safetensors, attn_implementation ("sdpa", "eager" or
+        "flash_attention_2"): no effect, `no_effect` lists those that were given. load_in_8bit,
+        load_in_4bit, quantization_config: off, else UnsupportedError says what LLM has instead.
+        Others are options of LLM; TypeError for what is neither.
+        """
+        llm, idle = opened(model, options)
+        made = cls(llm)
+        made.no_effect = idle
+        return made
 
     # ---- forward --------------------------------------------------------------------------------
 
@@ -83,14 +86,20 @@ class CausalLM(nn.Module):
 
         input_ids: integers [B, T], or [T]. attention_mask: [B, T], 0 where a row is padded, on the
         left or on the right; None: nowhere. Logits of padding are 0. Positions count from a row's
-        first token; position_ids, where given, must say the same. labels: [B, T], as input_ids: the
-        token at t is predicted by the logits at t - 1, and the loss is the mean cross entropy of
-        all that are not -100; those whose prediction would come from padding are left out too, with
-        a warning. num_items_in_batch: divides the sum instead. logits_to_keep: how many of the last
-        positions, or which; 0: all. output_hidden_states: of the embeddings and of every layer, the
-        last after the final norm, 0 in padding. return_dict=False: a tuple. absent: transformers'
-        other arguments, None or False, else UnsupportedError.
+        first token; position_ids, where given, must say the same. A model with learned positions
+        wants them where a row is padded on the left: without them transformers counts padding.
+        labels: [B, T], as input_ids: the token at t is predicted by the logits at t - 1, and the
+        loss is the mean cross entropy of all that are not -100; those whose prediction would come
+        from padding are left out too, with a warning (transformers counts them, from rows that
+        attend to nothing: of a row padded on the left make the first token's label -100 and both
+        say the same). num_items_in_batch: divides the sum instead. logits_to_keep: how many of the
+        last positions, or which; 0: all. output_hidden_states: of the embeddings and of every
+        layer, the last after the final norm, 0 in padding. return_dict=False: a tuple. use_cache:
+        None or False: nothing is kept between calls. absent: transformers' other arguments, None
+        or False, cache_position counting from 0, token_type_ids of 0, else UnsupportedError.
         """
+        if input_ids is not None:
+            _drop_harmless(absent, torch.as_tensor(input_ids).shape[-1:])
         _refuse(absent, use_cache)
         if input_ids is None:
             raise RequestError("input_ids: expected token ids [B, T]")
@@ -99,6 +108,11 @@ class CausalLM(nn.Module):
         spans = [span_of(row, i) for i, row in enumerate(mask)]
         if position_ids is not None:
             _check_positions(position_ids, mask)
+        elif self._learned and any(begin for begin, end in spans):
+            raise UnsupportedError(
+                "position_ids: a model with learned positions counts padding on the left where "
+                "none are given; pass position_ids=attention_mask.cumsum(1) - 1"
+            )
         logits = torch.zeros(*ids.shape, self.config.vocab_size)
         rows = [(i, begin, end) for i, (begin, end) in enumerate(spans) if end > begin]
         if rows:
@@ -132,18 +146,45 @@ class CausalLM(nn.Module):
         too, and win. Understood: max_new_tokens, max_length, min_new_tokens, min_length, do_sample,
         temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
         num_return_sequences, num_beams, length_penalty, early_stopping, eos_token_id, pad_token_id,
-        suppress_tokens, stop_strings, max_time, return_dict_in_generate, output_scores,
-        output_logits; use_cache and what only concerns speed have no effect; the rest is refused if
-        it asks for anything. Defaults are transformers': greedy, 20 new tokens, top_k 50 where it
-        samples. Draws follow torch.manual_seed, but are not transformers' draws. Beams (num_beams
-        above 1) are searched by transformers' rule; with do_sample, penalties, bans,
-        min_new_tokens, stop_strings, scores or logits they are refused.
+        suppress_tokens, begin_suppress_tokens, bad_words_ids, sequence_bias, typical_p,
+        stop_strings, max_time, return_dict_in_generate, output_scores, output_logits,
+        output_hidden_states; use_cache and what only concerns speed have no effect; the rest is
+        refused if it asks for anything. Defaults are transformers': greedy, 20 new tokens, top_k 50
+        where it samples. Draws follow torch.manual_seed, but are not transformers' draws. Beams
+        (num_beams above 1) are searched by transformers' rule; with do_sample, penalties, bans,
+        functions, min_new_tokens, stop_strings, scores, logits or states they are refused.
+
+        logits_processor and stopping_criteria: lists of functions of (ids int64 [1, T + made],
+        scores float32 [1, V] or None), called for each row by itself on the engine's thread;
+        prefix_allowed_tokens_fn: f(row, ids [T + made]). What one raises becomes a RequestError.
+        streamer: put(ids) is called with the prompt and with each token of the one row, end() at
+        the end, after an error too.
 
         Rows are filled up with pad_token_id (else the first end token). return_dict_in_generate:
         GenerateOutput with sequences, of beams sequences_scores and, if asked for, scores and
-        logits, a tuple of float32 [B * num_return_sequences, V] for each new token.
+        logits, a tuple of float32 [B * num_return_sequences, V] for each new token, and
+        hidden_states, for each new token a tuple of layers.
         """
         return generate(self, inputs, generation_config, given)
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: tuple[Tensor, ...],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """float32 [rows, new]: the score of each token that was generated, from generate's
+        sequences and scores. normalize_logits: its log probability among the scores instead.
+        UnsupportedError for beam_indices."""
+        if beam_indices is not None:
+            raise UnsupportedError("beam_indices: beams have no scores of tokens here")
+        if not scores:
+            return torch.zeros(len(sequences), 0)
+        steps = torch.stack(scores, dim=1)  # [rows, new, V]
+        if normalize_logits:
+            steps = steps.log_softmax(-1)
+        return steps.gather(2, sequences[:, -len(scores) :, None])[:, :, 0]
 
     # ---- what modules are asked for -------------------------------------------------------------
 
@@ -157,9 +198,35 @@ class CausalLM(nn.Module):
         """float32, of logits and loss, whatever weights are stored as."""
         return torch.float32
 
+    main_input_name = "input_ids"
+    input_modalities = "text"
+    output_modalities = ("text",)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the model came from; "" for arrays."""
+        return self.config.name_or_path
+
     def can_generate(self) -> bool:
         """True."""
         return True
+
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the LLM was loaded with its weights tied as its files say."""
+
+    def get_input_embeddings(self) -> Any:
+        """UnsupportedError: weights are packed and belong to the LLM."""
+        raise UnsupportedError("get_input_embeddings: weights are packed in the LLM, not a module")
+
+    def get_output_embeddings(self) -> Any:
+        """UnsupportedError: weights are packed and belong to the LLM."""
+        raise UnsupportedError("get_output_embeddings: weights are packed in the LLM, not a module")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a CausalLM cannot be pickled or copied: it holds a loaded LLM; make it anew with "
+            "CausalLM.from_pretrained(path)"
+        )
 
     def train(self, mode: bool = True) -> CausalLM:
         """UnsupportedError for True: there are no gradients."""
@@ -198,6 +265,15 @@ class CausalLM(nn.Module):
 # ---- arguments ----------------------------------------------------------------------------------
 
 
+def _drop_harmless(absent: dict[str, Any], width: Any) -> None:
+    """Leaves out arguments that say what holds anyway."""
+    counted, kinds = absent.get("cache_position"), absent.get("token_type_ids")
+    if isinstance(counted, Tensor) and counted.tolist() == list(range(*width)):
+        del absent["cache_position"]
+    if isinstance(kinds, Tensor) and not kinds.any():
+        del absent["token_type_ids"]
+
+
 def _refuse(absent: dict[str, Any], use_cache: bool | None) -> None:
     known = (
         "past_key_values",
@@ -212,7 +288,12 @@ def _refuse(absent: dict[str, Any], use_cache: bool | None) -> None:
         if name not in known and name != "use_cache":
             raise TypeError(f"CausalLM.forward() got an unexpected keyword argument {name!r}")
         if value is not None and value is not False:
-            raise UnsupportedError(f"{name}: not supported by CausalLM; generate keeps the cache")
+            if name in ("use_cache", "past_key_values"):
+                raise UnsupportedError(
+                    f"{name}: forward keeps nothing between calls; give the whole text each time "
+                    "with use_cache=False, or call generate(), which computes each token once"
+                )
+            raise UnsupportedError(f"{name}: not supported by CausalLM.forward")
 
 
 def _check_positions(position_ids: Any, mask: Tensor) -> None:

@@ -3,7 +3,8 @@ BeamSearchParams where there is more than one beam.
 
 Owns the meaning of every field that CausalLM.generate takes. Invariant: a field is used, or asks
 for nothing, or is refused by name; defaults are transformers'. scores and logits are computed after
-the tokens, by llm.logits over what came out, which gives the bits that they were chosen by.
+the tokens, by llm.logits over what came out, which gives the bits that they were chosen by; where
+rules of transformers' order are in Python (rules.py), scores are what those saw.
 Called by causal.py.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from llmaccel import BeamSearchParams, RequestError, SamplingParams, UnsupportedError
 from llmaccel.torch.batches import integers, mask_of, span_of
 from llmaccel.torch.outputs import GenerateOutput
+from llmaccel.torch.rules import CUSTOM, Drawing, Rules, asks
 
 NEW_TOKENS = 20  # where nothing says how many
 TOP_K = 50  # where it samples and nothing says from how many
@@ -40,6 +42,8 @@ _USED = {
     "repetition_penalty",
     "no_repeat_ngram_size",
     "suppress_tokens",
+    "typical_p",
+    *CUSTOM,
     "num_return_sequences",
     "num_beams",
     "early_stopping",
@@ -48,6 +52,7 @@ _USED = {
     "pad_token_id",
     "output_scores",
     "output_logits",
+    "output_hidden_states",
     "return_dict_in_generate",
 }
 # What changes no result, or says where a file came from.
@@ -70,7 +75,6 @@ _IDLE = {
 # Of the rest, values that ask for nothing, beside None, False and empty ones.
 _OFF = {
     "num_beam_groups": 1,
-    "typical_p": 1.0,
     "top_h": 1.0,
     "guidance_scale": 1.0,
     "diversity_penalty": 0.0,
@@ -85,9 +89,12 @@ _OFF_IN_SEARCH = {
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
     "suppress_tokens": [],
+    **dict.fromkeys(CUSTOM),
+    "typical_p": 1.0,
     "stop_strings": [],
     "output_scores": False,
     "output_logits": False,
+    "output_hidden_states": False,
 }
 _ASSISTANTS = ("num_assistant", "assistant_", "target_lookbehind")  # of a model that is not there
 
@@ -98,16 +105,16 @@ Made = tuple[list[tuple[list[int], list[int]]], list[float]]
 
 @dataclass(frozen=True)
 class Draw:
-    """One call of generate, decided."""
+    """One call of generate, decided. drawings: a row's chain of rules, where it runs in Python."""
 
     params: SamplingParams | BeamSearchParams
+    rules: Rules
     ends: list[int]
     pad: int
     n: int
-    as_dict: bool
-    scores: bool
-    logits: bool
+    shows: frozenset[str]  # what of scores, logits and hidden_states is returned, and "dict"
     max_time: float | None
+    drawings: tuple[Drawing, ...] = ()
 
     @property
     def searches(self) -> bool:
@@ -117,31 +124,60 @@ class Draw:
 
 def generate(model: Any, inputs: Any, generation_config: Any, given: dict[str, Any]) -> Any:
     """CausalLM.generate, of its model and arguments."""
+    streamer = given.pop("streamer", None)
+    if streamer is None:
+        return _generate(model, inputs, generation_config, given, None)
+    if not callable(getattr(streamer, "put", None)) or not callable(getattr(streamer, "end", None)):
+        raise RequestError(f"streamer: expected put() and end(), got {type(streamer).__name__}")
+    try:
+        return _generate(model, inputs, generation_config, given, streamer)
+    finally:  # who reads it in another thread must not wait for ever, whatever went wrong
+        streamer.end()
+
+
+def _generate(
+    model: Any, inputs: Any, config: Any, given: dict[str, Any], streamer: Any
+) -> Tensor | GenerateOutput:
     ids = given.pop("input_ids", None)
     if (inputs is None) == (ids is None):
         raise RequestError("input_ids: expected token ids [B, T], as inputs or as input_ids")
     table = integers(inputs if ids is None else ids, "input_ids")
     mask = mask_of(given.pop("attention_mask", None), table)
-    fields = _fields(model.generation_config.to_dict(), generation_config, given)
-    draw = _draw(model, fields, table.shape[1])
-    prompts = []
-    for i, row in enumerate(mask):
-        begin, end = span_of(row, i)
-        prompts.append(table[i, begin:end].tolist())
-    made, sums = _search(model, prompts, draw) if draw.searches else _drawn(model, prompts, draw)
+    fields = _fields(model.generation_config.to_dict(), config, given)
+    draw = _draw(model, fields, table)
+    prompts = [table[i, slice(*span_of(row, i))].tolist() for i, row in enumerate(mask)]
+    if streamer is not None and (len(prompts) != 1 or draw.n != 1 or draw.searches):
+        raise RequestError("streamer: takes one row, without beams and num_return_sequences")
+    if draw.rules.custom and not draw.searches:
+        draw = _with_drawings(draw, prompts)
+    if draw.searches:
+        made, sums = _search(model, prompts, draw)
+    elif streamer is None:
+        made, sums = _drawn(model, prompts, draw)
+    else:
+        streamer.put(table)
+        made, sums = _streamed(model, prompts[0], draw, streamer)
     sequences = _sequences(table, [new for _, new in made], draw)
-    if not draw.as_dict:
+    if "dict" not in draw.shows:
         return sequences
     out = GenerateOutput(sequences=sequences)
     if draw.searches:
         out["sequences_scores"] = torch.tensor(sums, dtype=torch.float32)
-    if draw.scores or draw.logits:
-        raw = _raw_logits(model, made)
-        if draw.scores:
-            out["scores"] = _steps([_scores(*one, draw) for one in zip(raw, made, strict=True)])
-        if draw.logits:
-            out["logits"] = _steps(raw)
+    _show(out, model, mask, made, draw)
     return out
+
+
+def _show(out: GenerateOutput, model: Any, mask: Tensor, made: list[Any], draw: Draw) -> None:
+    """Adds what is asked for beside the tokens."""
+    if draw.shows & {"scores", "logits"}:
+        raw = _raw_logits(model, made)
+        if "scores" in draw.shows:
+            rows = [_scores(one, made[i], i // draw.n, draw) for i, one in enumerate(raw)]
+            out["scores"] = _steps(rows)
+        if "logits" in draw.shows:
+            out["logits"] = _steps(raw)
+    if "hidden_states" in draw.shows:
+        out["hidden_states"] = _hidden_states(model, mask, made, draw.n)
 
 
 # ---- fields -------------------------------------------------------------------------------------
@@ -166,7 +202,7 @@ def _fields(own: dict[str, Any], config: Any, given: dict[str, Any]) -> dict[str
                 merged[name] = value
     for name, value in merged.items():
         idle = name in _USED | _IDLE or name.startswith(("_", *_ASSISTANTS))
-        if idle or value is False or (hasattr(value, "__len__") and not len(value)):
+        if idle or value is False or not asks(value):
             continue
         if name not in _OFF or value != _OFF[name]:
             raise UnsupportedError(f"{name}: {value!r} is not supported by CausalLM.generate")
@@ -177,32 +213,25 @@ def _is_known(name: str) -> bool:
     """Other arguments of transformers' generate, refused only if they ask for something."""
     return name in {
         "assistant_model",
-        "bad_words_ids",
-        "begin_suppress_tokens",
         "custom_generate",
         "decoder_start_token_id",
         "exponential_decay_length_penalty",
         "forced_bos_token_id",
         "forced_eos_token_id",
-        "logits_processor",
         "negative_prompt_ids",
         "output_attentions",
-        "output_hidden_states",
         "past_key_values",
         "penalty_alpha",
         "position_ids",
-        "prefix_allowed_tokens_fn",
         "prompt_lookup_num_tokens",
-        "sequence_bias",
-        "stopping_criteria",
-        "streamer",
         "token_type_ids",
         "watermarking_config",
     } or name.startswith(_ASSISTANTS)
 
 
-def _draw(model: Any, fields: dict[str, Any], width: int) -> Draw:
-    """Sampling parameters and the like; width: columns of input_ids, padding included."""
+def _draw(model: Any, fields: dict[str, Any], table: Tensor) -> Draw:
+    """Sampling parameters and the like; table: input_ids, padding included."""
+    width = table.shape[1]
     ends = _ids(fields.get("eos_token_id"), "eos_token_id")
     pad = fields.get("pad_token_id")
     n = fields.get("num_return_sequences", 1)
@@ -219,16 +248,34 @@ def _draw(model: Any, fields: dict[str, Any], width: int) -> Draw:
     if least is None:
         least = max(0, fields.get("min_length", 0) - width)
     least = min(least, new)
+    shows = {name for name in ("scores", "logits", "hidden_states") if fields.get(f"output_{name}")}
     return Draw(
         _sampling(fields, ends, new, least) if beams == 1 else _beams(fields, ends, new, least),
+        Rules(fields, ends, least, table, model.config.vocab_size),
         ends,
         int(pad) if pad is not None else ends[0] if ends else 0,
         n,
-        bool(fields.get("return_dict_in_generate")),
-        bool(fields.get("output_scores")),
-        bool(fields.get("output_logits")),
+        frozenset(shows | ({"dict"} if fields.get("return_dict_in_generate") else set())),
         fields.get("max_time"),
     )
+
+
+def _with_drawings(draw: Draw, prompts: list[list[int]]) -> Draw:
+    """The same with every rule before the temperature in Python, as the order of all asks for."""
+    assert isinstance(draw.params, SamplingParams)
+    plain = replace(
+        draw.params,
+        min_tokens=0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        logit_bias=None,
+    )
+    end = draw.ends[0] if draw.ends else 0
+    drawings = tuple(
+        Drawing(draw.rules, i, prompt, end, "scores" in draw.shows)
+        for i, prompt in enumerate(prompts)
+    )
+    return replace(draw, params=plain, drawings=drawings)
 
 
 def _sampling(fields: dict[str, Any], ends: list[int], new: int, least: int) -> SamplingParams:
@@ -251,6 +298,7 @@ def _sampling(fields: dict[str, Any], ends: list[int], new: int, least: int) -> 
             "top_k": fields.get("top_k", TOP_K),
             "top_p": fields.get("top_p", 1.0),
             "min_p": fields.get("min_p", 0.0),
+            "typical_p": fields.get("typical_p", 1.0),
             "seed": int(torch.randint(2**62, ())),
         }
     if fields.get("no_repeat_ngram_size"):
@@ -270,8 +318,8 @@ def _beams(fields: dict[str, Any], ends: list[int], new: int, least: int) -> Bea
         raise RequestError(f"num_return_sequences: {n} is not in [1, num_beams={beams}]")
     for name, off in _OFF_IN_SEARCH.items():
         value = fields.get(name)
-        if value is not None and value != off:
-            raise UnsupportedError(f"{name}: {value!r} is not supported with num_beams={beams}")
+        if asks(value) and value != off:
+            raise UnsupportedError(f"{name}: {value!r:.80} is not supported with num_beams={beams}")
     if least:
         raise UnsupportedError(
             f"min_new_tokens: {least} (or min_length) is not supported with num_beams={beams}"
@@ -299,14 +347,43 @@ def _ids(value: Any, name: str) -> list[int]:
 # ---- tokens -------------------------------------------------------------------------------------
 
 
+def _params(draw: Draw, rows: int) -> list[SamplingParams]:
+    """Of each row."""
+    assert isinstance(draw.params, SamplingParams)
+    if not draw.drawings:
+        return [draw.params] * rows
+    return [replace(draw.params, logits_processors=[one]) for one in draw.drawings]
+
+
 def _drawn(model: Any, prompts: list[list[int]], draw: Draw) -> Made:
-    answers = model.llm.generate(prompts, draw.params, timeout=draw.max_time, use_tqdm=False)
+    answers = model.llm.generate(
+        prompts, _params(draw, len(prompts)), timeout=draw.max_time, use_tqdm=False
+    )
     made = [
-        (prompt, answer.token_ids)
-        for prompt, output in zip(prompts, answers, strict=True)
-        for answer in output.outputs
+        (prompts[i], _ended(one.token_ids, i, draw))
+        for i, output in enumerate(answers)
+        for one in output.outputs
     ]
     return made, []
+
+
+def _ended(new: Any, row: int, draw: Draw) -> list[int]:
+    """Tokens up to where a stopping criterion ended them."""
+    return draw.drawings[row].cut(list(new)) if draw.drawings else list(new)
+
+
+def _streamed(model: Any, prompt: list[int], draw: Draw, streamer: Any) -> Made:
+    """One row, each token handed to the streamer as it comes."""
+    new: list[int] = []
+    chunks = model.llm.generate(
+        [prompt], _params(draw, 1), timeout=draw.max_time, stream=True, use_tqdm=False
+    )
+    for chunk in chunks:
+        before = len(new)
+        new = _ended(new + list(chunk.outputs[0].token_ids), 0, draw)
+        for token in new[before:]:
+            streamer.put(torch.tensor([token]))
+    return [(prompt, new)], []
 
 
 def _search(model: Any, prompts: list[list[int]], draw: Draw) -> Made:
@@ -358,38 +435,46 @@ def _steps(rows: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(steps)
 
 
-def _scores(logits: Tensor, made: tuple[list[int], list[int]], draw: Draw) -> Tensor:
-    """Logits as the draw changed them: [new, V], -inf for what it left out."""
+def _scores(logits: Tensor, made: tuple[list[int], list[int]], row: int, draw: Draw) -> Tensor:
+    """Logits as the draw changed them: [new, V], -inf for what it left out. row: of input_ids."""
     prompt, new = made
-    p, scores = draw.params, logits.clone()
-    for i, row in enumerate(scores):
-        before = prompt + new[:i]
-        if p.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(before)))
-            kept = row[seen]
-            row[seen] = torch.where(
-                kept > 0, kept / p.repetition_penalty, kept * p.repetition_penalty
-            )
-        banned = list(p.logit_bias or ())
-        banned += draw.ends if i < p.min_tokens else []
-        banned += _ngram_ends(before, getattr(p, "no_repeat_ngram_size", 0))
-        row[banned] = -torch.inf
-    if p.temperature > 0:
-        scores /= p.temperature
-        _cut(scores, p)
+    if draw.drawings:
+        rows = draw.drawings[row].kept(new)
+    else:
+        rows = [draw.rules.changed(row, prompt, new[:i], one) for i, one in enumerate(logits)]
+    scores = torch.stack(rows) if rows else logits.clone()
+    if draw.params.temperature > 0:
+        scores /= draw.params.temperature
+        _cut(scores, draw.params)
     return scores
 
 
-def _ngram_ends(before: list[int], n: int) -> list[int]:
-    """Tokens that would complete a run of n for the second time."""
-    if n < 1 or len(before) < n:
-        return []
-    tail = before[len(before) - n + 1 :]
-    return [before[i + n - 1] for i in range(len(before) - n + 1) if before[i : i + n - 1] == tail]
+def _hidden_states(
+    model: Any, mask: Tensor, made: list[tuple[list[int], list[int]]], n: int
+) -> tuple[tuple[Tensor, ...], ...]:
+    """A tuple of layers for each new token: [rows, T, D] of the prompts with the first, [rows, 1,
+    D] after; 0 in padding and behind a row's end."""
+    longest = max((len(new) for _, new in made), default=0)
+    width = mask.shape[1]
+    layers = range(model.config.num_hidden_layers + 1)
+    places = (len(layers), len(made), max(width + longest - 1, 0), model.config.hidden_size)
+    states = torch.zeros(places)
+    for i, (prompt, new) in enumerate(made):
+        begin, end = span_of(mask[i // n], i // n)
+        if not new:
+            continue
+        for layer, one in enumerate(model.llm.hidden_states(prompt + new[:-1], layers)):
+            found = torch.from_dlpack(one)
+            states[layer, i, begin:end] = found[: len(prompt)]
+            states[layer, i, width : width + len(new) - 1] = found[len(prompt) :]
+    return tuple(
+        tuple(states[:, :, max(width + i - 1, 0) if i else 0 : width + i].unbind())
+        for i in range(longest)
+    )
 
 
 def _cut(scores: Tensor, p: SamplingParams) -> None:
-    """-inf for all but the likely, in place: min_p, top_k, top_p, as the sampler goes."""
+    """-inf for all but the likely, in place: min_p, top_k, typical_p, top_p, in that order."""
     if p.min_p > 0:
         probabilities = scores.softmax(-1)
         least = p.min_p * probabilities.amax(-1, keepdim=True)
@@ -397,6 +482,13 @@ def _cut(scores: Tensor, p: SamplingParams) -> None:
     if 0 < p.top_k < scores.shape[-1]:
         least = scores.topk(p.top_k).values[:, -1:]
         scores.masked_fill_(scores < least, -torch.inf)
+    if p.typical_p < 1:
+        logprobs = scores.log_softmax(-1)
+        entropy = -torch.nan_to_num(logprobs.exp() * logprobs, nan=0.0).sum(-1, keepdim=True)
+        places = (-logprobs - entropy).abs().argsort()
+        before = logprobs.gather(-1, places).exp().cumsum(-1) - logprobs.gather(-1, places).exp()
+        out = torch.zeros_like(before, dtype=torch.bool)
+        scores.masked_fill_(out.scatter(-1, places, before >= p.typical_p), -torch.inf)
     if p.top_p < 1:
         ordered, places = scores.sort(descending=True)
         before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)

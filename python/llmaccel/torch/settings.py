@@ -22,6 +22,14 @@ class Settings(SimpleNamespace):
         """A copy of all values."""
         return dict(vars(self))
 
+    def to_diff_dict(self) -> dict[str, Any]:
+        """All values that say something."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Settings:
+        """Itself: the model is its text part."""
+        return self
+
     def get(self, name: str, default: Any = None) -> Any:
         """A value, or the default where there is none."""
         return getattr(self, name, default)
@@ -38,8 +46,8 @@ def model_settings(llm: LLM) -> Settings:
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
         "pad_token_id": None,
         "is_encoder_decoder": False,
-        "use_cache": True,
         **_file(known["path"], "config.json"),
+        "use_cache": False,  # nothing is kept between calls of forward
         "vocab_size": known["n_vocab"],
         "hidden_size": known["d_model"],
         "num_hidden_layers": known["n_layers"],
