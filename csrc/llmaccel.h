@@ -277,8 +277,7 @@ la_status la_model_finish(la_model *m);
 void la_model_free(la_model *m);
 /* Packed matrices and vectors, as la_model_weight_bytes counts them; rope tables come besides. */
 size_t la_model_bytes(const la_model *m);
-/* Bytes that one decoded token reads: every weight once (of experts those it uses), the head once, embedding
- * rows not. */
+/* Bytes that one decoded token reads: every weight once (of experts those it uses), the head once, no embedding. */
 size_t la_model_token_bytes(const la_model *m);
 /* Reads those bytes, pass after pass for `seconds`, computing nothing; GB/s (1e9). No step may run
  * meanwhile: it would wait, and its time would count. */
