@@ -56,9 +56,9 @@ typedef struct la_backend_info {
     const char *const *slot_isa; /* ISA chosen for each slot, same order */
 } la_backend_info;
 
-/* name: "cpu", or "cuda": la_backend_load of _cuda.so beside this library, first device. isa: NULL or "auto" for the best present, else the highest level to use.
- * n_threads: 0 for one per usable processor, which is also the most that are started. Negative: exactly
- * -n_threads, however few the processors; for tests. */
+/* name: "cpu", or "cuda": la_backend_load of _cuda.so beside this library, first device. isa: NULL or "auto" for the
+ * best present, else the highest level to use. n_threads: 0 for one per usable processor, which is also the most that
+ * are started. Negative: exactly -n_threads, however few the processors; for tests. */
 la_status la_backend_open(const char *name, const char *isa, int n_threads, la_backend **out);
 /* The backend in a shared object at `path` that was built from these sources. LA_ERR_UNSUPPORTED says why it cannot
  * be used: it is not there, no driver or one too old, no such device. The object stays loaded. */
