@@ -6,6 +6,7 @@ import asyncio
 import copy
 import functools
 import logging
+import time
 
 import letters
 import numpy as np
@@ -265,10 +266,13 @@ def test_kinds_and_aborts_of_an_engine(llm):
     while engine.has_unfinished_requests():
         outs += engine.step()
     assert outs[-1].finished
-    engine.add_request("x", "abc", PoolingParams())
     with pytest.raises(RequestError, match="pooling_task"):
-        engine.step()
+        engine.add_request("x", "abc", PoolingParams())
     assert not engine.has_unfinished_requests()
+    cut = {"truncate_prompt_tokens": 2}
+    engine.add_request("x", "abc", PoolingParams(task="embed"), tokenization_kwargs=cut)
+    (pooled,) = engine.step()
+    assert len(pooled.prompt_token_ids) == 2
 
 
 def test_a_failure_is_its_own_requests(llm):
@@ -289,6 +293,38 @@ def test_a_failure_is_its_own_requests(llm):
             failures += 1
             assert "on purpose" in str(error)
     assert (sorted(finished), failures) == (["fine", "good"], 1)
+
+
+@pytest.mark.parametrize("failing", [["bad"], ["bad", "worse"]])
+def test_what_a_failure_comes_before_is_not_lost(llm, failing):
+    """All have ended before the first step, and those that failed tell it first."""
+
+    def fail(output_ids, logits):
+        raise ValueError("on purpose")
+
+    engine = llm.llm_engine
+    for name in failing:
+        engine.add_request(name, "abc", SamplingParams(logits_processors=[fail]))
+    _wait_for_news(engine, len(failing))
+    for name in ("good", "fine"):
+        engine.add_request(name, "abc", SamplingParams(max_tokens=1, **COMMON))
+    _wait_for_news(engine, len(failing) + 2)
+    finished, failures = [], 0
+    while engine.has_unfinished_requests():
+        assert engine._steps.news.qsize() > 0, "the next step would wait for ever"
+        try:
+            finished += [out.request_id for out in engine.step() if out.finished]
+        except LLMAccelError as error:
+            failures += 1
+            assert "on purpose" in str(error)
+    assert (sorted(finished), failures) == (["fine", "good"], len(failing))
+
+
+def _wait_for_news(engine, count):
+    while engine._steps.news.qsize() < count or not all(
+        one.done for one in engine._steps.requests.values()
+    ):
+        time.sleep(0.001)
 
 
 def test_what_an_engine_shows(llm, folder):
@@ -333,6 +369,10 @@ def test_an_async_engine(folder, tmp_path, caplog):
         assert chunks[-1].outputs[0].text == only(engine.llm.generate("abc", GREEDY)).text
         (out,) = [o async for o in engine.encode("abc", PoolingParams(task="embed"), "b")]
         assert out.request_id == "b"
+        engine.llm._take_id("b")  # as a request under way does
+        with pytest.raises(RequestError, match="request_id='b': expected a string not in use"):
+            [o async for o in engine.encode("abc", PoolingParams(task="embed"), "b")]
+        engine.llm._given_ids.discard("b")
         want = engine.llm.embed(["abc"])[0].outputs.embedding
         assert out.outputs.data.numpy().tolist() == want
         await engine.sleep(1)

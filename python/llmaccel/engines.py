@@ -81,17 +81,19 @@ class AsyncLLM:
         **foreign: Any,
     ) -> AsyncIterator[PoolingRequestOutput]:
         """What pooling_params.task makes of one prompt: one output, as of LLM.encode, under this
-        request_id."""
-        if not isinstance(request_id, str):
-            raise RequestError(f"request_id={shown(request_id)}: expected a string")
+        request_id; RequestError where the id is in use."""
         refuse_foreign("encode", foreign)
-        (output,) = await self._apart(
-            self.llm.encode,
-            [prompt],
-            pooling_params,
-            use_tqdm=False,
-            tokenization_kwargs=tokenization_kwargs,
-        )
+        self.llm._take_id(request_id)
+        try:
+            (output,) = await self._apart(
+                self.llm.encode,
+                [prompt],
+                pooling_params,
+                use_tqdm=False,
+                tokenization_kwargs=tokenization_kwargs,
+            )
+        finally:
+            self.llm._given_ids.discard(request_id)
         yield replace(output, request_id=request_id)
 
     async def abort(self, request_id: str | Iterable[str], internal: bool = False) -> None:

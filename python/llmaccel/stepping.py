@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 @dataclass
 class Steps:
     """What was added. news: told by a request that has something new. requests: those that run, by
-    id. pooled: prompts and parameters of those that pool, which a step runs."""
+    id. pooled: prompts, parameters and tokenization_kwargs of those that pool, which a step runs."""
 
     news: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue)
     requests: dict[str, Request] = field(default_factory=dict)
-    pooled: dict[str, tuple[Any, PoolingParams]] = field(default_factory=dict)
+    pooled: dict[str, tuple[Any, PoolingParams, Any]] = field(default_factory=dict)
 
 
 class LLMEngine:
@@ -77,7 +77,8 @@ class LLMEngine:
         llm._take_id(request_id)
         try:
             if isinstance(params, PoolingParams):
-                self._steps.pooled[request_id] = (prompt, params.clone())
+                llm._pooling_task(None, params)
+                self._steps.pooled[request_id] = (prompt, params.clone(), tokenization_kwargs)
                 return request_id
             how = tokenization_of(tokenization_kwargs, "left")
             text, ids = llm._encode(prompt, "prompt", how, llm._room())
@@ -103,24 +104,29 @@ class LLMEngine:
             return self._pool()
         chunks: list[RequestOutput | PoolingRequestOutput] = []
         while self._steps.requests and not chunks:
-            touched = {(request := self._steps.news.get()).request_id: request}
-            while not self._steps.news.empty():
-                request = self._steps.news.get()
-                touched[request.request_id] = request
-            for name, request in touched.items():
-                if self._steps.requests.get(name) is not request:
-                    continue
-                if request.error is not None and chunks:
-                    self._steps.news.put(request)  # for the next step
-                else:
-                    chunks += self._news_of(request)
+            touched = [self._steps.news.get()]
+            try:
+                while not self._steps.news.empty():
+                    touched.append(self._steps.news.get())
+                touched = list(dict.fromkeys(touched))
+                while touched:
+                    chunks += self._news_of(touched.pop(0), bool(chunks))
+            finally:
+                for request in touched:  # of these nobody would be told again
+                    self._steps.news.put(request)
         return chunks
 
-    def _news_of(self, request: Request) -> list[RequestOutput]:
+    def _news_of(self, request: Request, later: bool) -> list[RequestOutput]:
+        """What is new of one that runs. later: an error is left to the next step."""
+        if self._steps.requests.get(request.request_id) is not request:
+            return []
         kind = request.params.output_kind
         try:
             chunk = request.snapshot(RequestOutputKind.CUMULATIVE if kind is None else kind)
-        except BaseException:
+        except BaseException as error:
+            if later and isinstance(error, Exception):
+                self._steps.news.put(request)
+                return []
             self._forget(request.request_id)
             raise
         if chunk is None:
@@ -130,9 +136,9 @@ class LLMEngine:
         return [chunk]
 
     def _pool(self) -> list[RequestOutput | PoolingRequestOutput]:
-        name, (prompt, params) = next(iter(self._steps.pooled.items()))
+        name, (prompt, params, how) = next(iter(self._steps.pooled.items()))
         self._forget(name)
-        (output,) = self.llm.encode([prompt], params, use_tqdm=False)
+        (output,) = self.llm.encode([prompt], params, use_tqdm=False, tokenization_kwargs=how)
         return [replace(output, request_id=name)]
 
     def _forget(self, name: str) -> None:
