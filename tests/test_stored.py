@@ -178,6 +178,20 @@ def test_a_copy_stays_as_it_was_and_steps_go_on(tmp_path):
         assert llm.engine.stats()["step_allocations"] == 0
 
 
+@pytest.mark.parametrize("dtype", FORMS)
+def test_a_request_that_waits_has_none(dtype, tmp_path):
+    folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
+    with LLM(folder, dtype="float32", kv_cache_dtype=dtype, max_num_seqs=2) as llm:
+        first = llm.submit(IDS, slow())
+        while not llm.kv_pages(first).n_tokens:
+            time.sleep(0.002)
+        kv = llm.kv_pages(llm.submit(IDS, slow()))
+        assert kv.n_tokens == 0
+        assert kv.keys(0).shape == kv.values(-1).shape == (0, 2, 20)
+        with pytest.raises(RequestError, match="layer: expected one from"):
+            kv.keys(3)
+
+
 def test_what_is_refused(tmp_path):
     folder = tiny.make_checkpoint("llama", tmp_path, **LONG)
     with LLM(folder) as llm:

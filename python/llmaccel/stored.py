@@ -69,6 +69,8 @@ class StoredKV:
         if latent and self.dtype == "fp8":
             raise UnsupportedError("keys: latents of fp8 pages are shown as bytes only, by data")
         pages = self.data.numpy()[self._checked(layer)]  # [P, K, bytes]
+        if len(pages) == 0:  # nothing is stored yet
+            return _core.Tensor.zeros((0, pages.shape[1], d), "F32")
         read = _READERS[self.dtype, values]
         k_bytes = 0 if latent else _key_bytes(self.dtype, d)
         blocks = pages[..., k_bytes:] if values else pages[..., : k_bytes or None]
