@@ -265,6 +265,28 @@ def test_scores_of_pairs(llm, judge):
         llm.score([one, one], many)
 
 
+def test_one_text_is_embedded_once(llm, monkeypatch):
+    """For all of its pairs, where their parameters agree."""
+    ran, submit = [], llm._submit
+
+    def counted(request, *args, **options):
+        ran.append(request)
+        return submit(request, *args, **options)
+
+    monkeypatch.setattr(llm, "_submit", counted)
+    one, many = [5, 6, 7], [[8, 9], [5, 6, 7], [200]]
+    alike, first = [PoolingParams(truncate_prompt_tokens=2)] * 3, llm.score([one], many[:1])[0]
+    apart = [PoolingParams(truncate_prompt_tokens=n) for n in (2, 3, 3)]
+    for params, count in ((None, 4), (alike, 4), (apart, 6)):
+        ran.clear()
+        found = llm.score([one], many, pooling_params=params)
+        assert len(ran) == count
+        same = llm.score([one] * 3, many, pooling_params=params)
+        assert [out.outputs.score for out in found] == [out.outputs.score for out in same]
+        assert [out.prompt_token_ids for out in found] == [out.prompt_token_ids for out in same]
+    assert first.outputs.score == llm.score([one], many)[0].outputs.score
+
+
 def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path):
     from llmaccel import load_tokenizer
 

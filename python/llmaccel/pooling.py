@@ -258,14 +258,7 @@ class Pooling(Scoring):
         "token_classify": [T, classes]. RequestError where no task is named.
         """
         refuse_foreign("encode", foreign)
-        task = pooling_task
-        first = pooling_params[0] if isinstance(pooling_params, list) and pooling_params else None
-        for given in (pooling_params, first, self._pooler):
-            if task is None and isinstance(given, (PoolingParams, PoolerConfig)):
-                task = given.task
-        if task not in TASKS or task == "score":
-            known = ", ".join(name for name in TASKS if name != "score")
-            raise RequestError(f"pooling_task: expected one of {known}, got {shown(task)}")
+        task = self._pooling_task(pooling_task, pooling_params)
         items = prompt_list(prompts)
         params = self._pooling_params(pooling_params, task, truncate_prompt_tokens, len(items))
         if task.endswith("classify"):
@@ -300,7 +293,8 @@ class Pooling(Scoring):
                 "one"
             )
         left, right = prompt_list(data_1), prompt_list(data_2)
-        if len(left) == 1:
+        single = len(left) == 1
+        if single:
             left = left * len(right)
         if len(left) != len(right):
             raise RequestError(
@@ -313,7 +307,8 @@ class Pooling(Scoring):
                 raise UnsupportedCombination(
                     "chat_template: this model embeds texts one by one; a classifier reads both"
                 )
-            return self._cosines(left, right, params, how, use_tqdm)
+            once = single and all(one == params[0] for one in params)
+            return self._cosines(left[:1] if once else left, right, params, how, use_tqdm)
         encoded = [
             self._encode_both(a, b, i, params[i], how=how, chat_template=chat_template)
             for i, (a, b) in enumerate(zip(left, right, strict=True))
@@ -324,6 +319,17 @@ class Pooling(Scoring):
         ]
 
     # ---- prompts and parameters -----------------------------------------------------------------
+
+    def _pooling_task(self, task: Any, given: Any) -> str:
+        """That of encode: the one it names, or that of its parameters, or of pooler_config."""
+        first = given[0] if isinstance(given, list) and given else None
+        for one in (given, first, self._pooler):
+            if task is None and isinstance(one, (PoolingParams, PoolerConfig)):
+                task = one.task
+        if task not in TASKS or task == "score":
+            known = ", ".join(name for name in TASKS if name != "score")
+            raise RequestError(f"pooling_task: expected one of {known}, got {shown(task)}")
+        return str(task)
 
     def _pooling_params(
         self, given: Any, task: str, truncate: int | None, count: int
@@ -509,13 +515,15 @@ class Pooling(Scoring):
         how: Tokenization | None,
         use_tqdm: Any,
     ) -> list[ScoringRequestOutput]:
+        """Of each of right with its own of left, or with the only one there."""
         first = self._encode_all(left, params, "data_1", how)
         second = self._encode_all(right, params, "data_2", how)
         for one in params:
             one.normalize = True
-        found = self._embed([*first, *second], params * 2, use_tqdm)
-        scored = []
-        for (i, ids, u), (j, more, v) in zip(found[: len(left)], found[len(left) :], strict=True):
+        every = [*params[: len(first)], *params]
+        found = self._embed([*first, *second], every, use_tqdm)
+        scored, pairs = [], found[: len(left)] * (len(right) // len(left))
+        for (i, ids, u), (j, more, v) in zip(pairs, found[len(left) :], strict=True):
             cosine = (u.numpy().astype(np.float64) * v.numpy()).sum()
             scored.append(
                 ScoringRequestOutput(f"{i}_{j}", ScoringOutput(_tensor(cosine)), ids + more)
