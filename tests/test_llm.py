@@ -594,6 +594,26 @@ def test_loglikelihood(llm):
     assert [greedy for _, greedy in pair] == [False, True, False]
 
 
+@pytest.mark.parametrize("more", [0.0, 2.0**-20])
+def test_what_is_greedy_does_not_depend_on_the_order(tmp_path, more):
+    """Of logits that are equal, or whose log probabilities are when rounded."""
+    with LLM(letters.write_model(tmp_path), dtype="float32") as llm:
+        head = np.array(llm.weight("lm_head.weight").numpy())
+        context = [5, 17, 200]
+        best = int(np.asarray(llm.logits(context))[-1].argmax())
+        other = best + 1 if best + 1 < len(head) else best - 1
+        head *= np.float32(0.001)  # far below the logarithm that is subtracted
+        head[other] = head[best] * np.float32(1 + more)
+        llm.update_weights({"lm_head.weight": head})
+        row = np.asarray(llm.logits(context))[-1]
+        want = int(row.argmax())
+        pairs = [[best], [other], [9]]
+        for order in ([0, 1, 2], [1, 0, 2], [2, 1, 0], [2, 0, 1], [0], [1]):
+            tails = [pairs[i] for i in order]
+            found = llm.loglikelihood([context] * len(tails), tails)
+            assert [greedy for _, greedy in found] == [tail == [want] for tail in tails]
+
+
 def test_repr(tmp_path):
     folder = letters.write_model(tmp_path)
     with LLM(folder, max_model_len=64) as llm:

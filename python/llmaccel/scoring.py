@@ -90,7 +90,8 @@ class Scoring(Calls):
         self, contexts: Sequence[Prompt], continuations: Sequence[Prompt]
     ) -> list[tuple[float, bool]]:
         """For each pair the log probability of the continuation after the context, summed over its
-        tokens, and whether greedy decoding would produce it.
+        tokens, and whether greedy decoding would produce it: whether its first token is the best
+        (of equal logits the lower id) and no logit is above that of any later one.
 
         Equal contexts are computed once and shared. Text pairs are tokenized together, so a token
         may cross the border; an empty context stands for the tokenizer's BOS (or EOS) token.
@@ -217,19 +218,21 @@ def _suffix_options(
 
 
 def _suffix_results(request: Request, tails: list[list[int]]) -> Iterator[tuple[float, bool]]:
-    """(sum of logprobs, whether each is the best) of each tail."""
+    """(sum of logprobs, whether each is the best) of each tail. The first token is the best where
+    its row names it so, which all tails share; a later one where no logit is above its own."""
     row = request.branches[0].scores
     assert row is not None
     assert row.top[0] is not None
     ids, logprobs = (array(kind, part) for kind, part in zip("if", row.top[0], strict=True))
-    best, firsts = logprobs[0], dict(zip(ids[1:], logprobs[1:], strict=True))
+    firsts = dict(zip(ids[1:], logprobs[1:], strict=True))
     for branch, tail in zip(request.branches, tails, strict=True):
         assert branch.scores is not None
-        found, greedy = branch.scores.logprobs, all(rank == 1 for rank in branch.scores.ranks)
+        found, later = branch.scores.logprobs, branch.scores.ranks
         if branch.index > 0:
             found = [firsts[tail[0]], *found]
-            greedy = greedy and found[0] == best
-        yield math.fsum(found), greedy
+        else:
+            later = later[1:]
+        yield math.fsum(found), tail[0] == ids[0] and all(rank == 1 for rank in later)
 
 
 def _logits_room(out: Any, shape: tuple[int, int], where: str) -> _core.Tensor:
