@@ -194,7 +194,8 @@ def tokenization_of(given: Any, side: str) -> Tokenization | None:
     if truncation not in (None, True, False, "longest_first", "do_not_truncate"):
         raise UnsupportedError(f"{name}: truncation={shown(truncation)}: not supported here")
     if truncation in (True, "longest_first"):
-        return Tokenization(special, -1 if length is None else length, side)
+        limits = [n for n in (length, keep) if n is not None and n > 0]
+        return Tokenization(special, min(limits, default=-1), side)
     return Tokenization(special, keep, side, length)
 
 
