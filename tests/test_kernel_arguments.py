@@ -7,7 +7,9 @@ is wrong for one of its kind. A function or a parameter that is new has no kind 
 from __future__ import annotations
 
 import inspect
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,3 +231,14 @@ def test_what_is_wrong_is_refused_by_name(name):
             assert key in named, f"{name}({key}={bad!r}): {text}"
             tried += 1
     assert tried > 2
+
+
+def test_operations_of_a_device_are_numbered_as_in_c():
+    from llmaccel.kernels import arguments, device
+
+    header = Path(__file__).parent.parent / "csrc" / "device.h"
+    names = re.findall(r"^    LA_ELEMENT_(\w+)", header.read_text(), re.MULTILINE)
+    ours = arguments.WIDENINGS | {
+        name: getattr(device, name) for name in ("ADD", "ACT", "ACT_MUL", "SOFTCAP")
+    }
+    assert ours == {name: i for i, name in enumerate(names) if name != "COUNT"}

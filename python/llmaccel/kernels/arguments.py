@@ -24,6 +24,7 @@ HOST, ANYWHERE = "cpu", "anywhere"
 MOST_VALUES = 2**31 - 1  # of one row kernel call; the kernels count in int
 MOST_THREADS = 256
 CUDA = 2  # DLPack's number of its memory
+WIDENINGS = {"F16": 0, "BF16": 1}  # LA_ELEMENT_*
 MOST_FLOAT, LEAST_FLOAT = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 # What float() would take all the same.
 _NO_NUMBERS = (str, bytes, bytearray, bool, np.bool_, np.complexfloating)
@@ -166,7 +167,7 @@ def widen(x: Tensor) -> Tensor:
     if x.device != HOST:
         y = Tensor.zeros(x.shape, "F32", x.device)
         if x.nbytes:
-            op = 0 if x.dtype == "F16" else 1  # LA_ELEMENT_F16, LA_ELEMENT_BF16
+            op = WIDENINGS[x.dtype]
             run_core(_core.device_elements, op, x, None, y, math.prod(x.shape), 0, 1.0, 0.0)
         return y
     bits = np.asarray(memoryview(x))
