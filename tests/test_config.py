@@ -121,6 +121,12 @@ def test_overrides_by_a_function():
     assert returned.norm_eps == 0.25
     with pytest.raises(ConfigError, match="'made_up' is no key"):
         build_config(raw, hf_overrides=lambda config: config.update(made_up=1))
+    for removes in (
+        lambda config: config.pop("head_dim") and None,
+        lambda config: {k: v for k, v in config.items() if k != "head_dim"},
+    ):
+        with pytest.raises(ConfigError, match="takes away 'head_dim'; keys are changed"):
+            build_config(raw, hf_overrides=removes)
 
 
 def test_max_model_len_beyond_the_positions(caplog):

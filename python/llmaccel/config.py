@@ -356,7 +356,8 @@ class ConfigView(dict[str, Any]):
 
 def override_dict(raw: Mapping[str, Any], overrides: Any) -> Any:
     """`overrides` as a dict: of a function what it changes of `raw` (flattened), a copy of which it
-    is given as a ConfigView, to change or to return another. ConfigError for what it may not do."""
+    is given as a ConfigView, to change or to return another whole one. ConfigError for what it may
+    not do; to take a key away is one of that, None in its place is not."""
     if not callable(overrides) or isinstance(overrides, Mapping):
         return overrides
     view = ConfigView(copy.deepcopy(dict(raw)))
@@ -364,6 +365,12 @@ def override_dict(raw: Mapping[str, Any], overrides: Any) -> Any:
     found = view if found is None else found
     if not isinstance(found, Mapping):
         raise ConfigError(f"hf_overrides: expected a dict from the function, is {_shown(found)}")
+    gone = [key for key in raw if key not in found]
+    if gone:
+        raise ConfigError(
+            f"hf_overrides: the function takes away {', '.join(map(_shown, gone))}; keys are "
+            "changed here, to None for example, and not removed"
+        )
     return {key: value for key, value in found.items() if key not in raw or raw[key] != value}
 
 
