@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @dataclass
 class Steps:
     """What was added. news: told by a request that has something new. requests: those that run, by
-    id. pooled: prompts, parameters and tokenization_kwargs of those that pool, which a step runs."""
+    id. pooled: those that pool, which a step runs: prompt, parameters, tokenization_kwargs."""
 
     news: queue.SimpleQueue[Request] = field(default_factory=queue.SimpleQueue)
     requests: dict[str, Request] = field(default_factory=dict)
