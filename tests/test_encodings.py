@@ -18,6 +18,7 @@ CALLS = [
     {"padding": "max_length", "max_length": 9, "truncation": True},
     {"truncation": True, "max_length": 4},
     {"truncation": True, "max_length": 1},
+    {"truncation": True, "max_length": 5, "add_special_tokens": False},
     {"truncation": True, "padding": True},
     {"padding": "longest", "add_special_tokens": False, "return_attention_mask": False},
 ]
@@ -58,6 +59,10 @@ def test_equal_to_transformers(folder, tokenizer, side, how):
         found = tokenizer(TEXTS, return_tensors="pt", **how).to("cpu")
         assert found.input_ids.dtype == want.dtype
         assert found["input_ids"].equal(want)
+    pairs = (("abc", "de"), ("a", "longer"), ("longer", "b"), ("same", "size"), ("", "abcdef"))
+    for pair in pairs:
+        if how.get("max_length") != 1:  # which has no room for a pair's special tokens and a text
+            assert dict(tokenizer(*pair, **how)) == dict(theirs(*pair, **how))
     names = ("model_max_length", "padding_side", "truncation_side", "is_fast", "pad_token_id")
     for name in (*names, "sep_token", "cls_token_id", "vocab"):
         assert getattr(tokenizer, name) == getattr(theirs, name)
@@ -80,7 +85,22 @@ def test_arrays(tokenizer):
     assert tokenizer.pad({"input_ids": [[5]]}, return_tensors="np").input_ids.shape == (1, 1)
     pair = tokenizer("a", "b")
     assert pair.input_ids == tokenizer.encode_pair("a", "b")
-    assert tokenizer(["a"], ["b"], truncation=True, max_length=2).input_ids == [[100, 101]]
+    assert tokenizer(["a"], ["b"], truncation=True, max_length=2).input_ids == [[1, 101]]
+    assert tokenizer("a", "b", False).input_ids == [100, 101]
+    assert tokenizer("<s>", "b").input_ids == [1, 1, 101]
+    written = tokenizer.encode("<s>", False, split_special_tokens=True)
+    found = tokenizer("<s>", "b", split_special_tokens=True).input_ids
+    assert (found, len(written)) == ([1, *written, 101], 3)
+    first = {"truncation": "only_first", "max_length": 4}
+    assert tokenizer("abcde", "fg", **first).input_ids == [1, 104, 105, 106]
+    with pytest.raises(RequestError, match="'only_first': the first of a pair of 1 and 5 tokens"):
+        tokenizer("a", "bcdef", **first)
+    for side in ("left", "right"):
+        tokenizer.truncation_side = side
+        assert tokenizer("a", "b", truncation=True, max_length=0).input_ids == []
+    tokenizer.truncation_side = "left"
+    with pytest.raises(RequestError, match="max_length: expected at least 0, got -1"):
+        tokenizer.pad({"input_ids": [[5]]}, "max_length", max_length=-1)
     chat = [{"role": "user", "content": "a"}]
     found = tokenizer.apply_chat_template(chat, return_tensors="np", max_length=2, truncation=True)
     assert tokenizer.batch_decode(found) == ["]a"]

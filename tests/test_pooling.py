@@ -306,6 +306,13 @@ def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path)
     with LLM(folder, dtype="float32", tokenizer=tokenizer) as judge:
         (out,) = judge.score("Once upon", "a time")
         assert out.prompt_token_ids == pair
+        plain = {"add_special_tokens": False}
+        (out,) = judge.score("Once upon", "a time", tokenization_kwargs=plain)
+        assert out.prompt_token_ids == [i for i in pair if i != tokenizer.bos_token_id]
+        cut = {"truncation": True, "max_length": 4}
+        (out,) = judge.score("Once upon", "a time", tokenization_kwargs=cut)
+        bos, first = tokenizer.bos_token_id, tokenizer.encode("Once upon", False)[0]
+        assert out.prompt_token_ids == [bos, first, bos, tokenizer.encode("a time", False)[0]]
 
 
 def test_a_reranker_that_answers_with_a_token(shared_data, tmp_path):

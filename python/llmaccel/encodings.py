@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmaccel.errors import RequestError, UnsupportedError, shown
-from llmaccel.prompts import cut_between
+from llmaccel.prompts import cut_between, cut_pair
 from llmaccel.whole import is_whole
 
 NO_LENGTH = int(1e30)
@@ -74,7 +74,9 @@ class Encoder:
         pad_token_id: int | None
 
         def encode(self, text: Any, add_special_tokens: bool = True, **how: Any) -> Any: ...
-        def encode_pair(self, text: str, pair: str) -> list[int]: ...
+        def encode_pair(
+            self, text: str, pair: str, add_special_tokens: bool = True, **how: Any
+        ) -> list[int]: ...
 
     def configure(self, name: str, config: Mapping[str, Any]) -> None:
         """Take over what a tokenizer_config.json says; values that are none are left out."""
@@ -103,7 +105,8 @@ class Encoder:
         """Encode one text or a list of texts, or pairs of them.
 
         padding: True or "longest", or "max_length"; truncation: True cuts each at max_length ids
-        (model_max_length where None), special tokens around a text kept. return_tensors: "np" or
+        (model_max_length where None), special tokens around a text or pair kept where they fit, and
+        of a pair the longer text first, or "only_first" that one. return_tensors: "np" or
         "pt", [texts, ids] int64; None: `input_ids` and `attention_mask` are lists of ints, or lists
         of such lists for a list of texts. foreign: transformers' other arguments, as long as they
         ask for nothing. RequestError for texts, and UnsupportedError for arguments, that do not do.
@@ -130,9 +133,11 @@ class Encoder:
                     bare = self.encode(one, False, **how) if add_special_tokens else ids
                     ids = cut_between(ids, bare, limit, self.truncation_side)
             else:
-                ids = self.encode_pair(one, other)
+                ids = self.encode_pair(one, other, add_special_tokens, **how)
                 if limit is not None and len(ids) > limit:
-                    ids = ids[-limit:] if self.truncation_side == "left" else ids[:limit]
+                    both = [self.encode(part, False, **how) for part in (one, other)]
+                    first_only = truncation == "only_first"
+                    ids = cut_pair(ids, both, limit, self.truncation_side, first_only=first_only)
             rows.append(ids)
         encoding = self._padded(rows, padding, max_length)
         if not return_attention_mask:
@@ -148,7 +153,9 @@ class Encoder:
         max_length: int | None = None,
         return_tensors: str | None = None,
     ) -> Encoding:
-        """Pad what was encoded: {"input_ids": lists}, or a list of {"input_ids": ids}."""
+        """Pad what was encoded: {"input_ids": lists}, or a list of {"input_ids": ids}. padding,
+        max_length, return_tensors and errors are those of a call."""
+        _check_length(max_length)
         if isinstance(encoded_inputs, Mapping):
             rows = encoded_inputs["input_ids"]
         else:
@@ -158,8 +165,7 @@ class Encoder:
 
     def _limit(self, truncation: Any, max_length: Any) -> int | None:
         """Ids at which texts are cut; None: they are not."""
-        if max_length is not None and not is_whole(max_length, 0):
-            raise RequestError(f"max_length: expected at least 0, got {shown(max_length)}")
+        _check_length(max_length)
         if not isinstance(truncation, (bool, str, type(None))) or truncation not in _CUTS:
             raise UnsupportedError(f"truncation={shown(truncation)}: this version has True, False")
         if not _CUTS[truncation]:
@@ -203,6 +209,11 @@ class Encoder:
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Special tokens that encode puts around a text, or encode_pair around two."""
         return len(self.encode_pair("", "") if pair else self.encode(""))
+
+
+def _check_length(max_length: Any) -> None:
+    if max_length is not None and not is_whole(max_length, 0):
+        raise RequestError(f"max_length: expected at least 0, got {shown(max_length)}")
 
 
 def _as_tensors(encoding: Encoding, kind: str) -> Encoding:

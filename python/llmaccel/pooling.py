@@ -430,7 +430,11 @@ class Pooling(Scoring):
             tokenizer = self.get_tokenizer()
             try:
                 if chat_template is None:
-                    ids = tokenizer.encode_pair(a, b)
+                    ids = (
+                        tokenizer.encode_pair(a, b)
+                        if how is None
+                        else how.ids_of_pair(tokenizer, (a, b), where, self._config.max_len)
+                    )
                 else:
                     text = tokenizer.apply_chat_template(
                         [{"role": "query", "content": a}, {"role": "document", "content": b}],

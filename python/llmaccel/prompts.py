@@ -143,6 +143,17 @@ class Tokenization:
             return cut_between(ids, bare, limit, self.side)
         return self.cut(ids, where, room)
 
+    def ids_of_pair(
+        self, tokenizer: Any, pair: tuple[str, str], where: str, room: int
+    ) -> list[int]:
+        """Token ids of two texts that belong together; the rest as of ids_of_text."""
+        special = self.add_special_tokens is not False
+        ids, limit = tokenizer.encode_pair(*pair, special), self._limit(room)
+        if limit is not None and len(ids) > limit:
+            both = [encode_text(tokenizer, one, where, add_special_tokens=False) for one in pair]
+            return cut_pair(ids, both, limit, self.side)
+        return self.cut(ids, where, room)
+
     def cut(self, ids: list[int], where: str, room: int) -> list[int]:
         """The ids that are kept; RequestError where there are more than `most`."""
         limit = self._limit(room)
@@ -167,6 +178,39 @@ def cut_between(ids: list[int], bare: list[int], limit: int, side: str) -> list[
     if ids[first : first + len(bare)] != bare or room < 0:
         return ids[len(ids) - limit :] if side == "left" else ids[:limit]
     return [*before, *(bare[len(bare) - room :] if side == "left" else bare[:room]), *after]
+
+
+def cut_pair(
+    ids: list[int], both: Sequence[list[int]], limit: int, side: str, *, first_only: bool = False
+) -> list[int]:
+    """`ids` of two texts cut to `limit` so that the special tokens around and between `both` stay,
+    as transformers does: of the longer text first, or of the first only, which RequestError says
+    does not do. Where there is no room for the special tokens, what is left over is cut."""
+    a, b = both
+    start = _place(ids, a, 0)
+    middle = None if start is None else _place(ids, b, start + len(a))
+    room = limit - (len(ids) - len(a) - len(b))
+    if start is None or middle is None or room < 0:
+        return ids[len(ids) - limit :] if side == "left" else ids[:limit]
+    if first_only:
+        n, m = room - len(b), len(b)
+        if n < 1:
+            raise RequestError(
+                f"truncation='only_first': the first of a pair of {len(a)} and {len(b)} tokens "
+                f"cannot be cut so that {room} are left"
+            )
+    else:
+        shorter = min(len(a), len(b), room // 2)
+        n, m = (shorter, room - shorter) if len(a) <= len(b) else (room - shorter, shorter)
+    kept = [x[len(x) - k :] if side == "left" else x[:k] for x, k in ((a, n), (b, m))]
+    between, after = ids[start + len(a) : middle], ids[middle + len(b) :]
+    return [*ids[:start], *kept[0], *between, *kept[1], *after]
+
+
+def _place(ids: list[int], part: list[int], start: int) -> int | None:
+    """Where `part` begins from `start` on."""
+    ends = range(start, len(ids) - len(part) + 1)
+    return next((i for i in ends if ids[i : i + len(part)] == part), None)
 
 
 def tokenization_of(given: Any, side: str) -> Tokenization | None:

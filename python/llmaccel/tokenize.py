@@ -134,20 +134,35 @@ class Tokenizer(Encoder):
         if self._segment_encoder is not None:
             return self._encode_segments(text, add_special_tokens, split)
         backend = self._plain_backend() if split else self._backend
-        if self._prefix_space and text and (split or not text.startswith(self._added_text)):
-            text = " " + text
         with convert.guarded("this tokenizer cannot encode the text"):
+            text = self._prefixed(text, split)
             return backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_pair(self, text: str, pair: str) -> list[int]:
+    def encode_pair(
+        self,
+        text: str,
+        pair: str,
+        add_special_tokens: bool = True,
+        *,
+        split_special_tokens: bool | None = None,
+    ) -> list[int]:
         """Token ids of two texts that belong together, with the special tokens that the tokenizer
-        puts around a pair. RequestError as encode's; UnsupportedError where it knows no pairs."""
+        puts around a pair. Arguments and RequestError as encode's; UnsupportedError where it knows
+        no pairs."""
         for one in (text, pair):
             self.encode(one)  # raises what is wrong with it
         if self._segment_encoder is not None:
             raise UnsupportedError("this tokenizer encodes no pairs of texts")
+        split = self._split_special if split_special_tokens is None else split_special_tokens
+        backend = self._plain_backend() if split else self._backend
+        first, second = self._prefixed(text, split), self._prefixed(pair, split)
         with convert.guarded("this tokenizer cannot encode the pair"):
-            return self._backend.encode(text, pair).ids
+            return backend.encode(first, second, add_special_tokens=add_special_tokens).ids
+
+    def _prefixed(self, text: str, split: bool) -> str:
+        """With the space before it that this tokenizer adds."""
+        spaced = self._prefix_space and text and (split or not text.startswith(self._added_text))
+        return " " + text if spaced else text
 
     def _encode_segments(self, text: str, add_special_tokens: bool, split: bool) -> list[int]:
         """Encode by the segment encoder, between the special tokens that the text writes out."""
