@@ -285,6 +285,7 @@ def test_one_text_is_embedded_once(llm, monkeypatch):
         assert [out.outputs.score for out in found] == [out.outputs.score for out in same]
         assert [out.prompt_token_ids for out in found] == [out.prompt_token_ids for out in same]
     assert first.outputs.score == llm.score([one], many)[0].outputs.score
+    assert llm.score([one], []) == []
 
 
 def test_a_pair_of_texts_is_encoded_as_the_tokenizer_says(shared_data, tmp_path):

@@ -526,7 +526,9 @@ class Pooling(Scoring):
             one.normalize = True
         every = [*params[: len(first)], *params]
         found = self._embed([*first, *second], every, use_tqdm)
-        scored, pairs = [], found[: len(left)] * (len(right) // len(left))
+        scored, pairs = [], found[: len(left)]
+        if len(left) < len(right):
+            pairs = pairs * len(right)
         for (i, ids, u), (j, more, v) in zip(pairs, found[len(left) :], strict=True):
             cosine = (u.numpy().astype(np.float64) * v.numpy()).sum()
             scored.append(
