@@ -161,7 +161,8 @@ CASES = {
     "LatentPages.attend": (lambda **given: latents().attend(**given), {
         "q": (np.ones((4, 2, 8), F), "floats"), "positions": (np.arange(4), "ints"),
         "scale": (0.3, "positive"), **OUT, **THREADS}),
-    "kv_cache": (kernels.kv_cache, {"n_pages": (2, "above_0"), **SIZES}),
+    "kv_cache": (kernels.kv_cache, {
+        "n_pages": (2, "above_0"), "device": ("cpu", "name"), **SIZES}),
     "kv_cache_shape": (kernels.kv_cache_shape, {"n_pages": (2, "above_0"), **SIZES}),
     "kv_store": (kernels.kv_store, {
         "cache": (CACHE, "codes"), "slots": (np.arange(4), "ints"), "k": (HEADS, "floats"),

@@ -165,6 +165,8 @@ def kv_cache(
 
     device: as Tensor.to takes it; pages of a cache stay where they were written.
     """
+    if not isinstance(device, str):
+        raise ConfigError(f"device: expected its name, got {shown(device)}")
     return Tensor.zeros(kv_cache_shape(n_pages, n_kv_heads, d, dtype), "U8", device)
 
 
