@@ -7,9 +7,11 @@ seed; the tests that play a careless party show that.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 
@@ -156,6 +158,16 @@ def test_what_needs_host_memory_says_so() -> None:
     for use in (lambda: np.asarray(there), lambda: np.array(there, copy=False)):
         with pytest.raises(UnsupportedError, match=r"^copy: NumPy"):
             use()
+    for use in (there.tolist, lambda: bool(numbers(1)), lambda: float(numbers(1))):
+        with pytest.raises(
+            UnsupportedError, match=r"^reading elements .* cuda:0; take .to\('cpu'\)"
+        ):
+            use()
+    for use in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(
+            UnsupportedError, match=r"^a copy by value .* cuda:0; take .to\('cpu'\)"
+        ):
+            use(there)
     with pytest.raises(BufferError, match=r"cuda:0.*\.to\('cpu'\)"):
         memoryview(there)
     assert np.array(there, copy=True).tolist() == list(range(N))

@@ -6,9 +6,12 @@ Capsules that no library would make are built with ctypes: what they claim must 
 from __future__ import annotations
 
 import array as arrays
+import copy
 import ctypes
 import gc
 import itertools
+import math
+import pickle
 import sys
 import weakref
 
@@ -574,3 +577,73 @@ def test_torch_errors_name_the_argument():
         kernels.act(torch.ones(3, requires_grad=True))
     with pytest.raises(ConfigError, match="x: must be row-major"):
         kernels.act(torch.ones(3, 4).T)
+
+
+# ---- as torch.Tensor is asked -------------------------------------------------------------------
+
+
+def test_elements_are_pythons_numbers():
+    tensor = Tensor(np.arange(6, dtype=np.int16).reshape(2, 3))
+    assert tensor.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (tensor.ndim, tensor.size, len(tensor)) == (2, 6, 2)
+    assert [row.sum() for row in tensor] == [3, 12]
+    rows = list(tensor)
+    rows[0][0] = 7  # a view
+    assert tensor.tolist()[0][0] == 7
+    one = Tensor(np.array([[2.5]], np.float32))
+    assert (one.item(), float(one), int(one), bool(one)) == (2.5, 2.5, 2, True)
+    assert not Tensor(np.zeros((), np.float32))
+    for wrong in (tensor.item, lambda: bool(tensor), lambda: float(Tensor.zeros((0,), "F32"))):
+        with pytest.raises(ValueError, match="elements is no single number"):
+            wrong()
+    with pytest.raises(TypeError, match="without dimensions"):
+        iter(Tensor(np.zeros(())))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "codes", "values"),
+    [
+        ("BF16", [0x3F80, 0xC040, 0x0001, 0x7F80], [1.0, -3.0, 2.0**-133, math.inf]),
+        ("F8_E4M3", [0x38, 0xFE, 0x01, 0x00], [1.0, -448.0, 2.0**-9, 0.0]),
+        ("F8_E5M2", [0x3C, 0xFB, 0x01, 0xFC], [1.0, -57344.0, 2.0**-16, -math.inf]),
+        ("F8_E8M0", [127, 0, 254, 128], [1.0, 2.0**-127, 2.0**127, 2.0]),
+    ],
+)
+def test_elements_that_numpy_lacks_are_exact(dtype, codes, values):
+    bits = np.array(codes, np.uint16 if dtype == "BF16" else np.uint8)
+    tensor = Tensor.from_bytes(bits.tobytes(), dtype, (2, 2))
+    assert tensor.tolist() == [values[:2], values[2:]]
+    nan = {"BF16": b"\xc0\x7f", "F8_E4M3": b"\x7f", "F8_E5M2": b"\x7e", "F8_E8M0": b"\xff"}[dtype]
+    assert math.isnan(Tensor.from_bytes(nan, dtype, ()).item())
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "F8_E4M3", "I64", "U8", "BOOL"])
+def test_copies_are_by_value(dtype):
+    tensor = Tensor.zeros((2, 3), dtype)
+    view = memoryview(tensor).cast("B")
+    view[0] = 1
+    for again in (pickle.loads(pickle.dumps(tensor)), copy.copy(tensor), copy.deepcopy(tensor)):
+        assert (again.dtype, again.shape) == (dtype, (2, 3))
+        assert bytes(memoryview(again)) == bytes(view)
+        assert again.data_ptr() != tensor.data_ptr()
+    assert b"from_bytes" in pickle.dumps(tensor)  # a constructor of bytes, and no other code
+    empty = pickle.loads(pickle.dumps(Tensor.zeros((0, 4), dtype)))
+    assert (empty.dtype, empty.shape) == (dtype, (0, 4))
+    with pytest.raises(ConfigError, match="data: expected 4 bytes of dtype F32, got 3"):
+        Tensor.from_bytes(b"abc", "F32", (1,))
+
+
+def test_elements_of_a_strided_view_follow_its_strides():
+    words = Tensor.from_bytes(np.arange(12, dtype=np.uint16).tobytes(), "U16", (12,))
+    view = words.strided("U16", 1, (2, 3), (5, 2))
+    wanted = [[1, 3, 5], [6, 8, 10]]
+    assert (view.tolist(), view.size, view.ndim) == (wanted, 6, 2)
+    assert [row.tolist() for row in view] == wanted
+    twin = pickle.loads(pickle.dumps(view))
+    assert (twin.tolist(), twin.is_contiguous, twin.nbytes) == (wanted, True, 12)
+    bits = Tensor(np.array([0x3F80, 0, 0x4000, 0, 0xC040, 0], np.uint16))  # 1, 2 and -3
+    assert bits.strided("BF16", 0, (3,), (2,)).tolist() == [1.0, 2.0, -3.0]
+    assert copy.copy(bits.strided("BF16", 0, (3, 1), (2, 1))).tolist() == [[1.0], [2.0], [-3.0]]
+    assert float(bits.strided("BF16", 4, (1,), (2,))) == -3.0
+    with pytest.raises(UnsupportedError, match=r"BF16; use torch.from_dlpack or tolist\(\)"):
+        iter(bits.strided("BF16", 0, (3,), (2,)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 import pickle
 import struct
 import threading
@@ -10,7 +12,15 @@ import threading
 import numpy as np
 import pytest
 
-from llmaccel.outputs import CompletionOutput, Logprob, LogprobList, Scores, Timings
+from llmaccel import Tensor
+from llmaccel.outputs import (
+    CompletionOutput,
+    Logprob,
+    LogprobList,
+    RequestOutput,
+    Scores,
+    Timings,
+)
 from llmaccel.params import RequestOutputKind, SamplingParams
 from llmaccel.request import EVENT_FINISH, EVENT_PROMPT, EVENT_TOKEN, Request, TextStream
 
@@ -80,6 +90,42 @@ def test_completion_output_and_timings():
     assert (t.ttft, t.decode, t.total, t.per_token) == (0.5, 2.0, 2.5, 0.5)
     waiting = Timings(arrival=1.0)
     assert waiting.queue == waiting.prefill == waiting.ttft == waiting.per_token == 0.0
+
+
+def test_outputs_become_dicts_and_json():
+    ids = np.array([7, 9], np.int32)
+    one = CompletionOutput(0, "ab", ids, finish_reason="length")
+    assert [field.name for field in dataclasses.fields(one)][:3] == ["index", "text", "token_ids"]
+    out = RequestOutput("0", "x", [1, 2], [one], True)
+    found = json.loads(json.dumps(dataclasses.asdict(out)))
+    assert found["outputs"][0]["token_ids"] == [7, 9]
+    assert found["outputs"][0]["finish_reason"] == "length"
+    assert found == out.to_dict()
+    other = dataclasses.replace(one, text="abc")
+    assert (other.text, other.token_ids, other.finish_reason) == ("abc", [7, 9], "length")
+    one.token_ids = [3]
+    assert (one.token_ids, one.token_ids_array.tolist()) == ([3], [3])
+    assert other.token_ids == pickle.loads(pickle.dumps(other)).token_ids == [7, 9]
+
+
+def test_dicts_hold_scores_and_tensors_as_lists():
+    scores = Scores()
+    scores.add(7, -2.0, 3, packed([5, 7], [-0.5, -2.0]))
+    logits = Tensor(np.array([[0.5, 1.5]], np.float32))
+    rows = LogprobList(scores, None, leading=1)
+    values = np.array([-2.0], np.float32)
+    one = CompletionOutput(
+        0, "a", [7], -2.0, rows, logprob_array=values, logits=logits, hidden_states=[logits]
+    )
+    found = json.loads(json.dumps(RequestOutput("0", "x", [1], [one], True).to_dict()))
+    part = found["outputs"][0]
+    five, seven = (
+        {"logprob": x, "rank": r, "decoded_token": None} for x, r in [(-0.5, 1), (-2, 3)]
+    )
+    assert part["logprobs"] == [None, {"7": seven, "5": five}]
+    assert part["logprob_array"] == [-2.0]
+    assert (part["logits"], part["hidden_states"]) == ([[0.5, 1.5]], [[[0.5, 1.5]]])
+    assert found["timings"]["arrival"] == 0.0
 
 
 @pytest.mark.parametrize("include", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import letters
@@ -92,6 +93,8 @@ def test_embeddings_are_those_of_transformers(folder, llm):
         last = want[-1] / np.linalg.norm(want[-1])
         np.testing.assert_allclose(out.outputs.embedding, last, atol=1e-4)
         assert torch.from_dlpack(out.outputs.data).data_ptr() == out.outputs.data.data_ptr()
+    again = pickle.loads(pickle.dumps(found))
+    assert [out.outputs.data.tolist() for out in again] == [out.outputs.embedding for out in found]
     plain = llm.embed(prompts, normalize=False)
     every = llm.encode(prompts, pooling_task="token_embed")
     for out, all_of_it, want in zip(plain, every, states, strict=True):

@@ -196,13 +196,13 @@ def test_bad_calls_of_other_methods(llm):
             method(lora_request=object())
         with pytest.raises(UnsupportedError, match="lora_request: not supported"):
             method(lora_request="auto")
-        method(mm_processor_kwargs={}, tokenization_kwargs={})
-    with pytest.raises(UnsupportedError, match="chat_template_content_format: not supported"):
-        chat(chat_template_content_format="openai")
+        method(mm_processor_kwargs={})
+    with pytest.raises(RequestError, match="chat_template_content_format"):
+        chat(chat_template_content_format="no such")
     with pytest.raises(UnsupportedError, match=r"prompt_token_ids: .*as the prompts"):
         llm.generate([], prompt_token_ids=[[1, 2]])
-    generate(GOOD, lora_request=None)
-    chat(GOOD, chat_template_content_format="auto")
+    generate(GOOD, lora_request=None, tokenization_kwargs={})
+    chat(GOOD, chat_template_content_format="auto", tokenization_kwargs={})
     with pytest.raises(TypeError, match="llmaccel plan MODEL"):
         LLM.plan("model")
     with pytest.raises(RequestError, match="empty"):

@@ -273,6 +273,8 @@ def test_interrupt_in_a_process_of_its_own(folder):
         long = {"max_position_embeddings": 100_000}
         llm = LLM(sys.argv[1], max_model_len=100_000, max_num_seqs=2, hf_overrides=long)
         long = SamplingParams(max_tokens=90_000, ignore_eos=True, temperature=0)
+        # a shell has SIGINT ignored in what it runs behind, and so has what that starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
         try:
             llm.generate(["abc", "def"], long)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from pathlib import Path
 
 import letters
@@ -70,6 +71,7 @@ def test_generated_tokens_come_with_what_they_were_drawn_from(llm):
         {"prompt_token_ids": IDS}, params, output_logits=True, output_hidden_states=[0, -1]
     )
     one = out.outputs[0]
+    assert shown_bits(pickle.loads(pickle.dumps(out))) == shown_bits(out)
     assert one.token_ids == one.logits.numpy().argmax(axis=1).tolist()
     whole = llm.logits(IDS + one.token_ids).numpy()
     np.testing.assert_array_equal(one.logits.numpy(), whole[len(IDS) - 1 : -1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -135,8 +136,9 @@ def test_labels_behind_padding_are_left_out_with_a_warning(ours: Any) -> None:
     asked = {**batch, "labels": batch["input_ids"].clone()}
     for i, n in enumerate((11, 7, 1)):
         batch["labels"][i, : n + 1] = batch["input_ids"][i, : n + 1]
-    with pytest.warns(UserWarning, match="labels: 12 would be predicted from padding"):
+    with pytest.warns(UserWarning, match="labels: 12 would be predicted from padding") as said:
         got = ours(**asked)
+    assert [one.filename for one in said] == [__file__]
     assert float(got.loss) == float(ours(**batch).loss)
 
 
@@ -340,3 +342,35 @@ def test_gradients_are_refused(ours: Any) -> None:
 def test_what_is_refused(call: Any, error: Any, match: str, ours: Any) -> None:
     with pytest.raises(error, match=match):
         call(ours)
+
+
+def test_the_compiler_stays_out(ours: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = padded("right")
+    want = ours(**batch)
+    frames = torch._dynamo.utils.counters["frames"]
+    model = torch.compile(ours, backend="eager")
+    whole = torch.compile(lambda ids: ours(input_ids=ids - 1).logits * 2, backend="eager")
+    frames.clear()
+    for _ in range(2):
+        got = model(**batch)
+        assert torch.equal(got.logits, want.logits)
+        assert got.loss == want.loss
+    for length in (3, 5, 9):
+        text = ids(2, length, seed=length)
+        assert torch.equal(whole(text), ours(input_ids=text - 1).logits * 2)
+    assert 0 < frames["total"] < 15  # of the callers; forward alone has a hundred
+    monkeypatch.delitem(sys.modules, "torch._dynamo")  # as where nobody compiles: it is not sought
+    monkeypatch.setattr(torch.compiler, "disable", None)
+    assert torch.equal(ours(**batch).logits, want.logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "qwen3_moe"])
+def test_parameters_are_counted_as_transformers_does(family: str, tmp_path: Any) -> None:
+    folder = tiny.make_checkpoint(family, tmp_path)
+    hf = tiny.hf_model(folder)
+    with LLM(str(folder)) as llm:
+        model = wing.CausalLM(llm)
+        for without in (False, True):
+            count = model.num_parameters(exclude_embeddings=without)
+            assert count == hf.num_parameters(exclude_embeddings=without)
+        assert model.num_parameters(only_trainable=True) == 0

@@ -17,6 +17,7 @@ nn = torch.nn
 
 # Largest error of a product of noise, of its largest value, beside the float layer.
 BOUNDS = {"int8": 0.02, "fp8": 0.06, "w4g128": 0.25, "w4g32": 0.2, "w6g16": 0.05, "BF16": 0.01}
+LAYOUTS = (*BOUNDS, "F16", "F32")
 
 
 def noise(*shape: int, seed: int = 0) -> Any:
@@ -120,7 +121,25 @@ def test_what_is_refused() -> None:
         wing.quantize_linear_(layer(4, 8), "int8")
     with pytest.raises(ConfigError, match="layout: 'w3'"):
         wing.quantize_linear_(Block(), "w3")
+    for wrong in ("w4", "INT8", "bf16", "Q4_0", "auto", None, 4):
+        with pytest.raises(ConfigError, match="is none of") as caught:
+            wing.quantize_linear_(Block(), wrong)
+        said = str(caught.value).removeprefix(f"layout: {wrong!r} is none of ").split(", ")
+        assert sorted(said) == sorted(LAYOUTS)
+        with pytest.raises(ConfigError, match=r"^layout: .* is none of w4g128"):
+            wing.QuantizedLinear.of(layer(4, 8), wrong)
     model = Block()
+    for activation, said in (("int8", "fp8 weights take bfloat16"), ("f16", "'float16' is none")):
+        with pytest.raises(ConfigError, match=f"^activation: {said}"):
+            wing.quantize_linear_(model, "fp8", activation=activation)
+        with pytest.raises(ConfigError, match=f"^activation: {said}"):
+            wing.QuantizedLinear.of(layer(4, 8), "fp8", activation=activation)
+    assert type(model.layers[0]) is nn.Linear
+    empty = nn.Linear(8, 4)
+    empty.weight = nn.Parameter(torch.empty(0, 8))
+    for made, said in ((nn.Linear(8, 4).double(), "got float64"), (empty, "is empty")):
+        with pytest.raises(ConfigError, match=f"^0: weight: .*{said}"):
+            wing.quantize_linear_(nn.Sequential(made), "int8")
     with torch.no_grad():
         model.layers[1].weight[3, 3] = float("nan")
     with pytest.raises(ConfigError, match=r"layers\.1: .*not finite"):

@@ -427,7 +427,7 @@ static PyObject *tensor_numpy(PyObject *object, PyObject *unused)
     }
     if (self->dtype->numpy == NO_NUMPY) {
         return py_raise_format(py_state_of_object(object), LA_ERR_UNSUPPORTED,
-                               "NumPy has no type for %s; use torch.from_dlpack",
+                               "NumPy has no type for %s; use torch.from_dlpack or tolist()",
                                self->dtype->name);
     }
     npy_intp shape[PY_TENSOR_DIMS], strides[PY_TENSOR_DIMS];
@@ -495,7 +495,7 @@ static PyObject *tensor_array(PyObject *object, PyObject *args, PyObject *kwargs
     return result;
 }
 
-static PyObject *tensor_item(PyObject *object, PyObject *index)
+static PyObject *tensor_subscript(PyObject *object, PyObject *index)
 {
     PyObject *array = tensor_numpy(object, NULL);
     PyObject *item = array != NULL ? PyObject_GetItem(array, index) : NULL;
@@ -573,6 +573,17 @@ static PyMethodDef tensor_methods[] = {
     {"zeros", tensor_zeros, METH_VARARGS | METH_CLASS,
      "zeros(shape, dtype, device='cpu') -> Tensor\n\nNew memory, 64-byte aligned; dtype as in "
      "safetensors: 'F32', 'BF16', ...; device as in to()."},
+    {"from_bytes", py_tensor_from_bytes, METH_VARARGS | METH_CLASS,
+     "from_bytes(data, dtype, shape) -> Tensor\n\nA copy of row-major bytes, in host memory; "
+     "dtype as "
+     "in zeros. ConfigError where they are not as many as dtype and shape take."},
+    {"__reduce__", py_tensor_reduce, METH_NOARGS,
+     "By value, for pickle and copy: from_bytes and its arguments. UnsupportedError on devices."},
+    {"tolist", py_tensor_tolist, METH_NOARGS,
+     "tolist() -> list\n\nNested lists of Python numbers, without dimensions one number; exact for "
+     "BF16 and\n8-bit floats too. UnsupportedError on devices."},
+    {"item", py_tensor_item, METH_NOARGS,
+     "item() -> number\n\nThe one element. ValueError where there are more or none."},
     {"to", (PyCFunction)(void (*)(void))py_tensor_to, METH_VARARGS | METH_KEYWORDS,
      "to(device) -> Tensor\n\nThis Tensor if it is there, else a copy in new memory. device: "
      "'cpu', "
@@ -609,6 +620,8 @@ static PyGetSetDef tensor_getset[] = {
     {"strides", py_tensor_strides, NULL, "tuple of int: elements from one index to the next", NULL},
     {"is_contiguous", py_tensor_is_contiguous, NULL, "bool: row-major without gaps", NULL},
     {"dtype", tensor_get_dtype, NULL, "str, as in safetensors", NULL},
+    {"ndim", py_tensor_ndim, NULL, "int: axes", NULL},
+    {"size", py_tensor_size, NULL, "int: elements", NULL},
     {"nbytes", tensor_nbytes, NULL, "bytes of all elements", NULL},
     {"device", py_tensor_get_device, NULL, "str: 'cpu' (host memory) or 'cuda:0'", NULL},
     {"read_only", tensor_read_only, NULL, "bool: its owner forbids writing", NULL},
@@ -632,8 +645,12 @@ static PyType_Slot tensor_slots[] = {
     {Py_tp_repr, tensor_repr},
     {Py_tp_methods, tensor_methods},
     {Py_tp_getset, tensor_getset},
+    {Py_tp_iter, py_tensor_iter},
+    {Py_nb_float, py_tensor_float},
+    {Py_nb_int, py_tensor_int},
+    {Py_nb_bool, py_tensor_bool},
     {Py_mp_length, tensor_length},
-    {Py_mp_subscript, tensor_item},
+    {Py_mp_subscript, tensor_subscript},
     {Py_bf_getbuffer, tensor_get_buffer},
     {0, NULL},
 };

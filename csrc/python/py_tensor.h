@@ -1,7 +1,8 @@
 /* py_tensor.h - the Tensor object as its files see it.
  *
  * py_tensor.c owns the object and NumPy, py_tensor_dlpack.c the DLPack exchange in both directions,
- * py_tensor_device.c memory of devices, py_tensor_view.c Tensors over others. Nobody else includes this.
+ * py_tensor_device.c memory of devices, py_tensor_view.c Tensors over others,
+ * py_tensor_elements.c Python's numbers of one. Nobody else includes this.
  */
 #ifndef LA_PY_TENSOR_H
 #define LA_PY_TENSOR_H
@@ -99,5 +100,17 @@ PyObject *py_tensor_is_contiguous(PyObject *object, void *closure);
 /* __dlpack__ and __dlpack_device__. */
 PyObject *py_tensor_export(PyObject *object, PyObject *args, PyObject *kwargs);
 PyObject *py_tensor_device(PyObject *object, PyObject *unused);
+
+/* Methods and slots of the type, by their names in Python (py_tensor_elements.c). */
+PyObject *py_tensor_tolist(PyObject *object, PyObject *unused);
+PyObject *py_tensor_item(PyObject *object, PyObject *unused);
+PyObject *py_tensor_size(PyObject *object, void *closure);
+PyObject *py_tensor_ndim(PyObject *object, void *closure);
+PyObject *py_tensor_iter(PyObject *object);
+PyObject *py_tensor_float(PyObject *object);
+PyObject *py_tensor_int(PyObject *object);
+int py_tensor_bool(PyObject *object);
+PyObject *py_tensor_from_bytes(PyObject *type, PyObject *args);
+PyObject *py_tensor_reduce(PyObject *object, PyObject *unused);
 
 #endif

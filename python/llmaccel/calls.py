@@ -63,6 +63,7 @@ class Calls:
     _config: ModelConfig
     _forms: Any
     _plan: MemoryPlan
+    _slots: list[tuple[str, list[tuple[str, int, int]], int]]
     _path: Path | None
     _generation: Any
     _tokenizer: Any

@@ -10,9 +10,9 @@ Made by request.py; read by users.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
@@ -220,6 +220,39 @@ class Timings:
         return self.decode / (self.n_tokens - 1) if self.n_tokens > 1 else 0.0
 
 
+class TokenIds:
+    """The field token_ids: any sequence is taken and kept as an array; the list is made when
+    somebody looks at it."""
+
+    @overload
+    def __get__(self, output: None, owner: type) -> NoReturn: ...
+    @overload
+    def __get__(self, output: CompletionOutput, owner: type) -> list[int]: ...
+
+    def __get__(self, output: CompletionOutput | None, owner: type) -> list[int]:
+        if output is None:
+            raise AttributeError("token_ids")  # so that the field has no default
+        kept = vars(output)
+        if "_list" not in kept:
+            kept["_list"] = kept["_ids"].tolist()
+        return kept["_list"]
+
+    def __set__(self, output: CompletionOutput, ids: Sequence[int] | np.ndarray) -> None:
+        vars(output)["_ids"] = np.asarray(ids, np.int32)
+        vars(output).pop("_list", None)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dicts, sequences, arrays and Tensors as lists, all the way down."""
+    if is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, LogprobList)):
+        return [_plain(one) for one in value]
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 @dataclass(eq=False)
 class CompletionOutput:
     """One continuation of a prompt.
@@ -234,8 +267,7 @@ class CompletionOutput:
 
     index: int
     text: str
-    token_ids_array: np.ndarray
-    """int32 [tokens]."""
+    token_ids: TokenIds = TokenIds()
     cumulative_logprob: float | None = None
     logprobs: LogprobList | None = None
     finish_reason: str | None = None
@@ -250,10 +282,15 @@ class CompletionOutput:
     hidden_states: list[Any] | None = None
     """Tensors float32 [tokens, D] behind those logits, one per layer of output_hidden_states."""
 
-    @cached_property
-    def token_ids(self) -> list[int]:
-        """The tokens as a list."""
-        return self.token_ids_array.tolist()
+    @property
+    def token_ids_array(self) -> np.ndarray:
+        """The tokens as int32 [tokens]."""
+        return vars(self)["_ids"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What json.dumps takes: every field, lists in place of arrays and Tensors, and dicts in
+        place of Logprob. dataclasses.asdict copies them as they are."""
+        return _plain(self)
 
     def finished(self) -> bool:
         """Whether this continuation has ended."""
@@ -294,6 +331,10 @@ class RequestOutput:
     multi_modal_placeholders: dict[str, Any] | None = None
     hidden_states: list[Any] | None = None
     """Tensors float32 [T, D] of the prompt, one per layer of output_hidden_states; None without."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What json.dumps takes: every field, as of CompletionOutput.to_dict."""
+        return _plain(self)
 
     @property
     def metrics(self) -> Timings:

@@ -215,7 +215,7 @@ class EmbeddingOutput(PoolingOutput):
     @cached_property
     def embedding(self) -> list[float]:
         """The same as a list."""
-        return self.data.numpy().tolist()
+        return self.data.tolist()
 
     @property
     def hidden_size(self) -> int:
@@ -230,7 +230,7 @@ class ClassificationOutput(PoolingOutput):
     @cached_property
     def probs(self) -> list[float]:
         """The same as a list: probabilities, or with use_activation=False logits."""
-        return self.data.numpy().tolist()
+        return self.data.tolist()
 
     @property
     def num_classes(self) -> int:
@@ -245,7 +245,7 @@ class ScoringOutput(PoolingOutput):
     @property
     def score(self) -> float:
         """The same as a float."""
-        return float(self.data.numpy())
+        return float(self.data)
 
 
 @dataclass(eq=False)

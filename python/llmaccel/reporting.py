@@ -51,6 +51,8 @@ class Reporting(Calls):
                 "n_layers": config.n_layers,
                 "d_model": config.d_model,
                 "n_vocab": config.n_vocab,
+                "n_parameters": self._count_parameters(),
+                "n_embedding_parameters": self._count_parameters("embed", "pos_embed"),
                 "max_model_len": config.max_len,
                 "learned_positions": config.d_rope == 0,
                 "dtype": self._forms.dtype,
@@ -79,3 +81,12 @@ class Reporting(Calls):
             "no_effect": sorted({*options.idle(), *self._forms.no_effect, *self._idle_params}),
             "stats": stats,
         }
+
+    def _count_parameters(self, *of: str) -> int:
+        """Values of the checkpoint that the model holds, of some slots or of all."""
+        return sum(
+            count * rows * cols
+            for slot, parts, count in self._slots
+            if not of or slot in of
+            for _, rows, cols in parts
+        )

@@ -66,7 +66,6 @@ def _named(weights: Any) -> Any:
 class Weights(Calls):
     """The methods of LLM that change where its weights are and what they hold."""
 
-    _slots: list[tuple[str, list[tuple[str, int, int]], int]]
     _awake: frozenset[str]  # parts that wake_up has woken while the rest sleeps
 
     def update_weights(self, weights: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:

@@ -142,7 +142,7 @@ def _may_hold(memory: str, dtype: str) -> bool:
 def _plan_of(shape: Any, layout: Any) -> tuple[str, int, int, str, str]:
     """(dtype, N, K, format, quantize) that the core packs a layout by."""
     n, k = _extents(shape)
-    arguments.choice(layout, "layout", (*FLOATS, *QUANTIZATIONS, *_core.DTYPES))
+    arguments.choice(layout, "layout", dict.fromkeys((*FLOATS, *QUANTIZATIONS, *_core.DTYPES)))
     quantize = layout if layout in QUANTIZATIONS else "keep"
     return ("F32" if layout in QUANTIZATIONS else layout, n, k, "auto", quantize)
 

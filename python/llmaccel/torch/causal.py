@@ -8,6 +8,7 @@ refused by name. generate is in generation.py, config in settings.py.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from llmaccel.torch.generation import generate
 from llmaccel.torch.outputs import CausalLMOutput
 from llmaccel.torch.pretrained import opened
 from llmaccel.torch.settings import Settings, model_settings, sampling_settings
+from llmaccel.torch.untraced import untraced
 
 IGNORED = -100  # a label that counts for nothing, as in torch's cross_entropy
 
@@ -68,6 +70,7 @@ class CausalLM(nn.Module):
 
     # ---- forward --------------------------------------------------------------------------------
 
+    @untraced
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -211,6 +214,14 @@ class CausalLM(nn.Module):
         """True."""
         return True
 
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Weights of the LLM, a tied one counted once, whatever each takes in memory; a router's
+        correction, in transformers a buffer, counts too. only_trainable: 0, as nothing is.
+        exclude_embeddings: without those of tokens and positions."""
+        known = self.llm.report()["model"]
+        without = known["n_embedding_parameters"] if exclude_embeddings else 0
+        return 0 if only_trainable else known["n_parameters"] - without
+
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the LLM was loaded with its weights tied as its files say."""
 
@@ -318,6 +329,14 @@ class _NoGradient(torch.autograd.Function):
         raise UnsupportedError("backward: llmaccel computes no gradients; CausalLM evaluates only")
 
 
+def _callers_level() -> int:
+    """warnings' stacklevel of the first caller that is neither torch nor llmaccel."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] in ("torch", "llmaccel"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def _loss(logits: Tensor, labels: Tensor, mask: Tensor, n_items: Any) -> Tensor:
     """Mean cross entropy of every label but -100 under the logits before it."""
     if labels.shape != mask.shape:
@@ -330,7 +349,7 @@ def _loss(logits: Tensor, labels: Tensor, mask: Tensor, n_items: Any) -> Tensor:
         warnings.warn(
             f"labels: {int(blind.sum())} would be predicted from padding and are left out; "
             "make them -100",
-            stacklevel=5,
+            stacklevel=_callers_level(),
         )
     keep = wanted & ~blind
     targets = labels[:, 1:][keep]

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from llmaccel import ConfigError, LLMAccelError, kernels
 
+LAYOUTS = ("w4g128", "w4g32", "int8", "fp8", "w6g16", "BF16", "F16", "F32")
+"""What a float weight may become."""
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 class QuantizedLinear(nn.Module):
     """y = x W^T + b, as nn.Linear, with W packed as `layout`: for inference on the CPU.
@@ -55,14 +59,30 @@ class QuantizedLinear(nn.Module):
     ) -> QuantizedLinear:
         """A layer with the weight and the bias of another, which stays as it is.
 
-        ConfigError: a weight that is not on the CPU, or holds what cannot be quantized.
+        ConfigError: an unknown layout, an activation that it does not take, a weight that is not
+        on the CPU, no float32, bfloat16 or float16, or holds what cannot be quantized.
         """
+        _check(layout, activation)
+        return cls._packed(linear, layout, activation, threads)
+
+    @classmethod
+    def _packed(
+        cls, linear: nn.Linear, layout: str, activation: str, threads: int
+    ) -> QuantizedLinear:
+        """of, with what does not depend on the weight checked."""
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made.in_features, made.out_features = linear.in_features, linear.out_features
         made.layout, made.activation, made.threads = layout, activation, threads
         weight = linear.weight.detach().contiguous()
-        kernels.packed_shape(tuple(weight.shape), layout)  # refuses other spellings of a layout
+        if weight.device.type != "cpu":
+            raise ConfigError(f"weight: is on {weight.device}, expected the CPU")
+        if weight.dtype not in _FLOATS:
+            raise ConfigError(
+                f"weight: expected float32, bfloat16 or float16, got {str(weight.dtype)[6:]}"
+            )
+        if not weight.numel():
+            raise ConfigError(f"weight: {list(weight.shape)} is empty")
         packed = kernels.pack(weight, layout, threads=threads)
         made.register_buffer("packed", torch.from_dlpack(packed.data))
         bias = None if linear.bias is None else linear.bias.detach().float().clone()
@@ -125,12 +145,13 @@ def quantize_linear_(
     packed one by one, and each float weight is freed as it is replaced, unless somebody else holds
     it (a tied embedding). activation, threads: as kernels.linear.
 
-    ConfigError: an unknown layout, a name in skip that no layer has, or a layer that cannot be
-    packed (another device, values that are not finite), named; those before it are replaced.
+    ConfigError: an unknown layout, an activation that it does not take or a name in skip that no
+    layer has, before anything is replaced; or a layer that cannot be packed (another device or
+    dtype, values that are not finite), named, and those before it are replaced.
     """
     if type(module) is nn.Linear:
         raise ConfigError("module: is an nn.Linear itself; take QuantizedLinear.of(module, ...)")
-    kernels.packed_shape((1, 1), layout)
+    _check(layout, activation)
     patterns = [skip] if isinstance(skip, str) else list(skip)
     layers = _linears(module)
     for pattern in patterns:
@@ -141,14 +162,20 @@ def quantize_linear_(
             continue
         name, parent, key = places[0]
         try:
-            made = QuantizedLinear.of(
-                getattr(parent, key), layout, activation=activation, threads=threads
-            )
+            made = QuantizedLinear._packed(getattr(parent, key), layout, activation, threads)
         except LLMAccelError as error:
             raise type(error)(f"{name}: {error}") from error
         for _, parent, key in places:
             setattr(parent, key, made)
     return module
+
+
+def _check(layout: str, activation: str) -> None:
+    """ConfigError for a layout that is none, or whose products do not take the activation."""
+    if layout not in LAYOUTS:
+        raise ConfigError(f"layout: {layout!r:.80} is none of {', '.join(LAYOUTS)}")
+    one = torch.zeros(1, 1)
+    kernels.linear(one, kernels.pack(one, layout), activation=activation)
 
 
 Place = tuple[str, nn.Module, str]  # dotted name, the module it is in, its name there
