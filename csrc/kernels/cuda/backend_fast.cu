@@ -19,7 +19,7 @@ la_status la_cuda_library(la_backend *b, const char *file, int loaded)
     la_cuda *cuda = turn.cuda;
     char why[1024] = "";
     if (!turn.ok) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     if (cuda->library == NULL) {
         cuda->library = la_cublas_open(file, loaded, why, sizeof why);
