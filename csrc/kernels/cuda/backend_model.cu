@@ -81,6 +81,7 @@ void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
     return p;
 }
 
+/* Models drop the bias and the order of each matrix that they replace, NULL too: no pack need count as a change. */
 void la_cuda_drop(la_backend *b, void *kept)
 {
     la_cuda_turn turn(b);
@@ -282,7 +283,6 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
                                 w->K);
     }
     la_cuda_turn turn(b);
-    cuda->changes++;
     if (!turn.ok) {
         return la_cuda_failed(cuda);
     }
