@@ -388,7 +388,7 @@ la_status la_engine_cancel(la_engine *e, int64_t id, int branch);
 la_status la_engine_step(la_engine *e, const la_event **events, int *n);
 int la_engine_has_work(la_engine *e);
 /* Tokens that a branch has stored and bytes of their pages, [layer][page][kv head], which go to out unless it is
- * NULL. Not while another thread steps. LA_ERR_UNSUPPORTED where pages lie on a device. */
+ * NULL: it has *bytes, or LA_ERR_ARGUMENT. Not while another steps. LA_ERR_UNSUPPORTED: pages lie on a device. */
 la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out);
 void la_engine_get_stats(la_engine *e, la_engine_stats *out);
 /* Tokens of every expert so far, [L][E] (0 in layers without experts); returns L * E. out may be NULL. */

@@ -46,7 +46,7 @@ FinishSums = struct(
 LtProduct = struct(  # la_cublas_product of cublaslt.h
     "LtProduct",
     "a:p w:p a_scale:p w_scale:p bias:p out:p ldo:l room:p room_bytes:l M:i N:i K:i type:i "
-    "alpha:f beta:f",
+    "alpha:f beta:f a_align:i",
 )
 Pick = struct("Pick", "logits:p drawn:p tops:p ids:p values:p n:i V:i k:i")  # of sample.h
 Form = struct("Form", "group:i has_offset:i wide:i unit_bytes:l")  # la_w4_form

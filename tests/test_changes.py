@@ -11,7 +11,15 @@ import pytest
 import tiny
 from letters import COMMON
 
-from llmaccel import LLM, BeamSearchParams, LLMAccelError, RequestError, SamplingParams, weights
+from llmaccel import (
+    LLM,
+    BeamSearchParams,
+    LLMAccelError,
+    RequestError,
+    SamplingParams,
+    showing,
+    weights,
+)
 
 IDS = [5, 17, 200, 3, 88, 41, 7, 9]
 PROMPTS = [IDS[: 2 + i % 6] for i in range(7)]
@@ -209,3 +217,40 @@ def test_others_wait_for_a_change(folder, monkeypatch):
         assert not closer.is_alive()
         with pytest.raises(LLMAccelError, match="closed"):
             llm.report()
+
+
+@pytest.mark.parametrize("steps", [True, False])
+def test_copies_of_weights_stop_nobody(steps, folder, monkeypatch):
+    """While one is made requests run, changes are refused and close() waits, with a thread that
+    steps and without one."""
+    inside, go, made = threading.Event(), threading.Event(), []
+    copied = showing._copied
+
+    def slow_copy(*args):
+        inside.set()
+        assert go.wait(30)
+        return copied(*args)
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    params = SamplingParams(seed=3, max_tokens=4, **COMMON)
+    with LLM(str(folder), quantization="int8") as llm:
+        want = llm.weight(name).numpy()
+        given = {"model.norm.weight": np.ones(llm._config.d_model, np.float32)}
+        monkeypatch.setattr(showing, "_copied", slow_copy)
+        reader = threading.Thread(target=lambda: made.append(llm.weight(name).numpy()))
+        reader.start()
+        assert inside.wait(30)
+        if steps:
+            assert llm.submit("abc", params).result(30).outputs[0].token_ids
+        for change in (lambda: llm.update_weights(given), llm.sleep):
+            with pytest.raises(LLMAccelError, match=r": weight is under way, which copies; wait"):
+                change()
+        closer = threading.Thread(target=llm.close)
+        closer.start()
+        time.sleep(0.05)
+        assert closer.is_alive()
+        go.set()
+        for thread in (reader, closer):
+            thread.join(30)
+            assert not thread.is_alive()
+    np.testing.assert_array_equal(made, [want])

@@ -181,6 +181,9 @@ def test_answers_are_of_a_shape(fake: Fake) -> None:
     product.M, product.out = 4, (1 << 14) + 16  # of another alignment
     assert library.can(product)
     assert fake.counts[1] == 3
+    for product.a, product.a_align in ((1 << 12, 16), ((1 << 12) + 32, 16), ((1 << 12) + 16, 0)):
+        assert library.can(product)  # blocks of rows that promise no more than the least of them
+    assert fake.counts[1] == 4
     library.close()
 
 

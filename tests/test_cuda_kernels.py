@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import reference
 import reference_rows as ref
-from test_cuda_tensors import Wrapped, counts, emulated
+from test_cuda_backend import checkpoint, open_on
+from test_cuda_runtime import OUT
+from test_cuda_tensors import Player, Wrapped, counts, emulated
 from test_kernels_api import blocks, normal, wrong
 
-from llmaccel import ConfigError, Tensor, UnsupportedError, kernels
+from llmaccel import ConfigError, SamplingParams, Tensor, UnsupportedError, kernels
+from llmaccel.errors import LLMAccelError
 
 __all__ = ["emulated"]  # the fixture that every test here runs in
 
@@ -214,6 +218,44 @@ def test_linear(monkeypatch: pytest.MonkeyPatch, cc: str, m: int, format: str) -
     assert bits(kernels.linear(put(x), packed, put(b), out=room)) == bits(got)
 
 
+def test_many_rows_go_in_blocks() -> None:
+    """Of 32768: the rows behind the first block are what they are alone."""
+    x, w = normal(32770, 8), kernels.pack(put(normal(3, 8, seed=1)), "BF16")
+    bias = put(normal(3, seed=2))
+    got = get(kernels.linear(put(x), w, bias))
+    assert got[-3:].tobytes() == bits(kernels.linear(put(x[-3:]), w, bias))
+    angle = normal(32770, 1, seed=3)
+    turns = [f(angle).astype(np.float32) for f in (np.cos, np.sin)]
+    heads = x.reshape(32770, 2, 4)
+    turned = get(kernels.rope(put(heads), *map(put, turns)))
+    ends = [put(each[-3:]) for each in (heads, *turns)]
+    assert turned[-3:].tobytes() == bits(kernels.rope(*ends))
+
+
+def test_packing_leaves_graphs_of_models_alone(tmp_path: Path) -> None:
+    greedy = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
+        first = llm.generate([[5, 6, 7]], greedy)[0].outputs[0].token_ids
+        graphs = counts().graphs
+        packed = kernels.pack(put(normal(8, 16)), "BF16")
+        assert llm.generate([[5, 6, 7]], greedy)[0].outputs[0].token_ids == first
+        assert counts().graphs == graphs > 0
+    assert packed.device == "cuda:0"
+
+
+def test_a_device_that_failed_is_the_reason() -> None:
+    """Not that it has no memory for what the call needs beside its tensors."""
+    x, w = put(normal(2, 16)), kernels.pack(put(normal(3, 16)), "BF16")
+    player = Player()
+    bad = ctypes.c_void_p(8)
+    player.lib.la_rt_copy(player.stream, bad, bad, ctypes.c_size_t(8), OUT)
+    player.lib.la_rt_stream_wait(player.stream)
+    for use in (lambda: kernels.linear(x, w), lambda: kernels.argmax(x)):
+        with pytest.raises(LLMAccelError, match="backend: cuda: copy: outside"):
+            use()
+    player.close()
+
+
 @pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1"])
 def test_linear_of_blocks(dtype: str) -> None:
     raw, w = blocks(dtype, 35, 256)
@@ -294,6 +336,21 @@ def test_attention(place: str, shape: tuple[int, int, int], options: dict[str, A
     last = [put(np.asarray(n, np.int32), place) for n in (table, [0], [tokens - 1])]
     alone = kernels.paged_attention(put(q[-1:], place), cache, *last, **options)
     assert bits(alone) == get(got)[-1:].tobytes()  # decode: the same bits as in prefill
+
+
+def test_room_of_a_large_call_goes_with_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of 136 MB, twice on a device of 419 MB: 300 are free when they have gone."""
+    from llmaccel.environment import _BACKENDS
+
+    _BACKENDS.clear()
+    monkeypatch.setenv("LLMACCEL_EMU_MEMORY", str(400 << 20))
+    cache = kernels.kv_cache(1, 1, 8, device="cuda")
+    q, (owner, at, small) = put(normal(1, 1, 8)), numbers([0], [0], [[0]])
+    large = Tensor.zeros((2, 17_000_000), "I32", "cuda")
+    got = bits(kernels.paged_attention(q, cache, large, owner, at))
+    del large
+    assert bits(kernels.paged_attention(q, cache, small, owner, at)) == got
+    assert Tensor.zeros((300_000_000,), "U8", "cuda").nbytes == 300_000_000
 
 
 def test_sequences_share_a_cache_and_do_not_meet() -> None:

@@ -13,7 +13,7 @@ import tiny
 from safetensors.numpy import load_file
 from test_cuda_backend import checkpoint, counts, open_on, prompts
 
-from llmaccel import LLM, LLMAccelError, PoolingParams, SamplingParams
+from llmaccel import LLM, LLMAccelError, PoolingParams, SamplingParams, Tensor
 
 emulated, nothing_stays = cuda.emulated, cuda.nothing_stays
 IDS = [*range(3, 71), 200, 41]
@@ -112,6 +112,22 @@ def test_more_bytes_than_are_on_their_way_at_once(tmp_path: Path, emulated: str)
         np.testing.assert_array_equal(one, again)
     np.testing.assert_array_equal(found[3], last)
     assert np.abs(found[3]).max(axis=1).min() > 0
+
+
+def test_a_processor_may_use_the_device(tmp_path: Path, emulated: str) -> None:
+    """Its uploads go where states are on their way; they have arrived by then."""
+
+    def upload(ids: list[int], logits: np.ndarray) -> None:
+        there = Tensor(np.full(1 << 18, 7.0, np.float32)).to("cuda")
+        assert there.to("cpu").numpy()[-1] == 7.0
+
+    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
+        found = []
+        for one in (upload, lambda ids, logits: None):
+            params = SamplingParams(max_tokens=3, temperature=0, logits_processors=[one])
+            (out,) = llm.generate([IDS], params, output_hidden_states=[0, 2, -1])
+            found.append(bits(out.hidden_states) + bits(out.outputs[0].hidden_states))
+    assert found[0] == found[1]
 
 
 def bits(states) -> list[bytes]:

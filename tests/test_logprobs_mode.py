@@ -114,6 +114,16 @@ def test_traced_tokens_are_scored_by_what_would_be_drawn_from(model, logits):
             made.append(token)
 
 
+def test_a_traced_token_where_nothing_is_left(model):
+    """What is allowed comes once: each value is -inf, and none is NaN."""
+    params = {**PARAMS, "allowed": [7], "no_repeat_ngram": 1, "trace": [7, 9], "max_tokens": 2}
+    for kind in (DRAWN, DRAWN_LOGITS):
+        _, found = run(model, [{**params, "logprobs": VOCAB, "report": kind}])[0]
+        token, value, rank, _, tops = found
+        assert (token, struct.unpack("f", value)[0], rank) == (9, -np.inf, 1)
+        assert np.isneginf(np.frombuffer(tops, np.float32)).all()
+
+
 def test_prompts_are_raw_in_each_kind(model, logits):
     prompt = [5, 9, 17, 2]
     for kind in range(4):

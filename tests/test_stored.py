@@ -7,10 +7,12 @@ import time
 
 import numpy as np
 import pytest
+import test_sampling as sampling
 import tiny
 
-from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams, StoredKV, kernels
+from llmaccel import LLM, LLMAccelError, RequestError, SamplingParams, StoredKV, _core, kernels
 from llmaccel.config import ModelConfig
+from llmaccel.errors import ConfigError
 from llmaccel.models.mapping import build_config
 
 IDS = [5, 17, 200, 3, 88, 41, 7, 9] * 9  # more than a page
@@ -232,3 +234,19 @@ def test_what_is_refused(tmp_path):
     thread.join(10)
     assert not thread.is_alive()
     assert failed
+
+
+def test_the_core_checks_the_room():
+    limits = {"max_seqs": 1, "max_batch_tokens": 8, "max_len": 64, "kv_pages": 2}
+    engine = _core.Engine(sampling.make_model(301, 1), limits)
+    number = engine.add([5, 6, 7], {**sampling.PARAMS, "max_tokens": 9})
+    engine.step()
+    tokens, size = engine.kv(number, 0)
+    assert tokens == 3
+    assert size > 0
+    room = bytearray(size)
+    assert engine.kv(number, 0, room) == (3, size)
+    assert any(room)
+    for wrong in (size - 1, size + 1, 0):
+        with pytest.raises(ConfigError, match=f"out: expected {size} bytes, got {wrong}"):
+            engine.kv(number, 0, bytearray(wrong))

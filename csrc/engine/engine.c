@@ -195,6 +195,7 @@ void la_engine_get_stats(la_engine *e, la_engine_stats *out)
 
 la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *bytes, uint8_t *out)
 {
+    size_t room = *bytes;
     *n = 0;
     *bytes = 0;
     if (!la_inbox_enter(&e->inbox)) {
@@ -211,6 +212,7 @@ la_status la_engine_kv(la_engine *e, int64_t id, int branch, int *n, size_t *byt
     }
     const la_seq *q = &live->group.seqs[branch];
     int n_pages = la_kvcache_span(q->table.n > 0 ? q->n_done : 0);
+    *bytes = room;
     LA_TRY(la_kv_read(e->kv, q->table.pages, n_pages, bytes, out));
     *n = q->table.n > 0 ? q->n_done : 0;
 done:

@@ -28,12 +28,15 @@ static void drawn_view(const la_sample_row *r, la_kept kept, const la_cpu_local 
     v->k->block_max(own->ruled, v->V, own->ruled_best);
 }
 
-/* log of the sum of exp of a row; mass: its slices' sums, NULL: to be made. */
+/* log of the sum of exp of a row, 0 where rules left nothing of it; mass: its slices' sums, NULL: to be made. */
 static double log_sum(const la_view *v, const la_mass *mass)
 {
     float max;
     double sum = 0.0;
     (void)v->k->argmax(v->best, v->units, &max);
+    if (max == -INFINITY) {
+        return 0.0;
+    }
     for (int at = 0; at < v->V; at += LA_SLICE) {
         int n = v->V - at < LA_SLICE ? v->V - at : LA_SLICE;
         sum += mass != NULL ? mass[at / LA_SLICE].raw : v->k->sum_exp(v->x + at, 1.0f, max, n);

@@ -32,8 +32,8 @@ int64_t la_kv_committed(const la_kv *kv);
 size_t la_kv_page_bytes(const la_kv *kv);
 /* Copies page src to page dst, all layers. */
 void la_kv_copy(la_kv *kv, int32_t src, int32_t dst);
-/* Bytes of n pages, and their bytes to out unless it is NULL, layer by layer. LA_ERR_UNSUPPORTED where they are out
- * of the host's reach. */
+/* Bytes of n pages, and their bytes to out unless it is NULL, layer by layer; *bytes is what out has, LA_ERR_ARGUMENT
+ * where that is another number. LA_ERR_UNSUPPORTED where they are out of the host's reach. */
 la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes, uint8_t *out);
 
 la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);

@@ -282,10 +282,13 @@ void la_kv_copy(la_kv *kv, int32_t src, int32_t dst)
 
 la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes, uint8_t *out)
 {
-    size_t layer = kv->at.layer_bytes;
+    size_t layer = kv->at.layer_bytes, room = *bytes;
     *bytes = (size_t)n * kv->at.page_bytes;
     if (!kv->b->ops->rows_in_reach) {
         return la_fail(LA_ERR_UNSUPPORTED, "pages: they lie on a device in this version");
+    }
+    if (out != NULL && room != *bytes) {
+        return la_fail(LA_ERR_ARGUMENT, "out: expected %zu bytes, got %zu", *bytes, room);
     }
     for (size_t at = 0; out != NULL && at < kv->at.page_bytes; at += layer) {
         for (int i = 0; i < n; i++, out += layer) {

@@ -48,6 +48,12 @@ static void *take(device_call *c, PyObject *object, const char *name, int64_t n,
     return at.data;
 }
 
+/* Elements of an array of so many rows, or of none where they are no numbers of a size: `take` refuses that. */
+static int64_t extent(int64_t rows, int64_t width)
+{
+    return rows > 0 && width > 0 && rows <= INT64_MAX / width ? rows * width : 0;
+}
+
 static const float *take_floats(device_call *c, PyObject *object, const char *name, int64_t n)
 {
     return take(c, object, name, n, sizeof(float));
@@ -120,10 +126,10 @@ static PyObject *device_norm(PyObject *module, PyObject *args)
         return NULL;
     }
     want(&c, a.kind == LA_NORM_RMS || a.kind == LA_NORM_LAYER, "kind");
-    a.x = take_floats(&c, x, "x", (int64_t)a.n * a.D);
+    a.x = take_floats(&c, x, "x", extent(a.n, a.D));
     a.w = take_floats(&c, w, "weight", a.D);
     a.b = take_optional(&c, bias, "bias", a.D);
-    a.out = take_out(&c, out, "out", (int64_t)a.n * a.D, sizeof(float));
+    a.out = take_out(&c, out, "out", extent(a.n, a.D), sizeof(float));
     return finish(&c, run_norm, &a);
 }
 
@@ -167,12 +173,12 @@ static PyObject *device_rope(PyObject *module, PyObject *args)
     }
     want(&c, a.T > 0 && a.H > 0 && a.d > 0 && a.h > 0 && a.h <= a.d / 2 && a.H <= INT_MAX / a.d,
          "T, H, d, h");
-    int64_t n = (int64_t)a.H * a.d;
+    int64_t n = extent(a.H, a.d);
     want(&c, n <= INT_MAX, "x");
-    a.x = take_floats(&c, x, "x", a.T * n);
-    a.cos = take_floats(&c, cosines, "cos", (int64_t)a.T * a.h);
-    a.sin = take_floats(&c, sines, "sin", (int64_t)a.T * a.h);
-    a.out = take_out(&c, out, "out", a.T * n, sizeof(float));
+    a.x = take_floats(&c, x, "x", extent(a.T, n));
+    a.cos = take_floats(&c, cosines, "cos", extent(a.T, a.h));
+    a.sin = take_floats(&c, sines, "sin", extent(a.T, a.h));
+    a.out = take_out(&c, out, "out", extent(a.T, n), sizeof(float));
     return finish(&c, run_rope, &a);
 }
 
@@ -190,10 +196,10 @@ static PyObject *device_best(PyObject *module, PyObject *args)
         return NULL;
     }
     want(&c, a.n > 0 && a.V > 0 && a.k > 0 && a.k <= a.V && (values != Py_None || a.k == 1), "k");
-    a.x = take_floats(&c, x, "x", (int64_t)a.n * a.V);
-    a.ids = take_out(&c, ids, "ids", (int64_t)a.n * a.k, sizeof(int64_t));
+    a.x = take_floats(&c, x, "x", extent(a.n, a.V));
+    a.ids = take_out(&c, ids, "ids", extent(a.n, a.k), sizeof(int64_t));
     if (values != Py_None) {
-        a.values = take_out(&c, values, "values", (int64_t)a.n * a.k, sizeof(float));
+        a.values = take_out(&c, values, "values", extent(a.n, a.k), sizeof(float));
     }
     return finish(&c, run_best, &a);
 }
@@ -213,9 +219,9 @@ PyObject *py_kernels_device_linear(py_state *state, const la_weight *w, PyObject
     }
     size_t row = (size_t)w->K * sizeof(float);
     want(&c, x.bytes > 0 && x.bytes % row == 0 && x.bytes / row <= INT_MAX, "x");
-    a.M = (int)(x.bytes / row);
-    a.x = take_floats(&c, arrays[0], "x", (int64_t)a.M * w->K);
-    a.out = take_out(&c, arrays[1], "out", (int64_t)a.M * w->N, sizeof(float));
+    a.M = c.ok ? (int)(x.bytes / row) : 0;
+    a.x = take_floats(&c, arrays[0], "x", extent(a.M, w->K));
+    a.out = take_out(&c, arrays[1], "out", extent(a.M, w->N), sizeof(float));
     a.bias = take_optional(&c, arrays[2], "bias", w->N);
     return finish(&c, run_linear, &a);
 }
@@ -268,7 +274,7 @@ static PyObject *device_store(PyObject *module, PyObject *args)
             c.ok = 0;
         }
     }
-    int64_t n = (int64_t)a.T * n_heads * d;
+    int64_t n = extent(extent(a.T, n_heads), d);
     a.slots = slots;
     a.k = take_floats(&c, k, "k", n);
     a.v = take_floats(&c, v, "v", n);
@@ -335,9 +341,9 @@ static PyObject *device_attend(PyObject *module, PyObject *args)
     a.sequences = host[1];
     a.positions = host[2];
     check_numbers(&c, &a, n_pages, n[1]);
-    a.q = take_floats(&c, q, "q", (int64_t)a.T * a.H * d);
+    a.q = take_floats(&c, q, "q", extent(extent(a.T, a.H), d));
     a.sinks = take_optional(&c, sinks, "sinks", a.H);
-    a.out = take_out(&c, out, "out", (int64_t)a.T * a.H * d, sizeof(float));
+    a.out = take_out(&c, out, "out", extent(extent(a.T, a.H), d), sizeof(float));
     PyObject *done = finish(&c, run_attend, &a);
     for (int i = 0; i < 3; i++) {
         PyMem_Free(host[i]);

@@ -69,6 +69,7 @@ class Driver:
         self._change: tuple[str, int] | None = None
         self._settled = threading.Condition(self._lock)
         self._calls: set[object] = set()  # under way, of several requests each
+        self._readers: dict[object, tuple[str, int]] = {}  # of weights: what for, which thread
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._looks: queue.SimpleQueue[tuple[Callable[[Any], Any], Future[Any]]]
         self._looks = queue.SimpleQueue()  # at the engine, between two steps
@@ -131,11 +132,22 @@ class Driver:
 
     @contextmanager
     def weights(self, what: str) -> Iterator[Any]:
-        """The model, which is neither changed nor closed meanwhile, while steps go on.
-        LLMAccelError where it sleeps."""
-        with self._ready():
-            self._check_awake(f"{what}: ")
+        """The model, which is neither changed nor closed meanwhile, while steps go on: changes are
+        refused, and close() waits. LLMAccelError where it sleeps."""
+        reader = object()
+        try:
+            with self._ready():
+                self._check_awake(f"{what}: ")
+                self._readers[reader] = (what, threading.get_ident())
             yield self._model
+        finally:
+            with self._lock:
+                self._readers.pop(reader, None)
+                self._settled.notify_all()
+
+    def _reads(self) -> bool:
+        """Is it this thread that reads weights?"""
+        return any(owner == threading.get_ident() for _, owner in self._readers.values())
 
     def between_steps(self, what: str, look: Callable[[Any], _T]) -> _T:
         """look(engine) where no step runs and none begins; what it returns or raises. LLMAccelError
@@ -280,6 +292,11 @@ class Driver:
                     f"{what}: a call that is made of several requests is under way; wait for it "
                     "first"
                 )
+            if self._readers:
+                reader, _ = next(iter(self._readers.values()))
+                raise LLMAccelError(
+                    f"{what}: {reader} is under way, which copies; wait for it first"
+                )
             busy = self._engine is not None and self._engine.has_work()
             if busy and self._pause >= _LONGEST_PAUSE:
                 raise LLMAccelError(f"{what}: the engine has work and its steps keep failing")
@@ -345,6 +362,7 @@ class Driver:
             self._closing = True
             thread, change = self._thread, self._change
             waits = not calls_user() and (change is None or change[1] != threading.get_ident())
+            waits = waits and not self._reads()
             self._wake.put(None)
             while waits and self._change is not None:
                 self._settled.wait()
@@ -362,6 +380,9 @@ class Driver:
         _fail(left, LLMAccelError("the LLM was closed while the request was running"))
         if self._engine is not None:
             self._engine.close()
+        with self._lock:
+            while self._readers and not self._reads():
+                self._settled.wait()
         if self._model is not None:
             self._model.close()
 

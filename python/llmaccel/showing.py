@@ -95,7 +95,8 @@ class Showing(Calls):
         matrices of floats with whole units of rows (32, of gate and up 16). Codes, matrices of all
         experts stacked, and what is stored in other ways than it is used come as copies; is_view
         says which, and ShownWeight how a view is read. Both outlive the LLM. While a view is alive
-        update_weights is refused, and closing or sleeping frees no weights. RequestError for a name
+        update_weights is refused, and closing or sleeping frees no weights; while a copy is made
+        requests run, both changes are refused and close() waits. RequestError for a name
         that is not there, LLMAccelError while the LLM sleeps, MemoryPlanError where there is no
         room for a copy, UnsupportedError on backend="cuda".
         """

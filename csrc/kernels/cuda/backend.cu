@@ -68,9 +68,7 @@ la_status read_weights(la_model *m, int, double, double *gb_per_s)
 la_status alive(la_backend *b)
 {
     la_cuda_turn turn(b);
-    return turn.ok ? LA_OK
-                   : turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
-                                           la_rt_error(turn.cuda->rt));
+    return turn.ok ? LA_OK : la_cuda_failed(turn.cuda);
 }
 
 /* ---- steps ----------------------------------------------------------------------------------- */
@@ -146,7 +144,7 @@ la_status equip(la_workspace *w, const la_model *m, const la_limits *limits)
     }
     if (!turn.ok) {
         strip(w);
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     own->at = layout_of(&m->desc, limits);
     own->attend = la_cuda_attend_room_of(&m->desc, limits->max_batch_tokens, limits->max_len);
@@ -256,7 +254,7 @@ la_status run(la_backend *b, void (*fn)(la_ctx *c), const la_ctx *proto)
         own->n_under_way++;
     }
     if (!turn.ok) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     return LA_OK;
 }
@@ -269,7 +267,7 @@ la_status results(la_workspace *w)
     int oldest = own->n_under_way == 2 ? own->turn : !own->turn;
     own->n_under_way--;
     if (!turn.ok || la_rt_event_wait(own->done[oldest]) != 0) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     la_draws_give(own->draws, own->batch[oldest], oldest);
     return LA_OK;
@@ -433,6 +431,8 @@ void sample(la_ctx *c, int first, la_rows logits)
     float *scratch = reinterpret_cast<float *>(c->w->shared + own->at.linear);
     la_draws_launch(own->draws, c, first, logits, scratch);
     if (!own->graphs.noting) { /* a graph holds what the device does */
+        /* a user's processor, called by the host's draws, may upload */
+        la_cuda_states_end(&own->states, la_cuda_of(c->b));
         la_draws_host(own->draws, c, first, logits);
     }
 }

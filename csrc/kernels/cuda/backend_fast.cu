@@ -19,7 +19,7 @@ la_status la_cuda_library(la_backend *b, const char *file, int loaded)
     la_cuda *cuda = turn.cuda;
     char why[1024] = "";
     if (!turn.ok) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     if (cuda->library == NULL) {
         cuda->library = la_cublas_open(file, loaded, why, sizeof why);
@@ -78,6 +78,14 @@ static void finish_rows(la_cuda *cuda, const la_product_args *a, la_cublas_produ
     la_launch_finish(cuda->s, &end);
 }
 
+/* Bytes that every block of so many rows of K lies apart by, as a power of two. */
+static uint32_t block_alignment(int rows, int K)
+{
+    const size_t bytes = (size_t)rows * (size_t)K * sizeof(uint16_t);
+    const size_t least = bytes & (~bytes + 1);
+    return (uint32_t)(least < 256 ? least : 256);
+}
+
 /* Through sums in the room, some rows at a time. 0: the library does not make them. */
 static int multiply_apart(const la_ctx *c, const la_product_args *a, la_cublas_product *p)
 {
@@ -88,6 +96,7 @@ static int multiply_apart(const la_ctx *c, const la_product_args *a, la_cublas_p
     p->ldo = p->N;
     p->out = reinterpret_cast<float *>(static_cast<uint8_t *>(p->room) + ROOM);
     p->a = a->a;
+    p->a_align = step < a->M ? block_alignment(step, a->K) : 0; /* one answer for every block */
     p->M = step;
     int can = la_cublas_can(cuda->library, p);
     p->M = left;

@@ -25,19 +25,20 @@ void la_graphs_drop(la_graphs *own)
     for (int i = 0; i < LA_GRAPH_SIZES; i++) {
         la_rt_graph_free(own->of[i]);
         own->of[i] = NULL;
+        own->refused[i] = 0;
     }
 }
 
 la_rt_graph *la_graphs_take(la_graphs *own, const la_ctx *c, int size, void (*fn)(la_ctx *c))
 {
     la_cuda *cuda = la_cuda_of(c->b);
-    la_rt_graph **graph = &own->of[index_of(size)];
+    const int at = index_of(size);
     if (own->changes != cuda->changes || own->kv != c->kv) {
         la_graphs_drop(own);
         own->changes = cuda->changes;
         own->kv = c->kv;
     }
-    if (*graph == NULL) {
+    if (own->of[at] == NULL && !own->refused[at]) {
         la_batch filled = *c->batch; /* its arrays stay the batch's: ops that are noted read none */
         la_ctx noted = *c;
         filled.n_tokens = filled.n_rows = size;
@@ -45,8 +46,9 @@ la_rt_graph *la_graphs_take(la_graphs *own, const la_ctx *c, int size, void (*fn
         own->noting = 1;
         la_rt_graph_begin(cuda->s);
         fn(&noted);
-        *graph = la_rt_graph_end(cuda->s);
+        own->of[at] = la_rt_graph_end(cuda->s);
+        own->refused[at] = own->of[at] == NULL;
         own->noting = 0;
     }
-    return *graph;
+    return own->of[at];
 }

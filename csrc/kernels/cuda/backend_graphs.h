@@ -17,12 +17,13 @@ typedef struct la_graphs {
     const la_kv *kv;                 /* that they read */
     int64_t changes;                 /* la_cuda.changes when they were made */
     int noting;                      /* one is being made */
+    uint8_t refused[LA_GRAPH_SIZES]; /* there was no memory for it since then */
 } la_graphs;
 
 /* Tokens of the graph that steps of n take, never above `most`, which is at least n; 0: they take none. */
 int la_graph_size(int n, int most);
 /* The graph of steps like this one, of as many tokens as la_graph_size said: made by fn where it is wanted first.
- * NULL: there is no memory for it. */
+ * NULL: there was no memory for it, which is asked again when graphs are dropped. */
 la_rt_graph *la_graphs_take(la_graphs *own, const la_ctx *c, int size, void (*fn)(la_ctx *c));
 void la_graphs_drop(la_graphs *own);
 

@@ -2,8 +2,8 @@
  *
  * Owns the device's side of llmaccel.kernels: what a call needs beside its tensors (rows on their way into a product,
  * numbers of pages, rules of draws) lies in one room, which grows and is used by call after call in the order of the
- * stream. Invariant: no launch depends on how many rows come along, as in steps. In the table of
- * backend_tensors.cu.
+ * stream; what a call needs beyond ROOM_KEPT goes with the next call. Invariant: no launch depends on how many rows
+ * come along, as in steps, so a call of many goes in blocks of them. In the table of backend_tensors.cu.
  */
 #include "backend_device.h"
 #include "sample.h"
@@ -12,12 +12,21 @@
 
 namespace {
 
-enum { MOST_HEAD = 256, MOST_ROWS = 1 << 19 /* of a product */, ROWS_AT_ONCE = 1 << 15 };
-const size_t STORE_BYTES = (size_t)64 << 20; /* rows of keys and values on their way to pages */
+enum { MOST_HEAD = 256, ROWS_AT_ONCE = 1 << 15 };
+const size_t BLOCK_BYTES = (size_t)64 << 20; /* rows on their way to pages or into a product */
+const size_t ROOM_KEPT = (size_t)128 << 20;
 
 size_t aligned(size_t n)
 {
     return (n + 255) / 256 * 256;
+}
+
+/* Of n rows of so many bytes. */
+int rows_at_once(size_t bytes, int n)
+{
+    size_t fit = BLOCK_BYTES / bytes;
+    int most = fit < 1 ? 1 : fit > ROWS_AT_ONCE ? ROWS_AT_ONCE : (int)fit;
+    return most < n ? most : n;
 }
 
 /* What a call has taken of the room. */
@@ -33,19 +42,25 @@ struct room {
     }
 };
 
+/* Of an allocation that was refused: the device's failure, if it has one. */
+la_status no_memory(const la_cuda *cuda, size_t bytes)
+{
+    return la_rt_error(cuda->rt)[0] != '\0'
+               ? la_cuda_failed(cuda)
+               : cuda->host->fail(LA_ERR_MEMORY, "no memory for %zu bytes of scratch on cuda:%d",
+                                  bytes, cuda->number);
+}
+
 /* As many bytes as a call is going to take. What an earlier one asked for has happened when its room goes. */
 la_status make_room(la_cuda *cuda, size_t bytes)
 {
-    if (bytes <= cuda->room_bytes) {
+    if (bytes <= cuda->room_bytes && (bytes > ROOM_KEPT || cuda->room_bytes <= ROOM_KEPT)) {
         return LA_OK;
     }
     la_rt_free(cuda->rt, cuda->room);
     cuda->room = static_cast<uint8_t *>(la_rt_alloc(cuda->rt, bytes));
     cuda->room_bytes = cuda->room != NULL ? bytes : 0;
-    return cuda->room != NULL
-               ? LA_OK
-               : cuda->host->fail(LA_ERR_MEMORY, "no memory for %zu bytes of scratch on cuda:%d",
-                                  bytes, cuda->number);
+    return cuda->room != NULL ? LA_OK : no_memory(cuda, bytes);
 }
 
 /* The numbers 0 .. n - 1 on the device. */
@@ -58,8 +73,7 @@ la_status make_counting(la_cuda *cuda, int n)
     int32_t *made = static_cast<int32_t *>(la_rt_alloc(cuda->rt, (size_t)n * sizeof *made));
     la_status st = LA_OK;
     if (host == NULL || made == NULL) {
-        st =
-            cuda->host->fail(LA_ERR_MEMORY, "no memory for %d numbers on cuda:%d", n, cuda->number);
+        st = no_memory(cuda, (size_t)n * sizeof *made);
     }
     for (int i = 0; st == LA_OK && i < n; i++) {
         host[i] = i;
@@ -127,26 +141,27 @@ la_status la_cuda_rope(la_backend *b, const la_device_rope *a)
                            "x: heads of more than 256 values, or more than 262140 heads, have "
                            "no kernel");
     }
-    la_status st = make_counting(cuda, a->T);
-    if (st != LA_OK) {
-        return st;
-    }
+    int most = a->T < ROWS_AT_ONCE ? a->T : ROWS_AT_ONCE;
+    la_status st = make_counting(cuda, most);
     la_heads_args r = {};
-    r.y = const_cast<float *>(a->x); /* read only: no norms over whole rows */
-    r.ldy = r.ldq = (int64_t)a->H * a->d;
-    r.q = a->out;
-    r.pos = cuda->counting;
-    r.cos = a->cos;
-    r.sin = a->sin;
-    r.n = a->T;
-    r.n_heads = a->H;
-    r.d = a->d;
-    r.d_rope = 2 * a->h;
-    r.interleaved = a->interleaved;
-    r.norm = LA_QK_NORM_NONE;
-    r.turned = 1;
-    la_launch_heads(cuda->s, &r);
-    return asked(turn);
+    for (int t = 0; st == LA_OK && t < a->T; t += r.n) { /* numbers count from 0 in each block */
+        int64_t values = (int64_t)t * a->H * a->d, angles = (int64_t)t * a->h;
+        r.y = const_cast<float *>(a->x) + values; /* read only: no norms over whole rows */
+        r.ldy = r.ldq = (int64_t)a->H * a->d;
+        r.q = a->out + values;
+        r.pos = cuda->counting;
+        r.cos = a->cos + angles;
+        r.sin = a->sin + angles;
+        r.n = a->T - t < most ? a->T - t : most;
+        r.n_heads = a->H;
+        r.d = a->d;
+        r.d_rope = 2 * a->h;
+        r.interleaved = a->interleaved;
+        r.norm = LA_QK_NORM_NONE;
+        r.turned = 1;
+        la_launch_heads(cuda->s, &r);
+    }
+    return st == LA_OK ? asked(turn) : st;
 }
 
 /* ---- pages ----------------------------------------------------------------------------------- */
@@ -182,9 +197,7 @@ la_status la_cuda_store(la_backend *b, const la_device_store *a)
     la_cuda_turn turn(b);
     la_cuda *cuda = turn.cuda;
     size_t row = 2 * (size_t)a->cache.n_heads * (size_t)a->cache.d * sizeof(float);
-    size_t fit = STORE_BYTES / row;
-    int most = fit < 1 ? 1 : fit > ROWS_AT_ONCE ? ROWS_AT_ONCE : (int)fit;
-    most = most < a->T ? most : a->T;
+    int most = rows_at_once(row, a->T);
     size_t lists = aligned((size_t)most * 3 * sizeof(int32_t));
     la_status st = check_cache(cuda, &a->cache);
     st = st == LA_OK ? make_room(cuda, lists + aligned((size_t)most * row)) : st;
@@ -297,22 +310,17 @@ la_status la_cuda_linear_tensors(la_backend *b, const la_device_linear *a)
     la_cuda_turn turn(b);
     la_cuda *cuda = turn.cuda;
     const la_weight *w = a->w;
-    size_t rows = (size_t)a->M * (size_t)w->K, columns = (size_t)w->n_units * LA_UNIT;
-    if (a->M > MOST_ROWS) {
-        return unsupported(cuda, "x: more than 524288 rows in one call have no kernel");
-    }
-    la_status st =
-        make_room(cuda, aligned(rows * 2) + aligned(columns * 4) + la_product_room(a->M));
+    const int most = rows_at_once((size_t)w->K * sizeof(uint16_t), a->M);
+    size_t numbers = (size_t)most * (size_t)w->K, columns = (size_t)w->n_units * LA_UNIT;
+    la_status st = make_room(cuda, aligned(numbers * sizeof(uint16_t)) +
+                                       aligned(columns * sizeof(float)) + la_product_room(most));
     if (st != LA_OK) {
         return st;
     }
     room own = {cuda, 0};
-    uint16_t *entered = own.take<uint16_t>(rows);
+    uint16_t *entered = own.take<uint16_t>(numbers);
     float *bias = own.take<float>(columns);
-    float *partial = own.take<float>(la_product_room(a->M) / sizeof(float));
-    la_enter_args e = {a->x, w->K, NULL, NULL, entered, a->M, w->K, w->f.pack == LA_PACK_F16,
-                       -1,   0.0f};
-    la_launch_enter(cuda->s, &e);
+    float *partial = own.take<float>(la_product_room(most) / sizeof(float));
     if (a->bias != NULL) { /* whole units of it are read */
         la_rt_fill(cuda->s, bias, 0, columns * sizeof *bias);
         la_rt_copy(cuda->s, bias, a->bias, (size_t)w->N * sizeof *bias, LA_RT_WITHIN);
@@ -321,14 +329,19 @@ la_status la_cuda_linear_tensors(la_backend *b, const la_device_linear *a)
     p.a = entered;
     p.w = reinterpret_cast<const uint16_t *>(w->data);
     p.bias = a->bias != NULL ? bias : NULL;
-    p.out = a->out;
     p.ldo = w->N;
-    p.M = a->M;
     p.N = w->N;
     p.K = w->K;
     p.finish.kind = LA_STORE;
     p.finish.scale = 1.0f;
-    la_cuda_multiply(cuda, w, &p, partial);
+    for (int first = 0; first < a->M; first += p.M) {
+        p.M = a->M - first < most ? a->M - first : most;
+        p.out = a->out + (int64_t)first * w->N;
+        la_enter_args e = {a->x + (int64_t)first * w->K, w->K, NULL, NULL, entered, p.M, w->K,
+                           w->f.pack == LA_PACK_F16,     -1,   0.0f};
+        la_launch_enter(cuda->s, &e);
+        la_cuda_multiply(cuda, w, &p, partial);
+    }
     return asked(turn);
 }
 
@@ -390,8 +403,9 @@ la_status la_cuda_best(la_backend *b, const la_device_best *a)
         la_rt_copy(cuda->s, cuda->room, rules, rows * sizeof *rules, LA_RT_IN);
         st = la_rt_stream_wait(cuda->s) == 0 ? LA_OK : la_cuda_failed(cuda);
     }
-    for (int first = 0; st == LA_OK && first < a->n; first += most) {
-        best_rows(cuda, a, first, a->n - first < most ? a->n - first : most, {cuda, 0});
+    for (int first = 0, n = 0; st == LA_OK && first < a->n; first += n) {
+        n = a->n - first < most ? a->n - first : most;
+        best_rows(cuda, a, first, n, {cuda, 0});
     }
     return st == LA_OK ? asked(turn) : st;
 }

@@ -38,8 +38,7 @@ int la_cuda_commit(la_backend *b, void *p, size_t bytes)
     la_cuda_turn turn(b);
     int bad = !turn.ok || la_rt_commit(turn.cuda->rt, p, bytes) != 0;
     if (la_rt_error(turn.cuda->rt)[0] != '\0') {
-        return turn.cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s",
-                                     la_rt_error(turn.cuda->rt));
+        return la_cuda_failed(turn.cuda);
     }
     if (bad) {
         return -1;
@@ -71,14 +70,9 @@ void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
 {
     la_cuda_turn turn(b);
     la_cuda *cuda = turn.cuda;
-    uint8_t *p = turn.ok ? static_cast<uint8_t *>(la_rt_alloc(cuda->rt, bytes)) : NULL;
+    void *p = turn.ok ? la_rt_alloc(cuda->rt, bytes) : NULL;
     cuda->changes++;
-    int bad = p == NULL;
-    for (size_t at = 0; !bad && at < bytes; at += LA_CUDA_STAGING) {
-        size_t n = bytes - at < LA_CUDA_STAGING ? bytes - at : LA_CUDA_STAGING;
-        memcpy(cuda->staging, static_cast<const uint8_t *>(host) + at, n);
-        bad = upload(cuda, p + at, n) != 0;
-    }
+    int bad = p == NULL || la_cuda_upload(cuda, p, host, bytes) != LA_OK;
     cuda->host->free(host);
     if (bad) {
         la_rt_free(cuda->rt, p);
@@ -87,6 +81,7 @@ void *la_cuda_keep(la_backend *b, void *host, size_t bytes)
     return p;
 }
 
+/* Models drop the bias and the order of each matrix that they replace, NULL too: no pack need count as a change. */
 void la_cuda_drop(la_backend *b, void *kept)
 {
     la_cuda_turn turn(b);
@@ -211,7 +206,7 @@ static la_status pack_rows(la_cuda *cuda, const la_weight *w, const la_source *p
             pack_row(cuda, parts, n_parts, paired, i, half, reinterpret_cast<uint16_t *>(to));
         }
         if (upload(cuda, w->data + (size_t)n * pitch, (size_t)(end - n) * pitch) != 0) {
-            return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+            return la_cuda_failed(cuda);
         }
     }
     return LA_OK;
@@ -250,7 +245,7 @@ static la_status pack_w4(la_cuda *cuda, const la_weight *w, const la_source *par
         }
         if (upload(cuda, w->data + (size_t)first * w->unit_bytes,
                    (size_t)(end - first) * w->unit_bytes) != 0) {
-            return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+            return la_cuda_failed(cuda);
         }
     }
     return LA_OK;
@@ -288,9 +283,8 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
                                 w->K);
     }
     la_cuda_turn turn(b);
-    cuda->changes++;
     if (!turn.ok) {
-        return cuda->host->fail(LA_ERR_SYSTEM, "backend: cuda: %s", la_rt_error(cuda->rt));
+        return la_cuda_failed(cuda);
     }
     return w4 ? pack_w4(cuda, w, parts, n_parts, paired)
               : pack_rows(cuda, w, parts, n_parts, paired);

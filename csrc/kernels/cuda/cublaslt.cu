@@ -203,6 +203,7 @@ question question_of(const la_cublas_product *p)
     q.biased = p->bias != NULL;
     q.adds = p->beta != 0.0f;
     q.align_a = alignment(p->a);
+    q.align_a = p->a_align != 0 && p->a_align < q.align_a ? p->a_align : q.align_a;
     q.align_w = alignment(p->w);
     q.align_out = alignment(p->out);
     return q;

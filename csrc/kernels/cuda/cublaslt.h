@@ -41,6 +41,7 @@ typedef struct la_cublas_product {
     int M, N, K;
     int type;          /* la_cublas_type of a and w */
     float alpha, beta; /* beta 0: out is not read */
+    uint32_t a_align;  /* bytes, a power of two: the most that is promised of a; 0: as it lies */
 } la_cublas_product;
 
 /* Does the library make such products? Its answer is kept. */
