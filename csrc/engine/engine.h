@@ -51,7 +51,7 @@ struct la_engine {
     int n_events;
     int max_events;
     int n_slack; /* steps in a row that needed less than half of the committed pages */
-    int lost; /* the device has failed: what is left is telling who ended */
+    int lost;    /* the device has failed: what is left is telling who ended */
     la_heap deadlines;
     la_live *first_ready;      /* searches whose beams all have their tokens, this step's */
     la_branch *first_finished; /* branches whose FINISH event is still to come, in order */
