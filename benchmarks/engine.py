@@ -17,6 +17,7 @@ is best over all pairs); the median of the pairs counts. of_read is the share of
 
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
+What follows the last attention counts for rows of logits alone, as the engine computes it.
 Layers with two lanes of int8 rows (report()["model"]["wide_activations"]) count twice. On AVX2,
 which has no dots, everything counts by the fp32 peak of its FMA.
 
@@ -129,7 +130,9 @@ class Ideal:
         twice = llm.report()["model"]["wide_activations"] if has_dot else []
         head, qkv = D * config["vocab_size"], L * D * (H + 2 * K) * d
         again = qkv * ("qkv" in twice) + L * D * H * d * ("o" in twice)
-        self.linear = 2.0 * (models.matrix_weights(config) + again)  # a token
+        whole = models.matrix_weights(config) + again
+        behind = (whole - qkv * (1 + ("qkv" in twice))) / L  # the attention of one layer
+        self.linear, self.behind = 2.0 * (whole - behind), 2.0 * behind  # a token, a row
         self.head = 2.0 * head * (1 + ("head" in twice))  # a row of logits
         self.attention = 4.0 * H * d * L  # a pair of tokens
 
@@ -139,7 +142,7 @@ class Ideal:
         if self.backend.info["isa"] == "avx2":
             peaks = {"f32": peaks["f32"]}
         fallback = peaks["f32"]  # without a dot of its own, a format's products run in fp32
-        work = [(self.dot, self.linear * tokens + self.head * rows)]
+        work = [(self.dot, self.linear * tokens + (self.behind + self.head) * rows)]
         work.append(("bf16", self.attention * pairs))
         return sum(n / peaks.get(dot, fallback) for dot, n in work) * 1e-9
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 import tiny
 
@@ -62,6 +63,41 @@ def test_trace_of_experts_has_six_ops_a_layer(tmp_path, capfd, monkeypatch):
             *("qkv", "attend", "o", "route", "moe_up", "moe_down")]  # fmt: skip
         for _ in range(5):
             assert trace(folder, capfd, ids, more=2, threads=3) == alone
+
+
+def rows_of(line: str) -> tuple[str, str, int]:
+    """Op, layer or "model", rows."""
+    found = re.match(r"llmaccel: (\w+) (?:layer )?(\w+) \[(\d+),", line)
+    return found[1], found[2], int(found[3])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gpt_neox", "qwen3_moe", "deepseek_v3"])
+def test_the_last_layer_goes_on_with_wanted_rows(family, tmp_path, capfd, monkeypatch):
+    """Steps of 8, 8 and 4 tokens; of the first two nothing is wanted once their keys are stored. With
+    hidden states of the last layer all rows are, and what is drawn is the same."""
+    folder = tiny.make_checkpoint(family, tmp_path, seed=3)
+    ids = list(range(20))
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=5)
+    with LLM(str(folder), dtype="float32", max_num_batched_tokens=8) as llm:
+        whole = llm.logits(ids)
+        last = str(llm.report()["model"]["n_layers"] - 1)
+        shown = llm.submit({"prompt_token_ids": ids}, params, output_hidden_states=[-1]).result()
+    monkeypatch.setenv("LLMACCEL_TRACE", "1")
+    with LLM(str(folder), dtype="float32", max_num_batched_tokens=8) as llm:
+        capfd.readouterr()
+        out = llm.generate({"prompt_token_ids": ids}, params, use_tqdm=False)[0]
+        lines = [rows_of(line) for line in capfd.readouterr().err.splitlines()]
+    own = [line for line in lines if line[1] == last]
+    ends = [n for op, _, n in own if op in ("down", "moe_down")]
+    assert ends == [1]
+    assert [n for op, _, n in own if op == "attend"] == [4]
+    assert [n for op, _, n in own if op in ("qkv", "q")][-1] == 4
+    assert [n for op, layer, n in lines if op in ("down", "moe_down") and layer == "0"] == [8, 8, 4]
+    first = out.outputs[0].logprobs[0]
+    assert first == shown.outputs[0].logprobs[0]
+    row = np.asarray(whole)[-1].astype(np.float64)
+    for token, entry in first.items():
+        assert abs(entry.logprob - (row[token] - np.logaddexp.reduce(row))) < 1e-5
 
 
 def test_trace_must_be_callable():

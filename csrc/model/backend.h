@@ -140,7 +140,6 @@ struct la_workspace {
     la_rows u;    /* latents: [T, q_rank] what queries are made of */
     la_rows z;    /* latents: [T, H (r + d_rope)] queries, then in the first r what they found */
     la_rows h;    /* [T, F] */
-    la_rows last; /* [logit_rows, D] rows that want logits */
     la_rows logits;   /* [logit_rows, V] */
     la_rows best;     /* [logit_rows, ceil(V/32)] largest logit of every unit, written with them */
     la_mass *mass;    /* [logit_rows][ceil(V/LA_SLICE)] */
@@ -256,8 +255,9 @@ typedef struct la_backend_ops {
     void (*moe_down)(la_ctx *c, int layer, la_rows x);
     /* x += scale * norm(y) */
     void (*add_norm)(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x);
-    /* rows first .. first+n-1 of the batch's wanted rows: copy their tokens' x to `out` */
-    void (*gather)(la_ctx *c, int first, la_rows x, la_rows out);
+    /* Floats of the tokens that the batch wants rows of, in place: row i becomes that of wanted row i, whose
+     * token is i or a later one. */
+    void (*narrow)(la_ctx *c, la_rows rows, int width);
     /* results of wanted rows first .. first+logits.n-1 */
     void (*sample)(la_ctx *c, int first, la_rows logits);
     /* the rows of x that the batch's captures want of this layer; norm.w set: normed. NULL: no captures */

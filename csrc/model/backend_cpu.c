@@ -271,14 +271,18 @@ static void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     la_cpu_barrier(c);
 }
 
-static void gather(la_ctx *c, int first, la_rows x, la_rows out)
+/* Columns are shared out, and rows move down in order: no value is overwritten before it has moved. */
+static void narrow(la_ctx *c, la_rows rows, int width)
 {
-    la_share share;
-    la_cpu_share_begin(c, &share, out.n, NULL);
-    for (int i; la_share_next(&share, 1, &i) != 0;) {
-        int t = c->batch->rows[first + i].token;
-        memcpy(out.p + (int64_t)i * out.ld, x.p + (int64_t)t * x.ld,
-               (size_t)c->m->desc.d_model * sizeof(float));
+    int lines = la_ceil_div(width, 16), from = la_cpu_border(lines, c->tid, c->nth) * 16;
+    int to = la_cpu_border(lines, c->tid + 1, c->nth) * 16;
+    to = to < width ? to : width;
+    for (int i = 0; i < c->batch->n_rows && from < to; i++) {
+        int t = c->batch->rows[i].token;
+        if (t != i) {
+            memcpy(rows.p + (int64_t)i * rows.ld + from, rows.p + (int64_t)t * rows.ld + from,
+                   (size_t)(to - from) * sizeof(float));
+        }
     }
     la_cpu_barrier(c);
 }
@@ -537,7 +541,7 @@ static const la_backend_ops cpu_ops = {
     .moe_up = la_cpu_moe_up,
     .moe_down = la_cpu_moe_down,
     .add_norm = add_norm,
-    .gather = gather,
+    .narrow = narrow,
     .sample = la_cpu_sample,
     .capture = capture,
 };

@@ -13,16 +13,16 @@ enum { ROUTE_ROWS = 16 }; /* tokens routed at once */
 
 /* ---- choice ---------------------------------------------------------------------------------- */
 
-static int is_few(const la_ctx *c)
+static int is_few(int tokens)
 {
-    return c->batch->n_tokens <= LA_CPU_FEW_ROWS;
+    return tokens <= LA_CPU_FEW_ROWS;
 }
 
-static la_routes routes_of(la_ctx *c)
+static la_routes routes_of(la_ctx *c, int tokens)
 {
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    return is_few(c) ? own.routes : c->w->routes;
+    return is_few(tokens) ? own.routes : c->w->routes;
 }
 
 static void choose(la_ctx *c, int layer, const la_routes *to, int first, int n)
@@ -41,11 +41,11 @@ static void choose(la_ctx *c, int layer, const la_routes *to, int first, int n)
     }
 }
 
-static void sort(la_ctx *c, int layer, const la_routes *to)
+static void sort(la_ctx *c, int layer, const la_routes *to, int tokens)
 {
     const la_model_desc *d = &c->m->desc;
-    la_route_sort(to->expert, c->batch->n_tokens * d->n_experts_used, d->n_experts, to->first,
-                  to->row, to->entry);
+    la_route_sort(to->expert, tokens * d->n_experts_used, d->n_experts, to->first, to->row,
+                  to->entry);
     int64_t *load = c->w->expert_load + (int64_t)layer * d->n_experts;
     for (int e = 0; e < d->n_experts && c->tid == 0; e++) {
         load[e] += to->first[e + 1] - to->first[e];
@@ -54,15 +54,15 @@ static void sort(la_ctx *c, int layer, const la_routes *to)
 
 void la_cpu_route(la_ctx *c, int layer, la_rows x)
 {
-    la_routes to = routes_of(c);
+    la_routes to = routes_of(c, x.n);
     la_rows logits = c->w->router;
     la_epilogue store = {.kind = LA_STORE};
     logits.n = x.n;
     la_cpu_linear(c, &c->m->layers[layer].moe->router, x, logits, c->m->layers[layer].ffn_norm,
                   &store);
-    if (is_few(c)) {
+    if (is_few(x.n)) {
         choose(c, layer, &to, 0, x.n);
-        sort(c, layer, &to);
+        sort(c, layer, &to, x.n);
         return;
     }
     la_share share;
@@ -72,7 +72,7 @@ void la_cpu_route(la_ctx *c, int layer, la_rows x)
     }
     la_cpu_barrier(c);
     if (c->tid == 0) {
-        sort(c, layer, &to);
+        sort(c, layer, &to, x.n);
     }
     la_cpu_barrier(c);
 }
@@ -84,6 +84,7 @@ enum { ROUTED = 0, SHARED, KINDS }; /* rows of chosen experts, and of the shared
 /* One of the two products. */
 typedef struct product {
     int layer;
+    int tokens;
     int gate_up;             /* the first */
     const la_matrix *of;     /* [E] */
     const la_matrix *shared; /* NULL: none */
@@ -187,7 +188,7 @@ static void enter_rows(la_ctx *c, product *x, int kind, la_rows in)
         x->v[kind].pitch = (size_t)in.ld * sizeof(float);
         return;
     }
-    if (is_few(c)) {
+    if (is_few(x->tokens)) {
         for (int r = 0; r < in.n; r++) {
             enter_row(c, x, kind, in, r);
         }
@@ -229,7 +230,7 @@ static void plan_product(la_ctx *c, product *x)
         }
     }
     if (x->shared != NULL) {
-        add_group(x, x->shared, SHARED, 0, c->batch->n_tokens);
+        add_group(x, x->shared, SHARED, 0, x->tokens);
     }
     x->at_once =
         la_cpu_units_at_once(c, most * x->v[ROUTED].lanes, x->items, x->of[0].part[0].unit_bytes);
@@ -347,17 +348,18 @@ void la_cpu_moe_up(la_ctx *c, int layer, la_rows in)
     la_cpu_local own;
     la_cpu_local_of(c, &own);
     product x = {.layer = layer,
+                 .tokens = in.n,
                  .gate_up = 1,
                  .of = w->up,
-                 .to = routes_of(c),
+                 .to = routes_of(c, in.n),
                  .out = {c->w->expert_h, c->w->shared_h}};
     x.shared = d->d_shared != 0 ? &w->shared_up : NULL;
-    uint8_t *base = is_few(c) ? own.few : c->w->shared;
+    uint8_t *base = is_few(in.n) ? own.few : c->w->shared;
     base += la_cpu_rows_plan(c, &w->up[0], 0, in.n * d->n_experts_used, base, &x.v[ROUTED]);
     if (x.shared != NULL) {
         la_cpu_rows_plan(c, x.shared, 0, in.n, base, &x.v[SHARED]);
     }
-    if (is_few(c)) {
+    if (is_few(in.n)) {
         enter_tokens(c, &x, in, 0, in.n);
     }
     else {
@@ -408,12 +410,12 @@ void la_cpu_moe_down(la_ctx *c, int layer, la_rows in)
     int pairs = in.n * d->n_experts_used, wide = (int)la_round_up((size_t)d->d_model, 16);
     la_cpu_local own;
     la_cpu_local_of(c, &own);
-    product x = {.layer = layer, .of = w->down, .to = routes_of(c)};
+    product x = {.layer = layer, .tokens = in.n, .of = w->down, .to = routes_of(c, in.n)};
     x.shared = d->d_shared != 0 ? &w->shared_down : NULL;
     float *results = (float *)(void *)(c->w->shared + la_cpu_moe_down_bytes(d, in.n));
     x.out[ROUTED] = (la_rows){results, pairs, wide};
     x.out[SHARED] = (la_rows){results + (int64_t)pairs * wide, in.n, wide};
-    uint8_t *base = is_few(c) ? own.few : c->w->shared;
+    uint8_t *base = is_few(in.n) ? own.few : c->w->shared;
     la_rows h = c->w->expert_h;
     h.n = pairs;
     base += la_cpu_rows_plan(c, &w->down[0], 0, pairs, base, &x.v[ROUTED]);

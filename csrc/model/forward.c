@@ -2,7 +2,9 @@
  *
  * Owns the order of operations and nothing else: what is computed comes from la_model_desc and from
  * which tensors are set (an absent tensor is a feature that is off), how it is computed belongs to the
- * backend. Invariant: all threads make the same calls in the same order. Called by model.c.
+ * backend. What follows the attention of the last layer is computed for the tokens alone whose logits
+ * are wanted: a row depends on no other from there on, and of a prompt it is one row of many. Invariant:
+ * all threads make the same calls in the same order. Called by run.c.
  *
  * Shapes: x [T, D] residual stream, q and a [T, H d], h [T, F], y [T, D] or [T, (H + 2K) d]; of latents
  * z [T, H (r + d_rope)] and a [T, H d_v].
@@ -87,6 +89,36 @@ static void feed_experts(la_ctx *c, int l, la_rows x)
     trace(c, "moe_down", l, x, d->d_model);
 }
 
+/* Does somebody want hidden states of `layer`, as la_request counts them? */
+static int is_shown(const la_ctx *c, int layer)
+{
+    for (int i = 0; i < c->batch->n_captures; i++) {
+        const la_capture *of = &c->batch->captures[i];
+        for (int k = 0; k < of->n_layers; k++) {
+            if (of->layers[k] == layer) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
+/* Rows that layer l is computed for once its keys and values are in the pages. */
+static int rows_left(const la_ctx *c, int l)
+{
+    int L = c->m->desc.n_layers;
+    return l < L - 1 || is_shown(c, L) ? c->batch->n_tokens : c->batch->n_rows;
+}
+
+/* Of as many rows as there are tokens those that are wanted. */
+static la_rows narrow(la_ctx *c, la_rows r, int width)
+{
+    if (0 < c->batch->n_rows && c->batch->n_rows < r.n) {
+        c->b->ops->narrow(c, r, width);
+    }
+    return take(r, c->batch->n_rows);
+}
+
 /* q = rope(norm(x) Wq), KV pages <- k, v, a = attention(q, pages) */
 static void attn_heads(la_ctx *c, int l, la_rows x, la_rows a)
 {
@@ -94,6 +126,9 @@ static void attn_heads(la_ctx *c, int l, la_rows x, la_rows a)
     la_rows q = take(c->w->q, x.n);
     project_heads(c, l, x, q);
     trace(c, "qkv", l, q, d->n_heads * d->d_head);
+    if (rows_left(c, l) == 0) {
+        return;
+    }
     c->b->ops->attend(c, l, q, a);
     trace(c, "attend", l, a, d->n_heads * d->d_head);
 }
@@ -108,6 +143,9 @@ static void attn_mla(la_ctx *c, int l, la_rows x, la_rows a)
     la_rows y = take(c->w->y, x.n), u = take(c->w->u, x.n), z = take(c->w->z, x.n), q = y;
     linear(c, &w->latent.in, x, y, w->attn_norm, (la_epilogue){.kind = LA_STORE});
     c->b->ops->latent(c, l, y, u);
+    if (rows_left(c, l) == 0) {
+        return;
+    }
     if (d->q_rank != 0) {
         q = take(c->w->q, x.n);
         linear(c, &w->latent.q, u, q, plain, (la_epilogue){.kind = LA_STORE});
@@ -122,13 +160,20 @@ static void attn_mla(la_ctx *c, int l, la_rows x, la_rows a)
 static void layer(la_ctx *c, int l)
 {
     const la_layer *w = &c->m->layers[l];
-    int T = c->batch->n_tokens;
-    la_rows x = take(c->w->x, T), a = take(c->w->a, T), h = take(c->w->h, T);
+    int T = c->batch->n_tokens, left = rows_left(c, l);
+    la_rows x = take(c->w->x, T), a = take(c->w->a, T), h = take(c->w->h, left);
 
     const la_model_desc *d = &c->m->desc;
     switch (d->attn) {
     case LA_ATTN_LATENT: attn_mla(c, l, x, a); break;
     default: attn_heads(c, l, x, a); break;
+    }
+    if (left == 0) {
+        return;
+    }
+    if (left < T) {
+        a = narrow(c, a, d->n_heads * (d->attn == LA_ATTN_LATENT ? d->d_v : d->d_head));
+        x = narrow(c, x, d->d_model);
     }
     if (!d->parallel) {
         add_block(c, &w->o, a, w->attn_post_norm, x);
@@ -149,34 +194,26 @@ static void layer(la_ctx *c, int l)
 }
 
 /* Logits of the rows that want them, a tile at a time, so that memory does not grow with the prompt. */
-static void sample(la_ctx *c)
+static void sample(la_ctx *c, la_rows x)
 {
     const la_model *m = c->m;
     const la_matrix *head = m->head.n_parts != 0 ? &m->head : &m->embed;
     la_epilogue epi = {
         .kind = LA_LOGITS, .scale = m->desc.logit_scale, .softcap = m->desc.logit_softcap};
-    for (int first = 0; first < c->batch->n_rows; first += c->w->logit_rows) {
-        int n = c->batch->n_rows - first;
-        n = n < c->w->logit_rows ? n : c->w->logit_rows;
-        la_rows last = take(c->w->last, n), logits = take(c->w->logits, n);
-        c->b->ops->gather(c, first, c->w->x, last);
-        linear(c, head, last, logits, m->final_norm, epi);
+    for (int first = 0; first < x.n; first += c->w->logit_rows) {
+        int n = x.n - first < c->w->logit_rows ? x.n - first : c->w->logit_rows;
+        la_rows tile = {x.p + (int64_t)first * x.ld, n, x.ld}, logits = take(c->w->logits, n);
+        linear(c, head, tile, logits, m->final_norm, epi);
         trace(c, "head", -1, logits, m->desc.n_vocab);
         c->b->ops->sample(c, first, logits);
     }
 }
 
-/* Hidden states of `layer`, as la_request counts them, to whom wants them. */
+/* Hidden states of `layer` to whom wants them. */
 static void show(la_ctx *c, int layer, la_rows x, la_norm norm)
 {
-    for (int i = 0; i < c->batch->n_captures; i++) {
-        const la_capture *of = &c->batch->captures[i];
-        for (int k = 0; k < of->n_layers; k++) {
-            if (of->layers[k] == layer) {
-                c->b->ops->capture(c, layer, x, norm);
-                return;
-            }
-        }
+    if (is_shown(c, layer)) {
+        c->b->ops->capture(c, layer, x, norm);
     }
 }
 
@@ -190,6 +227,9 @@ void la_forward(la_ctx *c)
         show(c, l, x, (la_norm){NULL, NULL});
         layer(c, l);
     }
-    show(c, L, x, c->m->final_norm);
-    sample(c);
+    if (rows_left(c, L - 1) == x.n) {
+        show(c, L, x, c->m->final_norm);
+        x = narrow(c, x, c->m->desc.d_model);
+    }
+    sample(c, take(x, c->batch->n_rows));
 }

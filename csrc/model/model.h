@@ -39,7 +39,7 @@ la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes
 la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);
 void la_workspace_free(la_workspace *w);
 size_t la_workspace_bytes(const la_workspace *w);
-/* Tokens that every expert was given so far, [L][E]; NULL where there are none. */
+/* Tokens that every expert was given so far, [L][E], of the last layer wanted rows alone; NULL: no experts. */
 const int64_t *la_workspace_expert_load(const la_workspace *w);
 
 /* The tokens of one sequence in a step: positions first_pos .. first_pos + n_tokens - 1. */
@@ -52,7 +52,7 @@ typedef struct la_span {
 
 /* One row of logits that is wanted, what to do with it and where results go, in the order of sampling.h. */
 typedef struct la_sample_row {
-    int token; /* index into la_batch.tokens */
+    int token; /* index into la_batch.tokens, above that of the row before */
     int32_t
         target; /* >= 0: report this token's logprob, draw nothing; -1: draw; -2: neither (logits only) */
     int32_t forced; /* >= 0: the "draw", whatever the logits; -1 */

@@ -110,7 +110,6 @@ void la_workspace_layout(const la_backend_ops *ops, const la_model_desc *d, cons
     w->z = carve_rows(w, T, latent ? d->n_heads * wide : 0);
     w->h = carve_rows(w, has_dense_layer(d) ? T : 0, d->d_ffn);
     carve_experts(d, T, w);
-    w->last = carve_rows(w, w->logit_rows, d->d_model);
     w->logits = carve_rows(w, w->logit_rows, d->n_vocab);
     w->best = carve_rows(w, w->logit_rows, la_ceil_div(d->n_vocab, LA_UNIT));
     size_t slices = (size_t)la_ceil_div(d->n_vocab, LA_SLICE);

@@ -44,7 +44,11 @@ class Measuring(Calls):
         return found + expert_tokens(routed, labels)
 
     def expert_load(self) -> np.ndarray:
-        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense."""
+        """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense.
+
+        The last layer's are those whose logits or final hidden states were wanted: of a prompt
+        that is only continued its last token.
+        """
         load = np.frombuffer(self._driver.expert_load(), np.int64)
         return load.reshape(self._config.n_layers, self._config.n_experts)
 

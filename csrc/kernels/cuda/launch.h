@@ -64,11 +64,11 @@ void la_launch_norm_rows(la_rt_stream *s, const la_norm_rows_args *a);
 /* la_device_elements; n up to 2^31 - 1. */
 void la_launch_elements(la_rt_stream *s, const struct la_device_elements *a);
 
-/* out[i] = x[from[i]] */
+/* out[i] = x[from[i]], or x[i] */
 typedef struct la_gather_args {
     const float *x;
     int64_t ldx;
-    const int32_t *from; /* [n] */
+    const int32_t *from; /* [n] or NULL */
     float *out;
     int64_t ldo;
     int n, D;

@@ -154,10 +154,11 @@ LA_KERNEL(la_gather, la_gather_args)
 {
     la_grid_wait();
     la_grid_release();
-    const float *x = a.x + la_ldg(a.from + la_block_x()) * a.ldx;
-    float *out = a.out + la_block_x() * a.ldo;
-    for (int i = la_thread(); i < a.D; i += BLOCK) {
-        la_stg(out + i, la_ldg(x + i));
+    int i = la_block_x(), from = a.from != NULL ? la_ldg(a.from + i) : i;
+    const float *x = a.x + from * a.ldx;
+    float *out = a.out + i * a.ldo;
+    for (int k = la_thread(); k < a.D; k += BLOCK) {
+        la_stg(out + k, la_ldg(x + k));
     }
 }
 
