@@ -238,11 +238,14 @@ def test_pick(device: Device) -> None:
 
 def test_gather(device: Device) -> None:
     x, out = rows(4, 72, 80, 9), device.put(rows(3, 72, 75, 0, np.nan))
-    args = Gather(device.put(x), 80, device.put(np.array([3, 3, 0], np.int32)), out, 75, 3, 72)
-    device.launch("gather", args)
-    found = device.get(out)
-    assert np.array_equal(found[:, :72], x[[3, 3, 0], :72])
-    assert np.isnan(found[:, 72:]).all()
+    source, third = device.put(x), device.put(rows(3, 72, 90, 0, np.nan))
+    picked = device.put(np.array([3, 3, 0], np.int32))
+    device.launch("gather", Gather(source, 80, picked, out, 75, 3, 72))
+    device.launch("gather", Gather(out, 75, None, third, 90, 3, 72))  # rows in their order
+    for at in (out, third):
+        found = device.get(at)
+        assert np.array_equal(found[:, :72], x[[3, 3, 0], :72])
+        assert np.isnan(found[:, 72:]).all()
 
 
 # ---- heads and attention -------------------------------------------------------------------------

@@ -73,8 +73,8 @@ def rows_of(line: str) -> tuple[str, str, int]:
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt_neox", "qwen3_moe", "deepseek_v3"])
 def test_the_last_layer_goes_on_with_wanted_rows(family, tmp_path, capfd, monkeypatch):
-    """Steps of 8, 8 and 4 tokens; of the first two nothing is wanted once their keys are stored. With
-    hidden states of the last layer all rows are, and what is drawn is the same."""
+    """Steps of 8, 8 and 4 tokens; of the first two nothing is wanted once their keys are stored.
+    With hidden states of the last layer all rows are, and what is drawn is the same."""
     folder = tiny.make_checkpoint(family, tmp_path, seed=3)
     ids = list(range(20))
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=5)

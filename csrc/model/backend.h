@@ -308,7 +308,7 @@ typedef struct la_host_api {
 /* Both sides must have been compiled from the same structures: a number to raise when one changes its meaning, and
  * their sizes, which notice most of what is forgotten. */
 enum {
-    LA_BACKEND_ABI = (4 << 24) +
+    LA_BACKEND_ABI = (5 << 24) +
     (int)(sizeof(la_backend_ops) + LA_DEVICE_ABI + sizeof(la_host_api)) * 1024 +
     (int)(sizeof(struct la_model) + sizeof(la_layer) + sizeof(struct la_workspace) +
           sizeof(la_batch) + sizeof(la_sample_row) + sizeof(la_capture) + sizeof(la_span) +
