@@ -123,6 +123,28 @@ def test_command_line(tmp_path, capsys):
     assert "none.txt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["ppl", "compress"])
+def test_a_picture_is_made_or_refused_before_the_work(what, tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    folder = str(letters.write_model(tmp_path))
+    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for text in texts:
+        text.write_text("abc abc")
+    command = ["eval", what, "--model", folder, "--chunk", "16", *map(str, texts), "--plot"]
+    picture = tmp_path / "out.svg"
+    assert cli.main([*command, str(picture)]) == 0
+    drawn = picture.read_text()
+    assert drawn.lstrip().startswith("<?xml")
+    value = capsys.readouterr().out.splitlines()[1].split()[-1]
+    assert f"<!-- {float(value):.4g} -->" in drawn  # the texts of an svg stand beside their paths
+    for name, reason in (("out.what", "expected a name"), ("none/out.png", "folder")):
+        assert cli.main([*command, str(tmp_path / name)]) == 1
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert "plot" in said.err
+        assert reason in said.err
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen3", "phi3"])
 def test_read_arrays_gives_the_same_model(family, tmp_path):
     folder = tiny.make_checkpoint(family, tmp_path / family, seed=4)

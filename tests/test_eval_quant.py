@@ -14,6 +14,7 @@ import tiny
 from llmaccel import LLM, RequestError, UnsupportedError, cli, load_tokenizer, read_arrays
 from llmaccel.eval import read_documents
 from llmaccel.eval.fake import FakeModel, Rounding, rounded
+from llmaccel.eval.pictures import plot_cells
 from llmaccel.eval.quant import (
     Cell,
     Grid,
@@ -285,7 +286,5 @@ def test_command_line_and_plot(folder, shared_data, tmp_path, capsys):
     with table.open() as file:
         assert [row["kv"] for row in csv.DictReader(file)] == ["16", "4", "16", "4"]
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from llmaccel.eval.quant import plot
-
-    plot([Cell(16, 16, 16, 4.0, 4.0, 4.0), Cell(4, 16, 16, 5.0)], picture)
+    plot_cells([Cell(16, 16, 16, 4.0, 4.0, 4.0), Cell(4, 16, 16, 5.0)], picture)
     assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -18,10 +18,12 @@ from typing import Any
 from llmaccel import LoadError, UnsupportedError
 from llmaccel.eval.compress import compress, decompress
 from llmaccel.eval.measure import Measured, measure, read_documents
+from llmaccel.eval.pictures import check_picture, plot_bars, plot_cells
 
 AddModel = Callable[..., None]
 OpenModel = Callable[[argparse.Namespace], Any]
 
+# The last column of each is what a picture shows.
 _COLUMNS: dict[str, dict[str, Callable[[Measured], float]]] = {
     "ppl": {
         "documents": lambda m: m.n_documents,
@@ -34,9 +36,9 @@ _COLUMNS: dict[str, dict[str, Callable[[Measured], float]]] = {
         "documents": lambda m: m.n_documents,
         "bytes": lambda m: m.n_bytes,
         "tokens": lambda m: m.n_tokens,
-        "bits per byte": lambda m: m.bits_per_byte,
         "bits per char": lambda m: m.bits_per_char,
         "rate %": lambda m: m.rate,
+        "bits per byte": lambda m: m.bits_per_byte,
     },
 }
 
@@ -85,8 +87,13 @@ def _configure_measure(
     parser.add_argument("--stride", type=int, help="tokens between windows; default: chunk")
     parser.add_argument("--limit", type=int, help="documents of a file at most")
     parser.add_argument("--no-bos", action="store_true", help="start texts with their own token")
-    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the table there too")
+    _add_outputs(parser)
     parser.set_defaults(run=lambda args: _measure(args, open_model, _COLUMNS[what]))
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the table there too")
+    parser.add_argument("--plot", type=Path, metavar="OUT", help="picture; needs matplotlib")
 
 
 def _measure(
@@ -94,6 +101,8 @@ def _measure(
     open_model: OpenModel,
     columns: dict[str, Callable[[Measured], float]],
 ) -> int:
+    if args.plot is not None:
+        check_picture(args.plot)
     texts = [(name, read_documents([name], args.limit)) for name in args.files]
     rows = []
     with open_model(args) as llm:
@@ -105,6 +114,8 @@ def _measure(
     print_table(["file", *columns], rows)
     if args.csv is not None:
         write_csv(args.csv, ["file", *columns], rows)
+    if args.plot is not None:
+        plot_bars([row[0] for row in rows], [row[-1] for row in rows], [*columns][-1], args.plot)
     return 0
 
 
@@ -153,8 +164,7 @@ def _configure_quant(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunk", type=int, help="tokens of a window")
     parser.add_argument("--tokens", type=int, default=4096, help="of the texts at most")
     parser.add_argument("--no-kernels", action="store_true", help="leave out the real kernels")
-    parser.add_argument("--csv", type=Path, metavar="OUT", help="write the table there too")
-    parser.add_argument("--plot", type=Path, metavar="OUT", help="picture; needs matplotlib")
+    _add_outputs(parser)
     parser.set_defaults(run=_quant)
 
 
@@ -166,8 +176,10 @@ def _bits(text: str) -> list[int]:
 
 
 def _quant(args: argparse.Namespace) -> int:
-    from llmaccel.eval.quant import Grid, plot, run_grid
+    from llmaccel.eval.quant import Grid, run_grid
 
+    if args.plot is not None:
+        check_picture(args.plot)
     grid = Grid(
         w_bits=args.w,
         a_bits=args.a,
@@ -193,7 +205,7 @@ def _quant(args: argparse.Namespace) -> int:
     if args.csv is not None:
         write_csv(args.csv, head, rows)
     if args.plot is not None:
-        plot(cells, args.plot)
+        plot_cells(cells, args.plot)
     return 0
 
 

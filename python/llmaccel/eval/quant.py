@@ -4,7 +4,7 @@ Owns the grid of Qllm-Eval and what stands beside it. A cell is fake quantizatio
 study's rule, asymmetric groups, so it is the format's cost. Where the engine has kernels for its
 bits, weights of the same codes, scales and zero points run through them; rows and cache of 8 bits
 they round by a rule of their own (KernelRule), so that rule is computed too, in fp64, and what
-differs between it and the kernels is their arithmetic. Plots need matplotlib (extra `plot`).
+differs between it and the kernels is their arithmetic.
 
 Called by command.py and by users.
 """
@@ -240,31 +240,3 @@ def _bit_stream(codes: np.ndarray, bits: int) -> np.ndarray:
     flat = ones.reshape(len(codes), -1)
     flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 32)))
     return np.packbits(flat, axis=1, bitorder="little").view("<i4")
-
-
-# ---- the picture ---------------------------------------------------------------------------------
-
-
-def plot(cells: Sequence[Cell], path: str | Path) -> None:
-    """Perplexity over bits of weights, a line for each pair of activations and cache; kernels as
-    crosses. UnsupportedError without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UnsupportedError(f"plot: {error}; pip install 'llmaccel[plot]'") from None
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
-    bits = sorted({cell.w for cell in cells}, reverse=True)
-    for a, kv in sorted({(cell.a, cell.kv) for cell in cells}, reverse=True):
-        line = [cell for cell in cells if (cell.a, cell.kv) == (a, kv)]
-        places = [bits.index(cell.w) for cell in line]
-        drawn = axes.plot(places, [c.perplexity for c in line], "o-", label=f"A{a} KV{kv}")
-        real = [(at, c.kernels) for at, c in zip(places, line, strict=True) if c.kernels]
-        if real:
-            axes.plot(*zip(*real, strict=True), "x", color=drawn[0].get_color())
-    axes.set_xticks(range(len(bits)), [f"W{b}" for b in bits])
-    axes.set_ylabel("perplexity (crosses: kernels)")
-    axes.set_yscale("log")
-    axes.grid(alpha=0.3)
-    axes.legend(ncols=2, fontsize="small")
-    figure.savefig(path)
