@@ -20,7 +20,7 @@ def struct(name: str, fields: str) -> type[ctypes.Structure]:
 Embed = struct("Embed", "table:p ids:p out:p ldo:l n:i D:i half:i add:i scale:f")
 Enter = struct("Enter", "x:p ldx:l w:p b:p out:p n:i D:i half:i norm:i eps:f")
 AddNorm = struct("AddNorm", "y:p ldy:l w:p b:p x:p ldx:l n:i D:i norm:i eps:f scale:f")
-NormRows = struct("NormRows", "x:p w:p b:p out:p n:i D:i norm:i eps:f")
+NormRows = struct("NormRows", "x:p ldx:l w:p b:p out:p ldo:l n:i D:i norm:i eps:f")
 Elements = struct("Elements", "x:p y:p out:p n:i op:i act:i scale:f cap:f")
 Gather = struct("Gather", "x:p ldx:l from_:p out:p ldo:l n:i D:i")
 Heads = struct(

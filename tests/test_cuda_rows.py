@@ -190,16 +190,19 @@ def test_add_norm(device: Device, kind: int) -> None:
 @pytest.mark.parametrize("in_place", [0, 1])
 @pytest.mark.parametrize("kind", [RMS, LAYER])
 def test_norm_rows(device: Device, kind: int, in_place: int) -> None:
-    n, D = 3, 300
-    x, w, b = rows(n, D, D, 6), rows(1, D, D, 8)[0], rows(1, D, D, 3)[0]
+    n, D, ldx = 3, 300, 310
+    ldo = ldx if in_place else 305
+    x, w, b = rows(n, D, ldx, 6), rows(1, D, D, 8)[0], rows(1, D, D, 3)[0]
     at = device.put(x)
-    out = at if in_place else device.put(np.full((n, D), np.nan, np.float32))
-    args = NormRows(at, device.put(w), device.put(b), out, n, D, kind, 1e-6)
+    out = at if in_place else device.put(np.full((n, ldo), np.nan, np.float32))
+    args = NormRows(at, ldx, device.put(w), device.put(b), out, ldo, n, D, kind, 1e-6)
     if kind == RMS:
         args.b = None
     device.launch("norm_rows", args)
-    want = normed(x, kind, w, b if kind == LAYER else None, 1e-6)
-    assert np.allclose(device.get(out), want, rtol=1e-5, atol=1e-5)
+    want = normed(x[:, :D], kind, w, b if kind == LAYER else None, 1e-6)
+    found = device.get(out)
+    assert np.allclose(found[:, :D], want, rtol=1e-5, atol=1e-5)
+    assert np.isnan(found[:, D:]).all()
 
 
 ADDED, GATED = 2, 4  # LA_ELEMENT_ADD, LA_ELEMENT_ACT_MUL

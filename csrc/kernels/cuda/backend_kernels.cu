@@ -119,7 +119,7 @@ la_status check_cache(const la_cuda *cuda, const la_device_cache *c)
 la_status la_cuda_norm(la_backend *b, const la_device_norm *a)
 {
     la_cuda_turn turn(b);
-    la_norm_rows_args r = {a->x, a->w, a->b, a->out, a->n, a->D, a->kind, a->eps};
+    la_norm_rows_args r = {a->x, a->D, a->w, a->b, a->out, a->D, a->n, a->D, a->kind, a->eps};
     la_launch_norm_rows(turn.cuda->s, &r);
     return asked(turn);
 }

@@ -47,23 +47,12 @@ static void fetch(la_cuda *cuda, la_cuda_states *own, la_rows x, int D, float *o
 /* norm(x) in rows that nobody needs between two layers. */
 static la_rows normed(const la_ctx *c, la_rows x, la_norm norm)
 {
-    la_cuda *cuda = la_cuda_of(c->b);
+    const la_model_desc *d = &c->m->desc;
     la_rows y = c->w->y;
-    la_add_norm_args a = {};
+    la_norm_rows_args a = {x.p,  x.ld, norm.w,     norm.b,  y.p,
+                           y.ld, x.n,  d->d_model, d->norm, d->norm_eps};
+    la_launch_norm_rows(la_cuda_of(c->b)->s, &a);
     y.n = x.n;
-    la_rt_fill(cuda->s, y.p, 0, (size_t)y.n * (size_t)y.ld * sizeof(float));
-    a.y = x.p;
-    a.ldy = x.ld;
-    a.w = norm.w;
-    a.b = norm.b;
-    a.x = y.p;
-    a.ldx = y.ld;
-    a.n = x.n;
-    a.D = c->m->desc.d_model;
-    a.norm = c->m->desc.norm;
-    a.eps = c->m->desc.norm_eps;
-    a.scale = 1.0f;
-    la_launch_add_norm(cuda->s, &a);
     return y;
 }
 

@@ -54,8 +54,11 @@ void la_launch_add_norm(la_rt_stream *s, const la_add_norm_args *a);
 
 /* out = norm(x); x and out may be one. */
 typedef struct la_norm_rows_args {
-    const float *x, *w, *b; /* [n][D], [D], [D] or NULL */
-    float *out;             /* [n][D] */
+    const float *x;
+    int64_t ldx;
+    const float *w, *b; /* [D], [D] or NULL */
+    float *out;
+    int64_t ldo;
     int n, D, norm;
     float eps;
 } la_norm_rows_args;

@@ -127,8 +127,8 @@ LA_KERNEL(la_norm_rows, la_norm_rows_args)
 {
     la_grid_wait();
     la_grid_release();
-    const float *x = a.x + (int64_t)la_block_x() * a.D;
-    float *out = a.out + (int64_t)la_block_x() * a.D;
+    const float *x = a.x + la_block_x() * a.ldx;
+    float *out = a.out + la_block_x() * a.ldo;
     la_row_norm n = row_norm(x, a.D, a.norm, a.eps, a.w, a.b);
     for (int i = la_thread(); i < a.D; i += BLOCK) {
         la_stg(out + i, normed(&n, la_ldg(x + i), i));
