@@ -13,7 +13,15 @@ import tiny
 from safetensors.numpy import load_file
 from test_cuda_backend import checkpoint, counts, open_on, prompts
 
-from llmaccel import LLM, LLMAccelError, PoolingParams, SamplingParams, Tensor
+from llmaccel import (
+    LLM,
+    LLMAccelError,
+    PoolingParams,
+    RequestError,
+    SamplingParams,
+    Tensor,
+    UnsupportedError,
+)
 
 emulated, nothing_stays = cuda.emulated, cuda.nothing_stays
 IDS = [*range(3, 71), 200, 41]
@@ -231,3 +239,17 @@ def test_sleep_gives_the_devices_memory_back(tmp_path: Path, emulated: str) -> N
 def free(llm: LLM) -> int:
     """Bytes of the device that nobody has."""
     return llm._backend.info["memory_free"]
+
+
+def test_weights_and_pages_are_not_shown(tmp_path: Path, emulated: str) -> None:
+    """Names are, and the model goes on."""
+    with open_on(checkpoint("llama", tmp_path), "cuda") as llm:
+        name = llm.weight_names()[0]
+        with pytest.raises(UnsupportedError, match="weight: not on backend='cuda'"):
+            llm.weight(name)
+        with pytest.raises(RequestError, match="name: 'lm' is no weight"):
+            llm.weight("lm")
+        future = llm.submit({"prompt_token_ids": IDS}, SamplingParams(max_tokens=64, n=1))
+        with pytest.raises(UnsupportedError, match="kv_pages"):
+            llm.kv_pages(future)
+        assert len(future.result().outputs[0].token_ids) > 0
