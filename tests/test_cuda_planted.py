@@ -131,8 +131,8 @@ PLANTED = [
     ),
     Planted(
         *("rows.cu", "no wait for the predecessor"),
-        "    la_grid_wait();\n    la_grid_release();\n    const float *x = a.x + la_ldg",
-        "    const float *x = a.x + la_ldg",
+        "    la_grid_wait();\n    la_grid_release();\n    int i = la_block_x(), from",
+        "    int i = la_block_x(), from",
         rows.test_gather,
         "writes global memory before la_grid_wait",
     ),
@@ -144,7 +144,11 @@ PLANTED = [
     ),
     Planted("elements.cu", "values of the first row", "i / a.k * a.V + id", "id", rows.test_pick),
     Planted("elements.cu", "a block of them", "* BLOCK * EACH + la", "* BLOCK + la", elements),
-    Planted("elements.cu", "beyond the end", "if (i < a.n) {", "if (i < a.n + 2) {", elements),
+    Planted(
+        *("elements.cu", "beyond the end", "if (i < a.n) {", "if (i < a.n + 2) {"),
+        elements,
+        "is in no registered allocation",
+    ),
     Planted(
         "elements.cu",
         "factor on the other",

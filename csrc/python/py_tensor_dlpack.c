@@ -127,7 +127,9 @@ static int import_layout(const py_tensor_source *from, py_tensor *self, const la
                         from->name);
         return -1;
     }
-    self->data = t->data != NULL ? (char *)t->data + t->byte_offset : NULL;
+    /* as numbers: an offset that is not to be believed may pass the end of addresses */
+    uintptr_t at = (uintptr_t)t->data + (uintptr_t)t->byte_offset;
+    self->data = t->data != NULL ? (void *)at : NULL;
     return py_tensor_check_address(from, self) < 0 ? -1 : check_reach(from, self);
 }
 
