@@ -31,9 +31,11 @@ Heads = struct(
 )
 Attend = struct(
     "Attend",
-    "q:p ldq:l out:p ldo:l pos:p table:p first:p sinks:p items:p partial:p base:p page_bytes:l "
-    "head_bytes:l k_bytes:l n:i n_heads:i n_kv_heads:i d:i window:i scale:f softcap:f",
+    "q:p ldq:l out:p ldo:l pos:p table:p first:p sinks:p items:p partial:p tiles:p base:p "
+    "page_bytes:l head_bytes:l k_bytes:l n:i n_heads:i n_kv_heads:i d:i n_tiles:i window:i scale:f "
+    "softcap:f",
 )
+AttendDevice = struct("AttendDevice", "n_sms:i smem:i")
 Chunks = struct("Chunks", "pos:p items:p n:i")
 Product = struct(
     "Product",

@@ -19,6 +19,7 @@ from emulator import KERNELS, bf16, from_bf16
 from launches import (
     AddNorm,
     Attend,
+    AttendDevice,
     Chunks,
     Elements,
     Embed,
@@ -78,6 +79,15 @@ class Device:
 
 @pytest.fixture(params=SEEDS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(request.param))
+    made = Device()
+    yield made
+    made.rt.lib.la_rt_close(made.rt.rt)
+
+
+@pytest.fixture(params=[0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (3, 8))])
+def calm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """The same, for cases whose order and delay a smaller one has seen."""
     monkeypatch.setenv("LLMACCEL_EMU_KERNELS", str(request.param))
     made = Device()
     yield made
@@ -338,7 +348,10 @@ def test_a_grid_of_too_many_heads_is_a_fault(device: Device) -> None:
         device.launch("heads", args)
 
 
-def attention(q, k, v, *, scale, window, softcap, sink):
+CHUNK = 256
+
+
+def exact(q, k, v, *, window, softcap, sink, scale=0.3):
     """One head's token: q [d], k and v [tokens, d], the last being its own."""
     s = (k @ q).astype(np.float64) * scale
     s = softcap * np.tanh(s / softcap) if softcap else s
@@ -349,47 +362,167 @@ def attention(q, k, v, *, scale, window, softcap, sink):
     return e @ v / mass
 
 
+def rounded(q, k, v, *, window, softcap, sink, scale=0.3):
+    """The same as the kernel rounds it: q, and weights under the largest score so far of a chunk."""
+    s = k.astype(np.float64) @ from_bf16(bf16(q)).astype(np.float64) * scale
+    s = softcap * np.tanh(s / softcap) if softcap else s
+    s[: -window if window else 0] = -np.inf
+    all_o, all_sum, all_top = np.zeros(len(q)), 0.0, -np.inf
+    for start in range(0, len(k), CHUNK):
+        o, mass, top = np.zeros(len(q)), 0.0, -np.inf
+        for at in range(start, min(start + CHUNK, len(k)), PAGE):
+            page = slice(at, min(at + PAGE, start + CHUNK))
+            old, top = top, max(top, s[page].max())
+            if top == -np.inf:
+                continue
+            p = from_bf16(bf16(np.exp(s[page] - top).astype(np.float32))).astype(np.float64)
+            fade = np.exp(old - top)
+            o, mass = o * fade + p @ v[page], mass * fade + p.sum()
+        old, all_top = all_top, max(all_top, top)
+        if all_top > -np.inf:
+            a, b = np.exp(old - all_top), np.exp(top - all_top)
+            all_o, all_sum = all_o * a + o * b, all_sum * a + mass * b
+    return all_o / (all_sum + (np.exp(sink - all_top) if sink is not None else 0.0))
+
+
+class Scene:
+    """Queries of the last tokens of some sequences, whose pages lie in no order among NaN.
+
+    runs: (tokens of the sequence, of those with queries). What no query counts is NaN, and pages
+    that none reads are not in the tables.
+    """
+
+    def __init__(self, device: Device, runs: list[tuple[int, int]], H: int, K: int, d: int) -> None:
+        self.device, self.runs, self.H, self.K, self.d = device, runs, H, K, d
+        self.n = sum(n for _, n in runs)
+        self.rng = np.random.default_rng(13)
+        self.q = rows(self.n, H * d, H * d + 4, 14)
+        self.at = device.put(self.q)
+
+    def fill(self, window: int) -> None:
+        """Pages and tables."""
+        needs = [-(-length // PAGE) for length, _ in self.runs]
+        order = self.rng.permutation(sum(needs) + 3)
+        codes = np.full((len(order), 2, self.K, 2, PAGE, self.d), 0x7FC0, np.uint16)
+        tables, self.first, self.pos, self.kv = [], [], [], []
+        for (length, n), pages in zip(self.runs, needs, strict=True):
+            start = sum(map(len, tables))
+            begin = max(0, length - n - window + 1) if window else 0
+            kv = from_bf16(bf16(self.rng.normal(size=(length, self.K, 2, self.d))))
+            table = order[start : start + pages].copy()
+            for t in range(begin, length):
+                codes[table[t // PAGE], 1, :, :, t % PAGE] = bf16(kv[t])
+            table[: begin // PAGE] = -1
+            tables.append(table)
+            self.kv.append(kv)
+            self.first += [start] * n
+            self.pos += range(length - n, length)
+        one = PAGE * self.d * 2
+        base = self.device.put(codes) + self.K * 2 * one
+        self.pages = (base, 4 * self.K * one, 2 * one, one)
+        numbers = (self.pos, np.concatenate(tables), self.first)
+        self.numbers = [self.device.put(np.array(x, np.int32)) for x in numbers]
+
+    def tiles(self) -> np.ndarray:
+        """As backend_attend.cu makes them, of 64 rows."""
+        made, token, group = [], 0, self.H // self.K
+        for _, n in self.runs:
+            made += [(token, n, row) for row in range(0, n * group, 64)][::-1]
+            token += n
+        return np.array(made, np.int32)
+
+    def run(self, form: str, sink: int | None = None, *, smem: int = 232448, **options) -> np.ndarray:
+        """[n, H, d]. form: rows of a token in a block, of several ("tiles"), or chunks dealt out."""
+        device, H, K, d = self.device, self.H, self.K, self.d
+        out = device.put(rows(self.n, H * d, H * d + 3, 0, np.nan))
+        args = Attend(
+            *(self.at, H * d + 4, out, H * d + 3, *self.numbers, sink, None, None, None),
+            *(*self.pages, self.n, H, K, d, 0, options["window"], 0.3, options["softcap"]),
+        )
+        if form == "tiles":
+            tiles = self.tiles()
+            args.tiles, args.n_tiles = device.put(tiles), len(tiles)
+        if form == "dealt":
+            items, chunks = device.put(np.full(self.n + 1, -1, np.int32)), np.array(self.pos) // CHUNK
+            device.launch("chunks", Chunks(self.numbers[0], items, self.n))
+            assert device.get(items)[-1] == (chunks + 1).sum()
+            room = np.full(((chunks + 1).sum(), H, d + 2), np.nan, np.float32)
+            args.items, args.partial = items, device.put(room)
+        device.launch("attend_paged", args, ctypes.byref(AttendDevice(2, smem)))
+        found = device.get(out)
+        assert np.isnan(found[:, H * d :]).all()
+        return found[:, : H * d].reshape(self.n, H, d)
+
+
+def check_attend(device: Device, *, runs, H, K, d, window=0, softcap=0.0, sinks=0) -> None:
+    """Near both references, and the same bits in every form."""
+    scene = Scene(device, runs, H, K, d)
+    scene.fill(window)
+    sink = scene.rng.normal(size=H).astype(np.float32)
+    at, options = device.put(sink) if sinks else None, {"window": window, "softcap": softcap}
+    found = scene.run("tiles", at, **options)
+    for form in ["tokens", "dealt"] if scene.n <= 32 else ["tokens"]:
+        assert np.array_equal(scene.run(form, at, **options), found), form
+    assert np.array_equal(scene.run("tiles", at, smem=101376, **options), found), "one stage"
+    want, near, t = np.empty(found.shape), np.empty(found.shape), 0
+    for kv, (length, n) in zip(scene.kv, runs, strict=True):
+        for pos in range(length - n, length):
+            for h in range(H):
+                k, v = kv[: pos + 1, h * K // H].swapaxes(0, 1)
+                given = {**options, "sink": sink[h] if sinks else None}
+                q = scene.q[t, h * d : (h + 1) * d]
+                want[t, h], near[t, h] = exact(q, k, v, **given), rounded(q, k, v, **given)
+            t += 1
+    size = np.linalg.norm(want, axis=2, keepdims=True)
+    assert (np.abs(found - near) <= 1e-3 * size).all()
+    assert np.linalg.norm(found - near) <= 1e-4 * np.linalg.norm(want)
+    assert np.linalg.norm(found - want) <= 1e-2 * np.linalg.norm(want)
+
+
 @pytest.mark.parametrize(
     ("H", "K", "d", "window", "softcap", "sinks"),
     [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1), (4, 2, 8, 300, 0.0, 1)],
 )
 def test_attend(device: Device, *, H, K, d, window, softcap, sinks) -> None:
-    """Two tokens of one chunk, one of three; a block a token, and chunks dealt out: equal bits."""
-    rng = np.random.default_rng(13)
-    lengths, tables = [1, 65, 590], [[3], [1, 5], [0, 4, 2, 6, 7, 8, 9, 12, 11, 10]]
-    codes = np.full((13, 2, K, 2, PAGE, d), 0x7FC0, np.uint16)  # NaN where nothing was stored
-    for length, table in zip(lengths, tables, strict=True):
-        for t in range(length):
-            codes[table[t // PAGE], 1, :, :, t % PAGE] = bf16(rng.normal(size=(K, 2, d)))
-    base, one = device.put(codes), PAGE * d * 2
-    q, out = rows(3, H * d, H * d + 4, 14), device.put(rows(3, H * d, H * d, 0, np.nan))
-    again, items = (
-        device.put(rows(3, H * d, H * d, 0, np.nan)),
-        device.put(np.full(4, -1, np.int32)),
-    )
-    sink = rng.normal(size=H).astype(np.float32)
-    flat = np.array([page for table in tables for page in table], np.int32)
-    first, pos = np.array([0, 1, 3], np.int32), device.put(np.array(lengths, np.int32) - 1)
-    args = Attend(
-        *(device.put(q), H * d + 4, out, H * d, pos),
-        *(device.put(flat), device.put(first), device.put(sink) if sinks else None, None, None),
-        *(base + K * 2 * one, 4 * K * one, 2 * one, one, 3, H, K, d, window, 0.3, softcap),
-    )
-    device.launch("attend_paged", args, 4)
-    device.launch("chunks", Chunks(pos, items, 3))
-    assert device.get(items).tolist() == [0, 1, 2, 5]
-    args.out, args.items = again, items
-    args.partial = device.put(np.full((5, H, d + 2), np.nan, np.float32))
-    device.launch("attend_paged", args, 4)
-    found, kv = device.get(out), from_bf16(codes)
-    assert np.array_equal(device.get(again), found)
-    for t, (length, table) in enumerate(zip(lengths, tables, strict=True)):
-        for h in range(H):
-            k, v = np.concatenate([kv[p, 1, h // (H // K)] for p in table], axis=1)[:, :length]
-            row = q[t, h * d : (h + 1) * d]
-            mass = sink[h] if sinks else None
-            want = attention(row, k, v, scale=0.3, window=window, softcap=softcap, sink=mass)
-            assert np.allclose(found[t, h * d : (h + 1) * d], want, rtol=1e-4, atol=1e-5)
+    """Tokens of one chunk and of two, and some that follow each other over a chunk's end."""
+    runs = [(1, 1), (65, 1), (258, 3)]
+    options = {"window": window, "softcap": softcap, "sinks": sinks}
+    check_attend(device, runs=runs, H=H, K=K, d=d, **options)
+
+
+@pytest.mark.parametrize(
+    ("H", "K", "d"),
+    [(7, 1, 96), (2, 1, 128), (5, 1, 256), (2, 2, 18), (2, 1, 80), (20, 1, 16), (70, 1, 8)],
+)
+def test_attend_heads(calm: Device, H: int, K: int, d: int) -> None:
+    """Head sizes with and without a tail, groups that tiles cut and such as are more than one."""
+    check_attend(calm, runs=[(130, 12), (66, 1)], H=H, K=K, d=d)
+
+
+def test_attend_more_chunks_than_are_read_at_once(calm: Device) -> None:
+    check_attend(calm, runs=[(9 * CHUNK + 1, 2), (17 * CHUNK, 1)], H=2, K=1, d=16)
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 65, 256, 257])
+def test_attend_at_a_windows_edge(calm: Device, window: int) -> None:
+    """The first token that goes, and those about it."""
+    check_attend(calm, runs=[(window + 3, 4), (window, 1)], H=3, K=1, d=32, window=window)
+
+
+def test_attend_company_changes_nothing(calm: Device) -> None:
+    """A token alone has the bits that it has at the end of 40, which several tiles share."""
+    scene = Scene(calm, [(300, 40)], 4, 2, 40)
+    scene.fill(0)
+    together = scene.run("tiles", window=0, softcap=0.0)
+    kept, shape = scene.numbers, (scene.n, scene.at)
+    for t in (0, 20, 39):
+        scene.n, scene.runs, scene.pos = 1, [(scene.pos[t] + 1, 1)], scene.pos
+        own = [np.array([x], np.int32) for x in (261 + t - 1, 0)]
+        scene.numbers = [calm.put(own[0]), kept[1], calm.put(own[1])]
+        scene.at = shape[1] + t * (4 * 40 + 4) * 4
+        for form in ("tokens", "tiles"):
+            alone = scene.run(form, window=0, softcap=0.0)
+            assert np.array_equal(alone[0], together[t])
 
 
 # ---- products ------------------------------------------------------------------------------------

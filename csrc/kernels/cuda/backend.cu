@@ -28,6 +28,8 @@ struct step_layout {
 struct step_room {
     step_layout at;
     la_cuda_attend_room attend;
+    size_t tiles; /* where those of the step are, behind its tables; n_tiles 0: tokens have their own */
+    int n_tiles;
     uint8_t *pinned[2];       /* [at.bytes], of steps in turns */
     la_rt_event *done[2];     /* their results are on the host */
     const la_batch *batch[2]; /* of those under way */
@@ -73,6 +75,11 @@ la_status alive(la_backend *b)
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
+int group_of(const la_model_desc *d)
+{
+    return d->n_kv_heads > 0 ? d->n_heads / d->n_kv_heads : 0;
+}
+
 step_layout layout_of(const la_model_desc *d, const la_limits *limits)
 {
     step_layout at;
@@ -85,7 +92,8 @@ step_layout layout_of(const la_model_desc *d, const la_limits *limits)
     at.first = 3 * one;
     at.rows = 4 * one;
     at.tables = 5 * one;
-    at.bytes = at.tables + round_up(n_seqs * pages * 4, 256);
+    size_t tiles = la_cuda_attend_most(limits->max_batch_tokens, group_of(d));
+    at.bytes = at.tables + round_up(n_seqs * pages * 4 + tiles * sizeof(la_attend_tile), 256);
     at.draws = la_draws_layout_of(d, limits, at.bytes);
     size_t tile = LA_LOGIT_ROWS, rows = T < tile ? T : tile;
     size_t linear = la_cuda_linear_bytes(d, limits->max_batch_tokens);
@@ -179,6 +187,18 @@ const int32_t *on_device(const la_ctx *c, size_t at)
     return array_at(c->w->shared, at);
 }
 
+/* The tiles of a step that runs as it is, to pinned memory at own->tiles. */
+void make_tiles(step_room *own, const la_ctx *c, uint8_t *pinned)
+{
+    la_attend_tile *to = reinterpret_cast<la_attend_tile *>(pinned + own->tiles);
+    own->n_tiles = 0;
+    for (int s = 0; s < c->batch->n_spans; s++) {
+        const la_span *span = &c->batch->spans[s];
+        own->n_tiles += la_cuda_attend_tiles(to + own->n_tiles, span->first_token, span->n_tokens,
+                                             group_of(&c->m->desc));
+    }
+}
+
 /* What kernels read of the batch, to the device, and rows that fill it up to `size` tokens. */
 void upload_batch(la_cuda *cuda, const la_ctx *c, int size)
 {
@@ -210,7 +230,13 @@ void upload_batch(la_cuda *cuda, const la_ctx *c, int size)
         page[t] = -1;
         rows[t] = t;
     }
-    la_rt_copy(cuda->s, c->w->shared, pinned, own->at.tables + (size_t)n * 4, LA_RT_IN);
+    own->tiles = own->at.tables + (size_t)n * 4;
+    own->n_tiles = 0; /* a graph serves steps of any runs */
+    if (size == 0 && batch->n_spans < batch->n_tokens) {
+        make_tiles(own, c, pinned);
+    }
+    size_t tiles = (size_t)own->n_tiles * sizeof(la_attend_tile);
+    la_rt_copy(cuda->s, c->w->shared, pinned, own->tiles + tiles, LA_RT_IN);
 }
 
 /* Tokens of the graph that a step like this one takes: one whose tokens all have rows, and no more of them than a
@@ -378,6 +404,10 @@ void attend(la_ctx *c, int layer, la_rows q, la_rows out)
     a.table = on_device(c, at->tables);
     a.first = on_device(c, at->first);
     a.sinks = c->m->layers[layer].sinks;
+    a.n_tiles = room_of(c)->n_tiles;
+    if (a.n_tiles > 0) {
+        a.tiles = reinterpret_cast<const la_attend_tile *>(on_device(c, room_of(c)->tiles));
+    }
     a.pages = pages_of(c, layer);
     a.n = q.n;
     a.n_heads = d->n_heads;

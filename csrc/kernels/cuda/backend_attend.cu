@@ -1,11 +1,12 @@
-/* backend_attend.cu - attention of a step: which steps have their chunks dealt out, and the room for that.
+/* backend_attend.cu - attention of a step: whose rows share a block, which steps have their chunks dealt out, and the
+ * room for that.
  *
- * Owns the decision, by the number of tokens alone, and the array of items that layers share. Invariant: dealing
- * out changes no bit (attention.cu). Called by backend.cu.
+ * Owns both decisions, the second by the number of tokens alone, and the array of items that layers share. Invariant:
+ * neither changes a bit (attention.cu), and no tile has tokens of two sequences. Called by backend.cu and
+ * backend_kernels.cu.
  */
 #include "backend_device.h"
 
-enum { BLOCKS_OF_SM = 4 };
 static const size_t MOST_TOKENS = 32;
 static const size_t MOST_BYTES = (size_t)128 << 20; /* of partial results */
 static const size_t ITEMS = 256;                    /* bytes of items: 33 numbers */
@@ -34,11 +35,22 @@ void la_cuda_attend_begin(la_cuda *cuda, const la_cuda_attend_room *room, uint8_
     }
 }
 
+int la_cuda_attend_tiles(la_attend_tile *to, int token, int n, int group)
+{
+    int made = 0, last = (n * group - 1) / LA_ATTEND_ROWS;
+    for (int i = last; i >= 0; i--) {
+        la_attend_tile tile = {token, n, i * LA_ATTEND_ROWS};
+        to[made++] = tile;
+    }
+    return made;
+}
+
 void la_cuda_attend(la_cuda *cuda, const la_cuda_attend_room *room, uint8_t *at,
                     la_attend_paged_args *a)
 {
     int dealt = a->n <= room->tokens;
+    la_attend_device on = {cuda->info.n_sms, (uint32_t)cuda->info.smem};
     a->items = dealt ? reinterpret_cast<int32_t *>(at) : NULL;
     a->partial = dealt ? reinterpret_cast<float *>(at + ITEMS) : NULL;
-    la_launch_attend_paged(cuda->s, a, BLOCKS_OF_SM * cuda->info.n_sms);
+    la_launch_attend_paged(cuda->s, a, &on);
 }

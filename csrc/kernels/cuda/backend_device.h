@@ -76,7 +76,14 @@ typedef struct la_cuda_attend_room {
     size_t bytes; /* items, then partial results */
 } la_cuda_attend_room;
 la_cuda_attend_room la_cuda_attend_room_of(const la_model_desc *d, int T, int max_len);
-/* Once a step, before its layers; then for each. pos, table, first of a->... are set. */
+/* Tiles of a run of n tokens from `token` on, which follow each other in a sequence, to `to`: as many as it returns, at
+ * most la_cuda_attend_most for all runs of T tokens; those that count most tokens come first. */
+int la_cuda_attend_tiles(la_attend_tile *to, int token, int n, int group);
+static inline size_t la_cuda_attend_most(int T, int group)
+{
+    return (size_t)T * (size_t)((group + LA_ATTEND_ROWS - 1) / LA_ATTEND_ROWS);
+}
+/* Once a step, before its layers; then for each. pos, table, first of a->... are set, and tiles if there are any. */
 void la_cuda_attend_begin(la_cuda *cuda, const la_cuda_attend_room *room, uint8_t *at,
                           const int32_t *pos, int n);
 void la_cuda_attend(la_cuda *cuda, const la_cuda_attend_room *room, uint8_t *at,

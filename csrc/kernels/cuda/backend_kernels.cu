@@ -228,11 +228,31 @@ la_status la_cuda_store(la_backend *b, const la_device_store *a)
 
 namespace {
 
-/* What attention reads of a call beside its tensors, to the device: positions, where tables begin, tables. */
-la_status send_tables(la_cuda *cuda, const la_device_attend *a, int32_t *to)
+size_t most_tiles(const la_device_attend *a)
+{
+    return la_cuda_attend_most(a->T, a->H / a->cache.n_heads);
+}
+
+/* Tiles of the runs of tokens that follow each other in their sequence. */
+int make_tiles(const la_device_attend *a, la_attend_tile *to)
+{
+    int made = 0;
+    for (int t = 0, n; t < a->T; t += n) {
+        for (n = 1; t + n < a->T && a->sequences[t + n] == a->sequences[t] &&
+                    a->positions[t + n] == a->positions[t] + n;
+             n++) {
+        }
+        made += la_cuda_attend_tiles(to + made, t, n, a->H / a->cache.n_heads);
+    }
+    return made;
+}
+
+/* What attention reads of a call beside its tensors, to the device: positions, where tables begin, tables, tiles. */
+la_status send_tables(la_cuda *cuda, const la_device_attend *a, int32_t *to, int *n_tiles)
 {
     size_t T = (size_t)a->T, n = (size_t)a->n_tables * (size_t)a->width;
-    int32_t *host = static_cast<int32_t *>(cuda->host->alloc(2 * T + n, sizeof *host));
+    size_t most = most_tiles(a) * sizeof(la_attend_tile) / sizeof(int32_t);
+    int32_t *host = static_cast<int32_t *>(cuda->host->alloc(2 * T + n + most, sizeof *host));
     if (host == NULL) {
         return cuda->host->fail(LA_ERR_MEMORY, "tables: out of memory");
     }
@@ -241,7 +261,10 @@ la_status send_tables(la_cuda *cuda, const la_device_attend *a, int32_t *to)
         host[T + i] = a->sequences[i] * a->width;
     }
     memcpy(host + 2 * T, a->tables, n * sizeof *host);
-    la_status st = la_cuda_upload(cuda, to, host, (2 * T + n) * sizeof *host);
+    *n_tiles = make_tiles(a, reinterpret_cast<la_attend_tile *>(host + 2 * T + n));
+    la_status st = la_cuda_upload(cuda, to, host,
+                                  (2 * T + n) * sizeof *host +
+                                      (size_t)*n_tiles * sizeof(la_attend_tile));
     cuda->host->free(host);
     return st;
 }
@@ -266,29 +289,29 @@ la_status la_cuda_attend_tensors(la_backend *b, const la_device_attend *a)
     d.n_heads = a->H;
     d.d_head = a->cache.d;
     la_cuda_attend_room chunks = la_cuda_attend_room_of(&d, a->T, longest(a));
-    size_t lists = 2 * (size_t)a->T + (size_t)a->n_tables * (size_t)a->width;
+    size_t numbers = 2 * (size_t)a->T + (size_t)a->n_tables * (size_t)a->width;
+    size_t lists = numbers + most_tiles(a) * sizeof(la_attend_tile) / sizeof(int32_t);
     la_status st = check_cache(cuda, &a->cache);
-    if (st == LA_OK &&
-        (a->cache.n_heads > LA_GRID_YZ ||
-         la_attend_paged_smem(a->H / a->cache.n_heads, d.d_head) > cuda->info.smem)) {
-        st = unsupported(cuda, "q: as many heads, or as many for one head of keys, have no kernel");
+    if (st == LA_OK && a->cache.n_heads > LA_GRID_YZ) {
+        st = unsupported(cuda, "q: as many heads have no kernel");
     }
     chunks.bytes = a->T <= chunks.tokens ? chunks.bytes : 0;
     st = st == LA_OK ? make_room(cuda, aligned(lists * 4) + chunks.bytes) : st;
     room own = {cuda, 0};
     int32_t *pos = own.take<int32_t>(lists);
     uint8_t *at = own.take<uint8_t>(chunks.bytes);
-    st = st == LA_OK ? send_tables(cuda, a, pos) : st;
+    la_attend_paged_args r = {};
+    st = st == LA_OK ? send_tables(cuda, a, pos, &r.n_tiles) : st;
     if (st != LA_OK) {
         return st;
     }
-    la_attend_paged_args r = {};
     r.q = a->q;
     r.ldq = r.ldo = (int64_t)a->H * a->cache.d;
     r.out = a->out;
     r.pos = pos;
     r.first = pos + a->T;
     r.table = pos + 2 * a->T;
+    r.tiles = reinterpret_cast<const la_attend_tile *>(pos + numbers);
     r.sinks = a->sinks;
     r.pages = pages_of(&a->cache);
     r.n = a->T;

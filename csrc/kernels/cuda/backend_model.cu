@@ -143,9 +143,6 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
                                                LA_GRID_YZ) { /* blocks of la_launch_heads */
         what = "as many heads";
     }
-    else if (la_attend_paged_smem(d->n_heads / d->n_kv_heads, d->d_head) > cuda->info.smem) {
-        what = "as many query heads for one head of keys";
-    }
     if (what != NULL) {
         return cuda->host->fail(LA_ERR_UNSUPPORTED, "backend: 'cuda' has no %s yet; 'cpu' has",
                                 what);

@@ -112,27 +112,40 @@ typedef struct la_chunks_args {
 } la_chunks_args;
 void la_launch_chunks(la_rt_stream *s, const la_chunks_args *a);
 
-/* Attention of every token over the pages of its sequence, in page order. */
+/* Rows that one block takes: of a run of n tokens from `token` on, which follow each other in a sequence and are
+ * counted in heads of a group, the LA_ATTEND_ROWS from `row` on, or as many as are left. */
+typedef struct la_attend_tile {
+    int32_t token, n, row;
+} la_attend_tile;
+enum { LA_ATTEND_ROWS = 64 };
+
+/* Attention of every token over the pages of its sequence, in page order, on rows and weights in bf16. */
 typedef struct la_attend_paged_args {
     const float *q; /* [n] rows of ldq: [H][d] */
     int64_t ldq;
     float *out; /* [n] rows of ldo: [H][d] */
     int64_t ldo;
-    const int32_t *pos;   /* [n] */
-    const int32_t *table; /* page tables of all sequences */
-    const int32_t *first; /* [n] where in it the token's sequence begins */
-    const float *sinks;   /* [H] or NULL */
-    const int32_t *items; /* [n + 1] of la_launch_chunks: chunks are dealt out; NULL: tokens are */
-    float *partial;       /* [items][H][d + 2]: values, maximum, sum of chunks */
+    const int32_t *pos;          /* [n] */
+    const int32_t *table;        /* page tables of all sequences */
+    const int32_t *first;        /* [n] where in it the token's sequence begins */
+    const float *sinks;          /* [H] or NULL */
+    const int32_t *items;        /* [n + 1] of la_launch_chunks: chunks are dealt out; or NULL */
+    float *partial;              /* [items][H][d + 2]: values, maximum (of log2), sum of chunks */
+    const la_attend_tile *tiles; /* [n_tiles], every row in one; NULL: a token has tiles of its own */
     la_pages pages;
-    int n, n_heads, n_kv_heads, d;
+    int n, n_heads, n_kv_heads;
+    int d; /* even, up to 256 */
+    int n_tiles;
     int window; /* 0: all tokens */
     float scale, softcap;
 } la_attend_paged_args;
-/* Shared memory that a block takes, for a group of H / K heads of size d. */
-uint32_t la_attend_paged_smem(int group, int d);
-/* blocks: about as many chunks are worked at */
-void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a, int blocks);
+/* Of the device: multiprocessors, and bytes of shared memory that a block may have (99 KiB at least). */
+typedef struct la_attend_device {
+    int n_sms;
+    uint32_t smem;
+} la_attend_device;
+void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a,
+                            const la_attend_device *on);
 
 /* What happens to a finished product, after the bias: la_epilogue's kinds but LA_HEADS. */
 typedef struct la_finish {
