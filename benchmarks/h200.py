@@ -445,7 +445,7 @@ def product_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[
 def attend_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[[], None]], float]]:
     import numpy as np
     import predict
-    from launches import Attend, Chunks
+    from launches import Attend, AttendDevice, Chunks
 
     H, K, d = (2, 1, 16) if DRY else (predict.HEADS, predict.KV_HEADS, predict.HEAD)
     shapes = ((2, 300),) if DRY else ((1, 4096), (1, 131072), (32, 4096), (128, 1024))
@@ -460,13 +460,14 @@ def attend_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[[
         pos = gpu.put(np.full(batch, context - 1, np.int32).tobytes())
         items, chunks = gpu.alloc(1024), -(-context // 256)
         sums = gpu.alloc(batch * chunks * H * (d + 2) * 4)
-        args = Attend(q, H * d, out, H * d, pos, table, first, None, None, None)
+        args = Attend(q, H * d, out, H * d, pos, table, first)
         args.base, args.page_bytes, args.head_bytes, args.k_bytes = cache, K * page, page, page // 2
         args.n, args.n_heads, args.n_kv_heads, args.d, args.scale = batch, H, K, d, d**-0.5
         if batch <= 32:
             gpu.launch("chunks", Chunks(pos, items, batch))
             args.items, args.partial = items, sums
-        calls = [partial(gpu.launch, "attend_paged", args, 4 * 132)] * 4
+        on = ctypes.byref(AttendDevice(132, 232448))
+        calls = [partial(gpu.launch, "attend_paged", args, on)] * 4
         what = {"kernel": "attend", "batch": batch, "context": context, "dealt": batch <= 32}
         yield what, calls, batch * context * K * d * 4.0
         gpu.free(q, out, cache, table, first, pos, items, sums)

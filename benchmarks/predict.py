@@ -225,29 +225,38 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
     """attention.cu. prefill: `batch` tokens that follow each other, the last at `context`."""
     group = HEADS // KV_HEADS
     dealt = not prefill and batch <= 32 and context > CHUNK
-    pages = context / PAGE if not prefill else (context - batch / 2) / PAGE
-    chunks = -(-context // CHUNK)
-    head = group * HEAD * 4
-    shared = 3 * head + group * (PAGE * 4 + 2 * 12) + PAGE * (HEAD * 4 + 4)
-    items = batch * KV_HEADS * (chunks if dealt else 1)
-    blocks = min(items, -(-4 * SMS // KV_HEADS) * KV_HEADS) if dealt else items
-    # of a page: three reads for four steps of scores, three for four of values, a warp's a cycle
-    page = group * PAGE * HEAD * 3 / 4 / 32 * 2
-    moved = batch * KV_HEADS * pages * PAGE * HEAD * 2 * 2
+    rows, threads, slices = (64, 128, 1) if prefill else (16, 128, 4)
+    pitch = 2 * HEAD + 16
+    shared = rows * pitch + 2 * 2 * PAGE * pitch
+    chunks, tiles = -(-context // CHUNK), -(-batch * group // rows) if prefill else batch
+    # pages that a tile of rows meets: those up to its last token
+    pages = (context - batch / 2) / PAGE + 0.5 if prefill else context / PAGE
+    each = min((SHARED // (shared + 1024)), 3)
+    items = tiles * KV_HEADS * (chunks if dealt else 1)
+    blocks = min(items, -(-each * SMS // KV_HEADS) * KV_HEADS) if dealt else items
+    read = tiles * KV_HEADS * pages * PAGE * HEAD * 2 * 2
+    # tiles of a head run side by side, so that a page comes from memory once and then from L2
+    moved = KV_HEADS * context * HEAD * 2 * 2 if prefill else read
     partial = batch * chunks * HEADS * (HEAD + 2) * 4 if dealt else 0
-    reused = 1 if not prefill else 1 / 8  # by blocks that run side by side, in L2
+    # of a warp and a page: instructions of a score (8 and an exponential, which takes as long as
+    # four), of a sum of values one in 16, ldmatrix, copies; a quarter of the warps' each cycle
+    scores = 16 * PAGE / 32 * (8 + 4)
+    operands = (HEAD / 16) * (1 + PAGE / 16) * 2 + (PAGE / 16) * (HEAD / slices / 16) * 2
+    page = scores + operands + 16 * HEAD / slices / 32 + PAGE * HEAD * 4 / 16 / threads * 4
+    # those of few rows make the same scores in four warps, at 16 rows of which `group` count
+    multiplied = 2 * rows * PAGE * HEAD * (slices + 1)
     yield Work(
         "attend",
-        "la_attend_paged",
+        f"la_attend_pagedILi{HEAD // slices}ELi{slices}ELi{rows // 16}E",
         {"prefill": prefill, "batch": batch, "context": context, "dealt": dealt},
         blocks,
-        128,
+        threads,
         shared,
-        moved * reused + partial + batch * HEADS * HEAD * 8,
-        4 * batch * HEADS * pages * PAGE * HEAD,
-        PAGE * HEAD * 2,  # a page of 32 KiB half of the time
-        cycles=page * batch * KV_HEADS * pages / blocks,
-        rate=0.0,
+        moved + partial + batch * HEADS * HEAD * 8,
+        multiplied * tiles * KV_HEADS * pages,
+        PAGE * pitch * 2,  # a page of two is under way all of the time
+        cycles=page * tiles * KV_HEADS * pages / blocks,
+        rate=0.5,
     )
     if dealt:
         yield Work(

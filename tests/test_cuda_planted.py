@@ -77,8 +77,13 @@ def heads(device: rows.Device) -> None:
 
 
 def attend(device: rows.Device) -> None:
-    rows.test_attend(device, H=6, K=1, d=24, window=70, softcap=5.0, sinks=0)
-    rows.test_attend(device, H=3, K=3, d=16, window=0, softcap=0.0, sinks=1)
+    windowed = {"H": 6, "K": 1, "d": 24, "window": 70, "softcap": 5.0}
+    rows.check_attend(device, runs=[(63, 1), (258, 3)], **windowed)
+    rows.check_attend(device, runs=[(67, 6)], H=12, K=1, d=16, sinks=1)
+
+
+def many_chunks(device: rows.Device) -> None:
+    rows.test_attend_more_chunks_than_are_read_at_once(device)
 
 
 def product(device: rows.Device) -> None:
@@ -184,41 +189,178 @@ PLANTED = [
     Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
     Planted(
         "attention.cu",
-        "last token",
-        "(last - first + 1) * words",
-        "(last - first) * words",
+        "page read before it is there",
+        "la_cp_async_wait<1>();",
+        "la_cp_async_wait<2>();",
         attend,
-        "which nobody has written",
+        "where a copy is in flight",
     ),
     Planted(
-        *("attention.cu", "scores read early"),
-        "score_page(a, r, u.group, first, last);\n        " + SYNC,
-        "score_page(a, r, u.group, first, last);\n",
+        "attention.cu",
+        "what other threads copied",
+        "        la_sync_block(); /* the page is there, of the first one queries too */\n",
+        "",
         attend,
-        "which nobody has written",
+        "la_ldmatrix reads",
     ),
     Planted(
-        *("attention.cu", "weights read early"),
-        "weigh_page(r, u.group, first, last);\n        " + SYNC,
-        "weigh_page(r, u.group, first, last);\n",
+        "attention.cu",
+        "page refilled while it is read",
+        "        la_sync_block(); /* the page has been read by all */\n",
+        "",
         attend,
         "nothing orders the two",
     ),
-    Planted("attention.cu", "sums do not fade", "fade, sum);", "1.0f, sum);", attend),
-    Planted("attention.cu", "values do not fade", "(from + 4) * fade", "(from + 4)", attend),
-    Planted("attention.cu", "pages of the first", "la_ldg(a.first + t)", "la_ldg(a.first)", attend),
+    Planted("attention.cu", "own token not counted", "t <= pos &&", "t < pos &&", attend),
+    Planted(
+        "attention.cu",
+        "no mask where one is left out",
+        "base + LA_PAGE - 1 > r.open",
+        "base + LA_PAGE - 2 > r.open",
+        attend,
+    ),
     Planted("attention.cu", "window too wide", "pos - a.window + 1", "pos - a.window", attend),
     Planted(
-        *("attention.cu", "keys of the other head"),
-        "sum[1] = la_fma(la_float(y.x)",
-        "sum[1] = la_fma(la_float(x.x)",
+        "attention.cu",
+        "sums do not fade",
+        "la_fma(r.sum[h], fade, sum)",
+        "la_fma(r.sum[h], 1.0f, sum)",
         attend,
     ),
     Planted(
-        "attention.cu", "weights of the first head", "(p + row + (", "(p + row % 4 + (", attend
+        "attention.cu",
+        "values do not fade",
+        "r.o[j][2 * h + 1] *= fade;",
+        "r.o[j][2 * h + 1] *= 1.0f;",
+        attend,
     ),
-    Planted("attention.cu", "no sink", "sum += la_exp2", "sum += 0.0f * la_exp2", attend),
-    Planted("attention.cu", "no cap", "a.softcap != 0.0f ?", "a.softcap > 9.0f ?", attend),
+    Planted(
+        "attention.cu",
+        "tail of a page is no zeros",
+        "t >= first && t <= last &&",
+        "t >= first &&",
+        attend,
+    ),
+    Planted("attention.cu", "row goes on in the next", "&& at < row ? PIECE", "? PIECE", attend),
+    Planted(
+        "attention.cu",
+        "halves of d swapped",
+        "lane / 8 % 2 * 16",
+        "(1 - lane / 8 % 2) * 16",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "halves of the weights swapped",
+        "p[j / 2][j % 2 * 2 + h]",
+        "p[j / 2][j % 2 + 2 * h]",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "values of other tokens",
+        "(step * 16) * c.pitch",
+        "(step * 8) * c.pitch",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "largest of two lanes",
+        "la_shfl_xor_f32(most, 2)",
+        "la_shfl_xor_f32(most, 1)",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "sum of two lanes",
+        "part + la_shfl_xor_f32(part, 2)",
+        "part + la_shfl_xor_f32(part, 1)",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "columns of the first warp", "warp / GROUPS * COLS, r);", "0, r);", attend
+    ),
+    Planted(
+        "attention.cu",
+        "pages of the first",
+        "la_ldg(a.first + u.token)",
+        "la_ldg(a.first)",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "tokens of the tile before",
+        "(u.row + row) / u.group",
+        "row / u.group",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "heads of the tile before",
+        "(u.row + row) % u.group",
+        "row % u.group",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "no sink", "sum + la_exp2(la_ldg", "sum + 0.0f * la_exp2(la_ldg", attend
+    ),
+    Planted("attention.cu", "no cap", "a.softcap != 0.0f ? out", "a.softcap > 9.0f ? out", attend),
+    Planted(
+        "attention.cu",
+        "chunks not folded",
+        "f.fresh, there * f.old",
+        "f.fresh, there * 0.0f",
+        attend,
+    ),
+    Planted(
+        "attention.cu", "chunk folded a page early", "% LA_CHUNK == 0", "% LA_CHUNK == 192", attend
+    ),
+    Planted(
+        "attention.cu",
+        "items of the token before",
+        "la_ldg(a.items + half) <= item",
+        "la_ldg(a.items + half) < item",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "one chunk too few",
+        "chunk < u.from / LA_CHUNK)",
+        "chunk <= u.from / LA_CHUNK)",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "end of a chunk",
+        "u.to < stop ? u.to : stop;",
+        "u.to < stop ? u.to : stop - 1;",
+        attend,
+    ),
+    Planted(
+        "attention.cu",
+        "partial of another head",
+        "a.n_heads + head_of_row(u, row + own)) * (a.d + 2)",
+        "a.n_heads) * (a.d + 2)",
+        attend,
+        "",
+    ),
+    Planted(
+        "attention.cu",
+        "merged from the first",
+        "? chunk + j : last) * step",
+        "? chunk : last) * step",
+        many_chunks,
+    ),
+    Planted(
+        "attention.cu",
+        "a chunk merged twice",
+        "chunk += AT_ONCE)",
+        "chunk += AT_ONCE - 1)",
+        many_chunks,
+    ),
     Planted(
         *("gemm_mma.cu", "rows before the wait for them"),
         "    la_grid_wait();\n",
@@ -268,59 +410,6 @@ PLANTED = [
     ),
     Planted(
         "gemm_mma.cu", "halves of k swapped", "k + lane / 8 % 2", "k + 1 - lane / 8 % 2", product
-    ),
-    Planted(
-        *("attention.cu", "chunks not folded"),
-        "f.fresh, la_lds_f32(at) * f.old",
-        "f.fresh, 0.0f * f.old",
-        attend,
-    ),
-    Planted(
-        *("attention.cu", "maxima moved before all have seen them"),
-        "    la_sync_block(); /* all have seen the maxima */\n",
-        "",
-        attend,
-        "nothing orders the two",
-    ),
-    Planted(
-        "attention.cu", "sum of the last chunk", "f.fresh, sum * f.old", "f.fresh, 0.0f", attend
-    ),
-    Planted(
-        "attention.cu",
-        "one chunk too few",
-        "chunk < u.from / LA_CHUNK)",
-        "chunk <= u.from / LA_CHUNK)",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "items of the token before",
-        "la_ldg(a.items + half) <= item",
-        "la_ldg(a.items + half) < item",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "end of a chunk",
-        "u.pos < stop ? u.pos : stop",
-        "u.pos < stop ? u.pos : stop - 1",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "partial of another head",
-        "a.n_heads + u.head) * (a.d + 2)",
-        "a.n_heads) * (a.d + 2)",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "merged from the first",
-        "? chunk + j : last) * step",
-        "? chunk : last) * step",
-        attend,
     ),
     Planted("attention.cu", "one item a token", "/ LA_CHUNK + 1) : 0u", "/ LA_CHUNK) : 0u", chunks),
     Planted("attention.cu", "sum of half a warp", "by = 1; by < 32;", "by = 1; by < 16;", chunks),

@@ -363,7 +363,7 @@ def exact(q, k, v, *, window, softcap, sink, scale=0.3):
 
 
 def rounded(q, k, v, *, window, softcap, sink, scale=0.3):
-    """The same as the kernel rounds it: q, and weights under the largest score so far of a chunk."""
+    """The same with q rounded, and weights under the largest score so far of their chunk."""
     s = k.astype(np.float64) @ from_bf16(bf16(q)).astype(np.float64) * scale
     s = softcap * np.tanh(s / softcap) if softcap else s
     s[: -window if window else 0] = -np.inf
@@ -431,8 +431,10 @@ class Scene:
             token += n
         return np.array(made, np.int32)
 
-    def run(self, form: str, sink: int | None = None, *, smem: int = 232448, **options) -> np.ndarray:
-        """[n, H, d]. form: rows of a token in a block, of several ("tiles"), or chunks dealt out."""
+    def run(
+        self, form: str, sink: int | None = None, *, smem: int = 232448, **options
+    ) -> np.ndarray:
+        """[n, H, d]. form: blocks of "tokens", of "tiles" of several, or chunks "dealt" out."""
         device, H, K, d = self.device, self.H, self.K, self.d
         out = device.put(rows(self.n, H * d, H * d + 3, 0, np.nan))
         args = Attend(
@@ -443,7 +445,10 @@ class Scene:
             tiles = self.tiles()
             args.tiles, args.n_tiles = device.put(tiles), len(tiles)
         if form == "dealt":
-            items, chunks = device.put(np.full(self.n + 1, -1, np.int32)), np.array(self.pos) // CHUNK
+            items, chunks = (
+                device.put(np.full(self.n + 1, -1, np.int32)),
+                np.array(self.pos) // CHUNK,
+            )
             device.launch("chunks", Chunks(self.numbers[0], items, self.n))
             assert device.get(items)[-1] == (chunks + 1).sum()
             room = np.full(((chunks + 1).sum(), H, d + 2), np.nan, np.float32)
