@@ -3,7 +3,7 @@
 Owns the list for every kernel: (name, text, changed text, reason). A text that is no longer found
 in its file exactly once fails the tests, so the list follows the kernels. The reason is part of the
 emulator's message, NUMBERS where only the output can tell, or "" where it depends on the order of
-events. Used by test_cuda_emu.py.
+events. Used by test_cuda_emu.py and test_cuda_planted.py.
 """
 
 from __future__ import annotations
@@ -218,4 +218,89 @@ GEMM_SM90 = [
         "    la_grid_release();\n    const int unit",
         "la_grid_wait",
     ),
+]
+
+ATTEND = [
+    Mutant(
+        "page read before it is there",
+        "la_cp_async_wait<1>();",
+        "la_cp_async_wait<2>();",
+        "where a copy is in flight",
+    ),
+    Mutant(
+        "what other threads copied",
+        "        la_sync_block(); /* the page is there, of the first one queries too */\n",
+        "",
+        "la_ldmatrix reads",
+    ),
+    Mutant(
+        "page refilled while it is read",
+        "        la_sync_block(); /* the page has been read by all */\n",
+        "",
+        "nothing orders the two",
+    ),
+    Mutant("own token not counted", "t <= pos &&", "t < pos &&", NUMBERS),
+    Mutant(
+        "no mask where one is left out",
+        "base + LA_PAGE - 1 > r.open",
+        "base + LA_PAGE - 2 > r.open",
+        NUMBERS,
+    ),
+    Mutant("window too wide", "pos - a.window + 1", "pos - a.window", NUMBERS),
+    Mutant(
+        "sums do not fade", "la_fma(r.sum[h], fade, sum)", "la_fma(r.sum[h], 1.0f, sum)", NUMBERS
+    ),
+    Mutant(
+        "values do not fade", "r.o[j][2 * h + 1] *= fade;", "r.o[j][2 * h + 1] *= 1.0f;", NUMBERS
+    ),
+    Mutant("tail of a page is no zeros", "t <= last &&", "t <= last + LA_PAGE &&", NUMBERS),
+    Mutant("row goes on in the next", "&& at < row ? PIECE", "? PIECE", NUMBERS),
+    Mutant("halves of d swapped", "lane / 8 % 2 * 16", "(1 - lane / 8 % 2) * 16", NUMBERS),
+    Mutant(
+        "halves of the weights swapped",
+        "p[j / 2][j % 2 * 2 + h]",
+        "p[j / 2][j % 2 + 2 * h]",
+        NUMBERS,
+    ),
+    Mutant("values of other tokens", "(step * 16) * c.pitch", "(step * 8) * c.pitch", NUMBERS),
+    Mutant("largest of two lanes", "la_shfl_xor_f32(most, 2)", "la_shfl_xor_f32(most, 1)", NUMBERS),
+    Mutant(
+        "sum of two lanes",
+        "part + la_shfl_xor_f32(part, 2)",
+        "part + la_shfl_xor_f32(part, 1)",
+        NUMBERS,
+    ),
+    Mutant("columns of the first warp", "warp / GROUPS * COLS, r);", "0, r);", NUMBERS),
+    Mutant("pages of the first", "la_ldg(a.first + u.token)", "la_ldg(a.first)", ""),
+    Mutant("tokens of the tile before", "(u.row + row) / u.group", "row / u.group", ""),
+    Mutant("heads of the tile before", "(u.row + row) % u.group", "row % u.group", NUMBERS),
+    Mutant("no sink", "sum + la_exp2(la_ldg", "sum + 0.0f * la_exp2(la_ldg", NUMBERS),
+    Mutant("no cap", "a.softcap != 0.0f ? out", "a.softcap > 9.0f ? out", NUMBERS),
+    Mutant("chunks not folded", "f.fresh, there * f.old", "f.fresh, there * 0.0f", NUMBERS),
+    Mutant("chunk folded a page early", "% LA_CHUNK == 0", "% LA_CHUNK == 192", NUMBERS),
+    Mutant(
+        "items of the token before",
+        "la_ldg(a.items + half) <= item",
+        "la_ldg(a.items + half) < item",
+        "",
+    ),
+    Mutant(
+        "one chunk too few", "chunk < u.from / LA_CHUNK)", "chunk <= u.from / LA_CHUNK)", NUMBERS
+    ),
+    Mutant(
+        "end of a chunk", "u.to < stop ? u.to : stop;", "u.to < stop ? u.to : stop - 1;", NUMBERS
+    ),
+    Mutant(
+        "partial of another head",
+        "a.n_heads + head_of_row(u, row + own)) * (a.d + 2)",
+        "a.n_heads + head_of_row(u, row)) * (a.d + 2)",
+        "",
+    ),
+]
+
+ATTEND_MERGE = [
+    Mutant(
+        "merged from the first", "? chunk + j : last) * step", "? chunk : last) * step", NUMBERS
+    ),
+    Mutant("a chunk merged twice", "chunk += AT_ONCE)", "chunk += AT_ONCE - 1)", NUMBERS),
 ]

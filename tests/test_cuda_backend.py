@@ -130,14 +130,14 @@ def test_logits_are_as_near_as_the_cpus(family: str, tmp_path: Path, emulated: s
 
 
 def test_fp16_weights_take_fp16_rows(tmp_path: Path, emulated: str) -> None:
-    """Eight times as fine as bf16; the cache stays bf16."""
+    """Eight times as fine as bf16; the cache stays bf16, and so does what attention multiplies."""
     folder, ids = checkpoint("qwen3", tmp_path), list(range(3, 71))
     logits = []
     for backend, dtype, kv in (("cpu", "float32", "float32"), ("cuda", "float16", "auto")):
         with open_on(folder, backend, dtype=dtype, kv_cache_dtype=kv) as llm:
             assert llm.report()["model"]["activation"] == dtype
             logits.append(np.asarray(llm.logits(ids)).copy())
-    assert np.linalg.norm(logits[1] - logits[0]) < 0.005 * np.linalg.norm(logits[0])
+    assert np.linalg.norm(logits[1] - logits[0]) < 0.006 * np.linalg.norm(logits[0])
 
 
 def test_rows_beyond_fp16_stay_numbers(tmp_path: Path, emulated: str) -> None:

@@ -3,7 +3,8 @@
 A mutant is a kernel's source with one piece of text replaced, in a library of its own. What
 sees it is a test of test_cuda_rows.py, by a wrong value or by a fault that the emulator names.
 The slow tests plant one at a time; the quick one plants a bug in each source, all in one library.
-Bugs of Hopper's product are in cuda_mutants.py, and test_cuda_emu.py sees them.
+Bugs of attention are in cuda_mutants.py, and so are those of Hopper's product, which
+test_cuda_emu.py sees.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pytest
 import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
-from cuda_mutants import GEMM_SM90, NUMBERS
+from cuda_mutants import ATTEND, ATTEND_MERGE, GEMM_SM90, NUMBERS
 from emulator import KERNELS, RUNTIME
 
 
@@ -187,180 +188,6 @@ PLANTED = [
     Planted("rows.cu", "v over k", "is_v ? a.pages.k_bytes : 0", "0", heads),
     Planted("rows.cu", "values turned", "a.cos != NULL && !is_v", "a.cos != NULL", heads),
     Planted("rows.cu", "growth of a turned layer", "0 && !a.turned", "0 && a.turned", heads),
-    Planted(
-        "attention.cu",
-        "page read before it is there",
-        "la_cp_async_wait<1>();",
-        "la_cp_async_wait<2>();",
-        attend,
-        "where a copy is in flight",
-    ),
-    Planted(
-        "attention.cu",
-        "what other threads copied",
-        "        la_sync_block(); /* the page is there, of the first one queries too */\n",
-        "",
-        attend,
-        "la_ldmatrix reads",
-    ),
-    Planted(
-        "attention.cu",
-        "page refilled while it is read",
-        "        la_sync_block(); /* the page has been read by all */\n",
-        "",
-        attend,
-        "nothing orders the two",
-    ),
-    Planted("attention.cu", "own token not counted", "t <= pos &&", "t < pos &&", attend),
-    Planted(
-        "attention.cu",
-        "no mask where one is left out",
-        "base + LA_PAGE - 1 > r.open",
-        "base + LA_PAGE - 2 > r.open",
-        attend,
-    ),
-    Planted("attention.cu", "window too wide", "pos - a.window + 1", "pos - a.window", attend),
-    Planted(
-        "attention.cu",
-        "sums do not fade",
-        "la_fma(r.sum[h], fade, sum)",
-        "la_fma(r.sum[h], 1.0f, sum)",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "values do not fade",
-        "r.o[j][2 * h + 1] *= fade;",
-        "r.o[j][2 * h + 1] *= 1.0f;",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "tail of a page is no zeros",
-        "t >= first && t <= last &&",
-        "t >= first &&",
-        attend,
-    ),
-    Planted("attention.cu", "row goes on in the next", "&& at < row ? PIECE", "? PIECE", attend),
-    Planted(
-        "attention.cu",
-        "halves of d swapped",
-        "lane / 8 % 2 * 16",
-        "(1 - lane / 8 % 2) * 16",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "halves of the weights swapped",
-        "p[j / 2][j % 2 * 2 + h]",
-        "p[j / 2][j % 2 + 2 * h]",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "values of other tokens",
-        "(step * 16) * c.pitch",
-        "(step * 8) * c.pitch",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "largest of two lanes",
-        "la_shfl_xor_f32(most, 2)",
-        "la_shfl_xor_f32(most, 1)",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "sum of two lanes",
-        "part + la_shfl_xor_f32(part, 2)",
-        "part + la_shfl_xor_f32(part, 1)",
-        attend,
-    ),
-    Planted(
-        "attention.cu", "columns of the first warp", "warp / GROUPS * COLS, r);", "0, r);", attend
-    ),
-    Planted(
-        "attention.cu",
-        "pages of the first",
-        "la_ldg(a.first + u.token)",
-        "la_ldg(a.first)",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "tokens of the tile before",
-        "(u.row + row) / u.group",
-        "row / u.group",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "heads of the tile before",
-        "(u.row + row) % u.group",
-        "row % u.group",
-        attend,
-    ),
-    Planted(
-        "attention.cu", "no sink", "sum + la_exp2(la_ldg", "sum + 0.0f * la_exp2(la_ldg", attend
-    ),
-    Planted("attention.cu", "no cap", "a.softcap != 0.0f ? out", "a.softcap > 9.0f ? out", attend),
-    Planted(
-        "attention.cu",
-        "chunks not folded",
-        "f.fresh, there * f.old",
-        "f.fresh, there * 0.0f",
-        attend,
-    ),
-    Planted(
-        "attention.cu", "chunk folded a page early", "% LA_CHUNK == 0", "% LA_CHUNK == 192", attend
-    ),
-    Planted(
-        "attention.cu",
-        "items of the token before",
-        "la_ldg(a.items + half) <= item",
-        "la_ldg(a.items + half) < item",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "one chunk too few",
-        "chunk < u.from / LA_CHUNK)",
-        "chunk <= u.from / LA_CHUNK)",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "end of a chunk",
-        "u.to < stop ? u.to : stop;",
-        "u.to < stop ? u.to : stop - 1;",
-        attend,
-    ),
-    Planted(
-        "attention.cu",
-        "partial of another head",
-        "a.n_heads + head_of_row(u, row + own)) * (a.d + 2)",
-        "a.n_heads) * (a.d + 2)",
-        attend,
-        "",
-    ),
-    Planted(
-        "attention.cu",
-        "merged from the first",
-        "? chunk + j : last) * step",
-        "? chunk : last) * step",
-        many_chunks,
-    ),
-    Planted(
-        "attention.cu",
-        "a chunk merged twice",
-        "chunk += AT_ONCE)",
-        "chunk += AT_ONCE - 1)",
-        many_chunks,
-    ),
     Planted(
         *("gemm_mma.cu", "rows before the wait for them"),
         "    la_grid_wait();\n",
@@ -617,6 +444,8 @@ PLANTED = [
         "before la_grid_wait",
     ),
 ]
+PLANTED += [Planted("attention.cu", *one[:3], attend, one.reason) for one in ATTEND]
+PLANTED += [Planted("attention.cu", *one[:3], many_chunks, one.reason) for one in ATTEND_MERGE]
 
 
 FILES = ["rows.cu", "elements.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu"]

@@ -29,12 +29,12 @@ enum { TILES = LA_PAGE / 8, STEPS = LA_PAGE / 16, MERGERS = 128 };
 /* What a launch brings. */
 typedef struct la_attend_call {
     la_attend_paged_args a;
-    uint32_t pitch; /* bytes of a row in shared memory, an odd number of 16: eight rows meet each bank once */
-    uint32_t rows;  /* of q, before the stages */
-    int wide;       /* d in whole steps of 16 */
-    int stages;     /* 1 or 2 */
+    uint32_t
+        pitch; /* bytes of a row in shared memory; odd in 16s, so that 8 rows meet a bank once */
+    uint32_t rows; /* of q, before the stages */
+    int wide;      /* d in whole steps of 16 */
+    int stages;    /* 1 or 2 */
 } la_attend_call;
-
 
 /* What a block works at: rows row .. row + n - 1 of a run of tokens, counted in heads. */
 typedef struct la_work {
@@ -79,12 +79,12 @@ LA_DEV la_work work_of(const la_attend_paged_args &a, la_attend_tile tile, int m
 /* What a lane holds of the 16 rows of its warp: rows lane / 4 and 8 on, of each 8 columns two, as la_mma_bf16
  * leaves them. Maxima are in units of log2. */
 template <int COLS> struct la_lane_rows {
-    int n, first, last;                  /* rows that are there; tokens that some row counts */
-    int shut, open;                      /* tokens that all count */
-    int column;                          /* the first, of values */
-    int pos[2];                          /* -1: no row */
-    float most[2], sum[2];               /* of the chunk; the sum is this lane's part */
-    float top[2], mass[2];               /* of the chunks before */
+    int n, first, last;                     /* rows that are there; tokens that some row counts */
+    int shut, open;                         /* tokens that all count */
+    int column;                             /* the first, of values */
+    int pos[2];                             /* -1: no row */
+    float most[2], sum[2];                  /* of the chunk; the sum is this lane's part */
+    float top[2], mass[2];                  /* of the chunks before */
     float o[COLS / 8][4], all[COLS / 8][4]; /* values: of the chunk, of those before */
 };
 
@@ -486,10 +486,16 @@ template <int COLS, int GROUPS> LA_DEV void attend_items(const la_attend_call &c
     }
 }
 
+/* Blocks that a multiprocessor has at a time, of heads of up to so many values. */
+static constexpr int blocks_of(int values, int groups)
+{
+    return values > 128 ? 1 : values > 64 && groups > 1 ? 2 : 3;
+}
+
 /* A block has GROUPS times 16 rows, and a warp COLS columns of values: SLICES warps for the same rows. */
 template <int COLS, int SLICES, int GROUPS>
-LA_KERNEL_BOUNDS(la_attend_paged, la_attend_call, SLICES *GROUPS * 32,
-                 COLS * SLICES > 128 ? 1 : COLS == 128 ? 2 : 3)
+LA_KERNEL_BOUNDS(la_attend_paged, la_attend_call, SLICES * GROUPS * 32,
+                 blocks_of(COLS *SLICES, GROUPS))
 {
     la_grid_wait();
     la_grid_release();
@@ -536,8 +542,7 @@ LA_KERNEL(la_attend_merge, la_attend_paged_args)
                 }
             }
         }
-        la_stg(a.out + t * a.ldo + (int64_t)head * a.d + i % a.d,
-               o / divisor(a, head, most, sum));
+        la_stg(a.out + t * a.ldo + (int64_t)head * a.d + i % a.d, o / divisor(a, head, most, sum));
     }
 }
 
@@ -577,8 +582,9 @@ static void launch(la_rt_stream *s, const la_attend_paged_args *a, const la_atte
                          bytes,
                          1};
     if (a->items != NULL) { /* as many blocks as there is room for at a time, if there are chunks */
-        const int fit = (int)((on->smem + 1024) / (bytes + 1024)), blocks = fit < 3 ? fit : 3;
-        shape.grid[0] = (blocks * on->n_sms + a->n_kv_heads - 1) / a->n_kv_heads;
+        const int fit = (int)((on->smem + 1024) / (bytes + 1024));
+        const int most = blocks_of(COLS * SLICES, GROUPS), each = fit < most ? fit : most;
+        shape.grid[0] = (each * on->n_sms + a->n_kv_heads - 1) / a->n_kv_heads;
     }
     else if (a->tiles != NULL) {
         shape.grid[2] = 1;

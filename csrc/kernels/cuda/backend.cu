@@ -28,8 +28,8 @@ struct step_layout {
 struct step_room {
     step_layout at;
     la_cuda_attend_room attend;
-    size_t tiles; /* where those of the step are, behind its tables; n_tiles 0: tokens have their own */
-    int n_tiles;
+    size_t tiles;             /* where those of the step are, behind its tables */
+    int n_tiles;              /* 0: tokens have their own */
     uint8_t *pinned[2];       /* [at.bytes], of steps in turns */
     la_rt_event *done[2];     /* their results are on the host */
     const la_batch *batch[2]; /* of those under way */

@@ -262,9 +262,8 @@ la_status send_tables(la_cuda *cuda, const la_device_attend *a, int32_t *to, int
     }
     memcpy(host + 2 * T, a->tables, n * sizeof *host);
     *n_tiles = make_tiles(a, reinterpret_cast<la_attend_tile *>(host + 2 * T + n));
-    la_status st = la_cuda_upload(cuda, to, host,
-                                  (2 * T + n) * sizeof *host +
-                                      (size_t)*n_tiles * sizeof(la_attend_tile));
+    la_status st = la_cuda_upload(
+        cuda, to, host, (2 * T + n) * sizeof *host + (size_t)*n_tiles * sizeof(la_attend_tile));
     cuda->host->free(host);
     return st;
 }

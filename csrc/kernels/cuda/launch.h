@@ -131,7 +131,7 @@ typedef struct la_attend_paged_args {
     const float *sinks;          /* [H] or NULL */
     const int32_t *items;        /* [n + 1] of la_launch_chunks: chunks are dealt out; or NULL */
     float *partial;              /* [items][H][d + 2]: values, maximum (of log2), sum of chunks */
-    const la_attend_tile *tiles; /* [n_tiles], every row in one; NULL: a token has tiles of its own */
+    const la_attend_tile *tiles; /* [n_tiles], each row in one; NULL: a token has its own */
     la_pages pages;
     int n, n_heads, n_kv_heads;
     int d; /* even, up to 256 */
