@@ -231,9 +231,9 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
     chunks, tiles = -(-context // CHUNK), -(-batch * group // rows) if prefill else batch
     # pages that a tile of rows meets: those up to its last token
     pages = (context - batch / 2) / PAGE + 0.5 if prefill else context / PAGE
-    each = min((SHARED // (shared + 1024)), 3)
+    each = min(SHARED // (shared + 1024), 3)
     items = tiles * KV_HEADS * (chunks if dealt else 1)
-    blocks = min(items, -(-each * SMS // KV_HEADS) * KV_HEADS) if dealt else items
+    blocks = min(items, each * SMS // KV_HEADS * KV_HEADS) if dealt else items
     read = tiles * KV_HEADS * pages * PAGE * HEAD * 2 * 2
     # tiles of a head run side by side, so that a page comes from memory once and then from L2
     moved = KV_HEADS * context * HEAD * 2 * 2 if prefill else read

@@ -584,7 +584,8 @@ static void launch(la_rt_stream *s, const la_attend_paged_args *a, const la_atte
     if (a->items != NULL) { /* as many blocks as there is room for at a time, if there are chunks */
         const int fit = (int)((on->smem + 1024) / (bytes + 1024));
         const int most = blocks_of(COLS * SLICES, GROUPS), each = fit < most ? fit : most;
-        shape.grid[0] = (each * on->n_sms + a->n_kv_heads - 1) / a->n_kv_heads;
+        const int wide = each * on->n_sms / a->n_kv_heads; /* one too many would wait for all */
+        shape.grid[0] = wide > 0 ? wide : 1;
     }
     else if (a->tiles != NULL) {
         shape.grid[2] = 1;
