@@ -270,7 +270,7 @@ ATTEND = [
         "part + la_shfl_xor_f32(part, 1)",
         NUMBERS,
     ),
-    Mutant("columns of the first warp", "warp / GROUPS * COLS, r);", "0, r);", NUMBERS),
+    Mutant("columns of the first warp", "SLICES == 1 ? 0 : warp / GROUPS * COLS", "0 * SLICES", NUMBERS),
     Mutant("pages of the first", "la_ldg(a.first + u.token)", "la_ldg(a.first)", ""),
     Mutant("tokens of the tile before", "(u.row + row) / u.group", "row / u.group", ""),
     Mutant("heads of the tile before", "(u.row + row) % u.group", "row % u.group", NUMBERS),

@@ -38,7 +38,7 @@ typedef struct la_attend_call {
 
 /* What a block works at: rows row .. row + n - 1 of a run of tokens, counted in heads. */
 typedef struct la_work {
-    int token, row, n, group, kv;
+    int token, row, n, group;
     int from, to; /* tokens that some row counts */
     int apart;    /* 1: a chunk of several, whose result is left for la_attend_merge */
     const int32_t *table;
@@ -51,7 +51,7 @@ LA_DEV int token_of_row(const la_work &u, int row)
 
 LA_DEV int head_of_row(const la_work &u, int row)
 {
-    return u.kv * u.group + (u.row + row) % u.group;
+    return la_block_y() * u.group + (u.row + row) % u.group;
 }
 
 /* The first token that one at `pos` counts. */
@@ -68,7 +68,6 @@ LA_DEV la_work work_of(const la_attend_paged_args &a, la_attend_tile tile, int m
     u.group = a.n_heads / a.n_kv_heads;
     u.n = tile.n * u.group - tile.row;
     u.n = u.n < most ? u.n : most;
-    u.kv = la_block_y();
     u.from = first_of(a, la_ldg(a.pos + token_of_row(u, 0)));
     u.to = la_ldg(a.pos + token_of_row(u, u.n - 1));
     u.apart = 0;
@@ -79,8 +78,8 @@ LA_DEV la_work work_of(const la_attend_paged_args &a, la_attend_tile tile, int m
 /* What a lane holds of the 16 rows of its warp: rows lane / 4 and 8 on, of each 8 columns two, as la_mma_bf16
  * leaves them. Maxima are in units of log2. */
 template <int COLS> struct la_lane_rows {
-    int n, first, last;                     /* rows that are there; tokens that some row counts */
-    int shut, open;                         /* tokens that all count */
+    int n;                                  /* rows that are there */
+    int open, last;                         /* positions of the first and of the last */
     int column;                             /* the first, of values */
     int pos[2];                             /* -1: no row */
     float most[2], sum[2];                  /* of the chunk; the sum is this lane's part */
@@ -123,7 +122,8 @@ LA_DEV void load_page(const la_attend_call &c, const la_work &u, uint32_t to, in
 {
     if (page <= u.to / LA_PAGE) {
         const la_pages &p = c.a.pages;
-        const uint8_t *k = p.base + la_ldg(u.table + page) * p.page_bytes + u.kv * p.head_bytes;
+        const uint8_t *k =
+            p.base + la_ldg(u.table + page) * p.page_bytes + la_block_y() * p.head_bytes;
         const int first = u.from - page * LA_PAGE, last = u.to - page * LA_PAGE;
         if (c.a.d % 8 == 0) {
             load_pieces<16>(c, k, to, first, last);
@@ -167,8 +167,6 @@ LA_DEV void begin_rows(const la_attend_call &c, const la_work &u, int row, int c
     }
     r.open = la_ldg(c.a.pos + token_of_row(u, row));
     r.last = la_ldg(c.a.pos + token_of_row(u, row + r.n - 1));
-    r.first = first_of(c.a, r.open);
-    r.shut = first_of(c.a, r.last);
     LA_UNROLL
     for (int h = 0; h < 2; h++) {
         const int own = la_lane() / 4 + 8 * h;
@@ -206,7 +204,7 @@ LA_DEV void grade_page(const la_attend_paged_args &a, const la_lane_rows<COLS> &
 {
     const float log2e = la_float(LOG2E_BITS), plain = a.scale * log2e;
     const float in = a.softcap != 0.0f ? a.scale / a.softcap : 0.0f, out = a.softcap * log2e;
-    const int edge = base < r.shut || base + LA_PAGE - 1 > r.open;
+    const int edge = base < first_of(a, r.last) || base + LA_PAGE - 1 > r.open;
     LA_UNROLL
     for (int j = 0; j < TILES; j++) {
         LA_UNROLL
@@ -390,13 +388,14 @@ LA_DEV void walk(const la_attend_call &c, const la_work &u, int row, la_lane_row
 {
     const uint32_t q = la_smem() + (uint32_t)row * c.pitch, stage = 2 * LA_PAGE * c.pitch;
     const uint32_t stages = la_smem() + c.rows * c.pitch;
-    const int first = u.from / LA_PAGE, last = u.to / LA_PAGE;
+    const int last = u.to / LA_PAGE;
+    int page = u.from / LA_PAGE;
     for (int i = 0; i < c.stages; i++) {
-        load_page(c, u, stages + (uint32_t)i * stage, first + i);
+        load_page(c, u, stages + (uint32_t)((page + i) & (c.stages - 1)) * stage, page + i);
     }
-    for (int page = first; page <= last; page++) {
+    for (; page <= last; page++) {
         const int base = page * LA_PAGE;
-        const uint32_t k = stages + (uint32_t)((page - first) % c.stages) * stage;
+        const uint32_t k = stages + (uint32_t)(page & (c.stages - 1)) * stage;
         if (c.stages == 1) {
             la_cp_async_wait<0>();
         }
@@ -404,7 +403,7 @@ LA_DEV void walk(const la_attend_call &c, const la_work &u, int row, la_lane_row
             la_cp_async_wait<1>();
         }
         la_sync_block(); /* the page is there, of the first one queries too */
-        if (r.n > 0 && base <= r.last && base + LA_PAGE > r.first) {
+        if (r.n > 0 && base <= r.last && base + LA_PAGE > first_of(c.a, r.open)) {
             float s[TILES][4] = {};
             uint32_t p[STEPS][4];
             score_page(c, q, k, s);
@@ -421,13 +420,13 @@ LA_DEV void walk(const la_attend_call &c, const la_work &u, int row, la_lane_row
 }
 
 /* Rows of a block; item: of a chunk apart. */
-template <int COLS, int GROUPS>
+template <int COLS, int SLICES, int GROUPS>
 LA_DEV void attend(const la_attend_call &c, const la_work &u, int item)
 {
     const int warp = la_thread() / 32, row = warp % GROUPS * 16;
     la_lane_rows<COLS> r;
     load_queries(c, u, la_smem());
-    begin_rows(c, u, row, warp / GROUPS * COLS, r);
+    begin_rows(c, u, row, SLICES == 1 ? 0 : warp / GROUPS * COLS, r);
     walk(c, u, row, r);
     if (r.n <= 0) {
         return;
@@ -469,7 +468,7 @@ LA_DEV int token_of(const la_attend_paged_args &a, int item)
 }
 
 /* Chunks of all tokens, dealt out to blocks. A token's only chunk is its result. */
-template <int COLS, int GROUPS> LA_DEV void attend_items(const la_attend_call &c)
+template <int COLS, int SLICES, int GROUPS> LA_DEV void attend_items(const la_attend_call &c)
 {
     const int n = la_ldg(c.a.items + c.a.n);
     for (int item = la_block_x(); item < n; item += la_grid_x()) {
@@ -482,14 +481,14 @@ template <int COLS, int GROUPS> LA_DEV void attend_items(const la_attend_call &c
         u.apart = u.from / LA_CHUNK != u.to / LA_CHUNK;
         u.from = u.from > start ? u.from : start;
         u.to = u.to < stop ? u.to : stop;
-        attend<COLS, GROUPS>(c, u, item);
+        attend<COLS, SLICES, GROUPS>(c, u, item);
     }
 }
 
 /* Blocks that a multiprocessor has at a time, of heads of up to so many values. */
 static constexpr int blocks_of(int values, int groups)
 {
-    return values > 128 ? 1 : values > 64 && groups > 1 ? 2 : 3;
+    return values > 128 ? 1 : groups > 1 ? 2 : 3;
 }
 
 /* A block has GROUPS times 16 rows, and a warp COLS columns of values: SLICES warps for the same rows. */
@@ -500,10 +499,10 @@ LA_KERNEL_BOUNDS(la_attend_paged, la_attend_call, SLICES * GROUPS * 32,
     la_grid_wait();
     la_grid_release();
     if (a.a.items == NULL) {
-        attend<COLS, GROUPS>(a, work_of(a.a, tile_of(a.a, GROUPS * 16), GROUPS * 16), 0);
+        attend<COLS, SLICES, GROUPS>(a, work_of(a.a, tile_of(a.a, GROUPS * 16), GROUPS * 16), 0);
     }
     else {
-        attend_items<COLS, GROUPS>(a);
+        attend_items<COLS, SLICES, GROUPS>(a);
     }
 }
 
