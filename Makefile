@@ -121,6 +121,7 @@ $(VENV)/.test: pyproject.toml tests/constraints.txt $(VENV)/.run
 $(VENV)/.all: $(VENV)/.test
 	@echo "installing lm-evaluation-harness into $(VENV)"
 	@$(INSTALL) -e ".[test,eval]"
+	@$(PIP) check
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test

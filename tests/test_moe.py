@@ -372,6 +372,17 @@ def test_expert_load_counts_every_token(tmp_path):
         load = llm.expert_load()
         llm.logits(ids[:3])  # few rows take another way
         more = llm.expert_load() - load
+        before = llm.expert_load()
+        llm.generate({"prompt_token_ids": ids}, SamplingParams(max_tokens=2, ignore_eos=True))
+        continued = llm.expert_load() - before
+        before = llm.expert_load()
+        llm.hidden_states(ids)
+        shown = llm.expert_load() - before
+    first, *_, last = (i for i, desc in enumerate(config.layers) if desc.moe)
+    assert last == config.n_layers - 1
+    assert continued[first].sum() == (len(ids) + 1) * config.n_experts_used
+    assert continued[last].sum() == 2 * config.n_experts_used  # rows that logits were wanted of
+    assert shown[last].sum() == len(ids) * config.n_experts_used
     for layer, desc in enumerate(config.layers):
         assert load[layer].sum() == (len(ids) * config.n_experts_used if desc.moe else 0)
         assert more[layer].sum() == (3 * config.n_experts_used if desc.moe else 0)

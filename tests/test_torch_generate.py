@@ -108,6 +108,16 @@ def test_rows_are_drawn_apart_and_again_by_the_seed(rules: dict[str, Any], ours:
     assert len({tuple(row) for row in pairs.tolist()}) > 8
 
 
+def test_scores_are_normal_behind_all_that_cuts(ours: Any) -> None:
+    out = ours.generate(
+        ids(2, 4), do_sample=True, top_k=5, temperature=1.5, renormalize_logits=True,
+        max_new_tokens=3, eos_token_id=-1, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    for scores in out.scores:
+        assert scores.isfinite().sum(-1).tolist() == [5, 5]
+        assert torch.allclose(scores.exp().sum(-1), torch.ones(2), atol=1e-5)
+
+
 def test_an_assistant_is_refused(ours: Any) -> None:
     with pytest.raises(UnsupportedError, match="assistant_model"):
         ours.generate(ids(1, 4), assistant_model=ours)

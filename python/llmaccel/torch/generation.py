@@ -97,13 +97,8 @@ _OFF_IN_SEARCH = {
     "output_hidden_states": False,
 }
 # Of a model that is not there; that one itself is refused.
-_ASSISTANTS = (
-    "num_assistant",
-    "assistant_confidence",
-    "assistant_early_exit",
-    "assistant_lookbehind",
-    "target_lookbehind",
-)
+_ASSISTANTS = ("num_assistant", "assistant_", "target_lookbehind")
+_ASSISTED = {"assistant_model", "assistant_tokenizer"}
 
 
 # (prompt, new tokens) of each row, and its score where beams were searched
@@ -210,7 +205,7 @@ def _fields(own: dict[str, Any], config: Any, given: dict[str, Any]) -> dict[str
                 merged[name] = value
     for name, value in merged.items():
         idle = name in _USED | _IDLE or name.startswith(("_", *_ASSISTANTS))
-        if idle or value is False or not asks(value):
+        if (idle and name not in _ASSISTED) or value is False or not asks(value):
             continue
         if name not in _OFF or value != _OFF[name]:
             raise UnsupportedError(f"{name}: {value!r} is not supported by CausalLM.generate")
@@ -220,8 +215,6 @@ def _fields(own: dict[str, Any], config: Any, given: dict[str, Any]) -> dict[str
 def _is_known(name: str) -> bool:
     """Other arguments of transformers' generate, refused only if they ask for something."""
     return name in {
-        "assistant_model",
-        "assistant_tokenizer",
         "custom_generate",
         "decoder_start_token_id",
         "exponential_decay_length_penalty",
