@@ -41,7 +41,7 @@ demo: $(VENV)/.run build $(MODEL) ## set up, fetch a 135M chat model, let it ans
 test: $(VENV)/.test build fetch ## set up and run the quick tests
 	@$(WITH_MODEL) $(PY) -m pytest
 
-test-all: $(VENV)/.test build fetch ## the slow tests too
+test-all: $(VENV)/.all build fetch ## the slow tests too, with lm-evaluation-harness
 	@$(WITH_MODEL) $(PY) -m pytest -m "slow or not slow"
 
 dev: $(VENV)/.dev build ## everything for working on it; afterwards, rebuild what changed
@@ -115,6 +115,12 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml tests/constraints.txt $(VENV)/.run
 	@echo "installing the test packages into $(VENV)"
 	@$(INSTALL) -e ".[test]"
+	@$(PIP) check
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.test
+	@echo "installing lm-evaluation-harness into $(VENV)"
+	@$(INSTALL) -e ".[test,eval]"
 	@$(PIP) check
 	@touch $@
 

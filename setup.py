@@ -423,7 +423,8 @@ class BuildStress(Command):
         builder.link(objects, ROOT / "build" / "stress", [])
 
 
-setup(
-    ext_modules=[Extension("llmaccel._core", sources=[])],
-    cmdclass={"build_ext": BuildCore, "build_stress": BuildStress},
-)
+if __name__ == "__main__":
+    setup(
+        ext_modules=[Extension("llmaccel._core", sources=[])],
+        cmdclass={"build_ext": BuildCore, "build_stress": BuildStress},
+    )

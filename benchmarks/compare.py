@@ -392,10 +392,10 @@ def bound(cell: Cell, row: dict) -> float | None:
         return read * 1e9 / row["token_bytes"] / row["theirs"]
     if cell.shape not in models.SHAPES:
         return None
-    operations = models.token_operations(cell.shape)
+    token = models.token_operations(cell.shape)
+    operations = token - models.behind_operations(cell.shape)  # of a prompt
     if cell.metric != "prefill":  # every new token: its share of the prompt, itself, its logits
-        operations *= (PROMPT + NEW) / NEW
-        operations += models.head_operations(cell.shape)
+        operations = operations * PROMPT / NEW + token + models.head_operations(cell.shape)
     dot = "bf16" if cell.recipe in WIDE or cell.format == "bf16" else "int8"
     peak = max(p.get(dot, p["f32"]) for p in probes)
     return peak * 1e9 / operations / row["theirs"]

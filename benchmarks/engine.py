@@ -17,7 +17,8 @@ is best over all pairs); the median of the pairs counts. of_read is the share of
 
 Compute share, prefill of 512: (operations of the linear layers / peak of the dot they use +
 operations of attention / bf16 peak) / time to the first token; peaks probed before each reading.
-What follows the last attention counts for rows of logits alone, as the engine computes it.
+What follows the last attention counts for rows of logits alone, as the engine computes it (in
+lines of 28 November 2026 and before it ran, and counts, for every token).
 Layers with two lanes of int8 rows (report()["model"]["wide_activations"]) count twice. On AVX2,
 which has no dots, everything counts by the fp32 peak of its FMA.
 
@@ -123,15 +124,15 @@ class Ideal:
 
     def __init__(self, llm: LLM, config: dict, dot: str) -> None:
         self.backend, self.dot = llm._backend, dot
-        H, K = config["num_attention_heads"], config["num_key_value_heads"]
+        H = config["num_attention_heads"]
         d = config.get("head_dim", config["hidden_size"] // H)
         L, D = config["num_hidden_layers"], config["hidden_size"]
         has_dot = self.backend.info["isa"] in ("vnni", "bf16")
         twice = llm.report()["model"]["wide_activations"] if has_dot else []
-        head, qkv = D * config["vocab_size"], L * D * (H + 2 * K) * d
+        head, qkv = D * config["vocab_size"], L * models.qkv_weights(config)
         again = qkv * ("qkv" in twice) + L * D * H * d * ("o" in twice)
         whole = models.matrix_weights(config) + again
-        behind = (whole - qkv * (1 + ("qkv" in twice))) / L  # the attention of one layer
+        behind = (whole - qkv * (1 + ("qkv" in twice))) / L  # what follows one layer's attention
         self.linear, self.behind = 2.0 * (whole - behind), 2.0 * behind  # a token, a row
         self.head = 2.0 * head * (1 + ("head" in twice))  # a row of logits
         self.attention = 4.0 * H * d * L  # a pair of tokens

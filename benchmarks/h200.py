@@ -424,7 +424,7 @@ def product_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[
     shapes = {"odd": (96, 256)} if DRY else predict.MATRICES
     for name, (N, K) in shapes.items():
         sets = 1 if DRY else max(2, min(20, -(-(200 << 20) // (N * K // 2))))
-        rows = (5,) if DRY else (1, 8, 32, 128, 2048, 8192)
+        rows = (5,) if DRY else (1, 8, 16, 32, 128, 2048, 8192)
         x, out = gpu.put(block, max(rows) * K * 2), gpu.alloc(max(rows) * N * 4)
         room = gpu.alloc(264 * 128 * 128 * 4)
         for kernel, size in (("product_sm90", N * K * 2), ("product_w4", N * (K // 2 + K // 64))):
@@ -437,6 +437,7 @@ def product_cases(gpu: Gpu, block: bytes) -> Iterator[tuple[dict, list[Callable[
                 rest = (None, out, N, M, N, K, 0, 0, 0, 1.0, 0.0)
                 calls = [partial(gpu.launch, kernel, Product(x, w, *rest), *more) for w in weights]
                 what = {"kernel": kernel, "matrix": name, "M": M, "N": N, "K": K}
+                what |= {"group": 128} if kernel == "product_w4" else {}
                 yield what, calls, size + M * (K * 2 + N * 4)
             gpu.free(*weights)
         gpu.free(x, out, room)
@@ -561,7 +562,7 @@ def read(folder: Path) -> list[dict]:
 def table(folder: Path) -> None:
     """One line a result, the predicted time beside the measured one."""
     path = ROOT / "benchmarks" / "results" / "h200_predicted.jsonl"
-    keys = ("kernel", "matrix", "M", "batch", "context")
+    keys = ("kernel", "matrix", "M", "group", "batch", "context")
     guessed = {}
     for text in path.read_text().splitlines():
         line = json.loads(text)

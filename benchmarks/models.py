@@ -157,9 +157,21 @@ def expert_of(name: str) -> int:
     return int(rest.split(".")[0]) if found else 0
 
 
+def qkv_weights(config: dict) -> int:
+    """Of them those that make the queries, keys and values of one layer."""
+    H, K = config["num_attention_heads"], config["num_key_value_heads"]
+    return config["hidden_size"] * (H + 2 * K) * config.get("head_dim", config["hidden_size"] // H)
+
+
 def token_operations(name: str) -> int:
-    """Operations (2 per multiply-add) of a prompt token's products; the head runs once a prompt."""
+    """Operations (2 per multiply-add) of a token's products, without the head."""
     return 2 * matrix_weights(config_of(name))
+
+
+def behind_operations(name: str) -> int:
+    """Of them those behind the last attention, which run once a prompt, as the head does."""
+    config = config_of(name)
+    return 2 * (matrix_weights(config) // config["num_hidden_layers"] - qkv_weights(config))
 
 
 def head_operations(name: str) -> int:

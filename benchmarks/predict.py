@@ -2,12 +2,20 @@
 
     python benchmarks/predict.py > benchmarks/results/h200_predicted.jsonl
 
-Every line has the kernel's bytes and operations, its blocks, and the time of the slowest of what a
-block waits for: memory (bytes over what is in flight, at most the measured copy rate), the matrix
-units, instructions (the loop's, of the busiest unit), or its launch. Registers and shared
-memory, from which the blocks of a multiprocessor follow, are what nvcc says of this source
-(`-Xptxas -v`, sm_90a). Shapes are those of an 8B model of Llama 3. It needs nvcc and no GPU;
-h200.py prints its measurements beside these lines. Called by nobody else but its test.
+Every line has the bytes that a launch must move and the operations of what it makes (2MNK of a
+product), its blocks, and the time of the slowest of what a block waits for: memory (bytes over what
+is in flight, at most the measured copy rate), the matrix units, instructions (the loop's, of the
+busiest unit), or its launch. What is read or multiplied beyond those is in the time alone.
+Registers and shared memory, from which the blocks of a multiprocessor follow, are what nvcc says of
+this source under setup.py's flags (`-Xptxas -v`, sm_90a). Shapes are those of an 8B model of Llama
+3. It needs nvcc and no GPU; h200.py prints its measurements beside these lines. Called by nobody
+else but its test.
+
+Of the rates that are wanted of a card (DECISIONS.md 71) these lines miss some: the sampler takes
+more than 80 us for 128 rows unless they are greedy, with top_p nearly twice that, as it passes over
+the row five times; products of 4 bits read less than 2.6 TB/s up to 16 rows where matrices are
+small (the blocks of qkv fill a wave and a half, half of o's time is its launch); the 16-bit product
+has 0.8 of the matrix units where 0.9 of cuBLASLt's rate is wanted.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ import json
 import math
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -67,8 +76,11 @@ class Built:
 
 @dataclass(frozen=True)
 class Work:
-    """A launch. in_flight: bytes that a block has asked for and not got, at a time. cycles: of the
-    busiest unit of a multiprocessor beside memory and matrix units, for one block."""
+    """A launch. bytes: what it is given and leaves, each byte once; flops: of the numbers that it
+    makes. in_flight: bytes that a block has asked for and not got, at a time. cycles: of the
+    busiest unit of a multiprocessor beside memory and matrix units, for one block. moved,
+    multiplied: bytes and operations with all that costs time and is no work (what is read again,
+    rows that fill a tile, a wave that is not full), where they are more."""
 
     kernel: str
     name: str  # part of the mangled one
@@ -81,6 +93,8 @@ class Work:
     in_flight: float
     cycles: float = 0.0
     rate: float = 1.0  # of the matrix units at this instruction; 0: the work is not theirs
+    moved: float = 0.0
+    multiplied: float = 0.0
 
 
 def line(work: Work, built: dict[str, Built]) -> dict[str, object]:
@@ -92,9 +106,10 @@ def line(work: Work, built: dict[str, Built]) -> dict[str, object]:
     busy = min(1.0, work.blocks / SMS)  # share of the multiprocessors that have a block
     full = waves / math.ceil(waves) if waves > 1 else 1.0
     rate = min(COPY_BYTES, resident * work.in_flight / LATENCY_S)
+    moved, multiplied = max(work.bytes, work.moved), max(work.flops, work.multiplied)
     times = {
-        "memory": work.bytes / rate / full,
-        "matrix units": work.rate and work.flops / (BF16_FLOPS * work.rate * busy * full),
+        "memory": moved / rate / full,
+        "matrix units": work.rate and multiplied / (BF16_FLOPS * work.rate * busy * full),
         "instructions": work.cycles * math.ceil(work.blocks / SMS) / CLOCK_HZ,
         "launch": LAUNCH_S,
     }
@@ -147,7 +162,7 @@ def hopper(name: str, M: int, N: int, K: int) -> Iterator[Work]:
     loaded = N * K * 2 + M * K * 2 + (sums or M * N * 4)
     full = items / (-(-items // blocks) * blocks)
     # rows that are not there are multiplied too; a tile of n128 reads more than it can at full rate
-    flops = 2 * tiles * 128 * 128 * K
+    multiplied = 2 * tiles * 128 * 128 * K
     yield Work(
         "product_sm90",
         "la_gemm_sm90IL13la_wgmma_type0E",
@@ -155,10 +170,12 @@ def hopper(name: str, M: int, N: int, K: int) -> Iterator[Work]:
         blocks,
         384,
         6 * 32768 + 96,
-        loaded / full,
-        flops / full,
+        loaded,
+        2 * M * N * K,
         6 * min(M, 128) * 128 + 6 * 16384,
         rate=0.8,
+        moved=loaded / full,
+        multiplied=multiplied / full,
     )
     if apart:
         yield Work(
@@ -191,33 +208,39 @@ def any_gpu(name: str, M: int, N: int, K: int) -> Work:
         blocks,
         64,
         4 * stage,
-        again(N * K * 2, -(-M // rows)) + M * K * 2 + M * N * 4,
-        2 * -(-M // rows) * rows * N * K,
+        N * K * 2 + M * K * 2 + M * N * 4,
+        2 * M * N * K,
         3 * stage,
         rate=0.35,
+        moved=again(N * K * 2, -(-M // rows)) + M * K * 2 + M * N * 4,
+        multiplied=2 * -(-M // rows) * rows * N * K,
     )
 
 
-def four_bits(name: str, M: int, N: int, K: int) -> Work:
-    """gemm_w4.cu, groups of 128, fp16 scales."""
+def four_bits(name: str, M: int, N: int, K: int, group: int) -> Work:
+    """gemm_w4.cu, fp16 scales."""
     tokens = 8 if M <= 8 else 16 if M <= 16 else 32
     tiles = -(-M // tokens)
-    weights = N * K // 2 + N * K // 128 * 2
+    weights = N * K // 2 + N * K // group * 2
     runs = -(-K // 128) / 16
-    # of a warp: codes to bf16 (11 instructions of 8 weights), a product of 16 x 8 every 32 cycles
-    cycles = 16 / 4 * runs * (4 * 32 * 32 / 32 / 8 * 11 + 4 * 4 * tokens / 8 * 32 / 4)
+    # of a warp and 128 k: codes to bf16 (11 instructions of 8 weights), a product of 16 x 8 every
+    # 32 cycles, and for each group scales and two instructions of a sum
+    codes, products = 4 * 32 * 32 / 32 / 8 * 11, 4 * 4 * tokens / 8 * 32 / 4
+    cycles = 16 / 4 * runs * (codes + products + 128 / group * (8 + 2 * tokens))
     return Work(
         "product_w4",
         f"la_w4ILi{tokens // 8}ELi0ELi0E",
-        {"matrix": name, "M": M, "N": N, "K": K, "group": 128},
+        {"matrix": name, "M": M, "N": N, "K": K, "group": group},
         N // 32 * tiles,
         512,
         16 * tokens * 36 * 4,
-        again(weights, tiles) + M * K * 2 + M * N * 4,
-        2 * tiles * tokens * N * K,
+        weights + M * K * 2 + M * N * 4,
+        2 * M * N * K,
         16 * 2 * 4 * 512,
         cycles=cycles,
         rate=0.55,
+        moved=again(weights, tiles) + M * K * 2 + M * N * 4,
+        multiplied=2 * tiles * tokens * N * K,
     )
 
 
@@ -243,6 +266,7 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
     scores = 16 * PAGE / 32 * (8 + 4)
     operands = (HEAD / 16) * (1 + PAGE / 16) * 2 + (PAGE / 16) * (HEAD / slices / 16) * 2
     page = scores + operands + 16 * HEAD / slices / 32 + PAGE * HEAD * 4 / 16 / threads * 4
+    counted = batch * (context - (batch - 1) / 2) if prefill else batch * context
     # those of few rows make the same scores in four warps, at 16 rows of which `group` count
     multiplied = 2 * rows * PAGE * HEAD * (slices + 1)
     yield Work(
@@ -253,10 +277,11 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
         threads,
         shared,
         moved + partial + batch * HEADS * HEAD * 8,
-        multiplied * tiles * KV_HEADS * pages,
+        4 * HEADS * HEAD * counted,
         PAGE * pitch * 2,  # a page of two is under way all of the time
         cycles=page * tiles * KV_HEADS * pages / blocks,
         rate=0.5,
+        multiplied=multiplied * tiles * KV_HEADS * pages,
     )
     if dealt:
         yield Work(
@@ -321,10 +346,11 @@ def draws(M: int) -> Iterator[Work]:
             M,
             512,
             65696,
-            M * VOCABULARY * 4 * (reads + writes),
+            M * VOCABULARY * 4,
             0,
             512 * 8 * 4,
             cycles=VOCABULARY / 32 * instructions / 4,
+            moved=M * VOCABULARY * 4 * (reads + writes),
         )
 
 
@@ -336,11 +362,14 @@ def works() -> Iterator[Work]:
             yield from hopper(name, M, N, K)
             yield any_gpu(name, M, N, K)
             if name != "head":
-                yield four_bits(name, M, N, K)
+                yield from (four_bits(name, M, N, K, group) for group in (128, 32))
         yield from row_wise(M)
         yield from bookkeeping(M)
         if M <= 128:
             yield from draws(M)
+    for name, (N, K) in MATRICES.items():  # as many as reading is to bound
+        if name != "head":
+            yield from (four_bits(name, 16, N, K, group) for group in (128, 32))
     for batch, context in ((1, 1024), (1, 4096), (1, 131072), (32, 4096), (128, 1024)):
         yield from attend(batch, context, prefill=False)
     for batch, context in ((2048, 2048), (8192, 8192)):
@@ -364,13 +393,13 @@ def read_report(text: str) -> dict[str, Built]:
 def compile_all() -> dict[str, Built]:
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     nvcc = os.environ.get("LLMACCEL_NVCC") or shutil.which("nvcc") or f"{home}/bin/nvcc"
-    flags = ["-O3", "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas", "-v"]
-    flags += ["-gencode", "arch=compute_90a,code=sm_90a", "-cubin"]
+    flags = runpy.run_path(str(ROOT / "setup.py"))["NVCC_FLAGS"]  # those of what is shipped
+    flags = [*flags, "-Xptxas", "-v", "-gencode", "arch=compute_90a,code=sm_90a", "-cubin"]
     built: dict[str, Built] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in SOURCES:
             command = [nvcc, *flags, "-o", f"{folder}/{name}", str(KERNELS / f"{name}.cu")]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
             if done.returncode:
                 sys.exit(done.stderr)
             built.update(read_report(done.stderr))

@@ -1,9 +1,10 @@
 """Bugs to plant in GPU kernels, as changes of their text, and what the emulator says of each.
 
-Owns the list for every kernel: (name, text, changed text, reason). A text that is no longer found
-in its file exactly once fails the tests, so the list follows the kernels. The reason is part of the
-emulator's message, NUMBERS where only the output can tell, or "" where it depends on the order of
-events. Used by test_cuda_emu.py and test_cuda_planted.py.
+Owns the lists of Hopper's product, of attention and of the sampler: (name, text, changed text,
+reason). A text that is no longer found in its file exactly once fails the tests, so the list
+follows the kernels. The reason is part of the emulator's message, NUMBERS where only the output can
+tell, or "" where it depends on the order of events. Used by test_cuda_emu.py and
+test_cuda_planted.py, which has those of other kernels.
 """
 
 from __future__ import annotations
@@ -14,10 +15,17 @@ NUMBERS = "wrong numbers"
 
 
 class Mutant(NamedTuple):
+    """mnk: of the product that must show it."""
+
     name: str
     text: str
     changed: str
     reason: str
+    mnk: tuple[int, int, int] = (300, 264, 328)
+
+
+# 17 tiles of rows, of which 16 run side by side, and two of columns.
+TALL = (2049, 136, 64)
 
 
 GEMM_SM90 = [
@@ -185,6 +193,20 @@ GEMM_SM90 = [
         "const int blocks = a.p.K / 64;",
         NUMBERS,
     ),
+    Mutant(
+        "all tiles of rows in the first raster",
+        "const int top = tile / (plan::TOGETHER * tiles_n) * plan::TOGETHER;",
+        "const int top = 0;",
+        NUMBERS,
+        TALL,
+    ),
+    Mutant(
+        "a last raster as high as the first",
+        "tiles_m - top < plan::TOGETHER ? tiles_m - top :",
+        "tiles_m < plan::TOGETHER ? tiles_m :",
+        NUMBERS,
+        TALL,
+    ),
     Mutant("tiles of other columns", "in / high * BN, 0,", "in % high * BN, 0,", NUMBERS),
     Mutant("coordinates swapped", "full, k, item.m0);", "full, item.m0, k);", NUMBERS),
     Mutant(
@@ -270,7 +292,9 @@ ATTEND = [
         "part + la_shfl_xor_f32(part, 1)",
         NUMBERS,
     ),
-    Mutant("columns of the first warp", "SLICES == 1 ? 0 : warp / GROUPS * COLS", "0 * SLICES", NUMBERS),
+    Mutant(
+        "columns of the first warp", "SLICES == 1 ? 0 : warp / GROUPS * COLS", "0 * SLICES", NUMBERS
+    ),
     Mutant("pages of the first", "la_ldg(a.first + u.token)", "la_ldg(a.first)", ""),
     Mutant("tokens of the tile before", "(u.row + row) / u.group", "row / u.group", ""),
     Mutant("heads of the tile before", "(u.row + row) % u.group", "row % u.group", NUMBERS),
@@ -304,3 +328,73 @@ ATTEND_MERGE = [
     ),
     Mutant("a chunk merged twice", "chunk += AT_ONCE)", "chunk += AT_ONCE - 1)", NUMBERS),
 ]
+
+# Of sample.cu, by the check of test_cuda_planted.py that sees them.
+SAMPLE = {
+    "draws": [
+        Mutant("banned whatever came", "|| after == newest", "|| after < 99", NUMBERS),
+        Mutant("newest is not counted", "count + (id == newest)", "count", NUMBERS),
+        Mutant("newest is forgotten", "&& la_lds(mark) == 0", "&& mark == 0", NUMBERS),
+        Mutant("biased by another", "list + 2 * i + 1)));", "list + 1)));", NUMBERS),
+        Mutant(
+            "a tie's later id",
+            "(uint32_t)((1 << ID_BITS) - 1 - id)",
+            "(uint32_t)id",
+            "is in no registered allocation",
+        ),
+        Mutant("no carry", "+ mantissa < mantissa", "== 7u", NUMBERS),
+        Mutant("a level too few", "level < 5;", "level < 4;", "is in no registered allocation"),
+        Mutant(
+            "one lane too much", "mine.n += sum - n", "mine.n += sum", "which nobody has written"
+        ),
+        Mutant("min_p itself", "p >= floor", "p > floor", "which nobody has written"),
+        Mutant("other numbers", "0xBB67AE85u", "0xBB67AE86u", NUMBERS),
+        Mutant("equals in the rank", "v > value", "v >= value", NUMBERS),
+        Mutant("sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", NUMBERS),
+        Mutant("all of the set", "(double)top_p * total", "total", NUMBERS),
+        Mutant("a slice too far", "sum + la_row_slice(s) > want", "sum > want", NUMBERS),
+        Mutant(
+            "beyond the row",
+            "v[j] = first + j < V ?",
+            "v[j] = first >= 0 ?",
+            "is in no registered allocation",
+        ),
+        Mutant(
+            "bins read early",
+            "la_sync_block(); /* all is counted",
+            "/* all is counted",
+            "nothing orders the two",
+        ),
+    ],
+    "long_lists": [
+        Mutant(
+            "mark set by one warp and cleared by another",
+            "la_sts(mark, newest < 0);\n    }\n    la_sync_block();\n",
+            "la_sts(mark, newest < 0);\n    }\n",
+            "nothing orders the two",
+        ),
+        Mutant(
+            "ids seen beyond the block",
+            "i < n_seen; i += BLOCK",
+            "i < n_seen && i < BLOCK; i += BLOCK",
+            NUMBERS,
+        ),
+        Mutant(
+            "bans beyond a warp",
+            "i < n_ban; i += BLOCK",
+            "i < n_ban && i < 32; i += BLOCK",
+            NUMBERS,
+        ),
+        Mutant(
+            "biases beyond the block",
+            "i < n_bias; i += BLOCK",
+            "i < n_bias && i < BLOCK; i += BLOCK",
+            NUMBERS,
+        ),
+    ],
+    "flat": [
+        Mutant(
+            "more members than there is room for", "members <= LISTED", "members <= 2 * LISTED", ""
+        ),
+    ],
+}

@@ -98,6 +98,7 @@ def test_shares_count_every_matrix(models):
     layer = 64 * (64 + 2 * 32) + 64 * 64 + 3 * 64 * 96
     assert models.matrix_weights(config) == 2 * layer
     assert models.token_operations("llama-3.2-1b") == 4 * layer
+    assert models.behind_operations("llama-3.2-1b") == 2 * (64 * 64 + 3 * 64 * 96)
     qkv, o = 64 * (4 + 2 * 2) * 64, 4 * 64 * 64  # heads of 64 here
     layer = qkv + o + 4 * 64 + 2 * 3 * 64 * 64  # the router, two of four experts
     assert models.matrix_weights(models.config_of("qwen3-moe-1.6b")) == 2 * layer

@@ -321,11 +321,17 @@ def test_nothing_is_left_on_the_device(tmp_path: Path, emulated: str) -> None:
 @pytest.mark.parametrize(
     ("family", "options", "message"),
     [
-        ("llama", {"dtype": "float32"}, "kv_cache_dtype='bfloat16' yet"),
-        ("llama", {"dtype": "float32", "kv_cache_dtype": "bf16"}, "dtype='float32' yet"),
-        ("llama", {"dtype": "auto", "kv_cache_dtype": "bf16"}, "bf16 and fp16 matrices"),
-        ("llama", {"kv_cache_dtype": "fp8"}, "kv_cache_dtype='bfloat16' yet"),
-        ("llama", {"quantization": "int8"}, "quantization other than 'w4g128' and 'w4g32' yet"),
+        ("llama", {"dtype": "float32"}, "no dtype='float32' yet, only 'bfloat16' and 'float16'"),
+        ("llama", {"dtype": "float32", "kv_cache_dtype": "bf16"}, "no dtype='float32' yet"),
+        ("llama", {"dtype": "auto"}, r"embed_tokens.weight' \(F32\): .*no .* float32 weights"),
+        ("llama", {"kv_cache_dtype": "fp8"}, "no kv_cache_dtype='fp8' yet, only 'bfloat16';"),
+        ("llama", {"kv_cache_dtype": "int8"}, "no kv_cache_dtype='int8' yet, only"),
+        ("llama", {"kv_cache_dtype": "float32"}, "no kv_cache_dtype='float32' yet, only"),
+        (
+            "llama",
+            {"quantization": "int8"},
+            "no quantization='int8' yet, only 'w4g128' and 'w4g32'",
+        ),
         ("mixtral", {}, "experts yet"),
         ("deepseek_v2", {}, "latents"),
     ],

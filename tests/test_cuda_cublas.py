@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ import emulator
 import numpy as np
 import pytest
 import test_cuda_rows as rows
-from conftest import ROOT
 from emulator import bf16, from_bf16
 from launches import LtProduct
 from test_cuda_backend import checkpoint, counts, greedy, open_on, prompts
@@ -244,7 +244,7 @@ def test_the_search(
 ) -> None:
     """What is loaded already is taken as it is; then come the wheel's folder and CUDA_HOME."""
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'python'}:{tmp_path}")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     wheel = tmp_path / "nvidia" / "cu13" / "lib" / NAME
     if how == "home":
         monkeypatch.setenv("CUDA_HOME", str(built.parents[1]))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gguf
 import tiny_quantized
 from test_cuda_backend import agree, checkpoint, emulated, greedy, nothing_stays, open_on, prompts
 
@@ -138,11 +139,14 @@ def test_four_bits_in_activation_order_are_refused(tmp_path: Path, emulated: str
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantization": "w6g16"}, "quantization other than 'w4g128' and 'w4g32' yet"),
-        ({"quantization": "fp8"}, "quantization other than"),
-        ({"quantization": "w4g128", "activation": "int8"}, "activation='int8' yet"),
-        ({"quantization": "w4g128"}, "a K that is a multiple of 32, not this one of K 120"),
-        ({"quantization": "w4g128", "kv_cache_dtype": "fp8"}, "kv_cache_dtype='bfloat16' yet"),
+        ({"quantization": "w6g16"}, "no quantization='w6g16' yet, only 'w4g128' and 'w4g32'"),
+        ({"quantization": "fp8"}, "no quantization='fp8' yet, only"),
+        ({"quantization": "w4g128", "activation": "int8"}, "no activation='int8' yet, only 'bfl"),
+        (
+            {"quantization": "w4g128"},
+            r"o_proj.weight' \(F32\): .*4-bit codes where K is a multiple of 32, which 120 is",
+        ),
+        ({"quantization": "w4g128", "kv_cache_dtype": "fp8"}, "no kv_cache_dtype='fp8' yet, only"),
     ],
 )
 def test_other_formats_are_refused(
@@ -150,6 +154,34 @@ def test_other_formats_are_refused(
 ) -> None:
     with pytest.raises(UnsupportedError, match=message):
         open_on(checkpoint("llama", tmp_path), "cuda", **options)
+
+
+@pytest.mark.parametrize(
+    ("place", "blocks", "words"),
+    [
+        (
+            "token_embd",
+            "Q8_0",
+            "8-bit codes with float16 scales for groups of 32 yet, only of bfloat16, ",
+        ),
+        ("attn_v", "Q5_1", "5-bit codes with float16 scales for groups of 32 yet"),
+        ("attn_v", "Q4_K", "4-bit codes with int8 times float16 scales for groups of 32 yet"),
+        ("ffn_down", "MXFP4", "e2m1 codes with power-of-two scales for groups of 32 yet"),
+    ],
+)
+def test_blocks_of_a_file_are_refused_by_tensor_and_format(
+    place: str, blocks: str, words: str, tmp_path: Path, emulated: str
+) -> None:
+    """Between tensors that are taken."""
+    pytest.importorskip("gguf")
+    source, file = checkpoint("llama", tmp_path, **SIZES), tmp_path / "mixed.gguf"
+    rest = {"token_embd": "BF16", "output": "BF16"}
+    tiny_gguf.make_gguf(
+        *("llama", source, file),
+        lambda name: blocks if place in name else rest.get(name.partition(".")[0], "Q4_1"),
+    )
+    with pytest.raises(UnsupportedError, match=rf"{place}\.weight' \({blocks}\).*: .*{words}"):
+        open_on(file, "cuda", dtype="auto")
 
 
 def test_what_cannot_be_quantized_is_named(tmp_path: Path, emulated: str) -> None:

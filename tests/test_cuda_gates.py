@@ -1,8 +1,9 @@
 """Every CUDA source compiles for its targets, without spills, stack or products one after another.
 
-What a GPU would suffer silently is read off the compiler's report and the machine code: registers
-that spill, wgmma that is serialized, instructions that are not there. Skipped where nvcc is absent;
-machine code is read where a disassembler is (nvdisasm, also in the wheel nvidia-cuda-nvdisasm).
+What a GPU would suffer silently is read off the compiler's report and the machine code, under the
+flags that setup.py compiles with: registers that spill, wgmma that is serialized, instructions
+that are not there. Skipped where nvcc is absent; machine code is read where a disassembler is
+(nvdisasm, also in the wheel nvidia-cuda-nvdisasm of the tests' extra).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -22,7 +24,6 @@ from conftest import ROOT
 
 KERNELS = ROOT / "csrc" / "kernels" / "cuda"
 GENERIC = ["80", "89", "90a", "100"]
-FLAGS = ["-O3", "-std=c++17", f"-I{ROOT / 'csrc'}", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage"]
 # Hopper's sources by the end of their names; conformance.cu holds instructions of sm_90a as well.
 HOPPER = re.compile(r"(_sm90|^conformance)$")
 # Instructions that must be in the machine code of a source for sm_90a.
@@ -83,7 +84,7 @@ def disassembler() -> str:
     wheels = [str(p) for folder in folders for p in folder.glob("cu*/bin/nvdisasm")]
     found = shutil.which("nvdisasm") or next(iter(wheels), None)
     if found is None:
-        pytest.skip("no nvdisasm; pip install nvidia-cuda-nvdisasm")
+        pytest.skip("no nvdisasm, which is in nvidia-cuda-nvdisasm of the extra 'test'")
     return found
 
 
@@ -95,16 +96,22 @@ def headers_hash() -> str:
     return digest.hexdigest()
 
 
-def run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+@cache
+def flags() -> list[str]:
+    """What setup.py gives nvcc for the code that is shipped; relative to its folder."""
+    return runpy.run_path(str(ROOT / "setup.py"))["NVCC_FLAGS"]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     """A tool of the toolkit, without the sanitizer that this process may have been loaded with."""
     own = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    return subprocess.run(command, capture_output=True, text=True, env=own, cwd=folder)
+    return subprocess.run(command, capture_output=True, text=True, env=own, cwd=ROOT)
 
 
 def compile_for(source: Path, arch: str) -> tuple[str, Path]:
     """What the compiler says, and the cubin; kept for as long as sources and headers stay."""
     code = f"arch=compute_{arch},code=sm_{arch}"
-    command = [nvcc(), *FLAGS, "-gencode", code, "-cubin"]
+    command = [nvcc(), *flags(), "-Xptxas", "-v", "-gencode", code, "-cubin"]
     parts = [source.read_text(), headers_hash(), *command]
     key = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     cubin = CACHE / f"{source.stem}-{arch}-{key}.cubin"
@@ -172,11 +179,11 @@ def test_machine_code(source: Path, arch: str) -> None:
 @pytest.mark.slow
 def test_checked_build_compiles(tmp_path: Path) -> None:
     """LA_CHECK, for runs that look for a hang."""
-    source = KERNELS / "gemm_sm90.cu"
-    command = [nvcc(), *FLAGS[:3], "-DLA_CHECK", "-arch=sm_90a", "-ptx", "-o", "a.ptx", str(source)]
-    done = run(command, tmp_path)
+    source, out = KERNELS / "gemm_sm90.cu", tmp_path / "a.ptx"
+    command = [nvcc(), *flags(), "-DLA_CHECK", "-arch=sm_90a", "-ptx", "-o", str(out), str(source)]
+    done = run(command)
     assert done.returncode == 0, done.stderr[-4000:]
-    text = (tmp_path / "a.ptx").read_text()
+    text = out.read_text()
     assert "trap;" in text
     assert "try_wait" not in text
 
@@ -188,7 +195,7 @@ def test_generic_sources_make_ptx(tmp_path: Path) -> None:
         if HOPPER.search(path.stem):
             continue
         out = tmp_path / f"{path.stem}.ptx"
-        command = [nvcc(), *FLAGS[:3], "-arch=compute_80", "-ptx", "-o", str(out), str(path)]
+        command = [nvcc(), *flags(), "-arch=compute_80", "-ptx", "-o", str(out), str(path)]
         done = run(command)
         assert done.returncode == 0, done.stderr[-4000:]
 

@@ -268,9 +268,14 @@ def test_linear_of_blocks(dtype: str) -> None:
 
 def test_weights_that_a_device_has_no_products_for() -> None:
     x, w = put(normal(4, 64)), normal(40, 64)
-    for format in ("auto", "int8", "fp8", "w6g16"):
-        wrong("^weight: .*'cuda' multiplies", kernels.pack, put(w), format, error=UnsupportedError)
-    wrong("^weight: ", kernels.pack, put(w[:, :37]), "BF16", error=UnsupportedError)
+    has_no = {"auto": "float32 weights", "int8": "8-bit codes with float32 scales for rows of 64"}
+    has_no |= {"fp8": "fp8 codes with float32 scales for rows of 64"}
+    has_no |= {"w6g16": "6-bit codes with int8 times float16 scales for groups of 16"}
+    for format, name in has_no.items():
+        match = f"^weight: .*'cuda' has no products of {name} yet, only of bfloat16, "
+        wrong(match, kernels.pack, put(w), format, error=UnsupportedError)
+    match = "^weight: .*'cuda' multiplies bfloat16 where K is a multiple of 8, which 37 is not"
+    wrong(match, kernels.pack, put(w[:, :37]), "BF16", error=UnsupportedError)
     packed = kernels.pack(put(w), "F16")
     for bad in ("float32", "bfloat16", "int8"):
         wrong("^activation: ", kernels.linear, x, packed, activation=bad, error=UnsupportedError)

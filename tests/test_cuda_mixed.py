@@ -84,10 +84,15 @@ def drawn(i: int) -> SamplingParams:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "cc"),
+    [*((family, "80") for family in FAMILIES), pytest.param("qwen3", "90", marks=pytest.mark.slow)],
+)
 def test_sixteen_mixed_requests_are_told_what_the_cpu_tells(
-    family: str, tmp_path: Path, emulated: str
+    family: str, cc: str, tmp_path: Path, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By the generic products, and by Hopper's."""
+    monkeypatch.setenv("LLMACCEL_EMU_CC", cc)
     folder = checkpoint(family, tmp_path)
     with open_on(folder, "cpu", **OPTIONS) as cpu:
         asked = clear_requests(cpu)

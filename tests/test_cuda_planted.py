@@ -3,8 +3,8 @@
 A mutant is a kernel's source with one piece of text replaced, in a library of its own. What
 sees it is a test of test_cuda_rows.py, by a wrong value or by a fault that the emulator names.
 The slow tests plant one at a time; the quick one plants a bug in each source, all in one library.
-Bugs of attention are in cuda_mutants.py, and so are those of Hopper's product, which
-test_cuda_emu.py sees.
+Those of attention and of the sampler are in cuda_mutants.py, as are bugs of Hopper's product,
+which test_cuda_emu.py sees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 import test_cuda_products as products
 import test_cuda_rows as rows
 import test_cuda_sample as sample
-from cuda_mutants import ATTEND, ATTEND_MERGE, GEMM_SM90, NUMBERS
+from cuda_mutants import ATTEND, ATTEND_MERGE, GEMM_SM90, NUMBERS, SAMPLE
 from emulator import KERNELS, RUNTIME
 
 
@@ -110,6 +110,15 @@ def draws(device: rows.Device) -> None:
         sample.check_newest(device, patch)
     sample.check_flat(device, 9001)
     sample.test_best_are_in_order(device)
+
+
+def long_lists(device: rows.Device) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        sample.check_long(device, patch)
+
+
+def flat(device: rows.Device) -> None:
+    sample.check_flat(device, 3000)
 
 
 def resume(device: rows.Device) -> None:
@@ -363,59 +372,6 @@ PLANTED = [
     ),
     Planted("product_finish.h", "gate of the up", "y[j], y[j + 2]", "y[j + 2], y[j]", product),
     Planted("product_finish.h", "no scale", "la_fma(f.scale, y", "la_fma(1.0f, y", product),
-    Planted("sample.cu", "banned whatever came", "|| after == newest", "|| after < 99", draws),
-    Planted("sample.cu", "newest is not counted", "count + (id == newest)", "count", draws),
-    Planted("sample.cu", "newest is forgotten", "&& la_lds(mark) == 0", "&& mark == 0", draws),
-    Planted("sample.cu", "biased by another", "list + 2 * i + 1)));", "list + 1)));", draws),
-    Planted(
-        "sample.cu",
-        "a tie's later id",
-        "(uint32_t)((1 << ID_BITS) - 1 - id)",
-        "(uint32_t)id",
-        draws,
-        "is in no registered allocation",
-    ),
-    Planted("sample.cu", "no carry", "+ mantissa < mantissa", "== 7u", draws),
-    Planted(
-        "sample.cu",
-        "a level too few",
-        "level < 5;",
-        "level < 4;",
-        draws,
-        "is in no registered allocation",
-    ),
-    Planted(
-        "sample.cu",
-        "one lane too much",
-        "mine.n += sum - n",
-        "mine.n += sum",
-        draws,
-        "which nobody has written",
-    ),
-    Planted(
-        "sample.cu", "min_p itself", "p >= floor", "p > floor", draws, "which nobody has written"
-    ),
-    Planted("sample.cu", "other numbers", "0xBB67AE85u", "0xBB67AE86u", draws),
-    Planted("sample.cu", "equals in the rank", "v > value", "v >= value", draws),
-    Planted("sample.cu", "sums of one thread", "sum += la_lane() == 0 ?", "sum += 1 ?", draws),
-    Planted("sample.cu", "all of the set", "(double)top_p * total", "total", draws),
-    Planted("sample.cu", "a slice too far", "sum + la_row_slice(s) > want", "sum > want", draws),
-    Planted(
-        "sample.cu",
-        "beyond the row",
-        "v[j] = first + j < V ?",
-        "v[j] = first >= 0 ?",
-        draws,
-        "is in no registered allocation",
-    ),
-    Planted(
-        "sample.cu",
-        "bins read early",
-        SYNC[:-1] + " /* all is counted",
-        "/* all is counted",
-        draws,
-        "nothing orders the two",
-    ),
     Planted(
         "step.cu",
         "the row behind",
@@ -434,6 +390,7 @@ PLANTED = [
     Planted("finish.cu", "rows without their gap", "m * a.ldy", "m * a.p.N", finish),
     Planted("finish.cu", "the last units", "(units + FINISH_WARPS - 1) /", "units /", finish),
     Planted("finish.cu", "every unit the first", "+ la_thread() / 32,", "+ 0,", finish),
+    Planted("step.cu", "a failed draw is fed", "drawn < 0 ? 0 : drawn", "drawn", resume),
     Planted("step.cu", "a block too few", "BLOCK - 1) / BLOCK", "0) / BLOCK", resume),
     Planted(
         "step.cu",
@@ -446,6 +403,11 @@ PLANTED = [
 ]
 PLANTED += [Planted("attention.cu", *one[:3], attend, one.reason) for one in ATTEND]
 PLANTED += [Planted("attention.cu", *one[:3], many_chunks, one.reason) for one in ATTEND_MERGE]
+PLANTED += [
+    Planted("sample.cu", *bug[:3], check, bug.reason)
+    for check in (draws, long_lists, flat)
+    for bug in SAMPLE[check.__name__]
+]
 
 
 FILES = ["rows.cu", "elements.cu", "attention.cu", "gemm_mma.cu", "gemm_w4.cu", "sample.cu"]
@@ -573,6 +535,8 @@ def test_it_is_seen(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
         four_bits,
         many_rows,
         draws,
+        long_lists,
+        flat,
         resume,
     ],
     ids=lambda check: check.__name__,

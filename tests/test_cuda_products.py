@@ -89,6 +89,13 @@ def test_hopper(device: Device, kind: int, more: dict, half: int) -> None:
     assert np.allclose(found, case.want(w), rtol=1e-4, atol=1e-4)
 
 
+def test_hopper_beyond_the_tiles_that_run_side_by_side(device: Device) -> None:
+    """18 tiles of rows by two of columns, of which 16 run side by side: two begin anew."""
+    case = Case(device, 2200, 160, 72, kind=STORE)
+    w, found = hopper(case, 8)
+    assert np.allclose(found, case.want(w), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "more"), KINDS)
 def test_pieces_of_k_add_up_alike(device: Device, kind: int, more: dict) -> None:
     """By a second launch or by their blocks, alone or in company: the same bits."""

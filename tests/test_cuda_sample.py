@@ -84,6 +84,12 @@ def rule(p: dict[str, Any], V: int, words: list[int], top_at: int) -> tuple:
 
 def draw(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
     """(drawn, tops [n, MOST_TOPS]) of a launch with a row a case."""
+    return launch(device, logits, cases)[:2]
+
+
+def launch(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
+    """draw's, and what is left of the rows after rules [n, V]: probabilities, if they were drawn
+    from; what rules made of them, if the best was taken."""
     n, V = logits.shape
     ld = (V + 15) // 16 * 16
     x = np.full((n, ld), np.nan, np.float32)
@@ -98,7 +104,7 @@ def draw(device: Device, logits: np.ndarray, cases: list[dict[str, Any]]):
         "sample", Sample(at, ld, scratch, ld, device.put(rules), lists, drawn, tops, n, V)
     )
     assert np.array_equal(device.get(at), x, equal_nan=True)  # raw logits stay
-    return device.get(drawn), device.get(tops)
+    return device.get(drawn), device.get(tops), device.get(scratch)[:, :V]
 
 
 def check_draws(device: Device, V: int, names: list[str], *, seed: int = 0, ahead: int = 0) -> None:
@@ -167,6 +173,32 @@ def test_the_newest_token_decides(device: Device, monkeypatch: pytest.MonkeyPatc
     check_newest(device, monkeypatch)
 
 
+def check_long(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists longer than a warp and than the block: every logit after the rules, to the bit."""
+    V, rng = 1500, np.random.default_rng(23)
+    logits = rng.normal(size=V).astype(np.float32)
+    monkeypatch.setattr("test_cuda_sample.GIVEN", rng.permutation(V)[:40].tolist())
+    for n, at in ((140, 50), (140, 139), (700, 50), (700, 600)):  # at: of the newest
+        seen = rng.permutation(V)[:n].tolist()
+        monkeypatch.setattr("test_cuda_sample.MADE", [*seen, seen[at]])
+        banned, biased = rng.permutation(V)[: 2 * n].reshape(2, n)
+        both = banned[: n // 2].tolist()  # some are banned and biased, and stay banned
+        params = {"stop_ids": banned.tolist(), "min_tokens": 10**4}
+        params |= {"bias_ids": both + biased[: n - len(both)].tolist()}
+        params |= {"bias": rng.normal(size=n).astype(np.float32).tolist()}
+        params |= {"presence_penalty": 0.5, "frequency_penalty": 0.25, "repetition_penalty": 1.25}
+        case_of = case(temperature=0.0, ahead=1, **params)
+        drawn, _, left = launch(device, logits[None], [case_of])
+        want = ref.ruled(logits, case_of, GIVEN, MADE)
+        differ = np.flatnonzero(left[0] != want)
+        assert differ.size == 0, (n, at, differ)
+        assert drawn["id"][0] == int(want.argmax())
+
+
+def test_long_lists_of_rules(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_long(device, monkeypatch)
+
+
 def test_draws_from_several_slices(device: Device) -> None:
     names = ["plain", "top_p hot", "min_p", "top_k beyond the units", "all of them", "greedy"]
     check_draws(device, 9001, names)
@@ -192,8 +224,10 @@ def check_flat(device: Device, V: int) -> None:
         assert drawn["id"][i] == int(u * few), list(FLAT)[i]
 
 
-def test_equal_logits_are_drawn_in_order(device: Device) -> None:
-    check_flat(device, 9001)
+@pytest.mark.parametrize("V", [2049, 3000, 9001])
+def test_equal_logits_are_drawn_in_order(device: Device, V: int) -> None:
+    """Members of one bin: just more than are listed, less than twice as many, and many."""
+    check_flat(device, V)
 
 
 def check_odd(device: Device) -> None:
@@ -258,17 +292,19 @@ def test_a_row_that_is_not_the_devices_is_left(device: Device) -> None:
 
 
 def test_a_step_takes_over_what_the_one_before_drew(device: Device) -> None:
-    """Tokens and rules of 300 rows, more than a block's threads; what is known stays."""
+    """Tokens and rules of 300 rows, more than a block's threads; what is known stays. For a draw
+    that failed or left nothing a token stands in, of which nobody asks for more."""
     drawn = np.zeros(40, DRAWN)
     drawn["id"] = np.arange(40) + 1000
+    drawn["id"][[8, 9]] = -1, -2
     tokens = np.arange(300, dtype=np.int32)
-    tokens[[0, 7, 280]] = -1, -40, -3
+    tokens[[0, 7, 280, 281, 299]] = -1, -40, -3, -9, -10
     rules = np.zeros(290, RULE)
     rules["newest"], rules["target"] = -1, -2
     rules["newest"][[5, 6, 289]] = -2, -41, 17
     at, where = device.put(tokens), device.put(rules)
     device.launch("resume", Resume(at, where, device.put(drawn), 300, 290))
-    tokens[[0, 7, 280]] = 1000, 1039, 1002
+    tokens[[0, 7, 280, 281, 299]] = 1000, 1039, 1002, 0, 0
     rules["newest"][[5, 6]] = 1000, 1039
     assert np.array_equal(device.get(at), tokens)
     assert np.array_equal(device.get(where), rules)

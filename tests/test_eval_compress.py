@@ -92,6 +92,12 @@ def test_others_cannot_read_it(llm, folder, text):
         decompress(llm, bytes(broken))
     with pytest.raises(RequestError, match="chunk"):
         compress(llm, b"text", chunk=512)
+    message = f"chunks of {container.chunk} tokens; max_model_len={container.chunk} "
+    with (
+        LLM(folder, dtype="float32", max_model_len=container.chunk) as short,
+        pytest.raises(LoadError, match=message),
+    ):
+        decompress(short, packed)
 
 
 def test_every_byte_of_the_head_is_checked(packed):

@@ -127,7 +127,7 @@ def test_command_line(tmp_path, capsys):
 def test_a_picture_is_made_or_refused_before_the_work(what, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     folder = str(letters.write_model(tmp_path))
-    texts = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    texts = [tmp_path / "a$b_$.txt", tmp_path / f"{'long' * 40}.txt"]
     for text in texts:
         text.write_text("abc abc")
     command = ["eval", what, "--model", folder, "--chunk", "16", *map(str, texts), "--plot"]
@@ -135,13 +135,20 @@ def test_a_picture_is_made_or_refused_before_the_work(what, tmp_path, capsys):
     assert cli.main([*command, str(picture)]) == 0
     drawn = picture.read_text()
     assert drawn.lstrip().startswith("<?xml")
-    value = capsys.readouterr().out.splitlines()[1].split()[-1]
+    head, first, _ = (line.split("  ") for line in capsys.readouterr().out.splitlines())
+    head, first = ([cell.strip() for cell in row if cell.strip()] for row in (head, first))
+    value = first[head.index("perplexity" if what == "ppl" else "bits per byte")]
     assert f"<!-- {float(value):.4g} -->" in drawn  # the texts of an svg stand beside their paths
-    for name, reason in (("out.what", "expected a name"), ("none/out.png", "folder")):
-        assert cli.main([*command, str(tmp_path / name)]) == 1
+    assert "a$b_$.txt -->" in drawn
+    for option, name, reason in (
+        ("--plot", "out.what", "expected a name"),
+        ("--plot", "none/out.png", "folder"),
+        ("--csv", "none/out.csv", "folder"),
+    ):
+        assert cli.main([*command[:-1], option, str(tmp_path / name)]) == 1
         said = capsys.readouterr()
         assert said.out == ""
-        assert "plot" in said.err
+        assert option[2:] in said.err
         assert reason in said.err
 
 

@@ -134,12 +134,14 @@ def grid(folder, documents):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_cell_against_float64(folder, documents, grid):
     assert len(grid) == 30
     check_cells(grid, folder, windows_of(folder, documents, 512, 4096))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kernels_against_their_cell(grid):
     """Rows and cache of floats: the study's own rule, and the kernels compute it."""
     by_bits = {(cell.w, cell.a, cell.kv): cell for cell in grid}
@@ -152,6 +154,7 @@ def test_kernels_against_their_cell(grid):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_int8_kernels_against_their_rule(folder, shared_data):
     """Rows and cache of int8, over four times the text: a value at a half falls to another code in
     fp32 than in fp64 and moves all that follows, which is noise of 0.1 % over 2,000 tokens."""
@@ -198,6 +201,7 @@ def test_kernel_rule_is_that_of_the_engine(folder, bits, group):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_order_of_formats(grid):
     ppl = {(cell.w, cell.a, cell.kv): cell.perplexity for cell in grid}
     base = ppl[16, 16, 16]

@@ -104,6 +104,20 @@ def test_predictions_keep_to_the_card() -> None:
         assert line["blocks_of_sm"] * line["shared_bytes"] <= predict.SHARED
 
 
+def test_bytes_and_flops_are_the_work() -> None:
+    """Of products 2MNK and each operand once, whatever tiles, waves and pieces make of them."""
+    found = [work for work in predict.works() if "K" in work.shape]
+    assert {work.kernel for work in found} == {"product", "product_sm90", "product_w4"}
+    assert {(16, 32), (16, 128)} <= {(w.shape["M"], w.shape.get("group")) for w in found}
+    for work in found:
+        M, N, K = (work.shape[name] for name in "MNK")
+        assert work.flops == 2 * M * N * K
+        group = work.shape.get("group")
+        weights = N * K * 2 if group is None else N * (K // 2 + K // group * 2)
+        sums = work.shape["pieces"] if work.shape.get("apart") else 1
+        assert work.bytes == weights + M * K * 2 + sums * M * N * 4
+
+
 def test_every_kernel_has_predictions() -> None:
     """Of the sources that launches come from; conformance.cu's are no part of a step."""
     names = {work.name for work in predict.works()}

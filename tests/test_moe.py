@@ -379,6 +379,22 @@ def test_expert_load_counts_every_token(tmp_path):
     assert np.abs(load - want).sum() <= 2  # one choice may be as good as another
 
 
+def test_experts_of_the_last_layer_get_what_is_wanted(tmp_path):
+    folder = tiny.make_checkpoint("qwen2_moe", tmp_path)  # a dense layer between two
+    config = build_config(load_hf_config(folder))
+    assert [desc.moe for desc in config.layers] == [True, False, True]
+    ids, loads = prompts(1)[0]["prompt_token_ids"], []
+    with LLM(str(folder), dtype="float32", max_num_batched_tokens=16) as llm:
+        llm.generate({"prompt_token_ids": ids}, SamplingParams(max_tokens=2, ignore_eos=True))
+        loads.append(llm.expert_load())
+        llm.hidden_states(ids)
+        loads.append(llm.expert_load() - loads[0])
+    fed = [(len(ids) + 1, 2), (len(ids), len(ids))]
+    for load, (first, last) in zip(loads, fed, strict=True):
+        assert load[0].sum() == first * config.n_experts_used
+        assert load[2].sum() == last * config.n_experts_used
+
+
 def expected_load(config, arrays, ids) -> np.ndarray:
     """From the reference's own routing."""
     weights = reference.load_weights(config, arrays_checkpoint(arrays))

@@ -66,6 +66,8 @@ RULES: list[dict[str, Any]] = [
     {"sequence_bias": {(40,): 3.0, (40, 41): 9.0, (2, 5): -4.0}, "min_new_tokens": 4},
     {"bad_words_ids": [[i] for i in range(3, 150)] + [[200, 201]]},
     {"begin_suppress_tokens": list(range(3, 280)), "suppress_tokens": [281, 282]},
+    {"renormalize_logits": True, "repetition_penalty": 1.3},
+    {"renormalize_logits": True, "bad_words_ids": [[i] for i in range(3, 150)]},
 ]
 
 
@@ -89,6 +91,36 @@ def test_rules_give_the_tokens_and_scores_of_transformers(
         assert live or i
         assert torch.equal(a[live] == -torch.inf, b[live] == -torch.inf)
         assert torch.nan_to_num(a[live] - b[live], nan=0.0).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("rules", [{}, {"logits_processor": [lean(1)]}], ids=["engine", "python"])
+def test_rows_are_drawn_apart_and_again_by_the_seed(rules: dict[str, Any], ours: Any) -> None:
+    """Equal rows too, as who counts how many of them pass needs it."""
+    alike = ids(1, 5).repeat(40, 1)
+    keywords = {"do_sample": True, "temperature": 3.0, "max_new_tokens": 3, **rules}
+    torch.manual_seed(5)
+    first = ours.generate(alike, **keywords)
+    assert len({tuple(row) for row in first.tolist()}) > 20
+    assert not torch.equal(ours.generate(alike, **keywords), first)
+    torch.manual_seed(5)
+    assert torch.equal(ours.generate(alike, **keywords), first)
+    pairs = ours.generate(alike[:8], num_return_sequences=2, **keywords)
+    assert len({tuple(row) for row in pairs.tolist()}) > 8
+
+
+def test_scores_are_normal_behind_all_that_cuts(ours: Any) -> None:
+    out = ours.generate(
+        ids(2, 4), do_sample=True, top_k=5, temperature=1.5, renormalize_logits=True,
+        max_new_tokens=3, eos_token_id=-1, return_dict_in_generate=True, output_scores=True,
+    )  # fmt: skip
+    for scores in out.scores:
+        assert scores.isfinite().sum(-1).tolist() == [5, 5]
+        assert torch.allclose(scores.exp().sum(-1), torch.ones(2), atol=1e-5)
+
+
+def test_an_assistant_is_refused(ours: Any) -> None:
+    with pytest.raises(UnsupportedError, match="assistant_model"):
+        ours.generate(ids(1, 4), assistant_model=ours)
 
 
 def test_typical_p_leaves_what_transformers_leaves(ours: Any) -> None:

@@ -82,6 +82,10 @@ def test_the_last_layer_goes_on_with_wanted_rows(family, tmp_path, capfd, monkey
         whole = llm.logits(ids)
         last = str(llm.report()["model"]["n_layers"] - 1)
         shown = llm.submit({"prompt_token_ids": ids}, params, output_hidden_states=[-1]).result()
+    with LLM(str(folder), dtype="float32", max_num_batched_tokens=64) as llm:
+        asked = [llm.submit({"prompt_token_ids": ids}, params) for _ in range(2)]
+        asked.append(llm.submit({"prompt_token_ids": ids}, params, output_hidden_states=[-1]))
+        beside = [one.result().outputs[0].logprobs[0] for one in asked]
     monkeypatch.setenv("LLMACCEL_TRACE", "1")
     with LLM(str(folder), dtype="float32", max_num_batched_tokens=8) as llm:
         capfd.readouterr()
@@ -95,6 +99,7 @@ def test_the_last_layer_goes_on_with_wanted_rows(family, tmp_path, capfd, monkey
     assert [n for op, layer, n in lines if op in ("down", "moe_down") and layer == "0"] == [8, 8, 4]
     first = out.outputs[0].logprobs[0]
     assert first == shown.outputs[0].logprobs[0]
+    assert beside == [first] * 3
     row = np.asarray(whole)[-1].astype(np.float64)
     for token, entry in first.items():
         assert abs(entry.logprob - (row[token] - np.logaddexp.reduce(row))) < 1e-5

@@ -39,7 +39,7 @@ la_status la_kv_read(const la_kv *kv, const int32_t *pages, int n, size_t *bytes
 la_status la_workspace_create(la_model *m, const la_limits *limits, la_workspace **out);
 void la_workspace_free(la_workspace *w);
 size_t la_workspace_bytes(const la_workspace *w);
-/* Tokens that every expert was given so far, [L][E], of the last layer wanted rows alone; NULL: no experts. */
+/* Tokens that every expert was given so far, [L][E], as LLM.expert_load counts; NULL: no experts. */
 const int64_t *la_workspace_expert_load(const la_workspace *w);
 
 /* The tokens of one sequence in a step: positions first_pos .. first_pos + n_tokens - 1. */

@@ -403,7 +403,8 @@ def choose_forms(
     activation = _activation(options, main, weights, quantized, fp8)
     kv = options.kv_cache_dtype
     if kv == "auto":
-        kv = "float32" if main == "F32" and not quantized else "bfloat16"
+        exact = main == "F32" and not quantized and options.backend == "cpu"
+        kv = "float32" if exact else "bfloat16"
     if kv == "int8" and config.attn == "latent":
         raise UnsupportedError(
             "kv_cache_dtype='int8': latents (MLA) are kept as float32, bfloat16 or fp8"
@@ -581,13 +582,16 @@ def load_weights(model: Any, prepared: Prepared) -> None:
 def set_slot(
     model: Any, place: tuple[str, int, int], parts: list[RawTensor], rounded: bool
 ) -> None:
-    """Pack one slot. LoadError names its tensors."""
+    """Pack one slot. LoadError names its tensors, UnsupportedError their formats too."""
     slot, layer, expert = place
     try:
         model.set(slot, layer, [_core_part(part, rounded) for part in parts], expert)
     except LoadError as error:
         names = ", ".join(quoted(part.name) for part in parts)
         raise LoadError(f"{names}: {error}") from error
+    except UnsupportedError as error:
+        names = ", ".join(f"{quoted(part.name)} ({part.dtype})" for part in parts)
+        raise UnsupportedError(f"{names}: {error}") from error
 
 
 # ---- tokenizer -----------------------------------------------------------------------------------

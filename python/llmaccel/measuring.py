@@ -46,8 +46,8 @@ class Measuring(Calls):
     def expert_load(self) -> np.ndarray:
         """Tokens that every expert was given so far: int64 [n_layers, n_experts], 0 where dense.
 
-        The last layer's are those whose logits or final hidden states were wanted: of a prompt
-        that is only continued its last token.
+        Of the last layer those whose logits were wanted (of a prompt that is only continued its
+        last token), or all of a step in which somebody wanted final hidden states.
         """
         load = np.frombuffer(self._driver.expert_load(), np.int64)
         return load.reshape(self._config.n_layers, self._config.n_experts)

@@ -436,7 +436,8 @@ void add_norm(la_ctx *c, la_rows y, la_norm norm, float scale, la_rows x)
     la_launch_add_norm(la_cuda_of(c->b)->s, &a);
 }
 
-/* By way of y, which nobody needs between two products: blocks move rows in no order. */
+/* By way of y, which nobody needs between two products and which is as wide as heads are (latents might be
+ * wider): blocks move rows in no order. */
 void narrow(la_ctx *c, la_rows rows, int width)
 {
     la_rt_stream *s = la_cuda_of(c->b)->s;

@@ -103,6 +103,42 @@ int la_cuda_widest(const la_model_desc *d)
     return k > hd ? k : hd;
 }
 
+/* Of la_kv_form and la_quant, as options spell them. */
+static const char *const KV_NAMES[] = {"float32", "bfloat16", "int8", "fp8"};
+static const char *const QUANT_NAMES[] = {"none", "int8", "w4g128", "w4g32", "fp8", "w6g16"};
+static_assert(sizeof KV_NAMES / sizeof *KV_NAMES == LA_KV_FORM_COUNT, "a name a form");
+static_assert(sizeof QUANT_NAMES / sizeof *QUANT_NAMES == LA_QUANT_COUNT, "a name a form");
+
+/* An option has a value that there are no kernels for. has: those that it may have. */
+static la_status lacks(const la_cuda *cuda, const char *option, const char *value, const char *has)
+{
+    return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                            "backend: 'cuda' has no %s='%s' yet, only %s; 'cpu' has it", option,
+                            value, has);
+}
+
+/* The number formats that options name. */
+static la_status accept_formats(const la_cuda *cuda, const la_model_desc *d, la_recipe recipe)
+{
+    if (recipe.floats == LA_F32) {
+        return lacks(cuda, "dtype", "float32", "'bfloat16' and 'float16'");
+    }
+    if (d->kv_form != LA_KV_BF16) {
+        return lacks(cuda, "kv_cache_dtype", KV_NAMES[d->kv_form], "'bfloat16'");
+    }
+    const la_quant quants[] = {recipe.body, recipe.head, recipe.embed};
+    for (int i = 0; i < 3; i++) {
+        int w4 = i == 0 && (quants[i] == LA_QUANT_W4G128 || quants[i] == LA_QUANT_W4G32);
+        if (quants[i] != LA_QUANT_KEEP && !w4) {
+            return lacks(cuda, "quantization", QUANT_NAMES[quants[i]], "'w4g128' and 'w4g32'");
+        }
+    }
+    if (d->activation == LA_ACT_I8) {
+        return lacks(cuda, "activation", "int8", "'bfloat16'");
+    }
+    return LA_OK;
+}
+
 la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe recipe)
 {
     const la_cuda *cuda = la_cuda_of(b);
@@ -112,20 +148,6 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     }
     else if (d->n_experts != 0) {
         what = "layers with experts";
-    }
-    else if (d->kv_form != LA_KV_BF16) {
-        what = "a KV cache other than kv_cache_dtype='bfloat16'";
-    }
-    else if ((recipe.body != LA_QUANT_KEEP && recipe.body != LA_QUANT_W4G128 &&
-              recipe.body != LA_QUANT_W4G32) ||
-             recipe.head != LA_QUANT_KEEP || recipe.embed != LA_QUANT_KEEP) {
-        what = "quantization other than 'w4g128' and 'w4g32'";
-    }
-    else if (d->activation == LA_ACT_I8) {
-        what = "activation='int8'";
-    }
-    else if (recipe.floats == LA_F32) {
-        what = "dtype='float32'";
     }
     else if (d->d_model % 8 != 0 || d->d_ffn % 8 != 0 || d->n_heads * d->d_head % 8 != 0) {
         what = "widths that are no multiples of 8";
@@ -146,6 +168,10 @@ la_status la_cuda_accept(const la_backend *b, const la_model_desc *d, la_recipe 
     if (what != NULL) {
         return cuda->host->fail(LA_ERR_UNSUPPORTED, "backend: 'cuda' has no %s yet; 'cpu' has",
                                 what);
+    }
+    la_status st = accept_formats(cuda, d, recipe);
+    if (st != LA_OK) {
+        return st;
     }
     if (d->fast_math && cuda->library == NULL) {
         return cuda->host->fail(LA_ERR_STATE, "fast_math: no library was loaded for its products");
@@ -248,10 +274,58 @@ static la_status pack_w4(la_cuda *cuda, const la_weight *w, const la_source *par
     return LA_OK;
 }
 
-int la_cuda_is_w4(const la_weight *w)
+/* Codes and scales that la_launch_product_w4 takes, K apart. */
+static int has_w4_format(const la_weight *w)
 {
     return w->f.pack == LA_PACK_I4 && w->f.group >= 32 &&
-           (w->f.scale_type == LA_F16 || w->f.scale_type == LA_F32) && w->K % 32 == 0;
+           (w->f.scale_type == LA_F16 || w->f.scale_type == LA_F32);
+}
+
+int la_cuda_is_w4(const la_weight *w)
+{
+    return has_w4_format(w) && w->K % 32 == 0;
+}
+
+/* Of la_pack. */
+static const char *const PACK_NAMES[] = {"float32",     "float16",   "bfloat16",    "8-bit codes",
+                                         "4-bit codes", "fp8 codes", "5-bit codes", "6-bit codes",
+                                         "nf4 codes",   "fp4 codes", "e2m1 codes",  "iq4 codes"};
+static_assert(sizeof PACK_NAMES / sizeof *PACK_NAMES == LA_PACK_COUNT, "a name a form");
+
+static const char *scale_name(int type)
+{
+    switch (type) {
+    case LA_F16: return "float16";
+    case LA_F32: return "float32";
+    case LA_F16_I8: return "int8 times float16";
+    default: return "power-of-two";
+    }
+}
+
+/* Says what a matrix is that there are no products for, and which there are. */
+static la_status refuse_format(const la_cuda *cuda, const la_weight *w)
+{
+    const char *name = PACK_NAMES[w->f.pack], *has = "bfloat16, float16, and 4-bit codes with "
+                                                     "float16 or float32 scales for groups of 32 "
+                                                     "or more";
+    if (has_w4_format(w) || w->f.pack == LA_PACK_F16 || w->f.pack == LA_PACK_BF16) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' multiplies %s where K is a multiple of %d, which "
+                                "%d is not; 'cpu' does",
+                                name, w->f.pack == LA_PACK_I4 ? 32 : 8, w->K);
+    }
+    if (w->f.pack == LA_PACK_F32) {
+        return cuda->host->fail(LA_ERR_UNSUPPORTED,
+                                "backend: 'cuda' has no products of %s weights yet, only of %s; "
+                                "a model's dtype='bfloat16' rounds them, 'cpu' has them",
+                                name, has);
+    }
+    return cuda->host->fail(
+        LA_ERR_UNSUPPORTED,
+        "backend: 'cuda' has no products of %s with %s scales for %s of %d yet, "
+        "only of %s; 'cpu' has them",
+        name, scale_name(w->f.scale_type), w->f.row_scale ? "rows" : "groups",
+        w->f.row_scale ? w->K : w->f.group, has);
 }
 
 la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts, int n_parts,
@@ -267,11 +341,7 @@ la_status la_cuda_pack(la_backend *b, const la_weight *w, const la_source *parts
         }
     }
     if (!w4 && (!rows || w->K % 8 != 0)) {
-        return cuda->host->fail(LA_ERR_UNSUPPORTED,
-                                "backend: 'cuda' multiplies bf16 and fp16 matrices whose K is a "
-                                "multiple of 8, and 4-bit codes with scales for 32 or more of a K "
-                                "that is a multiple of 32, not this one of K %d; 'cpu' does",
-                                w->K);
+        return refuse_format(cuda, w);
     }
     if ((size_t)w->K * 2 > LA_CUDA_STAGING || (w4 && w->unit_bytes > LA_CUDA_STAGING)) {
         return cuda->host->fail(LA_ERR_UNSUPPORTED,

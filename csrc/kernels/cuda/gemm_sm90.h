@@ -226,7 +226,10 @@ LA_KERNEL_BOUNDS(la_gemm_sm90, la_gemm_sm90_args, 384, 1)
     else {
         la_regs_grow<232>();
         la_sync_warp(); /* or the compiler keeps a value across the grant, and spills it */
-        la_grid_wait(); /* rows that are added to, and partial sums that are still read */
+        /* Rows that are added to, and partial sums that are still read. No test misses this wait: the loader's
+         * comes before the rows whose arrival is waited for below. But what it expects of the first stages it
+         * said before its wait, so that copies alone would order these warps' own loads and stores behind it. */
+        la_grid_wait();
         la_gemm_multiply<TYPE, BN, STAGES>(a, group, items);
     }
 }

@@ -23,7 +23,6 @@ from llmaccel.eval.pictures import check_picture, plot_bars, plot_cells
 AddModel = Callable[..., None]
 OpenModel = Callable[[argparse.Namespace], Any]
 
-# The last column of each is what a picture shows.
 _COLUMNS: dict[str, dict[str, Callable[[Measured], float]]] = {
     "ppl": {
         "documents": lambda m: m.n_documents,
@@ -36,11 +35,12 @@ _COLUMNS: dict[str, dict[str, Callable[[Measured], float]]] = {
         "documents": lambda m: m.n_documents,
         "bytes": lambda m: m.n_bytes,
         "tokens": lambda m: m.n_tokens,
+        "bits per byte": lambda m: m.bits_per_byte,
         "bits per char": lambda m: m.bits_per_char,
         "rate %": lambda m: m.rate,
-        "bits per byte": lambda m: m.bits_per_byte,
     },
 }
+_DRAWN = {"ppl": "perplexity", "compress": "bits per byte"}
 
 
 def configure(
@@ -88,7 +88,7 @@ def _configure_measure(
     parser.add_argument("--limit", type=int, help="documents of a file at most")
     parser.add_argument("--no-bos", action="store_true", help="start texts with their own token")
     _add_outputs(parser)
-    parser.set_defaults(run=lambda args: _measure(args, open_model, _COLUMNS[what]))
+    parser.set_defaults(run=lambda args: _measure(args, open_model, what))
 
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -96,13 +96,17 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", type=Path, metavar="OUT", help="picture; needs matplotlib")
 
 
-def _measure(
-    args: argparse.Namespace,
-    open_model: OpenModel,
-    columns: dict[str, Callable[[Measured], float]],
-) -> int:
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Before the work."""
+    if args.csv is not None and not args.csv.parent.is_dir():
+        raise LoadError(f"csv: {args.csv}: the folder is not there")
     if args.plot is not None:
         check_picture(args.plot)
+
+
+def _measure(args: argparse.Namespace, open_model: OpenModel, what: str) -> int:
+    _check_outputs(args)
+    columns = _COLUMNS[what]
     texts = [(name, read_documents([name], args.limit)) for name in args.files]
     rows = []
     with open_model(args) as llm:
@@ -115,7 +119,8 @@ def _measure(
     if args.csv is not None:
         write_csv(args.csv, ["file", *columns], rows)
     if args.plot is not None:
-        plot_bars([row[0] for row in rows], [row[-1] for row in rows], [*columns][-1], args.plot)
+        at = 1 + [*columns].index(_DRAWN[what])
+        plot_bars([row[0] for row in rows], [row[at] for row in rows], _DRAWN[what], args.plot)
     return 0
 
 
@@ -178,8 +183,7 @@ def _bits(text: str) -> list[int]:
 def _quant(args: argparse.Namespace) -> int:
     from llmaccel.eval.quant import Grid, run_grid
 
-    if args.plot is not None:
-        check_picture(args.plot)
+    _check_outputs(args)
     grid = Grid(
         w_bits=args.w,
         a_bits=args.a,

@@ -201,7 +201,12 @@ def _check_reader(llm: LLM, container: Container) -> None:
         )
     if container.model != fingerprint(llm):
         raise LoadError("compressed by another model, or by this one loaded with other options")
-    _checked_chunk(llm, container.chunk)
+    most = llm.report()["model"]["max_model_len"] - 1
+    if container.chunk > most:
+        raise LoadError(
+            f"compressed in chunks of {container.chunk} tokens; max_model_len={most + 1} has room "
+            f"for {most}"
+        )
 
 
 class _Follower:

@@ -14,6 +14,8 @@ from llmaccel import LoadError, RequestError, UnsupportedError
 if TYPE_CHECKING:
     from llmaccel.eval.quant import Cell
 
+_MOST_NAME = 40  # characters of a text's name, from its end
+
 
 def check_picture(path: str | Path) -> None:
     """Before the work: can a picture be made there?
@@ -22,8 +24,8 @@ def check_picture(path: str | Path) -> None:
     LoadError where the folder is not there.
     """
     path = Path(path)
-    kinds = _figure().canvas.get_supported_filetypes()
-    if path.suffix.removeprefix(".") not in kinds:
+    kinds = [kind for kind in _figure().canvas.get_supported_filetypes() if kind != "pgf"]  # TeX
+    if path.suffix.removeprefix(".").lower() not in kinds:
         raise RequestError(f"plot: {path}: expected a name that ends in .{', .'.join(kinds)}")
     if not path.parent.is_dir():
         raise LoadError(f"plot: {path}: the folder is not there")
@@ -32,12 +34,13 @@ def check_picture(path: str | Path) -> None:
 def plot_bars(names: Sequence[str], values: Sequence[float], label: str, path: str | Path) -> None:
     """A bar with its value for each text; label: of the axis. Errors as check_picture."""
     check_picture(path)
+    names = [name if len(name) <= _MOST_NAME else "…" + name[-_MOST_NAME:] for name in names]
     figure = _figure(height=1.2 + 0.35 * len(names))
     axes = figure.subplots()
     places = range(len(names))
     bars = axes.barh(places, values, height=0.6)
     axes.bar_label(bars, fmt="%.4g", padding=3)
-    axes.set_yticks(places, names)
+    axes.set_yticks(places, names, parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(label)

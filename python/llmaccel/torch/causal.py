@@ -150,10 +150,11 @@ class CausalLM(nn.Module):
         temperature, top_k, top_p, min_p, repetition_penalty, no_repeat_ngram_size,
         num_return_sequences, num_beams, length_penalty, early_stopping, eos_token_id, pad_token_id,
         suppress_tokens, begin_suppress_tokens, bad_words_ids, sequence_bias, typical_p,
-        stop_strings, max_time, return_dict_in_generate, output_scores, output_logits,
-        output_hidden_states; use_cache and what only concerns speed have no effect; the rest is
-        refused if it asks for anything. Defaults are transformers': greedy, 20 new tokens, top_k 50
-        where it samples. Draws follow torch.manual_seed, but are not transformers' draws. Beams
+        stop_strings, max_time, return_dict_in_generate, output_scores, renormalize_logits (scores
+        are then log probabilities), output_logits, output_hidden_states; use_cache and what only
+        concerns speed have no effect; the rest is refused if it asks for anything. Defaults are
+        transformers': greedy, 20 new tokens, top_k 50 where it samples. Draws follow
+        torch.manual_seed, each row by a seed of its own, but are not transformers' draws. Beams
         (num_beams above 1) are searched by transformers' rule; with do_sample, penalties, bans,
         functions, min_new_tokens, stop_strings, scores, logits or states they are refused.
 

@@ -43,6 +43,7 @@ _USED = {
     "no_repeat_ngram_size",
     "suppress_tokens",
     "typical_p",
+    "renormalize_logits",
     *CUSTOM,
     "num_return_sequences",
     "num_beams",
@@ -65,7 +66,6 @@ _IDLE = {
     "is_assistant",
     "max_matching_ngram_size",
     "remove_invalid_values",
-    "renormalize_logits",
     "synced_gpus",
     "tokenizer",
     "transformers_version",
@@ -96,7 +96,9 @@ _OFF_IN_SEARCH = {
     "output_logits": False,
     "output_hidden_states": False,
 }
-_ASSISTANTS = ("num_assistant", "assistant_", "target_lookbehind")  # of a model that is not there
+# Of a model that is not there; that one itself is refused.
+_ASSISTANTS = ("num_assistant", "assistant_", "target_lookbehind")
+_ASSISTED = {"assistant_model", "assistant_tokenizer"}
 
 
 # (prompt, new tokens) of each row, and its score where beams were searched
@@ -113,6 +115,7 @@ class Draw:
     pad: int
     n: int
     shows: frozenset[str]  # what of scores, logits and hidden_states is returned, and "dict"
+    normal: bool  # scores are log probabilities
     max_time: float | None
     drawings: tuple[Drawing, ...] = ()
 
@@ -202,7 +205,7 @@ def _fields(own: dict[str, Any], config: Any, given: dict[str, Any]) -> dict[str
                 merged[name] = value
     for name, value in merged.items():
         idle = name in _USED | _IDLE or name.startswith(("_", *_ASSISTANTS))
-        if idle or value is False or not asks(value):
+        if (idle and name not in _ASSISTED) or value is False or not asks(value):
             continue
         if name not in _OFF or value != _OFF[name]:
             raise UnsupportedError(f"{name}: {value!r} is not supported by CausalLM.generate")
@@ -212,7 +215,6 @@ def _fields(own: dict[str, Any], config: Any, given: dict[str, Any]) -> dict[str
 def _is_known(name: str) -> bool:
     """Other arguments of transformers' generate, refused only if they ask for something."""
     return name in {
-        "assistant_model",
         "custom_generate",
         "decoder_start_token_id",
         "exponential_decay_length_penalty",
@@ -256,6 +258,7 @@ def _draw(model: Any, fields: dict[str, Any], table: Tensor) -> Draw:
         int(pad) if pad is not None else ends[0] if ends else 0,
         n,
         frozenset(shows | ({"dict"} if fields.get("return_dict_in_generate") else set())),
+        bool(fields.get("renormalize_logits")),
         fields.get("max_time"),
     )
 
@@ -299,7 +302,6 @@ def _sampling(fields: dict[str, Any], ends: list[int], new: int, least: int) -> 
             "top_p": fields.get("top_p", 1.0),
             "min_p": fields.get("min_p", 0.0),
             "typical_p": fields.get("typical_p", 1.0),
-            "seed": int(torch.randint(2**62, ())),
         }
     if fields.get("no_repeat_ngram_size"):
         values["no_repeat_ngram_size"] = fields["no_repeat_ngram_size"]
@@ -348,11 +350,16 @@ def _ids(value: Any, name: str) -> list[int]:
 
 
 def _params(draw: Draw, rows: int) -> list[SamplingParams]:
-    """Of each row."""
+    """Of each row, which draws by a seed of its own from torch's generator."""
     assert isinstance(draw.params, SamplingParams)
-    if not draw.drawings:
-        return [draw.params] * rows
-    return [replace(draw.params, logits_processors=[one]) for one in draw.drawings]
+    found = [draw.params] * rows
+    if draw.params.temperature > 0:
+        seeds = torch.randint(2**62, (rows,)).tolist()
+        found = [replace(one, seed=seed) for one, seed in zip(found, seeds, strict=True)]
+    if draw.drawings:
+        pairs = zip(found, draw.drawings, strict=True)
+        found = [replace(one, logits_processors=[drawing]) for one, drawing in pairs]
+    return found
 
 
 def _drawn(model: Any, prompts: list[list[int]], draw: Draw) -> Made:
@@ -446,7 +453,7 @@ def _scores(logits: Tensor, made: tuple[list[int], list[int]], row: int, draw: D
     if draw.params.temperature > 0:
         scores /= draw.params.temperature
         _cut(scores, draw.params)
-    return scores
+    return scores.log_softmax(-1) if draw.normal else scores
 
 
 def _hidden_states(
