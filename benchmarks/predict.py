@@ -261,8 +261,9 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
     # tiles of a head run side by side, so that a page comes from memory once and then from L2
     moved = KV_HEADS * context * HEAD * 2 * 2 if prefill else read
     partial = batch * chunks * HEADS * (HEAD + 2) * 4 if dealt else 0
-    # of a warp and a page: instructions of a score (8 and an exponential, which takes as long as
-    # four), of a sum of values one in 16, ldmatrix, copies; a quarter of the warps' each cycle
+    # of a warp and a page: instructions of a score (8, and an exponential, for which its unit takes
+    # 8 cycles, half of them under other instructions), of a sum of values one in 16, ldmatrix,
+    # copies; a quarter of the warps' each cycle
     scores = 16 * PAGE / 32 * (8 + 4)
     operands = (HEAD / 16) * (1 + PAGE / 16) * 2 + (PAGE / 16) * (HEAD / slices / 16) * 2
     page = scores + operands + 16 * HEAD / slices / 32 + PAGE * HEAD * 4 / 16 / threads * 4
@@ -288,7 +289,7 @@ def attend(batch: int, context: int, prefill: bool) -> Iterator[Work]:
             "attend_merge",
             "la_attend_merge",
             {"batch": batch, "context": context},
-            batch * KV_HEADS,
+            batch * HEADS * HEAD // 128,
             128,
             0,
             partial + batch * HEADS * HEAD * 4,

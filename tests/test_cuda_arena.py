@@ -55,7 +55,7 @@ def run(engine: Any) -> tuple[dict[int, list[int]], list[int]]:
     return tokens, committed
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_it_grows_while_it_serves_and_shrinks_when_idle(
     plain: bool, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -468,7 +468,9 @@ def check_attend(device: Device, *, runs, H, K, d, window=0, softcap=0.0, sinks=
     found = scene.run("tiles", at, **options)
     for form in ["tokens", "dealt"] if scene.n <= 32 else ["tokens"]:
         assert np.array_equal(scene.run(form, at, **options), found), form
-    assert np.array_equal(scene.run("tiles", at, smem=101376, **options), found), "one stage"
+    # 99 KiB: one stage for heads above 128, where a page is loaded once the one before is read
+    for form in ["tiles", "tokens", "dealt"] if d > 128 and scene.n <= 32 else ["tiles"]:
+        assert np.array_equal(scene.run(form, at, smem=101376, **options), found), form
     want, near, t = np.empty(found.shape), np.empty(found.shape), 0
     for kv, (length, n) in zip(scene.kv, runs, strict=True):
         for pos in range(length - n, length):
@@ -486,7 +488,7 @@ def check_attend(device: Device, *, runs, H, K, d, window=0, softcap=0.0, sinks=
 
 @pytest.mark.parametrize(
     ("H", "K", "d", "window", "softcap", "sinks"),
-    [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (3, 3, 64, 3, 0.0, 1), (4, 2, 8, 300, 0.0, 1)],
+    [(4, 2, 16, 0, 0.0, 0), (6, 1, 24, 70, 5.0, 0), (2, 2, 64, 3, 0.0, 1), (4, 2, 8, 300, 0.0, 1)],
 )
 def test_attend(device: Device, *, H, K, d, window, softcap, sinks) -> None:
     """Tokens of one chunk and of two, and some that follow each other over a chunk's end."""

@@ -249,7 +249,7 @@ def test_weights_and_pages_are_not_shown(tmp_path: Path, emulated: str) -> None:
             llm.weight(name)
         with pytest.raises(RequestError, match="name: 'lm' is no weight"):
             llm.weight("lm")
-        future = llm.submit({"prompt_token_ids": IDS}, SamplingParams(max_tokens=64, n=1))
+        future = llm.submit({"prompt_token_ids": IDS}, SamplingParams(max_tokens=12, n=1))
         with pytest.raises(UnsupportedError, match="kv_pages"):
             llm.kv_pages(future)
         assert len(future.result().outputs[0].token_ids) > 0

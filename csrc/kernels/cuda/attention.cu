@@ -9,7 +9,7 @@
  * Scores, weights and sums stay in registers. Few rows: the warps of a block make the same scores and share out
  * the columns of V. Tokens are cut into chunks of LA_CHUNK at absolute positions. Where a step has few tokens, chunks
  * are dealt out to all blocks and a second launch folds their results; elsewhere a block folds those of its rows.
- * Invariant: an element of scores and values is one chain of products, in the order of d and of tokens; a page of
+ * Invariant, of finite values: an element of scores and values is one chain of products, in the order of d and of tokens; a page of
  * which a row counts nothing leaves that row as it is; chunks are folded in their order by one function. So a row's
  * bits depend on its own position and pages alone, whatever the tile, in prefill and in decode. Of a page only
  * tokens that some row of the tile counts are read, the others are zeros. Launched by backend_attend.cu.
@@ -518,7 +518,8 @@ LA_KERNEL(la_attend_merge, la_attend_paged_args)
     }
     const int64_t step = (int64_t)a.n_heads * (a.d + 2);
     const float *from = a.partial + la_ldg(a.items + t) * step;
-    for (int i = la_thread(); i < group * a.d; i += MERGERS) {
+    const int i = la_block_z() * MERGERS + la_thread();
+    if (i < group * a.d) {
         const int head = la_block_y() * group + i / a.d;
         const float *of = from + (int64_t)head * (a.d + 2);
         float most = -INFINITY, sum = 0.0f, o = 0.0f;
@@ -583,7 +584,8 @@ static void launch(la_rt_stream *s, const la_attend_paged_args *a, const la_atte
     if (a->items != NULL) { /* as many blocks as there is room for at a time, if there are chunks */
         const int fit = (int)((on->smem + 1024) / (bytes + 1024));
         const int most = blocks_of(COLS * SLICES, GROUPS), each = fit < most ? fit : most;
-        const int wide = each * on->n_sms / a->n_kv_heads; /* one too many would wait for all */
+        const int wide =
+            each * on->n_sms / (a->n_kv_heads * high); /* a late one doubles the time */
         shape.grid[0] = wide > 0 ? wide : 1;
     }
     else if (a->tiles != NULL) {
@@ -614,7 +616,9 @@ void la_launch_attend_paged(la_rt_stream *s, const la_attend_paged_args *a,
         few ? launch<64, 4, 1>(s, a, on) : launch<128, 2, 4>(s, a, on);
     }
     if (a->items != NULL) {
-        la_rt_shape merge = {{a->n, a->n_kv_heads, 1}, MERGERS, 0, 0, 1};
+        const int values = a->n_heads / a->n_kv_heads * a->d;
+        la_rt_shape merge = {
+            {a->n, a->n_kv_heads, (values + MERGERS - 1) / MERGERS}, MERGERS, 0, 0, 1};
         la_rt_launch(s, LA_ENTRY(la_attend_merge), a, sizeof *a, &merge);
     }
 }

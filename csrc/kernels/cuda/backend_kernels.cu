@@ -310,7 +310,9 @@ la_status la_cuda_attend_tensors(la_backend *b, const la_device_attend *a)
     r.pos = pos;
     r.first = pos + a->T;
     r.table = pos + 2 * a->T;
-    r.tiles = reinterpret_cast<const la_attend_tile *>(pos + numbers);
+    if ((size_t)r.n_tiles < most_tiles(a)) { /* else no tokens share one */
+        r.tiles = reinterpret_cast<const la_attend_tile *>(pos + numbers);
+    }
     r.sinks = a->sinks;
     r.pages = pages_of(&a->cache);
     r.n = a->T;

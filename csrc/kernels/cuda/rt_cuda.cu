@@ -560,10 +560,11 @@ void la_rt_launch(la_rt_stream *s, la_entry entry, const void *args, size_t args
     if (failed(rt)) {
         return;
     }
+    /* all there is: a launch that asks for less must not lower what a graph was made with */
     if (shape->smem > 48 * 1024 &&
         !ok(rt,
             cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 (int)shape->smem),
+                                 (int)rt->info.smem),
             "shared memory")) {
         return;
     }
