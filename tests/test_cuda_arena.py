@@ -55,7 +55,8 @@ def run(engine: Any) -> tuple[dict[int, list[int]], list[int]]:
     return tokens, committed
 
 
-@pytest.mark.parametrize("plain", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("plain", [False, True])
 def test_it_grows_while_it_serves_and_shrinks_when_idle(
     plain: bool, emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_memory_that_a_long_request_does_not_need_goes_back(name: str, emulated:
         assert counts().waits - before == 1  # the trim's; at the end nothing is too much
 
 
+@pytest.mark.slow
 def test_pages_themselves_do_where_there_is_no_memory_for_a_slab(
     emulated: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,7 +32,7 @@ WANTED = {
     "conformance": ["HGMMA", "QGMMA", "HMMA", "IMMA", "LDSM", "UTMALDG.5D", "UBLKCP", "LDGSTS"],
 }
 # Targets of the quick tests; the others, and conformance.cu, are for the slow ones.
-QUICK = {"80", "90a"}
+QUICK = {"90a"}
 CACHE = ROOT / "build" / "gates"
 
 

@@ -77,6 +77,7 @@ def test_every_rule_of_sampling_in_steps_of_any_size(emulated: str) -> None:
     assert (made, run) == (len(set(sizes)), len(steps))
 
 
+@pytest.mark.slow
 def test_the_largest_graph_has_256_tokens(emulated: str) -> None:
     asked = [{"max_tokens": 3, "seed": i} for i in range(256)]
     steps, made, run = compare([*asked, {"max_tokens": 1}], 300)

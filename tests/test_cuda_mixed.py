@@ -127,7 +127,10 @@ def test_sixteen_mixed_requests_are_told_what_the_cpu_tells(
     assert after.alive - before.alive == after.graphs - before.graphs
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "llama")) for name in FAMILIES],
+)
 def test_decoding_replays_graphs_and_allocates_nothing(
     family: str, tmp_path: Path, emulated: str
 ) -> None:

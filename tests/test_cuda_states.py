@@ -59,6 +59,7 @@ def shown(out) -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_states_are_the_same_in_any_company(tmp_path: Path, emulated: str) -> None:
     """Alone, together, cut and preempted; and what is drawn from is what a prompt's rows are."""
     folder, asked = checkpoint("llama", tmp_path), prompts(3, 24, seed=3)
