@@ -145,7 +145,13 @@ def test_gemm_sm90(mnk: tuple[int, int, int]) -> None:
         assert np.array_equal(*made[1:]) if made[1:] else mnk[2] <= 64
 
 
-@pytest.mark.parametrize("mutant", GEMM_SM90, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize(
+    "mutant",
+    [  # one in four in the quick tests
+        pytest.param(mutant, marks=[pytest.mark.slow] * (i % 4 > 0), id=mutant.name)
+        for i, mutant in enumerate(GEMM_SM90)
+    ],
+)
 def test_mutant_is_caught(mutant: Mutant) -> None:
     assert GEMM.read_text().count(mutant.text) == 1, "the kernel has changed: so must the mutant"
     lib, number = mutants(), GEMM_SM90.index(mutant)

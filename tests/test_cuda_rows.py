@@ -1,7 +1,7 @@
 """The device's generic kernels on the emulator, held to the NumPy references of the CPU's.
 
 Outputs start as NaN, rows have gaps that must keep what they held, widths are ugly, and every case
-runs under three seeds of order and delay, of which the last is for the slow tests. Kernels are
+runs under three seeds of order and delay, of which two are for the slow tests. Kernels are
 asked for through launch.h, as the backend does.
 """
 
@@ -32,7 +32,7 @@ from launches import (
 )
 from test_cuda_runtime import Runtime
 
-SEEDS = [0, 3, pytest.param(8, marks=pytest.mark.slow)]
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (3, 8))]
 RMS, LAYER = 0, 1
 STORE, ADD, ACT, LOGITS = range(4)
 PAGE = 64
